@@ -1,0 +1,151 @@
+"""Quantizer = format x scaling x rounding: how one state tensor is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfulp.formats import FORMATS, Format, get_format
+from halfulp.rounding import decode, encode, pack4, storage_dtype, unpack4
+from halfulp.scaling import Scaling, rows_and_cols
+
+__all__ = ["Quantizer", "Rounding"]
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a tensor is stored: a format, the scales of its blocks, and the rounding.
+
+    Parameters
+    ----------
+    format
+        A :class:`~halfulp.formats.Format`, or its name (a friendly name is taken as of a signed slot).
+    scaling
+        Ignored by formats of 16 and 32 bits, which are stored without scale.
+    rounding
+        ``"nearest"`` (even) or ``"stochastic"``.
+    zero_floor
+        A non-negative state never rounds a positive value to zero under nearest rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> q = Quantizer("float8_e4m3fn")
+    >>> codes, scale = q.quantize(torch.tensor([[1.0, -0.3, 0.02]]))
+    >>> q.dequantize(codes, scale, (1, 3))
+    tensor([[ 1.0000, -0.3125,  0.0195]])
+    """
+
+    format: Format
+    scaling: Scaling = Scaling()
+    rounding: Rounding = "nearest"
+    zero_floor: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", get_format(self.format))
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether :meth:`quantize` takes random words."""
+        return self.rounding == "stochastic" and not self.format.is_float32
+
+    @property
+    def spec(self) -> str:
+        """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data."""
+        if not self.format.scaled:
+            return self.format.name
+        shared = f"block{self.scaling.block_size}" if self.scaling.per == "block" else self.scaling.per
+        return f"{self.format.name}:{self.scaling.kind}:{shared}"
+
+    @classmethod
+    def from_spec(cls, spec: str) -> Quantizer:
+        """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text."""
+        name, *rest = spec.split(":")
+        if name not in FORMATS or len(rest) not in (0, 2):
+            raise ValueError(f"not a storage spec: {spec!r}; expected e.g. 'bfloat16' or 'float8_e4m3fn:pow2:block128'")
+        if not rest:
+            return cls(FORMATS[name])
+        kind, shared = rest
+        if shared.startswith("block"):
+            return cls(FORMATS[name], Scaling(kind, "block", int(shared[5:])))  # type: ignore[arg-type]
+        return cls(FORMATS[name], Scaling(kind, shared))  # type: ignore[arg-type]
+
+    def with_rounding(self, rounding: Rounding) -> Quantizer:
+        """The same storage, rounded otherwise."""
+        return replace(self, rounding=rounding)
+
+    def codes_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored codes of a tensor: its own, or ``(rows, bytes a row)`` where two codes share a byte."""
+        if not self.format.packed:
+            return tuple(shape)
+        rows, cols = rows_and_cols(shape)
+        return (rows, (cols + 1) // 2)
+
+    def scale_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int] | None:
+        """Shape ``(rows, blocks)`` of the stored scales, ``(1, 1)`` for one of a whole tensor, ``None`` without."""
+        if not self.format.scaled:
+            return None
+        layout = self.scaling.layout(shape)
+        return (layout.rows, layout.blocks)
+
+    def bytes(self, shape: torch.Size | tuple[int, ...]) -> int:
+        """Bytes that a tensor of this shape takes, scales included."""
+        codes = _product(self.codes_shape(shape)) * storage_dtype(self.format).itemsize
+        scale = self.scale_shape(shape)
+        return codes + (_product(scale) * self.scaling.dtype.itemsize if scale else 0)
+
+    def zeros(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Codes and scales of an all-zero tensor."""
+        zero = self.format.encode_exact(0.0) if self.format.kind == "codebook" else 0
+        codes = torch.full(self.codes_shape(shape), zero, dtype=storage_dtype(self.format), device=device)
+        scale = self.scale_shape(shape)
+        return codes, None if scale is None else torch.zeros(scale, dtype=self.scaling.dtype, device=device)
+
+    def quantize(self, x: Tensor, rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Codes and scales of a finite fp32 tensor.
+
+        Parameters
+        ----------
+        x
+            fp32, any shape.
+        rand_bits
+            int64 words of the shape of `x` (:func:`halfulp.rng.random_bits`), needed by stochastic rounding.
+        """
+        if self.stochastic and rand_bits is None:
+            raise ValueError("stochastic rounding needs rand_bits, e.g. from halfulp.rng.random_bits")
+        rand_bits = rand_bits if self.stochastic else None
+        if not self.format.scaled:
+            return encode(x, self.format, rand_bits, zero_floor=self.zero_floor), None
+        layout = self.scaling.layout(x.shape)
+        blocks = layout.split(x)
+        scale = self.scaling.from_absmax(blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, 0), self.format)
+        y = layout.join(blocks * self.scaling.inverses(scale).unsqueeze(-1))
+        words = None if rand_bits is None else rand_bits.reshape(y.shape)
+        codes = encode(y.contiguous(), self.format, words, zero_floor=self.zero_floor)
+        if self.format.packed:
+            codes = pack4(codes.reshape(rows_and_cols(x.shape)))
+        return codes.reshape(self.codes_shape(x.shape)), scale
+
+    def dequantize(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """The stored tensor as fp32 of the given shape."""
+        if scale is None:
+            return decode(codes, self.format).reshape(shape)
+        if self.format.packed:
+            codes = unpack4(codes, rows_and_cols(shape)[1])
+        layout = self.scaling.layout(shape)
+        blocks = layout.split(decode(codes, self.format)) * self.scaling.values(scale).unsqueeze(-1)
+        return layout.join(blocks).reshape(shape)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
