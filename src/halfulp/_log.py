@@ -1,0 +1,17 @@
+"""The library's logger: everything that happens silently elsewhere is said here, once."""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["log", "log_once"]
+
+log = logging.getLogger("halfulp")
+_said: set[str] = set()
+
+
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Log a message the first time it occurs in this process."""
+    if message not in _said:
+        _said.add(message)
+        log.log(level, message)

@@ -1,0 +1,115 @@
+"""Checking a state dictionary against an optimizer before any of it is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.rounding import storage_dtype
+
+if TYPE_CHECKING:
+    from halfulp.engine import RuleOptimizer
+    from halfulp.state import EmaState
+
+__all__ = ["validate"]
+
+
+def validate(
+    optimizer: RuleOptimizer, state_dict: dict[str, Any]
+) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
+    """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
+    from halfulp.engine import STORAGE_KEYS
+
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
+    if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
+        raise ValueError(
+            f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
+            f"optimizer of {[len(g['params']) for g in groups]}: build it with the groups it was saved with"
+        )
+    states: dict[Tensor, dict[str, Any]] = {}
+    values: list[dict[str, Any]] = []
+    current = optimizer.state_dict()["param_groups"]
+    for saved, group, own in zip(saved_groups, groups, current, strict=True):
+        _check_storage(optimizer, saved, own)
+        keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
+        values.append({k: v for k, v in saved.items() if k not in keep})
+        for key, param in zip(saved["params"], group["params"], strict=True):
+            if key in state_dict["state"]:
+                states[param] = _entries(optimizer, group, param, state_dict["state"][key])
+    known = {k for g in saved_groups for k in g["params"]}
+    if not set(state_dict["state"]) <= known:
+        raise ValueError(f"states of unknown parameters {sorted(set(state_dict['state']) - known)}")
+    return states, values
+
+
+def _check_storage(optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    name = type(optimizer).__name__
+    missing = sorted(k for k in own if k not in saved and k != "param_names")
+    if not isinstance(saved.get("state"), str):
+        raise ValueError(
+            f"not a state_dict of halfulp.{name}: its groups lack {missing}. Load a torch.optim checkpoint into the torch "
+            "optimizer that wrote it; halfulp only loads its own"
+        )
+    if missing:
+        raise ValueError(
+            f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has"
+        )
+    if saved["state"] != own["state"]:
+        raise ValueError(
+            f"the state_dict stores [{saved['state']}], this optimizer [{own['state']}]. Build the optimizer with the "
+            "stored formats (state=...), or convert the states"
+        )
+
+
+def _entries(
+    optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, saved: dict[str, Any]
+) -> dict[str, Any]:
+    from halfulp.state import EmaState
+
+    label = optimizer._label(param)
+    entries: dict[str, Any] = {}
+    states = [EmaState(s, q, param.shape, entries) for s, q in optimizer.slot_storage(group, param)]
+    expected = {"step"}
+    for state in states:
+        expected |= {state.slot.name, state.age_key}
+        if state.quantizer.format.scaled:
+            expected.add(state.scale_key)
+    if set(saved) != expected:
+        raise ValueError(
+            f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}"
+        )
+    for key in ("step", *(s.age_key for s in states)):
+        entries[key] = _count(label, key, saved[key])
+    for state in states:
+        _tensor_entries(label, state, saved, param.device)
+    return entries
+
+
+def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: torch.device) -> None:
+    q = state.quantizer
+    wanted = [(state.slot.name, q.codes_shape(state.shape), storage_dtype(q.format))]
+    scale = q.scale_shape(state.shape)
+    if scale is not None:
+        wanted.append((state.scale_key, scale, q.scaling.dtype))
+    for key, shape, dtype in wanted:
+        tensor = saved[key]
+        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+            found = (
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+                if isinstance(tensor, Tensor)
+                else type(tensor).__name__
+            )
+            raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {tuple(shape)}")
+        state.entries[key] = tensor.detach().to(device, copy=True)
+
+
+def _count(label: str, key: str, value: Any) -> int:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
+        raise ValueError(f"{label}: {key} must be a number of steps, got {value!r}")
+    return int(value)

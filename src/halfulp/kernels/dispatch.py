@@ -1,0 +1,47 @@
+"""Which backend does which parameter."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from halfulp._log import log_once
+from halfulp.kernels.work import Work
+from halfulp.rules.base import Rule
+
+__all__ = ["BACKENDS", "check_backend", "step"]
+
+BACKENDS = ("reference",)
+"""Names of the modules beside this one, fastest first; the reference last, since it does everything."""
+
+
+def check_backend(name: str | None) -> None:
+    """``ValueError`` for a backend that does not exist."""
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"backend is None or one of {', '.join(BACKENDS)}; got {name!r}")
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"halfulp.kernels.{name}")
+
+
+def step(rule: Rule, works: list[Work], backend: str | None) -> None:
+    """Do the step of every parameter, each on the first backend that supports it, or on the one asked for."""
+    left = works
+    for name in BACKENDS if backend is None else (backend,):
+        module = _module(name)
+        mine, others = [], []
+        for work in left:
+            reason = module.supports(rule, work)
+            if reason is None:
+                mine.append(work)
+                continue
+            if backend is not None:
+                raise RuntimeError(f"backend {name!r} cannot do this step: {reason}")
+            log_once(f"kernel {name!r} not used: {reason}")
+            others.append(work)
+        if mine:
+            module.step(rule, mine)
+        left = others
+        if not left:
+            return

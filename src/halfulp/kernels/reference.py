@@ -1,0 +1,91 @@
+"""The definition of a step, in torch operations: decode, apply the rule, encode. Runs on any device; slow.
+
+A stretch of a row (:func:`~halfulp.kernels.work.step_tile`) in which the gradient or a new state is not finite is left
+as it was, parameter and states alike, bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfulp.formats import get_format
+from halfulp.kernels.work import Work, step_tile
+from halfulp.quantizer import Quantizer
+from halfulp.rng import random_bits
+from halfulp.rounding import encode, pack4, unpack4
+from halfulp.rules.base import Rule
+from halfulp.scaling import Layout, rows_and_cols
+
+__all__ = ["step", "supports"]
+
+
+def supports(rule: Rule, work: Work) -> str | None:
+    """Reason why this backend cannot do a piece of work: never any."""
+    return None
+
+
+def step(rule: Rule, works: list[Work]) -> None:
+    """Do the step of every parameter."""
+    for work in works:
+        _step_one(rule, work)
+
+
+def _step_one(rule: Rule, work: Work) -> None:
+    shape, count = work.param.shape, work.param.numel()
+    if count == 0:
+        return
+    grad = work.grad.float()
+    grad = -grad if work.maximize else grad
+    param, states = rule.update(work.param.float(), grad, tuple(s.read() for s in work.states), work.scalars)
+    quantizers = tuple(s.quantizer for s in work.states)
+    tiles = Layout(*step_tile(shape, quantizers))
+    bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in (grad, *states)]).any(0)
+    keep = None
+    if bool(bad.any()):
+        expanded = bad.unsqueeze(-1).expand(tiles.rows, tiles.blocks, max(tiles.block, 1))
+        keep = tiles.join(expanded).reshape(shape)
+        work.skipped = int(keep.sum())
+    for state, new, key in zip(work.states, states, work.keys, strict=False):
+        words = _words(key, work, shape) if state.quantizer.stochastic else None
+        codes, scale = state.quantizer.quantize(new if keep is None else torch.where(keep, 0.0, new), words)
+        if keep is not None:
+            codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
+        state.codes.copy_(codes)
+        if scale is not None and state.scale is not None:
+            state.scale.copy_(scale)
+    param = _round_param(param, work)
+    work.param.copy_(param if keep is None else torch.where(keep, work.param, param))
+
+
+def _words(key: tuple[int, int], work: Work, shape: torch.Size) -> Tensor:
+    return random_bits(key, work.first_element, work.param.numel(), work.param.device).reshape(shape)
+
+
+def _round_param(param: Tensor, work: Work) -> Tensor:
+    if work.param.dtype == torch.float32 or work.param_rounding == "nearest":
+        return param.to(work.param.dtype)
+    fmt = get_format(str(work.param.dtype).removeprefix("torch."))
+    rounded = encode(param, fmt, _words(work.keys[-1], work, param.shape))
+    return torch.where(torch.isfinite(param), rounded, param.to(work.param.dtype))
+
+
+def _restore(
+    quantizer: Quantizer,
+    keep: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    old_codes: Tensor,
+    old_scale: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Put the old codes and scales back where `keep` is set (whole blocks, since a tile is made of blocks)."""
+    if quantizer.format.packed:
+        rows, cols = rows_and_cols(keep.shape)
+        mixed = torch.where(keep.reshape(rows, cols), unpack4(old_codes, cols), unpack4(codes, cols))
+        codes = pack4(mixed)
+    else:
+        codes = torch.where(keep, old_codes, codes)
+    if scale is None or old_scale is None:
+        return codes, scale
+    kept = quantizer.scaling.layout(keep.shape).split(keep).any(-1)
+    return codes, torch.where(kept, old_scale, scale)

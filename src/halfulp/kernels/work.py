@@ -1,0 +1,70 @@
+"""What a backend gets: one parameter's share of a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from halfulp.quantizer import Quantizer, Rounding
+from halfulp.rules.base import Rule, Scalars
+from halfulp.scaling import rows_and_cols
+from halfulp.state import EmaState
+
+__all__ = ["SlotKey", "Work", "step_tile"]
+
+SlotKey = tuple[int, int]
+"""Two words of 32 bits: the key of a slot's random stream in this step."""
+
+
+@dataclass
+class Work:
+    """One parameter in one step.
+
+    Parameters
+    ----------
+    param, grad
+        The parameter, updated in place, and its gradient (same shape; float32, bfloat16 or float16).
+    states
+        Its states, in the order of the rule's slots; updated in place (the age is the engine's business).
+    scalars
+        The rule's numbers for this step, rounded to fp32.
+    param_rounding
+        How a 16-bit parameter is rounded.
+    keys
+        Random stream of each state, and of the parameter last.
+    first_element
+        Global flat index of the first element (non-zero on a shard).
+    maximize
+        Ascend instead of descend.
+    skipped
+        Set by the backend: elements left untouched because of a value that is not finite.
+    """
+
+    rule: Rule
+    param: Tensor
+    grad: Tensor
+    states: tuple[EmaState, ...]
+    scalars: Scalars
+    param_rounding: Rounding
+    keys: list[SlotKey]
+    first_element: int = 0
+    maximize: bool = False
+    skipped: int = field(default=0)
+
+
+def step_tile(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[int, int, int]:
+    """``(rows, cols, tile)``: the stretches of a row that a step takes or leaves as a whole.
+
+    A tile is the least common multiple of the block sizes of the scaled states, 128 without any, at most a row; states
+    scaled per row make it a row, states scaled per tensor everything.
+    """
+    rows, cols = rows_and_cols(shape)
+    blocks = [q.scaling for q in quantizers if q.format.scaled]
+    if any(s.per == "tensor" for s in blocks):
+        return 1, rows * cols, rows * cols
+    if any(s.per == "row" for s in blocks):
+        return rows, cols, cols
+    return rows, cols, min(math.lcm(*(s.block_size for s in blocks)) if blocks else 128, cols)

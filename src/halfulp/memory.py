@@ -1,0 +1,58 @@
+"""Bytes of optimizer state, by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MemoryReport", "MemoryRow"]
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """One state of one parameter; `kept_fp32` says why it stays in fp32, if it was to be stored otherwise."""
+
+    parameter: str
+    slot: str
+    shape: tuple[int, ...]
+    storage: str
+    bytes: int
+    kept_fp32: str | None
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """States of all parameters. ``print(report)`` shows totals by storage and what stays in fp32."""
+
+    rows: tuple[MemoryRow, ...]
+    parameters: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all, scales included."""
+        return sum(r.bytes for r in self.rows)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of state per parameter (8 for AdamW in fp32)."""
+        return self.total / self.parameters if self.parameters else 0.0
+
+    @property
+    def by_storage(self) -> dict[str, int]:
+        """Bytes by storage spec."""
+        sums: dict[str, int] = {}
+        for row in self.rows:
+            sums[row.storage] = sums.get(row.storage, 0) + row.bytes
+        return sums
+
+    @property
+    def kept_fp32(self) -> dict[str, str]:
+        """Parameter name -> why its states stay in fp32."""
+        return {r.parameter: r.kept_fp32 for r in self.rows if r.kept_fp32 is not None}
+
+    def __str__(self) -> str:
+        lines = [f"{self.total:,} bytes of state, {self.bytes_per_parameter:.4f} per parameter"]
+        lines += [f"  {storage:40} {n:>16,}" for storage, n in sorted(self.by_storage.items())]
+        if self.kept_fp32:
+            lines.append(f"kept in float32 ({len(self.kept_fp32)} parameters):")
+            lines += [f"  {name}: {why}" for name, why in self.kept_fp32.items()]
+        return "\n".join(lines)

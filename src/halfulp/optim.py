@@ -1,0 +1,201 @@
+"""The optimizers: thin classes that name a rule, its defaults and its checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from halfulp._log import log_once
+from halfulp.engine import Options, RuleOptimizer
+from halfulp.rules.adam import ADAM
+from halfulp.rules.momentum import LION
+from halfulp.rules.momentum import SGD as SGD_RULE
+
+__all__ = ["SGD", "Adam", "AdamW", "Lion"]
+
+
+def _check_betas(group: dict[str, Any]) -> None:
+    if len(group["betas"]) != 2 or not all(0.0 <= b < 1.0 for b in group["betas"]):
+        raise ValueError(f"betas are two numbers in [0, 1), got {group['betas']}")
+
+
+def _check_range(group: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if group[name] < 0:
+            raise ValueError(f"{name} must not be negative, got {group[name]}")
+
+
+def _torch_switches(
+    name: str, amsgrad: bool, capturable: bool, differentiable: bool, **speed: bool | None
+) -> None:
+    """Arguments of torch.optim that mean nothing here: said once; those that would change results: refused."""
+    refused = {"amsgrad": amsgrad, "capturable": capturable, "differentiable": differentiable}
+    for key, value in refused.items():
+        if value:
+            raise ValueError(f"halfulp.{name} does not support {key}=True")
+    for key, value in speed.items():
+        if value is not None:
+            log_once(f"halfulp.{name} ignores {key}={value}: its kernels are chosen by backend=")
+
+
+class Adam(RuleOptimizer):
+    """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.engine.Options`.
+
+    Kingma & Ba, arXiv 1412.6980. With ``state="fp32"`` it follows ``torch.optim.Adam`` to a few units in the last place
+    a step (each operation here rounds separately, see ``docs/bit-contract.md``).
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.Adam(model.parameters(), lr=1e-3, state="fp8")
+    >>> model(torch.ones(1, 64)).sum().backward(); optimizer.step()
+    >>> optimizer.state_tensor(model.weight, "exp_avg").shape
+    torch.Size([64, 64])
+    """
+
+    rule = ADAM
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        _torch_switches(
+            type(self).__name__, amsgrad, capturable, differentiable, foreach=foreach, fused=fused
+        )
+        hyper = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, hyper, **options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check_betas(group)
+        _check_range(group, "eps", "weight_decay")
+
+
+class AdamW(Adam):
+    """AdamW (decoupled weight decay) with states in any format; arguments as ``torch.optim.AdamW``.
+
+    Loshchilov & Hutter, arXiv 1711.05101.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), lr=3e-4, state={"exp_avg": "fp8", "exp_avg_sq": "bf16"})
+    >>> print(optimizer.memory().by_storage)
+    {'float8_e4m3fn:pow2:block128': 4160, 'bfloat16': 8192, 'float32': 512}
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad,
+            decoupled_weight_decay=True, foreach=foreach, fused=fused, capturable=capturable,
+            differentiable=differentiable, **options,
+        )  # fmt: skip
+
+
+class SGD(RuleOptimizer):
+    """SGD with momentum, Nesterov, dampening and weight decay, its buffer in any format; as ``torch.optim.SGD``.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, state="bf16")
+    """
+
+    rule = SGD_RULE
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        _torch_switches("SGD", False, False, differentiable, foreach=foreach, fused=fused)
+        hyper = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, hyper, **options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check_range(group, "momentum", "weight_decay")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+
+class Lion(RuleOptimizer):
+    """Lion with its momentum in any format; decoupled weight decay.
+
+    Chen et al., arXiv 2302.06675.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.Lion(model.parameters(), lr=1e-4, weight_decay=0.1, state="fp8")
+    """
+
+    rule = LION
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, **options)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        _check_betas(group)
+        _check_range(group, "weight_decay")

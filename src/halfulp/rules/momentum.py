@@ -1,0 +1,76 @@
+"""SGD with momentum, and Lion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Rule, Scalars
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["LION", "SGD"]
+
+
+def _sgd_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    if hyper["momentum"] == 0:
+        return ()
+    return (
+        StateSlot(
+            "momentum_buffer",
+            signed=True,
+            decay=lambda h: h["momentum"],
+            drive="grad",
+            gain=lambda h: 1.0 - h["dampening"],
+        ),
+    )
+
+
+def _sgd_scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
+    first = bool(ages) and ages[0] == 1  # torch starts the buffer with the gradient itself, undampened
+    momentum = hyper["momentum"]
+    return {
+        "l2": hyper["weight_decay"],
+        "momentum": 0.0 if first else momentum,
+        "gain": 1.0 if first else 1.0 - hyper["dampening"],
+        "nesterov": momentum if hyper["nesterov"] else 0.0,
+        "lr": float(hyper["lr"]),
+    }
+
+
+def _sgd_update(
+    param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if c["l2"] != 0.0:
+        grad = grad + param * c["l2"]
+    if not states:
+        return param - grad * c["lr"], ()
+    buffer = states[0] * c["momentum"] + grad * c["gain"]
+    step = grad + buffer * c["nesterov"] if c["nesterov"] != 0.0 else buffer
+    return param - step * c["lr"], (buffer,)
+
+
+SGD = Rule("sgd", _sgd_slots, _sgd_scalars, _sgd_update)
+"""SGD with heavy-ball or Nesterov momentum and dampening, as ``torch.optim.SGD`` defines them."""
+
+
+def _lion_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][1], drive="grad"),)
+
+
+def _lion_scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    lr = float(hyper["lr"])
+    return {"keep": 1 - lr * hyper["weight_decay"], "weight1": 1 - beta1, "weight2": 1 - beta2, "lr": lr}
+
+
+def _lion_update(
+    param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    (exp_avg,) = states
+    difference = grad - exp_avg
+    direction = torch.sign(exp_avg + difference * c["weight1"])
+    return param * c["keep"] - direction * c["lr"], (exp_avg + difference * c["weight2"],)
+
+
+LION = Rule("lion", _lion_slots, _lion_scalars, _lion_update)
+"""Lion (Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675)."""

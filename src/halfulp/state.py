@@ -1,0 +1,127 @@
+"""Declaration of optimizer states, and the states of one parameter.
+
+A rule declares each of its states as a :class:`StateSlot`; the engine stores it with a
+:class:`~halfulp.quantizer.Quantizer`. Stored tensors are plain ones under torch-like keys: for a slot ``exp_avg`` the
+codes are ``exp_avg``, the scales ``exp_avg_scale`` (where the format has them), and ``exp_avg_age`` counts the steps
+since the slot was last zero, which is what its bias correction takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.quantizer import Quantizer
+
+__all__ = ["EmaState", "StateSlot"]
+
+Hyper = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StateSlot:
+    """One state of a rule.
+
+    Parameters
+    ----------
+    name
+        Key in the optimizer's state, as in torch: ``exp_avg``, ``exp_avg_sq``, ``momentum_buffer`` ...
+    signed
+        ``False`` for a state that is never negative: it may use an unsigned format.
+    decay
+        The coefficient ``beta`` of ``beta * state + gain * drive``, from the group's hyper-parameters.
+    drive
+        What the state averages: ``"grad"`` or ``"grad_sq"``; ``"other"`` where no simple law predicts it.
+    gain
+        The factor of the drive, ``1 - beta`` unless given.
+    """
+
+    name: str
+    signed: bool
+    decay: Callable[[Hyper], float]
+    drive: str = "grad"
+    gain: Callable[[Hyper], float] | None = None
+
+    def coefficients(self, hyper: Hyper) -> tuple[float, float]:
+        """``(beta, gain)`` under given hyper-parameters."""
+        beta = self.decay(hyper)
+        return beta, 1.0 - beta if self.gain is None else self.gain(hyper)
+
+
+@dataclass
+class EmaState:
+    """One slot of one parameter: how it is stored, over the entries of the optimizer's state dictionary.
+
+    Parameters
+    ----------
+    slot, quantizer
+        Declaration and storage.
+    shape
+        Shape of the decoded state.
+    entries
+        The dictionary that holds the tensors and the age.
+    """
+
+    slot: StateSlot
+    quantizer: Quantizer
+    shape: torch.Size
+    entries: dict[str, Any]
+
+    def create(self, device: torch.device) -> None:
+        """Put an all-zero state of age 0 into the dictionary."""
+        codes, scale = self.quantizer.zeros(self.shape, device)
+        self.entries[self.slot.name] = codes
+        if scale is not None:
+            self.entries[self.scale_key] = scale
+        self.entries[self.age_key] = 0
+
+    @property
+    def scale_key(self) -> str:
+        """Key of the scales."""
+        return f"{self.slot.name}_scale"
+
+    @property
+    def age_key(self) -> str:
+        """Key of the age."""
+        return f"{self.slot.name}_age"
+
+    @property
+    def codes(self) -> Tensor:
+        """Stored codes."""
+        codes: Tensor = self.entries[self.slot.name]
+        return codes
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Stored scales, ``None`` for a format without."""
+        return self.entries.get(self.scale_key)
+
+    @property
+    def age(self) -> int:
+        """Steps since the state was zero."""
+        age: int = self.entries[self.age_key]
+        return age
+
+    @age.setter
+    def age(self, value: int) -> None:
+        self.entries[self.age_key] = value
+
+    def read(self) -> Tensor:
+        """The state as fp32."""
+        return self.quantizer.dequantize(self.codes, self.scale, self.shape)
+
+    def reset_(self) -> None:
+        """Set the state and its age to zero, in place."""
+        codes, scale = self.quantizer.zeros(self.shape, self.codes.device)
+        self.codes.copy_(codes)
+        if scale is not None and self.scale is not None:
+            self.scale.copy_(scale)
+        self.age = 0
+
+    def bytes(self) -> int:
+        """Bytes stored, scales included."""
+        return self.quantizer.bytes(self.shape)

@@ -1,0 +1,121 @@
+"""From what a user asks for (``state=``, ``rounding=``) to one quantizer a slot; and which tensors stay in fp32, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from halfulp.formats import Format, get_format
+from halfulp.quantizer import Quantizer, Rounding
+from halfulp.scaling import Scaling
+from halfulp.state import StateSlot
+
+__all__ = ["StorageOptions", "format_specs", "fp32_reason", "slot_quantizers"]
+
+FLOAT32 = Quantizer(get_format("float32"))
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """What holds for the whole optimizer.
+
+    Parameters
+    ----------
+    scale, block_size
+        Kind of the scales (``"pow2"`` or ``"fp32"``) and elements that share one; a :class:`Quantizer` passed as a
+        state overrides them.
+    min_size
+        Tensors with fewer elements keep fp32 states.
+    keep_fp32
+        Name patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
+    zero_floor
+        Non-negative states never round a positive value to zero under nearest rounding.
+    """
+
+    scale: str = "pow2"
+    block_size: int = 128
+    min_size: int = 4096
+    keep_fp32: Sequence[str] = ()
+    zero_floor: bool = True
+
+
+def slot_quantizers(
+    slots: Sequence[StateSlot], state: Any, rounding: Any, options: StorageOptions
+) -> tuple[Quantizer, ...]:
+    """Quantizer of each slot.
+
+    Parameters
+    ----------
+    slots
+        The rule's states.
+    state
+        A format name, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of these; slots
+        that a mapping leaves out stay in fp32.
+    rounding
+        ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). Overrides a quantizer's own.
+    options
+        The rest.
+
+    Raises
+    ------
+    ValueError
+        Unknown format, rounding or slot name; a format without sign for a signed slot.
+    """
+    names = [s.name for s in slots]
+    for what, given in (("state", state), ("rounding", rounding)):
+        unknown = set(given) - set(names) if isinstance(given, Mapping) else set()
+        if unknown and names:
+            raise ValueError(f"{what}= names {sorted(unknown)}, but the states of this optimizer are {names}")
+    quantizers = []
+    for slot in slots:
+        wanted = state.get(slot.name, "float32") if isinstance(state, Mapping) else state
+        how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else rounding
+        if how not in ("nearest", "stochastic"):
+            raise ValueError(
+                f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}"
+            )
+        quantizers.append(_quantizer(slot, wanted, how, options))
+    return tuple(quantizers)
+
+
+def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: StorageOptions) -> Quantizer:
+    if isinstance(wanted, Quantizer):
+        quantizer = wanted
+    elif isinstance(wanted, (str, Format)):
+        fmt = get_format(wanted, signed=slot.signed)
+        quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size))  # type: ignore[arg-type]
+    else:
+        raise ValueError(
+            f"a state is stored as a format name, a Format or a Quantizer, or by slot in a mapping; got {wanted!r}"
+        )
+    if slot.signed and not quantizer.format.signed:
+        raise ValueError(f"{slot.name} takes negative values, and {quantizer.format.name} has no sign")
+    floor = options.zero_floor and not slot.signed
+    return replace(quantizer, rounding=rounding, zero_floor=floor)
+
+
+def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:
+    """Why the states of a parameter stay in fp32; ``None`` if they do not."""
+    if param.ndim < 2:
+        return f"{param.ndim}-D tensor"
+    if param.numel() < options.min_size:
+        return f"{param.numel()} elements, fewer than min_size={options.min_size}"
+    pattern = next((p for p in options.keep_fp32 if name is not None and fnmatch.fnmatchcase(name, p)), None)
+    return None if pattern is None else f"name matches keep_fp32 pattern {pattern!r}"
+
+
+def format_specs(slots: Sequence[StateSlot], quantizers: Sequence[Quantizer]) -> str:
+    """Storage of every slot as one line of text, by the formats' full names; goes into checkpoints.
+
+    Examples
+    --------
+    >>> from halfulp.rules.momentum import LION
+    >>> slots = LION.slots({})
+    >>> format_specs(slots, slot_quantizers(slots, "fp8", "nearest", StorageOptions()))
+    'exp_avg=float8_e4m3fn:pow2:block128'
+    """
+    return ",".join(f"{s.name}={q.spec}" for s, q in zip(slots, quantizers, strict=True))
