@@ -51,13 +51,11 @@ def _check_storage(optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[st
     missing = sorted(k for k in own if k not in saved and k != "param_names")
     if not isinstance(saved.get("state"), str):
         raise ValueError(
-            f"not a state_dict of halfulp.{name}: its groups lack {missing}. Load a torch.optim checkpoint into the torch "
-            "optimizer that wrote it; halfulp only loads its own"
+            f"not a state_dict of halfulp.{name}: its groups lack {missing}. Load a torch.optim checkpoint into the "
+            "torch optimizer that wrote it; halfulp only loads its own"
         )
     if missing:
-        raise ValueError(
-            f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has"
-        )
+        raise ValueError(f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has")
     if saved["state"] != own["state"]:
         raise ValueError(
             f"the state_dict stores [{saved['state']}], this optimizer [{own['state']}]. Build the optimizer with the "
@@ -65,9 +63,7 @@ def _check_storage(optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[st
         )
 
 
-def _entries(
-    optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, saved: dict[str, Any]
-) -> dict[str, Any]:
+def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
     from halfulp.state import EmaState
 
     label = optimizer._label(param)
@@ -79,9 +75,7 @@ def _entries(
         if state.quantizer.format.scaled:
             expected.add(state.scale_key)
     if set(saved) != expected:
-        raise ValueError(
-            f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}"
-        )
+        raise ValueError(f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}")
     for key in ("step", *(s.age_key for s in states)):
         entries[key] = _count(label, key, saved[key])
     for state in states:
@@ -98,11 +92,7 @@ def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: 
     for key, shape, dtype in wanted:
         tensor = saved[key]
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            found = (
-                f"{tensor.dtype} {tuple(tensor.shape)}"
-                if isinstance(tensor, Tensor)
-                else type(tensor).__name__
-            )
+            found = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {tuple(shape)}")
         state.entries[key] = tensor.detach().to(device, copy=True)
 

@@ -93,8 +93,8 @@ class RuleOptimizer(Optimizer):
         are fp32.
     nonfinite
         ``"skip"`` (default): a stretch of a row (128 elements, or the blocks of the states) whose gradient or new
-        state is not finite is left untouched, counted in :attr:`skipped` and logged once. ``"raise"``: every gradient is
-        looked at before the step, and ``FloatingPointError`` leaves everything untouched; costs one more pass.
+        state is not finite is left untouched, counted in :attr:`skipped` and logged once. ``"raise"``: every gradient
+        is looked at before the step, and ``FloatingPointError`` leaves everything untouched; costs one more pass.
     backend
         ``None`` picks the fastest that serves; ``"reference"``, ``"cpu"`` or ``"triton"`` insists.
     maximize
@@ -120,9 +120,7 @@ class RuleOptimizer(Optimizer):
         self._start_caches()
         super().__init__(params, {**hyper, **_DEFAULTS, **options})
         if self.storage.keep_fp32 and not any("param_names" in g for g in self.param_groups):
-            raise ValueError(
-                "keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()"
-            )
+            raise ValueError("keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()")
 
     def _start_caches(self) -> None:
         self._works: dict[Tensor, Work] = {}
@@ -175,7 +173,7 @@ class RuleOptimizer(Optimizer):
     # ---------------------------------------------------------------- the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
 
         Parameters
@@ -200,9 +198,7 @@ class RuleOptimizer(Optimizer):
         for p in params:
             assert p.grad is not None
             if p.grad.is_sparse:
-                raise RuntimeError(
-                    f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False"
-                )
+                raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
             if self.nonfinite == "raise" and p.numel() and not bool(torch.isfinite(p.grad).all()):
                 raise FloatingPointError(
                     f"the gradient of {self._label(p)} is not finite; nothing was changed. Skip this step, or use "
@@ -252,8 +248,7 @@ class RuleOptimizer(Optimizer):
         if fresh:
             entries["step"] = 0
         states = tuple(
-            EmaState(slot, quantizer, param.shape, entries)
-            for slot, quantizer in self.slot_storage(group, param)
+            EmaState(slot, quantizer, param.shape, entries) for slot, quantizer in self.slot_storage(group, param)
         )
         for state in states if fresh else ():
             state.create(param.device)
@@ -303,9 +298,7 @@ class RuleOptimizer(Optimizer):
         due = schedule.due(Site(step, self._index[work.param], len(self._index), sites))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
-            raise ValueError(
-                f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}"
-            )
+            raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
         if due:
             self._reset(work, step, due)
 
@@ -334,9 +327,7 @@ class RuleOptimizer(Optimizer):
             for p in group["params"]:
                 if (chosen is None or p in chosen) and self.state.get(p):
                     states = self.states(p)
-                    self._reset(
-                        self._works[p], self.state[p]["step"], tuple(names or (s.slot.name for s in states))
-                    )
+                    self._reset(self._works[p], self.state[p]["step"], tuple(names or (s.slot.name for s in states)))
 
     # ---------------------------------------------------------------- queries
 
@@ -369,11 +360,7 @@ class RuleOptimizer(Optimizer):
                 reason = fp32_reason(p, self._name(p), self.storage)
                 lowered = reason if any(not q.format.is_float32 for q in wanted) else None
                 for slot, q in self.slot_storage(group, p):
-                    rows.append(
-                        MemoryRow(
-                            self._label(p), slot.name, tuple(p.shape), q.spec, q.bytes(p.shape), lowered
-                        )
-                    )
+                    rows.append(MemoryRow(self._label(p), slot.name, tuple(p.shape), q.spec, q.bytes(p.shape), lowered))
         count = sum(p.numel() for g in self.param_groups for p in g["params"])
         return MemoryReport(tuple(rows), count)
 
@@ -402,9 +389,7 @@ class RuleOptimizer(Optimizer):
         for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
             slots, quantizers = self.rule.slots(group), self._quantizers(group)
             saved["state"] = format_specs(slots, quantizers)
-            saved["rounding"] = ",".join(
-                f"{s.name}={q.rounding}" for s, q in zip(slots, quantizers, strict=True)
-            )
+            saved["rounding"] = ",".join(f"{s.name}={q.rounding}" for s, q in zip(slots, quantizers, strict=True))
             reset = group["reset"]
             saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
         return packed

@@ -16,9 +16,10 @@ Adding a format is adding a row to :data:`FORMATS`; see ``CONTRIBUTING.md``.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Literal
 
 __all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "resolve_name"]
@@ -158,7 +159,7 @@ class Format:
                 return code
         raise ValueError(f"{value!r} is not a value of {self.name}")
 
-    @lru_cache(maxsize=None)  # noqa: B019 - rows are module constants, and hashable
+    @cache  # noqa: B019 - rows are module constants, and hashable
     def grid(self) -> tuple[float, ...]:
         """Every finite value once, in increasing order (float32 excepted: ``ValueError``)."""
         if self.bits > 16:
@@ -183,7 +184,7 @@ def dynamic_levels(signed: bool) -> tuple[float, ...]:
         parts = 2**decade if signed else 2 ** (decade + 1)
         edges = [0.1 + 0.9 * i / parts for i in range(parts + 1)]
         scale = 10.0 ** (decade - 6)
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             levels.append(scale * (low + high) / 2)
             if signed:
                 levels.append(-scale * (low + high) / 2)

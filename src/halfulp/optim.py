@@ -27,17 +27,15 @@ def _check_range(group: dict[str, Any], *names: str) -> None:
             raise ValueError(f"{name} must not be negative, got {group[name]}")
 
 
-def _torch_switches(
-    name: str, amsgrad: bool, capturable: bool, differentiable: bool, **speed: bool | None
-) -> None:
+def _torch_switches(name: str, amsgrad: bool, capturable: bool, differentiable: bool, **speed: bool | None) -> None:
     """Arguments of torch.optim that mean nothing here: said once; those that would change results: refused."""
-    refused = {"amsgrad": amsgrad, "capturable": capturable, "differentiable": differentiable}
+    refused: dict[str, bool] = {"amsgrad": amsgrad, "capturable": capturable, "differentiable": differentiable}
     for key, value in refused.items():
         if value:
             raise ValueError(f"halfulp.{name} does not support {key}=True")
-    for key, value in speed.items():
-        if value is not None:
-            log_once(f"halfulp.{name} ignores {key}={value}: its kernels are chosen by backend=")
+    for key, choice in speed.items():
+        if choice is not None:
+            log_once(f"halfulp.{name} ignores {key}={choice}: its kernels are chosen by backend=")
 
 
 class Adam(RuleOptimizer):
@@ -74,9 +72,7 @@ class Adam(RuleOptimizer):
         differentiable: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        _torch_switches(
-            type(self).__name__, amsgrad, capturable, differentiable, foreach=foreach, fused=fused
-        )
+        _torch_switches(type(self).__name__, amsgrad, capturable, differentiable, foreach=foreach, fused=fused)
         hyper = {
             "lr": lr,
             "betas": betas,

@@ -14,6 +14,8 @@ from halfulp.scaling import Scaling, rows_and_cols
 
 __all__ = ["Quantizer", "Rounding"]
 
+DEFAULT_SCALING = Scaling()
+
 Rounding = Literal["nearest", "stochastic"]
 
 
@@ -42,7 +44,7 @@ class Quantizer:
     """
 
     format: Format
-    scaling: Scaling = Scaling()
+    scaling: Scaling = DEFAULT_SCALING
     rounding: Rounding = "nearest"
     zero_floor: bool = False
 
@@ -125,7 +127,9 @@ class Quantizer:
             return encode(x, self.format, rand_bits, zero_floor=self.zero_floor), None
         layout = self.scaling.layout(x.shape)
         blocks = layout.split(x)
-        scale = self.scaling.from_absmax(blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, 0), self.format)
+        scale = self.scaling.from_absmax(
+            blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, 0), self.format
+        )
         y = layout.join(blocks * self.scaling.inverses(scale).unsqueeze(-1))
         words = None if rand_bits is None else rand_bits.reshape(y.shape)
         codes = encode(y.contiguous(), self.format, words, zero_floor=self.zero_floor)

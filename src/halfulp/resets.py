@@ -106,7 +106,7 @@ class Staggered(Every):
 
 @dataclass(frozen=True)
 class Planned:
-    """Reset when the planner says so, for the format, rounding and decay of each second moment; never where it says never.
+    """Reset when the planner says so for the format, rounding and decay of each second moment, or never.
 
     The moments of a parameter are reset together. States without a second moment follow their own plan.
 
@@ -120,9 +120,7 @@ class Planned:
 
     def period(self, site: Site) -> int | None:
         """Planned period of a parameter, in steps; ``None`` for never."""
-        planned = [s for s in site.slots if s.drive == "grad_sq"] or [
-            s for s in site.slots if s.drive == "grad"
-        ]
+        planned = [s for s in site.slots if s.drive == "grad_sq"] or [s for s in site.slots if s.drive == "grad"]
         beta1 = next((s.decay for s in site.slots if s.drive == "grad"), 0.9)
         periods = [_planned_period(s.format, s.rounding, s.decay, s.signed, beta1) for s in planned]
         return min((p for p in periods if p is not None), default=None)
@@ -169,9 +167,7 @@ def as_schedule(reset: object) -> ResetSchedule | None:
     if reset is None:
         return None
     if isinstance(reset, bool):
-        raise ValueError(
-            f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}"
-        )
+        raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")
     if isinstance(reset, int):
         return Every(reset)
     if reset == "auto":
@@ -180,6 +176,4 @@ def as_schedule(reset: object) -> ResetSchedule | None:
         return reset
     if callable(reset):
         return _Function(reset)
-    raise ValueError(
-        f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}"
-    )
+    raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")

@@ -27,7 +27,9 @@ def slot_id(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def stream_keys(seed: int, parameter: npt.ArrayLike, slot: npt.ArrayLike, step: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+def stream_keys(
+    seed: int, parameter: npt.ArrayLike, slot: npt.ArrayLike, step: npt.ArrayLike
+) -> npt.NDArray[np.uint32]:
     """Keys of streams: Philox4x32-10 of the counter (parameter, slot, step), keyed by the seed.
 
     Parameters
@@ -65,7 +67,9 @@ def stream_keys(seed: int, parameter: npt.ArrayLike, slot: npt.ArrayLike, step: 
     return np.stack(counter[:2], axis=-1).astype(np.uint32)
 
 
-def random_bits(key: tuple[int, int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+def random_bits(
+    key: tuple[int, int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Random words of elements ``start`` to ``start + count`` of a stream.
 
     Parameters

@@ -17,7 +17,7 @@ infinities too; a NaN becomes the format's NaN code, or zero where there is none
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floo
     return code.to(torch.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
     """Levels, middles between neighbours and inverse gaps of a codebook, fp32 on the CPU."""
     levels = torch.tensor(fmt.levels, dtype=torch.float64)
@@ -138,7 +138,7 @@ def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
     return levels.float(), ((levels[1:] + levels[:-1]) / 2).float(), (1 / gaps).float()
 
 
-@lru_cache(maxsize=None)
+@cache
 def decode_table(fmt: Format) -> Tensor:
     """Value of every code of a format of 8 bits or fewer, fp32 on the CPU."""
     return torch.tensor([fmt.decode(c) for c in range(1 << fmt.bits)], dtype=torch.float32)
@@ -189,6 +189,6 @@ def unpack4(packed: Tensor, length: int) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :length]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _float_bits(value: float) -> int:
     return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))

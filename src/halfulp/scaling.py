@@ -24,7 +24,7 @@ __all__ = ["Layout", "Scaling"]
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor as rows of blocks. Blocks never cross a row, so that cutting along dimension 0 cuts codes and scales alike.
+    """A tensor as rows of blocks. Blocks never cross a row: cutting dimension 0 cuts codes and scales alike.
 
     ``rows`` is dimension 0 and ``cols`` the product of the others; a tensor of one dimension or none is a single row.
     """
@@ -114,7 +114,7 @@ class Scaling:
         return scale if self.kind == "fp32" else (scale.to(torch.int32) << 23).view(torch.float32)
 
     def inverses(self, scale: Tensor) -> Tensor:
-        """Factor that divides by each scale: exact for ``pow2``, correctly rounded for ``fp32``; 0 for an all-zero block."""
+        """Factor that divides by each scale: exact for ``pow2``, rounded for ``fp32``; 0 for an all-zero block."""
         if self.kind == "fp32":
             return torch.where(scale > 0, 1.0 / scale, 0.0)
         code = scale.to(torch.int32)

@@ -1,4 +1,4 @@
-"""From what a user asks for (``state=``, ``rounding=``) to one quantizer a slot; and which tensors stay in fp32, and why."""
+"""From ``state=`` and ``rounding=`` to one quantizer a slot; and which tensors stay in fp32, and why."""
 
 from __future__ import annotations
 
@@ -75,9 +75,7 @@ def slot_quantizers(
         wanted = state.get(slot.name, "float32") if isinstance(state, Mapping) else state
         how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else rounding
         if how not in ("nearest", "stochastic"):
-            raise ValueError(
-                f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}"
-            )
+            raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
         quantizers.append(_quantizer(slot, wanted, how, options))
     return tuple(quantizers)
 

@@ -56,9 +56,7 @@ def _scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
     }
 
 
-def _update(
-    param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _update(param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars) -> tuple[Tensor, tuple[Tensor, ...]]:
     exp_avg, exp_avg_sq = states
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
