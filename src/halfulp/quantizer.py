@@ -128,7 +128,7 @@ class Quantizer:
         layout = self.scaling.layout(x.shape)
         blocks = layout.split(x)
         scale = self.scaling.from_absmax(
-            blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, 0), self.format
+            blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, layout.blocks), self.format
         )
         y = layout.join(blocks * self.scaling.inverses(scale).unsqueeze(-1))
         words = None if rand_bits is None else rand_bits.reshape(y.shape)
