@@ -147,6 +147,22 @@ class Quantizer:
         blocks = layout.split(decode(codes, self.format)) * self.scaling.values(scale).unsqueeze(-1)
         return layout.join(blocks).reshape(shape)
 
+    def gather(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...], index: Tensor) -> Tensor:
+        """Values of single elements, by flat index (int64, one dimension), without decoding the others."""
+        rows_cols = rows_and_cols(shape)
+        if self.format.packed:
+            row, col = index // rows_cols[1], index % rows_cols[1]
+            pair = codes.flatten()[row * codes.shape[1] + col // 2]
+            picked = torch.where(col % 2 == 0, pair & 15, pair >> 4)
+        else:
+            picked = codes.flatten()[index]
+        values = decode(picked, self.format)
+        if scale is None:
+            return values
+        layout = self.scaling.layout(shape)
+        block = index // layout.cols * layout.blocks + index % layout.cols // layout.block
+        return values * self.scaling.values(scale.flatten()[block])
+
 
 def _product(shape: tuple[int, ...]) -> int:
     total = 1
