@@ -3,7 +3,8 @@
 A small language model is trained in fp32 on the source text of the standard library. At every step the same gradients
 also go to AdamW optimizers whose one slot is stored in a candidate format (the other in fp32), with the parameters held
 at zero and lr = 1, so that what each leaves is its update. Printed is the mean squared error of the update relative to
-the fp32 update's mean square, over the steps after the first 100 (or half of fewer), and the share of stored codes that are zero.
+the fp32 update's mean square, over the steps after the first 100 (or half of fewer), and the share of stored codes that
+are zero.
 
 Usage: python benchmarks/format_choice.py [--steps 1500] [--out table.csv]
 """
@@ -24,7 +25,9 @@ from halfulp import AdamW, Quantizer, Scaling
 from halfulp.formats import FORMATS
 
 CANDIDATES = {
-    "exp_avg": ["bfloat16", "float8_e4m3fn", "float8_e3m4", "float8_e5m2", "dynamic8", "linear8", "float4_e2m1fn", "int4"],
+    "exp_avg": ["bfloat16", "float8_e4m3fn", "float8_e3m4", "float8_e5m2", "dynamic8", "linear8",
+        "float4_e2m1fn", "int4",
+    ],
     "exp_avg_sq": [
         "bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat8_e5m3", "udynamic8", "ulinear8",
         "ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0", "uint4",

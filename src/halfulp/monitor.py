@@ -4,7 +4,8 @@
 should have become, and compares. It reads only: not a bit of the training changes.
 
 * **stalled fraction**: share of updates after which the stored value is what it was, although the exact successor
-  ``beta * v + gain * x`` differs from it. A lost decay (gradient zero, value not) counts; a zero that stays zero does not.
+  ``beta * v + gain * x`` differs from it. A lost decay (gradient zero, value not) counts; a zero that stays zero does
+  not.
 * **lag**: median of ``log(stored / shadow)``, the shadow being the same EMA kept in float64 on the sample since the
   monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, where signed).
 * **off 2x**: share of coordinates more than a factor of two away from their shadow.
@@ -245,7 +246,11 @@ class StallMonitor:
         if counting:
             due = beta * old + gain * drive != old
             stalled, updates = int((due & (w.values == old)).sum()), int(due.sum())
-            tally.stalled, tally.updates, tally.steps = tally.stalled + stalled, tally.updates + updates, tally.steps + 1
+            tally.stalled, tally.updates, tally.steps = (
+                tally.stalled + stalled,
+                tally.updates + updates,
+                tally.steps + 1,
+            )
             expected = predicted(w.format.name, w.beta, w.rounding, w.drive, w.age - 1) if w.age else None
             tally.predicted += math.nan if expected is None else expected
             self._last.setdefault(w.slot, []).append((tally, stalled, updates))

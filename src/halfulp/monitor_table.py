@@ -85,7 +85,18 @@ class MonitorTable:
         from rich.table import Table
 
         table = Table(title=f"updates lost over {self.steps} steps", title_justify="left")
-        headings = ("slot", "parameter", "format", "rounding", "stalled", "predicted", "lag", "ratio", "off 2x", "weights")
+        headings = (
+            "slot",
+            "parameter",
+            "format",
+            "rounding",
+            "stalled",
+            "predicted",
+            "lag",
+            "ratio",
+            "off 2x",
+            "weights",
+        )
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="left" if i < 4 else "right", no_wrap=True)
         merged = list(self.by_slot().values())

@@ -8,7 +8,7 @@ gradient is ``N(0, sigma**2)``, ``v`` sits at its mean and the mantissa is log-u
 * nearest:    ``P = F(1 + rho) - F(max(0, 1 - rho))``, ``F`` the chi-square distribution of one degree of freedom;
 * stochastic: ``P = E max(0, 1 - |z - 1| / (2 rho))``, ``z ~ chi2_1``.
 
-A first moment has ``m ~ N(0, (1 - beta) / (1 + beta))`` in units of sigma, and is averaged over it and over the mantissa.
+A first moment has ``m ~ N(0, (1 - beta) / (1 + beta))`` in units of sigma, and is averaged over it and the mantissa.
 Some steps after a reset the state stands at ``q = 1 - beta**age`` of its steady mean (second moment) or has the
 variance ``(1 - beta) / (1 + beta) * (1 - beta**(2 age))`` (first moment). The gradient's scale cancels everywhere.
 """
