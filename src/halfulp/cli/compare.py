@@ -1,0 +1,130 @@
+"""``halfulp compare``: the main job."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in _list(text))
+    except ValueError:
+        raise ValueError(f"{option} takes numbers with commas between them, got {text!r}") from None
+
+
+def command(
+    arms: Annotated[
+        str | None,
+        typer.Option(help="Arms with commas between them: fp32, fp8-nearest, fp8-stochastic, fp8-nearest-reset300 ..."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each arm.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Paired seeds: each arm runs with each of 0 ... N-1.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Peak learning rates with commas between them; each arm runs with each.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A text, .jsonl or .parquet file, or a folder. Default: Python's own library.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A Hugging Face dataset, NAME or NAME:CONFIGURATION.")] = None,
+    text_key: Annotated[str | None, typer.Option(help="Field or column that holds the text.")] = None,
+    max_mb: Annotated[float, typer.Option(help="Read at most so many million bytes of text.")] = 64.0,
+    tokenizer: Annotated[str | None, typer.Option(help="bytes, or bpe:SIZE (trained on the text).")] = None,
+    model: Annotated[str | None, typer.Option(help="llama, neox or mixtral.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Its layers.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Its attention heads.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
+    beta2: Annotated[float | None, typer.Option(help="Decay of the second moment.")] = None,
+    measure_every: Annotated[int | None, typer.Option(help="Steps between regular measurements.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time, one thread each. Default: the cores.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/compare-DATE-TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+) -> None:
+    """Train on real text under several state formats, measure what they lose, and write one HTML page.
+
+    Without options: a small LLaMA on the source of Python's standard library, nine arms, a few minutes on two cores.
+    Ctrl-C leaves a run that --resume continues to the same bits.
+    """
+    given: dict[str, Any] = {
+        "steps": steps, "tokenizer": tokenizer, "model": model, "hidden": hidden, "layers": layers, "heads": heads,
+        "batch": batch, "context": context, "measure_every": measure_every, "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    given = {k: v for k, v in given.items() if v is not None}
+    if arms is not None:
+        given["arms"] = _list(arms)
+    if seeds is not None:
+        if seeds < 1:
+            raise ValueError(f"--seeds is a number of seeds, at least 1; got {seeds}")
+        given["seeds"] = tuple(range(seeds))
+    if lr is not None:
+        given["lrs"] = _numbers(lr, "--lr")
+    if beta2 is not None:
+        given["betas"] = (0.9, beta2)
+    if resume is not None and (given or data or dataset or text_key or out):
+        raise ValueError("--resume takes everything from the run folder; only --jobs goes with it")
+    _run(given, resume, out, jobs, {"path": data, "dataset": dataset, "text_key": text_key, "max_mb": max_mb})
+
+
+def _run(
+    given: dict[str, Any], resume: Path | None, out: Path | None, jobs: int | None, source: dict[str, Any]
+) -> None:
+    import os
+    import time
+
+    from rich.console import Console
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one thread each, side by side
+    from halfulp.lab import compare
+    from halfulp.lab.config import CompareConfig
+    from halfulp.lab.environment import cores
+    from halfulp.lab.progress import ProgressView
+    from halfulp.lab.report import write_report
+    from halfulp.lab.text import load_corpus
+    from halfulp.lab.tokens import bpe_size
+
+    console = Console()
+    began = time.monotonic()
+    if resume is not None:
+        folder, config = resume, compare.load_run_folder(resume)
+    else:
+        config = CompareConfig(**given)
+        bpe_size(config.tokenizer)
+        folder = out if out is not None else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
+        corpus = load_corpus(**source)
+        info = corpus.info
+        console.print(
+            f"{info['source']}: {info['bytes'] / 1e6:.1f} MB in {info['documents']:,} documents", highlight=False
+        )
+        compare.prepare_run_folder(folder, config, corpus)
+    jobs = jobs if jobs is not None else min(cores(), len(config.runs()))
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        with ProgressView(console, config) as view:
+            statuses = compare.run_all(folder, config, jobs=jobs, watch=view)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. Continue with: halfulp compare --resume {folder}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    failed = [s for s in statuses if s.state == "failed"]
+    for status in failed:
+        console.print(f"{view.title(status)} failed:\n{status.error}", style="red", highlight=False, markup=False)
+    page = write_report(folder, console)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    console.print(f"Done in {minutes} min {seconds} s. Report: {page}", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,144 @@
+"""Arms: how the optimizer states of one training run are stored, in one word.
+
+An arm reads ``FORMAT-ROUNDING[-reset[PERIOD]]``: ``bf16-nearest``, ``fp8-stochastic``, ``fp8-nearest-reset``,
+``fp4-stochastic-reset200``; ``fp32`` and ``fp32-reset`` have nothing to round. ``A+B`` in place of the format stores
+the first moment as A and the second as B: ``bf16+fp8-nearest``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from halfulp.formats import get_format
+
+__all__ = ["DEFAULT_ARMS", "PUBLISHED_PERIODS", "Arm", "parse_arm", "reset_period"]
+
+DEFAULT_ARMS = (
+    "fp32",
+    "fp32-reset",
+    "bf16-nearest",
+    "bf16-stochastic",
+    "fp8-nearest",
+    "fp8-nearest-reset",
+    "fp8-stochastic",
+    "fp4-nearest",
+    "fp4-stochastic",
+)
+
+PUBLISHED_PERIODS = {16: 1000, 8: 300, 4: 200}
+"""Reset periods by bits of the format, from arXiv 2603.16731; taken where the planner sees no reason to reset."""
+
+_SHAPE = "FORMAT-ROUNDING[-reset[PERIOD]], for example fp8-nearest, fp8-stochastic, fp8-nearest-reset300; or fp32"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to store the two moments of AdamW.
+
+    Parameters
+    ----------
+    exp_avg, exp_avg_sq
+        Formats, as given (friendly names or full ones).
+    rounding
+        ``"nearest"`` or ``"stochastic"``.
+    reset
+        ``None``: never; 0: by the planner (see :func:`reset_period`); otherwise the period in steps.
+    """
+
+    exp_avg: str
+    exp_avg_sq: str
+    rounding: str
+    reset: int | None = None
+
+    @property
+    def is_fp32(self) -> bool:
+        """Whether nothing is rounded."""
+        return all(get_format(f).is_float32 for f in (self.exp_avg, self.exp_avg_sq))
+
+    @property
+    def formats(self) -> str:
+        """Formats as in the spelling."""
+        return self.exp_avg if self.exp_avg == self.exp_avg_sq else f"{self.exp_avg}+{self.exp_avg_sq}"
+
+    @property
+    def name(self) -> str:
+        """The arm's spelling."""
+        parts = [self.formats] if self.is_fp32 else [self.formats, self.rounding]
+        if self.reset is not None:
+            parts.append(f"reset{self.reset or ''}")
+        return "-".join(parts)
+
+    @property
+    def label(self) -> str:
+        """The arm in words."""
+        words = self.formats if self.is_fp32 else f"{self.formats} {self.rounding}"
+        return words if self.reset is None else f"{words} + reset"
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The ``state=`` argument of the optimizer."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+
+def parse_arm(text: str) -> Arm:
+    """Read an arm's spelling.
+
+    Raises
+    ------
+    ValueError
+        What was given, and what an arm looks like.
+
+    Examples
+    --------
+    >>> parse_arm("fp8-nearest-reset300")
+    Arm(exp_avg='fp8', exp_avg_sq='fp8', rounding='nearest', reset=300)
+    >>> parse_arm("fp32-reset").label
+    'fp32 + reset'
+    """
+    words = text.strip().split("-")
+    reset: int | None = None
+    if len(words) > 1 and words[-1].startswith("reset"):
+        match = re.fullmatch(r"reset(\d*)", words.pop())
+        if match is None or match[1] == "0":
+            raise ValueError(f"arm {text!r}: a reset is 'reset' or 'reset' and a period, as in reset300")
+        reset = int(match[1] or 0)
+    formats = words[0].split("+")
+    if not words[0] or len(formats) > 2:
+        raise ValueError(f"arm {text!r}: an arm is {_SHAPE}")
+    try:
+        fp32 = all(get_format(f).is_float32 for f in formats)
+    except ValueError as error:
+        raise ValueError(f"arm {text!r}: {error}") from error
+    if fp32 and len(words) == 1:
+        words.append("nearest")
+    elif fp32:
+        raise ValueError(f"arm {text!r}: fp32 states are not rounded; write fp32 or fp32-reset")
+    if not get_format(formats[0]).signed:
+        raise ValueError(f"arm {text!r}: the first moment takes negative values, and {formats[0]} has no sign")
+    if len(words) == 1:
+        raise ValueError(f"arm {text!r} names no rounding; write {text}-nearest or {text}-stochastic")
+    if len(words) > 2 or words[1] not in ("nearest", "stochastic"):
+        raise ValueError(f"arm {text!r}: {'-'.join(words[1:])!r} is no rounding; an arm is {_SHAPE}")
+    return Arm(formats[0], formats[-1], words[1], reset)
+
+
+def reset_period(arm: Arm, arms: tuple[Arm, ...], *, beta1: float, beta2: float) -> int | None:
+    """Steps between resets of an arm; ``None`` for never.
+
+    Without a number, an arm takes the planner's period for its second moment under nearest rounding (both roundings
+    share their periods in the published runs, too), or the published one where the planner sees no reason to reset.
+    fp32, which needs no reset, takes that of the first low-precision arm with resets, or 300: it is their control.
+    """
+    if arm.reset is None or arm.reset > 0:
+        return arm.reset
+    if arm.is_fp32:
+        others = [a for a in arms if a.reset is not None and not a.is_fp32]
+        return reset_period(others[0], arms, beta1=beta1, beta2=beta2) if others else PUBLISHED_PERIODS[8]
+    from halfulp.theory.planner import plan_reset
+
+    fmt = get_format(arm.exp_avg_sq, signed=False)
+    if fmt.is_float32:
+        return PUBLISHED_PERIODS[16]
+    period = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1).period
+    return period if period is not None else PUBLISHED_PERIODS.get(fmt.bits, 300)

@@ -1,0 +1,79 @@
+"""Checkpoints of one arm: parameters, optimizer states and the rest of a run's state, in one safetensors file.
+
+``param.NAME`` are the parameters, ``optimizer.INDEX.KEY`` the tensors of the optimizer's ``state_dict``,
+``monitor.NAME`` the shadows of the monitor. Steps, ages and groups are JSON in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from halfulp.lab.files import write_bytes
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+) -> None:
+    """Write a checkpoint, all or nothing.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model, optimizer
+        What to save; the optimizer one of halfulp's.
+    extra
+        Further values, as JSON.
+    """
+    tensors: dict[str, Tensor] = {f"param.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
+    saved = optimizer.state_dict()
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in saved["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.contiguous()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    metadata = {"extra": extra, "numbers": numbers, "groups": saved["param_groups"]}
+    write_bytes(path, safetensors.torch.save(tensors, {k: json.dumps(v) for k, v in metadata.items()}))
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Read a checkpoint into a model and an optimizer built alike; return the further values.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, or of another model or optimizer.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = {k: json.loads(v) for k, v in file.metadata().items()}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Delete it to start this arm anew") from error
+    params = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    own = dict(model.named_parameters())
+    if params.keys() != own.keys() or any(params[n].shape != p.shape for n, p in own.items()):
+        raise ValueError(f"{path} is of another model")
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in metadata["numbers"].items()}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in metadata["groups"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    with torch.no_grad():
+        for name, param in own.items():
+            param.copy_(params[name])
+    extra: dict[str, Any] = metadata["extra"]
+    return extra

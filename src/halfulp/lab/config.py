@@ -1,0 +1,129 @@
+"""Everything that a comparison depends on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
+from halfulp.lab.model import MODELS
+
+__all__ = ["CompareConfig", "RunSpec"]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison: the arms, and what they have in common.
+
+    Parameters
+    ----------
+    arms
+        Spellings, see :mod:`halfulp.lab.arms`.
+    seeds
+        Seeds; each arm runs with each of them (initial weights, data order, random bits).
+    lrs
+        Peak learning rates; each arm runs with each of them.
+    steps, batch, context
+        Optimizer steps; sequences a step; tokens a sequence.
+    model, hidden, layers, heads
+        Architecture (``llama``, ``neox``, ``mixtral``) and its size.
+    tokenizer
+        ``"bytes"`` or ``"bpe:SIZE"``.
+    betas, weight_decay, clip, warmup
+        AdamW; largest gradient norm; steps of linear warm-up, after which a cosine falls to a tenth.
+    measure_every, checkpoint_every, sample
+        Steps between regular measurements and between checkpoints; coordinates watched.
+    validation
+        Sequences of the validation text on which the loss is measured.
+    """
+
+    arms: tuple[str, ...] = DEFAULT_ARMS
+    seeds: tuple[int, ...] = (0,)
+    lrs: tuple[float, ...] = (3e-3,)
+    steps: int = 1000
+    batch: int = 8
+    context: int = 128
+    model: str = "llama"
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    tokenizer: str = "bytes"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup: int = 50
+    measure_every: int = 20
+    checkpoint_every: int = 100
+    sample: int = 8192
+    validation: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("arms", "seeds", "lrs"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"a comparison needs at least one of its {name}")
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} are named once each, got {', '.join(map(str, values))}")
+        for name in ("steps", "batch", "hidden", "layers", "heads", "measure_every", "checkpoint_every", "sample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.context < 2:
+            raise ValueError(f"context is at least 2 tokens, got {self.context}")
+        if self.validation < 1:
+            raise ValueError(f"validation is at least one sequence, got {self.validation}")
+        if any(lr <= 0 for lr in self.lrs):
+            raise ValueError(f"learning rates are positive, got {self.lrs}")
+        if not all(0 < b < 1 for b in self.betas):
+            raise ValueError(f"betas are between 0 and 1, got {self.betas}")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden is an even number for each head: {self.hidden} does not split over {self.heads} heads"
+            )
+        if self.model not in MODELS:
+            raise ValueError(f"model is one of {', '.join(MODELS)}; got {self.model!r}")
+        names = [arm.name for arm in self.parsed]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arms are named once each, got {', '.join(names)}")
+
+    @property
+    def parsed(self) -> tuple[Arm, ...]:
+        """The arms."""
+        return tuple(parse_arm(text) for text in self.arms)
+
+    def period(self, arm: Arm) -> int | None:
+        """Reset period of an arm."""
+        return reset_period(arm, self.parsed, beta1=self.betas[0], beta2=self.betas[1])
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        """Every run, seed by seed, so that a run cut short has whole seeds."""
+        return tuple(
+            RunSpec(arm, seed, lr, self.period(arm)) for seed in self.seeds for lr in self.lrs for arm in self.parsed
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``config.json``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> CompareConfig:
+        """From ``config.json``; unknown keys are a ``ValueError``."""
+        unknown = set(values) - {f.name for f in fields(CompareConfig)}
+        if unknown:
+            raise ValueError(f"config.json has unknown keys {sorted(unknown)}: it was written by another version")
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return CompareConfig(**given)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run: an arm with a seed and a learning rate; `period` is None without resets."""
+
+    arm: Arm
+    seed: int
+    lr: float
+    period: int | None
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"{self.arm.name}_lr{self.lr:g}_seed{self.seed}"

@@ -1,0 +1,246 @@
+"""The report as one HTML page that needs nothing else: no network, no script library."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from halfulp.formats import get_format
+from halfulp.lab.arms import Arm
+from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries
+from halfulp.lab.svg import Chart, Line, format_value
+from halfulp.lab.words import cannot_show, shows
+
+__all__ = ["build_page", "style"]
+
+SHORT = {"exp_avg_sq": "second moment", "exp_avg": "first moment"}
+
+
+def style(arm: Arm) -> str:
+    """Classes of an arm: the colour is the width of the second moment, the dash rounding and resets."""
+    bits = get_format(arm.exp_avg_sq, signed=False).bits
+    dash = "reset" if arm.reset is not None else "" if arm.is_fp32 else arm.rounding
+    return f"b{bits} {dash}".strip()
+
+
+def build_page(comparison: Comparison) -> str:
+    """The page of a comparison."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the report needs the jinja2 package: pip install 'halfulp[lab]'") from error
+    loader = jinja2.PackageLoader("halfulp.lab", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = lambda value: f"{value * 100:.1f}%"
+    environment.filters["times"] = lambda value: format_value(value, "times")
+    low = [a for a in comparison.arms if not a.arm.is_fp32]
+    kept: dict[str, str] = next((a.shown.summary["kept_fp32"] for a in low if a.shown.summary), {})
+    return environment.get_template("page.html.j2").render(
+        arms=[_glance(a) for a in comparison.arms],
+        panels=[_panel(a) for a in low],
+        distances=_distances(low),
+        losses=_losses(comparison),
+        table=_table(comparison),
+        sweep=_sweep(comparison),
+        shows=shows(comparison),
+        cannot=cannot_show(comparison),
+        lead=_lead(comparison),
+        complete=comparison.complete,
+        kept=_reasons(kept),
+        config=comparison.config,
+        config_json=json.dumps(comparison.config.to_json(), indent=2),
+        environment_json=json.dumps(comparison.environment, indent=2),
+        folder=comparison.folder.resolve().name,
+    )
+
+
+def _lead(comparison: Comparison) -> str:
+    config, text = comparison.config, comparison.environment["text"]
+    sizes = [a.shown.summary["parameters"] for a in comparison.arms if a.shown.summary]
+    size = f" with {sizes[0] / 1e6:.2f} million parameters" if sizes else ""
+    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
+    return (
+        f"A {config.model} model{size}, trained for {config.steps:,} steps of {config.batch} × {config.context} tokens "
+        f"by AdamW at betas {config.betas[0]:g} and {config.betas[1]:g}, {seeds}. Text: {text['source']} "
+        f"({text['bytes'] / 1e6:.1f} MB). Only the storage of the optimizer's states differs between the arms."
+    )
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """One row of the overview; places and widths of the lag bar in per cent of the cell."""
+
+    label: str
+    css: str
+    lost: float
+    predicted: float | None
+    ratio: float
+    lag_place: float
+    off: float
+    bytes: float | None
+
+    @property
+    def lag_left(self) -> float:
+        return min(self.lag_place, 50.0)
+
+    @property
+    def lag_width(self) -> float:
+        return abs(self.lag_place - 50.0)
+
+
+def _glance(a: ArmResult) -> _Glance:
+    series, summary = a.shown.slots["exp_avg_sq"], a.shown.summary
+    ratio = series.ratio[-1]
+    place = 50.0 + 25.0 * math.log2(ratio) if 0 < ratio < math.inf else 50.0
+    size = None if summary is None else summary["bytes_per_parameter"]
+    return _Glance(
+        a.arm.label, style(a.arm), series.mean_stalled(), series.mean_predicted(), ratio,
+        min(max(place, 0.0), 100.0), series.off_2x[-1], size,
+    )  # fmt: skip
+
+
+def _panel(a: ArmResult) -> dict[str, Any]:
+    lines = []
+    for slot in SHORT:
+        series = a.shown.slots.get(slot)
+        if series is not None:
+            predicted = series.mean_predicted()
+            guess = "no prediction" if predicted is None else f"predicted {predicted:.1%}"
+            lines.append(f"{SHORT[slot]}: {series.mean_stalled():.1%} over the run ({guess})")
+    return {
+        "label": a.arm.label,
+        "period": a.shown.spec.period,
+        "lines": lines,
+        "linear": _stall_chart(a, log=False).render(),
+        "log": _stall_chart(a, log=True).render(),
+    }
+
+
+def _stall_chart(a: ArmResult, *, log: bool) -> Chart:
+    last = a.shown.rows[-1]["step"]
+    title = f"{a.arm.label}: stalled fraction by step"
+    chart = Chart(title, (1, max(last, 2)), (0.0, 1.0), "percent", log_x=log, height=210)
+    for slot in reversed(SHORT):
+        series = a.shown.slots.get(slot)
+        if series is None:
+            continue
+        css = style(a.arm).split()[0] + (" pale" if slot == "exp_avg" else "")
+        steps = _drawn_steps(last, series)
+        predicted = series.predicted(steps)
+        if predicted is not None:
+            chart.add(Line(f"{SHORT[slot]}, predicted", steps, predicted, css, direct=False))
+        chart.add(Line(f"{SHORT[slot]}, measured", series.steps, series.stalled, css, dots=True, direct=False))
+    return chart
+
+
+def _drawn_steps(last: int, series: SlotSeries) -> list[int]:
+    """Steps at which to draw a prediction: enough for a smooth line, and both sides of every reset."""
+    steps = set(range(1, last + 1, max(1, last // 200))) | {last}
+    for start in range(1, last + 1, series.period or last + 1):
+        steps |= {start - 1, start, *(start + round(1.2**k) for k in range(40))}
+    return sorted(s for s in steps if 1 <= s <= last)
+
+
+def _distances(arms: list[ArmResult]) -> list[Chart]:
+    charts: list[Chart] = []
+    for slot, name in SHORT.items():
+        series = [(a, a.shown.slots[slot]) for a in arms if slot in a.shown.slots]
+        if not series:
+            continue
+        last = max(s.steps[-1] for _, s in series)
+        ratios = [r for _, s in series for r in s.ratio if 0 < r < math.inf]
+        low, high = min([0.5, *(r * 0.9 for r in ratios)]), max([2.0, *(r * 1.1 for r in ratios)])
+        ratio = _wide(f"Stored over fp32, {name}", last, (max(low, 0.01), min(high, 100.0)), "times", log_y=True)
+        ratio.reference = 1.0
+        top = max([0.1, *(o for _, s in series for o in s.off_2x)])
+        off = _wide(f"Share off by more than 2×, {name}", last, (0.0, min(1.0, top * 1.05)), "percent")
+        for a, s in series:
+            ratio.add(Line(a.arm.label, s.steps, s.ratio, style(a.arm)))
+            off.add(Line(a.arm.label, s.steps, s.off_2x, style(a.arm)))
+        charts += [ratio, off]
+    return charts
+
+
+def _wide(title: str, last: int, ends: tuple[float, float], kind: str, *, log_y: bool = False) -> Chart:
+    return Chart(title, (0, last), ends, kind, log_y=log_y, height=300, width=560, label_width=165)
+
+
+def _losses(comparison: Comparison) -> list[Chart]:
+    charts = []
+    for title, curves in (
+        ("Validation loss (nats per token)", [(a, a.shown.validation) for a in comparison.arms]),
+        ("Training loss (nats per token)", [(a, a.shown.loss) for a in comparison.arms]),
+    ):
+        values = [v for _, (_, losses) in curves for v in losses if math.isfinite(v)]
+        if not values:
+            continue
+        last = max(steps[-1] for _, (steps, _) in curves if steps)
+        chart = _wide(title, last, (min(values) * 0.97, max(values) * 1.03), "number")
+        for a, (steps, losses) in curves:
+            chart.add(Line(a.arm.label, steps, losses, style(a.arm)))
+        charts.append(chart)
+    return charts
+
+
+def _interval(value: Interval | None, *, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    number = f"{value.mean:+.4f}" if sign else f"{value.mean:.4f}"
+    return number if value.half is None else f"{number} ± {value.half:.4f}"
+
+
+def _table(comparison: Comparison) -> list[list[str]]:
+    control = comparison.control
+    rows = [
+        [
+            "arm", "bytes / parameter", "reset", "v stalled, run", "predicted", "v stalled, end", "m stalled, end",
+            "v lag (ln)", "v off 2×", "learning rate", "validation loss", "less fp32, paired", "diverged",
+        ]
+    ]  # fmt: skip
+    for a in comparison.arms:
+        v, m, summary = a.shown.slots["exp_avg_sq"], a.shown.slots.get("exp_avg"), a.shown.summary
+        predicted = v.mean_predicted()
+        gap = a.against(control) if control is not None and a is not control else None
+        rows.append(
+            [
+                a.arm.label,
+                "-" if summary is None else f"{summary['bytes_per_parameter']:.3f}",
+                str(a.shown.spec.period or "-"),
+                f"{v.mean_stalled():.2%}",
+                "-" if predicted is None else f"{predicted:.2%}",
+                f"{v.stalled[-1]:.2%}",
+                "-" if m is None else f"{m.stalled[-1]:.2%}",
+                f"{v.lag[-1]:+.3f}",
+                f"{v.off_2x[-1]:.2%}",
+                f"{a.best_lr:g}",
+                _interval(a.final),
+                _interval(gap, sign=True),
+                f"{a.diverged} of {len(a.runs)}",
+            ]
+        )
+    return rows
+
+
+def _sweep(comparison: Comparison) -> list[list[str]]:
+    lrs = comparison.config.lrs
+    if len(lrs) == 1:
+        return []
+    rows = [["arm", *(f"{lr:g}" for lr in lrs)]]
+    for a in comparison.arms:
+        cells = [a.arm.label]
+        for lr in lrs:
+            mine = [r for r in a.runs if r.spec.lr == lr]
+            lost = sum(r.diverged for r in mine)
+            text = _interval(Interval.of([r.final for r in mine if r.final is not None]))
+            cells.append(f"{text} ({lost} diverged)" if lost else text)
+        rows.append(cells)
+    return rows
+
+
+def _reasons(kept: dict[str, str]) -> str:
+    counts: dict[str, int] = {}
+    for why in kept.values():
+        counts[why] = counts.get(why, 0) + 1
+    return "; ".join(f"{n} × {why}" for why, n in counts.items())

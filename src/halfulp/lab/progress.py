@@ -1,0 +1,136 @@
+"""The live view of a comparison: one line a run on a terminal, one line an event in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from halfulp.lab.compare import RunStatus
+from halfulp.lab.config import CompareConfig
+
+__all__ = ["ProgressView"]
+
+MARKS = {"waiting": "[dim]waiting", "done": "[green]done", "stopped": "[yellow]stopped", "failed": "[red]failed"}
+
+
+class ProgressView:
+    """Shows :class:`~halfulp.lab.compare.RunStatus` lists; a context manager.
+
+    Parameters
+    ----------
+    console
+        Where to; a terminal gets a live table, anything else a line whenever a run starts or ends.
+    config
+        What is run.
+    """
+
+    def __init__(self, console: Console, config: CompareConfig) -> None:
+        self.console, self.config = console, config
+        self.began = time.monotonic()
+        self._done_before: int | None = None
+        self._known: dict[str, str] = {}
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> ProgressView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, statuses: list[RunStatus]) -> None:
+        """Show the state of all runs."""
+        if self._live:
+            self._live.update(self.table(statuses), refresh=True)
+            return
+        for status in statuses:
+            if self._known.get(status.spec.name) != status.state:
+                self._known[status.spec.name] = status.state
+                if status.state != "waiting":
+                    self.console.print(self._line(status), highlight=False)
+
+    def _line(self, s: RunStatus) -> str:
+        text = f"{self.title(s)}: {'diverged' if s.diverged else s.state}"
+        if s.state == "running":
+            return text
+        parts = [f"step {s.step}"]
+        if s.validation is not None:
+            parts.append(f"validation {s.validation:.4f}")
+        if s.stalled is not None:
+            parts.append(f"second moment stalled {s.stalled:.1%}")
+        if s.tokens_per_second:
+            parts.append(f"{s.tokens_per_second:,.0f} tokens/s")
+        return f"{text} ({', '.join(parts)})"
+
+    def title(self, status: RunStatus) -> str:
+        """Name of a run, with what tells it from its siblings."""
+        words = [status.spec.arm.label]
+        if len(self.config.lrs) > 1:
+            words.append(f"lr {status.spec.lr:g}")
+        if len(self.config.seeds) > 1:
+            words.append(f"seed {status.spec.seed}")
+        return ", ".join(words)
+
+    def eta(self, statuses: list[RunStatus]) -> str:
+        """Time left for everything, from the pace so far."""
+        total = len(statuses) * self.config.steps
+        done = sum(self.config.steps if s.state in ("done", "failed") else s.step for s in statuses)
+        if self._done_before is None:
+            self._done_before = done
+        elapsed, progress = time.monotonic() - self.began, done - self._done_before
+        if progress <= 0:
+            return "-"
+        return _clock(elapsed * (total - done) / progress)
+
+    def table(self, statuses: list[RunStatus]) -> Table:
+        """The live table."""
+        elapsed = _clock(time.monotonic() - self.began)
+        table = Table(
+            box=None,
+            pad_edge=False,
+            title=f"[bold]halfulp compare[/]  {elapsed} elapsed, {self.eta(statuses)} left",
+            title_justify="left",
+            title_style="",
+        )
+        table.add_column("arm", no_wrap=True)
+        table.add_column("progress", width=18)
+        for heading in ("step", "loss", "validation", "stalled v", "tokens/s", "left"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for s in statuses:
+            mark = MARKS.get(s.state)
+            if s.diverged:
+                mark = "[red]diverged"
+            bar = ProgressBar(total=self.config.steps, completed=s.step, width=18)
+            left = "-"
+            if s.state == "running" and s.tokens_per_second:
+                tokens = (self.config.steps - s.step) * self.config.batch * self.config.context
+                left = _clock(tokens / s.tokens_per_second)
+            table.add_row(
+                self.title(s),
+                bar if s.state in ("running", "done") and not s.diverged else (mark or ""),
+                str(s.step) if s.step else "-",
+                _number(s.loss, ".3f"),
+                _number(s.validation, ".3f"),
+                _number(s.stalled, ".1%"),
+                _number(s.tokens_per_second, ",.0f"),
+                "[green]done" if s.state == "done" and not s.diverged else left,
+            )
+        return table
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,239 @@
+"""A run folder read back: series by arm, with what theory predicts for the ages that were met."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfulp.lab.arms import Arm
+from halfulp.lab.compare import load_run_folder
+from halfulp.lab.config import CompareConfig, RunSpec
+from halfulp.lab.files import read_json, read_jsonl
+
+__all__ = ["ArmResult", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "load_comparison"]
+
+
+def age_at(step: int, period: int | None) -> int:
+    """Age of the states that the update of a step meets: the first step, and the first after a reset, meet age 0."""
+    return (step - 1) % period if period else step - 1
+
+
+@lru_cache(maxsize=64)
+def _curve(fmt: str, rounding: str, beta: float, slot: str, steps: int) -> tuple[float, ...] | None:
+    from halfulp.theory.stall import stall_curve
+
+    try:
+        return tuple(stall_curve(fmt, beta=beta, rounding=rounding, steps=steps, slot=slot))  # type: ignore[arg-type]
+    except ValueError:  # a format or decay that theory has no answer for
+        return None
+
+
+@dataclass
+class SlotSeries:
+    """One state of one run, at the measured steps."""
+
+    slot: str
+    format: str
+    rounding: str
+    beta: float
+    period: int | None
+    steps: list[int] = field(default_factory=list)
+    ages: list[int] = field(default_factory=list)
+    stalled: list[float] = field(default_factory=list)
+    lag: list[float] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    off_2x: list[float] = field(default_factory=list)
+
+    def predicted(self, steps: list[int]) -> list[float] | None:
+        """Predicted stalled fraction of the updates of given steps; ``None`` where theory has no answer."""
+        ages = [age_at(s, self.period) for s in steps]
+        curve = _curve(self.format, self.rounding, self.beta, self.slot, max(ages, default=0) + 1)
+        return None if curve is None else [curve[a] for a in ages]
+
+    def mean_stalled(self) -> float:
+        """Stalled fraction over the whole run: linear between measured steps."""
+        return _mean_over_steps(self.steps, self.stalled)
+
+    def mean_predicted(self) -> float | None:
+        """Predicted stalled fraction over the whole run."""
+        predicted = self.predicted(list(range(1, self.steps[-1] + 1)))
+        return None if predicted is None else float(np.mean(predicted))
+
+    def miss(self, from_age: int = 10) -> float | None:
+        """Mean distance of measured from predicted, over the measured steps at ages from `from_age` on."""
+        predicted = self.predicted(self.steps)
+        if predicted is None:
+            return None
+        gaps = [abs(m - p) for m, p, a in zip(self.stalled, predicted, self.ages, strict=True) if a >= from_age]
+        return float(np.mean(gaps)) if gaps else None
+
+
+def _mean_over_steps(steps: list[int], values: list[float]) -> float:
+    if len(steps) == 1:
+        return values[0]
+    every = np.arange(steps[0], steps[-1] + 1)
+    return float(np.interp(every, steps, values).mean())
+
+
+@dataclass
+class RunResult:
+    """One run: rows of ``metrics.jsonl``, its states, and its summary once it is done."""
+
+    spec: RunSpec
+    rows: list[dict[str, Any]]
+    slots: dict[str, SlotSeries]
+    summary: dict[str, Any] | None
+
+    @property
+    def loss(self) -> tuple[list[int], list[float]]:
+        """Training loss, each the mean since the row before."""
+        return [r["step"] for r in self.rows], [r["loss"] for r in self.rows]
+
+    @property
+    def validation(self) -> tuple[list[int], list[float]]:
+        """Validation loss."""
+        rows = [r for r in self.rows if "validation" in r]
+        return [r["step"] for r in rows], [r["validation"] for r in rows]
+
+    @property
+    def final(self) -> float | None:
+        """Validation loss at the end; ``None`` if the run is not done or diverged."""
+        return None if self.summary is None else self.summary["validation"]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss became infinite or NaN."""
+        return self.summary is not None and self.summary["diverged"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95 % t interval; `half` is ``None`` for a single seed."""
+
+    mean: float
+    half: float | None
+    count: int
+
+    @staticmethod
+    def of(values: list[float]) -> Interval | None:
+        """Interval of some values, ``None`` of none."""
+        if not values:
+            return None
+        if len(values) == 1:
+            return Interval(values[0], None, 1)
+        from scipy.stats import t
+
+        spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        return Interval(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread, len(values))
+
+
+@dataclass
+class ArmResult:
+    """All runs of an arm. What is shown of its states is the first seed at the learning rate that served it best."""
+
+    arm: Arm
+    runs: list[RunResult]
+
+    @property
+    def best_lr(self) -> float:
+        """Learning rate with the lowest mean final validation loss (the first one without any)."""
+        means: dict[float, float] = {}
+        for lr in dict.fromkeys(r.spec.lr for r in self.runs):
+            mine = [r for r in self.runs if r.spec.lr == lr]
+            finals = [r.final for r in mine if r.final is not None]
+            if finals and not any(r.diverged for r in mine):
+                means[lr] = float(np.mean(finals))
+        return min(means, key=lambda lr: means[lr]) if means else self.runs[0].spec.lr
+
+    @property
+    def best(self) -> list[RunResult]:
+        """Runs at the best learning rate."""
+        return [r for r in self.runs if r.spec.lr == self.best_lr]
+
+    @property
+    def shown(self) -> RunResult:
+        """The run whose states are shown."""
+        return self.best[0]
+
+    @property
+    def final(self) -> Interval | None:
+        """Final validation loss over the seeds at the best learning rate."""
+        return Interval.of([r.final for r in self.best if r.final is not None])
+
+    @property
+    def diverged(self) -> int:
+        """Runs that diverged, at any learning rate."""
+        return sum(r.diverged for r in self.runs)
+
+    def against(self, other: ArmResult) -> Interval | None:
+        """Final validation loss less that of another arm, seed by seed, each at its best learning rate."""
+        theirs = {r.spec.seed: r.final for r in other.best}
+        gaps = []
+        for run in self.best:
+            base = theirs.get(run.spec.seed)
+            if run.final is not None and base is not None:
+                gaps.append(run.final - base)
+        return Interval.of(gaps)
+
+
+@dataclass
+class Comparison:
+    """A run folder."""
+
+    folder: Path
+    config: CompareConfig
+    environment: dict[str, Any]
+    arms: list[ArmResult]
+
+    @property
+    def control(self) -> ArmResult | None:
+        """The plain fp32 arm."""
+        return next((a for a in self.arms if a.arm.is_fp32 and a.arm.reset is None), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run is done."""
+        return len([r for a in self.arms for r in a.runs if r.summary]) == len(self.config.runs())
+
+
+def load_comparison(folder: Path) -> Comparison:
+    """Read a run folder; runs without a single measurement are left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is no run folder.
+    ValueError
+        Nothing was measured in it yet.
+    """
+    config = load_run_folder(folder)
+    runs = [_load_run(folder / "runs" / spec.name, spec) for spec in config.runs()]
+    arms = []
+    for arm in config.parsed:
+        mine = [r for r in runs if r.spec.arm == arm and r.slots]
+        if mine:
+            arms.append(ArmResult(arm, mine))
+    if not arms:
+        raise ValueError(f"{folder} holds no measurements yet. Continue it with: halfulp compare --resume {folder}")
+    return Comparison(folder, config, read_json(folder / "environment.json"), arms)
+
+
+def _load_run(folder: Path, spec: RunSpec) -> RunResult:
+    rows = read_jsonl(folder / "metrics.jsonl")
+    slots: dict[str, SlotSeries] = {}
+    for row in rows:
+        for name, m in row["slots"].items():
+            series = slots.get(name)
+            if series is None:
+                series = slots[name] = SlotSeries(name, m["format"], m["rounding"], m["beta"], spec.period)
+            series.steps.append(row["step"])
+            series.ages.append(m["age"])
+            for key in ("stalled", "lag", "ratio", "off_2x"):
+                getattr(series, key).append(m[key])
+    summary = folder / "summary.json"
+    return RunResult(spec, rows, slots, read_json(summary) if summary.exists() else None)

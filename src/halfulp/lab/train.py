@@ -1,0 +1,202 @@
+"""Train one arm: a loop that measures its optimizer's states, and can be cut off anywhere and continued.
+
+Nothing depends on what happened before but the checkpoint: batches follow from seed and step, the learning rate from
+the step, random bits from seed, parameter, slot and step. A run continued from a checkpoint has the bits of one that
+was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.lab.checkpoint import load_checkpoint, save_checkpoint
+from halfulp.lab.config import CompareConfig, RunSpec
+from halfulp.lab.files import read_jsonl, write_json, write_text
+from halfulp.lab.model import build_model
+from halfulp.lab.tokens import Tokens
+from halfulp.monitor import Measure, StallMonitor
+from halfulp.optim import AdamW
+
+__all__ = ["Progress", "is_measured", "learning_rate", "train"]
+
+LOG_AGES = frozenset(round(1.3**k) for k in range(40))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; `stalled` is of the second moment, in the last measured step."""
+
+    step: int
+    loss: float
+    validation: float | None
+    stalled: float | None
+    tokens_per_second: float
+
+
+def learning_rate(config: CompareConfig, peak: float, step: int) -> float:
+    """Learning rate of a step (the first is 1): linear warm-up, then a cosine down to a tenth of the peak."""
+    warmup = min(config.warmup, config.steps)
+    if step <= warmup:
+        return peak * step / warmup
+    done = (step - warmup) / max(config.steps - warmup, 1)
+    return peak * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def is_measured(config: CompareConfig, period: int | None, step: int) -> bool:
+    """Whether the states are measured in a step: at regular steps, and at ages spaced by factors of 1.3.
+
+    The update of step `t` meets a state that has seen `t - 1` updates since the start or the last reset.
+    """
+    age = (step - 1) % period if period else step - 1
+    return step % config.measure_every == 0 or step == config.steps or age in LOG_AGES
+
+
+class _Run:
+    """What one run is made of."""
+
+    def __init__(self, config: CompareConfig, spec: RunSpec, tokens: Tokens) -> None:
+        self.config, self.spec, self.tokens = config, spec, tokens
+        self.model = build_model(
+            config.model, vocab=tokens.vocab, hidden=config.hidden, layers=config.layers, heads=config.heads,
+            context=config.context, seed=spec.seed,
+        )  # fmt: skip
+        named = list(self.model.named_parameters())
+        groups = [
+            {"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = AdamW(
+            [g for g in groups if g["params"]], lr=spec.lr, betas=config.betas, state=spec.arm.optimizer_state(),
+            rounding=spec.arm.rounding, reset=spec.period, seed=spec.seed,
+        )  # fmt: skip
+        self.monitor = StallMonitor(self.optimizer, sample=config.sample)
+        self.check = tokens.validation(config.validation)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        logits = self.model(input_ids=batch[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+    def step(self, step: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.spec.lr, step)
+        loss = self.loss(self.tokens.batch(self.spec.seed, step, self.config.batch))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def validation(self) -> float:
+        parts = [float(self.loss(part)) * len(part) for part in self.check.split(16)]
+        return sum(parts) / len(self.check)
+
+
+def _slots(measures: list[Measure]) -> dict[str, dict[str, Any]]:
+    names = ("format", "rounding", "beta", "drive", "age", "stalled", "lag", "ratio", "off_2x")
+    return {m.slot: {n: getattr(m, n) for n in names} for m in measures}
+
+
+def train(
+    folder: Path,
+    data: Path,
+    config: CompareConfig,
+    spec: RunSpec,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train one arm to its end, from its checkpoint if there is one.
+
+    Parameters
+    ----------
+    folder
+        Of the run; gets ``checkpoint.safetensors``, ``metrics.jsonl`` and, at the end, ``summary.json``.
+    data
+        Where :func:`~halfulp.lab.tokens.prepare_tokens` wrote.
+    config, spec
+        What to do.
+    report
+        Called after each step.
+    stop
+        Asked after each step; True ends the run with a checkpoint.
+
+    Returns
+    -------
+    bool
+        Whether the run reached its end (a divergence is an end).
+    """
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(config, spec, Tokens(data, config.context))
+    checkpoint, metrics = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
+    state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_count": 0, "seconds": 0.0}
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, run.model, run.optimizer)
+    rows = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
+    write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    began, first, diverged = time.perf_counter() - state["seconds"], state["step"], False
+    started = time.perf_counter()
+    stalled = validation = None
+    with metrics.open("a") as file:
+        for step in range(first + 1, config.steps + 1):
+            loss = run.step(step)
+            diverged = not math.isfinite(loss)
+            state["loss_sum"], state["loss_count"] = state["loss_sum"] + loss, state["loss_count"] + 1
+            if diverged or is_measured(config, spec.period, step):
+                row = {
+                    "step": step,
+                    "loss": state["loss_sum"] / state["loss_count"],
+                    "slots": _slots(run.monitor.measure()),
+                }
+                state["loss_sum"], state["loss_count"] = 0.0, 0
+                second = row["slots"].get("exp_avg_sq")
+                stalled = second["stalled"] if second else None
+                if not diverged and (step % (5 * config.measure_every) == 0 or step == config.steps):
+                    row["validation"] = validation = run.validation()
+                row["seconds"] = round(time.perf_counter() - began, 3)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+            pace = (step - first) * config.batch * config.context / (time.perf_counter() - started)
+            report(Progress(step, loss, validation, stalled, pace))
+            last = diverged or step == config.steps
+            stopping = not last and stop()
+            if last or stopping or step % config.checkpoint_every == 0:
+                state["step"], state["seconds"] = step, time.perf_counter() - began
+                save_checkpoint(checkpoint, run.model, run.optimizer, state)
+            if stopping:
+                return False
+            if last:
+                break
+    _summary(folder, run, state, validation, diverged)
+    return True
+
+
+def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float | None, diverged: bool) -> None:
+    memory = run.optimizer.memory()
+    if validation is None and not diverged:  # continued from a checkpoint of the last step
+        validation = run.validation()
+    write_json(
+        folder / "summary.json",
+        {
+            "steps": state["step"],
+            "diverged": diverged,
+            "validation": None if diverged else validation,
+            "seconds": round(state["seconds"], 2),
+            "parameters": memory.parameters,
+            "state_bytes": memory.total,
+            "bytes_per_parameter": memory.bytes_per_parameter,
+            "by_storage": memory.by_storage,
+            "kept_fp32": memory.kept_fp32,
+            "skipped": sum(run.optimizer.skipped.values()),
+        },
+    )

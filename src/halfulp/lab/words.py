@@ -1,0 +1,191 @@
+"""What a comparison shows and what it cannot, in plain sentences made from its figures."""
+
+from __future__ import annotations
+
+import math
+
+from halfulp.lab.results import ArmResult, Comparison, SlotSeries
+
+__all__ = ["cannot_show", "percent", "shows", "times"]
+
+SEED_NOISE = ((0.117, 1500, 0.023), (0.468, 2500, 0.009))
+"""Measured before: (million parameters, steps, standard deviation over seeds of the final validation loss, in nats)."""
+
+
+def percent(value: float) -> str:
+    """A share, with enough digits near 1 to tell 99.7 % from 100 %."""
+    if 0 < value < 0.001:
+        return "under 0.1 %"
+    if 0.999 < value < 1:
+        return f"{value * 100:.2f} %"
+    return f"{value * 100:.1f} %"
+
+
+def times(ratio: float) -> str:
+    """A ratio to the fp32 value."""
+    return f"{ratio:.2f} times" if math.isfinite(ratio) else "infinitely many times"
+
+
+def _second(result: ArmResult) -> SlotSeries:
+    return result.shown.slots["exp_avg_sq"]
+
+
+def shows(comparison: Comparison) -> list[str]:
+    """Findings, one a sentence or two; only of arms that are there."""
+    low = [a for a in comparison.arms if not a.arm.is_fp32]
+    out = []
+    for rounding in ("nearest", "stochastic"):
+        mine = [a for a in low if a.arm.rounding == rounding and a.arm.reset is None]
+        if mine:
+            out.append(_lost(mine, rounding))
+    out += [_reset(a, comparison) for a in low if _was_reset(a)]
+    out += _off(low)
+    prediction = _prediction(low)
+    if prediction:
+        out.append(prediction)
+    memory = _memory(comparison)
+    if memory:
+        out.append(memory)
+    out.append(_losses(comparison))
+    return out
+
+
+def _lost(arms: list[ArmResult], rounding: str) -> str:
+    parts = [f"{a.arm.formats} {percent(_second(a).mean_stalled())}" for a in arms]
+    text = (
+        f"With {rounding} rounding, this share of all second-moment updates was rounded away over the run: "
+        f"{', '.join(parts)}."
+    )
+    if rounding == "stochastic":
+        text += (
+            " A stochastic state stands still almost as often, but the steps that it does take make up for those that "
+            "it misses: it is right on average."
+        )
+    return text
+
+
+def _was_reset(a: ArmResult) -> bool:
+    period = a.shown.spec.period
+    return period is not None and a.shown.rows[-1]["step"] > period
+
+
+def _reset(a: ArmResult, comparison: Comparison) -> str:
+    series, period = _second(a), a.shown.spec.period
+    plain = next((_second(b) for b in comparison.arms if b.arm.name == a.arm.name.rpartition("-reset")[0]), None)
+    text = f"A reset every {period} steps brings {a.arm.formats} {a.arm.rounding} to {percent(series.mean_stalled())}"
+    if plain is not None:
+        text += f" (without: {percent(plain.mean_stalled())})"
+    fresh = [s for s, age in zip(series.stalled, series.ages, strict=True) if 0 < age <= 10]
+    if fresh:
+        text += f"; within ten steps of a start it is {percent(sum(fresh) / len(fresh))}"
+    return text + "."
+
+
+def _off(low: list[ArmResult]) -> list[str]:
+    out = []
+    for a in low:
+        series = _second(a)
+        off, ratio = series.off_2x[-1], series.ratio[-1]
+        if off >= 0.1:
+            out.append(
+                f"At the end of {a.arm.label}, {percent(off)} of the second moments are more than a factor of two away "
+                f"from what fp32 would hold on the same gradients; their mean is {times(ratio)} the fp32 mean."
+            )
+    fine = [a.arm.label for a in low if _second(a).off_2x[-1] < 0.02]
+    if fine:
+        out.append(f"Under 2 % are off by more than two in {', '.join(fine)}.")
+    return out
+
+
+def _prediction(low: list[ArmResult]) -> str:
+    misses = [(miss, a) for a in low if (miss := _second(a).miss()) is not None]
+    if not misses:
+        return ""
+    worst, arm = max(misses, key=lambda item: item[0])
+    text = (
+        f"From age 10 on, the predicted and the measured stalled fraction of the second moment differ by "
+        f"{sum(m for m, _ in misses) / len(misses) * 100:.1f} points on average"
+    )
+    if len(misses) > 1:
+        text += f", by {worst * 100:.1f} in {arm.arm.label}, the worst"
+    if worst > 0.03:
+        text += ". Theory takes Gaussian gradients of constant scale; these are neither"
+    return text + "."
+
+
+def _memory(comparison: Comparison) -> str:
+    sizes: dict[str, float] = {}
+    for a in comparison.arms:
+        if a.shown.summary:
+            sizes.setdefault(a.arm.formats, a.shown.summary["bytes_per_parameter"])
+    if len(sizes) < 2:
+        return ""
+    parts = [f"{name} {size:.2f}" for name, size in sizes.items()]
+    return (
+        "Bytes of optimizer state per parameter, scales and the small tensors that stay fp32 included: "
+        f"{', '.join(parts)}."
+    )
+
+
+def _losses(comparison: Comparison) -> str:
+    finals = [(a.final.mean, a) for a in comparison.arms if a.final is not None]
+    diverged = sum(a.diverged for a in comparison.arms)
+    lost = f" {diverged} of all runs diverged." if diverged else " No run diverged."
+    if len(finals) < 2:
+        return "No losses to compare." + lost
+    low, high = min(f for f, _ in finals), max(f for f, _ in finals)
+    text = f"Final validation losses lie between {low:.3f} and {high:.3f} nats."
+    seeds = len(comparison.config.seeds)
+    if seeds == 1:
+        text += (
+            f" With one seed there is no interval. Seed noise measured at this size is about {_noise(comparison):.3f} "
+            f"nats, so that differences of less than about {2.8 * _noise(comparison):.2f} mean nothing, and larger "
+            "ones ask for more seeds."
+        )
+        return text + lost
+    control = comparison.control
+    clear = []
+    for a in comparison.arms:
+        gap = a.against(control) if control is not None and a is not control else None
+        if gap is not None and gap.half is not None and abs(gap.mean) > gap.half:
+            clear.append(f"{a.arm.label} ({gap.mean:+.3f} ± {gap.half:.3f})")
+    if control is not None:
+        text += (
+            f" Against fp32, seed by seed, the 95 % interval leaves out zero for {', '.join(clear)}; one arm in twenty "
+            "does so by chance."
+            if clear
+            else " Against fp32, seed by seed, every 95 % interval contains zero."
+        )
+    return text + lost
+
+
+def _noise(comparison: Comparison) -> float:
+    sizes = [a.shown.summary["parameters"] / 1e6 for a in comparison.arms if a.shown.summary]
+    size = sizes[0] if sizes else 0.117
+    return min(SEED_NOISE, key=lambda row: abs(math.log(row[0] / size)))[2]
+
+
+def cannot_show(comparison: Comparison) -> list[str]:
+    """Limits of the run, from its own configuration."""
+    config = comparison.config
+    tokens = config.steps * config.batch * config.context
+    out = [
+        f"Which format trains best. The model is small and saw {tokens / 1e6:.1f} million tokens; differences between "
+        "formats at this scale are of the size of seed noise, and nothing here is ranked by the loss.",
+    ]
+    if len(config.lrs) == 1:
+        out.append(
+            f"What each arm could do at its own learning rate. All ran at {config.lrs[0]:g}; a second moment that "
+            "stalls changes the effective learning rate, so that one rate for all can favour either side (--lr "
+            "1e-3,3e-3 sweeps it)."
+        )
+    if len(config.seeds) == 1:
+        out.append("How far the losses would move with another seed (--seeds 3 pairs the seeds over the arms).")
+    window = round(1 / (1 - config.betas[1]))
+    if config.steps < 3 * window:
+        out.append(
+            f"Where the states end up. The run lasts {config.steps / window:.1f} windows of the second moment "
+            f"({window} steps each); under nearest rounding states still drift after it."
+        )
+    out.append("Speed. The arms share the machine; tokens per second here compare nothing.")
+    return out

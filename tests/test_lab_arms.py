@@ -1,0 +1,90 @@
+"""The spelling of arms, their reset periods, and the configuration of a comparison."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
+from halfulp.lab.config import CompareConfig
+
+GOOD = {
+    "fp32": Arm("fp32", "fp32", "nearest"),
+    "fp32-reset": Arm("fp32", "fp32", "nearest", 0),
+    "bf16-nearest": Arm("bf16", "bf16", "nearest"),
+    "fp8-stochastic": Arm("fp8", "fp8", "stochastic"),
+    "fp8-nearest-reset300": Arm("fp8", "fp8", "nearest", 300),
+    "int8-stochastic-reset": Arm("int8", "int8", "stochastic", 0),
+    "bf16+fp8-nearest": Arm("bf16", "fp8", "nearest"),
+    "float8_e4m3fn+ufloat8_e4m4-stochastic": Arm("float8_e4m3fn", "ufloat8_e4m4", "stochastic"),
+}
+
+BAD = {
+    "": "an arm is FORMAT-ROUNDING",
+    "fp9-nearest": "Did you mean 'fp8'",
+    "fp8": "write fp8-nearest or fp8-stochastic",
+    "fp32-nearest": "write fp32 or fp32-reset",
+    "fp8-up": "'up' is no rounding",
+    "fp8-nearest-reset0": "as in reset300",
+    "fp8-nearest-resetting": "as in reset300",
+    "fp8-nearest-reset-300": "is no rounding",
+    "a+b+c-nearest": "an arm is FORMAT-ROUNDING",
+    "ufloat8_e4m4-nearest": "has no sign",
+}
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_arm_is_read_and_written(text: str) -> None:
+    assert parse_arm(text) == GOOD[text]
+    assert parse_arm(text).name == text
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_arm_says_what_is_wrong(text: str) -> None:
+    with pytest.raises(ValueError, match=BAD[text]):
+        parse_arm(text)
+
+
+def test_default_has_the_arms_that_the_paper_compares() -> None:
+    needed = {"fp32", "fp32-reset", "bf16-nearest", "fp8-nearest", "fp8-nearest-reset", "fp8-stochastic"}
+    assert needed | {"fp4-stochastic"} <= set(DEFAULT_ARMS)
+
+
+def test_periods() -> None:
+    from halfulp import plan_reset
+
+    planned = plan_reset("fp8", beta=0.999, rounding="nearest").period
+    arms = tuple(parse_arm(t) for t in ("fp32-reset", "fp8-nearest-reset", "fp8-stochastic-reset", "bf16-nearest"))
+    periods = [reset_period(a, arms, beta1=0.9, beta2=0.999) for a in arms]
+    assert periods == [planned, planned, planned, None]  # fp32 is the control of the others
+    assert reset_period(arms[0], arms[:1], beta1=0.9, beta2=0.999) == 300
+    assert reset_period(parse_arm("fp4-nearest-reset77"), arms, beta1=0.9, beta2=0.999) == 77
+
+
+def test_config_round_trips_through_json() -> None:
+    config = CompareConfig(arms=("fp32", "fp4-stochastic"), seeds=(0, 1), lrs=(1e-3, 3e-3), steps=7)
+    assert CompareConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert len({spec.name for spec in config.runs()}) == len(config.runs()) == 8
+    with pytest.raises(ValueError, match="another version"):
+        CompareConfig.from_json({"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"arms": ()}, "at least one of its arms"),
+        ({"arms": ("fp32", "fp32")}, "once each"),
+        ({"steps": 0}, "steps is at least 1"),
+        ({"context": 1}, "context is at least 2"),
+        ({"lrs": (0.0,)}, "positive"),
+        ({"betas": (0.9, 1.0)}, "between 0 and 1"),
+        ({"hidden": 30, "heads": 4}, "does not split over 4 heads"),
+        ({"model": "gpt"}, "llama, neox, mixtral"),
+        ({"validation": 0}, "validation"),
+    ],
+)
+def test_bad_config_says_what_is_wrong(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**values)
