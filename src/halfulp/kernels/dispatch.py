@@ -11,8 +11,10 @@ from halfulp.rules.base import Rule
 
 __all__ = ["BACKENDS", "check_backend", "step"]
 
-BACKENDS = ("reference",)
+BACKENDS = ("triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
+DEVICES = {"triton": "cuda"}
+"""Type of device that a backend is for. Tensors elsewhere come to it only if it is asked for by name."""
 
 
 def check_backend(name: str | None) -> None:
@@ -29,9 +31,15 @@ def step(rule: Rule, works: list[Work], backend: str | None) -> None:
     """Do the step of every parameter, each on the first backend that supports it, or on the one asked for."""
     left = works
     for name in BACKENDS if backend is None else (backend,):
+        device = DEVICES.get(name) if backend is None else None
+        if device is not None and all(w.param.device.type != device for w in left):
+            continue
         module = _module(name)
         mine, others = [], []
         for work in left:
+            if device is not None and work.param.device.type != device:
+                others.append(work)
+                continue
             reason = module.supports(rule, work)
             if reason is None:
                 mine.append(work)

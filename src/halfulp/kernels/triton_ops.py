@@ -1,0 +1,251 @@
+"""Device functions: random bits, decode, encode and scales, operation by operation those of the reference.
+
+Every operation here is one whose PTX rounds as IEEE 754 asks, or is an integer operation (``docs/kernels-gpu.md`` lists
+them): bfloat16 and the 8 and 4 bit formats go through integers, rounding to an integer is an addition of ``2**23``, a
+sign is an exclusive or (Triton's unary minus is ``0 - x`` and loses the sign of zero). Triton reads the
+annotations of these functions, so that only constants have one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "absmax_of_blocks",
+    "bits_of",
+    "decode",
+    "encode",
+    "float_of",
+    "inverse_scale",
+    "negate",
+    "not_finite",
+    "random_words",
+    "round_param",
+    "scale_of_absmax",
+    "scale_value",
+    "spread",
+]
+
+
+@triton.jit
+def bits_of(x):
+    """fp32 -> its pattern, int32."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def float_of(bits):
+    """int32 pattern -> fp32."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def negate(x):
+    """-x, signed zeros included."""
+    return float_of(bits_of(x) ^ -2147483648)
+
+
+@triton.jit
+def not_finite(x):
+    """Whether fp32 values are NaN or infinite."""
+    return (bits_of(x) & 0x7F800000) == 0x7F800000
+
+
+@triton.jit
+def random_words(element, key0, key1):
+    """Random words (uint32) of global elements (int64): ``halfulp.rng.hash_elements``."""
+    high = tl.mul((element >> 32).to(tl.uint32), 0x9E3779B9, sanitize_overflow=False)
+    x = element.to(tl.uint32) ^ key0 ^ high
+    x = tl.add(tl.mul(x ^ (x >> 16), 0x21F0AAAD, sanitize_overflow=False), key1, sanitize_overflow=False)
+    x = tl.mul(x ^ (x >> 15), 0xD35A2D97, sanitize_overflow=False)
+    return x ^ (x >> 15)
+
+
+@triton.jit
+def round_half_even(x):
+    """Non-negative fp32 below 2**31 -> nearest integer, ties to even, as int32."""
+    return tl.where(x < 8388608.0, (x + 8388608.0) - 8388608.0, x).to(tl.int32)
+
+
+@triton.jit
+def grid_code(magnitude, words, F: tl.constexpr):
+    """Unsigned code of patterns without sign, at most the format's largest: ``rounding._grid_code``."""
+    above = tl.maximum(magnitude & 0x7F800000, F.smallest_exponent) - F.smallest_exponent
+    value = float_of(magnitude)
+    if F.stochastic:
+        fixed = round_half_even(value * float_of(F.to_fixed - above))
+        n = (fixed + (words >> F.drop).to(tl.int32)) >> F.fraction
+    else:
+        n = round_half_even(value * float_of(F.to_nearest - above))
+    return n + (above >> F.shift)
+
+
+@triton.jit
+def bfloat16_code(magnitude, words, F: tl.constexpr):
+    """The same for bfloat16: ``rounding._bfloat16_code``."""
+    if F.stochastic:
+        code = (magnitude + (words >> 16).to(tl.int32)) >> 16
+    else:
+        code = (magnitude + 0x7FFF + ((magnitude >> 16) & 1)) >> 16
+    return code
+
+
+@triton.jit
+def codebook_code(x, words, levels, F: tl.constexpr):
+    """Code of the nearest level, or of one of the two around it: ``rounding._encode_codebook`` on finite values."""
+    y = tl.where(x < F.lowest, F.lowest, x)
+    y = tl.where(y > F.largest, F.largest, y)
+    if F.stochastic:
+        count = search(levels, y, False)
+        low = tl.minimum(tl.maximum(count - 1, 0), F.last_gap)
+        share = (y - tl.load(levels + low)) * tl.load(levels + 512 + low)
+        code = low + ((round_half_even(share * 16777216.0) + (words >> 8).to(tl.int32)) >> 24)
+    else:
+        code = search(levels + 256, y, True)
+        if F.zero_floor:
+            code = tl.where((code == F.zero_code) & (y > 0.0), code + 1, code)
+    return code
+
+
+@triton.jit
+def search(table, y, STRICT: tl.constexpr):
+    """How many of 255 sorted values are below each of `y` (or equal to it, unless `STRICT`)."""
+    count = (y < y).to(tl.int32)
+    for k in tl.static_range(8):
+        value = tl.load(table + count + ((1 << (7 - k)) - 1))
+        if STRICT:
+            below = value < y
+        else:
+            below = value <= y
+        count = tl.where(below, count + (1 << (7 - k)), count)
+    return count
+
+
+@triton.jit
+def encode(x, words, levels, F: tl.constexpr):
+    """Codes (int32) of finite fp32 values, already divided by their scale: ``rounding.encode``."""
+    if F.codebook:
+        code = codebook_code(x, words, levels, F)
+    else:
+        bits = bits_of(x)
+        magnitude = bits & 0x7FFFFFFF
+        if not F.signed:
+            magnitude = tl.where(bits < 0, 0, magnitude)
+        magnitude = tl.minimum(magnitude, F.largest_bits)
+        if F.bfloat16:
+            code = bfloat16_code(magnitude, words, F)
+        else:
+            code = grid_code(magnitude, words, F)
+        if F.zero_floor:
+            code = tl.where((code == 0) & (magnitude > 0), 1, code)
+        if F.signed:
+            if F.integer:
+                code = tl.where(bits < 0, 0 - code, code) & F.code_mask
+            else:
+                code = code | tl.where(bits < 0, F.sign_bit, 0)
+    return code
+
+
+@triton.jit
+def decode(code, levels, F: tl.constexpr):
+    """Value (fp32) of codes (int32) of 16 bits or fewer: ``rounding.decode``."""
+    if F.codebook:
+        value = tl.load(levels + code)
+    elif F.bfloat16:
+        value = float_of(code << 16)
+    elif F.float16:
+        value = code.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    elif F.integer:
+        if F.signed:
+            value = ((code ^ F.sign_bit) - F.sign_bit).to(tl.float32)
+        else:
+            value = code.to(tl.float32)
+    else:
+        magnitude = code & F.value_mask
+        value = float_of(magnitude << F.shift) * F.unit
+        if F.specials:
+            value = tl.where(magnitude > F.largest_code, float("nan"), value)
+        if F.signed:
+            value = float_of(bits_of(value) | ((code & F.sign_bit) << F.sign_shift))
+    return value
+
+
+@triton.jit
+def round_param(x, words, F: tl.constexpr):
+    """New parameter -> its 16 bits (int32): torch's cast, or stochastic where the value is finite."""
+    if F.bfloat16:
+        bits = bits_of(x)
+        cast = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+        cast = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, cast)
+    else:
+        cast = x.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.int32)
+    if F.stochastic:
+        cast = tl.where(not_finite(x), cast, encode(x, words, x, F))
+    return cast
+
+
+@triton.jit
+def absmax_of_blocks(magnitude, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl.constexpr):
+    """Largest pattern (int32, no sign) of each block: ``[TILES, PADDED]`` -> ``[TILES, F.blocks_padded]``."""
+    if F.blocks == 1:
+        found = tl.max(magnitude, 1)[:, None]
+    elif F.even_blocks:
+        found = tl.max(tl.reshape(magnitude, (TILES, F.blocks_padded, F.block)), 2)
+    else:
+        of = (tl.arange(0, PADDED) // F.block)[None, :]
+        number = tl.arange(0, F.blocks_padded)[None, :]
+        found = tl.full((TILES, F.blocks_padded), 0, tl.int32)
+        for k in tl.static_range(tl.constexpr(F.blocks)):
+            found = tl.where(number == k, tl.max(tl.where(of == k, magnitude, 0), 1)[:, None], found)
+    return found
+
+
+@triton.jit
+def spread(values, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl.constexpr):
+    """fp32 values of the blocks -> of their elements: ``[TILES, F.blocks_padded]`` -> ``[TILES, PADDED]``."""
+    if F.blocks == 1:
+        spread_out = tl.broadcast_to(values, (TILES, PADDED))
+    elif F.even_blocks:
+        wide = tl.broadcast_to(values[:, :, None], (TILES, F.blocks_padded, F.block))
+        spread_out = tl.reshape(wide, (TILES, PADDED))
+    else:
+        of = (tl.arange(0, PADDED) // F.block)[None, :]
+        number = tl.arange(0, F.blocks_padded)[None, :]
+        bits = tl.full((TILES, PADDED), 0, tl.int32)
+        for k in tl.static_range(tl.constexpr(F.blocks)):
+            bits = tl.where(of == k, tl.sum(tl.where(number == k, bits_of(values), 0), 1)[:, None], bits)
+        spread_out = float_of(bits)
+    return spread_out
+
+
+@triton.jit
+def scale_of_absmax(bits, F: tl.constexpr):
+    """Stored scale of blocks from the pattern of their largest magnitude: ``Scaling.from_absmax``."""
+    if F.pow2:
+        code = tl.minimum(tl.maximum(((bits + F.carry) >> 23) - F.exponent, 1), 253)
+        scale = tl.where(bits == 0, 0, code)
+    else:
+        scale = tl.div_rn(float_of(bits), F.largest)
+        scale = tl.where(scale < 1.1754943508222875e-38, 0.0, scale)
+    return scale
+
+
+@triton.jit
+def scale_value(scale, F: tl.constexpr):
+    """Stored scale -> fp32 factor: ``Scaling.values``."""
+    if F.pow2:
+        value = float_of(scale << 23)
+    else:
+        value = scale
+    return value
+
+
+@triton.jit
+def inverse_scale(scale, F: tl.constexpr):
+    """Stored scale -> factor that divides by it: ``Scaling.inverses``."""
+    if F.pow2:
+        inverse = float_of(tl.where(scale > 0, (254 - scale) << 23, 0))
+    else:
+        inverse = tl.where(scale > 0.0, tl.div_rn(1.0, tl.where(scale > 0.0, scale, 1.0)), 0.0)
+    return inverse

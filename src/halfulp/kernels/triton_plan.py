@@ -1,0 +1,255 @@
+"""What a Triton kernel is compiled for: constants of each stored tensor and of the launch. Data only, no Triton here.
+
+Everything here is a compile-time constant; what changes from step to step (addresses, sizes, keys, scalars) goes to the
+kernel in a table, see :mod:`halfulp.kernels.triton`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+
+from halfulp.formats import Format, get_format
+from halfulp.kernels.work import Work
+from halfulp.quantizer import Quantizer
+from halfulp.rounding import grid_constants
+from halfulp.scaling import rows_and_cols
+
+__all__ = ["LARGEST_TILE", "Plan", "Stored", "Tiling", "plan_of", "tiling"]
+
+LARGEST_TILE = 8192
+"""Elements that one program can take: a row or a tensor that shares one scale must not be longer."""
+_PROGRAM = 1024
+"""Elements a program takes if its tiles are shorter than that."""
+_LOOP = 16
+"""Blocks a tile that are handled one by one where their size is not a power of two."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Constants of one stored tensor: a state, or the parameter.
+
+    ``float32``, ``bfloat16``, ``float16``, ``codebook`` and ``integer`` choose the code path; the numbers are those of
+    :func:`halfulp.rounding.encode` and :class:`halfulp.scaling.Scaling`, ready to use on fp32 bit patterns.
+    """
+
+    name: str
+    float32: bool
+    bfloat16: bool
+    float16: bool
+    codebook: bool
+    integer: bool
+    signed: bool
+    packed: bool
+    scaled: bool
+    pow2: bool
+    stochastic: bool
+    zero_floor: bool
+    value_bits: int
+    sign_bit: int
+    value_mask: int
+    code_mask: int
+    sign_shift: int
+    smallest_exponent: int
+    to_nearest: int
+    to_fixed: int
+    fraction: int
+    drop: int
+    shift: int
+    unit: float
+    largest_code: int
+    specials: bool
+    largest: float
+    largest_bits: int
+    lowest: float
+    zero_code: int
+    last_gap: int
+    block: int
+    blocks: int
+    blocks_padded: int
+    even_blocks: bool
+    carry: int
+    exponent: int
+
+    def __repr__(self) -> str:
+        """Every field: Triton keys its compiled kernels by this text."""
+        return ",".join(str(getattr(self, f.name)) for f in fields(self))
+
+    def mangle(self) -> str:
+        """Short and unique name of the constants, for the symbols of compiled functions."""
+        return "".join(c if c.isalnum() else "_" for c in repr(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Constants of a launch: the rule and its branches, the dtypes, and how many elements a program takes."""
+
+    rule: str
+    slots: int
+    l2: bool
+    nesterov: bool
+    maximize: bool
+    grad_float32: bool
+    grad_bfloat16: bool
+    tile: int
+    padded: int
+    tiles: int
+    aligned: bool
+
+    def mangle(self) -> str:
+        """Short and unique name, see :meth:`Stored.mangle`."""
+        return "_".join(str(getattr(self, f.name)) for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A parameter as the kernel sees it: ``rows`` x ``cols``, cut into tiles that never cross a row."""
+
+    rows: int
+    cols: int
+    tile: int
+    padded: int
+    blocks: tuple[int, ...]
+
+    @property
+    def tiles_a_row(self) -> int:
+        """How many tiles a row is cut into."""
+        return -(-self.cols // self.tile)
+
+    @property
+    def tiles_a_program(self) -> int:
+        """How many tiles a program takes."""
+        return max(1, _PROGRAM // self.padded)
+
+    @property
+    def programs(self) -> int:
+        """How many programs a tensor takes."""
+        return -(-self.rows * self.tiles_a_row // self.tiles_a_program)
+
+
+def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str:
+    """Cut a parameter into tiles, those of :func:`halfulp.kernels.work.step_tile`; or the reason why it cannot be.
+
+    A tile here is never cut to the row: a short row is a tile that is not full.
+    """
+    rows, cols = rows_and_cols(shape)
+    scalings = [q.scaling for q in quantizers if q.format.scaled]
+    if any(s.per == "tensor" for s in scalings) and rows > 1:
+        if any(s.per != "tensor" for s in scalings):
+            return "one scale for a whole tensor beside scales of blocks or rows"
+        if cols % 2 and any(q.format.packed for q in quantizers):
+            return "one scale for a whole tensor whose 4-bit rows have an odd length"
+        rows, cols = 1, rows * cols
+    whole = any(s.per != "block" for s in scalings)
+    if whole:
+        tile = _power_of_two(max(cols, 2))
+    else:
+        tile = math.lcm(*(s.block_size for s in scalings)) if scalings else 128
+    if tile > LARGEST_TILE:
+        what = "that share a scale" if whole else "in the least common multiple of the block sizes"
+        return f"{cols if whole else tile} elements {what}, more than the {LARGEST_TILE} of one program"
+    blocks = []
+    for q in quantizers:
+        block = q.scaling.block_size if q.format.scaled and q.scaling.per == "block" else tile
+        if block & (block - 1) and -(-tile // block) > _LOOP:
+            return f"{-(-tile // block)} blocks of {block} elements a tile, more than {_LOOP}, and not a power of two"
+        blocks.append(min(block, tile))
+    cut = Tiling(rows, cols, tile, _power_of_two(tile), tuple(blocks))
+    if cut.programs * cut.tiles_a_program >= 1 << 31:
+        return f"{rows * cut.tiles_a_row} tiles of {tile} elements: a tensor has at most 2**31"
+    return cut
+
+
+def plan_of(work: Work, cut: Tiling, aligned: bool) -> tuple[Plan, tuple[Stored, ...]]:
+    """Constants that a piece of work needs: of the launch, and of the states and the parameter (last)."""
+    scalars, grad = work.scalars, work.grad.dtype
+    plan = Plan(
+        rule=work.rule.name,
+        slots=len(work.states),
+        l2=scalars.get("l2", 0.0) != 0.0,
+        nesterov=scalars.get("nesterov", 0.0) != 0.0,
+        maximize=work.maximize,
+        grad_float32=grad == torch.float32,
+        grad_bfloat16=grad == torch.bfloat16,
+        tile=cut.tile,
+        padded=cut.padded,
+        tiles=cut.tiles_a_program,
+        aligned=aligned,
+    )
+    stored = [
+        _stored(state.quantizer, cut.tile, cut.padded, block)
+        for state, block in zip(work.states, cut.blocks, strict=True)
+    ]
+    name = str(work.param.dtype).removeprefix("torch.")
+    param = Quantizer(get_format(name), rounding=work.param_rounding)
+    return plan, (*stored, _stored(param, cut.tile, cut.padded, cut.tile))
+
+
+@lru_cache(maxsize=1024)
+def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
+    fmt, scaling = quantizer.format, quantizer.scaling
+    grid = fmt.kind != "codebook"
+    p, smallest, fraction = grid_constants(fmt) if grid and not fmt.is_float32 else (0, 0, 24)
+    mantissa, exponent = math.frexp(fmt.max)
+    power = block & (block - 1) == 0
+    return Stored(
+        name=fmt.name,
+        float32=fmt.is_float32,
+        bfloat16=fmt.name == "bfloat16",
+        float16=fmt.name == "float16",
+        codebook=not grid,
+        integer=fmt.kind == "int",
+        signed=fmt.signed,
+        packed=fmt.packed,
+        scaled=fmt.scaled,
+        pow2=scaling.kind == "pow2",
+        stochastic=quantizer.stochastic,
+        zero_floor=quantizer.zero_floor and not quantizer.stochastic,
+        value_bits=fmt.value_bits,
+        sign_bit=1 << fmt.value_bits if fmt.bits < 32 else 0,
+        value_mask=(1 << fmt.value_bits) - 1,
+        code_mask=(1 << min(fmt.bits, 16)) - 1,
+        sign_shift=31 - fmt.value_bits,
+        smallest_exponent=smallest << 23,
+        to_nearest=(254 + p - smallest) << 23,
+        to_fixed=(254 + p + fraction - smallest) << 23,
+        fraction=fraction,
+        drop=32 - fraction,
+        shift=23 - p,
+        unit=math.ldexp(1.0, 127 - fmt.bias),
+        largest_code=fmt.max_code,
+        specials=fmt.special != "none",
+        largest=fmt.max,
+        largest_bits=_float_bits(fmt.max),
+        lowest=fmt.levels[0] if not grid else 0.0,
+        zero_code=0 if grid else fmt.nan_code,
+        last_gap=max(len(fmt.levels) - 2, 0),
+        block=block,
+        blocks=-(-tile // block),
+        blocks_padded=padded // block if power else _power_of_two(-(-tile // block)),
+        even_blocks=power,
+        carry=0x7FFFFF - int((2 * mantissa - 1) * 2**23),
+        exponent=exponent - 1,
+    )
+
+
+def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
+    """Levels, middles and inverse gaps of a codebook, 256 each, filled up with infinity: what the kernel searches."""
+    from halfulp.rounding import codebook_tables
+
+    tables = torch.full((3, 256), math.inf)
+    for row, values in zip(tables, codebook_tables(fmt), strict=True):
+        row[: len(values)] = values
+    return tables.to(device)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _float_bits(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])

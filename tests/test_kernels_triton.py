@@ -1,0 +1,357 @@
+"""The Triton step against the reference, bit for bit, in Triton's interpreter; and its PTX, compiled without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfulp import SGD, AdamW, Lion, _log
+from halfulp.kernels import dispatch, reference
+from halfulp.kernels import triton as backend
+from halfulp.kernels.triton_plan import LARGEST_TILE, plan_of, tiling
+from halfulp.kernels.work import Work
+from halfulp.quantizer import Quantizer
+from halfulp.scaling import Scaling
+from kernel_cases import (
+    CASES,
+    FORMAT_PAIRS,
+    MAIN_PAIRS,
+    SHAPES,
+    Case,
+    assert_same_bits,
+    make_work,
+    next_grad,
+    set_step,
+)
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    # The interpreter computes with numpy, which warns of the infinities and NaNs that these tests feed it.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+BASE = Case()
+REFUSED = {
+    "adam-fp4+4bit-fp32_tensor-2x2049-specials",
+    "adam-int4+int4-fp32_tensor-2x2049-specials",
+}
+"""Cases left to the reference: one scale over rows of 4-bit codes of odd length."""
+
+
+def compare(*cases: Case, works: tuple[list[Work], list[Work]] | None = None) -> list[Work]:
+    """One step of all cases together, on both backends; returns what the kernel made."""
+    got, expected = works or ([make_work(c) for c in cases], [make_work(c) for c in cases])
+    for work in got:
+        assert backend.supports(work.rule, work) is None
+    backend.step(got[0].rule, got)
+    reference.step(expected[0].rule, expected)
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b)
+    return got
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id not in REFUSED], ids=lambda c: c.id)
+def test_case(case: Case) -> None:
+    compare(case)
+
+
+def test_the_refused_cases_are_those() -> None:
+    refused = {c.id for c in CASES if backend.supports(make_work(c).rule, make_work(c)) is not None}
+    assert refused == REFUSED
+
+
+@pytest.mark.parametrize("rule", ["adam", "lion", "sgd"])
+def test_several_steps(rule: str) -> None:
+    case = replace(BASE, rule=rule, formats=("fp4", "8bit") if rule == "adam" else ("fp4",), shape=(3, 129))
+    got, expected = make_work(case), make_work(case)
+    for step in range(1, 5):
+        for work in (got, expected):
+            set_step(case, work, step)
+            next_grad(case, work, step)
+        compare(works=([got], [expected]))
+
+
+def test_many_tensors_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+    launch = backend._launch
+    monkeypatch.setattr(backend, "_launch", lambda *a: launches.append(len(a[2])) or launch(*a))
+    compare(*(replace(BASE, shape=s, data=d, age=a) for s in SHAPES for d, a in (("normal", 3), ("specials", 9))))
+    alike = sum(1 for s in SHAPES if torch.Size(s).numel()) * 2
+    aligned = 2 * sum(1 for s in SHAPES if torch.Size(s).numel() and tiling(torch.Size(s), ()).cols % 32 == 0)
+    assert sorted(launches) == sorted([alike - aligned, aligned])
+
+
+def test_tensors_of_different_kinds() -> None:
+    compare(*(replace(BASE, formats=pair, shape=s) for pair in MAIN_PAIRS for s in [(2, 130), (5,)]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_storage(data: st.DataObject) -> None:
+    """Shapes, formats, scalings and dtypes that no list foresaw."""
+    sizes = st.sampled_from([2, 6, 16, 32, 48, 64, 128, 130, 256])
+    scalings = st.builds(Scaling, st.sampled_from(["pow2", "fp32"]), st.sampled_from(["block", "block", "row"]), sizes)
+    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+    rounding = st.sampled_from(["nearest", "stochastic"])
+    case = Case(
+        formats=data.draw(st.sampled_from(FORMAT_PAIRS)),
+        scaling=(data.draw(scalings), data.draw(scalings)),
+        shape=data.draw(st.tuples(st.integers(1, 6), st.integers(1, 300))),
+        rounding=(data.draw(rounding), data.draw(rounding)),
+        data=data.draw(st.sampled_from(["normal", "wide", "specials", "tiny", "huge"])),
+        param_dtype=data.draw(dtypes),
+        param_rounding=data.draw(rounding),
+        grad_dtype=data.draw(dtypes),
+        first_element=data.draw(st.sampled_from([0, 128, (1 << 32) - 5, (1 << 33) + 1])),
+        maximize=data.draw(st.booleans()),
+    )
+    work = make_work(case)
+    if backend.supports(work.rule, work) is None:
+        compare(case)
+    else:
+        assert not all(s.per == "row" for s in case.scaling), "rows as short as these always fit a program"
+
+
+def test_strided_gradient() -> None:
+    case = replace(BASE, shape=(64, 96))
+    got, expected = make_work(case), make_work(case)
+    got.grad = got.grad.t().contiguous().t()
+    assert not got.grad.is_contiguous()
+    compare(works=([got], [expected]))
+
+
+@pytest.mark.parametrize("formats", MAIN_PAIRS, ids="+".join)
+def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that start anywhere; the promise to the compiler is only made where it holds."""
+    case = replace(BASE, formats=formats, shape=(4, 256))
+    shifted, expected = make_work(case), make_work(case)
+    buffer = torch.zeros(shifted.param.numel() + 1)
+    param = buffer[1:].view(case.shape)
+    shifted.param = param.copy_(shifted.param)
+    cut = tiling(torch.Size(case.shape), tuple(s.quantizer for s in shifted.states))
+    assert not isinstance(cut, str)
+    assert not backend._aligned(shifted, cut, shifted.grad)
+    assert backend._aligned(expected, cut, expected.grad) == (cut.cols % 32 == 0 and cut.tile % 32 == 0)
+    compare(works=([shifted], [expected]))
+
+
+@pytest.mark.parametrize("formats", [("fp8", "8bit"), ("fp4", "4bit"), ("bf16", "int8")], ids="+".join)
+@pytest.mark.parametrize("before", [1 << 31, (1 << 33) + 1024])
+@pytest.mark.parametrize("shape", [(2, 1024), (2048,)], ids=["rows", "one row"])
+def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tuple[int, ...]) -> None:
+    """The end of a tensor with more than 2**31 elements, of which only that end exists.
+
+    Every address is given as if the elements `before` it were there, and the program's number as if they were done.
+    """
+    from halfulp.kernels.triton_kernel import step_kernel
+
+    case = replace(BASE, formats=formats, shape=shape)
+    got, expected = make_work(case), make_work(case)
+    expected.first_element = before
+    reference.step(expected.rule, [expected])
+    whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
+    cut = tiling(torch.Size(whole), tuple(s.quantizer for s in got.states))
+    assert not isinstance(cut, str)
+    plan, stored = plan_of(got, cut, True)
+    line = backend._line(-before // (cut.tile * cut.tiles_a_program), got, cut, got.grad)
+    line[5] -= before * 4
+    line[6] -= before * 4
+    for i, state in enumerate(got.states):
+        line[7 + 2 * i] -= before * state.codes.nbytes // 2048
+        line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
+    tables = [backend._levels(s.quantizer.format, torch.device("cpu")) for s in got.states]
+    skipped = torch.zeros(1, dtype=torch.int64)
+    programs = 2048 // (cut.tile * cut.tiles_a_program)
+    step_kernel[(programs,)](torch.tensor(line), skipped, *tables, 1, **backend.constants(plan, stored))
+    assert_same_bits(got, expected)
+
+
+def _make(**changes: Any) -> Work:
+    return make_work(replace(BASE, **changes))
+
+
+def _columns_first() -> Work:
+    work = _make(shape=(6, 8))
+    work.param = work.param.t().contiguous().t()
+    return work
+
+
+def _double_gradient() -> Work:
+    work = _make()
+    work.grad = work.grad.double()
+    return work
+
+
+def _meta() -> Work:
+    work = _make()
+    work.param = work.param.to("meta")
+    return work
+
+
+REASONS = [
+    (lambda: _make(scaling=Scaling("pow2", "row"), shape=(1, LARGEST_TILE + 1)), "more than the 8192 of one program"),
+    (lambda: _make(scaling=(Scaling(per="tensor"), Scaling())), "beside scales of blocks"),
+    (lambda: _make(formats=("fp4", "4bit"), scaling=Scaling(per="tensor"), shape=(3, 7)), "odd length"),
+    (lambda: _make(scaling=(Scaling("pow2", "block", 6), Scaling("pow2", "block", 128))), "not a power of two"),
+    (lambda: _make(scaling=Scaling("pow2", "block", 16384)), "16384 elements in the least common multiple"),
+    (_columns_first, "not contiguous"),
+    (_double_gradient, "gradient in torch.float64"),
+    (_meta, "tensor on 'meta'"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), REASONS, ids=[r for _, r in REASONS])
+def test_reasons(make: Any, reason: str) -> None:
+    work = make()
+    assert reason in (backend.supports(work.rule, work) or "")
+
+
+def test_unknown_rule_and_too_many_tiles() -> None:
+    work = make_work(BASE)
+    assert "no fused kernel for the rule 'nadam'" in str(backend.supports(replace(work.rule, name="nadam"), work))
+    small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.states)
+    assert "at most 2**31" in str(tiling(torch.Size((1 << 16, 1 << 17)), small))
+    assert not isinstance(tiling(torch.Size((1 << 16, 1 << 17)), (Quantizer("fp8"),)), str)
+
+
+def test_short_rows_share_the_scale_of_a_row() -> None:
+    compare(replace(BASE, scaling=Scaling("fp32", "row"), shape=(2, 3000), formats=("fp4", "int8")))
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (AdamW, {"state": "8bit", "weight_decay": 0.1}),
+        (AdamW, {"state": {"exp_avg": "fp4"}, "param_rounding": "stochastic", "reset": 2}),
+        (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "state": "fp4"}),
+        (Lion, {"state": "int8", "maximize": True}),
+    ],
+    ids=lambda x: x.__name__ if isinstance(x, type) else "-".join(x),
+)
+def test_optimizers(cls: Any, options: dict[str, Any]) -> None:
+    def train(name: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        dtype = torch.bfloat16 if "param_rounding" in options else torch.float32
+        params = [torch.randn(s, dtype=dtype, requires_grad=True) for s in [(40, 130), (33,), (4, 7)]]
+        optimizer = cls(params, backend=name, min_size=100, **options)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            params[0].grad[0, 5] = float("inf")
+            optimizer.step()
+        assert optimizer.skipped == {0: 3 * 128}
+        entries = [e for p in params for e in optimizer.state[p].values() if isinstance(e, torch.Tensor)]
+        return [*params, *entries]
+
+    for got, want in zip(train("triton"), train("reference"), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_tensors_on_the_cpu_come_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "step", lambda *_: pytest.fail("the Triton backend was not asked for"))
+    work, expected = make_work(BASE), make_work(BASE)
+    dispatch.step(work.rule, [work], None)
+    reference.step(expected.rule, [expected])
+    assert_same_bits(work, expected)
+
+
+def test_what_it_cannot_do_goes_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a GPU: tried first, and what it refuses is done by the reference, said once."""
+    monkeypatch.setattr(dispatch, "DEVICES", {"triton": "cpu"})
+    monkeypatch.setattr(dispatch, "BACKENDS", ("triton", "reference"))
+    monkeypatch.setattr(_log, "_said", set())
+    refused = replace(BASE, scaling=Scaling("pow2", "row"), shape=(1, LARGEST_TILE + 1))
+    got, expected = ([make_work(c) for c in (BASE, refused, refused)] for _ in range(2))
+    with caplog.at_level(logging.INFO, "halfulp"):
+        dispatch.step(got[0].rule, got, None)
+    reference.step(expected[0].rule, expected)
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b)
+    assert [r.message for r in caplog.records] == [
+        "kernel 'triton' not used: 8193 elements that share a scale, more than the 8192 of one program"
+    ]
+
+
+def _run(code: str, **environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+STEP = """
+import sys, torch
+from halfulp import AdamW
+p = torch.zeros(64, 128, requires_grad=True)
+p.grad = torch.ones_like(p)
+try:
+    AdamW([p], backend={backend!r}).step()
+except RuntimeError as error:
+    print(error)
+print(sorted(m for m in sys.modules if m.startswith("halfulp.kernels.triton")))
+"""
+
+
+def test_nothing_is_imported_without_need() -> None:
+    # torch itself imports triton, if it is there, when an optimizer is made
+    assert _run(STEP.format(backend=None)).strip() == "[]"
+
+
+def test_without_the_interpreter() -> None:
+    said = _run(STEP.format(backend="triton"))
+    assert "TRITON_INTERPRET=1" in said
+    assert "['halfulp.kernels.triton', 'halfulp.kernels.triton_plan']" in said
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Kernels compiled down to machine code for two architectures (``tests/triton_ptx.py``)."""
+    script = Path(__file__).with_name("triton_ptx.py")
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    clean["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, str(script), "80", "90"], env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_compiles_for_gpus(compiled: list[dict[str, Any]]) -> None:
+    assert {c["capability"] for c in compiled} == {80, 90}
+    assert all(c["cubin"] > 1000 for c in compiled)
+
+
+def test_ptx_rounds_every_operation(compiled: list[dict[str, Any]]) -> None:
+    """No contraction, no approximation, no flushing of subnormals: what the bits of the reference ask for."""
+    for of_case in compiled:
+        used = of_case["instructions"]
+        floating = {i for i in used if i.endswith(("f32", "f64", "f16", "bf16", "f32x2"))}
+        arithmetic = {i for i in floating if i.split(".")[0] in {"add", "sub", "mul", "div", "sqrt", "fma", "mad"}}
+        assert arithmetic <= {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "sqrt.rn.f32"}, of_case["case"]
+        others = {i.split(".")[0] for i in floating - arithmetic}
+        assert others <= {"setp", "selp", "mov", "cvt", "abs", "neg", "testp", "ld", "st"}, of_case["case"]
+        assert not [i for i in used if "ftz" in i or "approx" in i or "full" in i], of_case["case"]
+        if of_case["rule"] == "adam":
+            assert used["sqrt.rn.f32"] > 0
+            assert used["div.rn.f32"] > 0
+
+
+def test_ptx_has_wide_loads_where_rows_are_aligned(compiled: list[dict[str, Any]]) -> None:
+    wide = {c["case"] for c in compiled if c["aligned"] and c["instructions"].get("ld.global.v4.b32", 0) > 0}
+    assert wide == {c["case"] for c in compiled}
