@@ -2,8 +2,12 @@
 
 No generator state exists, so that the bits are the same after a resume, for any thread count, chunking or sharding, and
 on every backend. Philox4x32-10 (Salmon et al., SC 2011) turns (seed; parameter, slot, step) into a key of 64 bits,
-once per tensor and step; two rounds of an avalanche hash, the second key word added between them, turn (key; element)
-into 32 random bits. The multipliers are those of the two-round 32-bit hash with the lowest known bias.
+once per tensor and step. An element becomes a point of the Weyl sequence ``element * GOLDEN``, and two rounds of an
+avalanche hash, the second key word added between them, turn (key; point) into 32 random bits. The multipliers are those
+of the two-round 32-bit hash with the lowest known bias.
+
+The Weyl sequence is not decoration: two rounds on the bare index leave elements 4096 apart correlated (36 standard
+deviations in a bit over 2**20 elements). A kernel gets it for one addition per element, of ``GOLDEN``.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor
 __all__ = ["random_bits", "slot_id", "stream_keys"]
 
 _MASK = 0xFFFFFFFF
-GOLDEN = 0x9E3779B9
+GOLDEN, HIGH_WORD = 0x9E3779B9, 0xBB67AE85
 MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
 
 
@@ -63,7 +67,7 @@ def stream_keys(
             (p0 >> shift) ^ counter[3] ^ np.uint64(k1),
             p0 & mask,
         ]
-        k0, k1 = (k0 + GOLDEN) & _MASK, (k1 + 0xBB67AE85) & _MASK
+        k0, k1 = (k0 + GOLDEN) & _MASK, (k1 + HIGH_WORD) & _MASK
     return np.stack(counter[:2], axis=-1).astype(np.uint32)
 
 
@@ -92,7 +96,7 @@ def random_bits(
 def hash_elements(key: tuple[int, int] | npt.NDArray[np.uint32], element: Tensor) -> Tensor:
     """Random words of given global element indices (int64 tensor of any shape); see :func:`random_bits`."""
     k0, k1 = int(key[0]), int(key[1])
-    x = (element & _MASK) ^ k0 ^ ((element >> 32) * GOLDEN & _MASK)
+    x = ((element & _MASK) * GOLDEN & _MASK) ^ k0 ^ ((element >> 32) * HIGH_WORD & _MASK)
     x = ((x ^ (x >> 16)) * MULTIPLIERS[0] + k1) & _MASK
     x = ((x ^ (x >> 15)) * MULTIPLIERS[1]) & _MASK
     return x ^ (x >> 15)
