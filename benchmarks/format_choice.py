@@ -6,7 +6,10 @@ at zero and lr = 1, so that what each leaves is its update. Printed is the mean 
 the fp32 update's mean square, over the steps after the first 100 (or half of fewer), and the share of stored codes that
 are zero.
 
-Usage: python benchmarks/format_choice.py [--steps 1500] [--out table.csv]
+With ``--spread SD`` the gradients are not those of a model but independent normal numbers whose standard deviation
+differs between neighbours by a log-normal factor (SD in natural logarithms): blocks as uneven as one likes.
+
+Usage: python benchmarks/format_choice.py [--steps 1500] [--spread SD] [--out table.csv]
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from halfulp import AdamW, Quantizer, Scaling
 from halfulp.formats import FORMATS
@@ -78,36 +80,54 @@ def batches(seed: int, batch: int, length: int) -> Iterator[torch.Tensor]:
         yield torch.stack([data[s : s + length] for s in starts.tolist()])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999))
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    torch.manual_seed(0)
+def model_gradients(betas: tuple[float, float]) -> Iterator[list[torch.Tensor]]:
+    """Gradients of the matrices of a small language model, trained by AdamW in fp32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=128, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    betas = (args.betas[0], args.betas[1])
     trainer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=betas)
-    exact = candidate("exp_avg", "float32", "none", "nearest", [p.shape for p in matrices], betas)
-    arms = list(candidates([p.shape for p in matrices], betas))
-    for step, tokens in zip(range(args.steps), batches(0, 8, 128), strict=False):
+    for tokens in batches(0, 8, 128):
         model.zero_grad()
         model(input_ids=tokens, labels=tokens).loss.backward()
+        yield [p.grad for p in model.parameters() if p.ndim == 2 and p.grad is not None]
+        trainer.step()
+
+
+def uneven_gradients(spread: float) -> Iterator[list[torch.Tensor]]:
+    """Normal gradients, the standard deviation of each element log-normal."""
+    generator = torch.Generator().manual_seed(0)
+    deviation = torch.exp(spread * torch.randn(128, 256, generator=generator))
+    while True:
+        yield [deviation * torch.randn(128, 256, generator=generator)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999))
+    parser.add_argument("--spread", type=float)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    betas = (args.betas[0], args.betas[1])
+    source = model_gradients(betas) if args.spread is None else uneven_gradients(args.spread)
+    shapes = [g.shape for g in next(source)]
+    exact = candidate("exp_avg", "float32", "none", "nearest", shapes, betas)
+    arms = list(candidates(shapes, betas))
+    for step, gradients in zip(range(args.steps), source, strict=False):
         for arm in [exact, *arms]:
-            for p, source in zip(arm.params, matrices, strict=True):
+            for p, gradient in zip(arm.params, gradients, strict=True):
                 p.data.zero_()
-                p.grad = source.grad
+                p.grad = gradient
             arm.optimizer.step()
         update = torch.cat([p.detach().flatten() for p in exact.params])
         for arm in arms if step >= min(100, args.steps // 2) else []:
             own = torch.cat([p.detach().flatten() for p in arm.params])
             arm.errors.append(float((own - update).square().mean() / update.square().mean()))
-        trainer.step()
     rows = []
     for arm in arms:
         values = torch.cat([arm.optimizer.state_tensor(p, arm.slot).flatten() for p in arm.params])

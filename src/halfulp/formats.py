@@ -48,7 +48,12 @@ class Format:
         ``"ieee"``: the last exponent holds infinity and NaN; ``"fn"``: only the all-ones code is NaN;
         ``"none"``: every code is a finite number.
     levels
-        Of a codebook: the value of code 0, 1, 2, ... in increasing order.
+        Of a codebook: the value of code 0, 1, 2, ... in increasing order, zero among them.
+
+    Raises
+    ------
+    ValueError
+        For a row that contradicts itself.
 
     Examples
     --------
@@ -68,6 +73,30 @@ class Format:
     bias: int = 0
     special: Special = "none"
     levels: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("float", "int", "codebook"):
+            raise ValueError(f"{self.name}: kind is 'float', 'int' or 'codebook', got {self.kind!r}")
+        if self.bits not in (4, 8, 16, 32):
+            raise ValueError(f"{self.name}: a code has 4, 8, 16 or 32 bits, got {self.bits}")
+        if self.kind == "float" and self.signed + self.exponent_bits + self.mantissa_bits != self.bits:
+            raise ValueError(
+                f"{self.name}: sign, exponent and mantissa are {self.signed + 0} + {self.exponent_bits} + "
+                f"{self.mantissa_bits} bits, not {self.bits}"
+            )
+        if self.kind == "codebook":
+            self._check_levels()
+
+    def _check_levels(self) -> None:
+        levels = self.levels
+        if len(levels) != 1 << self.bits:
+            raise ValueError(f"{self.name}: {self.bits} bits name {1 << self.bits} levels, got {len(levels)}")
+        if not all(a < b < math.inf for a, b in itertools.pairwise((-math.inf, *levels))):
+            raise ValueError(f"{self.name}: levels must be finite and strictly increasing")
+        if 0.0 not in levels or levels[-1] <= 0:
+            raise ValueError(f"{self.name}: levels must contain zero and a positive number")
+        if levels[0] < 0 and not self.signed:
+            raise ValueError(f"{self.name}: negative levels need signed=True")
 
     @property
     def is_float32(self) -> bool:
@@ -119,7 +148,9 @@ class Format:
     @cached_property
     def smallest(self) -> float:
         """Smallest positive value (a subnormal, for a float)."""
-        return min(v for v in self.grid() if v > 0)
+        if self.kind == "codebook":
+            return min(v for v in self.levels if v > 0)
+        return self.decode(1)
 
     @property
     def nan_code(self) -> int:

@@ -70,14 +70,19 @@ class Quantizer:
     def from_spec(cls, spec: str) -> Quantizer:
         """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text."""
         name, *rest = spec.split(":")
-        if name not in FORMATS or len(rest) not in (0, 2):
-            raise ValueError(f"not a storage spec: {spec!r}; expected e.g. 'bfloat16' or 'float8_e4m3fn:pow2:block128'")
+        wrong = ValueError(
+            f"not a storage spec: {spec!r}; expected e.g. 'bfloat16', 'float8_e4m3fn:pow2:block128' or 'int4:fp32:row'"
+        )
+        if name not in FORMATS or len(rest) != (2 if FORMATS[name].scaled else 0):
+            raise wrong
         if not rest:
             return cls(FORMATS[name])
         kind, shared = rest
-        if shared.startswith("block"):
-            return cls(FORMATS[name], Scaling(kind, "block", int(shared[5:])))  # type: ignore[arg-type]
-        return cls(FORMATS[name], Scaling(kind, shared))  # type: ignore[arg-type]
+        per, size = ("block", shared[5:]) if shared.startswith("block") else (shared, str(DEFAULT_SCALING.block_size))
+        try:
+            return cls(FORMATS[name], Scaling(kind, per, int(size)))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise wrong from error
 
     def with_rounding(self, rounding: Rounding) -> Quantizer:
         """The same storage, rounded otherwise."""
@@ -122,6 +127,8 @@ class Quantizer:
         """
         if self.stochastic and rand_bits is None:
             raise ValueError("stochastic rounding needs rand_bits, e.g. from halfulp.rng.random_bits")
+        if x.dtype != torch.float32:
+            raise TypeError(f"quantize takes float32, got {x.dtype}; convert with .float()")
         rand_bits = rand_bits if self.stochastic else None
         if not self.format.scaled:
             return encode(x, self.format, rand_bits, zero_floor=self.zero_floor), None

@@ -118,7 +118,8 @@ def _bfloat16_code(magnitude: Tensor, rand_bits: Tensor | None) -> Tensor:
 
 def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floor: bool) -> Tensor:
     levels, middles, inverse_gaps = (t.to(x.device) for t in codebook_tables(fmt))
-    y = torch.nan_to_num(x, nan=0.0, posinf=fmt.max, neginf=fmt.levels[0]).clamp(fmt.levels[0], fmt.max)
+    y = torch.nan_to_num(x, nan=0.0, posinf=fmt.max, neginf=fmt.levels[0])
+    y = y.clamp(fmt.levels[0], fmt.max).contiguous()
     if rand_bits is None:
         code = torch.searchsorted(middles, y)
         if zero_floor:

@@ -81,8 +81,9 @@ class Scaling:
             raise ValueError(f"scale kind is 'pow2' or 'fp32', got {self.kind!r}")
         if self.per not in ("block", "row", "tensor"):
             raise ValueError(f"a scale is shared per 'block', 'row' or 'tensor', got {self.per!r}")
-        if self.block_size < 2 or self.block_size % 2:
-            raise ValueError(f"block_size is an even number of at least 2 elements, got {self.block_size}")
+        size = self.block_size
+        if not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2:
+            raise ValueError(f"block_size is an even number of at least 2 elements, got {size!r}")
 
     def layout(self, shape: torch.Size | tuple[int, ...]) -> Layout:
         """Blocks of a tensor of this shape."""
