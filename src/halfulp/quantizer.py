@@ -156,19 +156,33 @@ class Quantizer:
 
     def gather(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...], index: Tensor) -> Tensor:
         """Values of single elements, by flat index (int64, one dimension), without decoding the others."""
-        rows_cols = rows_and_cols(shape)
+        code, block, odd = self.locate(shape, index)
+        picked = self.pick(codes.flatten()[code], odd)
+        return self.decode_picked(picked, None if scale is None else scale.flatten()[block])
+
+    def locate(self, shape: torch.Size | tuple[int, ...], index: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Flat indices of elements into the codes and into the scales (``None`` without).
+
+        The third is 1 for elements in the high half of a byte, 0 in the low half; ``None`` where none share one.
+        """
+        code, odd = index, None
         if self.format.packed:
-            row, col = index // rows_cols[1], index % rows_cols[1]
-            pair = codes.flatten()[row * codes.shape[1] + col // 2]
-            picked = torch.where(col % 2 == 0, pair & 15, pair >> 4)
-        else:
-            picked = codes.flatten()[index]
-        values = decode(picked, self.format)
-        if scale is None:
-            return values
+            cols = rows_and_cols(shape)[1]
+            row, col = index // cols, index % cols
+            code, odd = row * ((cols + 1) // 2) + col // 2, col % 2
+        if not self.format.scaled:
+            return code, None, odd
         layout = self.scaling.layout(shape)
-        block = index // layout.cols * layout.blocks + index % layout.cols // layout.block
-        return values * self.scaling.values(scale.flatten()[block])
+        return code, index // layout.cols * layout.blocks + index % layout.cols // layout.block, odd
+
+    def pick(self, codes: Tensor, odd: Tensor | None) -> Tensor:
+        """Single codes from gathered bytes, see :meth:`locate`."""
+        return codes if odd is None else torch.where(odd == 0, codes & 15, codes >> 4)
+
+    def decode_picked(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        """Values of single codes, each with the stored scale of its block."""
+        values = decode(codes, self.format)
+        return values if scale is None else values * self.scaling.values(scale)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -1,0 +1,109 @@
+"""The optimizers of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.adapters.base import Group, Law, Located, Skipped, Stored, WeightStep
+from halfulp.adapters.weights import adam_update, lion_update, sgd_update
+from halfulp.quantizer import Quantizer
+
+if TYPE_CHECKING:
+    from halfulp.state import StateSlot
+
+__all__ = ["Ours", "QuantizerCodec"]
+
+
+@dataclass(frozen=True)
+class QuantizerCodec:
+    """Codes and scales of a :class:`~halfulp.quantizer.Quantizer`."""
+
+    quantizer: Quantizer
+
+    @property
+    def format(self) -> str:
+        """See :class:`~halfulp.adapters.base.Codec`."""
+        return self.quantizer.format.name
+
+    @property
+    def rounding(self) -> str:
+        """See :class:`~halfulp.adapters.base.Codec`."""
+        return self.quantizer.rounding
+
+    def locate(self, shape: torch.Size, index: Tensor) -> Located:
+        """See :class:`~halfulp.adapters.base.Codec`."""
+        code, scale, odd = self.quantizer.locate(shape, index)
+        return Located((code,) if scale is None else (code, scale), odd)
+
+    def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See :class:`~halfulp.adapters.base.Codec`; an fp32 scale moves, so that there the codes are compared."""
+        scale = parts[1] if len(parts) > 1 else None
+        codes = self.quantizer.pick(parts[0], extra)
+        values = self.quantizer.decode_picked(codes, scale)
+        moving = scale is not None and self.quantizer.scaling.kind == "fp32"
+        return values, codes if moving else values
+
+
+class Ours:
+    """The adapter of :class:`halfulp.engine.RuleOptimizer`."""
+
+    name = "halfulp"
+    counts_resets = True
+
+    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+        """See :class:`~halfulp.adapters.base.Adapter`."""
+        from halfulp.engine import RuleOptimizer
+
+        return isinstance(optimizer, RuleOptimizer)
+
+    def stored(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
+    ) -> list[Stored | Skipped]:
+        """See :class:`~halfulp.adapters.base.Adapter`."""
+        found: list[Stored | Skipped] = []
+        for state in optimizer.states(param):  # type: ignore[attr-defined]
+            slot = state.slot
+            if slot.drive not in ("grad", "grad_sq"):
+                found.append(Skipped(slot.name, "the rule declares no simple law for it"))
+            elif tuple(state.shape) != tuple(param.shape):
+                found.append(Skipped(slot.name, f"of shape {tuple(state.shape)}, the parameter {tuple(param.shape)}"))
+            else:
+                tensors = (state.codes,) if state.scale is None else (state.codes, state.scale)
+                codec = QuantizerCodec(state.quantizer)
+                found.append(Stored(slot.name, _law(slot), codec, tensors, state.entries, slot.name))
+        return found
+
+    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+        """See :class:`~halfulp.adapters.base.Adapter`."""
+        age: int | None = entries.get(f"{slot}_age")
+        return age
+
+    def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
+        """See :class:`~halfulp.adapters.base.Adapter`."""
+        if optimizer.rule.name == "adam" and not group["decoupled_weight_decay"]:  # type: ignore[attr-defined]
+            return float(group["weight_decay"])
+        return float(group["weight_decay"]) if optimizer.rule.name == "sgd" else 0.0  # type: ignore[attr-defined]
+
+    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
+        """See :class:`~halfulp.adapters.base.Adapter`; from the exact moments, as the bit contract has it."""
+        rule: str = optimizer.rule.name  # type: ignore[attr-defined]
+        if rule == "adam":
+            return adam_update(group, step, step.exact, group["betas"], decoupled=bool(group["decoupled_weight_decay"]))
+        if rule == "sgd":
+            return sgd_update(group, step, step.exact)
+        if rule == "lion":
+            return lion_update(group, step, group["betas"], decoupled=True)
+        return f"the update of the rule {rule!r} is not computed here"
+
+
+def _law(slot: StateSlot) -> Law:
+    def coefficients(group: Group, age: int) -> tuple[float, float]:
+        # torch starts a momentum buffer with the gradient itself, and so do we
+        return (0.0, 1.0) if slot.name == "momentum_buffer" and age == 1 else slot.coefficients(group)
+
+    return Law(slot.drive, coefficients, slot.decay)

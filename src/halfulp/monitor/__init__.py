@@ -1,0 +1,24 @@
+"""Watch an optimizer and count which of its updates are rounded away.
+
+:class:`StallMonitor` looks at a fixed sample of coordinates before and after a step, works out what every state
+should have become, and compares. It reads only: not a bit of the training changes.
+
+* **stalled fraction**: share of updates after which the stored value is what it was, although the exact successor
+  ``beta * v + gain * x`` differs from it. A lost decay (gradient zero, value not) counts; a zero that stays zero does
+  not. Where an fp32 scale moves a whole block each step, the codes are compared instead of the values.
+* **predicted**: what theory gives for the ages that the counted updates met, averaged over them.
+* **lag**: median of ``log(stored / shadow)``, the shadow being the same EMA kept in float64 on the sample since the
+  monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, where signed).
+* **off 2x**: share of coordinates more than a factor of two away from their shadow.
+* **weights**: for 16-bit parameters, the share of weights that stood still although their update was not zero, and how
+  much of the intended movement took place (``weights_moved``; 1 is right). The update is computed in float64 from the
+  optimizer's own rule where it is known; elsewhere a weight counts as due if its gradient or first moment is not zero.
+"""
+
+from __future__ import annotations
+
+from halfulp.monitor.results import Measure
+from halfulp.monitor.table import MonitorTable, Row
+from halfulp.monitor.watch import StallMonitor
+
+__all__ = ["Measure", "MonitorTable", "Row", "StallMonitor"]

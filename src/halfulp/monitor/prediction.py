@@ -1,0 +1,63 @@
+"""What theory predicts for a state of a given age, from one curve a format and decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.formats import FORMATS
+
+__all__ = ["AgeBins", "predicted"]
+
+HORIZON = 1 << 14
+"""Ages beyond are given the prediction of this one, or of ``8 / (1 - beta)`` if that is more."""
+
+
+def predicted(fmt: str, beta: float | None, rounding: str, drive: str, age: int) -> float | None:
+    """Predicted stalled fraction of the update that meets a state of an age; ``None`` where theory has no answer."""
+    if drive not in ("grad", "grad_sq") or beta is None or not 0.0 < beta < 1.0 or fmt not in FORMATS:
+        return None
+    longest = max(HORIZON, int(8 / (1 - beta)))
+    steps = min(1 << max(age, 63).bit_length(), longest)
+    curve = _curve(fmt, beta, rounding, "exp_avg_sq" if drive == "grad_sq" else "exp_avg", steps)
+    return None if curve is None else float(curve[min(age, steps - 1)])
+
+
+@lru_cache(maxsize=256)
+def _curve(fmt: str, beta: float, rounding: str, slot: str, steps: int) -> npt.NDArray[np.float64] | None:
+    from halfulp.theory.stall import stall_curve
+
+    try:
+        return stall_curve(FORMATS[fmt], beta=beta, rounding=rounding, steps=steps, slot=slot)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+
+
+class AgeBins:
+    """How often each age was met: exact below 64, then in 32 bins an octave, so that long runs stay small."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def add(self, age: int) -> None:
+        """Count an age."""
+        shift = max(age.bit_length() - 6, 0)
+        key = age >> shift << shift
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def items(self) -> Mapping[int, int]:
+        """Lower end of each bin -> how often."""
+        return self._counts
+
+    def mean_prediction(self, fmt: str, beta: float | None, rounding: str, drive: str) -> float | None:
+        """Predicted stalled fraction, averaged over the ages met; ``None`` without any, or without an answer."""
+        total, weighted = 0, 0.0
+        for age, count in self._counts.items():
+            expected = predicted(fmt, beta, rounding, drive, age)
+            if expected is None:
+                return None
+            total, weighted = total + count, weighted + count * expected
+        return weighted / total if total else None

@@ -1,0 +1,170 @@
+"""What a monitor found, as rows, verdicts and a printable table."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["MonitorTable", "Row"]
+
+ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slot of one parameter over the counted steps; the terms are those of :mod:`halfulp.monitor`.
+
+    `weights_lost` and `weights_moved` are ``None`` for parameters of 32 bits; `weights_moved` also where the update's
+    size is not known. `predicted` is NaN where theory has no answer.
+    """
+
+    parameter: str
+    slot: str
+    format: str
+    rounding: str
+    beta: float
+    updates: int
+    stalled: float
+    predicted: float
+    lag: float
+    ratio: float
+    off_2x: float
+    weights_lost: float | None
+    weights_moved: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong, and what to do, in a line; ``"fine"`` otherwise."""
+        wrong = self.ratio > 1.25 or self.ratio < 0.8 or self.off_2x > 0.25
+        if self.format == "float32" or not (wrong or (self.rounding == "nearest" and self.stalled > 0.5)):
+            return "fine"
+        name = ABBREVIATIONS.get(self.slot, self.slot)
+        if self.ratio > 1.25:
+            size = f"{name} is {self.ratio:.2g}x too large"
+        elif self.ratio < 0.8:
+            size = f"{name} is {1 / self.ratio:.2g}x too small" if self.ratio > 0 else f"{name} is zero"
+        elif wrong:
+            size = f"{self.off_2x:.0%} of {name} is off by more than 2x"
+        else:
+            size = f"{name} is still near its fp32 value"
+        if self.rounding != "nearest":
+            cure = "use a format with more exponent or bits"
+        elif self.slot in ABBREVIATIONS:
+            cure = "use fp32 states or stochastic rounding, e.g. halfulp.AdamW(state='8bit', rounding='stochastic')"
+        else:
+            cure = "use fp32 states or stochastic rounding"
+        return f"{self.slot} is {self.format}, {self.rounding}: {self.stalled:.0%} of updates lost, {size}; {cure}"
+
+
+@dataclass(frozen=True)
+class MonitorTable:
+    """Rows of all slots. ``print(table)`` shows them with a verdict for each slot.
+
+    `skipped` says which states were not watched, and why.
+    """
+
+    rows: tuple[Row, ...]
+    steps: int
+    skipped: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries, e.g. for ``pandas.DataFrame`` or JSON."""
+        return [asdict(row) for row in self.rows]
+
+    def by_slot(self) -> dict[str, Row]:
+        """One row a slot and format: means over the parameters, weighted by updates (geometric for the ratio)."""
+        merged: dict[str, Row] = {}
+        for slot, fmt in dict.fromkeys((r.slot, r.format) for r in self.rows):
+            rows = [r for r in self.rows if (r.slot, r.format) == (slot, fmt)]
+            merged[f"{slot} ({fmt})"] = Row(
+                parameter=f"{len(rows)} parameter{'s' * (len(rows) > 1)}",
+                slot=slot,
+                format=fmt,
+                rounding=rows[0].rounding,
+                beta=rows[0].beta,
+                updates=sum(r.updates for r in rows),
+                stalled=_mean(rows, "stalled"),
+                predicted=_mean(rows, "predicted"),
+                lag=_mean(rows, "lag"),
+                ratio=_geometric_mean(rows),
+                off_2x=_mean(rows, "off_2x"),
+                weights_lost=_optional_mean(rows, "weights_lost"),
+                weights_moved=_optional_mean(rows, "weights_moved"),
+            )
+        return merged
+
+    def verdicts(self) -> list[str]:
+        """One line for each slot and format that is not fine, and one for 16-bit weights that lose updates."""
+        merged = self.by_slot().values()
+        lines = [row.verdict for row in merged if row.verdict != "fine"]
+        lost = next((r for r in merged if r.weights_lost is not None and r.weights_lost > 0.5), None)
+        if lost is not None and (lost.weights_moved is None or lost.weights_moved < 0.8):
+            moved = (
+                "" if lost.weights_moved is None else f", {max(lost.weights_moved, 0):.0%} of their movement took place"
+            )
+            lines.append(
+                f"16-bit weights: {lost.weights_lost:.0%} of updates lost{moved}; keep fp32 weights, or use "
+                "halfulp's param_rounding='stochastic'"
+            )
+        return lines
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"updates lost over {self.steps} steps", title_justify="left")
+        headings = (
+            "slot",
+            "parameter",
+            "format",
+            "rounding",
+            "stalled",
+            "predicted",
+            "lag",
+            "ratio",
+            "off 2x",
+            "weights",
+        )
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if i < 4 else "right", no_wrap=True)
+        merged = list(self.by_slot().values())
+        shown = sorted(self.rows, key=lambda r: -r.stalled)[:30] if len(self.rows) > len(merged) else []
+        for part in (merged, shown):
+            for r in part:
+                lost = "" if r.weights_lost is None else f"{r.weights_lost:.1%}"
+                prediction = "" if math.isnan(r.predicted) else f"{r.predicted:.1%}"
+                table.add_row(
+                    r.slot, r.parameter, r.format, r.rounding, f"{r.stalled:.1%}", prediction,
+                    f"{r.lag:+.2f}", f"{r.ratio:.3g}", f"{r.off_2x:.1%}", lost,
+                )  # fmt: skip
+            table.add_section()
+        text = io.StringIO()
+        console = Console(file=text, width=150)
+        console.print(table)
+        for line in self.verdicts() or ["every state moves as it should"]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for slot, why in dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items()):
+            console.print(f"not watched: {slot} ({why})", markup=False, highlight=False, soft_wrap=True)
+        return text.getvalue()
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    total = sum(r.updates for r in rows)
+    if total == 0:
+        return float(getattr(rows[0], name))
+    return sum(float(getattr(r, name)) * r.updates for r in rows if r.updates) / total
+
+
+def _geometric_mean(rows: list[Row]) -> float:
+    total = sum(r.updates for r in rows)
+    if total == 0 or any(not 0 < r.ratio < math.inf for r in rows):
+        return sorted(r.ratio for r in rows)[len(rows) // 2]
+    return math.exp(sum(math.log(r.ratio) * r.updates for r in rows) / total)
+
+
+def _optional_mean(rows: list[Row], name: str) -> float | None:
+    values = [float(getattr(r, name)) for r in rows if getattr(r, name) is not None]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,177 @@
+"""The monitor itself: hooks around the step of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.adapters import unwrap
+from halfulp.monitor.group import GroupWatch
+from halfulp.monitor.results import Measure, measures, rows
+from halfulp.monitor.sample import Member, coordinates, local
+from halfulp.monitor.table import MonitorTable
+
+__all__ = ["StallMonitor"]
+
+
+class StallMonitor:
+    """Watch the states of any ``torch.optim.Optimizer``.
+
+    Parameters
+    ----------
+    optimizer
+        One of ours, of torch's, or of a library that :mod:`halfulp.adapters` knows; also inside a wrapper that keeps it
+        as ``.optimizer``.
+    sample
+        Coordinates watched in all, shared out over the tensors by size (at least 64 of each). The choice is fixed: the
+        same model gives the same coordinates.
+    every
+        Count updates only in each so many steps; the shadow follows every step all the same.
+    model
+        Gives the parameters their names, where the optimizer was not built from named parameters.
+
+    Attributes
+    ----------
+    steps
+        Steps seen.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
+    >>> optimizer = torch.optim.AdamW([weight])
+    >>> with halfulp.StallMonitor(optimizer) as watch:
+    ...     for _ in range(3):
+    ...         weight.grad = torch.randn_like(weight)
+    ...         optimizer.step()
+    >>> [m.slot for m in watch.measure()]
+    ['exp_avg', 'exp_avg_sq']
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sample: int = 16384,
+        every: int = 1,
+        model: torch.nn.Module | None = None,
+    ) -> None:
+        if sample < 1 or every < 1:
+            raise ValueError(f"sample and every are positive, got sample={sample}, every={every}")
+        self.optimizer, self.sample, self.every = unwrap(optimizer), sample, every
+        self.steps = 0
+        self._names = {} if model is None else {p: n for n, p in model.named_parameters()}
+        self._watches: dict[tuple[int, torch.device], GroupWatch] = {}
+        self._known: set[Tensor] = set()
+        self._began = False
+        self._reports: list[Callable[[int], None]] = []
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(self._after),
+        ]
+
+    def __enter__(self) -> StallMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching; what was measured stays."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    # ---------------------------------------------------------------- watching
+
+    def _params(self) -> Iterator[tuple[int, dict[str, Any], Tensor, str]]:
+        number = 0
+        for at, group in enumerate(self.optimizer.param_groups):
+            names = group.get("param_names")
+            for i, param in enumerate(group["params"]):
+                yield at, group, param, names[i] if names else self._names.get(param, f"parameter {number}")
+                number += 1
+
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._began = False
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._begin()
+            return None
+
+        def watched() -> Any:
+            loss = closure()
+            self._begin()  # only now are the gradients those of the step; weights and states are still untouched
+            return loss
+
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        for (at, _), watch in self._watches.items():
+            watch.group = self.optimizer.param_groups[at]  # load_state_dict makes new ones
+        if any(p.grad is not None and p not in self._known for g in self.optimizer.param_groups for p in g["params"]):
+            self._meet()
+        counting = (self.steps + 1) % self.every == 0
+        for watch in self._watches.values():
+            watch.before(counting)
+            watch.gather_grads()
+        self._began = True
+
+    def _meet(self) -> None:
+        """Watch parameters that have a gradient for the first time."""
+        params = list(self._params())
+        total = sum(local(p).numel() for _, _, p, _ in params)
+        for number, (at, group, param, name) in enumerate(params):
+            if param in self._known or param.grad is None or param.grad.is_sparse:
+                continue
+            self._known.add(param)
+            size = local(param).numel()
+            index = coordinates(param, number, max(64, round(self.sample * size / max(total, 1))))
+            key = (at, param.device)
+            if key not in self._watches:
+                self._watches[key] = GroupWatch(self.optimizer, group, param.device)
+            self._watches[key].add(Member(param, name, index))
+
+    @torch.no_grad()
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not self._began:
+            return
+        self._began = False
+        self.steps += 1
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the step did nothing
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        for watch in self._watches.values():
+            watch.after(1.0 if scale is None else float(scale))
+        if self.steps % self.every == 0:
+            for report in self._reports:
+                report(self.steps)
+
+    # ---------------------------------------------------------------- results
+
+    def measure(self) -> list[Measure]:
+        """Figures of each slot in the last counted step, over the whole sample; of fp32 only where nothing is lower."""
+        return measures(self._watches.values())
+
+    def table(self) -> MonitorTable:
+        """Figures of every slot of every parameter over all counted steps, with a verdict for each slot; printable."""
+        return MonitorTable(tuple(rows(self._watches.values())), self.steps, self.skipped)
+
+    @property
+    def skipped(self) -> dict[tuple[str, str], str]:
+        """States that are not watched: (parameter, slot) -> why."""
+        return {key: why for watch in self._watches.values() for key, why in watch.skipped.items()}
+
+    def on_step(self, report: Callable[[int], None]) -> None:
+        """Call ``report(steps)`` after each step that was counted."""
+        self._reports.append(report)
