@@ -261,7 +261,8 @@ def make_work(case: Case, seed: int = 0, device: str = "cpu") -> Work:
 def set_step(case: Case, work: Work, step: int) -> None:
     """Scalars and random streams of a step, with every state at that age."""
     hyper = {**HYPER[case.rule], **dict(case.hyper)}
-    work.scalars = {k: fp32(v) for k, v in work.rule.scalars(hyper, (step,) * len(work.states)).items()}
+    ages = {"step": step, **{s.slot.name: step for s in work.states}}
+    work.scalars = {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
     names = [s.slot.name for s in work.states] + ["param"]
     keys = stream_keys(2026, 5, [slot_id(n) for n in names], step).tolist()
     work.keys = [(a, b) for a, b in keys]

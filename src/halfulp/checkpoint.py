@@ -20,7 +20,7 @@ def validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
-    from halfulp.engine import STORAGE_KEYS
+    from halfulp.options import STORAGE_KEYS
 
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
@@ -66,9 +66,9 @@ def _check_storage(optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[st
 def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
     from halfulp.state import EmaState
 
-    label = optimizer._label(param)
+    label = optimizer.registry[param].label
     entries: dict[str, Any] = {}
-    states = [EmaState(s, q, param.shape, entries) for s, q in optimizer.slot_storage(group, param)]
+    states = [EmaState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
     expected = {"step"}
     for state in states:
         expected |= {state.slot.name, state.age_key}

@@ -1,7 +1,8 @@
 """The engine under every optimizer: storage, rounding, random bits, resets and checkpoints around a pure rule.
 
-A step goes: reset the slots that are due, add one to the ages, compute the rule's scalars, and hand each parameter as
-a piece of :class:`~halfulp.kernels.work.Work` to a backend, which decodes the states, applies the rule, and encodes.
+A step goes: reset the slots that are due, add one to the ages, compute the rule's scalars (after sums over the whole
+model, if the rule asks for them), and hand each parameter as a piece of :class:`~halfulp.kernels.work.Work` to a
+backend, which decodes the states, applies the rule, and encodes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,48 +21,18 @@ from halfulp._log import log_once
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
+from halfulp.options import GROUP_DEFAULTS, NOT_GROUP, Options
 from halfulp.quantizer import Quantizer
+from halfulp.registry import Registry
 from halfulp.resets import ResetSchedule, Site, SlotSite, as_schedule
 from halfulp.rng import slot_id, stream_keys
 from halfulp.rules.base import Rule, Scalars, fp32
-from halfulp.state import EmaState
+from halfulp.state import EmaState, StateSlot
 from halfulp.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
 
 __all__ = ["Options", "RuleOptimizer"]
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STORAGE_KEYS = ("state", "rounding", "reset", "param_rounding", "seed")
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments that every optimizer of the library takes; the first five are per-group keys too."""
-
-    state: Any
-    rounding: Any
-    reset: Any
-    param_rounding: str
-    seed: int
-    scale: str
-    block_size: int
-    min_size: int
-    keep_fp32: Sequence[str]
-    zero_floor: bool
-    bound_update: bool
-    nonfinite: str
-    backend: str | None
-    maximize: bool
-
-
-_DEFAULTS: Options = {
-    "state": "8bit",
-    "rounding": "stochastic",
-    "reset": None,
-    "param_rounding": "nearest",
-    "seed": 0,
-    "bound_update": True,
-    "maximize": False,
-}
-_NOT_GROUP = ("scale", "block_size", "min_size", "keep_fp32", "zero_floor", "nonfinite", "backend")
 
 
 class RuleOptimizer(Optimizer):
@@ -110,7 +81,7 @@ class RuleOptimizer(Optimizer):
             near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{type(self).__name__} got unknown arguments {sorted(unknown)}.{hint}")
-        extra = {k: options.pop(k) for k in _NOT_GROUP if k in options}
+        extra = {k: options.pop(k) for k in NOT_GROUP if k in options}
         self.nonfinite: str = extra.pop("nonfinite", "skip")
         self.backend: str | None = extra.pop("backend", None)
         if self.nonfinite not in ("skip", "raise"):
@@ -118,13 +89,13 @@ class RuleOptimizer(Optimizer):
         dispatch.check_backend(self.backend)
         self.storage = StorageOptions(**extra)
         self._start_caches()
-        super().__init__(params, {**hyper, **_DEFAULTS, **options})
+        super().__init__(params, {**hyper, **GROUP_DEFAULTS, **options})
         if self.storage.keep_fp32 and not any("param_names" in g for g in self.param_groups):
             raise ValueError("keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()")
 
     def _start_caches(self) -> None:
         self._works: dict[Tensor, Work] = {}
-        self._index: dict[Tensor, int] = {}
+        self._registry: Registry | None = None
         self._schedules: dict[int, tuple[Any, ResetSchedule | None]] = {}
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
@@ -141,6 +112,13 @@ class RuleOptimizer(Optimizer):
         super().__setstate__(state)
         self._start_caches()
 
+    @property
+    def registry(self) -> Registry:
+        """Number, name and group of every parameter."""
+        if self._registry is None:
+            self._registry = Registry(self.param_groups)
+        return self._registry
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its keys, formats and parameters are checked here."""
         for key in param_group:
@@ -149,14 +127,15 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(f"unknown key {key!r} in a parameter group. Did you mean {near[0]!r}?")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        self._registry = None
         try:
             for param in group["params"]:
                 _check_param(param)
             self._check_group(group)
         except Exception:
             self.param_groups.pop()
+            self._registry = None
             raise
-        self._works.clear()
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ``ValueError`` for values of a group that cannot work; rules extend it."""
@@ -165,10 +144,45 @@ class RuleOptimizer(Optimizer):
         if group["param_rounding"] not in ("nearest", "stochastic"):
             raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
         as_schedule(group["reset"])
-        self._quantizers(group)
+        self.group_quantizers(group)
 
-    def _quantizers(self, group: dict[str, Any]) -> tuple[Quantizer, ...]:
-        return slot_quantizers(self.rule.slots(group), group["state"], group["rounding"], self.storage)
+    # ---------------------------------------------------------------- rules and storage
+
+    def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """Every rule that parameters of a group may follow: :attr:`rule` alone, unless a subclass has several."""
+        return (self.rule,)
+
+    def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
+        """The rule of one parameter, one of :meth:`rules`."""
+        return self.rules(group)[0]
+
+    def group_slots(self, group: dict[str, Any]) -> tuple[StateSlot, ...]:
+        """Slots that parameters of a group may have, each name once."""
+        slots = {slot.name: slot for rule in self.rules(group) for slot in rule.slots(group)}
+        return tuple(slots.values())
+
+    def group_quantizers(self, group: dict[str, Any]) -> dict[str, Quantizer]:
+        """Storage of each slot of a group, for the parameters that do not stay in fp32."""
+        slots = self.group_slots(group)
+        chosen = slot_quantizers(slots, group["state"], group["rounding"], self.storage)
+        return {slot.name: quantizer for slot, quantizer in zip(slots, chosen, strict=True)}
+
+    def slot_storage(self, group: dict[str, Any], param: Tensor) -> list[tuple[StateSlot, torch.Size, Quantizer]]:
+        """(slot, shape, quantizer) of each state of a parameter, fp32 where it is kept so."""
+        quantizers = self.group_quantizers(group)
+        place = self.registry[param]
+        reason = fp32_reason(param, place.name, self.storage)
+        if reason is not None and any(not q.format.is_float32 for q in quantizers.values()):
+            log_once(f"states of {place.label} stay in float32: {reason}")
+            quantizers = dict.fromkeys(quantizers, FLOAT32)
+        found = []
+        for slot in self.rule_for(group, param).slots(group):
+            shape = slot.shape(tuple(param.shape))
+            if shape is None:
+                continue
+            small = shape != tuple(param.shape) and torch.Size(shape).numel() < self.storage.min_size
+            found.append((slot, torch.Size(shape), FLOAT32 if small else quantizers[slot.name]))
+        return found
 
     # ---------------------------------------------------------------- the step
 
@@ -187,11 +201,16 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
         self._check_grads(p for _, params in groups for p in params)
+        by_rule: dict[Rule, list[Work]] = {}
         for group, params in groups:
             if params:
-                works = self._prepare(group, params)
-                dispatch.step(self.rule, works, self.backend)
-                self._note_skipped(works)
+                for work in self._prepare(group, params):
+                    by_rule.setdefault(work.rule, []).append(work)
+        for rule, works in by_rule.items():
+            if rule.measure is not None:
+                _combine(rule, works)
+            dispatch.step(rule, works, self.backend)
+            self._note_skipped(works)
         return loss
 
     def _check_grads(self, params: Iterable[Tensor]) -> None:
@@ -201,79 +220,72 @@ class RuleOptimizer(Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
             if self.nonfinite == "raise" and p.numel() and not bool(torch.isfinite(p.grad).all()):
                 raise FloatingPointError(
-                    f"the gradient of {self._label(p)} is not finite; nothing was changed. Skip this step, or use "
-                    "nonfinite='skip' to leave out the stretches concerned"
+                    f"the gradient of {self.registry[p].label} is not finite; nothing was changed. Skip this step, or "
+                    "use nonfinite='skip' to leave out the stretches concerned"
                 )
 
     def _prepare(self, group: dict[str, Any], params: list[Tensor]) -> list[Work]:
         """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
         works = [self._works.get(p) or self._create_work(group, p) for p in params]
         schedule = self._schedule(group)
-        scalars: dict[tuple[int, ...], Scalars] = {}
-        all_fp32 = all(q.format.is_float32 for q in self._quantizers(group))
-        hyper = {**group, "bound_update": group["bound_update"] and not all_fp32}
+        scalars: dict[tuple[Any, ...], Scalars] = {}
         steps = []
         for p, work in zip(params, works, strict=True):
-            assert p.grad is not None
             entries = self.state[p]
             if schedule is not None:
-                self._reset_due(schedule, work, entries["step"])
-            entries["step"] += 1
-            steps.append(entries["step"])
-            ages = []
+                self._reset_due(schedule, group, work, entries["step"])
+            step = entries["step"] = entries["step"] + 1
+            steps.append(step)
+            key: tuple[Any, ...] = (work.rule, work.low, step)
             for state in work.states:
                 state.age += 1
-                ages.append(state.age)
-            key = tuple(ages)
-            if key not in scalars:
-                scalars[key] = {k: fp32(v) for k, v in self.rule.scalars(hyper, key).items()}
-            work.scalars, work.grad = scalars[key], p.grad
+                key = (*key, state.age)
+            found = scalars.get(key)
+            if found is None:
+                found = scalars[key] = self._scalars(group, work, step)
+            work.scalars, work.grad = found, p.grad  # type: ignore[assignment]
             work.maximize, work.param_rounding, work.skipped = group["maximize"], group["param_rounding"], 0
         self._set_keys(group, works, steps)
         return works
 
+    def _scalars(self, group: dict[str, Any], work: Work, step: int) -> Scalars:
+        hyper = {**group, "bound_update": group["bound_update"] and work.low}
+        ages = {"step": step, **{s.slot.name: s.age for s in work.states}}
+        return {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
+
     def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
-        names = [s.name for s in self.rule.slots(group)] + ["param"]
-        index = [[self._index[w.param]] for w in works]
+        names = [s.name for s in self.group_slots(group)] + ["param"]
+        registry = self.registry
+        index = [[registry[w.param].index] for w in works]
         keys = stream_keys(group["seed"], index, [[slot_id(n) for n in names]], [[s] for s in steps]).tolist()
         for work, of_work in zip(works, keys, strict=True):
-            work.keys = [(a, b) for a, b in of_work]
+            by_name = dict(zip(names, of_work, strict=True))
+            work.keys = [tuple(by_name[n]) for n in (*(s.slot.name for s in work.states), "param")]
 
     def _create_work(self, group: dict[str, Any], param: Tensor) -> Work:
         """Create (or, after loading, find) the states of a parameter."""
-        if not self._index or param not in self._index:
-            self._index = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         entries = self.state[param]
-        fresh = "step" not in entries
-        if fresh:
+        states = self._states_over(entries, group, param)
+        if "step" not in entries:
             entries["step"] = 0
-        states = tuple(
-            EmaState(slot, quantizer, param.shape, entries) for slot, quantizer in self.slot_storage(group, param)
-        )
-        for state in states if fresh else ():
-            state.create(param.device)
+            for state in states:
+                state.create(param)
         assert param.grad is not None
-        work = Work(self.rule, param, param.grad, states, {}, group["param_rounding"], [])
+        work = Work(self.rule_for(group, param), param, param.grad, states, {}, group["param_rounding"], [])
         self._works[param] = work
         return work
 
-    def slot_storage(self, group: dict[str, Any], param: Tensor) -> list[tuple[Any, Quantizer]]:
-        """(slot, quantizer) of each state of a parameter, fp32 where it is kept so."""
-        slots, quantizers = self.rule.slots(group), self._quantizers(group)
-        reason = fp32_reason(param, self._name(param), self.storage)
-        if reason is not None and any(not q.format.is_float32 for q in quantizers):
-            log_once(f"states of {self._label(param)} stay in float32: {reason}")
-            quantizers = (FLOAT32,) * len(slots)
-        return list(zip(slots, quantizers, strict=True))
+    def _states_over(self, entries: dict[str, Any], group: dict[str, Any], param: Tensor) -> tuple[EmaState, ...]:
+        return tuple(EmaState(slot, q, shape, entries) for slot, shape, q in self.slot_storage(group, param))
 
     def _note_skipped(self, works: list[Work]) -> None:
         for work in works:
             if work.skipped:
-                index = self._index[work.param]
-                self.skipped[index] = self.skipped.get(index, 0) + work.skipped
+                place = self.registry[work.param]
+                self.skipped[place.index] = self.skipped.get(place.index, 0) + work.skipped
                 log_once(
-                    f"{self._label(work.param)}: gradient or state not finite; the stretches concerned were left "
-                    "untouched (see optimizer.skipped)",
+                    f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
+                    "optimizer.skipped)",
                     level=30,
                 )
 
@@ -286,31 +298,31 @@ class RuleOptimizer(Optimizer):
             cached = self._schedules[id(group)] = (reset, as_schedule(reset))
         return cached[1]
 
-    def _reset_due(self, schedule: ResetSchedule, work: Work, step: int) -> None:
-        group = self._group_of(work.param)
+    def _reset_due(self, schedule: ResetSchedule, group: dict[str, Any], work: Work, step: int) -> None:
         sites = tuple(
             SlotSite(
                 s.slot.name, s.quantizer.format, s.quantizer.rounding, s.slot.signed, s.slot.drive,
-                s.slot.decay(group), s.age,
+                s.slot.coefficients({**group, **work.scalars})[0], s.age,
             )
             for s in work.states
         )  # fmt: skip
-        due = schedule.due(Site(step, self._index[work.param], len(self._index), sites))
+        due = schedule.due(Site(step, self.registry[work.param].index, len(self.registry), sites))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
         if due:
-            self._reset(work, step, due)
+            self._reset(work.param, work.states, step, due)
 
-    def _reset(self, work: Work, step: int, names: tuple[str, ...]) -> None:
-        for state in work.states:
+    def _reset(self, param: Tensor, states: tuple[EmaState, ...], step: int, names: tuple[str, ...]) -> None:
+        for state in states:
             if state.slot.name in names:
-                state.reset_()
-        self.reset_log.append((step, self._index[work.param], names))
+                state.reset_(param)
+        self.reset_log.append((step, self.registry[param].index, names))
         log_once(f"{type(self).__name__}: states reset (first at step {step}; all in optimizer.reset_log)")
 
+    @torch.no_grad()
     def reset_state(self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None) -> None:
-        """Set states and their ages to zero now.
+        """Set states to their initial value (zero, for moments) and their ages to zero now.
 
         Parameters
         ----------
@@ -321,32 +333,35 @@ class RuleOptimizer(Optimizer):
         """
         chosen = None if params is None else set(params)
         for group in self.param_groups:
-            known = {s.name for s in self.rule.slots(group)}
-            if names is not None and not set(names) <= known:
-                raise ValueError(f"no states {sorted(set(names) - known)}; there are {sorted(known)}")
+            known = [s.name for s in self.group_slots(group)]
+            if names is not None and not set(names) <= set(known):
+                raise ValueError(f"no states {sorted(set(names) - set(known))}; there are {known}")
             for p in group["params"]:
                 if (chosen is None or p in chosen) and self.state.get(p):
-                    states = self.states(p)
-                    self._reset(self._works[p], self.state[p]["step"], tuple(names or (s.slot.name for s in states)))
+                    self._reset(p, self.states(p), self.state[p]["step"], tuple(names or known))
 
     # ---------------------------------------------------------------- queries
 
     def states(self, param: Tensor) -> tuple[EmaState, ...]:
         """States of a parameter that has made a step; ``KeyError`` for any other."""
-        if not self.state.get(param):
-            raise KeyError(f"{self._label(param)} has no state yet: it has made no step")
+        entries = self.state.get(param)
+        if not entries:
+            raise KeyError(f"{self.registry[param].label} has no state yet: it has made no step")
         work = self._works.get(param)
-        if work is None:
-            entries, group = self.state[param], self._group_of(param)
-            return tuple(EmaState(s, q, param.shape, entries) for s, q in self.slot_storage(group, param))
-        return work.states
+        return work.states if work is not None else self._states_over(entries, self.registry[param].group, param)
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
-        """A state decoded to fp32, of the parameter's shape."""
+        """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""
         for state in self.states(param):
             if state.slot.name == name:
                 return state.read()
         raise KeyError(f"no state {name!r}; there are {[s.slot.name for s in self.states(param)]}")
+
+    def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
+        """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
+        work = self._works.get(param)
+        hyper = {**self.registry[param].group, **(work.scalars if work is not None else {})}
+        return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}
 
     def memory(self) -> MemoryReport:
         """Bytes of state of each tensor and in all, by format; and what stays in fp32, and why.
@@ -355,31 +370,14 @@ class RuleOptimizer(Optimizer):
         """
         rows = []
         for group in self.param_groups:
-            wanted = self._quantizers(group)
+            low = any(not q.format.is_float32 for q in self.group_quantizers(group).values())
             for p in group["params"]:
-                reason = fp32_reason(p, self._name(p), self.storage)
-                lowered = reason if any(not q.format.is_float32 for q in wanted) else None
-                for slot, q in self.slot_storage(group, p):
-                    rows.append(MemoryRow(self._label(p), slot.name, tuple(p.shape), q.spec, q.bytes(p.shape), lowered))
+                place = self.registry[p]
+                reason = fp32_reason(p, place.name, self.storage) if low else None
+                for slot, shape, q in self.slot_storage(group, p):
+                    rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
         count = sum(p.numel() for g in self.param_groups for p in g["params"])
         return MemoryReport(tuple(rows), count)
-
-    def _group_of(self, param: Tensor) -> dict[str, Any]:
-        return next(g for g in self.param_groups if any(p is param for p in g["params"]))
-
-    def _name(self, param: Tensor) -> str | None:
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p is param:
-                    return group["param_names"][i] if "param_names" in group else None
-        return None
-
-    def _label(self, param: Tensor) -> str:
-        name = self._name(param)
-        if name is not None:
-            return name
-        flat = [p for g in self.param_groups for p in g["params"]]
-        return f"parameter {next(i for i, p in enumerate(flat) if p is param)}"
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -387,9 +385,9 @@ class RuleOptimizer(Optimizer):
         """As torch; plain tensors and numbers only, formats by their full names."""
         packed: dict[str, Any] = super().state_dict()
         for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
-            slots, quantizers = self.rule.slots(group), self._quantizers(group)
-            saved["state"] = format_specs(slots, quantizers)
-            saved["rounding"] = ",".join(f"{s.name}={q.rounding}" for s, q in zip(slots, quantizers, strict=True))
+            quantizers = self.group_quantizers(group)
+            saved["state"] = format_specs(quantizers)
+            saved["rounding"] = ",".join(f"{name}={q.rounding}" for name, q in quantizers.items())
             reset = group["reset"]
             saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
         return packed
@@ -416,6 +414,20 @@ class RuleOptimizer(Optimizer):
         self._works.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+
+def _combine(rule: Rule, works: list[Work]) -> None:
+    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow."""
+    assert rule.measure is not None
+    assert rule.combine is not None
+    sums: dict[str, float] = {}
+    for work in works:
+        grad = -work.grad.float() if work.maximize else work.grad.float()
+        for name, value in rule.measure(work.param.float(), grad, work.read(), work.scalars).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    for work in works:
+        combined = rule.combine(sums, work.scalars)
+        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in combined.items()}}
 
 
 def _check_param(param: Tensor) -> None:

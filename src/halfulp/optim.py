@@ -8,7 +8,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from halfulp._log import log_once
-from halfulp.engine import Options, RuleOptimizer
+from halfulp.engine import RuleOptimizer
+from halfulp.options import Options
 from halfulp.rules.adam import ADAM
 from halfulp.rules.momentum import LION
 from halfulp.rules.momentum import SGD as SGD_RULE
@@ -39,7 +40,7 @@ def _torch_switches(name: str, amsgrad: bool, capturable: bool, differentiable: 
 
 
 class Adam(RuleOptimizer):
-    """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.engine.Options`.
+    """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.options.Options`.
 
     Kingma & Ba, arXiv 1412.6980. With ``state="fp32"`` it follows ``torch.optim.Adam`` to a few units in the last place
     a step (each operation here rounds separately, see ``docs/bit-contract.md``).

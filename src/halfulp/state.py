@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.quantizer import Quantizer
+from halfulp.quantizer import Quantizer, Rounding
 
 __all__ = ["EmaState", "StateSlot"]
 
 Hyper = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+
+def _no_decay(hyper: Hyper) -> float:
+    return 0.0
+
+
+def _like_param(shape: Shape) -> Shape | None:
+    return shape
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,32 @@ class StateSlot:
     signed
         ``False`` for a state that is never negative: it may use an unsigned format.
     decay
-        The coefficient ``beta`` of ``beta * state + gain * drive``, from the group's hyper-parameters.
+        The coefficient ``beta`` of ``beta * state + gain * drive``, from the group's hyper-parameters, over which the
+        scalars of the last step are laid (for a decay that changes from step to step).
     drive
         What the state averages: ``"grad"`` or ``"grad_sq"``; ``"other"`` where no simple law predicts it.
     gain
         The factor of the drive, ``1 - beta`` unless given.
+    shape
+        Shape of the state from the shape of the parameter; ``None`` for parameters that do not have it.
+    exact
+        Never quantized: a scalar, a small vector, a basis, anything that rounding would break. Stays in fp32.
+    rounding
+        Overrides the optimizer's rounding unless that is given by slot (a running maximum keeps every overshoot of
+        stochastic rounding, so it asks for nearest).
+    init
+        Initial value, from the parameter; zero without.
     """
 
     name: str
     signed: bool
-    decay: Callable[[Hyper], float]
-    drive: str = "grad"
+    decay: Callable[[Hyper], float] = _no_decay
+    drive: str = "other"
     gain: Callable[[Hyper], float] | None = None
+    shape: Callable[[Shape], Shape | None] = _like_param
+    exact: bool = False
+    rounding: Rounding | None = None
+    init: Callable[[Tensor], Tensor] | None = None
 
     def coefficients(self, hyper: Hyper) -> tuple[float, float]:
         """``(beta, gain)`` under given hyper-parameters."""
@@ -71,9 +94,9 @@ class EmaState:
     shape: torch.Size
     entries: dict[str, Any]
 
-    def create(self, device: torch.device) -> None:
-        """Put an all-zero state of age 0 into the dictionary."""
-        codes, scale = self.quantizer.zeros(self.shape, device)
+    def create(self, param: Tensor) -> None:
+        """Put the initial state of a parameter, of age 0, into the dictionary."""
+        codes, scale = self._initial(param)
         self.entries[self.slot.name] = codes
         if scale is not None:
             self.entries[self.scale_key] = scale
@@ -114,9 +137,15 @@ class EmaState:
         """The state as fp32."""
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
 
-    def reset_(self) -> None:
-        """Set the state and its age to zero, in place."""
-        codes, scale = self.quantizer.zeros(self.shape, self.codes.device)
+    def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.slot.init is None:
+            return self.quantizer.zeros(self.shape, param.device)
+        value = self.slot.init(param.detach().float()).reshape(self.shape).contiguous()
+        return self.quantizer.with_rounding("nearest").quantize(value)
+
+    def reset_(self, param: Tensor) -> None:
+        """Set the state to its initial value and its age to zero, in place."""
+        codes, scale = self._initial(param)
         self.codes.copy_(codes)
         if scale is not None and self.scale is not None:
             self.scale.copy_(scale)

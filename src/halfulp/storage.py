@@ -29,7 +29,7 @@ class StorageOptions:
         Kind of the scales (``"pow2"`` or ``"fp32"``) and elements that share one; a :class:`Quantizer` passed as a
         state overrides them.
     min_size
-        Tensors with fewer elements keep fp32 states.
+        Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything.
     keep_fp32
         Name patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
     zero_floor
@@ -73,10 +73,10 @@ def slot_quantizers(
     quantizers = []
     for slot in slots:
         wanted = state.get(slot.name, "float32") if isinstance(state, Mapping) else state
-        how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else rounding
+        how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else slot.rounding or rounding
         if how not in ("nearest", "stochastic"):
             raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
-        quantizers.append(_quantizer(slot, wanted, how, options))
+        quantizers.append(FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options))
     return tuple(quantizers)
 
 
@@ -98,7 +98,7 @@ def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: Storag
 
 def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:
     """Why the states of a parameter stay in fp32; ``None`` if they do not."""
-    if param.ndim < 2:
+    if param.ndim < 2 and options.min_size > 0:
         return f"{param.ndim}-D tensor"
     if param.numel() < options.min_size:
         return f"{param.numel()} elements, fewer than min_size={options.min_size}"
@@ -106,14 +106,12 @@ def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) 
     return None if pattern is None else f"name matches keep_fp32 pattern {pattern!r}"
 
 
-def format_specs(slots: Sequence[StateSlot], quantizers: Sequence[Quantizer]) -> str:
+def format_specs(quantizers: Mapping[str, Quantizer]) -> str:
     """Storage of every slot as one line of text, by the formats' full names; goes into checkpoints.
 
     Examples
     --------
-    >>> from halfulp.rules.momentum import LION
-    >>> slots = LION.slots({})
-    >>> format_specs(slots, slot_quantizers(slots, "fp8", "nearest", StorageOptions()))
+    >>> format_specs({"exp_avg": Quantizer("float8_e4m3fn")})
     'exp_avg=float8_e4m3fn:pow2:block128'
     """
-    return ",".join(f"{s.name}={q.spec}" for s, q in zip(slots, quantizers, strict=True))
+    return ",".join(f"{name}={q.spec}" for name, q in quantizers.items())

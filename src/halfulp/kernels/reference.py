@@ -1,7 +1,7 @@
 """The definition of a step, in torch operations: decode, apply the rule, encode. Runs on any device; slow.
 
 A stretch of a row (:func:`~halfulp.kernels.work.step_tile`) in which the gradient or a new state is not finite is left
-as it was, parameter and states alike, bit for bit.
+as it was, parameter and states alike, bit for bit; under a rule that is not elementwise, the whole tensor is.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ def step(rule: Rule, works: list[Work]) -> None:
 
 
 def _step_one(rule: Rule, work: Work) -> None:
-    shape, count = work.param.shape, work.param.numel()
+    count = work.param.numel()
     if count == 0:
         return
     grad = work.grad.float()
     grad = -grad if work.maximize else grad
-    param, states = rule.update(work.param.float(), grad, tuple(s.read() for s in work.states), work.scalars)
-    quantizers = tuple(s.quantizer for s in work.states)
-    tiles = Layout(*step_tile(shape, quantizers))
-    bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in (grad, *states)]).any(0)
-    keep = None
-    if bool(bad.any()):
-        expanded = bad.unsqueeze(-1).expand(tiles.rows, tiles.blocks, max(tiles.block, 1))
-        keep = tiles.join(expanded).reshape(shape)
-        work.skipped = int(keep.sum())
+    param, updated = rule.update(work.param.float(), grad, work.read(), work.scalars)
+    states = [updated[s.slot.name] for s in work.states]
+    if rule.elementwise:
+        keep = _tiles_to_keep(work, grad, states)
+        work.skipped = 0 if keep is None else int(keep.sum())
+    elif all(bool(torch.isfinite(x).all()) for x in (grad, *states)):
+        keep = None
+    else:
+        work.skipped = count
+        return
     for state, new, key in zip(work.states, states, work.keys, strict=False):
-        words = _words(key, work, shape) if state.quantizer.stochastic else None
+        words = _words(key, work.first_element, new) if state.quantizer.stochastic else None
         codes, scale = state.quantizer.quantize(new if keep is None else torch.where(keep, 0.0, new), words)
         if keep is not None:
             codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
@@ -58,15 +59,25 @@ def _step_one(rule: Rule, work: Work) -> None:
     work.param.copy_(param if keep is None else torch.where(keep, work.param, param))
 
 
-def _words(key: tuple[int, int], work: Work, shape: torch.Size) -> Tensor:
-    return random_bits(key, work.first_element, work.param.numel(), work.param.device).reshape(shape)
+def _tiles_to_keep(work: Work, grad: Tensor, states: list[Tensor]) -> Tensor | None:
+    """Mask of the elements that a step leaves as they were, of the parameter's shape; ``None`` for none."""
+    tiles = Layout(*step_tile(work.param.shape, tuple(s.quantizer for s in work.states)))
+    bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in (grad, *states)]).any(0)
+    if not bool(bad.any()):
+        return None
+    expanded = bad.unsqueeze(-1).expand(tiles.rows, tiles.blocks, max(tiles.block, 1))
+    return tiles.join(expanded).reshape(work.param.shape)
+
+
+def _words(key: tuple[int, int], first_element: int, like: Tensor) -> Tensor:
+    return random_bits(key, first_element, like.numel(), like.device).reshape(like.shape)
 
 
 def _round_param(param: Tensor, work: Work) -> Tensor:
     if work.param.dtype == torch.float32 or work.param_rounding == "nearest":
         return param.to(work.param.dtype)
     fmt = get_format(str(work.param.dtype).removeprefix("torch."))
-    rounded = encode(param, fmt, _words(work.keys[-1], work, param.shape))
+    rounded = encode(param, fmt, _words(work.keys[-1], work.first_element, param))
     return torch.where(torch.isfinite(param), rounded, param.to(work.param.dtype))
 
 

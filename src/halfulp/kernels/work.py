@@ -28,7 +28,8 @@ class Work:
     param, grad
         The parameter, updated in place, and its gradient (same shape; float32, bfloat16 or float16).
     states
-        Its states, in the order of the rule's slots; updated in place (the age is the engine's business).
+        The states that this parameter has, in the order of the rule's slots; updated in place (the age is the engine's
+        business).
     scalars
         The rule's numbers for this step, rounded to fp32.
     param_rounding
@@ -53,6 +54,15 @@ class Work:
     first_element: int = 0
     maximize: bool = False
     skipped: int = field(default=0)
+
+    @property
+    def low(self) -> bool:
+        """Whether any state is stored in less than fp32."""
+        return any(not s.quantizer.format.is_float32 for s in self.states)
+
+    def read(self) -> dict[str, Tensor]:
+        """Every state by name, decoded to fp32."""
+        return {s.slot.name: s.read() for s in self.states}
 
 
 def step_tile(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from halfulp.rules.base import Rule, Scalars, clamp, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.state import Hyper, StateSlot
 
 __all__ = ["ADAM", "max_ratio"]
@@ -36,13 +36,14 @@ def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     )
 
 
-def _scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     (beta1, beta2), lr, weight_decay = hyper["betas"], float(hyper["lr"]), hyper["weight_decay"]
     decoupled = hyper["decoupled_weight_decay"]
-    correction1, correction2 = 1 - beta1 ** ages[0], 1 - beta2 ** ages[1]
+    age1, age2 = ages["exp_avg"], ages["exp_avg_sq"]
+    correction1, correction2 = 1 - beta1**age1, 1 - beta2**age2
     bound = math.inf
     if hyper["bound_update"]:
-        bound = max_ratio(beta1, beta2, max(ages)) * correction1
+        bound = max_ratio(beta1, beta2, max(age1, age2)) * correction1
     return {
         "keep": 1 - lr * weight_decay if decoupled else 1.0,
         "l2": 0.0 if decoupled else weight_decay,
@@ -56,15 +57,15 @@ def _scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
     }
 
 
-def _update(param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars) -> tuple[Tensor, tuple[Tensor, ...]]:
-    exp_avg, exp_avg_sq = states
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
     exp_avg = exp_avg + (grad - exp_avg) * c["weight1"]
     exp_avg_sq = exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
     denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     ratio = clamp(exp_avg / denominator, c["bound"])
-    return param * c["keep"] - ratio * c["step_size"], (exp_avg, exp_avg_sq)
+    return param * c["keep"] - ratio * c["step_size"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 ADAM = Rule("adam", _slots, _scalars, _update)

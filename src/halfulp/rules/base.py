@@ -1,18 +1,24 @@
 """What a rule is.
 
 A rule is one pure function ``update(param, grad, states, c) -> (new param, new states)`` on fp32 tensors, beside the
-declaration of its states and the scalars ``c`` that a step needs. It never sees a format: the engine decodes the
-states, calls it, and encodes what it returns.
+declaration of its states and the scalars ``c`` that a step needs. States go in and come out by name. It never sees a
+format: the engine decodes the states, calls it, and encodes what it returns.
 
-Every tensor operation of a rule must round separately, since a kernel has to reproduce it bit by bit: plain
-``+ - * /``, :func:`sqrt` of this module, comparisons and ``where``. Not ``lerp``, ``addcmul``, ``addcdiv`` or
-``add(alpha=)``, which fuse or reorder. Scalars are computed once in Python floats and rounded to fp32.
+Every tensor operation of an elementwise rule must round separately, since a kernel has to reproduce it bit by bit:
+plain ``+ - * /``, :func:`sqrt` of this module, comparisons and ``where``. Not ``lerp``, ``addcmul``, ``addcdiv`` or
+``add(alpha=)``, which fuse or reorder. Scalars are computed once in Python floats and rounded to fp32. Sums over a
+tensor go through :func:`total`, whose bits do not depend on the number of threads.
+
+A rule that needs a figure of the whole model (a global norm, an inner product) gives ``measure``: sums of each
+parameter, which the engine adds up over all parameters of the optimizer, and ``combine``, which turns them into
+further scalars before any parameter is updated.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +27,12 @@ from torch import Tensor
 
 from halfulp.state import Hyper, StateSlot
 
-__all__ = ["Rule", "Scalars", "fp32", "sqrt"]
+__all__ = ["Ages", "Rule", "Scalars", "States", "clamp", "fp32", "norm", "sqrt", "total"]
 
 Scalars = dict[str, float]
-Update = Callable[[Tensor, Tensor, tuple[Tensor, ...], Scalars], tuple[Tensor, tuple[Tensor, ...]]]
+States = dict[str, Tensor]
+Ages = Mapping[str, int]
+Update = Callable[[Tensor, Tensor, States, Scalars], tuple[Tensor, States]]
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,54 @@ class Rule:
     slots
         States under given hyper-parameters (SGD without momentum has none).
     scalars
-        Numbers that a step needs, from the hyper-parameters and the age of each slot *in* this step (1 in the first).
-        In Python floats; the engine rounds them to fp32.
+        Numbers that a step needs, from the hyper-parameters and the age of each slot *in* this step (1 in the first),
+        by slot name, and ``"step"``, which no reset touches. In Python floats; the engine rounds them to fp32.
     update
-        The rule: parameter, gradient, states in the order of `slots`, scalars.
+        The rule: parameter, gradient, states by name, scalars. Must return every state that it was given.
+    elementwise
+        Whether each element of the parameter depends on the same element of the gradient and the states alone. Only
+        then is a stretch with a value that is not finite left out by itself; otherwise the whole tensor is.
+    measure
+        Sums over one parameter, as float64 tensors without dimensions, by name.
+    combine
+        Further scalars, from the sums over all parameters and the scalars of the parameter at hand.
     """
 
     name: str
     slots: Callable[[Hyper], tuple[StateSlot, ...]]
-    scalars: Callable[[Hyper, tuple[int, ...]], Scalars]
+    scalars: Callable[[Hyper, Ages], Scalars]
     update: Update
+    elementwise: bool = True
+    measure: Callable[[Tensor, Tensor, States, Scalars], Mapping[str, Tensor]] | None = None
+    combine: Callable[[Mapping[str, float], Scalars], Scalars] | None = None
 
 
 def sqrt(x: Tensor) -> Tensor:
     """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values)."""
     return x.double().sqrt().float()
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of all elements in float64, as a tensor without dimensions; the same bits for any number of threads.
+
+    Rows of 1024 elements are summed first, each by one thread, then the rows' sums.
+
+    Examples
+    --------
+    >>> total(torch.ones(3000)).item()
+    3000.0
+    """
+    flat = x.reshape(-1).double()
+    while flat.numel() > 1024:
+        rows = math.ceil(flat.numel() / 1024)
+        flat = torch.nn.functional.pad(flat, (0, rows * 1024 - flat.numel())).reshape(rows, 1024).sum(dim=1)
+    return flat.sum()
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm, by :func:`total`, as an fp32 tensor without dimensions."""
+    x = x.double()
+    return total(x * x).sqrt().float()
 
 
 def fp32(value: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Rule, Scalars
+from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.state import Hyper, StateSlot
 
 __all__ = ["LION", "SGD"]
@@ -25,8 +25,8 @@ def _sgd_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     )
 
 
-def _sgd_scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
-    first = bool(ages) and ages[0] == 1  # torch starts the buffer with the gradient itself, undampened
+def _sgd_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    first = ages.get("momentum_buffer") == 1  # torch starts the buffer with the gradient itself, undampened
     momentum = hyper["momentum"]
     return {
         "l2": hyper["weight_decay"],
@@ -37,16 +37,14 @@ def _sgd_scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
     }
 
 
-def _sgd_update(
-    param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _sgd_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
     if not states:
-        return param - grad * c["lr"], ()
-    buffer = states[0] * c["momentum"] + grad * c["gain"]
+        return param - grad * c["lr"], {}
+    buffer = states["momentum_buffer"] * c["momentum"] + grad * c["gain"]
     step = grad + buffer * c["nesterov"] if c["nesterov"] != 0.0 else buffer
-    return param - step * c["lr"], (buffer,)
+    return param - step * c["lr"], {"momentum_buffer": buffer}
 
 
 SGD = Rule("sgd", _sgd_slots, _sgd_scalars, _sgd_update)
@@ -57,19 +55,17 @@ def _lion_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     return (StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][1], drive="grad"),)
 
 
-def _lion_scalars(hyper: Hyper, ages: tuple[int, ...]) -> Scalars:
+def _lion_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     beta1, beta2 = hyper["betas"]
     lr = float(hyper["lr"])
     return {"keep": 1 - lr * hyper["weight_decay"], "weight1": 1 - beta1, "weight2": 1 - beta2, "lr": lr}
 
 
-def _lion_update(
-    param: Tensor, grad: Tensor, states: tuple[Tensor, ...], c: Scalars
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    (exp_avg,) = states
+def _lion_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"]
     difference = grad - exp_avg
     direction = torch.sign(exp_avg + difference * c["weight1"])
-    return param * c["keep"] - direction * c["lr"], (exp_avg + difference * c["weight2"],)
+    return param * c["keep"] - direction * c["lr"], {"exp_avg": exp_avg + difference * c["weight2"]}
 
 
 LION = Rule("lion", _lion_slots, _lion_scalars, _lion_update)
