@@ -8,4 +8,19 @@ from __future__ import annotations
 
 from halfulp.kernels.work import Work
 
-__all__ = ["Work"]
+__all__ = ["Work", "backends"]
+
+
+def backends() -> dict[str, str]:
+    """Which backends can run here: name -> ``"available"`` with what it uses, or the reason why not.
+
+    Examples
+    --------
+    >>> backends()["reference"]
+    'available'
+    """
+    import importlib
+
+    from halfulp.kernels.dispatch import BACKENDS
+
+    return {name: importlib.import_module(f"halfulp.kernels.{name}").status() for name in BACKENDS}

@@ -11,9 +11,9 @@ from halfulp.rules.base import Rule
 
 __all__ = ["BACKENDS", "check_backend", "step"]
 
-BACKENDS = ("triton", "reference")
+BACKENDS = ("cpu", "triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
-DEVICES = {"triton": "cuda"}
+DEVICES = {"cpu": "cpu", "triton": "cuda"}
 """Type of device that a backend is for. Tensors elsewhere come to it only if it is asked for by name."""
 
 

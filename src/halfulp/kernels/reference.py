@@ -17,12 +17,17 @@ from halfulp.rounding import encode, pack4, unpack4
 from halfulp.rules.base import Rule
 from halfulp.scaling import Layout, rows_and_cols
 
-__all__ = ["step", "supports"]
+__all__ = ["status", "step", "supports"]
 
 
 def supports(rule: Rule, work: Work) -> str | None:
     """Reason why this backend cannot do a piece of work: never any."""
     return None
+
+
+def status() -> str:
+    """Whether this backend can run here: always."""
+    return "available"
 
 
 def step(rule: Rule, works: list[Work]) -> None:

@@ -26,7 +26,7 @@ from halfulp.kernels.triton_plan import Plan, Stored, Tiling, codebook, plan_of,
 from halfulp.kernels.work import Work
 from halfulp.rules.base import Rule
 
-__all__ = ["FIELDS", "SCALARS_OF", "constants", "options", "step", "supports"]
+__all__ = ["FIELDS", "SCALARS_OF", "constants", "options", "status", "step", "supports"]
 
 FIELDS = 32
 """int64 numbers a tensor has in the table; the order is that of ``triton_kernel.py``."""
@@ -56,6 +56,11 @@ def supports(rule: Rule, work: Work) -> str | None:
         return "state of another shape than its parameter"
     cut = tiling(work.param.shape, tuple(s.quantizer for s in work.states))
     return cut if isinstance(cut, str) else None
+
+
+def status() -> str:
+    """Whether this backend can run here; or why not."""
+    return _no_device("cuda" if torch.cuda.is_available() else "cpu") or "available"
 
 
 @cache

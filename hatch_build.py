@@ -1,0 +1,95 @@
+"""Compile the C kernels, for the wheel and for working in the tree. Needs a C compiler, not torch.
+
+``python hatch_build.py`` builds in place, into ``src/halfulp/kernels``. As a build hook of hatchling it does the same
+and gives the wheel its platform tag. Where there is no compiler the package is built without kernels and says so at run
+time (``halfulp.kernels.backends()``); ``HALFULP_BUILD=require`` makes that an error, ``HALFULP_BUILD=skip`` builds
+none.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # run as a script, outside a build
+    BuildHookInterface = object
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "src" / "halfulp" / "kernels"
+LIBRARY = "_cpu.so"
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
+EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+"""Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
+X86 = {"avx2": ["-mavx2"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+
+
+def compiler() -> list[str] | None:
+    """The C compiler as a command: ``$CC``, else the first of cc, gcc, clang; ``None`` if there is none."""
+    for candidate in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if candidate and shutil.which(shlex.split(candidate)[0]):
+            return shlex.split(candidate)
+    return None
+
+
+def build(target: Path) -> str | None:
+    """Compile into a library; returns the reason why not, or ``None``. The library appears whole or not at all."""
+    command = compiler()
+    if command is None:
+        return "no C compiler was found (set CC, or install cc, gcc or clang)"
+    isas: dict[str, list[str]] = {"baseline": []}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        isas.update(X86)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = {f"step_{name}": ("step.c", [f"-DHU_ISA={name}", *flags]) for name, flags in isas.items()}
+        jobs["driver"] = ("driver.c", [])
+        running = {}
+        for name, (source, flags) in jobs.items():
+            made = Path(folder) / f"{name}.o"
+            whole = [*command, *FLAGS, *EXACT, *flags, "-c", str(PACKAGE / "csrc" / source), "-o", str(made)]
+            running[made] = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
+        errors = [process.communicate()[1] for process in running.values()]
+        if any(process.returncode for process in running.values()):
+            return f"{command[0]} failed: {''.join(errors).strip()}"
+        linked = target.with_suffix(".new")
+        link = [*command, "-shared", "-pthread", *(str(made) for made in running), "-o", str(linked), "-lm"]
+        done = subprocess.run(link, capture_output=True, text=True)
+        if done.returncode:
+            return f"{command[0]} failed to link: {done.stderr.strip()}"
+        linked.replace(target)
+    return None
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
+    """Hatchling's hook: build the library and put it into the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called before a wheel (or an editable install) is put together."""
+        wish = os.environ.get("HALFULP_BUILD", "")
+        target = PACKAGE / LIBRARY
+        reason = "HALFULP_BUILD=skip" if wish == "skip" else build(target)
+        if reason is not None:
+            target.unlink(missing_ok=True)
+            if wish == "require":
+                raise RuntimeError(f"the CPU kernels were not built: {reason}")
+            self.app.display_warning(f"halfulp is built without its CPU kernels: {reason}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["artifacts"].append(str(target.relative_to(ROOT)))
+
+
+if __name__ == "__main__":
+    problem = build(PACKAGE / LIBRARY)
+    if problem is not None:
+        sys.exit(problem)
+    print(PACKAGE / LIBRARY)

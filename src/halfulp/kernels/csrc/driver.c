@@ -1,0 +1,127 @@
+/* What Python calls: choice of the instruction set, threads, and the loop over any number of parameters. */
+#include "halfulp.h"
+
+#include <pthread.h>
+#include <stddef.h>
+#include <string.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define GRAIN 32768 /* elements that a thread takes at a time */
+#define MAX_THREADS 256
+
+extern const hu_isa hu_isa_baseline;
+#if defined(__x86_64__)
+extern const hu_isa hu_isa_avx2, hu_isa_avx512;
+#endif
+
+static const hu_isa *chosen = &hu_isa_baseline;
+
+/* Sizes of the structs, for the other side to compare; and what this build and machine can do. */
+EXPORT int hu_abi(int64_t sizes[3]) {
+    sizes[0] = sizeof(hu_format), sizes[1] = sizeof(hu_slot), sizes[2] = sizeof(hu_work);
+    return HU_ABI;
+}
+
+static const hu_isa *isa_at(int i) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2");
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const hu_isa *all[] = {avx512 ? &hu_isa_avx512 : NULL, avx2 ? &hu_isa_avx2 : NULL, &hu_isa_baseline};
+    for (int k = 0; k < 3; k++)
+        if (all[k] && i-- == 0) return all[k];
+    return NULL;
+#else
+    return i == 0 ? &hu_isa_baseline : NULL;
+#endif
+}
+
+/* Name of the i-th instruction set that this machine has, fastest first; NULL past the last. */
+EXPORT const char *hu_isa_name(int i) {
+    const hu_isa *isa = isa_at(i);
+    return isa ? isa->name : NULL;
+}
+
+/* Use an instruction set by name, the fastest for NULL; 0 if this machine has it. */
+EXPORT int hu_choose(const char *name) {
+    for (int i = 0; isa_at(i); i++)
+        if (!name || !strcmp(isa_at(i)->name, name)) {
+            chosen = isa_at(i);
+            return 0;
+        }
+    return 1;
+}
+
+/* Threads: torch's OpenMP runtime, whose GOMP_parallel is handed over here, so that its workers are woken and not fought
+ * with; plain threads where it has none. */
+typedef void (*parallel_fn)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+static parallel_fn gomp_parallel;
+
+EXPORT void hu_set_parallel(void *function) { gomp_parallel = (parallel_fn)function; }
+
+static void in_parallel(void (*body)(void *), void *job, int threads) {
+    if (threads <= 1) {
+        body(job);
+    } else if (gomp_parallel) {
+        gomp_parallel(body, job, (unsigned)threads, 0);
+    } else {
+        pthread_t started[MAX_THREADS];
+        int count = 0;
+        for (; count < threads - 1 && count < MAX_THREADS; count++)
+            if (pthread_create(&started[count], NULL, (void *(*)(void *))(void *)body, job)) break;
+        body(job);
+        for (int i = 0; i < count; i++) pthread_join(started[i], NULL);
+    }
+}
+
+typedef struct job {
+    const hu_work *works;
+    int64_t count, units, next, grab;
+} job;
+
+static void work_on(void *data) {
+    job *j = data;
+#if defined(__x86_64__) || defined(__i386__)
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(0x1f80); /* subnormals kept, nearest-even, whatever this thread was set to */
+#endif
+    int64_t at = 0, unit;
+    while ((unit = __atomic_fetch_add(&j->next, j->grab, __ATOMIC_RELAXED)) < j->units) {
+        const int64_t last = unit + j->grab < j->units ? unit + j->grab : j->units;
+        while (unit < last) {
+            while (at + 1 < j->count && j->works[at + 1].units_before <= unit) at++;
+            const int64_t end = at + 1 < j->count ? j->works[at + 1].units_before : j->units;
+            const int64_t stop = last < end ? last : end, before_it = j->works[at].units_before;
+            chosen->run(&j->works[at], unit - before_it, stop - before_it);
+            unit = stop;
+        }
+    }
+#if defined(__x86_64__) || defined(__i386__)
+    _mm_setcsr(before);
+#endif
+}
+
+/* One step of `count` parameters. */
+EXPORT void hu_step(hu_work *works, int64_t count, int threads) {
+    int64_t units = 0, elements = 0;
+    for (int64_t i = 0; i < count; i++) {
+        works[i].units_before = units;
+        units += chosen->units(&works[i]);
+        elements += works[i].rows * works[i].cols;
+    }
+    if (!units) return;
+    const int64_t average = (elements + units - 1) / units, most = (elements + GRAIN - 1) / GRAIN;
+    job j = {works, count, units, 0, average >= GRAIN ? 1 : GRAIN / average};
+    in_parallel(work_on, &j, most < threads ? (int)most : threads);
+}
+
+/* A stored state to fp32, and fp32 (finite) to stored codes and scales. */
+EXPORT void hu_decode(const hu_slot *slot, int64_t rows, int64_t cols, float *out) { chosen->decode(slot, rows, cols, out); }
+
+EXPORT void hu_encode(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, const float *in) {
+    chosen->encode(slot, rows, cols, first_element, in);
+}

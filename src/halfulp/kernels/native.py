@@ -1,0 +1,93 @@
+"""The compiled library: loading it, choosing its instruction set, and giving it torch's threads.
+
+The library is built with the package (``hatch_build.py``) and loaded through :mod:`ctypes`; no compiler runs here.
+Where it is missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512``, ``avx2``, ``baseline``) overrides the choice
+of the fastest instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+__all__ = ["ABI", "chosen", "isas", "library", "why_not"]
+
+ABI = 1
+PATH = Path(__file__).with_name("_cpu.so")
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or the reason why there is none."""
+    if not PATH.exists():
+        return "this installation has no compiled kernels (built without a C compiler)"
+    try:
+        lib = ctypes.CDLL(str(PATH))
+    except OSError as error:
+        return f"{PATH.name} cannot be loaded: {error}"
+    lib.hu_isa_name.restype = ctypes.c_char_p
+    lib.hu_step.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+    lib.hu_decode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    lib.hu_encode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p)
+    lib.hu_set_parallel.argtypes = (ctypes.c_void_p,)
+    if lib.hu_abi((ctypes.c_int64 * 3)()) != ABI:
+        return f"{PATH.name} belongs to another version of halfulp: build it again"
+    wanted = os.environ.get("HALFULP_ISA")
+    if lib.hu_choose(wanted.encode() if wanted else None):
+        return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
+    lib.hu_set_parallel(_openmp_of_torch())
+    return lib
+
+
+def library() -> ctypes.CDLL:
+    """The library; ``RuntimeError`` where there is none."""
+    lib = _load()
+    if isinstance(lib, str):
+        raise RuntimeError(lib)
+    return lib
+
+
+def why_not() -> str | None:
+    """Reason why there is no library, ``None`` if there is one."""
+    lib = _load()
+    return lib if isinstance(lib, str) else None
+
+
+def _names(lib: ctypes.CDLL) -> list[str]:
+    names, i = [], 0
+    while (name := lib.hu_isa_name(i)) is not None:
+        names.append(name.decode())
+        i += 1
+    return names
+
+
+def isas() -> list[str]:
+    """Instruction sets that this build and machine have, fastest first."""
+    return _names(library())
+
+
+def chosen() -> str:
+    """The instruction set in use."""
+    return os.environ.get("HALFULP_ISA") or isas()[0]
+
+
+def _openmp_of_torch() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, ``None`` if there is none.
+
+    A runtime of our own would put its threads beside torch's, whose workers keep spinning for a while after each of
+    its operations: on as many cores as threads, each step would then wait for them.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    paths = dict.fromkeys(line.split()[-1] for line in maps.splitlines() if "/lib" in line and "omp" in line)
+    for path in sorted(paths, key=lambda p: "/torch/" not in p):
+        try:
+            found = ctypes.CDLL(path, mode=getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_NOW).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(found, ctypes.c_void_p).value
+    return None
