@@ -264,8 +264,8 @@ FRIENDLY: dict[str, tuple[str, str]] = {
     "fp4": ("float4_e2m1fn", "ufloat4_e2m2"),
     "int8": ("dynamic8", "udynamic8"),
     "int4": ("int4", "uint4"),
-    "8bit": ("float8_e4m3fn", "ufloat8_e4m4"),
-    "4bit": ("float4_e2m1fn", "ufloat4_e3m1"),
+    "8bit": ("float8_e4m3fn", "ufloat8_e5m3"),
+    "4bit": ("float4_e2m1fn", "ufloat4_e4m0"),
 }
 """Short names, as (signed slot, non-negative slot). ``fp8``, ``fp4`` are the published choices, ``int8`` the dynamic
 codebook, ``8bit`` and ``4bit`` what was measured to lose least (see ``docs/formats.md``)."""
