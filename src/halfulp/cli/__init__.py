@@ -9,7 +9,7 @@ import typer
 
 __all__ = ["app", "main"]
 
-COMMANDS: tuple[str, ...] = ("compare", "report")
+COMMANDS: tuple[str, ...] = ("predict", "compare", "report")
 """Every command; ``halfulp.cli.<name>`` defines it as a function ``command`` whose docstring is its help."""
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
 
 for _name in COMMANDS:
     app.command(_name)(importlib.import_module(f"halfulp.cli.{_name}").command)

@@ -1,9 +1,16 @@
-"""When to reset: the period at which the staleness and the noise of a reset balance."""
+"""Whether to reset a state, and when.
+
+A reset wipes out what rounding has done to a second moment, at the price of a few noisy steps. The planner follows the
+chain's law through a cycle and takes the period ``K`` at which the mean error of Adam's update over a cycle
+(:mod:`halfulp.theory.cost`) is least. Since the gradient's scale falls in training at a rate that is not known, it
+takes the ``K`` whose cost is least above the best possible one in the worst of a few drifts:
+``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +19,12 @@ import numpy.typing as npt
 from halfulp.formats import Format, get_format
 from halfulp.theory.stall import Slot, stall_curve
 
-__all__ = ["ResetPlan", "plan_reset"]
+__all__ = ["DRIFTS", "ResetPlan", "plan_reset"]
+
+Array = npt.NDArray[np.float64]
+
+DRIFTS = (0.0, 0.025, 0.1)
+"""E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` that a plan has to stand."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +38,26 @@ class ResetPlan:
     why
         The reason, in a sentence.
     curve
-        Stalled fraction by age, from :func:`~halfulp.theory.stall.stall_curve`.
+        Stalled fraction by age: entry ``t - 1`` is of step ``t``, up to the horizon.
+    costs
+        Cycle-averaged error of Adam's update by period (entry ``K - 1``), one row a drift, relative to the variance of
+        the fp32 first moment; empty where there is nothing to weigh.
+    drifts
+        Of the rows.
     """
 
     period: int | None
     why: str
-    curve: npt.NDArray[np.float64]
+    curve: Array
+    costs: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    drifts: tuple[float, ...] = ()
+
+    @property
+    def regret(self) -> Array:
+        """Cost of each period over the best possible one, minus 1, in the worst of the drifts."""
+        if not len(self.costs):
+            return np.zeros(len(self.curve))
+        return np.asarray((self.costs / self.costs.min(axis=1, keepdims=True)).max(axis=0) - 1)
 
 
 def plan_reset(
@@ -41,41 +67,74 @@ def plan_reset(
     rounding: str,
     slot: Slot = "exp_avg_sq",
     beta1: float = 0.9,
+    drifts: tuple[float, ...] = DRIFTS,
 ) -> ResetPlan:
-    """Reset period of a state, from the build-up of stalling.
-
-    Under nearest rounding a state is reset when 97 % of its updates stall; never if that takes more than three
-    windows ``1 / (1 - beta)``. Under stochastic rounding a stalled update costs nothing on average: never.
+    """Best period of resets of a state, or never.
 
     Parameters
     ----------
     fmt, beta, rounding, slot
         As for :func:`~halfulp.theory.stall.stall_probability`.
     beta1
-        Decay of the first moment beside a second moment: a period is at least two of its windows.
+        Decay of the first moment beside a second moment.
+    drifts
+        Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; one, if measured.
+
+    Returns
+    -------
+    ResetPlan
+        For a first moment always "never": its zero-mean noise is not helped by forgetting it.
 
     Examples
     --------
     >>> plan_reset("fp8", beta=0.999, rounding="nearest").period
-    113
+    315
     >>> plan_reset("fp8", beta=0.999, rounding="stochastic").period is None
     True
     """
-    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1)
+    if not 0 <= beta1 < 1:
+        raise ValueError(f"beta1 is in [0, 1), got {beta1}")
+    if not drifts or any(not 0 <= r < math.inf for r in drifts):
+        raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts}")
+    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts))
 
 
 @lru_cache(maxsize=256)
-def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float) -> ResetPlan:
-    horizon = math.ceil(3 / (1 - beta))
-    if fmt.is_float32 or rounding == "stochastic":
-        why = "stochastic rounding keeps the mean" if rounding == "stochastic" else "nothing is rounded"
-        return ResetPlan(None, f"Never: {why}, so that stalled updates are made up for.", np.zeros(horizon))
-    if fmt.kind != "float":
-        why = f"Never: the build-up is known for float formats only, not for {fmt.name}."
-        return ResetPlan(None, why, np.zeros(horizon))
-    curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=horizon, slot=slot)
-    stuck = np.flatnonzero(curve >= 0.97)
-    if len(stuck) == 0:
-        return ResetPlan(None, f"Never: at most {curve[-1]:.0%} of the updates stall within {horizon} steps.", curve)
-    period = max(int(stuck[0]), math.ceil(2 / (1 - beta1)))
-    return ResetPlan(period, f"Every {period} steps: by then 97 % of the updates stall.", curve)
+def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...]) -> ResetPlan:
+    from halfulp.theory.chain import Chain
+    from halfulp.theory.cost import cycle_cost, update_error
+    from halfulp.theory.transient import transient
+
+    horizon = math.ceil(max(6 / (1 - beta), 3000))
+    if fmt.is_float32:
+        return ResetPlan(None, "Never: nothing is rounded.", np.zeros(horizon))
+    if slot == "exp_avg":
+        window = math.ceil(3 / (1 - beta))
+        curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=slot)
+        why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
+        return ResetPlan(None, why, curve)
+    laws = [
+        transient(Chain(fmt, beta, rounding, drift=r, phases=8 if fmt.mantissa_bits < 6 else 4), horizon)
+        for r in drifts
+    ]
+    costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
+    curve = laws[0].interpolate(laws[0].stalled, np.arange(horizon))
+    plan = ResetPlan(None, "", curve, costs, drifts)
+    best = int(plan.regret.argmin()) + 1
+    low, last = costs[:, best - 1], costs[:, -1]
+    if best == horizon:
+        why = (
+            f"Never: up to {horizon} steps, no reset costs less. Rounding makes the update's mean squared error "
+            f"{low.max():.2g} of the update's variance, at worst."
+        )
+        return ResetPlan(None, why, curve, costs, drifts)
+    why = (
+        f"Every {best} steps: the update's mean squared error is then {_span(low)} of the update's variance, and "
+        f"{_span(last)} without resets. At the end of a cycle {curve[best - 1]:.1%} of the updates stall."
+    )
+    return ResetPlan(best, why, curve, costs, drifts)
+
+
+def _span(values: Array) -> str:
+    low, high = f"{values.min():.2g}", f"{values.max():.2g}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,118 @@
+"""``halfulp predict``: how many updates a state loses, by its age."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+ROUNDINGS = ("nearest", "stochastic")
+
+
+def command(
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="State format; repeat for several.")
+    ] = None,
+    betas: Annotated[list[float] | None, typer.Option("--beta", "-b", help="Decay; repeat for several.")] = None,
+    slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
+    model: Annotated[str, typer.Option(help="chain, build-up or one-step.")] = "chain",
+    plot: Annotated[
+        Path | None, typer.Option(help="Also write the build-up curves as a picture (.png, .svg, .pdf).")
+    ] = None,
+) -> None:
+    """Predict the share of updates that rounding loses, by the age of the state.
+
+    Without --format: bf16, fp8 and fp4. Ages are steps since the state was zero.
+    """
+    from rich.console import Console
+
+    from halfulp.theory.stall import check_slot
+
+    formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
+    check_slot(slot)
+    if plot is not None:
+        from halfulp.cli.figure import check_plot
+
+        check_plot(plot)
+    console = Console(highlight=False)
+    for beta in betas:
+        curves = _curves(formats, beta, slot, model)
+        console.print(_table(curves, beta, slot, model))
+        console.print(_chart(curves))
+        if plot is not None:
+            path = plot if len(betas) == 1 else plot.with_stem(f"{plot.stem}-{beta:g}")
+            _draw(curves, beta, slot, path)
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _curves(formats: list[str], beta: float, slot: str, model: str) -> dict[tuple[str, str], Any]:
+    from halfulp.theory.stall import stall_curve
+
+    window = 3 / (1 - beta) if 0 < beta < 1 else 1
+    steps = math.ceil(max(window, 10)) + 1
+    return {
+        (name, how): stall_curve(name, beta=beta, rounding=how, steps=steps, slot=slot, model=model)  # type: ignore[arg-type]
+        for name in formats
+        for how in ROUNDINGS
+    }
+
+
+def _ages(last: int) -> list[int]:
+    """0, then 1, 3, 10, 30 ... up to the last."""
+    ages = [0]
+    power = 1
+    while power <= last:
+        ages += [a for a in (power, 3 * power) if a <= last]
+        power *= 10
+    return ages if ages[-1] == last else [*ages, last]
+
+
+def _table(curves: dict[tuple[str, str], Any], beta: float, slot: str, model: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    last = len(next(iter(curves.values()))) - 1
+    title = f"percent of lost updates of {slot} at beta {beta:g}, by age in steps ({model})"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("format", no_wrap=True)
+    table.add_column("rounding", no_wrap=True)
+    for age in _ages(last):
+        table.add_column(str(age), justify="right")
+    for (name, how), curve in curves.items():
+        table.add_row(name, how, *(f"{100 * curve[a]:.1f}" for a in _ages(last)))
+    return table
+
+
+def _chart(curves: dict[tuple[str, str], Any], width: int = 52) -> Any:
+    """A line of blocks for each curve, over the logarithm of the age."""
+    from rich.text import Text
+
+    bars = " ▁▂▃▄▅▆▇█"
+    text = Text()
+    last = len(next(iter(curves.values()))) - 1
+    for (name, how), curve in curves.items():
+        ages = [round(math.expm1(math.log1p(last) * i / (width - 1))) for i in range(width)]
+        line = "".join(bars[round(float(curve[a]) * 8)] for a in ages)
+        text.append(f"{name:>14} {how:<10} ", style="bold")
+        text.append(line + "\n", style="cyan" if how == "nearest" else "green")
+    text.append(f"{'age':>25} 0 {'log scale':^{width - 4 - len(str(last))}} {last}", style="dim")
+    return text
+
+
+def _draw(curves: dict[tuple[str, str], Any], beta: float, slot: str, path: Path) -> None:
+    from halfulp.cli.figure import colours, figure, save
+
+    fig, (axes,) = figure(1)
+    palette = colours([name for name, _ in curves])
+    for (name, how), curve in curves.items():
+        axes.plot(range(len(curve)), curve, color=palette[name], ls="-" if how == "nearest" else "--",
+                  label=f"{name}, {how}")  # fmt: skip
+    last = len(next(iter(curves.values()))) - 1
+    axes.set(xscale="log", xlim=(1, last), ylim=(0, 1.02), xlabel="age of the state in steps",
+             ylabel="share of lost updates", title=f"{slot}, beta {beta:g}")  # fmt: skip
+    axes.legend()
+    save(fig, path)

@@ -1,0 +1,105 @@
+"""The exact law of a stored EMA coordinate: a Markov chain on the format's grid.
+
+A :class:`Chain` names the format, the decay, the rounding and the drive. :func:`~halfulp.theory.transient.transient`
+follows its law from a reset (or any start) step by step, :func:`~halfulp.theory.stationary.stationary` finds where it
+settles. Both average over the unknown position of the
+drive's scale within an octave of the grid, unless the chain says where it is.
+
+The law is exact up to truncation (1e-10 of the mass), the number of phases, and the thinning of grids that are much
+finer than an update (:mod:`halfulp.theory.grid`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.formats import Format
+from halfulp.theory.drive import SQUARE, Drive
+from halfulp.theory.grid import Grid, fixed_grid, free_grid
+from halfulp.theory.transition import Step
+
+__all__ = ["Chain"]
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is stored, and what drives it.
+
+    Parameters
+    ----------
+    format
+        The grid. float32 is exact and has no chain.
+    beta
+        Decay, in (0, 1).
+    rounding
+        ``"nearest"`` or ``"stochastic"``.
+    drive
+        Law of the input, :data:`~halfulp.theory.drive.SQUARE` by default.
+    scale
+        ``None``: the exponent range is free and the phase unknown, which suits a float with a scale. A number: the
+        drive's scale in units of a fixed grid (``sigma**2`` of a square drive, ``sigma`` of a normal one), with
+        subnormals, saturation and underflow as they are.
+    drift
+        Decay of the gradient's ``sigma`` in e-folds per window ``1 / (1 - beta)``; needs a free grid.
+    zero_floor
+        Nearest rounding of a non-negative state never gives zero (fixed grids).
+    phases
+        Positions of the scale within an octave that are averaged over; by format if ``None``.
+    """
+
+    format: Format
+    beta: float
+    rounding: str
+    drive: Drive = SQUARE
+    scale: float | None = None
+    drift: float = 0.0
+    zero_floor: bool = False
+    phases: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.beta < 1.0:
+            raise ValueError(f"beta is between 0 and 1, got {self.beta}")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+        if self.format.is_float32:
+            raise ValueError("float32 is not rounded: there is no chain to follow")
+        if not self.drive.nonnegative and not self.format.signed:
+            raise ValueError(f"a normal drive needs a signed format, {self.format.name} has no sign")
+        if self.scale is None and self.format.kind != "float":
+            raise ValueError(
+                f"{self.format.name} has no free exponent: give the drive's scale= in units of its grid, or use "
+                "halfulp.theory.blocks for a scale that follows the block"
+            )
+        if self.scale is not None and not (self.scale > 0 and math.isfinite(self.scale)):
+            raise ValueError(f"scale is a positive number in units of the grid, got {self.scale}")
+        if self.drift and self.scale is not None:
+            raise ValueError("a drift needs a free grid (scale=None)")
+
+    @cached_property
+    def grid(self) -> Grid:
+        """States of the chain."""
+        if self.scale is None:
+            return free_grid(self.format, self.drive, self.beta)
+        return fixed_grid(self.format, self.drive, self.beta, self.scale, self.zero_floor)
+
+    @property
+    def step(self) -> Step:
+        """Law of one step."""
+        return Step(self.grid, self.drive, self.beta, self.rounding)
+
+    @cached_property
+    def scales(self) -> Array:
+        """Scale of the drive in each phase, in units of the grid."""
+        if self.scale is not None:
+            return np.array([self.scale])
+        # averages over phases converge exponentially: twice as many change nothing in the fourth digit
+        default = (16 if self.drift else 8) if self.format.mantissa_bits < 8 and self.drive.nonnegative else 4
+        n = default if self.phases is None else self.phases
+        return np.asarray(2.0 ** ((np.arange(n) + 0.5) / n))

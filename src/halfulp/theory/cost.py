@@ -1,0 +1,47 @@
+"""What rounding costs: the error of Adam's update at each age of its second moment.
+
+The update is ``m_hat / sqrt(v_hat)``, compared with the fp32 first moment over the gradient's true scale ``s``. Both
+moments were reset at age 0. Relative to the variance of the fp32 first moment the mean squared error at age ``t`` is
+
+``D_t = rho_t W2_t - 2 (1 + beta1**t) W1_t + 1``,  ``rho_t = (1 + beta1**t) / (1 - beta1**t)``.
+
+Once the first moment is old (``t > 2 / (1 - beta1)``) the moments are nearly independent, ``W1 = E s / sqrt(v_hat)``
+and ``W2 = E s**2 / v_hat``. Before, ``m_hat`` is large just where ``v_hat`` is: their ratio has a second moment near 1,
+so ``W2 = 1``, and ``W1 = E sqrt(v_hat) / s``. The expectations are the chain's: no constant is fitted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.theory.transient import Transient
+
+__all__ = ["cycle_cost", "update_error"]
+
+Array = npt.NDArray[np.float64]
+
+
+def update_error(law: Transient, beta1: float, steps: int) -> Array:
+    """``D_t`` for ``t = 1 .. steps``.
+
+    Parameters
+    ----------
+    law
+        Of a second moment, followed for at least `steps`.
+    beta1
+        Decay of the first moment.
+    """
+    t = np.arange(1, steps + 1)
+    correction = -np.expm1(t * np.log(law.beta))  # v_hat = v / correction
+    root, inverse_root, inverse = (law.interpolate(law.moment(name), t) for name in ("root", "inverse_root", "inverse"))
+    young = t <= 2 / (1 - beta1)
+    decayed = beta1**t
+    w1 = np.where(young, root / np.sqrt(correction), inverse_root * np.sqrt(correction))
+    w2 = np.where(young, 1.0, inverse * correction)
+    return np.asarray((1 + decayed) / (1 - decayed) * w2 - 2 * (1 + decayed) * w1 + 1)
+
+
+def cycle_cost(error: Array) -> Array:
+    """Mean error of a cycle of each length: entry ``K - 1`` is the mean over ages ``1 .. K``."""
+    return np.cumsum(error) / np.arange(1, len(error) + 1)

@@ -1,0 +1,170 @@
+"""The values that a stored state can take, as the states of a Markov chain.
+
+Two kinds of grid. A *free* one has a float's mantissas at every exponent: what a float with a scale in range looks
+like, and what 16-bit floats are. A *fixed* one is the format as it is, with subnormals, a largest value and no scale.
+
+Where the grid is much finer than one update it is thinned: rounding then does nothing to the law, and a few points are
+as good as thousands. Mass between thinned points is shared so that the mean is kept; stalling is computed from the
+true spacing everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.formats import Format
+from halfulp.theory.drive import Drive
+
+__all__ = ["Grid", "fixed_grid", "free_grid"]
+
+Array = npt.NDArray[np.float64]
+
+FINENESS = 5
+"""Grids are thinned to a spacing between one and two times this many to a standard deviation of an update."""
+HEADROOM = 7
+"""Octaves of a free grid above the drive's scale (a second moment)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """States of the chain.
+
+    Parameters
+    ----------
+    points
+        Values in increasing order.
+    below, above
+        True distance of each point to its neighbours in the format; infinite at a fixed grid's ends.
+    split
+        For each gap between points, where nearest rounding changes from the lower to the upper end; NaN where the gap
+        is thinned, and mass is shared in proportion.
+    free
+        Whether every octave is there: twice a point is a point.
+    """
+
+    points: Array
+    below: Array
+    above: Array
+    split: Array
+    free: bool
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def index(self, value: float) -> int:
+        """Index of the point nearest to a value."""
+        return int(np.abs(self.points - value).argmin())
+
+
+def _power(value: float) -> float:
+    """Largest power of two up to a value."""
+    return 2.0 ** math.floor(math.log2(value))
+
+
+def _octave_points(
+    exponents: range, mantissa_bits: int, coarse: float, log_points: int, bottom: int | None, tail: float
+) -> tuple[Array, Array, Array]:
+    """Positive points, true distances below and above each; `bottom` is the exponent of the smallest normal number.
+
+    From the exponent `tail` up an octave has 32 points at most.
+    """
+    points, below, above = [], [], []
+    for e in exponents:
+        unit = 2.0 ** (max(e, bottom if bottom is not None else e) - mantissa_bits)
+        step = max(unit, min(2.0 ** (e - log_points), coarse) if log_points else coarse)
+        if e >= tail:
+            step = max(step, 2.0 ** (e - 5))
+        if step <= 2.0**e:
+            octave = 2.0**e + step * np.arange(round(2.0**e / step))
+            down = np.full(len(octave), unit)
+            if bottom is None or e > bottom:
+                down[0] = unit / 2
+            points.append(octave)
+            below.append(down)
+            above.append(np.full(len(octave), unit))
+    return np.concatenate(points), np.concatenate(below), np.concatenate(above)
+
+
+def _span(drive: Drive, beta: float) -> tuple[float, float, float]:
+    """Smallest and largest magnitude that matter, and the thinned spacing, in units of the drive's scale.
+
+    Sharing mass over a gap of ``1/n`` deviations of an update adds at most ``1 / (6 n**2)`` to its variance.
+    """
+    gain = 1 - beta
+    largest = max(abs(w) for w in drive.support)
+    if drive.nonnegative:
+        coarse = _power(gain * math.sqrt(drive.variance) / FINENESS)
+        low = 2.0 ** math.floor(math.log2(gain * drive.mean) - 16)
+        return low, max(2.0**HEADROOM, _power(gain * largest) * 4), coarse
+    noise = math.sqrt(drive.variance)
+    deviation = noise * math.sqrt(gain / (1 + beta))
+    coarse = _power(gain * noise / FINENESS)
+    top = max(32 * deviation, 4 * gain * largest, 8 * abs(drive.mean))
+    return coarse, 2 * _power(top), coarse
+
+
+def _tail(drive: Drive) -> float:
+    """Exponent from which second moments are so far above their mean that their grid need not be fine."""
+    return 3 + math.log2(drive.mean) if drive.nonnegative else math.inf
+
+
+def free_grid(fmt: Format, drive: Drive, beta: float) -> Grid:
+    """A float format's mantissas at every exponent, for drives of scale 1 to 2."""
+    low, high, coarse = _span(drive, beta)
+    exponents = range(math.floor(math.log2(low)), math.ceil(math.log2(high)))
+    tables = _octave_points(exponents, fmt.mantissa_bits, coarse, 4 if drive.nonnegative else 0, None, _tail(drive))
+    return _assemble(*tables, drive, 0.0 if drive.nonnegative else math.nan, 0.0, True)
+
+
+def fixed_grid(fmt: Format, drive: Drive, beta: float, scale: float, zero_floor: bool) -> Grid:
+    """The format's own values. `scale` is the drive's, in units of the format."""
+    if fmt.kind == "float" and fmt.bits == 16:
+        low, high, coarse = (scale * v for v in _span(drive, beta))
+        smallest = fmt.min_exponent - fmt.mantissa_bits
+        bottom = max(math.floor(math.log2(low)), smallest)
+        exponents = range(bottom, max(bottom + 1, min(math.ceil(math.log2(high)), math.ceil(math.log2(fmt.max)))))
+        log_points = 4 if drive.nonnegative else 0
+        positive, below, above = _octave_points(
+            exponents, fmt.mantissa_bits, max(_power(coarse), 2.0**smallest), log_points, fmt.min_exponent,
+            _tail(drive) + math.log2(scale),
+        )  # fmt: skip
+        unit = 2.0**smallest
+        first = (0.0 if zero_floor else positive[0] / 2) if positive[0] == unit else math.nan
+        return _assemble(positive, below, above, drive, first, unit, False)
+    values = np.array(fmt.grid())
+    if drive.nonnegative:
+        values = values[values >= 0]
+    gaps = np.diff(values)
+    split = (values[1:] + values[:-1]) / 2
+    if zero_floor and drive.nonnegative:
+        split[0] = values[0]
+    infinity = np.array([math.inf])
+    return Grid(values, np.concatenate([infinity, gaps]), np.concatenate([gaps, infinity]), split, False)
+
+
+def _assemble(
+    positive: Array, below: Array, above: Array, drive: Drive, first: float, zero_gap: float, free: bool
+) -> Grid:
+    """Add zero, whose gap is split at `first` and truly `zero_gap` wide, and the negative side."""
+    gaps = np.diff(positive)
+    fine = np.isclose(gaps, above[:-1], rtol=1e-9)
+    split = np.where(fine, (positive[1:] + positive[:-1]) / 2, np.nan)
+    if drive.nonnegative:
+        return Grid(
+            np.concatenate([[0.0], positive]),
+            np.concatenate([[math.inf], below]),
+            np.concatenate([[zero_gap], above]),
+            np.concatenate([[first], split]),
+            free,
+        )
+    return Grid(
+        np.concatenate([-positive[::-1], [0.0], positive]),
+        np.concatenate([above[::-1], [zero_gap], below]),
+        np.concatenate([below[::-1], [zero_gap], above]),
+        np.concatenate([-split[::-1], [-first, first], split]),
+        free,
+    )
