@@ -235,7 +235,7 @@ def make_work(case: Case, seed: int = 0, device: str = "cpu") -> Work:
     states = []
     for slot, quantizer, values in zip(slots, quantizers, flat_states, strict=False):
         state = EmaState(slot, quantizer, shape, entries)
-        state.create(torch.device(device))
+        state.create(torch.empty(0, device=device))
         nearest = quantizer.with_rounding("nearest")
         codes, scale = nearest.quantize(values.reshape(shape))
         state.codes.copy_(codes)
