@@ -1,4 +1,4 @@
-/* Random words of 64 consecutive elements: rng.hash_elements. */
+/* Random words of consecutive elements: rng.hash_elements. */
 #ifndef HASH_H
 #define HASH_H
 
@@ -9,38 +9,38 @@
 #define MUL0 0x21F0AAADu
 #define MUL1 0xD35A2D97u
 
-typedef struct hu_stream { uint32_t key[2]; uint32_t *words; } hu_stream;
+typedef struct hu_stream {
+    uint32_t key[2];
+    uint32_t *words;
+} hu_stream;
 
-/* 64 elements whose first index is a multiple of 64: points of the Weyl sequence, an addition apart, and what is xored
- * to all of them (the upper half of the index cannot change among them). */
-typedef struct hash_state { vu points; uint32_t mixed, key1; } hash_state;
+/* Points of the Weyl sequence: lanes of the first vector. The next VL are VL * GOLDEN further. */
+INLINE vu weyl(uint64_t element) { return ((vu)iota() + (uint32_t)element) * GOLDEN; }
 
-INLINE hash_state hash_start(uint64_t element, const uint32_t key[2]) {
-    uint32_t mixed = key[0] ^ ((uint32_t)(element >> 32) * HIGH_WORD);
-    return (hash_state){(vu)iota() * GOLDEN + (uint32_t)element * GOLDEN, mixed, key[1]};
+/* The first shift of the hash, which no key touches: x ^ (x >> 16) of a point xor a key is this, xor the key's own. */
+INLINE vu fold(vu point) { return point ^ (point >> 16); }
+
+INLINE uint32_t folded_key(uint64_t element, const uint32_t key[2]) {
+    uint32_t x = key[0] ^ ((uint32_t)(element >> 32) * HIGH_WORD);
+    return x ^ (x >> 16);
 }
 
-INLINE vu hash_rounds(vu x, uint32_t key1) {
-    x = (x ^ (x >> 16)) * MUL0 + key1;
+INLINE vu hash(vu folded_point, vu folded_key, vu key1) {
+    vu x = (folded_point ^ folded_key) * MUL0 + key1;
     x = (x ^ (x >> 15)) * MUL1;
     return x ^ (x >> 15);
 }
 
-/* Words of lanes i * VL to (i + 1) * VL. */
-INLINE vu hash_next(const hash_state *h, int i) {
-    return hash_rounds((h->points + (uint32_t)i * (VL * GOLDEN)) ^ h->mixed, h->key1);
-}
+/* Whether 64 elements have one upper half of their index. */
+INLINE int one_upper_half(uint64_t element) { return (element + HU_UNIT - 1) >> 32 == element >> 32; }
 
-/* The same for any first index. */
-static void hash_any(uint64_t element, const uint32_t key[2], uint32_t *words) {
-    uint32_t low = (uint32_t)element;
-    uint32_t mixed = key[0] ^ ((uint32_t)(element >> 32) * HIGH_WORD);
-    uint32_t carried = key[0] ^ ((uint32_t)((element + HU_UNIT) >> 32) * HIGH_WORD);
+/* Words of 64 elements from any index. */
+static void hash_unit(uint64_t element, const uint32_t key[2], uint32_t *words) {
+    const vi before = seti((int32_t)folded_key(element, key)), after = seti((int32_t)folded_key(element + HU_UNIT, key));
+    const int wraps = one_upper_half(element) ? HU_UNIT : (int)(-(uint32_t)element);
     for (int i = 0; i < HU_UNIT; i += VL) {
-        vu index = (vu)iota() + (low + (uint32_t)i);
-        vi wrapped = (vi)(index < low); /* the lower half of the index ran over: the upper one is one more */
-        vu x = index * GOLDEN ^ (vu)((wrapped & (int32_t)carried) | (~wrapped & (int32_t)mixed));
-        sti(words + i, (vi)hash_rounds(x, key[1]));
+        vi folded = seli(gts(seti(wraps), iota() + i), before, after);
+        sti(words + i, (vi)hash(fold(weyl(element + (uint64_t)i)), (vu)folded, (vu)seti((int32_t)key[1])));
     }
 }
 

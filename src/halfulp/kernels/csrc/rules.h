@@ -70,22 +70,25 @@ INLINE void lion_lane(const hu_piece *w, int i, vi *largest, const int slots) {
 
 #define DEFINE(rule, slots, streams) \
     static void rule##_##slots##_##streams(const hu_piece *w) { \
-        hash_state h[streams + 1]; \
-        const int aligned = w->element % HU_UNIT == 0; \
         vi worst = seti(0); \
         for (int start = 0; start < w->n; start += HU_UNIT) { \
-            uint64_t element = w->element + (uint64_t)start; \
+            const uint64_t element = w->element + (uint64_t)start; \
             vi largest[2] = {seti(0), seti(0)}; \
-            if (aligned) { \
-                for (int k = 0; k < streams; k++) h[k] = hash_start(element, w->stream[k].key); \
+            if (streams && !one_upper_half(element)) { \
+                for (int k = 0; k < streams; k++) hash_unit(element, w->stream[k].key, w->stream[k].words + start); \
+                for (int j = 0; j < HU_UNIT; j += VL) rule##_lane(w, start + j, largest, slots); \
+            } else { \
+                vu point = weyl(element), key0[streams + 1], key1[streams + 1]; \
+                for (int k = 0; k < streams; k++) { \
+                    key0[k] = (vu)seti((int32_t)folded_key(element, w->stream[k].key)); \
+                    key1[k] = (vu)seti((int32_t)w->stream[k].key[1]); \
+                } \
                 for (int j = 0; j < HU_UNIT; j += VL) { \
                     rule##_lane(w, start + j, largest, slots); \
                     for (int k = 0; k < streams; k++) \
-                        sti(w->stream[k].words + start + j, (vi)hash_next(&h[k], j / VL)); \
+                        sti(w->stream[k].words + start + j, (vi)hash(fold(point), key0[k], key1[k])); \
+                    point = point + VL * GOLDEN; \
                 } \
-            } else { \
-                for (int k = 0; k < streams; k++) hash_any(element, w->stream[k].key, w->stream[k].words + start); \
-                for (int j = 0; j < HU_UNIT; j += VL) rule##_lane(w, start + j, largest, slots); \
             } \
             for (int k = 0; k < slots; k++) w->largest[k][start / HU_UNIT] = largest[k]; \
             worst = maxu(worst, maxu(largest[0], largest[1])); \

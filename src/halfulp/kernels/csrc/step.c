@@ -433,7 +433,7 @@ static void encode_piece(const hu_work *w, int64_t row, int64_t col, int n, cons
         for (int j = 0; j < HU_UNIT; j += VL) largest = maxu(largest, absi(ldf(x + u + j)));
         t->largest[0][u / HU_UNIT] = largest;
         if (w->slot[0].format->stochastic)
-            hash_any(w->first_element + (uint64_t)(first + u), w->slot[0].key, t->words[0] + u);
+            hash_unit(w->first_element + (uint64_t)(first + u), w->slot[0].key, t->words[0] + u);
     }
     if (big && !big->measured) {
         uint32_t largest = largest_of(x, t->largest[0], 0, n);
