@@ -23,7 +23,7 @@ from halfulp.kernels import triton as backend
 from halfulp.kernels.triton_plan import LARGEST_TILE, plan_of, tiling
 from halfulp.kernels.work import Work
 from halfulp.quantizer import Quantizer
-from halfulp.scaling import Scaling
+from halfulp.scaling import Scaling, rows_and_cols
 from kernel_cases import (
     CASES,
     FORMAT_PAIRS,
@@ -85,11 +85,11 @@ def test_several_steps(rule: str) -> None:
 def test_many_tensors_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = []
     launch = backend._launch
-    monkeypatch.setattr(backend, "_launch", lambda *a: launches.append(len(a[2])) or launch(*a))
+    monkeypatch.setattr(backend, "_launch", lambda members: launches.append(len(members)) or launch(members))
     compare(*(replace(BASE, shape=s, data=d, age=a) for s in SHAPES for d, a in (("normal", 3), ("specials", 9))))
-    alike = sum(1 for s in SHAPES if torch.Size(s).numel()) * 2
-    aligned = 2 * sum(1 for s in SHAPES if torch.Size(s).numel() and tiling(torch.Size(s), ()).cols % 32 == 0)
-    assert sorted(launches) == sorted([alike - aligned, aligned])
+    full = [torch.Size(s) for s in SHAPES if torch.Size(s).numel()]
+    aligned = [s for s in full if rows_and_cols(s)[1] % 32 == 0]
+    assert sorted(launches) == sorted([2 * (len(full) - len(aligned)), 2 * len(aligned)])
 
 
 def test_tensors_of_different_kinds() -> None:
@@ -139,10 +139,8 @@ def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.
     buffer = torch.zeros(shifted.param.numel() + 1)
     param = buffer[1:].view(case.shape)
     shifted.param = param.copy_(shifted.param)
-    cut = tiling(torch.Size(case.shape), tuple(s.quantizer for s in shifted.states))
-    assert not isinstance(cut, str)
-    assert not backend._aligned(shifted, cut, shifted.grad)
-    assert backend._aligned(expected, cut, expected.grad) == (cut.cols % 32 == 0 and cut.tile % 32 == 0)
+    plans = [backend._prepare(w.rule, w).launch[1] for w in (shifted, make_work(case))]
+    assert [p.aligned for p in plans] == [False, True]
     compare(works=([shifted], [expected]))
 
 
@@ -164,9 +162,13 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     cut = tiling(torch.Size(whole), tuple(s.quantizer for s in got.states))
     assert not isinstance(cut, str)
     plan, stored = plan_of(got, cut, True)
-    line = backend._line(-before // (cut.tile * cut.tiles_a_program), got, cut, got.grad)
+    line = backend._prepare(got.rule, got).line.copy()
+    line[0] = -before // (cut.tile * cut.tiles_a_program)
+    line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
     line[5] -= before * 4
-    line[6] -= before * 4
+    line[6] = got.grad.data_ptr() - before * 4
+    line[11:17] = [word for key in got.keys for word in key]
+    line[17:26] = torch.tensor([got.scalars[n] for n in backend.SCALARS_OF["adam"]]).view(torch.int32).tolist()
     for i, state in enumerate(got.states):
         line[7 + 2 * i] -= before * state.codes.nbytes // 2048
         line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
@@ -215,6 +217,23 @@ REASONS = [
 def test_reasons(make: Any, reason: str) -> None:
     work = make()
     assert reason in (backend.supports(work.rule, work) or "")
+
+
+def test_a_piece_of_work_is_prepared_once() -> None:
+    work = make_work(BASE)
+    first = backend._prepare(work.rule, work)
+    next_grad(BASE, work, 1)
+    set_step(BASE, work, 9)
+    assert backend._prepare(work.rule, work) is first
+    work.maximize = True
+    second = backend._prepare(work.rule, work)
+    assert second is not first
+    work.states[0].entries["exp_avg"] = work.states[0].codes.clone()
+    assert backend._prepare(work.rule, work) is not second
+    number = id(work)
+    assert number in backend._prepared
+    del work
+    assert number not in backend._prepared
 
 
 def test_unknown_rule_and_too_many_tiles() -> None:
@@ -353,5 +372,6 @@ def test_ptx_rounds_every_operation(compiled: list[dict[str, Any]]) -> None:
 
 
 def test_ptx_has_wide_loads_where_rows_are_aligned(compiled: list[dict[str, Any]]) -> None:
-    wide = {c["case"] for c in compiled if c["aligned"] and c["instructions"].get("ld.global.v4.b32", 0) > 0}
-    assert wide == {c["case"] for c in compiled}
+    for of_case in compiled:
+        wide = of_case["instructions"].get("ld.global.v4.b32", 0) > 0
+        assert wide == of_case["aligned"], of_case["case"]

@@ -1,7 +1,8 @@
 """Compile the Triton step for a GPU that need not be there, and print what its PTX does, as JSON.
 
 Run as a script, in a process without ``TRITON_INTERPRET``: ``python tests/triton_ptx.py 80 90``. For every case and
-every architecture: the instructions by name, and the size of the machine code that ``ptxas`` made of them.
+every architecture: the instructions by name, and the size of the machine code that ``ptxas`` made of them. The first
+architecture gets tensors with aligned rows, the others any.
 """
 
 from __future__ import annotations
@@ -61,5 +62,6 @@ def compile_case(case: Case, capability: int, aligned: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = [compile_case(c, int(cap), a) for cap in sys.argv[1:] for c in COMPILED for a in (False, True)]
+    # Half of what could be: the architecture changes none of the arithmetic, and neither does alignment.
+    found = [compile_case(c, int(cap), i == 0) for i, cap in enumerate(sys.argv[1:]) for c in COMPILED]
     print(json.dumps(found))

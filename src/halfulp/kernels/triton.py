@@ -12,9 +12,13 @@ Tensors on the CPU run in Triton's interpreter, for tests: ``backend="triton"`` 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import struct
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -36,12 +40,56 @@ SCALARS_OF = {
     "sgd": ("lr", "momentum", "gain", "nesterov", "l2"),
 }
 """Scalars of each rule in the order in which its kernel reads them."""
+OLDEST = (3, 6)
+"""Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STATES, _KEYS, _SCALARS = 7, 11, 17
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What does not change from step to step: found once for a piece of work, and again if `seen` changes."""
+
+    seen: tuple[Any, ...]
+    launch: tuple[torch.device, Plan, tuple[Stored, ...]]
+    cut: Tiling
+    line: list[int]
+
+
+_prepared: dict[int, tuple[weakref.ref[Work], _Prepared]] = {}
+
+
 def supports(rule: Rule, work: Work) -> str | None:
     """Reason why a piece of work cannot be done here; ``None`` if it can."""
+    found = _prepare(rule, work)
+    return found if isinstance(found, str) else None
+
+
+def _prepare(rule: Rule, work: Work) -> _Prepared | str:
+    """The constants of a piece of work, kept as long as it lives; or the reason why it cannot be done."""
+    tensors = [work.param, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
+    flags = (work.scalars.get("l2", 0.0) != 0.0, work.scalars.get("nesterov", 0.0) != 0.0, work.maximize)
+    wide = work.grad.data_ptr() % 16 == 0 or not work.grad.is_contiguous()  # a copy starts at an aligned address
+    seen = (
+        rule.name, work.grad.dtype, work.param_rounding, flags, wide, work.param.stride(),
+        *(t.data_ptr() for t in tensors),
+    )  # fmt: skip
+    known = _prepared.get(id(work))
+    if known is not None and known[0]() is work and known[1].seen == seen:
+        return known[1]
+    cut = _tiling(rule, work, tensors)
+    if isinstance(cut, str):
+        return cut
+    aligned = wide and cut.cols % 32 == 0 and cut.tile % 32 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors)
+    plan, stored = plan_of(work, cut, aligned)
+    made = _Prepared(seen, _intern((work.param.device, plan, stored)), cut, _line(work, cut))
+    number = id(work)
+    _prepared[number] = (weakref.ref(work, lambda _: _prepared.pop(number, None)), made)
+    return made
+
+
+def _tiling(rule: Rule, work: Work, tensors: list[Tensor]) -> Tiling | str:
+    """How a parameter is cut into tiles, or the reason why it is not for this backend."""
     reason = _no_device(work.param.device.type)
     if reason is not None:
         return reason
@@ -49,13 +97,19 @@ def supports(rule: Rule, work: Work) -> str | None:
         return f"no fused kernel for the rule {rule.name!r}"
     if work.param.dtype not in _DTYPES or work.grad.dtype not in _DTYPES:
         return f"parameter in {work.param.dtype} with a gradient in {work.grad.dtype}"
-    tensors = [work.param, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
-    if not all(t.is_contiguous() and t.device == work.param.device for t in tensors):
-        return "parameter or state that is not contiguous, or on another device"
+    if not all(t.is_contiguous() for t in tensors):
+        return "parameter or state that is not contiguous"
+    if any(t.device != work.param.device for t in (*tensors, work.grad)):
+        return "parameter, gradient and states on different devices"
     if any(s.shape != work.param.shape for s in work.states):
         return "state of another shape than its parameter"
-    cut = tiling(work.param.shape, tuple(s.quantizer for s in work.states))
-    return cut if isinstance(cut, str) else None
+    return tiling(work.param.shape, tuple(s.quantizer for s in work.states))
+
+
+@cache
+def _intern(launch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One object for equal constants, so that they need not be hashed in every step."""
+    return launch
 
 
 def status() -> str:
@@ -70,6 +124,11 @@ def _no_device(kind: str) -> str | None:
         return f"tensor on {kind!r}; Triton kernels run on 'cuda'"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'halfulp[triton]'"
+    version = importlib.metadata.version("triton")
+    if tuple(int(n) for n in version.split(".")[:2]) < OLDEST:
+        return f"triton {version} flushes subnormal numbers in divisions; version 3.6 or newer does not"
+    if kind == "cuda" and torch.version.hip is not None:
+        return "ROCm: the arithmetic of these kernels was only checked in the code for NVIDIA"
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "tensor on 'cpu': only Triton's interpreter runs there, set TRITON_INTERPRET=1 before the first import"
     return None
@@ -80,49 +139,50 @@ def step(rule: Rule, works: list[Work]) -> None:
 
     The counts of skipped elements are read once at the end, which waits for the launches.
     """
-    launches: dict[tuple[Any, ...], list[tuple[Work, Tiling, Tensor]]] = {}
+    launches: dict[int, list[tuple[Work, _Prepared, Tensor]]] = {}
     for work in works:
         work.skipped = 0
         if work.param.numel() == 0:
             continue
-        cut = tiling(work.param.shape, tuple(s.quantizer for s in work.states))
-        if isinstance(cut, str):
-            raise RuntimeError(f"not supported: {cut}")
-        grad = work.grad.contiguous()
-        plan, stored = plan_of(work, cut, _aligned(work, cut, grad))
-        launches.setdefault((work.param.device, plan, stored), []).append((work, cut, grad))
-    counts = [_launch(plan, stored, members) for (_, plan, stored), members in launches.items()]
+        prepared = _prepare(rule, work)
+        if isinstance(prepared, str):
+            raise RuntimeError(f"the Triton backend cannot do this step: {prepared}")
+        launches.setdefault(id(prepared.launch), []).append((work, prepared, work.grad.contiguous()))
+    counts = [_launch(members) for members in launches.values()]
     for members, count in zip(launches.values(), counts, strict=True):
         for (work, _, _), skipped in zip(members, count.tolist(), strict=True):
             work.skipped = skipped
 
 
-def _aligned(work: Work, cut: Tiling, grad: Tensor) -> bool:
-    """Whether every row of every tensor starts at a multiple of 16 bytes, so that loads can be wide."""
-    if cut.cols % 32 or cut.tile % 32:
-        return False
-    tensors = [work.param, grad, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
-    return all(t.data_ptr() % 16 == 0 for t in tensors)
-
-
-def _launch(plan: Plan, stored: tuple[Stored, ...], members: list[tuple[Work, Tiling, Tensor]]) -> Tensor:
+def _launch(members: list[tuple[Work, _Prepared, Tensor]]) -> Tensor:
     """Start one kernel over some tensors; returns how many elements of each were skipped (on their device)."""
     from halfulp.kernels import triton_kernel
 
-    device = members[0][0].param.device
-    rows, program = [], 0
-    for work, cut, grad in members:
-        rows.append(_line(program, work, cut, grad))
-        program += cut.programs
-    table = torch.tensor(rows, dtype=torch.int64)
+    device, plan, stored = members[0][1].launch
+    names, patterns = SCALARS_OF[plan.rule], dict[int, tuple[int, ...]]()
+    lines, program = [], 0
+    for work, prepared, grad in members:
+        line = prepared.line.copy()
+        line[0], line[4], line[6] = program, work.first_element, grad.data_ptr()
+        line[_KEYS : _KEYS + 2 * plan.slots] = [word for key in work.keys[:-1] for word in key]
+        line[_KEYS + 4 : _KEYS + 6] = work.keys[-1]
+        scalars = patterns.get(id(work.scalars))
+        if scalars is None:
+            packed = struct.pack(f"<{len(names)}f", *(work.scalars[n] for n in names))
+            scalars = patterns[id(work.scalars)] = struct.unpack(f"<{len(names)}i", packed)
+        line[_SCALARS : _SCALARS + len(names)] = scalars
+        lines.append(line)
+        program += prepared.cut.programs
+    table = torch.tensor(lines, dtype=torch.int64)
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
     skipped = torch.zeros(len(members), dtype=torch.int64, device=device)
     levels = [_levels(s.quantizer.format, device) for s in members[0][0].states]
     levels += [_none(device)] * (2 - len(levels))
-    triton_kernel.step_kernel[(program,)](
-        table, skipped, *levels, len(members), **constants(plan, stored), **options(plan)
-    )
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        triton_kernel.step_kernel[(program,)](
+            table, skipped, *levels, len(members), **constants(plan, stored), **options(plan)
+        )
     return skipped
 
 
@@ -133,23 +193,22 @@ def constants(plan: Plan, stored: tuple[Stored, ...]) -> dict[str, Plan | Stored
 
 
 def options(plan: Plan) -> dict[str, int | bool]:
-    """Compiler options: no fused multiply-add, and 8 to 16 elements a thread."""
-    return {"num_warps": min(16, max(4, plan.padded * plan.tiles // 512)), "enable_fp_fusion": False}
+    """Compiler options: no fused multiply-add, a hash may overflow (also under ``TRITON_DEBUG``), 8 elements a thread.
+
+    The largest tiles have 16: a program has at most 16 warps here.
+    """
+    warps = min(16, max(4, plan.padded * plan.tiles // 256))
+    return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
 
 
-def _line(program: int, work: Work, cut: Tiling, grad: Tensor) -> list[int]:
-    """A tensor's line in the table."""
+def _line(work: Work, cut: Tiling) -> list[int]:
+    """What stays of a tensor's line in the table: sizes and addresses, but that of the gradient."""
     line = [0] * FIELDS
-    line[:5] = (program, cut.rows, cut.cols, cut.tiles_a_row, work.first_element)
-    line[5:7] = (work.param.data_ptr(), grad.data_ptr())
+    line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
+    line[5] = work.param.data_ptr()
     for i, state in enumerate(work.states):
         line[_STATES + 2 * i] = state.codes.data_ptr()
         line[_STATES + 1 + 2 * i] = 0 if state.scale is None else state.scale.data_ptr()
-        line[_KEYS + 2 * i : _KEYS + 2 * i + 2] = work.keys[i]
-    line[_KEYS + 4 : _KEYS + 6] = work.keys[-1]
-    names = SCALARS_OF[work.rule.name]
-    values = struct.unpack(f"<{len(names)}i", struct.pack(f"<{len(names)}f", *(work.scalars[n] for n in names)))
-    line[_SCALARS : _SCALARS + len(names)] = values
     return line
 
 

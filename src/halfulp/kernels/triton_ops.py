@@ -55,10 +55,9 @@ def not_finite(x):
 @triton.jit
 def random_words(element, key0, key1):
     """Random words (uint32) of global elements (int64): ``halfulp.rng.hash_elements``."""
-    high = tl.mul((element >> 32).to(tl.uint32), 0xBB67AE85, sanitize_overflow=False)
-    x = tl.mul(element.to(tl.uint32), 0x9E3779B9, sanitize_overflow=False) ^ key0 ^ high
-    x = tl.add(tl.mul(x ^ (x >> 16), 0x21F0AAAD, sanitize_overflow=False), key1, sanitize_overflow=False)
-    x = tl.mul(x ^ (x >> 15), 0xD35A2D97, sanitize_overflow=False)
+    x = (element.to(tl.uint32) * 0x9E3779B9) ^ key0 ^ ((element >> 32).to(tl.uint32) * 0xBB67AE85)
+    x = (x ^ (x >> 16)) * 0x21F0AAAD + key1
+    x = (x ^ (x >> 15)) * 0xD35A2D97
     return x ^ (x >> 15)
 
 
