@@ -11,12 +11,25 @@ from typing import Any
 import torch
 
 from halfulp.adapters.base import Adapter
+from halfulp.adapters.bitsandbytes import BitsAndBytes
+from halfulp.adapters.heavyball import HeavyBall
+from halfulp.adapters.optimi import Optimi
 from halfulp.adapters.ours import Ours
+from halfulp.adapters.pytorch_optimizer import PytorchOptimizer
 from halfulp.adapters.torch_optim import TorchOptim
+from halfulp.adapters.torchao import TorchAO
 
 __all__ = ["ADAPTERS", "adapter_for", "unwrap"]
 
-ADAPTERS: list[Adapter] = [Ours(), TorchOptim()]
+ADAPTERS: list[Adapter] = [
+    Ours(),
+    TorchAO(),
+    BitsAndBytes(),
+    HeavyBall(),
+    Optimi(),
+    PytorchOptimizer(),
+    TorchOptim(),
+]
 """Every adapter, in the order they are asked; torch's last, since it takes anything."""
 
 

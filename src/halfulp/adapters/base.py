@@ -31,12 +31,15 @@ class Law:
     coefficients
         ``(beta, gain)`` from the group's hyper-parameters and the age of the state in this step (1 in the first).
     decay
-        The beta that theory takes, from the hyper-parameters; ``None`` where no prediction applies.
+        The beta of the long run, from the hyper-parameters; ``None`` for what is no average.
+    predictable
+        Whether the build-up that theory predicts by age applies: the state starts at zero and its decay is constant.
     """
 
     drive: str
     coefficients: Callable[[Group, int], tuple[float, float]]
     decay: Callable[[Group], float] | None = None
+    predictable: bool = True
 
     def advance(self, old: Tensor, grad: Tensor, beta: float | Tensor, gain: float | Tensor) -> Tensor:
         """The exact successor of a state (float64)."""

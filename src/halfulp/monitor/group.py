@@ -193,7 +193,7 @@ class GroupWatch:
         if self.group.get("maximize"):
             grad = -grad
         self._grad = None
-        if self._stale():
+        if self._stale() or (self._counting and any(b.moved_away() for b in self.buckets)):
             self.bind(fresh=True)
         ok = torch.isfinite(grad)
         if self._idle:

@@ -34,10 +34,13 @@ class Measure:
     lag: float
     ratio: float
     off_2x: float
+    predictable: bool = True
 
     @property
     def predicted(self) -> float | None:
         """Stalled fraction that theory gives at this age; ``None`` where it has no answer."""
+        if not self.predictable:
+            return None
         return predicted(self.format, self.beta, self.rounding, self.drive, self.age)
 
 
@@ -100,6 +103,7 @@ def _measure(slot: str, found: list[tuple[Bucket, GroupWatch]]) -> Measure:
         lag=lag,
         ratio=ratio,
         off_2x=off,
+        predictable=first.law.predictable,
     )
 
 
@@ -112,7 +116,8 @@ def rows(watches: Iterable[GroupWatch]) -> list[Row]:
             if bucket.after is None or bucket.reference is None:
                 continue
             bucket.flush()
-            decay = None if bucket.law.decay is None else bucket.law.decay(watch.group)
+            known = bucket.law.decay if bucket.law.predictable else None
+            decay = None if known is None else known(watch.group)
             for i, piece in enumerate(bucket.slices()):
                 member, tally = watch.members[bucket.members[i]], bucket.tallies[i]
                 lag, ratio, off = distance(bucket.after[piece], bucket.reference[piece])
