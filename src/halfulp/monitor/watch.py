@@ -167,6 +167,17 @@ class StallMonitor:
         """Figures of every slot of every parameter over all counted steps, with a verdict for each slot; printable."""
         return MonitorTable(tuple(rows(self._watches.values())), self.steps, self.skipped)
 
+    def weights_lost(self) -> float | None:
+        """Share of the updates of 16-bit weights lost so far; ``None`` where there are none."""
+        counts = [w.weight_counts.sum(0).tolist() for w in self._watches.values() if w.weight_counts is not None]
+        due = sum(c[0] for c in counts)
+        return sum(c[1] for c in counts) / due if due else None
+
+    @property
+    def weight_notes(self) -> list[str]:
+        """Why the size of a weight update is not known, where it is not (see :mod:`halfulp.monitor`)."""
+        return sorted({w.weight_reason for w in self._watches.values() if w.weight_reason is not None})
+
     @property
     def skipped(self) -> dict[tuple[str, str], str]:
         """States that are not watched: (parameter, slot) -> why."""

@@ -1,0 +1,107 @@
+"""Sending a monitor's figures to where a run is logged: a callable, TensorBoard, Weights & Biases or MLflow.
+
+A sink is a function ``sink(figures, step)`` of a dictionary of floats. :func:`as_sink` makes one of what a user has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from halfulp.monitor.watch import StallMonitor
+
+__all__ = ["Sink", "as_sink", "figures", "log_to"]
+
+Sink = Callable[[dict[str, float], int], None]
+
+
+def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
+    """Figures of the last counted step as a flat dictionary: ``halfulp/exp_avg_sq/stalled`` and so on.
+
+    Figures that are not finite (no prediction, an empty shadow) are left out.
+    """
+    found: dict[str, float] = {}
+    for m in watch.measure():
+        for name in ("stalled", "predicted", "lag", "ratio", "off_2x"):
+            value = getattr(m, name)
+            if value is not None and math.isfinite(value):
+                found[f"{prefix}/{m.slot}/{name}"] = float(value)
+    lost = watch.weights_lost()
+    if lost is not None:
+        found[f"{prefix}/weights/lost"] = lost
+    return found
+
+
+def as_sink(logger: Any) -> Sink:
+    """Make a sink of a logger.
+
+    Parameters
+    ----------
+    logger
+        A function of (figures, step); a TensorBoard ``SummaryWriter`` (anything with ``add_scalar``); a run of Weights
+        & Biases or the module ``wandb`` (anything with ``log``); the module ``mlflow`` or a Lightning logger (anything
+        with ``log_metrics``).
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if hasattr(logger, "add_scalar"):
+
+        def to_tensorboard(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                logger.add_scalar(name, value, step)
+
+        return to_tensorboard
+    if hasattr(logger, "log_metrics"):
+        return lambda values, step: logger.log_metrics(values, step=step)
+    if hasattr(logger, "log"):
+        return lambda values, step: logger.log(values, step=step)
+    if callable(logger):
+        sink: Sink = logger
+        return sink
+    raise TypeError(
+        "a logger is a function of (figures, step), a TensorBoard SummaryWriter, a wandb run, mlflow or a Lightning "
+        f"logger; got {type(logger).__name__}"
+    )
+
+
+def log_to(watch: StallMonitor, logger: Any, *, every: int = 1, prefix: str = "halfulp") -> None:
+    """Send the figures of a monitor to a logger after each counted step, or each so many of them.
+
+    Parameters
+    ----------
+    watch
+        The monitor; the logger hears the number of steps that it has seen.
+    logger
+        See :func:`as_sink`.
+    every
+        Log each so many counted steps.
+    prefix
+        Of the names.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> from halfulp.monitor import log_to
+    >>> weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    >>> seen = {}
+    >>> with halfulp.StallMonitor(optimizer) as watch:
+    ...     log_to(watch, lambda figures, step: seen.update({step: sorted(figures)}))
+    ...     weight.grad = torch.ones_like(weight)
+    ...     optimizer.step()
+    >>> seen[1][:2]
+    ['halfulp/momentum_buffer/lag', 'halfulp/momentum_buffer/off_2x']
+    """
+    if every < 1:
+        raise ValueError(f"every is positive, got {every}")
+    sink = as_sink(logger)
+
+    def report(step: int) -> None:
+        if step // watch.every % every == 0:
+            sink(figures(watch, prefix), step)
+
+    watch.on_step(report)
