@@ -1,0 +1,82 @@
+"""Small real runs that the tests of the lab share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from halfulp.lab.compare import prepare_run_folder
+from halfulp.lab.config import CompareConfig
+from halfulp.lab.files import read_jsonl
+from halfulp.lab.text import Corpus, load_corpus
+from halfulp.lab.train import train
+
+TINY: dict[str, Any] = {
+    "hidden": 64, "layers": 1, "heads": 2, "batch": 4, "context": 32, "warmup": 5, "measure_every": 5, "sample": 2000,
+    "validation": 16,
+}  # fmt: skip
+TINY_OPTIONS = [
+    "--hidden", "64", "--layers", "1", "--heads", "2", "--batch", "4", "--context", "32", "--measure-every", "5",
+    "--max-mb", "0.5",
+]  # fmt: skip
+
+
+def corpus() -> Corpus:
+    """Half a megabyte of the standard library."""
+    return load_corpus(max_mb=0.5)
+
+
+def run_folder(folder: Path, config: CompareConfig) -> Path:
+    """A run folder in which nothing has run yet."""
+    prepare_run_folder(folder, config, corpus())
+    return folder
+
+
+def train_all(folder: Path, config: CompareConfig, **options: Any) -> None:
+    """Every run, one after the other, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        for spec in config.runs():
+            train(folder / "runs" / spec.name, folder / "tokens", config, spec, **options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line as a subprocess runs it."""
+    return [sys.executable, "-m", "halfulp", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Of a subprocess: no network, a terminal of known width."""
+    return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+
+
+def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+    )
+
+
+def bits(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Every tensor of every checkpoint of a run folder, as bytes."""
+    out = {}
+    for path in sorted(folder.glob("runs/*/checkpoint.safetensors")):
+        tensors = safetensors.torch.load_file(path)
+        out[path.parent.name] = {k: v.contiguous().view(torch.uint8).numpy().tobytes() for k, v in tensors.items()}
+    return out
+
+
+def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every ``metrics.jsonl`` of a run folder, without the clock."""
+    out = {}
+    for path in sorted(folder.glob("runs/*/metrics.jsonl")):
+        out[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
+    return out
