@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from lab_runs import TINY, TINY_OPTIONS, bits, command, environment, figures, run, run_folder
 
 from halfulp.lab.compare import load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
+from lab_runs import TINY, TINY_OPTIONS, bits, command, environment, figures, run, run_folder
 
 ARMS = "fp32,bf16-nearest,fp8-stochastic-reset30"
 OPTIONS = ["--arms", ARMS, "--steps", "60", "--checkpoint-every", "7", "--jobs", "2", *TINY_OPTIONS]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from lab_runs import TINY, bits, figures, run_folder, train_all
 
 from halfulp.lab.checkpoint import load_checkpoint
 from halfulp.lab.config import CompareConfig
-from halfulp.lab.files import read_json, read_jsonl, write_json
+from halfulp.lab.files import read_json, write_json
 from halfulp.lab.model import MODELS, build_model
 from halfulp.lab.train import is_measured, learning_rate
+from lab_runs import TINY, bits, figures, run_folder, train_all
 
 ARMS = ("fp32", "bf16-nearest", "fp8-stochastic-reset8", "fp4-stochastic", "int8-nearest")
 
@@ -46,7 +47,7 @@ def test_memory_is_that_of_the_formats(straight: Path) -> None:
     sizes = {n: read_json(straight / "runs" / n / "summary.json") for n in figures(straight)}
     per = {n.partition("_")[0]: s["bytes_per_parameter"] for n, s in sizes.items()}
     assert per["fp32"] == 8.0
-    kept = 8.0 * 192 / sizes["fp32_lr0.003_seed0"]["parameters"]  # three norms of 64
+    kept = 8.0 * 192 / sizes["fp32_lr0.002_seed0"]["parameters"]  # three norms of 64
     assert per["bf16-nearest"] == pytest.approx(4.0 + kept / 2, abs=1e-6)
     assert 2.0 < per["fp8-stochastic-reset8"] < 2.06 + kept
     assert 1.0 < per["fp4-stochastic"] < 1.06 + kept
@@ -85,7 +86,7 @@ def test_rows_after_the_checkpoint_are_done_again(straight: Path, tmp_path: Path
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(straight: Path, tmp_path: Path) -> None:
-    from halfulp import AdamW
+    from halfulp import AdamW, StallMonitor
 
     good = next(straight.glob("runs/bf16-nearest*/checkpoint.safetensors"))
     bad = tmp_path / "checkpoint.safetensors"
@@ -94,12 +95,11 @@ def test_damaged_and_foreign_checkpoints_are_refused(straight: Path, tmp_path: P
     model = build_model("llama", hidden=64, **sizes)  # type: ignore[arg-type]
     other = build_model("llama", hidden=32, **sizes)  # type: ignore[arg-type]
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match="is damaged"):
-        load_checkpoint(bad, model, AdamW(model.parameters(), state="bf16"))
-    with pytest.raises(ValueError, match="of another model"):
-        load_checkpoint(good, other, AdamW(other.parameters(), state="bf16"))
-    with pytest.raises(ValueError, match="groups"):
-        load_checkpoint(good, model, AdamW(model.parameters(), state="bf16"))
+    cases = [(bad, model, "is damaged"), (good, other, "of another model"), (good, model, "groups")]
+    for path, into, message in cases:
+        optimizer = AdamW(into.parameters(), state="bf16")
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(path, into, optimizer, StallMonitor(optimizer))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -128,8 +128,8 @@ def test_divergence_ends_a_run_and_is_counted(tmp_path: Path) -> None:
     assert summary["diverged"]
     assert summary["validation"] is None
     assert summary["steps"] < 20
-    (metrics,) = folder.glob("runs/*/metrics.jsonl")
-    assert not math.isfinite(read_jsonl(metrics)[-1]["loss"])
+    (rows,) = figures(folder).values()
+    assert rows[-1]["step"] == summary["steps"]
 
 
 def test_measured_at_regular_steps_and_at_young_ages() -> None:
@@ -146,7 +146,7 @@ def test_learning_rate_rises_and_falls() -> None:
     config = CompareConfig(steps=100, warmup=10)
     rates = [learning_rate(config, 1.0, s) for s in range(1, 101)]
     assert rates[:10] == [pytest.approx((i + 1) / 10) for i in range(10)]
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(0.1)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of one arm: parameters, optimizer states and the rest of a run's state, in one safetensors file.
 
 ``param.NAME`` are the parameters, ``optimizer.INDEX.KEY`` the tensors of the optimizer's ``state_dict``,
-``monitor.NAME`` the shadows of the monitor. Steps, ages and groups are JSON in the file's metadata.
+``monitor.NAME`` those of the monitor's. Steps, ages and groups are JSON in the file's metadata.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from halfulp.lab.files import write_bytes
+from halfulp.monitor import StallMonitor
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, monitor: StallMonitor, extra: dict[str, Any]
 ) -> None:
     """Write a checkpoint, all or nothing.
 
@@ -29,7 +30,7 @@ def save_checkpoint(
     ----------
     path
         The file.
-    model, optimizer
+    model, optimizer, monitor
         What to save; the optimizer one of halfulp's.
     extra
         Further values, as JSON.
@@ -43,12 +44,15 @@ def save_checkpoint(
                 tensors[f"optimizer.{index}.{key}"] = value.contiguous()
             else:
                 numbers.setdefault(str(index), {})[key] = value
+    tensors |= {f"monitor.{key}": shadow for key, shadow in monitor.state_dict().items()}
     metadata = {"extra": extra, "numbers": numbers, "groups": saved["param_groups"]}
     write_bytes(path, safetensors.torch.save(tensors, {k: json.dumps(v) for k, v in metadata.items()}))
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Read a checkpoint into a model and an optimizer built alike; return the further values.
+def load_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, monitor: StallMonitor
+) -> dict[str, Any]:
+    """Read a checkpoint into a model, an optimizer and a fresh monitor built alike; return the further values.
 
     Raises
     ------
@@ -75,5 +79,6 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     with torch.no_grad():
         for name, param in own.items():
             param.copy_(params[name])
+    monitor.load_state_dict({k.removeprefix("monitor."): t for k, t in tensors.items() if k.startswith("monitor.")})
     extra: dict[str, Any] = metadata["extra"]
     return extra

@@ -85,15 +85,16 @@ class _Run:
         logits = self.model(input_ids=batch[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
-    def step(self, step: int) -> float:
+    def step(self, step: int) -> tuple[float, bool]:
+        """One step: its loss, and whether the run has diverged (loss or gradient not finite)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.spec.lr, step)
         loss = self.loss(self.tokens.batch(self.spec.seed, step, self.config.batch))
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        return float(loss.detach())
+        return float(loss.detach()), not (math.isfinite(loss.detach()) and math.isfinite(norm))
 
     @torch.no_grad()
     def validation(self) -> float:
@@ -141,7 +142,7 @@ def train(
     checkpoint, metrics = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_count": 0, "seconds": 0.0}
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, run.model, run.optimizer)
+        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor)
     rows = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
     write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows))
     began, first, diverged = time.perf_counter() - state["seconds"], state["step"], False
@@ -149,8 +150,7 @@ def train(
     stalled = validation = None
     with metrics.open("a") as file:
         for step in range(first + 1, config.steps + 1):
-            loss = run.step(step)
-            diverged = not math.isfinite(loss)
+            loss, diverged = run.step(step)
             state["loss_sum"], state["loss_count"] = state["loss_sum"] + loss, state["loss_count"] + 1
             if diverged or is_measured(config, spec.period, step):
                 row = {
@@ -172,7 +172,7 @@ def train(
             stopping = not last and stop()
             if last or stopping or step % config.checkpoint_every == 0:
                 state["step"], state["seconds"] = step, time.perf_counter() - began
-                save_checkpoint(checkpoint, run.model, run.optimizer, state)
+                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state)
             if stopping:
                 return False
             if last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,12 @@ class GroupWatch:
                 assert member.entries is not None
                 age = member.adapter.age(self.group, member.entries, bucket.slot)
                 bucket.ages[i] = _settled(bucket.law, self.group) if age is None else age
+
+    def shadows(self) -> Iterator[tuple[Tensor, str, Tensor]]:
+        """(parameter, slot, shadow) of every watched state; the shadow is a view and may be written to."""
+        for bucket in self.buckets:
+            for number, piece in zip(bucket.members, bucket.slices(), strict=True):
+                yield self.members[number].param, bucket.slot, bucket.shadow[piece]
 
     # ---------------------------------------------------------------- around a step
 

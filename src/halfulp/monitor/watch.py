@@ -68,6 +68,7 @@ class StallMonitor:
         self._watches: dict[tuple[int, torch.device], GroupWatch] = {}
         self._known: set[Tensor] = set()
         self._began = False
+        self._loaded: dict[str, Tensor] = {}
         self._reports: list[Callable[[int], None]] = []
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before),
@@ -124,6 +125,8 @@ class StallMonitor:
         for watch in self._watches.values():
             watch.before(counting)
             watch.gather_grads()
+        if self._loaded:
+            self._restore()
         self._began = True
 
     def _meet(self) -> None:
@@ -156,6 +159,48 @@ class StallMonitor:
         if self.steps % self.every == 0:
             for report in self._reports:
                 report(self.steps)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Shadows, by parameter number and slot: what a run that is continued needs for its lag to go on.
+
+        What was counted so far is not in it.
+        """
+        numbers = {param: number for number, (_, _, param, _) in enumerate(self._params())}
+        return {
+            f"{numbers[param]}.{slot}": shadow.clone()
+            for watch in self._watches.values()
+            for param, slot, shadow in watch.shadows()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Go on from the shadows of another monitor on an optimizer and a sample alike; before the first step.
+
+        Raises
+        ------
+        RuntimeError
+            This monitor has seen a step already.
+        ValueError
+            In the next step, if the shadows do not fit.
+        """
+        if self.steps:
+            raise RuntimeError(f"load shadows before the first step; this monitor has seen {self.steps}")
+        self._loaded = dict(state_dict)
+
+    def _restore(self) -> None:
+        numbers = {param: number for number, (_, _, param, _) in enumerate(self._params())}
+        for watch in self._watches.values():
+            for param, slot, shadow in watch.shadows():
+                loaded = self._loaded.pop(f"{numbers[param]}.{slot}", None)
+                if loaded is None:
+                    continue
+                if loaded.shape != shadow.shape:
+                    raise ValueError(
+                        f"the loaded shadow of {slot} of parameter {numbers[param]} has {loaded.numel()} elements, the "
+                        f"sample {shadow.numel()}: use the same model and the same sample="
+                    )
+                shadow.copy_(loaded)
 
     # ---------------------------------------------------------------- results
 
