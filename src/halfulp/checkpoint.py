@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,10 @@ def validate(
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
+    if not isinstance(state_dict["state"], dict) or not all(
+        isinstance(g, dict) and isinstance(g.get("params"), (list, tuple)) for g in saved_groups
+    ):
+        raise ValueError("not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups")
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
         raise ValueError(
             f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
@@ -36,13 +41,15 @@ def validate(
     for saved, group, own in zip(saved_groups, groups, current, strict=True):
         _check_storage(optimizer, saved, own)
         keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
-        values.append({k: v for k, v in saved.items() if k not in keep})
+        values.append(deepcopy({k: v for k, v in saved.items() if k not in keep}))
+        optimizer._check_group({**group, **values[-1]})
         for key, param in zip(saved["params"], group["params"], strict=True):
             if key in state_dict["state"]:
                 states[param] = _entries(optimizer, group, param, state_dict["state"][key])
     known = {k for g in saved_groups for k in g["params"]}
-    if not set(state_dict["state"]) <= known:
-        raise ValueError(f"states of unknown parameters {sorted(set(state_dict['state']) - known)}")
+    strangers = [k for k in state_dict["state"] if k not in known]
+    if strangers:
+        raise ValueError(f"the state_dict has states of parameters {strangers} that are in none of its groups")
     return states, values
 
 
@@ -69,6 +76,8 @@ def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, sav
     label = optimizer.registry[param].label
     entries: dict[str, Any] = {}
     states = [EmaState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
+    if not isinstance(saved, dict):
+        raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
     expected = {"step"}
     for state in states:
         expected |= {state.slot.name, state.age_key}

@@ -104,13 +104,15 @@ class RuleOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch, with our own attributes; caches are left out."""
-        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "storage")}
+        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "storage", "reset_log", "skipped")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As torch; caches start anew."""
         super().__setstate__(state)
+        kept: dict[str, Any] = {k: state[k] for k in ("reset_log", "skipped") if k in state}
         self._start_caches()
+        self.__dict__.update(kept)
 
     @property
     def registry(self) -> Registry:
@@ -122,6 +124,8 @@ class RuleOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its keys, formats and parameters are checked here."""
         for key in param_group:
+            if key in NOT_GROUP:
+                raise ValueError(f"{key} holds for the whole optimizer: pass it as an argument, not in a group")
             near = difflib.get_close_matches(key, [*self.defaults, "params", "param_names"], n=1, cutoff=0.8)
             if near and near[0] != key:
                 raise ValueError(f"unknown key {key!r} in a parameter group. Did you mean {near[0]!r}?")
@@ -331,14 +335,22 @@ class RuleOptimizer(Optimizer):
         params
             Parameters; all without.
         """
+        if isinstance(names, str):
+            names = (names,)
         chosen = None if params is None else set(params)
+        strangers = [tuple(p.shape) for p in chosen or () if p not in self.registry]
+        if strangers:
+            raise ValueError(f"reset_state got tensors of shape {strangers} that are no parameters of this optimizer")
+        known = {s.name for group in self.param_groups for s in self.group_slots(group)}
+        if names is not None and not set(names) <= known:
+            raise ValueError(f"no states {sorted(set(names) - known)}; there are {sorted(known)}")
         for group in self.param_groups:
-            known = [s.name for s in self.group_slots(group)]
-            if names is not None and not set(names) <= set(known):
-                raise ValueError(f"no states {sorted(set(names) - set(known))}; there are {known}")
             for p in group["params"]:
                 if (chosen is None or p in chosen) and self.state.get(p):
-                    self._reset(p, self.states(p), self.state[p]["step"], tuple(names or known))
+                    states = self.states(p)
+                    due = tuple(s.slot.name for s in states if names is None or s.slot.name in names)
+                    if due:
+                        self._reset(p, states, self.state[p]["step"], due)
 
     # ---------------------------------------------------------------- queries
 
@@ -407,8 +419,8 @@ class RuleOptimizer(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         states, groups = checkpoint.validate(self, state_dict)
-        for param, entries in states.items():
-            self.state[param] = entries
+        self.state.clear()
+        self.state.update(states)
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
         self._works.clear()

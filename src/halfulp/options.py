@@ -22,7 +22,7 @@ class Options(TypedDict, total=False):
     scale: str
     block_size: int
     min_size: int
-    keep_fp32: Sequence[str]
+    keep_fp32: str | Sequence[str]
     zero_floor: bool
     bound_update: bool
     nonfinite: str

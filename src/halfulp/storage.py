@@ -31,7 +31,7 @@ class StorageOptions:
     min_size
         Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything.
     keep_fp32
-        Name patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
+        Name pattern or patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
     zero_floor
         Non-negative states never round a positive value to zero under nearest rounding.
     """
@@ -41,6 +41,10 @@ class StorageOptions:
     min_size: int = 4096
     keep_fp32: Sequence[str] = ()
     zero_floor: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep_fp32, str):
+            object.__setattr__(self, "keep_fp32", (self.keep_fp32,))
 
 
 def slot_quantizers(
