@@ -1,4 +1,7 @@
-"""The Triton step against the reference, bit for bit, in Triton's interpreter; and its PTX, compiled without a GPU."""
+"""The Triton step against the reference, bit for bit, in Triton's interpreter; and its PTX, compiled without a GPU.
+
+Where a GPU is, ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py`` compares the same cases there.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from kernel_cases import (
     CASES,
     FORMAT_PAIRS,
     MAIN_PAIRS,
+    RULES,
     SHAPES,
     Case,
     assert_same_bits,
@@ -41,6 +45,7 @@ pytestmark = [
     # The interpreter computes with numpy, which warns of the infinities and NaNs that these tests feed it.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
+DEVICE = "cuda" if os.environ["TRITON_INTERPRET"] != "1" and torch.cuda.is_available() else "cpu"
 BASE = Case()
 REFUSED = {
     "adam-fp4+4bit-fp32_tensor-2x2049-specials",
@@ -49,15 +54,22 @@ REFUSED = {
 """Cases left to the reference: one scale over rows of 4-bit codes of odd length."""
 
 
+def on_cpu(work: Work) -> Work:
+    """A copy for comparing."""
+    entries = {k: v.cpu() if isinstance(v, torch.Tensor) else v for s in work.states for k, v in s.entries.items()}
+    states = tuple(replace(s, entries=entries) for s in work.states)
+    return replace(work, param=work.param.cpu(), grad=work.grad.cpu(), states=states)
+
+
 def compare(*cases: Case, works: tuple[list[Work], list[Work]] | None = None) -> list[Work]:
     """One step of all cases together, on both backends; returns what the kernel made."""
-    got, expected = works or ([make_work(c) for c in cases], [make_work(c) for c in cases])
+    got, expected = works or ([make_work(c, device=DEVICE) for c in cases], [make_work(c) for c in cases])
     for work in got:
         assert backend.supports(work.rule, work) is None
     backend.step(got[0].rule, got)
     reference.step(expected[0].rule, expected)
     for a, b in zip(got, expected, strict=True):
-        assert_same_bits(a, b)
+        assert_same_bits(on_cpu(a), b)
     return got
 
 
@@ -67,14 +79,14 @@ def test_case(case: Case) -> None:
 
 
 def test_the_refused_cases_are_those() -> None:
-    refused = {c.id for c in CASES if backend.supports(make_work(c).rule, make_work(c)) is not None}
+    refused = {c.id for c in CASES if backend.supports(RULES[c.rule], make_work(c, device=DEVICE)) is not None}
     assert refused == REFUSED
 
 
 @pytest.mark.parametrize("rule", ["adam", "lion", "sgd"])
 def test_several_steps(rule: str) -> None:
     case = replace(BASE, rule=rule, formats=("fp4", "8bit") if rule == "adam" else ("fp4",), shape=(3, 129))
-    got, expected = make_work(case), make_work(case)
+    got, expected = make_work(case, device=DEVICE), make_work(case)
     for step in range(1, 5):
         for work in (got, expected):
             set_step(case, work, step)
@@ -116,7 +128,7 @@ def test_any_storage(data: st.DataObject) -> None:
         first_element=data.draw(st.sampled_from([0, 128, (1 << 32) - 5, (1 << 33) + 1])),
         maximize=data.draw(st.booleans()),
     )
-    work = make_work(case)
+    work = make_work(case, device=DEVICE)
     if backend.supports(work.rule, work) is None:
         compare(case)
     else:
@@ -125,7 +137,7 @@ def test_any_storage(data: st.DataObject) -> None:
 
 def test_strided_gradient() -> None:
     case = replace(BASE, shape=(64, 96))
-    got, expected = make_work(case), make_work(case)
+    got, expected = make_work(case, device=DEVICE), make_work(case)
     got.grad = got.grad.t().contiguous().t()
     assert not got.grad.is_contiguous()
     compare(works=([got], [expected]))
@@ -135,11 +147,11 @@ def test_strided_gradient() -> None:
 def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that start anywhere; the promise to the compiler is only made where it holds."""
     case = replace(BASE, formats=formats, shape=(4, 256))
-    shifted, expected = make_work(case), make_work(case)
-    buffer = torch.zeros(shifted.param.numel() + 1)
+    shifted, expected = make_work(case, device=DEVICE), make_work(case)
+    buffer = torch.zeros(shifted.param.numel() + 1, device=DEVICE)
     param = buffer[1:].view(case.shape)
     shifted.param = param.copy_(shifted.param)
-    plans = [backend._prepare(w.rule, w).launch[1] for w in (shifted, make_work(case))]
+    plans = [backend._prepare(w.rule, w).launch[1] for w in (shifted, make_work(case, device=DEVICE))]
     assert [p.aligned for p in plans] == [False, True]
     compare(works=([shifted], [expected]))
 
@@ -155,7 +167,7 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     from halfulp.kernels.triton_kernel import step_kernel
 
     case = replace(BASE, formats=formats, shape=shape)
-    got, expected = make_work(case), make_work(case)
+    got, expected = make_work(case, device=DEVICE), make_work(case)
     expected.first_element = before
     reference.step(expected.rule, [expected])
     whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
@@ -172,15 +184,16 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     for i, state in enumerate(got.states):
         line[7 + 2 * i] -= before * state.codes.nbytes // 2048
         line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
-    tables = [backend._levels(s.quantizer.format, torch.device("cpu")) for s in got.states]
-    skipped = torch.zeros(1, dtype=torch.int64)
+    tables = [backend._levels(s.quantizer.format, got.param.device) for s in got.states]
+    skipped = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     programs = 2048 // (cut.tile * cut.tiles_a_program)
-    step_kernel[(programs,)](torch.tensor(line), skipped, *tables, 1, **backend.constants(plan, stored))
-    assert_same_bits(got, expected)
+    table = torch.tensor(line, device=DEVICE)
+    step_kernel[(programs,)](table, skipped, *tables, 1, **backend.constants(plan, stored), **backend.options(plan))
+    assert_same_bits(on_cpu(got), expected)
 
 
 def _make(**changes: Any) -> Work:
-    return make_work(replace(BASE, **changes))
+    return make_work(replace(BASE, **changes), device=DEVICE)
 
 
 def _columns_first() -> Work:
@@ -220,7 +233,7 @@ def test_reasons(make: Any, reason: str) -> None:
 
 
 def test_a_piece_of_work_is_prepared_once() -> None:
-    work = make_work(BASE)
+    work = make_work(BASE, device=DEVICE)
     first = backend._prepare(work.rule, work)
     next_grad(BASE, work, 1)
     set_step(BASE, work, 9)
@@ -237,7 +250,7 @@ def test_a_piece_of_work_is_prepared_once() -> None:
 
 
 def test_unknown_rule_and_too_many_tiles() -> None:
-    work = make_work(BASE)
+    work = make_work(BASE, device=DEVICE)
     assert "no fused kernel for the rule 'nadam'" in str(backend.supports(replace(work.rule, name="nadam"), work))
     small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.states)
     assert "at most 2**31" in str(tiling(torch.Size((1 << 16, 1 << 17)), small))
@@ -259,22 +272,23 @@ def test_short_rows_share_the_scale_of_a_row() -> None:
     ids=lambda x: x.__name__ if isinstance(x, type) else "-".join(x),
 )
 def test_optimizers(cls: Any, options: dict[str, Any]) -> None:
-    def train(name: str) -> list[torch.Tensor]:
+    def train(name: str, device: str) -> list[torch.Tensor]:
         torch.manual_seed(0)
         dtype = torch.bfloat16 if "param_rounding" in options else torch.float32
-        params = [torch.randn(s, dtype=dtype, requires_grad=True) for s in [(40, 130), (33,), (4, 7)]]
+        shapes = [(40, 130), (33,), (4, 7)]
+        params = [torch.randn(s, dtype=dtype).to(device).requires_grad_() for s in shapes]
         optimizer = cls(params, backend=name, min_size=100, **options)
         for _ in range(3):
             for p in params:
-                p.grad = torch.randn_like(p)
+                p.grad = torch.randn(p.shape, dtype=dtype).to(device)
             params[0].grad[0, 5] = float("inf")
             optimizer.step()
         assert optimizer.skipped == {0: 3 * 128}
         entries = [e for p in params for e in optimizer.state[p].values() if isinstance(e, torch.Tensor)]
         return [*params, *entries]
 
-    for got, want in zip(train("triton"), train("reference"), strict=True):
-        assert torch.equal(got, want)
+    for got, want in zip(train("triton", DEVICE), train("reference", "cpu"), strict=True):
+        assert torch.equal(got.cpu(), want)
 
 
 def test_tensors_on_the_cpu_come_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,16 +303,16 @@ def test_what_it_cannot_do_goes_to_the_reference(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a GPU: tried first, and what it refuses is done by the reference, said once."""
-    monkeypatch.setattr(dispatch, "DEVICES", {"triton": "cpu"})
+    monkeypatch.setattr(dispatch, "DEVICES", {"triton": DEVICE})
     monkeypatch.setattr(dispatch, "BACKENDS", ("triton", "reference"))
     monkeypatch.setattr(_log, "_said", set())
     refused = replace(BASE, scaling=Scaling("pow2", "row"), shape=(1, LARGEST_TILE + 1))
-    got, expected = ([make_work(c) for c in (BASE, refused, refused)] for _ in range(2))
+    got, expected = ([make_work(c, device=d) for c in (BASE, refused, refused)] for d in (DEVICE, "cpu"))
     with caplog.at_level(logging.INFO, "halfulp"):
         dispatch.step(got[0].rule, got, None)
     reference.step(expected[0].rule, expected)
     for a, b in zip(got, expected, strict=True):
-        assert_same_bits(a, b)
+        assert_same_bits(on_cpu(a), b)
     assert [r.message for r in caplog.records] == [
         "kernel 'triton' not used: 8193 elements that share a scale, more than the 8192 of one program"
     ]
