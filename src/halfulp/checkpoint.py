@@ -26,8 +26,10 @@ def validate(
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
-    if not isinstance(state_dict["state"], dict) or not all(
-        isinstance(g, dict) and isinstance(g.get("params"), (list, tuple)) for g in saved_groups
+    if (
+        not isinstance(state_dict["state"], dict)
+        or not isinstance(saved_groups, (list, tuple))
+        or not all(isinstance(g, dict) and isinstance(g.get("params"), (list, tuple)) for g in saved_groups)
     ):
         raise ValueError("not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups")
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
@@ -109,6 +111,6 @@ def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: 
 def _count(label: str, key: str, value: Any) -> int:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):
         raise ValueError(f"{label}: {key} must be a number of steps, got {value!r}")
     return int(value)

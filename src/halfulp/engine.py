@@ -147,6 +147,10 @@ class RuleOptimizer(Optimizer):
             raise ValueError(f"lr must not be negative, got {group['lr']}")
         if group["param_rounding"] not in ("nearest", "stochastic"):
             raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
+        if not isinstance(group["seed"], int):
+            raise ValueError(f"seed is an integer, got {group['seed']!r}")
+        if not 0 <= group["seed"] < 1 << 64:
+            raise ValueError(f"seed is an integer of at most 64 bits, not negative; got {group['seed']}")
         as_schedule(group["reset"])
         self.group_quantizers(group)
 
@@ -206,9 +210,10 @@ class RuleOptimizer(Optimizer):
         groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
         self._check_grads(p for _, params in groups for p in params)
         by_rule: dict[Rule, list[Work]] = {}
-        for group, params in groups:
+        due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
+        for (group, params), resets in zip(groups, due, strict=True):
             if params:
-                for work in self._prepare(group, params):
+                for work in self._prepare(group, params, resets):
                     by_rule.setdefault(work.rule, []).append(work)
         for rule, works in by_rule.items():
             if rule.measure is not None:
@@ -228,16 +233,15 @@ class RuleOptimizer(Optimizer):
                     "use nonfinite='skip' to leave out the stretches concerned"
                 )
 
-    def _prepare(self, group: dict[str, Any], params: list[Tensor]) -> list[Work]:
+    def _prepare(self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]) -> list[Work]:
         """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
         works = [self._works.get(p) or self._create_work(group, p) for p in params]
-        schedule = self._schedule(group)
         scalars: dict[tuple[Any, ...], Scalars] = {}
         steps = []
-        for p, work in zip(params, works, strict=True):
+        for i, (p, work) in enumerate(zip(params, works, strict=True)):
             entries = self.state[p]
-            if schedule is not None:
-                self._reset_due(schedule, group, work, entries["step"])
+            if due and due[i]:
+                self._reset(p, work.states, entries["step"], due[i])
             step = entries["step"] = entries["step"] + 1
             steps.append(step)
             key: tuple[Any, ...] = (work.rule, work.low, step)
@@ -302,7 +306,14 @@ class RuleOptimizer(Optimizer):
             cached = self._schedules[id(group)] = (reset, as_schedule(reset))
         return cached[1]
 
-    def _reset_due(self, schedule: ResetSchedule, group: dict[str, Any], work: Work, step: int) -> None:
+    def _due(self, group: dict[str, Any], params: list[Tensor]) -> list[tuple[str, ...]]:
+        """Slots to reset of each parameter before its next step; an empty list without a schedule."""
+        schedule = self._schedule(group)
+        if schedule is None:
+            return []
+        return [self._due_slots(schedule, group, self._works.get(p) or self._create_work(group, p)) for p in params]
+
+    def _due_slots(self, schedule: ResetSchedule, group: dict[str, Any], work: Work) -> tuple[str, ...]:
         sites = tuple(
             SlotSite(
                 s.slot.name, s.quantizer.format, s.quantizer.rounding, s.slot.signed, s.slot.drive,
@@ -310,12 +321,12 @@ class RuleOptimizer(Optimizer):
             )
             for s in work.states
         )  # fmt: skip
+        step: int = self.state[work.param]["step"]
         due = schedule.due(Site(step, self.registry[work.param].index, len(self.registry), sites))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
-        if due:
-            self._reset(work.param, work.states, step, due)
+        return due
 
     def _reset(self, param: Tensor, states: tuple[EmaState, ...], step: int, names: tuple[str, ...]) -> None:
         for state in states:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 from halfulp.formats import Format
@@ -166,14 +167,12 @@ def as_schedule(reset: object) -> ResetSchedule | None:
     """
     if reset is None:
         return None
-    if isinstance(reset, bool):
-        raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")
-    if isinstance(reset, int):
-        return Every(reset)
+    if isinstance(reset, Integral) and not isinstance(reset, bool):
+        return Every(int(reset))
     if reset == "auto":
         return Planned()
-    if isinstance(reset, ResetSchedule):
+    if isinstance(reset, ResetSchedule) and not isinstance(reset, type):
         return reset
-    if callable(reset):
+    if callable(reset) and not isinstance(reset, type):
         return _Function(reset)
     raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")

@@ -51,7 +51,7 @@ def stream_keys(
     Examples
     --------
     >>> stream_keys(0, 0, 0, 0).tolist()
-    [1713895973, 2723190881]
+    [1713891541, 3781805453]
     """
     parameter, slot, step = np.broadcast_arrays(
         np.asarray(parameter, np.uint64), np.asarray(slot, np.uint64), np.asarray(step, np.uint64)

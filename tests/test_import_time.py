@@ -1,0 +1,31 @@
+"""``import halfulp`` costs little more than ``import torch``, and pulls in nothing optional."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import halfulp
+bare = time.perf_counter() - start
+halfulp.AdamW, halfulp.Quantizer, halfulp.StallMonitor
+print(json.dumps([bare, sorted({m.split(".")[0] for m in set(sys.modules) - before})]))
+"""
+
+
+def test_import_time_and_modules() -> None:
+    times, modules = [], set()
+    for _ in range(5):
+        out = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, check=True)
+        seconds, loaded = json.loads(out.stdout.splitlines()[-1])
+        times.append(seconds)
+        modules |= set(loaded)
+    assert statistics.median(times) < 0.2
+    optional = {"matplotlib", "plotly", "transformers", "tokenizers", "datasets", "pyarrow", "triton", "typer", "rich"}
+    assert not modules & optional
