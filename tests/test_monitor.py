@@ -35,9 +35,9 @@ def test_bf16_second_moment_of_torch_rises_and_does_not_fall() -> None:
     reference = torch.zeros(weight.shape, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     ratios = []
-    with StallMonitor(optimizer, every=5) as watch:
+    with StallMonitor(optimizer, every=50) as watch:
         for scale in (1.0, 0.1, 3.0):
-            for _ in range(700):
+            for _ in range(500):
                 weight.grad = (torch.randn(weight.shape, generator=generator) * scale).bfloat16()
                 reference = 0.999 * reference + 0.001 * weight.grad.double() ** 2
                 optimizer.step()
@@ -46,7 +46,7 @@ def test_bf16_second_moment_of_torch_rises_and_does_not_fall() -> None:
             assert measure.ratio == pytest.approx(float(stored.mean() / reference.mean()), rel=1e-9)
             ratios.append(measure.ratio)
     assert 1.1 < ratios[0] < 1.5  # two roundings a step (decay, then increment), both to nearest
-    assert ratios[1] > 2.0  # fp32 falls to half in 700 steps; bf16 stays where it was
+    assert ratios[1] > 1.6  # fp32 falls to 0.6 in 500 steps; bf16 stays where it was
     assert ratios[2] < ratios[1]
     assert "exp_avg_sq is bfloat16, nearest" in "\n".join(watch.table().verdicts())
 
@@ -87,7 +87,7 @@ def test_measured_and_predicted_agree_for_our_states() -> None:
     for state, rounding in (("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic")):
         optimizer = halfulp.AdamW([weight], state=state, rounding=rounding, min_size=0)
         with StallMonitor(optimizer) as watch:
-            drive(optimizer, 300)
+            drive(optimizer, 150)
             row = next(r for r in watch.table().rows if r.slot == "exp_avg_sq")
         assert row.predicted == pytest.approx(row.stalled, abs=0.03)
 
@@ -121,13 +121,13 @@ def test_torch_optimizers_are_followed_and_not_changed(name: str, dtype: torch.d
     with StallMonitor(optimizer, sample=10**6) as watch:
         drive(optimizer, 20)
         drive(plain, 20)
-        table = watch.table()
+        measured = watch.measure()
     assert torch.equal(weight, twin)
     for key, value in plain.state[twin].items():
         assert torch.equal(torch.as_tensor(optimizer.state[weight][key]), torch.as_tensor(value))
-    assert table.rows
+    assert measured
     if dtype == torch.float64:
-        for row in table.rows:
+        for row in measured:
             assert row.stalled == 0.0
             assert row.lag == pytest.approx(0.0, abs=1e-9)
             assert row.ratio == pytest.approx(1.0, abs=1e-9)

@@ -10,6 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
+    from halfulp.checkpoint.files import load_optimizer as load_optimizer
+    from halfulp.checkpoint.files import save_optimizer as save_optimizer
+    from halfulp.checkpoint.selftest import check_roundtrip as check_roundtrip
     from halfulp.formats import Format as Format
     from halfulp.formats import get_format as get_format
     from halfulp.monitor import StallMonitor as StallMonitor
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "check_roundtrip": "checkpoint.selftest",
+    "convert_state_dict": "checkpoint.convert",
+    "load_optimizer": "checkpoint.files",
+    "save_optimizer": "checkpoint.files",
     "SGD": "optim",
     "Adam": "optim",
     "AdamW": "optim",

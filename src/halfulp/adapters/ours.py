@@ -14,6 +14,7 @@ from halfulp.adapters.weights import adam_update, lion_update, sgd_update
 from halfulp.quantizer import Quantizer
 
 if TYPE_CHECKING:
+    from halfulp.engine import RuleOptimizer
     from halfulp.state import StateSlot
 
 __all__ = ["Ours", "QuantizerCodec"]
@@ -49,6 +50,12 @@ class QuantizerCodec:
         return values, codes if moving else values
 
 
+def _base() -> type[RuleOptimizer]:
+    from halfulp.engine import RuleOptimizer
+
+    return RuleOptimizer
+
+
 class Ours:
     """The adapter of :class:`halfulp.engine.RuleOptimizer`."""
 
@@ -57,25 +64,26 @@ class Ours:
 
     def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
         """See :class:`~halfulp.adapters.base.Adapter`."""
-        from halfulp.engine import RuleOptimizer
-
-        return isinstance(optimizer, RuleOptimizer)
+        return isinstance(optimizer, _base())
 
     def stored(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
     ) -> list[Stored | Skipped]:
         """See :class:`~halfulp.adapters.base.Adapter`."""
         found: list[Stored | Skipped] = []
-        for state in optimizer.states(param):  # type: ignore[attr-defined]
+        assert isinstance(optimizer, _base())
+        for state in optimizer.states(param):
             slot = state.slot
             if slot.drive not in ("grad", "grad_sq"):
                 found.append(Skipped(slot.name, "the rule declares no simple law for it"))
+            elif slot.init is not None:
+                found.append(Skipped(slot.name, "it starts from a value of its own"))
             elif tuple(state.shape) != tuple(param.shape):
                 found.append(Skipped(slot.name, f"of shape {tuple(state.shape)}, the parameter {tuple(param.shape)}"))
             else:
                 tensors = (state.codes,) if state.scale is None else (state.codes, state.scale)
                 codec = QuantizerCodec(state.quantizer)
-                found.append(Stored(slot.name, _law(slot), codec, tensors, state.entries, slot.name))
+                found.append(Stored(slot.name, _law(optimizer, param, slot), codec, tensors, state.entries, slot.name))
         return found
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
@@ -101,9 +109,10 @@ class Ours:
         return f"the update of the rule {rule!r} is not computed here"
 
 
-def _law(slot: StateSlot) -> Law:
+def _law(optimizer: RuleOptimizer, param: Tensor, slot: StateSlot) -> Law:
     def coefficients(group: Group, age: int) -> tuple[float, float]:
-        # torch starts a momentum buffer with the gradient itself, and so do we
-        return (0.0, 1.0) if slot.name == "momentum_buffer" and age == 1 else slot.coefficients(group)
+        if slot.name == "momentum_buffer":  # torch starts it with the gradient itself, and so do we
+            return (0.0, 1.0) if age == 1 else slot.coefficients(group)
+        return optimizer.coefficients(param)[slot.name]
 
-    return Law(slot.drive, coefficients, slot.decay)
+    return Law(slot.drive, coefficients, lambda group: coefficients(group, 2)[0])

@@ -12,17 +12,21 @@ from halfulp.formats import FORMATS
 
 __all__ = ["AgeBins", "predicted"]
 
-HORIZON = 1 << 14
-"""Ages beyond are given the prediction of this one, or of ``8 / (1 - beta)`` if that is more."""
+HORIZON = {"exp_avg_sq": (1 << 14, 8.0), "exp_avg": (64, 16.0)}
+"""Ages beyond so many steps, or so many windows ``1 / (1 - beta)`` if that is more, are given the prediction there.
+
+A signed state has settled by then. A second moment rounded to nearest never does, but its curve has gone flat.
+"""
 
 
 def predicted(fmt: str, beta: float | None, rounding: str, drive: str, age: int) -> float | None:
     """Predicted stalled fraction of the update that meets a state of an age; ``None`` where theory has no answer."""
     if drive not in ("grad", "grad_sq") or beta is None or not 0.0 < beta < 1.0 or fmt not in FORMATS:
         return None
-    longest = max(HORIZON, int(8 / (1 - beta)))
-    steps = min(1 << max(age, 63).bit_length(), longest)
-    curve = _curve(fmt, beta, rounding, "exp_avg_sq" if drive == "grad_sq" else "exp_avg", steps)
+    slot = "exp_avg_sq" if drive == "grad_sq" else "exp_avg"
+    least, windows = HORIZON[slot]
+    steps = min(1 << max(age, 63).bit_length(), max(least, int(windows / (1 - beta))))
+    curve = _curve(fmt, beta, rounding, slot, steps)
     return None if curve is None else float(curve[min(age, steps - 1)])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rounding import storage_dtype
+from halfulp.storage import format_specs
 
 if TYPE_CHECKING:
     from halfulp.engine import RuleOptimizer
@@ -41,13 +42,14 @@ def validate(
     values: list[dict[str, Any]] = []
     current = optimizer.state_dict()["param_groups"]
     for saved, group, own in zip(saved_groups, groups, current, strict=True):
-        _check_storage(optimizer, saved, own)
         keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
         values.append(deepcopy({k: v for k, v in saved.items() if k not in keep}))
-        optimizer._check_group({**group, **values[-1]})
+        merged = {**group, **values[-1]}  # what the group will be: its hyper-parameters decide which states there are
+        _check_storage(optimizer, saved, own, merged)
+        optimizer._check_group(merged)
         for key, param in zip(saved["params"], group["params"], strict=True):
             if key in state_dict["state"]:
-                states[param] = _entries(optimizer, group, param, state_dict["state"][key])
+                states[param] = _entries(optimizer, merged, param, state_dict["state"][key])
     known = {k for g in saved_groups for k in g["params"]}
     strangers = [k for k in state_dict["state"] if k not in known]
     if strangers:
@@ -55,20 +57,21 @@ def validate(
     return states, values
 
 
-def _check_storage(optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[str, Any]) -> None:
+def _check_storage(
+    optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]
+) -> None:
     name = type(optimizer).__name__
     missing = sorted(k for k in own if k not in saved and k != "param_names")
+    how = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
     if not isinstance(saved.get("state"), str):
-        raise ValueError(
-            f"not a state_dict of halfulp.{name}: its groups lack {missing}. Load a torch.optim checkpoint into the "
-            "torch optimizer that wrote it; halfulp only loads its own"
-        )
+        raise ValueError(f"not a state_dict of halfulp.{name}: its groups lack {missing}. Convert it: {how}")
     if missing:
         raise ValueError(f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has")
-    if saved["state"] != own["state"]:
+    stored = format_specs(optimizer.group_quantizers(merged))
+    if saved["state"] != stored:
         raise ValueError(
-            f"the state_dict stores [{saved['state']}], this optimizer [{own['state']}]. Build the optimizer with the "
-            "stored formats (state=...), or convert the states"
+            f"the state_dict stores [{saved['state']}], this optimizer [{stored}]. Build the optimizer with the "
+            f"stored formats (state=...), or convert it: {how}"
         )
 
 

@@ -1,0 +1,241 @@
+"""Moving an optimizer's state between formats and libraries.
+
+``convert_state_dict(state_dict, to=optimizer)`` gives the state dictionary that `optimizer` loads. From: any of ours,
+``torch.optim``, bitsandbytes, torchao. To: any of ours, or ``torch.optim``. States are decoded to fp32 and rounded to
+nearest once, in the target's format; nothing is rounded where the target keeps fp32.
+
+Ages: our slots have an age each, torch one ``step`` a parameter. Going to torch, ``step`` is the age of the oldest
+slot, and a younger one is scaled so that its bias-corrected value stays the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp._log import log_once
+from halfulp.checkpoint.decode import SavedState, saved_states
+from halfulp.storage import format_specs
+
+__all__ = ["convert_state_dict"]
+
+RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
+"""What the single state of bitsandbytes may be called, in the order of preference."""
+DROPPED = ("kahan_comp",)
+"""Entries that no target here keeps and that do no harm when lost; said in the log."""
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> dict[str, Any]:
+    """State dictionary for `to`, from one of another format or library. Neither argument is changed.
+
+    Hyper-parameters that both know (``lr``, ``betas``, ``weight_decay`` ...) and ``initial_lr`` come from the
+    checkpoint; how states are stored, and what only the target knows, from the target.
+
+    Parameters
+    ----------
+    state_dict
+        Of one of our optimizers, ``torch.optim``, bitsandbytes or torchao, with the same parameters in the same groups.
+    to
+        One of our optimizers, or of ``torch.optim``, built over the parameters.
+
+    Raises
+    ------
+    ValueError
+        Other groups, parameters or shapes; states that the target does not keep, or lacks; values that are not finite.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> old = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    >>> model(torch.ones(1, 64)).sum().backward(); old.step()
+    >>> new = halfulp.AdamW(model.parameters(), state="fp8")
+    >>> new.load_state_dict(halfulp.convert_state_dict(old.state_dict(), to=new))
+    >>> new.param_groups[0]["lr"]
+    0.0003
+    """
+    from halfulp.engine import RuleOptimizer
+
+    _check_form(state_dict, to)
+    ours = isinstance(to, RuleOptimizer)
+    if not ours and not type(to).__module__.startswith("torch.optim"):
+        raise ValueError(f"states are converted to halfulp and to torch.optim, not to {type(to).__module__}")
+    target: dict[str, Any] = to.state_dict()
+    out: dict[str, Any] = {"state": {}, "param_groups": []}
+    for saved, own, group in zip(state_dict["param_groups"], target["param_groups"], to.param_groups, strict=True):
+        hyper = _group(saved, own)
+        if isinstance(to, RuleOptimizer):  # the checkpoint's hyper-parameters decide which states there are
+            hyper["state"] = format_specs(to.group_quantizers({**group, **_rule_keys(hyper)}))
+        out["param_groups"].append(hyper)
+        for old, new, param, label in _params(saved, own, group):
+            entries = state_dict["state"].get(old)
+            if entries:
+                make = _to_ours if ours else _to_torch
+                out["state"][new] = make(to, group, hyper, param, label, entries, saved)
+    return {**{k: copy.deepcopy(v) for k, v in target.items() if k not in out}, **out}
+
+
+def _check_form(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> None:
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    theirs = [len(g["params"]) for g in state_dict["param_groups"]]
+    mine = [len(g["params"]) for g in to.param_groups]
+    if theirs != mine:
+        raise ValueError(
+            f"the state_dict has parameter groups of {theirs} parameters, the optimizer of {mine}: build it with the "
+            "groups it was saved with"
+        )
+
+
+def _params(
+    saved: Mapping[str, Any], own: Mapping[str, Any], group: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, Tensor, str]]:
+    names, known = saved.get("param_names"), group.get("param_names")
+    if names and known and list(names) != list(known):
+        wrong = next((a, b) for a, b in zip(names, known, strict=True) if a != b)
+        raise ValueError(f"parameters are in another order: {wrong[0]!r} in the state_dict, {wrong[1]!r} here")
+    for i, (old, new, param) in enumerate(zip(saved["params"], own["params"], group["params"], strict=True)):
+        labels = known or names
+        yield old, new, param, labels[i] if labels else f"parameter {old}"
+
+
+def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    from halfulp.options import STORAGE_KEYS
+
+    out = copy.deepcopy(dict(own))
+    keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
+    if not isinstance(saved.get("state"), str):  # another library's keys of these names mean something else
+        keep |= set(STORAGE_KEYS)
+    else:
+        keep |= set(STORAGE_KEYS) - {"seed"}
+    for key, value in saved.items():
+        if key not in keep and (key in own or key == "initial_lr"):
+            out[key] = float(value) if isinstance(value, Tensor) and not isinstance(own.get(key), Tensor) else value
+    if "momentum" in own and "momentum" not in saved and "betas" in saved:  # bitsandbytes' SGD
+        out["momentum"] = float(saved["betas"][0])
+    if "betas" in out:
+        out["betas"] = tuple(float(b) for b in out["betas"][: len(own["betas"])])
+    return out
+
+
+def _decoded(
+    entries: Mapping[Any, Any],
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, torch.Size],
+    label: str,
+    kind: str,
+    optional: tuple[str, ...] = (),
+) -> dict[str, SavedState]:
+    """Saved states under the target's names and of its shapes, or ``ValueError``."""
+    states = saved_states(entries, saved, wanted)
+    for name in [n for n in DROPPED if n in states]:
+        log_once(f"{name} has no place in {kind} and is left out", level=30)
+        del states[name]
+    for name, choices in RENAMED.items():
+        if name in states:
+            fit = next((c for c in choices if c in wanted), None)
+            if fit is None:
+                raise ValueError(f"{label}: {kind} keeps {sorted(wanted)}, none of which is bitsandbytes' {name}")
+            states[fit] = states.pop(name)
+    missing, extra = sorted(set(wanted) - set(states) - set(optional)), sorted(set(states) - set(wanted))
+    if missing or extra:
+        lacks = f" lacks {missing}" if missing else ""
+        more = f"{' and' if missing else ''} has {extra}, which {kind} does not keep" if extra else ""
+        raise ValueError(f"{label}: the state_dict{lacks}{more}; it is of another kind of optimizer")
+    for name, state in states.items():
+        if tuple(state.shape) != tuple(wanted[name]):
+            raise ValueError(f"{label}: {name} has shape {tuple(state.shape)}, {kind} expects {tuple(wanted[name])}")
+    return states
+
+
+def _finite(values: Tensor, name: str, label: str) -> Tensor:
+    if values.numel() and not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{label}: {name} has values that are not finite; the checkpoint is damaged or diverged")
+    return values
+
+
+def _to_ours(
+    to: Any,
+    group: dict[str, Any],
+    hyper: Mapping[str, Any],
+    param: Tensor,
+    label: str,
+    entries: Mapping[Any, Any],
+    saved: Mapping[str, Any],
+) -> dict[str, Any]:
+    slots = to.slot_storage({**group, **_rule_keys(hyper)}, param)
+    kind = f"halfulp.{type(to).__name__}"
+    states = _decoded(entries, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
+    step = _step(entries)
+    ages = {name: state.age for name, state in states.items()}
+    known = [a for a in ages.values() if a is not None]
+    step = max(known, default=1) if step is None else step  # torch's SGD counts no steps
+    made: dict[str, Any] = {"step": step}
+    for slot, _, quantizer in slots:
+        values = _finite(states[slot.name].values().to(param.device), slot.name, label).contiguous()
+        if not slot.signed:
+            values = values.clamp_min(0.0)
+        codes, scale = quantizer.with_rounding("nearest").quantize(values)
+        made[slot.name] = codes.clone()
+        if scale is not None:
+            made[f"{slot.name}_scale"] = scale
+        age = ages[slot.name]
+        made[f"{slot.name}_age"] = step if age is None else age
+    return made
+
+
+def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that decide which slots there are (momentum = 0 has none)."""
+    from halfulp.options import STORAGE_KEYS
+
+    return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
+
+
+def _step(entries: Mapping[Any, Any]) -> int | None:
+    step = entries.get("step")
+    return None if step is None else int(step)
+
+
+def _to_torch(
+    to: torch.optim.Optimizer,
+    group: dict[str, Any],
+    hyper: Mapping[str, Any],
+    param: Tensor,
+    label: str,
+    entries: Mapping[Any, Any],
+    saved: Mapping[str, Any],
+) -> dict[str, Any]:
+    kind = f"torch.optim.{type(to).__name__}"
+    names = _torch_slots(to, hyper)
+    states = _decoded(entries, saved, dict.fromkeys(names, param.shape), label, kind, ("max_exp_avg_sq",))
+    values = {n: _finite(s.values(), n, label).to(param.device, torch.float32, copy=True) for n, s in states.items()}
+    ages = {n: s.age for n, s in states.items() if s.age is not None}
+    if "momentum_buffer" in names:
+        return values
+    oldest = max(ages.values(), default=0)
+    if "betas" in hyper:
+        decays = {"exp_avg": hyper["betas"][0], "exp_avg_sq": hyper["betas"][1]}
+        for name, age in ages.items():
+            if name in decays and 0 < age < oldest:
+                values[name] *= (1 - decays[name] ** oldest) / (1 - decays[name] ** age)
+    if "max_exp_avg_sq" in names and "max_exp_avg_sq" not in values:
+        log_once("the running maximum of AMSGrad starts from exp_avg_sq: the checkpoint has none", level=30)
+        values["max_exp_avg_sq"] = values["exp_avg_sq"].clone()
+    return {"step": torch.tensor(float(oldest)), **values}
+
+
+def _torch_slots(to: torch.optim.Optimizer, hyper: Mapping[str, Any]) -> list[str]:
+    kind = type(to).__name__
+    if kind in ("Adam", "AdamW"):
+        return ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(hyper.get("amsgrad"))]
+    if kind == "SGD":
+        return ["momentum_buffer"] if hyper.get("momentum") else []
+    if kind == "RMSprop" and not hyper.get("centered") and not hyper.get("momentum"):
+        return ["square_avg"]
+    if kind == "Adagrad":
+        return ["sum"]
+    raise ValueError(f"torch.optim has Adam, AdamW, SGD, RMSprop and Adagrad to convert to, not {kind}")

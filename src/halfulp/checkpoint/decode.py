@@ -1,0 +1,156 @@
+"""Reading the states of a saved optimizer, ours or another library's, without the optimizer.
+
+What is understood: our own state dictionaries, those of ``torch.optim`` and of libraries that keep plain tensors,
+bitsandbytes (8 bits in blocks, and 32) and torchao (8 bit, 4 bit, fp8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.adapters.base import Codec, Plain
+from halfulp.adapters.bitsandbytes import bitsandbytes_codec
+from halfulp.adapters.ours import QuantizerCodec
+from halfulp.adapters.torch_optim import plain_format
+from halfulp.adapters.torchao import KINDS, inner, torchao_codec, torchao_parts
+from halfulp.quantizer import Quantizer
+
+__all__ = ["SavedState", "group_roundings", "group_specs", "library", "saved_states"]
+
+BNB_WRAPPED = "__bnb_optimizer_quant_state__"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """One saved state: how it is coded, the tensors that hold it, its age where the library keeps one."""
+
+    codec: Codec
+    tensors: tuple[Tensor, ...]
+    shape: torch.Size
+    age: int | None
+
+    def values(self, index: Tensor | None = None) -> Tensor:
+        """The state as fp32 of its shape, or the elements of a flat index."""
+        if index is None and isinstance(self.codec, Plain):
+            return self.tensors[0].detach().float()
+        at = torch.arange(math.prod(self.shape), device=self.tensors[0].device) if index is None else index
+        located = self.codec.locate(self.shape, at)
+        parts = [t.detach().reshape(-1)[i] for t, i in zip(self.tensors, located.indices, strict=True)]
+        values = self.codec.decode(parts, located.extra)[0].float()
+        return values if index is not None else values.reshape(self.shape)
+
+
+def library(state_dict: Mapping[str, Any]) -> str:
+    """Whose state dictionary this is: ``"halfulp"``, ``"bitsandbytes"``, ``"torchao"`` or ``"torch"``."""
+    if any(isinstance(g, Mapping) and isinstance(g.get("state"), str) for g in state_dict["param_groups"]):
+        return "halfulp"
+    for entries in state_dict["state"].values():
+        if isinstance(entries, Mapping):
+            if "state1" in entries or BNB_WRAPPED in entries:
+                return "bitsandbytes"
+            if any(isinstance(v, Tensor) and type(inner(v)).__name__ in KINDS for v in entries.values()):
+                return "torchao"
+    return "torch"
+
+
+def group_specs(group: Mapping[str, Any]) -> dict[str, str]:
+    """Storage of each slot of one of our groups, from its text; empty for other libraries."""
+    text = group.get("state")
+    return _pairs(text) if isinstance(text, str) else {}
+
+
+def group_roundings(group: Mapping[str, Any]) -> dict[str, str]:
+    """Rounding of each slot of one of our groups; empty for other libraries."""
+    text = group.get("rounding")
+    return _pairs(text) if isinstance(text, str) else {}
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+
+
+def saved_states(
+    entries: Mapping[Any, Any], group: Mapping[str, Any], shapes: Mapping[str, torch.Size] | None = None
+) -> dict[str, SavedState]:
+    """States of one parameter by slot.
+
+    Parameters
+    ----------
+    entries, group
+        Of the state dictionary.
+    shapes
+        Shape of each state where it is known. Without, packed codes are taken to have an even number of columns.
+
+    Raises
+    ------
+    ValueError
+        A spec that is none, or codes and scales that do not fit together.
+    """
+    if BNB_WRAPPED in entries:
+        entries = {**entries, **entries[BNB_WRAPPED]}
+    if "state1" in entries:
+        return _bitsandbytes(entries)
+    specs, roundings = group_specs(group), group_roundings(group)
+    found: dict[str, SavedState] = {}
+    for key, value in entries.items():
+        if not isinstance(value, Tensor) or not isinstance(key, str) or value.ndim == 0:
+            continue
+        state = inner(value)
+        if type(state).__name__ in KINDS:
+            found[key] = SavedState(torchao_codec(state), torchao_parts(state), state.shape, _age(entries, key))
+        elif key in specs:
+            shape = None if shapes is None else shapes.get(key)
+            found[key] = _ours(key, value, entries, specs[key], roundings.get(key, "nearest"), shape)
+        elif value.is_floating_point() and not (key.endswith("_scale") and key.removesuffix("_scale") in specs):
+            found[key] = SavedState(Plain(plain_format(value)), (value,), value.shape, _age(entries, key))
+    return found
+
+
+def _ours(
+    key: str, codes: Tensor, entries: Mapping[Any, Any], spec: str, rounding: str, shape: torch.Size | None
+) -> SavedState:
+    scale = entries.get(f"{key}_scale")
+    if scale is None:  # kept in fp32, or a format without scale
+        fmt = plain_format(codes)
+        return SavedState(
+            Plain(fmt, "nearest" if fmt == "float32" else rounding), (codes,), codes.shape, _age(entries, key)
+        )
+    quantizer = Quantizer.from_spec(spec).with_rounding(rounding)  # type: ignore[arg-type]
+    if shape is None:
+        shape = torch.Size((codes.shape[0], 2 * codes.shape[1])) if quantizer.format.packed else codes.shape
+    if tuple(codes.shape) != quantizer.codes_shape(shape) or tuple(scale.shape) != quantizer.scale_shape(shape):
+        raise ValueError(
+            f"{key}: codes {tuple(codes.shape)} and scales {tuple(scale.shape)} are not those of a state of shape "
+            f"{tuple(shape)} in {spec}"
+        )
+    return SavedState(QuantizerCodec(quantizer), (codes, scale), shape, _age(entries, key))
+
+
+def _bitsandbytes(entries: Mapping[Any, Any]) -> dict[str, SavedState]:
+    two = entries.get("state2") is not None
+    names = {"state1": "exp_avg" if two else "state1", "state2": "exp_avg_sq"}
+    found = {}
+    for key, slot in names.items():
+        tensor, which = entries.get(key), key[-1]
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.uint8:
+            found[slot] = SavedState(Plain(plain_format(tensor)), (tensor,), tensor.shape, _age(entries, slot))
+        elif f"absmax{which}" not in entries:
+            raise ValueError(f"{key} of bitsandbytes is not blockwise: its scale is of the whole tensor")
+        else:
+            codec = bitsandbytes_codec(entries, which, tensor.numel())
+            parts = (tensor, entries[f"absmax{which}"])
+            found[slot] = SavedState(codec, parts, tensor.shape, _age(entries, slot))
+    return found
+
+
+def _age(entries: Mapping[Any, Any], slot: str) -> int | None:
+    age = entries.get(f"{slot}_age", entries.get("step"))
+    return int(age) if isinstance(age, (int, float)) or (isinstance(age, Tensor) and age.numel() == 1) else None

@@ -1,0 +1,150 @@
+"""Optimizer states in files: written whole or not at all, checked when read, and no pickle.
+
+A file is in the safetensors format. The tensors are named by number; the rest of the state dictionary is JSON in the
+header, together with a CRC-32 of all tensor bytes, since safetensors itself does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["load_optimizer", "pack", "read_file", "save_optimizer", "unpack", "write_file"]
+
+FORMAT = "halfulp-optimizer-1"
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]) -> None:
+    """Write an optimizer's state dictionary to a safetensors file, atomically.
+
+    The file is written under a temporary name beside `path`, flushed to disk and renamed: a crash leaves the old file.
+    Works for any optimizer whose state dictionary holds plain tensors, numbers, text and containers of them.
+
+    Raises
+    ------
+    ValueError
+        For anything else in it; the message says where.
+    """
+    write_file(optimizer.state_dict(), path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str], *, convert: bool = False) -> None:
+    """Load what :func:`save_optimizer` wrote. The optimizer is unchanged if anything does not fit.
+
+    Parameters
+    ----------
+    optimizer
+        Of the kind and format that was saved.
+    path
+        The file.
+    convert
+        Convert from another format or library first (:func:`~halfulp.checkpoint.convert.convert_state_dict`).
+
+    Raises
+    ------
+    ValueError
+        A file that is not ours, truncated or damaged, or a state that does not fit.
+    """
+    from halfulp.checkpoint.convert import convert_state_dict
+
+    state_dict = read_file(path)
+    optimizer.load_state_dict(convert_state_dict(state_dict, to=optimizer) if convert else state_dict)
+
+
+def write_file(tree: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a state dictionary; see :func:`save_optimizer`."""
+    from safetensors.torch import save
+
+    tensors, header = pack(tree)
+    data = save(tensors, {"format": FORMAT, "tree": header, "crc32": str(_crc(tensors))})
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a state dictionary that :func:`write_file` wrote; ``ValueError`` if it is another file or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} is a safetensors file, but not of an optimizer saved by halfulp")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    if str(_crc(tensors)) != metadata.get("crc32"):
+        raise ValueError(f"{path} is damaged: its tensors do not have the checksum that was written with them")
+    try:
+        tree = unpack(tensors, metadata["tree"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: its header does not describe its tensors ({error})") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is damaged: its header is no state dictionary")
+    return tree
+
+
+def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
+    """Tensors by number, and the rest as JSON; see :func:`unpack`."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, where: str) -> Any:
+        if isinstance(value, Tensor):
+            if type(value) not in (Tensor, torch.nn.Parameter):
+                raise ValueError(f"{where} is a {type(value).__name__}, not a plain tensor: convert it first")
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, Mapping):
+            return {"map": [[walk(k, where), walk(v, f"{where}[{k!r}]")] for k, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [walk(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+        raise ValueError(f"{where} is a {type(value).__name__}, which is not stored")
+
+    return tensors, json.dumps(walk(tree, "state_dict"))
+
+
+def unpack(tensors: Mapping[str, Tensor], header: str) -> Any:
+    """Undo :func:`pack`."""
+
+    def walk(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, inner),) = value.items()
+        if kind == "tensor":
+            return tensors[inner]
+        if kind == "map":
+            return {walk(k): walk(v) for k, v in inner}
+        return tuple(walk(v) for v in inner) if kind == "tuple" else [walk(v) for v in inner]
+
+    return walk(json.loads(header))
+
+
+def _crc(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc
