@@ -388,6 +388,21 @@ def test_groups_differ_in_state_rounding_and_reset() -> None:
     assert list(optimizer.reset_log) == [(2, 0, ("exp_avg", "exp_avg_sq"))]
 
 
+def test_rounding_may_change_between_steps_and_formats_may_not() -> None:
+    optimizer = build("AdamW", model().parameters(), state="fp8", rounding="nearest")
+    run(optimizer, 2)
+    weight = optimizer.param_groups[0]["params"][0]
+    optimizer.param_groups[0]["rounding"] = "stochastic"
+    run(optimizer, 1, 2)
+    assert {s.quantizer.rounding for s in optimizer.states(weight)} == {"stochastic"}
+    assert {s.age for s in optimizer.states(weight)} == {3}
+    before = everything(optimizer)
+    optimizer.param_groups[0]["state"] = "fp4"
+    with pytest.raises(ValueError, match="are stored as 'fp8' and cannot become 'fp4' between steps"):
+        optimizer.step()
+    assert_same(before, everything(optimizer))
+
+
 def test_what_stays_fp32_is_queryable_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = nn.ModuleDict({
         "embed": nn.Embedding(64, 32), "norm": nn.LayerNorm(32), "small": nn.Linear(4, 4), "big": nn.Linear(32, 64),

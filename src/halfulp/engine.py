@@ -96,6 +96,7 @@ class RuleOptimizer(Optimizer):
     def _start_caches(self) -> None:
         self._works: dict[Tensor, Work] = {}
         self._registry: Registry | None = None
+        self._stored_as: dict[int, tuple[Any, Any]] = {}
         self._schedules: dict[int, tuple[Any, ResetSchedule | None]] = {}
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
@@ -297,6 +298,22 @@ class RuleOptimizer(Optimizer):
                     level=30,
                 )
 
+    def _follow_storage(self, group: dict[str, Any]) -> None:
+        """Take over a rounding that was changed between steps; refuse a change of formats, which nobody converts."""
+        now = (group["state"], group["rounding"])
+        before = self._stored_as.setdefault(id(group), now)
+        if now == before:
+            return
+        if now[0] != before[0]:
+            raise ValueError(
+                f"the states of a group are stored as {before[0]!r} and cannot become {now[0]!r} between steps; "
+                "build a new optimizer"
+            )
+        self._check_group(group)
+        self._stored_as[id(group)] = now
+        for param in group["params"]:
+            self._works.pop(param, None)
+
     # ---------------------------------------------------------------- resets
 
     def _schedule(self, group: dict[str, Any]) -> ResetSchedule | None:
@@ -308,6 +325,7 @@ class RuleOptimizer(Optimizer):
 
     def _due(self, group: dict[str, Any], params: list[Tensor]) -> list[tuple[str, ...]]:
         """Slots to reset of each parameter before its next step; an empty list without a schedule."""
+        self._follow_storage(group)
         schedule = self._schedule(group)
         if schedule is None:
             return []
