@@ -46,8 +46,6 @@ class Chain:
         ``None``: the exponent range is free and the phase unknown, which suits a float with a scale. A number: the
         drive's scale in units of a fixed grid (``sigma**2`` of a square drive, ``sigma`` of a normal one), with
         subnormals, saturation and underflow as they are.
-    drift
-        Decay of the gradient's ``sigma`` in e-folds per window ``1 / (1 - beta)``; needs a free grid.
     zero_floor
         Nearest rounding of a non-negative state never gives zero (fixed grids).
     phases
@@ -59,7 +57,6 @@ class Chain:
     rounding: str
     drive: Drive = SQUARE
     scale: float | None = None
-    drift: float = 0.0
     zero_floor: bool = False
     phases: int | None = None
 
@@ -79,8 +76,6 @@ class Chain:
             )
         if self.scale is not None and not (self.scale > 0 and math.isfinite(self.scale)):
             raise ValueError(f"scale is a positive number in units of the grid, got {self.scale}")
-        if self.drift and self.scale is not None:
-            raise ValueError("a drift needs a free grid (scale=None)")
 
     @cached_property
     def grid(self) -> Grid:
@@ -100,6 +95,6 @@ class Chain:
         if self.scale is not None:
             return np.array([self.scale])
         # averages over phases converge exponentially: twice as many change nothing in the fourth digit
-        default = (16 if self.drift else 8) if self.format.mantissa_bits < 8 and self.drive.nonnegative else 4
+        default = 8 if self.format.mantissa_bits < 8 and self.drive.nonnegative else 4
         n = default if self.phases is None else self.phases
         return np.asarray(2.0 ** ((np.arange(n) + 0.5) / n))

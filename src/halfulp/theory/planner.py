@@ -103,7 +103,7 @@ def plan_reset(
 def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...]) -> ResetPlan:
     from halfulp.theory.chain import Chain
     from halfulp.theory.cost import cycle_cost, update_error
-    from halfulp.theory.transient import transient
+    from halfulp.theory.transient import transients
 
     horizon = math.ceil(max(6 / (1 - beta), 3000))
     if fmt.is_float32:
@@ -113,10 +113,8 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
         curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=slot)
         why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
         return ResetPlan(None, why, curve)
-    laws = [
-        transient(Chain(fmt, beta, rounding, drift=r, phases=8 if fmt.mantissa_bits < 6 else 4), horizon)
-        for r in drifts
-    ]
+    chain = Chain(fmt, beta, rounding, phases=8 if fmt.mantissa_bits < 6 else 4)
+    laws = transients(chain, drifts, horizon)
     costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
     curve = laws[0].interpolate(laws[0].stalled, np.arange(horizon))
     plan = ResetPlan(None, "", curve, costs, drifts)

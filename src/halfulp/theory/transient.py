@@ -12,7 +12,7 @@ import numpy.typing as npt
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import Drive
 
-__all__ = ["Transient", "transient"]
+__all__ = ["Transient", "transient", "transients"]
 
 Array = npt.NDArray[np.float64]
 
@@ -134,58 +134,115 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
-    walk = _walk(chain, start)
+    return transients(chain, (0.0,), steps, start=start)[0]
+
+
+def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: float = 0.0) -> tuple[Transient, ...]:
+    """Laws under a gradient scale that falls, one for each rate, at little more than the cost of one.
+
+    Parameters
+    ----------
+    chain, steps, start
+        As for :func:`transient`.
+    drifts
+        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, 0 or above; others than 0 need a free grid.
+        Values are in units of the drive's scale at each age.
+    """
+    if any(drifts) and not chain.grid.free:
+        raise ValueError("a drift needs a free grid (scale=None)")
+    if not all(0 <= r < math.inf for r in drifts):
+        raise ValueError(f"drifts are rates of 0 or above, got {drifts}")
+    walk = _walk(chain, drifts, start)
     while walk.age < steps:
         walk.advance()
-    return walk.result(steps)
+    return tuple(walk.result(i, steps) for i in range(len(drifts)))
 
 
 @lru_cache(maxsize=64)
-def _walk(chain: Chain, start: float) -> _Walk:
-    return _Walk(chain, start)
-
-
-def _scale_drift(chain: Chain) -> float:
-    """E-folds by which the drive's scale falls in a step."""
-    return chain.drift * (1 - chain.beta) * (2 if chain.drive.nonnegative else 1)
+def _walk(chain: Chain, drifts: tuple[float, ...], start: float) -> _Walk:
+    return _Walk(chain, drifts, start)
 
 
 class _Walk:
-    """The law on its live window, stepped from age 0."""
+    """The law on its live window, stepped from age 0; one column of masses a drift."""
 
-    def __init__(self, chain: Chain, start: float) -> None:
+    def __init__(self, chain: Chain, drifts: tuple[float, ...], start: float) -> None:
         self.chain, self.step, self.scales, self.start = chain, chain.step, chain.scales, start
         self.points = chain.grid.points
+        self.falls = [r * (1 - chain.beta) * (2 if chain.drive.nonnegative else 1) for r in drifts]
+        self.rolled = [0] * len(drifts)
         self.low, self.high = 0, len(self.points)
-        self.age, self.stride, self.rolled = 0, 1, 0
-        self.mass = np.zeros((len(self.scales), len(self.points)))
+        self.age, self.stride, self.next_window = 0, 1, 1
+        self.mass = np.zeros((len(self.scales), len(self.points), len(drifts)))
         for k, scale in enumerate(self.scales):
             self.mass[k, chain.grid.index(start * scale)] = 1 / len(self.scales)
         self.count = 0
         self.ages = np.zeros(1024, np.int64)
-        self.moments = np.zeros((1024, len(MOMENTS)))
+        self.moments = np.zeros((1024, len(drifts), len(MOMENTS)))
         self._observe_all = np.stack([self._observables(s) for s in self.scales])
-        self.next_window = 1
+        self.settled, self.next_check, self.limit = False, 0, self.moments[0].copy()
         self._window()
         self._record()
 
-    def result(self, steps: int) -> Transient:
+    def result(self, which: int, steps: int) -> Transient:
+        """The law under one of the drifts, up to an age that was reached."""
         count = int(np.searchsorted(self.ages[: self.count], steps)) + 1
-        final = self.law() if count == self.count else None
-        chain = self.chain
-        return Transient(
-            self.ages[:count], self.moments[:count], chain.beta, chain.drive, self.start, _scale_drift(chain), final
-        )
+        final = self._full()[..., which] if count == self.count else None
+        beta, drive = self.chain.beta, self.chain.drive
+        moments = self.moments[:count, which]
+        return Transient(self.ages[:count], moments, beta, drive, self.start, self.falls[which], final)
 
-    def law(self) -> Array:
-        full = np.zeros((len(self.scales), len(self.points)))
+    def advance(self) -> None:
+        """Go on by one stride."""
+        if self._settled():
+            return
+        if self.age >= self.next_window:
+            self.next_window = max(self.age + 1, int(self.age * 1.6))
+            self._window()
+        elif self.stride * STRIDE_STEPS <= self.age - DENSE_STEPS:
+            self.stride *= 2
+            self._double()
+        self.mass = (self._matrix @ self.mass.reshape(-1, len(self.falls))).reshape(self.mass.shape)
+        self.age += self.stride
+        for which, fall in enumerate(self.falls):
+            if fall:
+                self._drift(which, fall)
+        self._record()
+
+    def _settled(self) -> bool:
+        """Stop stepping once nothing changes any more: from then on the last moments hold for every age.
+
+        They are compared over two stretches of some windows. Under a drift they have the ripple of the phases' steps,
+        and averages over whole ripples are compared.
+        """
+        if not self.settled and self.age >= self.next_check and self.stride == 1:
+            self.next_check = self.age + math.ceil(2 / (1 - self.chain.beta))
+            for which, fall in enumerate(self.falls):
+                ripple = math.log(2) / (fall * len(self.scales)) if fall else 1.0
+                stretch = round(ripple * math.ceil(4 / (1 - self.chain.beta) / ripple))
+                if self.count < 2 * stretch + 2:
+                    return False
+                known = self.moments[: self.count, which]
+                now, before = known[-stretch:].mean(axis=0), known[-2 * stretch : -stretch].mean(axis=0)
+                change = np.abs(now - before) / np.maximum(np.abs(now), 1e-3)
+                if change.max() > (1e-3 if fall else 1e-8):
+                    return False
+                self.limit[which] = now
+            self.settled = True
+        if self.settled:
+            self.age *= 2
+            self._append(self.limit)
+        return self.settled
+
+    def _full(self) -> Array:
+        full = np.zeros((len(self.scales), len(self.points), len(self.falls)))
         full[:, self.low : self.high] = self.mass
         return full
 
     def _observables(self, scale: float) -> Array:
         value = self.points / scale
-        safe = np.where(value > 0, value, 1.0)
         positive = value > 0
+        safe = np.where(positive, value, 1.0)
         due = np.ones_like(value)
         due[self.points == 0] -= sum(share for share, factor in self.chain.drive.mixture if factor == 0)
         root = np.sqrt(safe)
@@ -196,31 +253,27 @@ class _Walk:
         return np.stack(columns, axis=1)
 
     def _record(self) -> None:
+        self._append(self.mass.reshape(-1, len(self.falls)).T @ self._observe)
+
+    def _append(self, moments: Array) -> None:
         if self.count == len(self.ages):
             self.ages = np.concatenate([self.ages, np.zeros_like(self.ages)])
             self.moments = np.concatenate([self.moments, np.zeros_like(self.moments)])
         self.ages[self.count] = self.age
-        self.moments[self.count] = self.mass.ravel() @ self._observe
+        self.moments[self.count] = moments
         self.count += 1
 
     def _window(self) -> None:
         """Fit the window to where the mass is, with room to grow until the next fit, and build its matrix."""
-        full = self.law() if self.age else self.mass
-        alive = full.sum(axis=0)
-        below = np.cumsum(alive)
-        low = int(np.searchsorted(below, DEAD))
+        full = self._full() if self.age else self.mass
+        alive = full.sum(axis=(0, 2))
+        low = int(np.searchsorted(np.cumsum(alive), DEAD))
         high = len(alive) - int(np.searchsorted(np.cumsum(alive[::-1]), DEAD))
-        gain = 1 - self.chain.beta
-        reach = gain * self.scales.max()
-        top = self.points[high - 1]
-        ceiling = max(top, 0.0) * 2 + reach * self.chain.drive.support[1] / 2
-        high = max(high, int(np.searchsorted(self.points, ceiling)) + 1)
-        if self.points[low] < 0:
-            floor = self.points[low] * 2 + reach * self.chain.drive.support[0] / 2
-            low = min(low, max(int(np.searchsorted(self.points, floor)) - 1, 0))
-        elif not self.chain.drive.nonnegative:
-            low = min(low, max(int(np.searchsorted(self.points, reach * self.chain.drive.support[0] / 2)) - 1, 0))
-        high = min(high, len(self.points))
+        room = (1 - self.chain.beta) * self.scales.max() / 2 * np.array(self.chain.drive.support)
+        high = max(high, int(np.searchsorted(self.points, max(self.points[high - 1], 0.0) * 2 + room[1])) + 1)
+        if not self.chain.drive.nonnegative:
+            low = min(low, int(np.searchsorted(self.points, min(self.points[low], 0.0) * 2 + room[0])) - 1)
+        low, high = max(low, 0), min(high, len(self.points))
         kept = full[:, low:high].copy()
         kept[:, 0] += full[:, :low].sum(axis=1)
         kept[:, -1] += full[:, high:].sum(axis=1)
@@ -232,30 +285,17 @@ class _Walk:
 
     def _double(self) -> None:
         self._matrix = self._matrix @ self._matrix
-        self._matrix.data[self._matrix.data < 1e-16] = 0.0
+        self._matrix.data[self._matrix.data < 1e-15] = 0.0
         self._matrix.eliminate_zeros()
 
-    def advance(self) -> None:
-        if self.age >= self.next_window:
-            self.next_window = max(self.age + 1, int(self.age * 1.6))
-            self._window()
-        elif self.stride * STRIDE_STEPS <= self.age - DENSE_STEPS:
-            self.stride *= 2
-            self._double()
-        self.mass = (self._matrix @ self.mass.ravel()).reshape(self.mass.shape)
-        self.age += self.stride
-        if self.chain.drift:
-            self._drift()
-        self._record()
-
-    def _drift(self) -> None:
+    def _drift(self, which: int, fall: float) -> None:
         """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""
-        due = round(self.age * _scale_drift(self.chain) / math.log(2) * len(self.scales))
-        while self.rolled < due:
-            points = self.points[self.low : self.high]
+        due = round(self.age * fall / math.log(2) * len(self.scales))
+        points = self.points[self.low : self.high]
+        while self.rolled[which] < due:
             doubled = np.minimum(np.searchsorted(points, 2 * points * (1 - 1e-12)), len(points) - 1)
-            wrapped = np.bincount(doubled, weights=self.mass[0], minlength=len(points))
-            self.mass = np.concatenate([self.mass[1:], wrapped[None]])
-            self.rolled += 1
-            if self.rolled % len(self.scales) == 0:
-                self._window()
+            wrapped = np.bincount(doubled, weights=self.mass[0, :, which], minlength=len(points))
+            self.mass[:, :, which] = np.concatenate([self.mass[1:, :, which], wrapped[None]])
+            self.rolled[which] += 1
+            if self.rolled[which] % len(self.scales) == 0:
+                self.next_window = self.age  # the window follows at the next step
