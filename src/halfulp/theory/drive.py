@@ -123,7 +123,7 @@ class Drive:
             z = w - self.ratio
             cdf = ndtr(z)
             return cdf, self.ratio * cdf - np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        w = np.maximum(w, 0.0)
+        w = np.clip(w, 0.0, 1e300)
         if self.dof == 1:
             root = np.sqrt(0.5 * w)
             cdf = erf(root)

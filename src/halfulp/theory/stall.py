@@ -122,7 +122,14 @@ def _chain_curve(fmt: Format, beta: float, rounding: str, slot: Slot, last: int)
     from halfulp.theory.drive import GRADIENT, SQUARE
     from halfulp.theory.transient import transient
 
-    law = transient(Chain(fmt, beta, rounding, SQUARE if slot == "exp_avg_sq" else GRADIENT), last)
+    drive = SQUARE if slot == "exp_avg_sq" else GRADIENT
+    if fmt.kind != "float":
+        from halfulp.theory.blocks import Blocks, block_law
+
+        steps = 1 << max(last, 63).bit_length()  # kept by length: few lengths, few computations
+        blocks = block_law(Blocks(fmt, beta, rounding, drive), steps)
+        return blocks.ages.astype(np.float64), blocks.stalled
+    law = transient(Chain(fmt, beta, rounding, drive), last)
     return law.ages.astype(np.float64), law.stalled
 
 

@@ -48,11 +48,12 @@ class Step:
         cdf, partial = self.drive.cdf_and_mean(w)
         return w * cdf - partial
 
-    def matrix(self, scales: Array, low: int, high: int) -> Any:
+    def matrix(self, scales: Array, low: int, high: int, shrink: float = 1.0, *, capped: bool = False) -> Any:
         """Transposed transition matrix between the points ``low`` to ``high - 1``, one diagonal block a scale.
 
         Mass that would leave the window goes to its ends. A sparse array of ``(len(scales) * (high - low),) * 2``; a
-        vector of probabilities is multiplied from the right.
+        vector of probabilities is multiplied from the right. `shrink` multiplies the old values: the grid's unit before
+        over the one after, where it moves. `capped`: given that no value exceeds the grid's ends.
         """
         from scipy.sparse import csr_array
 
@@ -63,7 +64,7 @@ class Step:
         values, sources, targets = [], [], []
         for k, scale in enumerate(scales):
             gain = (1 - self.beta) * scale
-            start = self.beta * points
+            start = self.beta * shrink * points
             first = np.searchsorted(points, start + gain * self.drive.support[0], side="right") - 1
             last = np.searchsorted(points, start + gain * self.drive.support[1], side="left")
             first, last = np.clip(first, 0, n - 1), np.clip(last, 0, n - 1)
@@ -83,6 +84,8 @@ class Step:
                 up_to[at] = (h[at + 1] - h[at]) / width_w
             near = gap & ~linear
             up_to[near] = self.drive.cdf((split[column[near]] - start[row[near]]) / gain)
+            if capped:
+                up_to = self._cap(up_to, (points[[0, -1]] - start[:, None]) / gain, row)
             mass = np.diff(up_to, prepend=0.0)
             mass[np.cumsum(width) - width] = up_to[np.cumsum(width) - width]
             keep = mass > 1e-18
@@ -92,6 +95,17 @@ class Step:
         size = n * len(scales)
         entries = (np.concatenate(values), (np.concatenate(targets), np.concatenate(sources)))
         return csr_array(entries, shape=(size, size))
+
+    def _cap(self, up_to: Array, ends: Array, row: npt.NDArray[np.int64]) -> Array:
+        """Condition on the exact value being within the grid; where it cannot be, leave things as they are."""
+        inside = self.drive.cdf(ends)
+        if self.grid.points[0] == 0:
+            inside[:, 0] = 0.0
+        share = (inside[:, 1] - inside[:, 0])[row]
+        last = np.append(row[1:] != row[:-1], True)
+        possible = (share > 1e-9) & ~last
+        scaled = (up_to - inside[row, 0]) / np.where(possible, share, 1.0)
+        return np.where(possible, np.clip(scaled, 0.0, 1.0), up_to)
 
     def stalls(self, scale: float, low: int = 0, high: int | None = None) -> Array:
         """Probability that the update of each point is lost, on the true spacing."""

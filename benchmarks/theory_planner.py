@@ -1,0 +1,99 @@
+"""How much the planned reset periods cost above the best ones, by brute force.
+
+The planner works on the chain and a small family of drifts. Here Adam's moments are simulated on the exact grid: `m` in
+fp32, `v` rounded at every step, both reset at age 0; the error of `m_hat / sqrt(v_hat)` against the first moment that
+was never reset, over the true scale, is averaged over coordinates. One simulated cycle gives the cost of every period
+up to its length. The gradient's scale falls at rates that are not in the planner's family.
+
+Regret of a plan is its cost over the least cost, minus 1, where both are the worst (relative to the least cost under
+the same drift) of the drifts: what a single period loses against the best single period.
+
+Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import numpy as np
+
+from halfulp import get_format, plan_reset
+
+FORMATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat4_e2m2", "float4_e2m1fn")
+BETAS = (
+    (0.9, 0.9),
+    (0.9, 0.95),
+    (0.9, 0.98),
+    (0.9, 0.99),
+    (0.9, 0.995),
+    (0.9, 0.999),
+    (0.9, 0.9999),
+    (0.8, 0.999),
+    (0.95, 0.999),
+)
+DRIFTS = (0.01, 0.04, 0.07, 0.09)
+"""E-folds of sigma per window: inside the planner's range, but none of its own (0, .025, .1)."""
+
+
+def brute_force(mantissa_bits: int, beta1: float, beta2: float, drift: float, steps: int, n: int) -> np.ndarray:
+    """Cycle-averaged cost of every period up to `steps`."""
+    rng = np.random.default_rng(0)
+    sigma = (2.0 ** (rng.random(n) / 2)).astype(np.float32)
+    fall = math.exp(-drift * (1 - beta2))
+    m = np.zeros(n, np.float32)
+    for _ in range(math.ceil(30 / (1 - beta1))):
+        m = beta1 * m + (1 - beta1) * sigma * rng.standard_normal(n, dtype=np.float32)
+    young, v = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    variance = (1 - beta1) / (1 + beta1)
+    errors = np.empty(steps)
+    half, keep = np.uint32(1 << (22 - mantissa_bits)), np.uint32(23 - mantissa_bits)
+    for t in range(1, steps + 1):
+        sigma = sigma * np.float32(fall)
+        g = sigma * rng.standard_normal(n, dtype=np.float32)
+        m = np.float32(beta1) * m + np.float32(1 - beta1) * g
+        young = np.float32(beta1) * young + np.float32(1 - beta1) * g
+        v = np.float32(beta2) * v + np.float32(1 - beta2) * g * g
+        update = young / (1 - beta1**t) / np.sqrt(v / np.float32(1 - beta2**t))  # before v is rounded for storage
+        errors[t - 1] = np.mean((update - m / sigma) ** 2) / variance
+        bits = v.view(np.uint32)
+        v = ((bits + half - np.uint32(1) + ((bits >> keep) & np.uint32(1))) >> keep << keep).view(np.float32)
+    return np.cumsum(errors) / np.arange(1, steps + 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coordinates", type=int, default=8192)
+    parser.add_argument("--quick", action="store_true", help="betas (0.9, 0.999) and (0.9, 0.99) only")
+    args = parser.parse_args()
+    print(
+        f"{'format':14} {'beta1':>5} {'beta2':>6} {'plan':>6} {'best':>6} "
+        f"{'regret':>7} {'worst single drift':>19} {'s':>5}"
+    )
+    regrets = []
+    for beta1, beta2 in BETAS if not args.quick else BETAS[3:6:2]:
+        horizon = math.ceil(max(6 / (1 - beta2), 3000))
+        for name in FORMATS:
+            fmt = get_format(name)
+            started = time.perf_counter()
+            plan = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1).period
+            seconds = time.perf_counter() - started
+            n = max(1024, args.coordinates if horizon <= 6000 else args.coordinates // 8)
+            costs = np.stack([brute_force(fmt.mantissa_bits, beta1, beta2, r, horizon, n) for r in DRIFTS])
+            ratio = costs / costs.min(axis=1, keepdims=True)
+            worst = ratio.max(axis=0)
+            chosen = (plan or horizon) - 1
+            regret = worst[chosen] / worst.min() - 1
+            regrets.append(regret)
+            best = int(worst.argmin()) + 1
+            print(
+                f"{name:14} {beta1:5g} {beta2:6g} {plan or 'never':>6} {best if best < horizon else 'never':>6} "
+                f"{regret:7.3f} {ratio[:, chosen].max() - 1:19.3f} {seconds:5.2f}",
+                flush=True,
+            )
+    print(f"{len(regrets)} cells: mean regret {np.mean(regrets):.3f}, worst {np.max(regrets):.3f}")
+
+
+if __name__ == "__main__":
+    main()

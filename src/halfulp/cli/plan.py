@@ -1,0 +1,105 @@
+"""``halfulp plan``: whether to reset a state, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="State format; repeat for several.")
+    ] = None,
+    betas: Annotated[list[float] | None, typer.Option("--beta", "-b", help="Decay; repeat for several.")] = None,
+    beta1: Annotated[float, typer.Option(help="Decay of the first moment beside it.")] = 0.9,
+    slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
+    drifts: Annotated[
+        list[float] | None,
+        typer.Option("--drift", help="Fall of the gradient's scale, e-folds per window 1/(1-beta), if known."),
+    ] = None,
+    parameters: Annotated[int, typer.Option(help="Stagger resets over so many parameters.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw cost and stalling by period (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Plan resets: the period at which the error of Adam's update is least over a cycle, or never, and why.
+
+    Without --format: bf16, fp8 and fp4.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from halfulp.theory.planner import DRIFTS, plan_reset
+    from halfulp.theory.stall import check_slot
+
+    formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
+    check_slot(slot)
+    if plot is not None:
+        from halfulp.cli.figure import check_plot
+
+        check_plot(plot)
+    console = Console(highlight=False)
+    plans: dict[tuple[str, float, str], Any] = {}
+    for beta in betas:
+        table = Table(title=f"resets of {slot} at beta {beta:g}", title_justify="left", box=SIMPLE_HEAD)
+        for heading in ("format", "rounding", "period"):
+            table.add_column(heading, justify="right" if heading == "period" else "left", no_wrap=True)
+        table.add_column("why")
+        for name in formats:
+            for how in ("nearest", "stochastic"):
+                plan = plan_reset(
+                    name, beta=beta, rounding=how, slot=slot, beta1=beta1, drifts=tuple(drifts or DRIFTS)  # type: ignore[arg-type]
+                )  # fmt: skip
+                plans[name, beta, how] = plan
+                table.add_row(name, how, "never" if plan.period is None else str(plan.period), plan.why)
+        console.print(table)
+    if parameters > 0:
+        _stagger(console, plans, parameters)
+    if plot is not None:
+        _draw(plans, plot)
+        console.print(f"wrote {plot}", markup=False, soft_wrap=True)
+
+
+def _stagger(console: Any, plans: dict[tuple[str, float, str], Any], parameters: int) -> None:
+    from halfulp.resets import Site, Staggered
+
+    for (name, beta, how), plan in plans.items():
+        if plan.period is None:
+            continue
+        offsets = [Staggered(plan.period).offset(Site(0, i, parameters, ())) for i in range(parameters)]
+        busiest = max(offsets.count(o) for o in set(offsets))
+        console.print(
+            f"{name}, {how}, beta {beta:g}: Staggered({plan.period}) over {parameters} parameters resets at most "
+            f"{busiest} of them in a step (the first at step {offsets[1] if parameters > 1 else plan.period}).",
+            soft_wrap=True,
+        )
+
+
+def _draw(plans: dict[tuple[str, float, str], Any], path: Path) -> None:
+    from halfulp.cli.figure import colours, figure, save
+
+    fig, (cost, stall) = figure(2)
+    labels = {key: f"{key[0]}, {key[2]}" + (f", {key[1]:g}" if len({k[1] for k in plans}) > 1 else "") for key in plans}
+    palette = colours([f"{name}{beta}" for name, beta, _ in plans])
+    for key, plan in plans.items():
+        colour, style = palette[f"{key[0]}{key[1]}"], "-" if key[2] == "nearest" else "--"
+        stall.plot(range(1, len(plan.curve) + 1), plan.curve, color=colour, ls=style, label=labels[key])
+        if not len(plan.costs):
+            continue
+        worst = plan.costs.max(axis=0)
+        cost.plot(range(1, len(worst) + 1), worst, color=colour, ls=style, label=labels[key])
+        if plan.period is not None:
+            cost.plot(plan.period, worst[plan.period - 1], "o", color=colour)
+            stall.axvline(plan.period, color=colour, lw=0.8, alpha=0.6)
+    if cost.lines:
+        cost.set(yscale="log")
+        cost.legend()
+    cost.set(xscale="log", xlabel="reset period in steps", ylabel="error of the update, worst drift",
+             title="cost of a period (dot: planned)")  # fmt: skip
+    stall.set(xscale="log", ylim=(0, 1.02), xlabel="age of the state in steps", ylabel="share of lost updates",
+              title="stalling by age (line: planned reset)")  # fmt: skip
+    stall.legend()
+    save(fig, path)

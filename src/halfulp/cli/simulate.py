@@ -1,0 +1,157 @@
+"""``halfulp simulate``: controlled simulations of stored states, drawn while they run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class _Arm:
+    """One format and rounding, and what was seen of it."""
+
+    name: str
+    rounding: str
+    run: Any
+    steps: list[int] = field(default_factory=list)
+    stalled: list[float] = field(default_factory=list)
+    stored: list[float] = field(default_factory=list)
+    exact: list[float] = field(default_factory=list)
+    last: Any = None
+
+
+def command(
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="State format; repeat for several.")
+    ] = None,
+    roundings: Annotated[
+        list[str] | None, typer.Option("--rounding", "-r", help="nearest, stochastic; repeat for both.")
+    ] = None,
+    scenario: Annotated[str, typer.Option(help="stationary, drop, decay or spike.")] = "drop",
+    beta: Annotated[float, typer.Option("--beta", "-b", help="Decay of the state.")] = 0.999,
+    steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 4000,
+    slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
+    coordinates: Annotated[int, typer.Option(help="Coordinates in parallel.")] = 4096,
+    spread: Annotated[float, typer.Option(help="Deviation of the log of the gradient's scale within a block.")] = 0.0,
+    scale: Annotated[str, typer.Option(help="Scales of 8 and 4 bit formats: pow2 or fp32.")] = "pow2",
+    reset: Annotated[int, typer.Option(help="Reset every so many steps; 0: never.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of gradients and rounding.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Save the curves as a picture (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Simulate stored states under a gradient scale that is constant, drops, decays or spikes.
+
+    Every format and rounding sees the same gradients; rounding is the library's own. The defaults show the published
+    effect: a second moment in bf16, rounded to nearest, that can only go up.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from halfulp.theory.simulation import SCENARIOS
+
+    formats, roundings = formats or ["fp32", "bf16"], roundings or ["nearest", "stochastic"]
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario is one of {', '.join(SCENARIOS)}; got {scenario!r}")
+    if steps < 1:
+        raise ValueError(f"steps is at least 1, got {steps}")
+    if plot is not None:
+        from halfulp.cli.figure import check_plot
+
+        check_plot(plot)
+    options = {
+        "beta": beta, "steps": steps, "slot": slot, "sigma": SCENARIOS[scenario], "coordinates": coordinates,
+        "spread": spread, "reset_every": reset or None, "seed": seed,
+    }  # fmt: skip
+    arms = _arms(formats, roundings, slot, scale, options)
+    console = Console(highlight=False)
+    keep = max(1, steps // 400)
+    with Live(console=console, refresh_per_second=8, transient=not console.is_terminal) as live:
+        for step in range(1, steps + 1):
+            for arm in arms:
+                arm.last = next(arm.run)
+                if step % keep == 0 or step == steps or step == 1:
+                    arm.steps.append(step)
+                    arm.stalled.append(arm.last.stalled)
+                    arm.stored.append(arm.last.mean)
+                    arm.exact.append(arm.last.exact)
+            if console.is_terminal and step % keep == 0:
+                live.update(_screen(arms, scenario, step, steps, slot))
+        live.update(_screen(arms, scenario, steps, steps, slot))
+    if not console.is_terminal:
+        console.print(_screen(arms, scenario, steps, steps, slot))
+    if plot is not None:
+        _draw(arms, scenario, beta, slot, plot)
+        console.print(f"wrote {plot}", markup=False, soft_wrap=True)
+
+
+def _arms(formats: list[str], roundings: list[str], slot: str, scale: str, options: dict[str, Any]) -> list[_Arm]:
+    from halfulp.formats import get_format
+    from halfulp.quantizer import Quantizer
+    from halfulp.scaling import Scaling
+    from halfulp.theory.simulation import simulate
+
+    arms = []
+    for name in formats:
+        fmt = get_format(name, signed=slot == "exp_avg")
+        for how in roundings if not fmt.is_float32 else roundings[:1]:
+            quantizer = Quantizer(fmt, Scaling(scale), how, zero_floor=slot == "exp_avg_sq")  # type: ignore[arg-type]
+            arms.append(_Arm(name, how if not fmt.is_float32 else "exact", simulate(quantizer, **options)))
+    return arms
+
+
+def _line(values: list[float], low: float, high: float, width: int) -> str:
+    """A curve as a line of blocks."""
+    if not values:
+        return ""
+    picked = [values[round(i * (len(values) - 1) / max(width - 1, 1))] for i in range(min(width, len(values)))]
+    span = max(high - low, 1e-12)
+    return "".join(BARS[min(8, max(0, round(8 * (v - low) / span)))] for v in picked)
+
+
+def _screen(arms: list[_Arm], scenario: str, step: int, steps: int, slot: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"{scenario}: step {step} of {steps}, {slot}, sigma {arms[0].last.sigma:.3g}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("format", "rounding", "stalled", "stored / exact", "stored value, log scale"):
+        table.add_column(heading, justify="right" if "stal" in heading or "/" in heading else "left", no_wrap=True)
+    logs = [[math.log10(max(v, 1e-30)) for v in arm.stored] for arm in arms]
+    everything = [v for curve in logs for v in curve[1:] or curve]
+    low, high = min(everything, default=0.0), max(everything, default=1.0)
+    low = max(low, high - 4)
+    for arm, curve in zip(arms, logs, strict=True):
+        ratio = arm.last.mean / arm.last.exact if arm.last.exact > 0 else math.nan
+        colour = {"exact": "white", "nearest": "cyan"}.get(arm.rounding, "green")
+        table.add_row(
+            arm.name, arm.rounding, f"{arm.last.stalled:.1%}", f"{ratio:.3g}",
+            f"[{colour}]{_line(curve, low, high, 32)}[/]",
+        )  # fmt: skip
+    return table
+
+
+def _draw(arms: list[_Arm], scenario: str, beta: float, slot: str, path: Path) -> None:
+    from halfulp.cli.figure import colours, figure, save
+
+    fig, (value, stalled) = figure(2)
+    palette = colours([arm.name for arm in arms])
+    value.plot(arms[0].steps, arms[0].exact, color="black", lw=2.5, alpha=0.35, label="exact")
+    for arm in arms:
+        style = "--" if arm.rounding == "stochastic" else "-"
+        label = f"{arm.name}, {arm.rounding}" if arm.rounding != "exact" else arm.name
+        if arm.rounding != "exact":
+            value.plot(arm.steps, arm.stored, color=palette[arm.name], ls=style, label=label)
+        stalled.plot(arm.steps, arm.stalled, color=palette[arm.name], ls=style, label=label)
+    what = "mean stored value" if slot == "exp_avg_sq" else "root mean square of the stored value"
+    value.set(yscale="log", xlabel="step", ylabel=what, title=f"{slot}, beta {beta:g}, {scenario}")
+    stalled.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share of lost updates", title="stalling")
+    value.legend()
+    stalled.legend()
+    save(fig, path)

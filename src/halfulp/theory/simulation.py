@@ -1,0 +1,170 @@
+"""Controlled simulations: EMA coordinates in parallel, stored by the library's own quantizers.
+
+Each coordinate draws independent normal gradients whose ``sigma`` follows a scenario. The stored state is decoded,
+updated in fp32 and encoded again, as an optimizer does; beside it runs the same EMA in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.quantizer import Quantizer
+from halfulp.rounding import unpack4
+
+__all__ = ["SCENARIOS", "Snapshot", "simulate"]
+
+SCENARIOS: dict[str, Callable[[float], float]] = {
+    "stationary": lambda x: 1.0,
+    "drop": lambda x: 1.0 if x < 0.5 else 0.1,
+    "decay": lambda x: 10.0**-x,
+    "spike": lambda x: 10.0 if 0.5 <= x < 0.505 else 1.0,
+}
+"""The gradient's ``sigma`` over the run, from 0 to 1: constant; down to a tenth at half time; down to a tenth little by
+little; ten times as large for half a percent of the run."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The coordinates after a step.
+
+    Parameters
+    ----------
+    step
+        From 1.
+    sigma
+        Of the gradients of this step.
+    stalled
+        Share of updates that were lost: the stored value is what it was.
+    codes_stalled
+        Share of codes that stood still (differs where a block's scale moved).
+    ratio
+        Sum of a row's stored values over the sum of its exact ones, averaged over rows (blocks); of squares, and
+        the root taken, if signed.
+    mean, exact
+        Mean stored and exact value (root mean square if signed).
+    zeros
+        Share of codes that are zero.
+    off_2x
+        Share of coordinates more than a factor of two from their exact value.
+    """
+
+    step: int
+    sigma: float
+    stalled: float
+    codes_stalled: float
+    ratio: float
+    mean: float
+    exact: float
+    zeros: float
+    off_2x: float
+
+
+def simulate(
+    quantizer: Quantizer,
+    *,
+    beta: float,
+    steps: int,
+    slot: str = "exp_avg_sq",
+    sigma: Callable[[float], float] = SCENARIOS["stationary"],
+    coordinates: int = 16384,
+    spread: float = 0.0,
+    shared: bool = True,
+    reset_every: int | None = None,
+    seed: int = 0,
+) -> Iterator[Snapshot]:
+    """Simulate a state, step by step.
+
+    Parameters
+    ----------
+    quantizer
+        How the state is stored.
+    beta
+        Decay.
+    steps
+        How many.
+    slot
+        ``"exp_avg_sq"`` averages squared gradients, ``"exp_avg"`` gradients.
+    sigma
+        Scale of the gradients by progress (0 to 1), see :data:`SCENARIOS`.
+    coordinates
+        Rows of one block each (or one row, without scales).
+    spread
+        Standard deviation of the logarithm of each coordinate's own gradient scale.
+    shared
+        Whether blocks are as the quantizer says. Otherwise each coordinate has a scale of its own (a block of one),
+        which suits no real optimizer.
+    reset_every
+        Steps between resets.
+    seed
+        Of gradients and rounding; equal seeds give equal gradients.
+
+    Examples
+    --------
+    >>> *_, last = simulate(Quantizer("bfloat16"), beta=0.9, steps=50)
+    >>> last.step, last.stalled < 0.05
+    (50, True)
+    """
+    if not 0 < beta < 1 or steps < 0 or coordinates < 1:
+        raise ValueError(f"beta is in (0, 1), steps and coordinates positive; got {beta}, {steps}, {coordinates}")
+    if slot not in ("exp_avg", "exp_avg_sq"):
+        raise ValueError(f"slot is 'exp_avg' (first moment) or 'exp_avg_sq' (second moment), got {slot!r}")
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.Generator().manual_seed(seed + 1)
+    width = quantizer.scaling.block_size if shared else 1
+    rows = max(1, coordinates // width)
+    shape = (rows, width)
+    own = torch.exp(spread * torch.randn(shape, generator=generator)) * 2 ** torch.rand((rows, 1), generator=generator)
+    square = slot == "exp_avg_sq"
+    codes, scale = quantizer.zeros(shape, torch.device("cpu"))
+    exact = torch.zeros(shape, dtype=torch.float64)
+    for step in range(1, steps + 1):
+        if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
+            codes, scale = quantizer.zeros(shape, torch.device("cpu"))
+            exact.zero_()
+        level = sigma((step - 1) / steps)
+        grad = level * own * torch.randn(shape, generator=generator)
+        drive = grad * grad if square else grad
+        stored = quantizer.dequantize(codes, scale, shape)
+        successor = beta * stored + (1 - beta) * drive
+        rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
+        new_codes, new_scale = quantizer.quantize(successor, rand_bits)
+        new = quantizer.dequantize(new_codes, new_scale, shape)
+        exact = beta * exact + (1 - beta) * drive.double()
+        yield _snapshot(quantizer, step, level, stored, new, successor, codes, new_codes, exact, square)
+        codes, scale = new_codes, new_scale
+
+
+def _single(codes: Tensor, quantizer: Quantizer) -> Tensor:
+    return unpack4(codes, 2 * codes.shape[-1]) if quantizer.format.packed else codes
+
+
+def _snapshot(
+    quantizer: Quantizer, step: int, level: float, old: Tensor, new: Tensor, successor: Tensor, codes: Tensor,
+    new_codes: Tensor, exact: Tensor, square: bool,
+) -> Snapshot:  # fmt: skip
+    due = successor != old
+    updates = max(int(due.sum()), 1)
+    stored = new.double()
+    if square:
+        mean, reference = float(stored.mean()), float(exact.mean())
+        ratio = float((stored.sum(dim=1) / exact.sum(dim=1)).mean())
+    else:
+        mean, reference = (math.sqrt(float(x.square().mean())) for x in (stored, exact))
+        ratio = math.sqrt(float((stored.square().sum(dim=1) / exact.square().sum(dim=1)).mean()))
+    quotient = stored.abs() / exact.abs().clamp_min(1e-300)
+    return Snapshot(
+        step=step,
+        sigma=level,
+        stalled=int((due & (new == old)).sum()) / updates,
+        codes_stalled=float((_single(new_codes, quantizer) == _single(codes, quantizer)).double().mean()),
+        ratio=ratio,
+        mean=mean,
+        exact=reference,
+        zeros=float((new == 0).double().mean()),
+        off_2x=float(((quotient > 2) | (quotient < 0.5)).double().mean()),
+    )
