@@ -51,7 +51,8 @@ def stationary(chain: Chain) -> Stationary:
     ----------
     chain
         Under nearest rounding a free grid has no stationary law where values cannot fall (see :func:`can_decrease`),
-        and none that is reached in any practical time close to it: ask for a :func:`~halfulp.theory.transient.transient`.
+        and close to it none that is reached in any practical time: ask for the
+        :func:`~halfulp.theory.transient.transient`.
 
     Raises
     ------
