@@ -251,6 +251,9 @@ def test_a_piece_of_work_is_prepared_once() -> None:
     next_grad(BASE, work, 1)
     set_step(BASE, work, 9)
     assert backend._prepare(work.rule, work) is first
+    state = work.states[0]
+    state.quantizer = state.quantizer.with_rounding("nearest")
+    assert backend._prepare(work.rule, work) is not first
     work.maximize = True
     second = backend._prepare(work.rule, work)
     assert second is not first
@@ -268,6 +271,17 @@ def test_unknown_rule_and_too_many_tiles() -> None:
     small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.states)
     assert "at most 2**31" in str(tiling(torch.Size((1 << 16, 1 << 17)), small))
     assert not isinstance(tiling(torch.Size((1 << 16, 1 << 17)), (Quantizer("fp8"),)), str)
+
+
+def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    backend._no_device.cache_clear()
+    try:
+        assert "triton 3.5.1 flushes subnormal numbers" in backend.status()
+    finally:
+        backend._no_device.cache_clear()
 
 
 def test_short_rows_share_the_scale_of_a_row() -> None:

@@ -12,7 +12,6 @@ Tensors on the CPU run in Triton's interpreter, for tests: ``backend="triton"`` 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import struct
@@ -72,7 +71,7 @@ def _prepare(rule: Rule, work: Work) -> _Prepared | str:
     wide = work.grad.data_ptr() % 16 == 0 or not work.grad.is_contiguous()  # a copy starts at an aligned address
     seen = (
         rule.name, work.grad.dtype, work.param_rounding, flags, wide, work.param.stride(),
-        *(t.data_ptr() for t in tensors),
+        *(t.data_ptr() for t in tensors), *(s.quantizer for s in work.states),
     )  # fmt: skip
     known = _prepared.get(id(work))
     if known is not None and known[0]() is work and known[1].seen == seen:
@@ -124,13 +123,14 @@ def _no_device(kind: str) -> str | None:
         return f"tensor on {kind!r}; Triton kernels run on 'cuda'"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'halfulp[triton]'"
-    version = importlib.metadata.version("triton")
-    if tuple(int(n) for n in version.split(".")[:2]) < OLDEST:
-        return f"triton {version} flushes subnormal numbers in divisions; version 3.6 or newer does not"
-    if kind == "cuda" and torch.version.hip is not None:
-        return "ROCm: the arithmetic of these kernels was only checked in the code for NVIDIA"
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "tensor on 'cpu': only Triton's interpreter runs there, set TRITON_INTERPRET=1 before the first import"
+    if kind == "cuda" and torch.version.hip is not None:
+        return "ROCm: the arithmetic of these kernels was only checked in the code for NVIDIA"
+    import triton
+
+    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < OLDEST:
+        return f"triton {triton.__version__} flushes subnormal numbers in divisions; version 3.6 or newer does not"
     return None
 
 
