@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from halfulp import checkpoint
 from halfulp._log import log_once
+from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, window
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
@@ -181,6 +182,8 @@ class RuleOptimizer(Optimizer):
         quantizers = self.group_quantizers(group)
         place = self.registry[param]
         reason = fp32_reason(param, place.name, self.storage)
+        if reason is None and param.ndim < 2 and is_sharded(param):
+            reason = "sharded vector, whose blocks a shard would cut"
         if reason is not None and any(not q.format.is_float32 for q in quantizers.values()):
             log_once(f"states of {place.label} stay in float32: {reason}")
             quantizers = dict.fromkeys(quantizers, FLOAT32)
@@ -190,8 +193,16 @@ class RuleOptimizer(Optimizer):
             if shape is None:
                 continue
             small = shape != tuple(param.shape) and torch.Size(shape).numel() < self.storage.min_size
-            found.append((slot, torch.Size(shape), FLOAT32 if small else quantizers[slot.name]))
+            quantizer = FLOAT32 if small else quantizers[slot.name]
+            if shape == tuple(param.shape) and self._on_shards(group, param):
+                shape = _local_shape(param, quantizer)
+            found.append((slot, torch.Size(shape), quantizer))
         return found
+
+    def _on_shards(self, group: dict[str, Any], param: Tensor) -> bool:
+        """Whether each rank updates its own part of a sharded parameter, rather than the whole."""
+        rule = self.rule_for(group, param)
+        return is_sharded(param) and rule.elementwise and rule.measure is None
 
     # ---------------------------------------------------------------- the step
 
@@ -209,7 +220,7 @@ class RuleOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
-        self._check_grads(p for _, params in groups for p in params)
+        self._check_grads([p for _, params in groups for p in params])
         by_rule: dict[Rule, list[Work]] = {}
         due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
         for (group, params), resets in zip(groups, due, strict=True):
@@ -221,18 +232,28 @@ class RuleOptimizer(Optimizer):
                 _combine(rule, works)
             dispatch.step(rule, works, self.backend)
             self._note_skipped(works)
+            for work in works:
+                if work.param is not work.owner and not self._works_on_shard(work):
+                    copy_back_(work.owner, work.param)
         return loss
 
-    def _check_grads(self, params: Iterable[Tensor]) -> None:
+    @staticmethod
+    def _works_on_shard(work: Work) -> bool:
+        return work.rule.elementwise and work.rule.measure is None
+
+    def _check_grads(self, params: list[Tensor]) -> None:
+        bad = None
         for p in params:
             assert p.grad is not None
             if p.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
-            if self.nonfinite == "raise" and p.numel() and not bool(torch.isfinite(p.grad).all()):
-                raise FloatingPointError(
-                    f"the gradient of {self.registry[p].label} is not finite; nothing was changed. Skip this step, or "
-                    "use nonfinite='skip' to leave out the stretches concerned"
-                )
+            if self.nonfinite == "raise" and bad is None and not bool(torch.isfinite(local(p.grad)).all()):
+                bad = self.registry[p].label
+        if self.nonfinite == "raise" and agree(bad is not None, params):
+            raise FloatingPointError(
+                f"the gradient of {bad or 'a parameter on another rank'} is not finite; nothing was changed. Skip this "
+                "step, or use nonfinite='skip' to leave out the stretches concerned"
+            )
 
     def _prepare(self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]) -> list[Work]:
         """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
@@ -253,9 +274,17 @@ class RuleOptimizer(Optimizer):
             if found is None:
                 found = scalars[key] = self._scalars(group, work, step)
             work.scalars, work.grad = found, p.grad  # type: ignore[assignment]
+            if is_sharded(p):
+                self._localize(work)
             work.maximize, work.param_rounding, work.skipped = group["maximize"], group["param_rounding"], 0
         self._set_keys(group, works, steps)
         return works
+
+    def _localize(self, work: Work) -> None:
+        """Give a sharded parameter's work the local parts, or the whole where the rule needs it."""
+        fetch = local if self._works_on_shard(work) else gathered
+        work.param = fetch(work.owner.detach())
+        work.grad = fetch(work.grad.redistribute(placements=work.owner.placements))  # type: ignore[attr-defined]
 
     def _scalars(self, group: dict[str, Any], work: Work, step: int) -> Scalars:
         hyper = {**group, "bound_update": group["bound_update"] and work.low}
@@ -265,7 +294,7 @@ class RuleOptimizer(Optimizer):
     def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
         names = [s.name for s in self.group_slots(group)] + ["param"]
         registry = self.registry
-        index = [[registry[w.param].index] for w in works]
+        index = [[registry[w.owner].index] for w in works]
         keys = stream_keys(group["seed"], index, [[slot_id(n) for n in names]], [[s] for s in steps]).tolist()
         for work, of_work in zip(works, keys, strict=True):
             by_name = dict(zip(names, of_work, strict=True))
@@ -281,16 +310,22 @@ class RuleOptimizer(Optimizer):
                 state.create(param)
         assert param.grad is not None
         work = Work(self.rule_for(group, param), param, param.grad, states, {}, group["param_rounding"], [])
+        if self._on_shards(group, param):
+            here = window(param)
+            work.first_element = here.first_element
+            if here.shape[1:] != tuple(param.shape[1:]):
+                work.row_stride = here.row_stride
         self._works[param] = work
         return work
 
     def _states_over(self, entries: dict[str, Any], group: dict[str, Any], param: Tensor) -> tuple[EmaState, ...]:
-        return tuple(EmaState(slot, q, shape, entries) for slot, shape, q in self.slot_storage(group, param))
+        sharded = self._on_shards(group, param)
+        return tuple(EmaState(slot, q, shape, entries, sharded) for slot, shape, q in self.slot_storage(group, param))
 
     def _note_skipped(self, works: list[Work]) -> None:
         for work in works:
             if work.skipped:
-                place = self.registry[work.param]
+                place = self.registry[work.owner]
                 self.skipped[place.index] = self.skipped.get(place.index, 0) + work.skipped
                 log_once(
                     f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
@@ -339,8 +374,8 @@ class RuleOptimizer(Optimizer):
             )
             for s in work.states
         )  # fmt: skip
-        step: int = self.state[work.param]["step"]
-        due = schedule.due(Site(step, self.registry[work.param].index, len(self.registry), sites))
+        step: int = self.state[work.owner]["step"]
+        due = schedule.due(Site(step, self.registry[work.owner].index, len(self.registry), sites))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
@@ -407,7 +442,7 @@ class RuleOptimizer(Optimizer):
     def memory(self) -> MemoryReport:
         """Bytes of state of each tensor and in all, by format; and what stays in fp32, and why.
 
-        Counts what the states take once every parameter has made a step.
+        Counts what the states take once every parameter has made a step; on sharded parameters, this rank's part.
         """
         rows = []
         for group in self.param_groups:
@@ -417,7 +452,7 @@ class RuleOptimizer(Optimizer):
                 reason = fp32_reason(p, place.name, self.storage) if low else None
                 for slot, shape, q in self.slot_storage(group, p):
                     rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
-        count = sum(p.numel() for g in self.param_groups for p in g["params"])
+        count = sum(local(p).numel() for g in self.param_groups for p in g["params"])
         return MemoryReport(tuple(rows), count)
 
     # ---------------------------------------------------------------- checkpoints
@@ -455,6 +490,26 @@ class RuleOptimizer(Optimizer):
         self._works.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+
+def _local_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
+    """Shape of this rank's part of a state shaped like its sharded parameter."""
+    here = window(param)
+    if quantizer.format.scaled and here.shape != tuple(param.shape):
+        if quantizer.scaling.per == "tensor":
+            raise ValueError(
+                f"a scale per tensor cannot be kept on a parameter that is sharded as {param.placements}: use blocks "  # type: ignore[attr-defined]
+                "or rows"
+            )
+        block = quantizer.scaling.layout(tuple(param.shape)).block
+        inner = torch.Size(param.shape[2:]).numel()
+        cut = [n * inner for n in (here.offset[1:2] + here.shape[1:2]) if here.shape[1:] != tuple(param.shape[1:])]
+        if any(n % block for n in cut):
+            log_once(
+                f"a parameter of shape {tuple(param.shape)} is sharded inside its blocks of {block}: its states are "
+                "not those of the whole, bit for bit"
+            )
+    return here.shape
 
 
 def _combine(rule: Rule, works: list[Work]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.distributed import gathered, local, shard_like
 from halfulp.quantizer import Quantizer, Rounding
 
 __all__ = ["EmaState", "StateSlot"]
@@ -84,22 +85,25 @@ class EmaState:
     slot, quantizer
         Declaration and storage.
     shape
-        Shape of the decoded state.
+        Shape of the decoded state (of this rank's part of it).
     entries
         The dictionary that holds the tensors and the age.
+    sharded
+        Stored as DTensors, each rank its part of a sharded parameter's state.
     """
 
     slot: StateSlot
     quantizer: Quantizer
     shape: torch.Size
     entries: dict[str, Any]
+    sharded: bool = False
 
     def create(self, param: Tensor) -> None:
         """Put the initial state of a parameter, of age 0, into the dictionary."""
         codes, scale = self._initial(param)
-        self.entries[self.slot.name] = codes
+        self.entries[self.slot.name] = shard_like(param, codes) if self.sharded else codes
         if scale is not None:
-            self.entries[self.scale_key] = scale
+            self.entries[self.scale_key] = shard_like(param, scale) if self.sharded else scale
         self.entries[self.age_key] = 0
 
     @property
@@ -114,14 +118,14 @@ class EmaState:
 
     @property
     def codes(self) -> Tensor:
-        """Stored codes."""
-        codes: Tensor = self.entries[self.slot.name]
-        return codes
+        """Stored codes (this rank's)."""
+        return local(self.entries[self.slot.name])
 
     @property
     def scale(self) -> Tensor | None:
-        """Stored scales, ``None`` for a format without."""
-        return self.entries.get(self.scale_key)
+        """Stored scales (this rank's), ``None`` for a format without."""
+        scale = self.entries.get(self.scale_key)
+        return None if scale is None else local(scale)
 
     @property
     def age(self) -> int:
@@ -140,7 +144,8 @@ class EmaState:
     def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.slot.init is None:
             return self.quantizer.zeros(self.shape, param.device)
-        value = self.slot.init(param.detach().float()).reshape(self.shape).contiguous()
+        whole = local(param.detach()) if self.sharded else gathered(param.detach())
+        value = self.slot.init(whole.float()).reshape(self.shape).contiguous()
         return self.quantizer.with_rounding("nearest").quantize(value)
 
     def reset_(self, param: Tensor) -> None:

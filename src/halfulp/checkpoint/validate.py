@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp.distributed import local
 from halfulp.rounding import storage_dtype
 from halfulp.storage import format_specs
 
@@ -105,8 +106,10 @@ def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: 
         wanted.append((state.scale_key, scale, q.scaling.dtype))
     for key, shape, dtype in wanted:
         tensor = saved[key]
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            found = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != tuple(shape) or tensor.dtype != dtype:
+            found = (
+                f"{tensor.dtype} {tuple(local(tensor).shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            )
             raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {tuple(shape)}")
         state.entries[key] = tensor.detach().to(device, copy=True)
 

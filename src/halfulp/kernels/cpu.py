@@ -77,6 +77,8 @@ def supports(rule: Rule, work: Work) -> str | None:
     if work.param.device.type != "cpu":
         return f"it works on the CPU, and the parameter is on {work.param.device.type}"
     tensors = [work.param, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
+    if work.row_stride is not None:
+        return "a parameter is sharded along its columns"
     if not all(t.is_contiguous() for t in tensors):
         return "a parameter or state is not contiguous"
     if any(s.shape != work.param.shape for s in work.states):

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfulp.formats import get_format
 from halfulp.kernels.work import Work, step_tile
 from halfulp.quantizer import Quantizer
-from halfulp.rng import random_bits
+from halfulp.rng import hash_elements, random_bits
 from halfulp.rounding import encode, pack4, unpack4
 from halfulp.rules.base import Rule
 from halfulp.scaling import Layout, rows_and_cols
@@ -53,7 +53,7 @@ def _step_one(rule: Rule, work: Work) -> None:
         work.skipped = count
         return
     for state, new, key in zip(work.states, states, work.keys, strict=False):
-        words = _words(key, work.first_element, new) if state.quantizer.stochastic else None
+        words = _words(key, work, new) if state.quantizer.stochastic else None
         codes, scale = state.quantizer.quantize(new if keep is None else torch.where(keep, 0.0, new), words)
         if keep is not None:
             codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
@@ -74,15 +74,19 @@ def _tiles_to_keep(work: Work, grad: Tensor, states: list[Tensor]) -> Tensor | N
     return tiles.join(expanded).reshape(work.param.shape)
 
 
-def _words(key: tuple[int, int], first_element: int, like: Tensor) -> Tensor:
-    return random_bits(key, first_element, like.numel(), like.device).reshape(like.shape)
+def _words(key: tuple[int, int], work: Work, like: Tensor) -> Tensor:
+    if work.row_stride is None:
+        return random_bits(key, work.first_element, like.numel(), like.device).reshape(like.shape)
+    rows, cols = rows_and_cols(like.shape)
+    starts = work.first_element + work.row_stride * torch.arange(rows, device=like.device)
+    return hash_elements(key, starts.unsqueeze(1) + torch.arange(cols, device=like.device)).reshape(like.shape)
 
 
 def _round_param(param: Tensor, work: Work) -> Tensor:
     if work.param.dtype == torch.float32 or work.param_rounding == "nearest":
         return param.to(work.param.dtype)
     fmt = get_format(str(work.param.dtype).removeprefix("torch."))
-    rounded = encode(param, fmt, _words(work.keys[-1], work.first_element, param))
+    rounded = encode(param, fmt, _words(work.keys[-1], work, param))
     return torch.where(torch.isfinite(param), rounded, param.to(work.param.dtype))
 
 

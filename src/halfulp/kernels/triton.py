@@ -96,6 +96,8 @@ def _tiling(rule: Rule, work: Work, tensors: list[Tensor]) -> Tiling | str:
         return f"no fused kernel for the rule {rule.name!r}"
     if work.param.dtype not in _DTYPES or work.grad.dtype not in _DTYPES:
         return f"parameter in {work.param.dtype} with a gradient in {work.grad.dtype}"
+    if work.row_stride is not None:
+        return "parameter sharded along its columns"
     if not all(t.is_contiguous() for t in tensors):
         return "parameter or state that is not contiguous"
     if any(t.device != work.param.device for t in (*tensors, work.grad)):

@@ -26,7 +26,8 @@ class Work:
     Parameters
     ----------
     param, grad
-        The parameter, updated in place, and its gradient (same shape; float32, bfloat16 or float16).
+        The parameter, updated in place, and its gradient (same shape; float32, bfloat16 or float16). On a sharded
+        parameter the local parts of both, or the whole where the rule needs it.
     states
         The states that this parameter has, in the order of the rule's slots; updated in place (the age is the engine's
         business).
@@ -38,8 +39,13 @@ class Work:
         Random stream of each state, and of the parameter last.
     first_element
         Global flat index of the first element (non-zero on a shard).
+    row_stride
+        Elements of the whole tensor between the starts of two rows: more than a row has where columns are sharded.
+        ``None``: rows follow each other.
     maximize
         Ascend instead of descend.
+    owner
+        The optimizer's parameter that `param` is, or is the local part of.
     skipped
         Set by the backend: elements left untouched because of a value that is not finite.
     """
@@ -53,7 +59,12 @@ class Work:
     keys: list[SlotKey]
     first_element: int = 0
     maximize: bool = False
+    row_stride: int | None = None
+    owner: Tensor = field(init=False)
     skipped: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        self.owner = self.param
 
     @property
     def low(self) -> bool:
