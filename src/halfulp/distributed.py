@@ -18,12 +18,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp._log import log_once
 from halfulp.scaling import rows_and_cols
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Window", "agree", "copy_back_", "gathered", "is_sharded", "local", "shard_like", "window"]
+    from halfulp.quantizer import Quantizer
+
+__all__ = [
+    "Window",
+    "agree",
+    "copy_back_",
+    "gathered",
+    "is_sharded",
+    "local",
+    "local_state_shape",
+    "shard_like",
+    "window",
+]
 
 
 def is_sharded(x: object) -> bool:
@@ -152,3 +165,23 @@ def agree(flag: bool, params: list[Any]) -> bool:
             torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MAX, group=mesh.get_group(axis))
             flag = bool(seen)
     return flag
+
+
+def local_state_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
+    """Shape of this rank's part of a state shaped like its sharded parameter."""
+    here = window(param)
+    if quantizer.format.scaled and here.shape != tuple(param.shape):
+        if quantizer.scaling.per == "tensor":
+            raise ValueError(
+                f"a scale per tensor cannot be kept on a parameter that is sharded as {param.placements}: use blocks "  # type: ignore[attr-defined]
+                "or rows"
+            )
+        block = quantizer.scaling.layout(tuple(param.shape)).block
+        inner = torch.Size(param.shape[2:]).numel()
+        cut = [n * inner for n in (here.offset[1:2] + here.shape[1:2]) if here.shape[1:] != tuple(param.shape[1:])]
+        if any(n % block for n in cut):
+            log_once(
+                f"a parameter of shape {tuple(param.shape)} is sharded inside its blocks of {block}: its states are "
+                "not those of the whole, bit for bit"
+            )
+    return here.shape

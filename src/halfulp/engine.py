@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from halfulp import checkpoint
 from halfulp._log import log_once
-from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, window
+from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, local_state_shape, window
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
@@ -195,7 +195,7 @@ class RuleOptimizer(Optimizer):
             small = shape != tuple(param.shape) and torch.Size(shape).numel() < self.storage.min_size
             quantizer = FLOAT32 if small else quantizers[slot.name]
             if shape == tuple(param.shape) and self._on_shards(group, param):
-                shape = _local_shape(param, quantizer)
+                shape = local_state_shape(param, quantizer)
             found.append((slot, torch.Size(shape), quantizer))
         return found
 
@@ -229,7 +229,7 @@ class RuleOptimizer(Optimizer):
                     by_rule.setdefault(work.rule, []).append(work)
         for rule, works in by_rule.items():
             if rule.measure is not None:
-                _combine(rule, works)
+                dispatch.combine(rule, works)
             dispatch.step(rule, works, self.backend)
             self._note_skipped(works)
             for work in works:
@@ -490,40 +490,6 @@ class RuleOptimizer(Optimizer):
         self._works.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-def _local_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
-    """Shape of this rank's part of a state shaped like its sharded parameter."""
-    here = window(param)
-    if quantizer.format.scaled and here.shape != tuple(param.shape):
-        if quantizer.scaling.per == "tensor":
-            raise ValueError(
-                f"a scale per tensor cannot be kept on a parameter that is sharded as {param.placements}: use blocks "  # type: ignore[attr-defined]
-                "or rows"
-            )
-        block = quantizer.scaling.layout(tuple(param.shape)).block
-        inner = torch.Size(param.shape[2:]).numel()
-        cut = [n * inner for n in (here.offset[1:2] + here.shape[1:2]) if here.shape[1:] != tuple(param.shape[1:])]
-        if any(n % block for n in cut):
-            log_once(
-                f"a parameter of shape {tuple(param.shape)} is sharded inside its blocks of {block}: its states are "
-                "not those of the whole, bit for bit"
-            )
-    return here.shape
-
-
-def _combine(rule: Rule, works: list[Work]) -> None:
-    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow."""
-    assert rule.measure is not None
-    assert rule.combine is not None
-    sums: dict[str, float] = {}
-    for work in works:
-        grad = -work.grad.float() if work.maximize else work.grad.float()
-        for name, value in rule.measure(work.param.float(), grad, work.read(), work.scalars).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    for work in works:
-        combined = rule.combine(sums, work.scalars)
-        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in combined.items()}}
 
 
 def _check_param(param: Tensor) -> None:

@@ -6,25 +6,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+import halfulp
 
 
 @dataclass(frozen=True)
 class Case:
+    """An optimizer of the library and its arguments."""
+
     optimizer: str = "AdamW"
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-COMMON = {"lr": 1e-2, "rounding": "stochastic", "min_size": 64, "seed": 3}
+COMMON = {"lr": 1e-2, "rounding": "stochastic", "min_size": 64, "seed": 3, "block_size": 32}
 CASES = {
     "fp32": Case(arguments={**COMMON, "state": "fp32"}),
     "bf16": Case(arguments={**COMMON, "state": "bf16"}),
-    "8bit": Case(arguments={**COMMON, "state": "8bit", "block_size": 32, "reset": 3}),
-    "4bit": Case(arguments={**COMMON, "state": "4bit", "block_size": 32}),
-    "int8": Case(arguments={**COMMON, "state": "int8", "block_size": 32}),
-    "fp8": Case(arguments={**COMMON, "state": "fp8"}),
+    "fp8": Case(arguments={**COMMON, "state": "fp8", "block_size": 128}),
+    "8bit-reset": Case(arguments={**COMMON, "state": "8bit", "reset": 3}),
+    "4bit": Case(arguments={**COMMON, "state": "4bit"}),
+    "int8": Case(arguments={**COMMON, "state": "int8", "scale": "fp32"}),
+    "staggered": Case(arguments={**COMMON, "state": "fp8", "rounding": "nearest", "reset": halfulp.Staggered(4)}),
     "lion": Case("Lion", {**COMMON, "lr": 1e-3, "state": "fp8"}),
     "sgd": Case("SGD", {**COMMON, "momentum": 0.9, "state": "fp8", "rounding": "nearest"}),
 }
+LOADED = 5
+"""Steps before the checkpoint that is loaded."""
 
 
 def build_model() -> torch.nn.Sequential:
@@ -33,7 +41,29 @@ def build_model() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 37))
 
 
-def gradients(step: int) -> list[torch.Tensor]:
-    """The same on every rank."""
-    generator = torch.Generator().manual_seed(100 + step)
-    return [0.1 * torch.randn(p.shape, generator=generator) for p in build_model().parameters()]
+def optimizer_of(case: Case, model: torch.nn.Module) -> Any:
+    return getattr(halfulp, case.optimizer)(model.named_parameters(), **case.arguments)
+
+
+def train(model: torch.nn.Module, optimizer: Any, first: int, steps: int) -> None:
+    """Steps with gradients that are the same on every rank."""
+    for step in range(first, first + steps):
+        generator = torch.Generator().manual_seed(100 + step)
+        for param in model.parameters():
+            grad = 0.1 * torch.randn(param.shape, generator=generator)
+            if isinstance(param, DTensor):
+                param.grad = distribute_tensor(grad, param.device_mesh, param.placements)
+            else:
+                param.grad = grad
+        optimizer.step()
+
+
+def collect(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Parameters and states as whole tensors, by name; bytes of state and resets of this rank."""
+    found: dict[str, Any] = {"bytes": optimizer.memory().total, "resets": len(optimizer.reset_log)}
+    for name, param in model.named_parameters():
+        entries = {"": param.detach(), **{f"/{k}": v for k, v in optimizer.state[param].items()}}
+        for key, value in entries.items():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            found[name.removeprefix("module.") + key] = whole.clone() if torch.is_tensor(whole) else whole
+    return found

@@ -1,36 +1,26 @@
-"""Runs under torchrun: trains a sharded model, saves, loads, and leaves the whole of everything in a file.
-
-usage: worker.py OUT.pt --case CASE --steps N [--save DIR] [--load DIR] [--wrap ddp|fsdp|tp|plain]
-"""
+"""Runs under torchrun: trains sharded models of several cases, saves or loads, and leaves the whole of all in files."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES, build_model, gradients
+from cases import CASES, LOADED, build_model, collect, optimizer_of, train
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import halfulp
 
-
-def whole(x: Any) -> Any:
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def wrap(model: torch.nn.Module, how: str) -> torch.nn.Module:
+def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     if how == "fsdp":
-        for layer in model:  # type: ignore[attr-defined]
-            if isinstance(layer, torch.nn.Linear):
-                fully_shard(layer, mesh=mesh)
+        for layer in (model[0], model[2]):
+            fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
     elif how == "tp":
         parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
@@ -39,47 +29,37 @@ def wrap(model: torch.nn.Module, how: str) -> torch.nn.Module:
     return model
 
 
+def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    model = wrap(build_model(), args.wrap)
+    optimizer = optimizer_of(CASES[name], model)
+    if args.load is None:
+        train(model, optimizer, 0, args.steps)
+    else:
+        saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.load(saved, checkpoint_id=args.load / name)
+        model.load_state_dict(saved["model"])
+        set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+        train(model, optimizer, LOADED, args.steps)
+    if args.save is not None:
+        saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.save(saved, checkpoint_id=args.save / name)
+    return collect(model, optimizer)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("out")
-    parser.add_argument("--case", required=True)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--save")
-    parser.add_argument("--load")
+    parser.add_argument("out", type=Path)
     parser.add_argument("--wrap", default="fsdp")
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--load", type=Path)
     args = parser.parse_args()
     dist.init_process_group("gloo")
-    case = CASES[args.case]
-    model = wrap(build_model(), args.wrap)
-    optimizer = getattr(halfulp, case.optimizer)(model.named_parameters(), **case.arguments)
-    if args.load:
-        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        params = {"model": model.state_dict()}
-        dcp.load({**params, **state}, checkpoint_id=args.load)
-        model.load_state_dict(params["model"])
-        set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    for step in range(args.first, args.first + args.steps):
-        for (name, param), grad in zip(model.named_parameters(), gradients(step), strict=True):
-            if isinstance(param, DTensor):
-                from torch.distributed.tensor import distribute_tensor
-
-                param.grad = distribute_tensor(grad, param.device_mesh, param.placements)
-            else:
-                param.grad = grad
-            assert param.grad is not None, name
-        optimizer.step()
-    if args.save:
-        state = get_optimizer_state_dict(model, optimizer)
-        dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=args.save)
-    found: dict[str, Any] = {"bytes": optimizer.memory().total}
-    for name, param in model.named_parameters():
-        found[name.removeprefix("module.")] = whole(param.detach()).clone()
-        for key, value in optimizer.state[param].items():
-            found[f"{name.removeprefix('module.')}/{key}"] = whole(value)
-    found["resets"] = [list(map(str, entry)) for entry in optimizer.reset_log]
-    if dist.get_rank() == 0:
-        torch.save(found, args.out)
+    for name in args.cases.split(","):
+        found = run(name, args)
+        if dist.get_rank() == 0:
+            torch.save(found, args.out / f"{name}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

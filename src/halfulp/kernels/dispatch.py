@@ -7,9 +7,9 @@ from types import ModuleType
 
 from halfulp._log import log_once
 from halfulp.kernels.work import Work
-from halfulp.rules.base import Rule
+from halfulp.rules.base import Rule, fp32
 
-__all__ = ["BACKENDS", "check_backend", "step"]
+__all__ = ["BACKENDS", "check_backend", "combine", "step"]
 
 BACKENDS = ("cpu", "triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
@@ -53,3 +53,17 @@ def step(rule: Rule, works: list[Work], backend: str | None) -> None:
         left = others
         if not left:
             return
+
+
+def combine(rule: Rule, works: list[Work]) -> None:
+    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow."""
+    assert rule.measure is not None
+    assert rule.combine is not None
+    sums: dict[str, float] = {}
+    for work in works:
+        grad = -work.grad.float() if work.maximize else work.grad.float()
+        for name, value in rule.measure(work.param.float(), grad, work.read(), work.scalars).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    for work in works:
+        combined = rule.combine(sums, work.scalars)
+        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in combined.items()}}

@@ -1,0 +1,97 @@
+"""Training on several ranks has the bits of training on one: FSDP2, tensor parallelism, DDP, and checkpoints between.
+
+One launch of torchrun does all cases; the tests compare what it left with a run in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent / "distributed"
+sys.path.insert(0, str(HERE))
+from cases import CASES, LOADED, build_model, collect, optimizer_of, train  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker process, so that each launch is made once
+
+MORE = 3
+"""Steps after loading."""
+COLUMNS = [name for name, case in CASES.items() if case.arguments["block_size"] == 32]
+"""Cases whose blocks no shard of the columns cuts."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
+    """Run the worker under torchrun once; later calls find its results."""
+    out = folder / name
+    if not out.exists():
+        out.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+             str(HERE / "worker.py"), str(out), *arguments],
+            capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@cache
+def alone(name: str, steps: int) -> dict[str, Any]:
+    model = build_model()
+    optimizer = optimizer_of(CASES[name], model)
+    train(model, optimizer, 0, steps)
+    return collect(model, optimizer)
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    keys = set(expected) - {"bytes", "resets"}
+    assert set(found) - {"bytes", "resets"} == keys
+    for key in keys:
+        if torch.is_tensor(expected[key]):
+            assert found[key].dtype == expected[key].dtype, key
+            assert torch.equal(found[key], expected[key]), key
+        else:
+            assert found[key] == expected[key], key
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_fsdp2_has_the_bits_of_one_process(folder: Path, ranks: int, name: str) -> None:
+    save = ("--save", str(folder / "saved")) if ranks == 2 else ()
+    out = launch(folder, ranks, f"fsdp{ranks}", "--steps", str(LOADED), *save)
+    found, expected = torch.load(out / f"{name}.pt"), alone(name, LOADED)
+    assert_same(found, expected)
+    assert found["resets"] == expected["resets"]
+    assert found["bytes"] < expected["bytes"] / ranks * 1.1
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(folder: Path, ranks: int, name: str) -> None:
+    saved = folder / "saved"
+    launch(folder, 2, "fsdp2", "--steps", str(LOADED), "--save", str(saved))
+    out = launch(folder, ranks, f"loaded{ranks}", "--load", str(saved), "--steps", str(MORE))
+    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED + MORE))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_tensor_parallel_shards_have_the_bits_of_one_process(folder: Path, name: str) -> None:
+    out = launch(folder, 2, "tp", "--wrap", "tp", "--steps", str(LOADED), "--cases", ",".join(COLUMNS))
+    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+
+
+@pytest.mark.parametrize("name", ["8bit-reset", "4bit"])
+def test_ddp_has_the_bits_of_one_process(folder: Path, name: str) -> None:
+    out = launch(folder, 2, "ddp", "--wrap", "ddp", "--steps", str(LOADED), "--cases", "8bit-reset,4bit")
+    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
