@@ -67,6 +67,9 @@ def test_config_round_trips_through_json() -> None:
     config = CompareConfig(arms=("fp32", "fp4-stochastic"), seeds=(0, 1), lrs=(1e-3, 3e-3), steps=7)
     assert CompareConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert len({spec.name for spec in config.runs()}) == len(config.runs()) == 8
+    fixed = CompareConfig(arms=("fp32-reset", "fp4-nearest-reset50", "fp32")).with_periods()
+    assert fixed.arms == ("fp32-reset50", "fp4-nearest-reset50", "fp32")
+    assert [spec.period for spec in fixed.runs()] == [50, 50, None]
     with pytest.raises(ValueError, match="another version"):
         CompareConfig.from_json({"colour": 1})
 

@@ -107,7 +107,7 @@ def _run(
         console.print(
             f"{info['source']}: {info['bytes'] / 1e6:.1f} MB in {info['documents']:,} documents", highlight=False
         )
-        compare.prepare_run_folder(folder, config, corpus)
+        config = compare.prepare_run_folder(folder, config, corpus)
     jobs = jobs if jobs is not None else min(cores(), len(config.runs()))
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:

@@ -47,8 +47,8 @@ class RunStatus:
     connection: Connection | None = field(default=None, repr=False)
 
 
-def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> None:
-    """Make a run folder: tokens, configuration, environment.
+def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> CompareConfig:
+    """Make a run folder: tokens, environment, and the configuration, which is returned with its periods as numbers.
 
     Raises
     ------
@@ -60,7 +60,9 @@ def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> N
     folder.mkdir(parents=True, exist_ok=True)
     tokens = prepare_tokens(corpus, config.tokenizer, config.context, folder / "tokens")
     write_json(folder / "environment.json", describe(corpus.info, tokens))
+    config = config.with_periods()
     write_json(folder / "config.json", config.to_json())
+    return config
 
 
 def load_run_folder(folder: Path) -> CompareConfig:

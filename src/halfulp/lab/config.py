@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
@@ -91,15 +91,16 @@ class CompareConfig:
         """The arms."""
         return tuple(parse_arm(text) for text in self.arms)
 
-    def period(self, arm: Arm) -> int | None:
-        """Reset period of an arm."""
-        return reset_period(arm, self.parsed, beta1=self.betas[0], beta2=self.betas[1])
+    def with_periods(self) -> CompareConfig:
+        """The same with every reset period a number, so that a run does not hang on a later planner's answer."""
+        arms = self.parsed
+        periods = [reset_period(arm, arms, beta1=self.betas[0], beta2=self.betas[1]) for arm in arms]
+        return replace(self, arms=tuple(replace(a, reset=p).name for a, p in zip(arms, periods, strict=True)))
 
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run, seed by seed, so that a run cut short has whole seeds."""
-        return tuple(
-            RunSpec(arm, seed, lr, self.period(arm)) for seed in self.seeds for lr in self.lrs for arm in self.parsed
-        )
+        arms = self.with_periods().parsed
+        return tuple(RunSpec(arm, seed, lr) for seed in self.seeds for lr in self.lrs for arm in arms)
 
     def to_json(self) -> dict[str, Any]:
         """For ``config.json``."""
@@ -117,12 +118,16 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One training run: an arm with a seed and a learning rate; `period` is None without resets."""
+    """One training run: an arm, its reset period a number, with a seed and a learning rate."""
 
     arm: Arm
     seed: int
     lr: float
-    period: int | None
+
+    @property
+    def period(self) -> int | None:
+        """Steps between resets; ``None`` for never."""
+        return self.arm.reset
 
     @property
     def name(self) -> str:

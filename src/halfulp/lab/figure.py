@@ -7,6 +7,7 @@ from typing import Any
 
 from halfulp.formats import get_format
 from halfulp.lab.results import ArmResult, Comparison
+from halfulp.lab.svg import spread
 
 __all__ = ["check_figure_path", "draw"]
 
@@ -25,12 +26,13 @@ def check_figure_path(path: Path) -> None:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Draw stalled fraction (measured and predicted) and stored value over fp32, of the second moment, by step.
+    """Draw, by step: the stalled fraction under nearest rounding, and the stored second moment over fp32's.
 
     Parameters
     ----------
     comparison
-        A run folder; every arm but fp32 is drawn.
+        A run folder. The left half has its arms that round to nearest (all, if none does), the right half every arm
+        that is not fp32.
     path
         A .png, .svg or .pdf file.
     """
@@ -43,20 +45,27 @@ def draw(comparison: Comparison, path: Path) -> None:
     arms = [a for a in comparison.arms if not a.arm.is_fp32]
     if not arms:
         raise ValueError(f"{comparison.folder} has fp32 arms only: there is nothing to draw")
-    style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+    nearest = [a for a in arms if a.arm.rounding == "nearest"] or arms
+    style: Any = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
     with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-        for arm in arms:
-            _stalled(left, arm)
-            _ratio(right, arm)
-        left.set(ylim=(0, 1.02), xlabel="step", title="Second-moment updates that are rounded away")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.4), layout="constrained")
+        ends = [_stalled(left, a) for a in nearest]
+        left.set(ylim=(0, 1.02), xlabel="step")
+        left.set_title("Updates of Adam's second moment that rounding loses", loc="left", fontweight="bold")
         left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        right.axhline(1, color="#999", linewidth=1, zorder=0)
-        right.set(yscale="log", xlabel="step", title="Stored second moment, over what fp32 holds")
+        left.text(0.99, 0.02, "lines: predicted    dots: measured", transform=left.transAxes, ha="right", color="#555")
+        _label_ends(left, ends)
+        right.axhline(1, color=COLOURS[32], linewidth=1, zorder=0)
+        ends = [_ratio(right, a) for a in arms]
+        right.set(yscale="log", xlabel="step")
+        right.set_title("Stored second moment, over what fp32 holds", loc="left", fontweight="bold")
+        low, high = right.get_ylim()
+        right.set_ylim(min(low, 0.45), max(high, 1.5))
+        right.yaxis.set_major_locator(matplotlib.ticker.FixedLocator([0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10]))
+        right.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         right.yaxis.set_major_formatter("{x:g}×")
-        for axes in (left, right):
-            _label_ends(axes)
-        temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+        _label_ends(right, ends)
+        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary, dpi=150)
         plt.close(figure)
@@ -69,21 +78,41 @@ def _look(arm: ArmResult) -> dict[str, Any]:
     return {"color": COLOURS.get(bits, "#444"), "linestyle": dash}
 
 
-def _stalled(axes: Any, arm: ArmResult) -> None:
+def _stalled(axes: Any, arm: ArmResult) -> tuple[ArmResult, float, float]:
+    """Draw one arm; return it with the end of its line."""
     series = arm.shown.slots["exp_avg_sq"]
     steps = list(range(1, series.steps[-1] + 1))
     look = _look(arm)
+    axes.plot(series.steps, series.stalled, "o", markersize=3, color=look["color"], alpha=0.5, markeredgewidth=0)
     predicted = series.predicted(steps)
-    if predicted is not None:
-        axes.plot(steps, predicted, linewidth=1.4, label=arm.arm.label, **look)
-    axes.plot(series.steps, series.stalled, "o", markersize=2.6, color=look["color"])
+    if predicted is None:
+        return arm, steps[-1], series.stalled[-1]
+    axes.plot(steps, predicted, linewidth=1.6, **look)
+    return arm, steps[-1], predicted[-1]
 
 
-def _ratio(axes: Any, arm: ArmResult) -> None:
+def _ratio(axes: Any, arm: ArmResult) -> tuple[ArmResult, float, float]:
     series = arm.shown.slots["exp_avg_sq"]
-    axes.plot(series.steps, series.ratio, linewidth=1.6, label=arm.arm.label, **_look(arm))
+    axes.plot(series.steps, series.ratio, linewidth=1.8, **_look(arm))
+    return arm, series.steps[-1], series.ratio[-1]
 
 
-def _label_ends(axes: Any) -> None:
-    """Put each line's label beside its end, spread so that none overlap."""
-    axes.legend(frameon=False, fontsize=9)
+def _label_ends(axes: Any, ends: list[tuple[ArmResult, float, float]]) -> None:
+    """Put each arm's name beside the end of its line, pushed apart where they would overlap."""
+    places = [axes.transData.transform((x, y))[1] for _, x, y in ends]
+    order = sorted(range(len(ends)), key=lambda i: -places[i])  # from the top, as in the charts of the page
+    box = axes.get_window_extent()
+    gap = axes.figure.dpi * 0.185
+    tops = spread([box.y1 - places[i] for i in order], gap, 0.0, float(box.height))
+    for i, top in zip(order, tops, strict=True):
+        arm, x, y = ends[i]
+        axes.annotate(
+            arm.arm.label,
+            xy=(x, y),
+            xytext=(1.025, 1 - top / box.height),
+            textcoords=axes.transAxes,
+            va="center",
+            color=_look(arm)["color"],
+            fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": _look(arm)["color"], "alpha": 0.5, "shrinkA": 0, "shrinkB": 0},
+        )

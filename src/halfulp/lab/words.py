@@ -82,18 +82,20 @@ def _reset(a: ArmResult, comparison: Comparison) -> str:
 
 
 def _off(low: list[ArmResult]) -> list[str]:
-    out = []
-    for a in low:
-        series = _second(a)
-        off, ratio = series.off_2x[-1], series.ratio[-1]
-        if off >= 0.1:
-            out.append(
-                f"At the end of {a.arm.label}, {percent(off)} of the second moments are more than a factor of two away "
-                f"from what fp32 would hold on the same gradients; their mean is {times(ratio)} the fp32 mean."
-            )
+    parts = [
+        f"{a.arm.label} {percent(_second(a).off_2x[-1])} (mean {times(_second(a).ratio[-1])} that of fp32)"
+        for a in low
+        if _second(a).off_2x[-1] >= 0.02
+    ]
     fine = [a.arm.label for a in low if _second(a).off_2x[-1] < 0.02]
+    out = []
+    if parts:
+        out.append(
+            "Second moments that are, at the end, more than a factor of two away from what fp32 would hold on the same "
+            f"gradients: {', '.join(parts)}."
+        )
     if fine:
-        out.append(f"Under 2 % are off by more than two in {', '.join(fine)}.")
+        out.append(f"Under 2 % are that far off in {', '.join(fine)}.")
     return out
 
 
