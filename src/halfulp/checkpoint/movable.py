@@ -1,0 +1,203 @@
+"""Which states of a saved optimizer can still move: from the stored values and the grid around each of them.
+
+For a stored value with the gaps ``up`` and ``down`` to its neighbours, an update ``d`` gets through nearest rounding if
+``d >= up / 2`` or ``-d >= down / 2``, and stochastic rounding with probability ``d / up`` or ``-d / down``. Two
+questions are answered for each state, on a sample of its elements:
+
+* **can fall**: would a gradient of zero (``d = -(1 - beta) v``) change it? Under stochastic rounding: could it?
+* **gets through**: the share of updates that change it, if gradients go on as they were: for a second moment ``g**2``
+  is chi-square around the stored value, for a first moment ``g`` is normal with the spread that the state implies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.adapters.base import Codebook, Codec, Plain
+from halfulp.adapters.ours import QuantizerCodec
+from halfulp.checkpoint.decode import SavedState, saved_states
+from halfulp.formats import FORMATS, Format
+
+__all__ = ["Movable", "movable"]
+
+SAMPLE = 4096
+DEFAULTS = {"exp_avg": 0.9, "exp_avg_sq": 0.999, "momentum_buffer": 0.9, "square_avg": 0.99, "exp_avg_slow": 0.9999}
+SECOND = ("exp_avg_sq", "square_avg", "max_exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Movable:
+    """States of one slot and format in a saved optimizer.
+
+    Parameters
+    ----------
+    slot, format, rounding
+        What and how.
+    beta
+        Decay; `assumed` if the checkpoint does not say.
+    tensors, elements
+        How many.
+    zero
+        Share of stored zeros.
+    can_fall, gets_through
+        See the module.
+    """
+
+    slot: str
+    format: str
+    rounding: str
+    beta: float
+    assumed: bool
+    tensors: int
+    elements: int
+    zero: float
+    can_fall: float
+    gets_through: float
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if self.format == "float32":
+            return "moves"
+        if self.gets_through >= 0.5:
+            return "moves" if self.can_fall > 0.5 else "moves, but cannot fall"
+        if self.rounding == "stochastic":
+            return "moves, without bias"
+        if self.can_fall < 0.5 and self.slot in SECOND:
+            return "stuck: rises at best, cannot fall"
+        return "stuck: most updates are lost"
+
+
+def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
+    """Judge every state of a saved optimizer; see the module.
+
+    Raises
+    ------
+    ValueError
+        No states, or some that do not fit together.
+    """
+    groups = {}
+    for group in state_dict["param_groups"]:
+        for key in group.get("params", ()):
+            groups[str(key)] = group  # torch.distributed.checkpoint turns numbers into text
+    tallies: dict[tuple[str, str, str, float, bool], list[tuple[int, float, float, float]]] = {}
+    for key, entries in state_dict["state"].items():
+        if not isinstance(entries, Mapping):
+            raise ValueError(f"the states of {key!r} are a {type(entries).__name__}, not a dictionary")
+        group = groups.get(str(key), {})
+        for slot, state in saved_states(entries, group).items():
+            slot = "exp_avg" if slot == "state1" else slot
+            if slot not in DEFAULTS or math.prod(state.shape) == 0:
+                continue
+            beta, assumed = _decay(slot, group)
+            kind = (slot, state.codec.format, state.codec.rounding, beta, assumed)
+            tallies.setdefault(kind, []).append((math.prod(state.shape), *_judge(state, slot, beta)))
+    if not tallies:
+        raise ValueError("the optimizer has made no step, or keeps no averages that are known here")
+    rows = []
+    for (slot, fmt, rounding, beta, assumed), found in sorted(tallies.items(), key=lambda item: item[0][:2]):
+        total = sum(n for n, *_ in found)
+        zero, fall, through = (sum(f[0] * f[i] for f in found) / total for i in (1, 2, 3))
+        rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through))
+    return rows
+
+
+def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
+    betas = group.get("betas")
+    if betas is None and "beta1" in group:
+        betas = tuple(group[k] for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
+    places = {"exp_avg": 0, "exp_avg_sq": 1, "exp_avg_slow": 2}
+    if betas is not None and slot in places and len(betas) > places[slot]:
+        return float(betas[places[slot]]), False
+    for key in {"momentum_buffer": ("momentum",), "square_avg": ("alpha", "rho")}.get(slot, ()):
+        if key in group:
+            return float(group[key]), False
+    return DEFAULTS[slot], True
+
+
+def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, float]:
+    """Shares of zeros, of elements that can fall, and of updates that get through."""
+    count = math.prod(state.shape)
+    index = torch.arange(count) if count <= SAMPLE else torch.linspace(0, count - 1, SAMPLE).long()
+    values, up, down = _with_gaps(state, index)
+    alive = values != 0
+    zero = 1.0 - float(alive.double().mean())
+    if not bool(alive.any()):
+        return zero, 1.0, 1.0  # an untouched state: nothing is stuck that has nowhere to fall
+    v, up, down = values[alive], up[alive], down[alive]
+    stochastic = state.codec.rounding == "stochastic"
+    loss = (1 - beta) * v
+    toward_zero = torch.where(v > 0, down, up)
+    can_fall = (loss.abs() > 0) if stochastic else (loss.abs() >= toward_zero / 2)
+    if slot in SECOND:
+        updates = (1 - beta) * v.unsqueeze(-1) * (_chi2() - 1.0)
+    else:
+        gain = 1.0 if slot == "momentum_buffer" else 1 - beta
+        spread = v.square().mean().sqrt() * math.sqrt(1 - beta * beta) / gain if 0 < beta < 1 else v.abs().max()
+        updates = gain * spread * _normal() - (1 - beta) * v.unsqueeze(-1)
+    room = torch.where(updates > 0, up.unsqueeze(-1), down.unsqueeze(-1))
+    moved = (updates.abs() / room).clamp_max(1.0) if stochastic else (updates.abs() >= room / 2).double()
+    return zero, float(can_fall.double().mean()), float(moved.mean())
+
+
+@lru_cache(maxsize=1)
+def _chi2() -> Tensor:
+    """Middles of 64 equally likely parts of the chi-square distribution of one degree of freedom."""
+    return _normal().square()
+
+
+@lru_cache(maxsize=1)
+def _normal() -> Tensor:
+    middles = (torch.arange(128, dtype=torch.float64) + 0.5) / 128
+    return math.sqrt(2) * torch.erfinv(2 * middles - 1)
+
+
+def _with_gaps(state: SavedState, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and the distances to the next larger and next smaller stored value, float64."""
+    values = state.values(index).double()
+    levels = _levels(state.codec)
+    if levels is None:
+        fmt = FORMATS.get(state.codec.format, FORMATS["float32"])
+        gap = _float_gap(values, fmt)
+        return values, gap, gap
+    unit = _unit(state, index)
+    y = torch.where(unit > 0, values / unit.clamp_min(1e-300), 0.0)
+    at = torch.searchsorted((levels[1:] + levels[:-1]) / 2, y)
+    up = levels[(at + 1).clamp_max(len(levels) - 1)] - levels[at]
+    down = levels[at] - levels[(at - 1).clamp_min(0)]
+    # the largest level: an update beyond it moves the scale of its block
+    up, down = torch.where(up == 0, down, up), torch.where(down == 0, up, down)
+    return values, up * unit, down * unit
+
+
+def _float_gap(values: Tensor, fmt: Format) -> Tensor:
+    exponent = torch.frexp(values)[1].double() - 1
+    return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits)
+
+
+def _levels(codec: Codec) -> Tensor | None:
+    """Sorted values of a scaled format, in units of the scale; ``None`` for plain floats."""
+    if isinstance(codec, Plain):
+        return None
+    if isinstance(codec, Codebook):
+        return torch.tensor(sorted(set(codec.levels)), dtype=torch.float64)
+    fmt = codec.quantizer.format if isinstance(codec, QuantizerCodec) else FORMATS.get(codec.format)
+    if fmt is None:
+        raise ValueError(f"the grid of {codec.format} is not known here")
+    return torch.tensor(fmt.grid(), dtype=torch.float64) if fmt.scaled else None
+
+
+def _unit(state: SavedState, index: Tensor) -> Tensor:
+    """Scale of each element, float64."""
+    located = state.codec.locate(state.shape, index)
+    scale = state.tensors[1].detach().reshape(-1)[located.indices[1]]
+    if isinstance(state.codec, QuantizerCodec):
+        return state.codec.quantizer.scaling.values(scale).double()
+    return scale.double()

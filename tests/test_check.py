@@ -1,0 +1,235 @@
+"""Judging saved optimizers: real files of every kind, and files that lie in wait."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import halfulp
+from halfulp.checkpoint.movable import movable
+from halfulp.checkpoint.read import find_optimizers, read_saved
+from halfulp.cli import app
+
+
+def trained(dtype: torch.dtype = torch.bfloat16, steps: int = 300) -> torch.optim.Optimizer:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
+    optimizer = torch.optim.AdamW([weight])
+    for _ in range(steps):
+        weight.grad = torch.randn(64, 64, generator=generator).to(dtype)
+        optimizer.step()
+    return optimizer
+
+
+def ours(state: str, rounding: str, steps: int = 300) -> halfulp.AdamW:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = halfulp.AdamW([weight], state=state, rounding=rounding, min_size=0)
+    for _ in range(steps):
+        weight.grad = torch.randn(64, 64, generator=generator)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.fixture(scope="module")
+def bf16() -> torch.optim.Optimizer:
+    return trained()
+
+
+def test_bf16_states_of_torch_cannot_fall(bf16: torch.optim.Optimizer) -> None:
+    first, second = movable(bf16.state_dict())
+    assert (first.slot, second.slot) == ("exp_avg", "exp_avg_sq")
+    assert first.verdict == "moves"
+    assert second.can_fall == 0.0  # 1 - 0.999 is below a quarter of bfloat16's spacing
+    assert second.verdict == "stuck: rises at best, cannot fall"
+    assert (second.beta, second.assumed, second.elements) == (0.999, False, 4096)
+
+
+def test_fp32_states_move() -> None:
+    assert [r.verdict for r in movable(trained(torch.float32, 3).state_dict())] == ["moves", "moves"]
+
+
+@pytest.mark.parametrize(("state", "rounding"), [("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"),
+                                                 ("fp8", "stochastic"), ("fp4", "nearest")])  # fmt: skip
+def test_the_share_that_gets_through_is_what_the_next_steps_show(state: str, rounding: str) -> None:
+    """The judgement from the stored values alone, against the monitor over the steps that follow.
+
+    The judgement takes the stored value for the mean of the squared gradient, which it is only on average.
+    """
+    optimizer = ours(state, rounding, 600)
+    row = next(r for r in movable(optimizer.state_dict()) if r.slot == "exp_avg_sq")
+    weight = optimizer.param_groups[0]["params"][0]
+    mean = float(optimizer.state_tensor(weight, "exp_avg_sq").mean())
+    generator = torch.Generator().manual_seed(7)
+    with halfulp.StallMonitor(optimizer, sample=10**6) as watch:
+        for _ in range(20):
+            weight.grad = torch.randn(64, 64, generator=generator) * mean**0.5
+            optimizer.step()
+        stalled = next(r.stalled for r in watch.table().rows if r.slot == "exp_avg_sq")
+    assert row.gets_through == pytest.approx(1 - stalled, abs=0.03)
+
+
+def test_a_torch_file_and_what_lies_around_it(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": {}, "optimizers": [bf16.state_dict()], "step": 3}, path)
+    ((place, found),) = find_optimizers(read_saved(path))
+    assert place == "optimizers[0]"
+    assert movable(found) == movable(bf16.state_dict())
+
+
+def test_safetensors_ours_and_loose(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
+    halfulp.save_optimizer(bf16, tmp_path / "a.safetensors")
+    ((_, found),) = find_optimizers(read_saved(tmp_path / "a.safetensors"))
+    assert movable(found) == movable(bf16.state_dict())
+    (entries,) = bf16.state.values()
+    save_file({f"layer.weight.{k}": entries[k] for k in ("exp_avg", "exp_avg_sq")}, tmp_path / "b.safetensors")
+    ((_, found),) = find_optimizers(read_saved(tmp_path / "b.safetensors"))
+    rows = movable(found)
+    assert [r.assumed for r in rows] == [True, True]
+    assert [r.can_fall for r in rows] == [r.can_fall for r in movable(bf16.state_dict())]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_folder_of_the_trainer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.inner(x.bfloat16()) - labels).square().mean()}
+
+    data = [{"x": torch.randn(64), "labels": torch.zeros(64)} for _ in range(16)]
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=4, save_steps=4, report_to=[], use_cpu=True,
+    )  # fmt: skip
+    transformers.Trainer(model=Model(), args=args, train_dataset=data).train()
+    ((_, found),) = find_optimizers(read_saved(tmp_path / "checkpoint-4"))
+    assert {(r.slot, r.format) for r in movable(found)} == {("exp_avg", "bfloat16"), ("exp_avg_sq", "bfloat16")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_distributed_checkpoint(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"optim": bf16.state_dict(), "model": {"w": torch.zeros(3)}}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    ((place, found),) = find_optimizers(read_saved(tmp_path / "dcp"))
+    assert place == "optim"
+    assert movable(found) == movable(bf16.state_dict())
+
+
+@pytest.mark.parametrize("state", ["fp8", "fp4", "int8", "int4", "8bit", "4bit", "fp16"])
+def test_every_format_of_ours_is_judged(state: str) -> None:
+    rows = movable(ours(state, "nearest", 30).state_dict())
+    assert [r.slot for r in rows] == ["exp_avg", "exp_avg_sq"]
+    for row in rows:
+        assert 0.0 <= row.can_fall <= 1.0
+        assert 0.0 <= row.gets_through <= 1.0
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
+    torch.save(bf16.state_dict(), tmp_path / "optimizer.pt")
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "optimizer.pt")], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "stuck: rises at best, cannot fall" in result.output
+    assert "exp_avg_sq is bfloat16, nearest" in result.output
+
+
+BAD = {
+    "missing": (lambda p: None, "no file or folder"),
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "noise": (lambda p: p.write_bytes(bytes(range(200)) * 20), "damaged"),
+    "text": (lambda p: p.write_text("hello, I am a log file\n" * 50), "damaged"),
+    "model only": (lambda p: torch.save({"weight": torch.zeros(3)}, p), "no optimizer state"),
+    "no step": (
+        lambda p: torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))]).state_dict(), p),
+        "no step",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_end_with_a_message(name: str, tmp_path: Path) -> None:
+    write, message = BAD[name]
+    path = tmp_path / "optimizer.pt"
+    write(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        movable(find_optimizers(read_saved(path))[0][1])
+
+
+def test_a_truncated_file_and_an_empty_folder(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
+    path = tmp_path / "optimizer.pt"
+    torch.save(bf16.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(ValueError, match=r"truncated|damaged"):
+        read_saved(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no optimizer"):
+        read_saved(tmp_path / "empty")
+
+
+class Hostile:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def hostile_file(folder: Path, marker: Path, how: str) -> Path:
+    path = folder / "optimizer.pt"
+    if how == "torch":
+        torch.save({"state": {0: {"exp_avg": Hostile(marker)}}, "param_groups": []}, path)
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(Hostile(marker)))
+    else:
+        import torch.distributed.checkpoint as dcp
+
+        path = folder / "dcp"
+        content = Hostile(marker) if how == "dcp object" else 3
+        dcp.save({"optim": {"state": {}, "param_groups": [], "extra": content}}, checkpoint_id=path, no_dist=True)
+        if how == "dcp metadata":
+            (path / ".metadata").write_bytes(pickle.dumps(Hostile(marker)))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["torch", "pickle", "dcp metadata", "dcp object"])
+def test_hostile_files_run_nothing(how: str, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = hostile_file(tmp_path, marker, how)
+    with pytest.raises(ValueError, match="nothing in it was executed"):
+        read_saved(path)
+    assert not marker.exists()
+    if how == "torch":  # the file is what it claims: a careless load does run it
+        torch.load(path, weights_only=False)
+        assert marker.exists()
+
+
+def test_a_hostile_file_on_the_command_line(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = hostile_file(tmp_path, marker, "torch")
+    done = subprocess.run(
+        [sys.executable, "-m", "halfulp", "check", str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "nothing in it was executed" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not marker.exists()
