@@ -29,36 +29,99 @@ static void decode_float16(const hu_format *f, const uint8_t *codes, const float
     for (int i = 0; i < n; i += VL) stf(out + i, half_to_float(ldu16((const uint16_t *)codes + i)));
 }
 
-static void decode_table8(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
-    for (int start = 0; start < n; start += block) {
-        vf scale = setf(*scales++);
-        int end = n - start < block ? n : start + block;
-        for (int i = start; i < end; i += VL) stf(out + i, gatherf(f->values, ldu8(codes + i)) * scale);
+#define BLOCKS(body) \
+    for (int start = 0; start < n; start += block) { \
+        const float scale = *scales++; \
+        const int end = n - start < block ? n : start + block; \
+        for (int i = start; i < end; i += HU_UNIT) body \
     }
+
+INLINE void table8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out) {
+    for (int j = 0; j < HU_UNIT; j += VL) stf(out + j, gatherf(f->values, ldu8(codes + j)) * setf(scale));
+}
+
+static void decode_table8(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    BLOCKS(table8_unit(f, codes + i, scale, out + i);)
 }
 
 static void decode_table4(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
-    uint8_t wide[HU_UNIT] __attribute__((aligned(64)));
-    for (int start = 0; start < n; start += block) {
-        vf scale = setf(*scales++);
-        int end = n - start < block ? n : start + block;
-        for (int i = start; i < end; i += HU_UNIT) {
-            for (int j = 0; j < HU_UNIT / 2; j++) {
-                wide[2 * j] = codes[i / 2 + j] & 15;
-                wide[2 * j + 1] = codes[i / 2 + j] >> 4;
-            }
-            for (int j = 0; j < HU_UNIT; j += VL) stf(out + i + j, gatherf(f->values, ldu8(wide + j)) * scale);
-        }
+    BLOCKS(for (int j = i; j < i + HU_UNIT; j += VL) stf(out + j, lookup16(f->values, codes + j / 2) * setf(scale));)
+}
+
+static void decode_int8(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    const int sign = f->is_signed ? 0x80 : 0;
+    BLOCKS(for (int j = i; j < i + HU_UNIT; j += VL)
+               stf(out + j, itof((ldu8(codes + j) ^ sign) - sign) * setf(scale));)
+}
+
+/* Floats of 8 bits: the fields are moved to their places in an fp32, subnormals converted as integers. Codes without a
+ * finite value, which no step makes, are left to the table. */
+INLINE void float8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out, const int is_signed) {
+    const int shift = 23 - f->mantissa_bits, magnitude_mask = is_signed ? 0x7f : 0xff;
+    if (f->top_code < magnitude_mask && any_above(codes, magnitude_mask, f->top_code)) {
+        table8_unit(f, codes, scale, out);
+        return;
+    }
+    const vi smallest = seti(1 << f->mantissa_bits), base = seti((f->emin_field - 1) << 23);
+    const vf unit = setf(bits_float((f->emin_field - f->mantissa_bits) << 23));
+    for (int j = 0; j < HU_UNIT; j += VL) {
+        vi code = ldu8(codes + j), magnitude = is_signed ? code & 0x7f : code;
+        vf x = self(gts(smallest, magnitude), itof(magnitude) * unit, asf((vi)shl((vu)magnitude, shift) + base));
+        if (is_signed) x = asf(asi(x) | ((code << 24) & (int32_t)0x80000000));
+        stf(out + j, x * setf(scale));
     }
 }
+
+static void decode_float8s(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    BLOCKS(float8_unit(f, codes + i, scale, out + i, 1);)
+}
+
+static void decode_float8u(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    BLOCKS(float8_unit(f, codes + i, scale, out + i, 0);)
+}
+
+#if HAS_HALF
+/* Where the exponent fits that of a float16, the machine's own conversion does it, subnormals and all: only the bias is
+ * wrong, a power of two. It goes into the scale unless that would run over. */
+INLINE void half8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out, const int is_signed) {
+    const int shift = 10 - f->mantissa_bits, magnitude_mask = is_signed ? 0x7f : 0xff;
+    const float bias = bits_float((f->emin_field + 14) << 23);
+    if (scale > 0x1p90f || (f->top_code < magnitude_mask && any_above(codes, magnitude_mask, f->top_code))) {
+        table8_unit(f, codes, scale, out);
+        return;
+    }
+    const int mask = is_signed ? 0x8000 | (0x7f << shift) : 0xff << shift;
+    const vf factor = setf(scale * bias);
+    for (int j = 0; j < HU_UNIT; j += 2 * VL) {
+        vf first, second;
+        bytes_to_halves(codes + j, shift, mask, is_signed, &first, &second);
+        stf(out + j, first * factor);
+        stf(out + j + VL, second * factor);
+    }
+}
+
+static void decode_half8s(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    BLOCKS(half8_unit(f, codes + i, scale, out + i, 1);)
+}
+
+static void decode_half8u(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {
+    BLOCKS(half8_unit(f, codes + i, scale, out + i, 0);)
+}
+#endif
 
 static decode_fn decoder(const hu_format *f) {
     switch (f->kind) {
     case HU_FLOAT32: return decode_float32;
     case HU_BFLOAT16: return decode_bfloat16;
     case HU_FLOAT16: return decode_float16;
-    default: return f->bits == 4 ? decode_table4 : decode_table8;
     }
+    if (f->bits == 4) return decode_table4;
+    if (f->kind == HU_BOOK) return decode_table8;
+    if (f->kind == HU_INT) return decode_int8;
+#if HAS_HALF
+    if (f->exponent_bits < 5) return f->is_signed ? decode_half8s : decode_half8u;
+#endif
+    return f->is_signed ? decode_float8s : decode_float8u;
 }
 
 #endif

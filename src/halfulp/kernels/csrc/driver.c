@@ -28,7 +28,7 @@ EXPORT int hu_abi(int64_t sizes[3]) {
 static const hu_isa *isa_at(int i) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2");
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const hu_isa *all[] = {avx512 ? &hu_isa_avx512 : NULL, avx2 ? &hu_isa_avx2 : NULL, &hu_isa_baseline};

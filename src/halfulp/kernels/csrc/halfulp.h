@@ -28,9 +28,9 @@ typedef struct hu_format {
     int32_t emin_field, fraction;
     int32_t max_bits;                 /* fp32 pattern of the largest value */
     int32_t scale_round, scale_shift; /* pow2: code = ((absmax bits + round) >> 23) - shift */
-    int32_t zero_code, top_code;      /* codebook: code of 0; and last code */
+    int32_t zero_code, top_code;      /* codebook: code of 0; and the last finite code, without sign */
     float max;
-    int32_t unused;
+    int32_t exponent_bits;
     const float *values;       /* decoded value of every code: 16 or 256 */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
     const float *middles;      /* codebook: middles between levels, padded likewise */

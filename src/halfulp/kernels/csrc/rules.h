@@ -10,10 +10,10 @@
 
 typedef struct hu_piece {
     const float *grad, *param;
-    float *new_param;
-    float *state[HU_MAX_SLOTS]; /* updated in place */
-    vi *largest[HU_MAX_SLOTS];  /* for each unit of 64: largest bit patterns without sign, lane by lane */
-    vi *worst;                  /* largest of all, the gradient's included where there is no state */
+    float *new_param, *old_param; /* the old parameter is kept, for tiles that will have to be put back */
+    float *state[HU_MAX_SLOTS];   /* updated in place */
+    vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, lane by lane */
+    vi *worst;                    /* largest of all, the gradient's included where there is no state */
     const float *c;
     uint64_t element; /* global index of the first */
     int streams;
@@ -23,75 +23,107 @@ typedef struct hu_piece {
 
 typedef void (*rule_fn)(const hu_piece *w);
 
-INLINE vf clamp(vf x, vf bound) { return minf(bound, maxf(-bound, x)); } /* a NaN stays */
+/* What a loop holds in registers: the pointers and the scalars. */
+typedef struct lanes {
+    const float *grad, *param;
+    float *new_param, *old_param, *state[HU_MAX_SLOTS];
+    vf c[9];
+    int l2, nesterov;
+} lanes;
 
-INLINE void adam_lane(const hu_piece *w, int i, vi *largest, const int slots) {
-    const float *c = w->c;
+INLINE vf clamp(vf x, vf low, vf high) { return minf(high, maxf(low, x)); } /* a NaN stays */
+
+INLINE lanes adam_start(const hu_piece *w) {
+    lanes r = {w->grad, w->param, w->new_param, w->old_param, {w->state[0], w->state[1]}, {}, w->c[ADAM_L2] != 0.0f, 0};
+    for (int i = 0; i < 9; i++) r.c[i] = setf(w->c[i]);
+    return r;
+}
+
+INLINE void adam_lane(const lanes *w, int i, vi *largest, const int slots) {
     (void)slots;
     vf g = ldf(w->grad + i), p = ldf(w->param + i), m = ldf(w->state[0] + i), v = ldf(w->state[1] + i);
-    if (c[ADAM_L2] != 0.0f) g = g + p * setf(c[ADAM_L2]);
-    m = m + (g - m) * setf(c[ADAM_WEIGHT1]);
-    v = v * setf(c[ADAM_BETA2]) + (g * g) * setf(c[ADAM_WEIGHT2]);
-    vf denominator = sqrtv(v) * setf(c[ADAM_INV_SQRT]) + setf(c[ADAM_EPS]);
-    vf ratio = clamp(m / denominator, setf(c[ADAM_BOUND]));
-    stf(w->new_param + i, p * setf(c[ADAM_KEEP]) - ratio * setf(c[ADAM_STEP]));
+    stf(w->old_param + i, p);
+    if (w->l2) g = g + p * w->c[ADAM_L2];
+    m = m + (g - m) * w->c[ADAM_WEIGHT1];
+    v = v * w->c[ADAM_BETA2] + (g * g) * w->c[ADAM_WEIGHT2];
+    vf denominator = sqrtv(v) * w->c[ADAM_INV_SQRT] + w->c[ADAM_EPS];
+    vf ratio = clamp(m / denominator, -w->c[ADAM_BOUND], w->c[ADAM_BOUND]);
     stf(w->state[0] + i, m);
     stf(w->state[1] + i, v);
-    largest[0] = maxu(largest[0], absi(m));
-    largest[1] = maxu(largest[1], absi(v));
+    stf(w->new_param + i, p * w->c[ADAM_KEEP] - ratio * w->c[ADAM_STEP]);
+    largest[0] = maxs(largest[0], absi(m));
+    largest[1] = maxs(largest[1], absi(v));
 }
 
-INLINE void sgd_lane(const hu_piece *w, int i, vi *largest, const int slots) {
-    const float *c = w->c;
+INLINE lanes sgd_start(const hu_piece *w) {
+    lanes r = {w->grad, w->param, w->new_param, w->old_param, {w->state[0]}, {}, w->c[SGD_L2] != 0.0f,
+               w->c[SGD_NESTEROV] != 0.0f};
+    for (int i = 0; i < 5; i++) r.c[i] = setf(w->c[i]);
+    return r;
+}
+
+INLINE void sgd_lane(const lanes *w, int i, vi *largest, const int slots) {
     vf g = ldf(w->grad + i), p = ldf(w->param + i);
-    if (!slots) largest[0] = maxu(largest[0], absi(g));
-    if (c[SGD_L2] != 0.0f) g = g + p * setf(c[SGD_L2]);
+    stf(w->old_param + i, p);
+    if (!slots) largest[0] = maxs(largest[0], absi(g));
+    if (w->l2) g = g + p * w->c[SGD_L2];
     vf step = g;
     if (slots) {
-        vf buffer = ldf(w->state[0] + i) * setf(c[SGD_MOMENTUM]) + g * setf(c[SGD_GAIN]);
-        step = c[SGD_NESTEROV] != 0.0f ? g + buffer * setf(c[SGD_NESTEROV]) : buffer;
+        vf buffer = ldf(w->state[0] + i) * w->c[SGD_MOMENTUM] + g * w->c[SGD_GAIN];
+        step = w->nesterov ? g + buffer * w->c[SGD_NESTEROV] : buffer;
         stf(w->state[0] + i, buffer);
-        largest[0] = maxu(largest[0], absi(buffer));
+        largest[0] = maxs(largest[0], absi(buffer));
     }
-    stf(w->new_param + i, p - step * setf(c[SGD_LR]));
+    stf(w->new_param + i, p - step * w->c[SGD_LR]);
 }
 
-INLINE void lion_lane(const hu_piece *w, int i, vi *largest, const int slots) {
-    const float *c = w->c;
+INLINE lanes lion_start(const hu_piece *w) {
+    lanes r = {w->grad, w->param, w->new_param, w->old_param, {w->state[0]}, {}, 0, 0};
+    for (int i = 0; i < 4; i++) r.c[i] = setf(w->c[i]);
+    return r;
+}
+
+INLINE void lion_lane(const lanes *w, int i, vi *largest, const int slots) {
     (void)slots;
     vf g = ldf(w->grad + i), p = ldf(w->param + i), m = ldf(w->state[0] + i);
-    vf difference = g - m, x = m + difference * setf(c[LION_WEIGHT1]), zero = setf(0.0f), one = setf(1.0f);
+    stf(w->old_param + i, p);
+    vf difference = g - m, x = m + difference * w->c[LION_WEIGHT1], zero = setf(0.0f), one = setf(1.0f);
     vf direction = self(ltf(zero, x), one, zero) - self(ltf(x, zero), one, zero);
-    m = m + difference * setf(c[LION_WEIGHT2]);
-    stf(w->new_param + i, p * setf(c[LION_KEEP]) - direction * setf(c[LION_LR]));
+    m = m + difference * w->c[LION_WEIGHT2];
     stf(w->state[0] + i, m);
-    largest[0] = maxu(largest[0], absi(m));
+    stf(w->new_param + i, p * w->c[LION_KEEP] - direction * w->c[LION_LR]);
+    largest[0] = maxs(largest[0], absi(m));
 }
 
 #define DEFINE(rule, slots, streams) \
     static void rule##_##slots##_##streams(const hu_piece *w) { \
+        const lanes local = rule##_start(w); \
+        const uint64_t first = w->element; \
+        const int n = w->n; \
+        vi *of_slot[2] = {w->largest[0], w->largest[1]}; \
+        uint32_t *words[streams + 1]; \
+        for (int k = 0; k < streams; k++) words[k] = w->stream[k].words; \
         vi worst = seti(0); \
-        for (int start = 0; start < w->n; start += HU_UNIT) { \
-            const uint64_t element = w->element + (uint64_t)start; \
+        for (int start = 0; start < n; start += HU_UNIT) { \
+            const uint64_t element = first + (uint64_t)start; \
             vi largest[2] = {seti(0), seti(0)}; \
             if (streams && !one_upper_half(element)) { \
-                for (int k = 0; k < streams; k++) hash_unit(element, w->stream[k].key, w->stream[k].words + start); \
-                for (int j = 0; j < HU_UNIT; j += VL) rule##_lane(w, start + j, largest, slots); \
+                for (int k = 0; k < streams; k++) hash_unit(element, w->stream[k].key, words[k] + start); \
+                for (int j = start; j < start + HU_UNIT; j += VL) rule##_lane(&local, j, largest, slots); \
             } else { \
                 vu point = weyl(element), key0[streams + 1], key1[streams + 1]; \
                 for (int k = 0; k < streams; k++) { \
                     key0[k] = (vu)seti((int32_t)folded_key(element, w->stream[k].key)); \
                     key1[k] = (vu)seti((int32_t)w->stream[k].key[1]); \
                 } \
-                for (int j = 0; j < HU_UNIT; j += VL) { \
-                    rule##_lane(w, start + j, largest, slots); \
-                    for (int k = 0; k < streams; k++) \
-                        sti(w->stream[k].words + start + j, (vi)hash(fold(point), key0[k], key1[k])); \
+                for (int j = start; j < start + HU_UNIT; j += VL) { \
+                    rule##_lane(&local, j, largest, slots); \
+                    for (int k = 0; k < streams; k++) sti(words[k] + j, (vi)hash(fold(point), key0[k], key1[k])); \
                     point = point + VL * GOLDEN; \
                 } \
             } \
-            for (int k = 0; k < slots; k++) w->largest[k][start / HU_UNIT] = largest[k]; \
-            worst = maxu(worst, maxu(largest[0], largest[1])); \
+            for (int k = 0; k < slots; k++) of_slot[k][start / HU_UNIT] = largest[k]; \
+            worst = maxs(worst, maxs(largest[0], largest[1])); \
         } \
         *w->worst = worst; \
     }

@@ -41,7 +41,6 @@ INLINE vi cvt_rn(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
 INLINE vf sqrtv(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 INLINE vf maxf(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf minf(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE vi maxu(vi a, vi b) { return (vi)_mm512_max_epu32((__m512i)a, (__m512i)b); }
 INLINE vi maxs(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 INLINE vi mins(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 INLINE vm gts(vi a, vi b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
@@ -57,9 +56,50 @@ INLINE vu shr(vu x, int n) { return (vu)_mm512_srlv_epi32((__m512i)x, _mm512_set
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm512_i32gather_ps((__m512i)i, t, 4); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
-INLINE void stu8(uint8_t *p, vi x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)x)); }
 INLINE void stu16(uint16_t *p, vi x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x)); }
-INLINE uint32_t reduce_maxu(vi x) { return _mm512_reduce_max_epu32((__m512i)x); }
+INLINE uint32_t reduce_max(vi x) { return (uint32_t)_mm512_reduce_max_epi32((__m512i)x); } /* of patterns without sign */
+/* Bytes of four vectors, in order: their lowest, or their highest. */
+typedef __m512i bytes4;
+INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
+    const __m512i pick = _mm512_set1_epi32(highest ? 0x0f0b0703 : 0x0c080400);
+    __m512i r = _mm512_shuffle_epi8((__m512i)a, pick);
+    r = _mm512_mask_shuffle_epi8(r, 0x00f000f000f000f0, (__m512i)b, pick);
+    r = _mm512_mask_shuffle_epi8(r, 0x0f000f000f000f00, (__m512i)c, pick);
+    r = _mm512_mask_shuffle_epi8(r, 0xf000f000f000f000, (__m512i)d, pick);
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r);
+}
+INLINE void store_bytes(uint8_t *p, bytes4 x) { _mm512_storeu_si512(p, x); }
+INLINE void store_nibbles(uint8_t *p, bytes4 x) { /* two to a byte, the first in the low half */
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(x, _mm512_set1_epi16(0x1001))));
+}
+INLINE void store_high16(uint16_t *p, vi a, vi b) { /* upper halves of two vectors */
+    const __m512i order = (__m512i)(__attribute__((vector_size(64))) int16_t){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22,
+        24, 26, 28, 30, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    __m512i mixed = _mm512_mask_mov_epi16(_mm512_srli_epi32((__m512i)a, 16), 0xaaaaaaaa, (__m512i)b);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, mixed));
+}
+INLINE vf lookup16(const float *table, const uint8_t *nibbles) { /* values of VL packed codes of 4 bits */
+    int32_t low, high;
+    memcpy(&low, nibbles, 4), memcpy(&high, nibbles + 4, 4);
+    __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
+    __m512i codes = _mm512_srlv_epi32(both, _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
+    return (vf)_mm512_permutexvar_ps(codes, _mm512_loadu_ps(table)); /* the low four bits count */
+}
+INLINE int any_above(const uint8_t *codes, int mask, int top) { /* of 64 codes, is one beyond the last finite one */
+    __m512i x = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)mask));
+    return _mm512_cmpgt_epu8_mask(x, _mm512_set1_epi8((char)top)) != 0;
+}
+#define HAS_HALF 1
+INLINE void halves(__m512i x, vf *first, vf *second) { /* 32 float16 numbers */
+    *first = (vf)_mm512_cvtph_ps(_mm512_castsi512_si256(x));
+    *second = (vf)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+}
+INLINE void bytes_to_halves(const uint8_t *codes, int shift, int mask, int is_signed, vf *first, vf *second) {
+    __m256i x = _mm256_loadu_si256((const __m256i *)codes);
+    __m512i wide = is_signed ? _mm512_cvtepi8_epi16(x) : _mm512_cvtepu8_epi16(x);
+    halves(_mm512_and_si512(_mm512_sll_epi16(wide, _mm_cvtsi32_si128(shift)), _mm512_set1_epi16((short)mask)), first,
+           second);
+}
 #elif VL == 8 /* --------------------------------------------------------------------------------------- AVX2 */
 #include <immintrin.h>
 typedef vi vm;
@@ -70,7 +110,6 @@ INLINE vi cvt_rn(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
 INLINE vf sqrtv(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
 INLINE vf maxf(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vf minf(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-INLINE vi maxu(vi a, vi b) { return (vi)_mm256_max_epu32((__m256i)a, (__m256i)b); }
 INLINE vi maxs(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 INLINE vi mins(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)m); }
@@ -84,12 +123,45 @@ INLINE void stu16(uint16_t *p, vi x) { /* x holds 16-bit values */
     __m256i w = _mm256_packus_epi32((__m256i)x, (__m256i)x);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(w, 0x88)));
 }
-INLINE void stu8(uint8_t *p, vi x) {
-    __m256i b = _mm256_shuffle_epi8((__m256i)x, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-        -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-    uint64_t low = (uint32_t)_mm256_extract_epi32(b, 0), high = (uint32_t)_mm256_extract_epi32(b, 4);
-    low |= high << 32;
-    memcpy(p, &low, 8);
+typedef __m256i bytes4;
+INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
+    const __m256i pick = _mm256_set1_epi32(highest ? 0x0f0b0703 : 0x0c080400);
+    __m256i x = _mm256_shuffle_epi8((__m256i)a, pick), y = _mm256_shuffle_epi8((__m256i)b, pick);
+    __m256i z = _mm256_shuffle_epi8((__m256i)c, pick), w = _mm256_shuffle_epi8((__m256i)d, pick);
+    __m256i r = _mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x22), _mm256_blend_epi32(z, w, 0x88), 0xcc);
+    return _mm256_permutevar8x32_epi32(r, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+INLINE void store_bytes(uint8_t *p, bytes4 x) { _mm256_storeu_si256((__m256i *)p, x); }
+INLINE void store_nibbles(uint8_t *p, bytes4 x) {
+    __m256i pairs = _mm256_maddubs_epi16(x, _mm256_set1_epi16(0x1001));
+    pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x88);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(pairs));
+}
+INLINE void store_high16(uint16_t *p, vi a, vi b) {
+    __m256i both = _mm256_packus_epi32(_mm256_srli_epi32((__m256i)a, 16), _mm256_srli_epi32((__m256i)b, 16));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(both, 0xd8));
+}
+INLINE vf lookup16(const float *table, const uint8_t *nibbles) {
+    int32_t eight;
+    memcpy(&eight, nibbles, 4);
+    __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), codes);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), codes);
+    return (vf)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+}
+INLINE int any_above(const uint8_t *codes, int mask, int top) {
+    const __m256i m = _mm256_set1_epi8((char)mask), limit = _mm256_set1_epi8((char)top);
+    __m256i x = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)codes), m);
+    x = _mm256_max_epu8(x, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)codes + 1), m));
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(x, limit), limit)) != -1;
+}
+#define HAS_HALF 1
+INLINE void bytes_to_halves(const uint8_t *codes, int shift, int mask, int is_signed, vf *first, vf *second) {
+    __m128i x = _mm_loadu_si128((const __m128i *)codes);
+    __m256i wide = is_signed ? _mm256_cvtepi8_epi16(x) : _mm256_cvtepu8_epi16(x);
+    wide = _mm256_and_si256(_mm256_sll_epi16(wide, _mm_cvtsi32_si128(shift)), _mm256_set1_epi16((short)mask));
+    *first = (vf)_mm256_cvtph_ps(_mm256_castsi256_si128(wide));
+    *second = (vf)_mm256_cvtph_ps(_mm256_extracti128_si256(wide, 1));
 }
 #else /* ------------------------------------------------------- whatever the compiler has: SSE2, NEON, plain C */
 #ifdef __SSE2__
@@ -129,15 +201,39 @@ INLINE vf maxf(vf a, vf b) { return asf(seli((vi)(a > b), asi(a), asi(b))); }
 INLINE vf minf(vf a, vf b) { return asf(seli((vi)(a < b), asi(a), asi(b))); }
 INLINE vi maxs(vi a, vi b) { return seli(a > b, a, b); }
 INLINE vi mins(vi a, vi b) { return seli(a < b, a, b); }
-INLINE vi maxu(vi a, vi b) { return seli((vi)((vu)a > (vu)b), a, b); }
 INLINE int countm(vm m) { return -(m[0] + m[1] + m[2] + m[3]); }
 INLINE vu shl(vu x, int n) { return x << n; }
 INLINE vu shr(vu x, int n) { return x >> n; }
 INLINE vf gatherf(const float *t, vi i) { return (vf){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
 INLINE vi ldu8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE vi ldu16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
-INLINE void stu8(uint8_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint8_t)x[i]; }
 INLINE void stu16(uint16_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint16_t)x[i]; }
+typedef struct bytes4 { uint8_t byte[4 * VL]; } bytes4;
+INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
+    const int shift = highest ? 24 : 0;
+    bytes4 r;
+    for (int i = 0; i < VL; i++) {
+        r.byte[i] = (uint8_t)((uint32_t)a[i] >> shift), r.byte[VL + i] = (uint8_t)((uint32_t)b[i] >> shift);
+        r.byte[2 * VL + i] = (uint8_t)((uint32_t)c[i] >> shift), r.byte[3 * VL + i] = (uint8_t)((uint32_t)d[i] >> shift);
+    }
+    return r;
+}
+INLINE void store_bytes(uint8_t *p, bytes4 x) { memcpy(p, x.byte, sizeof x.byte); }
+INLINE void store_nibbles(uint8_t *p, bytes4 x) {
+    for (int i = 0; i < 2 * VL; i++) p[i] = (uint8_t)(x.byte[2 * i] | (x.byte[2 * i + 1] << 4));
+}
+INLINE void store_high16(uint16_t *p, vi a, vi b) {
+    for (int i = 0; i < VL; i++) p[i] = (uint16_t)((uint32_t)a[i] >> 16), p[VL + i] = (uint16_t)((uint32_t)b[i] >> 16);
+}
+INLINE vf lookup16(const float *table, const uint8_t *nibbles) {
+    return (vf){table[nibbles[0] & 15], table[nibbles[0] >> 4], table[nibbles[1] & 15], table[nibbles[1] >> 4]};
+}
+INLINE int any_above(const uint8_t *codes, int mask, int top) {
+    int above = 0;
+    for (int i = 0; i < 64; i++) above |= (codes[i] & mask) > top;
+    return above;
+}
+#define HAS_HALF 0
 #endif
 
 #if VL < 16
@@ -147,10 +243,10 @@ INLINE vm ltf(vf a, vf b) { return (vi)(a < b); }
 INLINE vm lef(vf a, vf b) { return (vi)(a <= b); }
 INLINE vm nef(vf a, vf b) { return (vi)(a != b); }
 INLINE vm andm(vm a, vm b) { return a & b; }
-INLINE uint32_t reduce_maxu(vi x) {
-    uint32_t best = 0;
-    for (int i = 0; i < VL; i++) best = (uint32_t)x[i] > best ? (uint32_t)x[i] : best;
-    return best;
+INLINE uint32_t reduce_max(vi x) { /* of patterns without sign */
+    int32_t best = 0;
+    for (int i = 0; i < VL; i++) best = x[i] > best ? x[i] : best;
+    return (uint32_t)best;
 }
 #endif
 

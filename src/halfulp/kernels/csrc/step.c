@@ -113,8 +113,8 @@ static uint32_t largest_of(const float *x, const vi *units, int start, int end) 
     uint32_t best = 0;
     if (start % HU_UNIT == 0 && units) {
         vi all = seti(0);
-        for (int u = start / HU_UNIT; u * HU_UNIT < end; u++) all = maxu(all, units[u]);
-        return reduce_maxu(all);
+        for (int u = start / HU_UNIT; u * HU_UNIT < end; u++) all = maxs(all, units[u]);
+        return reduce_max(all);
     }
     for (int i = start; i < end; i++) {
         uint32_t bits = (uint32_t)float_bits(x[i]) & 0x7fffffffu;
@@ -257,12 +257,15 @@ INLINE vi round_float16(vf x, vu word, int stochastic) {
     return seli(gts(magnitude, seti((int32_t)INF_BITS)), seti(0x7e00), code) | sign;
 }
 
+/* Whether the rule writes the new parameters straight to where they belong. */
+static int in_place(const hu_work *w, int n) { return w->param_kind == HU_FLOAT32 && n % HU_UNIT == 0; }
+
 static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int any_bad, const uint32_t *words) {
     const int tile = w->tile < n ? (int)w->tile : n, kind = w->param_kind;
     const int bytes = kind == HU_FLOAT32 ? 4 : 2, padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
+    const int placed = in_place(w, n), direct = !any_bad && padded == n;
     uint8_t *param = (uint8_t *)w->param + first * bytes;
-    const int direct = !any_bad && padded == n;
-    const uint8_t *from = (const uint8_t *)t->new_param;
+    const uint8_t *from = (const uint8_t *)(placed ? t->param : t->new_param);
     if (kind != HU_FLOAT32) {
         uint16_t *to = direct ? (uint16_t *)param : (uint16_t *)t->codes;
         const int stochastic = w->param_stochastic;
@@ -274,11 +277,11 @@ static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int 
         from = (const uint8_t *)to;
     }
     if (!any_bad) {
-        if (!direct || kind == HU_FLOAT32) memcpy(param, from, (size_t)(n * bytes));
+        if (!placed && !(direct && kind != HU_FLOAT32)) memcpy(param, from, (size_t)(n * bytes));
         return;
     }
     for (int start = 0; start < n; start += tile)
-        if (!t->bad[start / tile]) {
+        if (t->bad[start / tile] == placed) { /* put the old values back, or the new ones in */
             int count = n - start < tile ? n - start : tile;
             memcpy(param + start * bytes, from + start * bytes, (size_t)(count * bytes));
         }
@@ -332,9 +335,10 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     }
     piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
     piece.param = read_values(w->param, w->param_kind, first, n, 0, t->param);
-    piece.new_param = t->new_param;
+    piece.new_param = in_place(w, n) && !measure ? (float *)w->param + first : t->new_param;
+    piece.old_param = t->param;
     rule_of(w->rule, w->slots, piece.streams)(&piece);
-    const uint32_t all = reduce_maxu(worst);
+    const uint32_t all = reduce_max(worst);
     if (measure) {
         for (int k = 0; k < w->slots; k++) {
             uint32_t of_state = largest_of(t->state[k], t->largest[k], 0, n);
@@ -430,7 +434,7 @@ static void encode_piece(const hu_work *w, int64_t row, int64_t col, int n, cons
     for (int i = n; i < padded; i++) x[i] = 0.0f;
     for (int u = 0; u < padded; u += HU_UNIT) {
         vi largest = seti(0);
-        for (int j = 0; j < HU_UNIT; j += VL) largest = maxu(largest, absi(ldf(x + u + j)));
+        for (int j = 0; j < HU_UNIT; j += VL) largest = maxs(largest, absi(ldf(x + u + j)));
         t->largest[0][u / HU_UNIT] = largest;
         if (w->slot[0].format->stochastic)
             hash_unit(w->first_element + (uint64_t)(first + u), w->slot[0].key, t->words[0] + u);
