@@ -26,6 +26,7 @@ MAX_TILE = 1024
 """Elements that one pass holds (``HU_CAP``); larger tiles take two passes, in which small blocks must fit this."""
 
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
+FINE = 6
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SCALES = {"pow2": 1, "fp32": 2}
 PER = {"block": 0, "row": 1, "tensor": 2}
@@ -110,6 +111,8 @@ def _format(quantizer: Quantizer) -> np.ndarray:
     row["max_bits"] = row["max"].view(np.int32)
     if fmt.kind != "codebook" and not fmt.is_float32:
         row["mantissa_bits"], row["emin_field"], row["fraction"] = grid_constants(fmt)
+        if fmt.kind == "float" and fmt.scaled and row["fraction"] != 24:
+            row["kind"] = FINE
     if fmt.scaled:
         row["scale"], row["top_code"] = SCALES[quantizer.scaling.kind], fmt.max_code
         mantissa, exponent = math.frexp(fmt.max)

@@ -30,6 +30,8 @@ static void decode_float16(const hu_format *f, const uint8_t *codes, const float
 }
 
 #define BLOCKS(body) \
+    const hu_format local = *f; /* which no store below can change */ \
+    f = &local; \
     for (int start = 0; start < n; start += block) { \
         const float scale = *scales++; \
         const int end = n - start < block ? n : start + block; \

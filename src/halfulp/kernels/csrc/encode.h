@@ -92,10 +92,11 @@ INLINE vi high_code(const hu_format *f, vf y, vu word, const int bits, const int
     return code | (bits == 8 ? pattern & (int32_t)0x80000000 : (vi)((vu)pattern >> 4) & 0x08000000);
 }
 
-INLINE void encode_impl(const hu_format *f, const float *x, const float *inverses, int block, const uint32_t *words,
+INLINE void encode_impl(const hu_format *given, const float *x, const float *inverses, int block, const uint32_t *words,
                         uint8_t *codes, int n, const int kind, const int bits, const int is_signed,
                         const int stochastic) {
-    const int wide = bits == 16, high = kind == HU_FLOAT && bits <= 8 && stochastic && f->fraction == 24;
+    const hu_format local = *given, *const f = &local; /* which no store below can change */
+    const int wide = bits == 16, high = kind == HU_FLOAT && bits <= 8 && stochastic;
     for (int start = 0; start < n; start += block) {
         vf inverse = setf(wide ? 1.0f : *inverses++);
         int end = n - start < block ? n : start + block;
@@ -129,7 +130,8 @@ static void encode_float32(const hu_format *f, const float *x, const float *inve
     X(name##_un, kind, bits, 0, 0) X(name##_us, kind, bits, 0, 1) X(name##_sn, kind, bits, 1, 0) X(name##_ss, kind, bits, 1, 1)
 #define ENCODERS(X) \
     ENCODERS_OF(X, bfloat16, HU_BFLOAT16, 16) ENCODERS_OF(X, float16, HU_FLOAT16, 16) \
-    ENCODERS_OF(X, float8, HU_FLOAT, 8) ENCODERS_OF(X, float4, HU_FLOAT, 4) ENCODERS_OF(X, int8, HU_INT, 8) \
+    ENCODERS_OF(X, float8, HU_FLOAT, 8) ENCODERS_OF(X, float4, HU_FLOAT, 4) ENCODERS_OF(X, fine8, HU_FINE, 8) \
+    ENCODERS_OF(X, int8, HU_INT, 8) \
     ENCODERS_OF(X, int4, HU_INT, 4) ENCODERS_OF(X, book8, HU_BOOK, 8) ENCODERS_OF(X, book4, HU_BOOK, 4)
 
 #define DEFINE(name, kind, bits, is_signed, stochastic) \

@@ -12,7 +12,8 @@
 #define HU_UNIT 64     /* loops run over multiples of this many elements */
 #define HU_MAX_SLOTS 2
 
-enum { HU_FLOAT32, HU_BFLOAT16, HU_FLOAT16, HU_FLOAT, HU_INT, HU_BOOK, HU_KINDS }; /* how codes are made and read */
+/* How codes are made and read. HU_FINE: a float of 8 bits whose fraction (rounding.py: F) is not 24 bits. */
+enum { HU_FLOAT32, HU_BFLOAT16, HU_FLOAT16, HU_FLOAT, HU_INT, HU_BOOK, HU_FINE };
 enum { HU_SCALE_NONE, HU_SCALE_POW2, HU_SCALE_FP32 };
 enum { HU_PER_BLOCK, HU_PER_ROW, HU_PER_TENSOR };
 enum { HU_ADAM, HU_SGD, HU_LION, HU_RULES };

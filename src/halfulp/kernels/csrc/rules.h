@@ -21,6 +21,8 @@ typedef struct hu_piece {
     int n;
 } hu_piece;
 
+#define AHEAD HU_GROUP /* elements further on that are fetched meanwhile */
+
 typedef void (*rule_fn)(const hu_piece *w);
 
 /* What a loop holds in registers: the pointers and the scalars. */
@@ -33,6 +35,11 @@ typedef struct lanes {
 
 INLINE vf clamp(vf x, vf low, vf high) { return minf(high, maxf(low, x)); } /* a NaN stays */
 
+INLINE void fetch(const lanes *w, int i) {
+    __builtin_prefetch(w->grad + i + AHEAD);
+    __builtin_prefetch(w->param + i + AHEAD, 1);
+}
+
 INLINE lanes adam_start(const hu_piece *w) {
     lanes r = {w->grad, w->param, w->new_param, w->old_param, {w->state[0], w->state[1]}, {}, w->c[ADAM_L2] != 0.0f, 0};
     for (int i = 0; i < 9; i++) r.c[i] = setf(w->c[i]);
@@ -42,6 +49,7 @@ INLINE lanes adam_start(const hu_piece *w) {
 INLINE void adam_lane(const lanes *w, int i, vi *largest, const int slots) {
     (void)slots;
     vf g = ldf(w->grad + i), p = ldf(w->param + i), m = ldf(w->state[0] + i), v = ldf(w->state[1] + i);
+    fetch(w, i);
     stf(w->old_param + i, p);
     if (w->l2) g = g + p * w->c[ADAM_L2];
     m = m + (g - m) * w->c[ADAM_WEIGHT1];
@@ -64,6 +72,7 @@ INLINE lanes sgd_start(const hu_piece *w) {
 
 INLINE void sgd_lane(const lanes *w, int i, vi *largest, const int slots) {
     vf g = ldf(w->grad + i), p = ldf(w->param + i);
+    fetch(w, i);
     stf(w->old_param + i, p);
     if (!slots) largest[0] = maxs(largest[0], absi(g));
     if (w->l2) g = g + p * w->c[SGD_L2];
@@ -86,6 +95,7 @@ INLINE lanes lion_start(const hu_piece *w) {
 INLINE void lion_lane(const lanes *w, int i, vi *largest, const int slots) {
     (void)slots;
     vf g = ldf(w->grad + i), p = ldf(w->param + i), m = ldf(w->state[0] + i);
+    fetch(w, i);
     stf(w->old_param + i, p);
     vf difference = g - m, x = m + difference * w->c[LION_WEIGHT1], zero = setf(0.0f), one = setf(1.0f);
     vf direction = self(ltf(zero, x), one, zero) - self(ltf(x, zero), one, zero);

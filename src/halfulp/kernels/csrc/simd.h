@@ -20,6 +20,8 @@
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
+typedef int32_t v4 __attribute__((vector_size(16))); /* one number for each of four blocks */
+typedef float v4f __attribute__((vector_size(16)));
 
 INLINE vf ldf(const float *p) { vf r; memcpy(&r, p, sizeof r); return r; }
 INLINE void stf(float *p, vf x) { memcpy(p, &x, sizeof x); }
@@ -90,15 +92,23 @@ INLINE int any_above(const uint8_t *codes, int mask, int top) { /* of 64 codes, 
     return _mm512_cmpgt_epu8_mask(x, _mm512_set1_epi8((char)top)) != 0;
 }
 #define HAS_HALF 1
-INLINE void halves(__m512i x, vf *first, vf *second) { /* 32 float16 numbers */
-    *first = (vf)_mm512_cvtph_ps(_mm512_castsi512_si256(x));
-    *second = (vf)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
-}
 INLINE void bytes_to_halves(const uint8_t *codes, int shift, int mask, int is_signed, vf *first, vf *second) {
     __m256i x = _mm256_loadu_si256((const __m256i *)codes);
     __m512i wide = is_signed ? _mm512_cvtepi8_epi16(x) : _mm512_cvtepu8_epi16(x);
-    halves(_mm512_and_si512(_mm512_sll_epi16(wide, _mm_cvtsi32_si128(shift)), _mm512_set1_epi16((short)mask)), first,
-           second);
+    __m256i half[2] __attribute__((aligned(64))); /* conversions from memory are cheaper than from the upper half */
+    wide = _mm512_and_si512(_mm512_sllv_epi16(wide, _mm512_set1_epi16((short)shift)), _mm512_set1_epi16((short)mask));
+    _mm512_store_si512(half, wide);
+    __asm__("" : "+m"(half));
+    *first = (vf)_mm512_cvtph_ps(half[0]);
+    *second = (vf)_mm512_cvtph_ps(half[1]);
+}
+INLINE v4 reduce4(vi a, vi b, vi c, vi d) {
+    __m512i A = (__m512i)a, B = (__m512i)b, C = (__m512i)c, D = (__m512i)d;
+    __m512i ab = _mm512_max_epi32(_mm512_unpacklo_epi32(A, B), _mm512_unpackhi_epi32(A, B));
+    __m512i cd = _mm512_max_epi32(_mm512_unpacklo_epi32(C, D), _mm512_unpackhi_epi32(C, D));
+    __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return (v4)_mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 #elif VL == 8 /* --------------------------------------------------------------------------------------- AVX2 */
 #include <immintrin.h>
@@ -156,6 +166,13 @@ INLINE int any_above(const uint8_t *codes, int mask, int top) {
     return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(x, limit), limit)) != -1;
 }
 #define HAS_HALF 1
+INLINE v4 reduce4(vi a, vi b, vi c, vi d) {
+    __m256i A = (__m256i)a, B = (__m256i)b, C = (__m256i)c, D = (__m256i)d;
+    __m256i ab = _mm256_max_epi32(_mm256_unpacklo_epi32(A, B), _mm256_unpackhi_epi32(A, B));
+    __m256i cd = _mm256_max_epi32(_mm256_unpacklo_epi32(C, D), _mm256_unpackhi_epi32(C, D));
+    __m256i all = _mm256_max_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    return (v4)_mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
 INLINE void bytes_to_halves(const uint8_t *codes, int shift, int mask, int is_signed, vf *first, vf *second) {
     __m128i x = _mm_loadu_si128((const __m128i *)codes);
     __m256i wide = is_signed ? _mm256_cvtepi8_epi16(x) : _mm256_cvtepu8_epi16(x);
@@ -234,6 +251,12 @@ INLINE int any_above(const uint8_t *codes, int mask, int top) {
     return above;
 }
 #define HAS_HALF 0
+INLINE int32_t reduce1(vi x) {
+    int32_t best = 0;
+    for (int i = 0; i < VL; i++) best = x[i] > best ? x[i] : best;
+    return best;
+}
+INLINE v4 reduce4(vi a, vi b, vi c, vi d) { return (v4){reduce1(a), reduce1(b), reduce1(c), reduce1(d)}; }
 #endif
 
 #if VL < 16

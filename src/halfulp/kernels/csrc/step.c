@@ -19,6 +19,8 @@
 #define INF_BITS 0x7f800000u
 
 typedef struct scratch {
+    decode_fn decode[HU_MAX_SLOTS]; /* looked up once for a run of pieces */
+    encode_fn encode[HU_MAX_SLOTS];
     float grad[HU_CAP] ALIGNED, param[HU_CAP] ALIGNED, new_param[HU_CAP] ALIGNED;
     float state[HU_MAX_SLOTS][HU_CAP] ALIGNED;
     uint32_t words[HU_MAX_SLOTS + 1][HU_CAP] ALIGNED;
@@ -72,6 +74,25 @@ static float put_scale(const hu_format *f, uint32_t absmax, void *scale, int64_t
     return bits_float(code ? (254 - code) << 23 : 0);
 }
 
+/* The same for four blocks; the inverses go to `inverses`. */
+static void put_scales4(const hu_format *f, v4 absmax, void *scale, int64_t i, float *inverses) {
+    if (f->scale == HU_SCALE_FP32) {
+        v4f value = (v4f)absmax / f->max;
+        value = (v4f)((v4)value & (value >= 0x1p-126f));
+        v4f inverse = (v4f)((v4)(1.0f / value) & (value > 0.0f));
+        memcpy((float *)scale + i, &value, sizeof value);
+        memcpy(inverses, &inverse, sizeof inverse);
+        return;
+    }
+    v4 code = ((absmax + f->scale_round) >> 23) - f->scale_shift;
+    code = (code & (code > 1)) | (1 & (code <= 1));
+    code = (code & (code < 253)) | (253 & (code >= 253));
+    code = code & (absmax != 0);
+    v4 inverse = ((254 - code) << 23) & (code != 0);
+    memcpy(inverses, &inverse, sizeof inverse);
+    for (int j = 0; j < 4; j++) ((uint8_t *)scale)[i + j] = (uint8_t)code[j];
+}
+
 /* Blocks that the loops of decode.h and encode.h cannot follow are multiplied into the values beforehand. */
 static int follows(int64_t block, int n) { return block >= n || block % HU_UNIT == 0; }
 
@@ -83,7 +104,7 @@ static void multiply_blocks(float *x, const float *factors, int block, int n) {
     }
 }
 
-static void read_slot(const hu_slot *s, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
+static void read_slot(const hu_slot *s, decode_fn decode, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
     const hu_format *f = s->format;
     const uint8_t *codes = (const uint8_t *)s->codes + code_offset(f, row, col, cols);
     const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
@@ -99,10 +120,10 @@ static void read_slot(const hu_slot *s, int64_t row, int64_t col, int64_t cols, 
         for (int i = 0; i * (int64_t)block < n; i++) t->factors[i] = scale_value(f, s->scale, first + i);
     }
     if (follows(block, padded)) {
-        decoder(f)(f, codes, t->factors, block, out, padded);
+        decode(f, codes, t->factors, block, out, padded);
     } else {
         const float one = 1.0f;
-        decoder(f)(f, codes, &one, padded, out, padded);
+        decode(f, codes, &one, padded, out, padded);
         multiply_blocks(out, t->factors, block, n);
     }
     for (int i = n; i < padded; i++) out[i] = 0.0f;
@@ -159,7 +180,18 @@ static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
         const int64_t first = scale_index(s, row, col, w->cols);
         const vi *units = any_bad ? NULL : t->largest[k];
         const int aligned = follows(block, padded);
-        for (int i = 0, start = 0; start < n; i++, start += block) {
+        int i = 0, start = 0;
+        if (aligned && units && block % HU_UNIT == 0 && !(big && wide(s, w->cols)))
+            for (const int a_block = block / HU_UNIT; start + 4 * block <= n; i += 4, start += 4 * block) {
+                vi largest[4];
+                for (int j = 0; j < 4; j++) {
+                    const vi *u = units + start / HU_UNIT + j * a_block;
+                    largest[j] = u[0];
+                    for (int k2 = 1; k2 < a_block; k2++) largest[j] = maxs(largest[j], u[k2]);
+                }
+                put_scales4(f, reduce4(largest[0], largest[1], largest[2], largest[3]), s->scale, first + i, t->factors + i);
+            }
+        for (; start < n; i++, start += block) {
             int64_t at = first + i;
             void *scale = s->scale;
             uint32_t absmax;
@@ -178,11 +210,11 @@ static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
     const int direct = !any_bad && padded == n;
     uint8_t *target = direct ? codes : t->codes;
     if (follows(block, padded)) {
-        encoder(f)(f, x, t->factors, block, words, target, padded);
+        t->encode[k](f, x, t->factors, block, words, target, padded);
     } else {
         const float one = 1.0f;
         multiply_blocks(x, t->factors, block, n);
-        encoder(f)(f, x, &one, padded, words, target, padded);
+        t->encode[k](f, x, &one, padded, words, target, padded);
     }
     if (direct) return;
     if (f->bits == 4 && n % 2) target[n / 2] &= 15; /* the last byte of an odd row is shared with a zero */
@@ -208,7 +240,7 @@ static void write_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
         put_scale(s.format, big->largest[k], &scale, 0);
         s.scale = &scale, s.per = HU_PER_TENSOR;
     }
-    read_slot(&s, row, col, w->cols, n, t, t->state[k]);
+    read_slot(&s, t->decode[k], row, col, w->cols, n, t, t->state[k]);
     count_stalled(&s, t->state[k], t->old[k], (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT);
 }
 
@@ -320,7 +352,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         const hu_slot *s = &w->slot[k];
         piece.state[k] = t->state[k];
         piece.largest[k] = t->largest[k];
-        read_slot(s, row, col, w->cols, n, t, t->state[k]);
+        read_slot(s, t->decode[k], row, col, w->cols, n, t, t->state[k]);
         if (s->counts && !measure) memcpy(t->old[k], t->state[k], 4 * (size_t)piece.n);
         if (s->format->stochastic && !measure) {
             hu_stream *stream = &piece.stream[piece.streams++];
@@ -399,6 +431,8 @@ static int64_t units(const hu_work *w) {
 
 static void run(const hu_work *w, int64_t unit, int64_t last) {
     scratch t;
+    for (int k = 0; k < w->slots; k++)
+        t.decode[k] = decoder(w->slot[k].format), t.encode[k] = encoder(w->slot[k].format);
     if (w->tile > w->cols) {
         do_big_tile(w, 0, 0, w->rows, w->cols, &t);
         return;
@@ -415,13 +449,14 @@ static void run(const hu_work *w, int64_t unit, int64_t last) {
 /* The codec alone: a whole state to fp32 and back. */
 static void decode_all(const hu_slot *s, int64_t rows, int64_t cols, float *out) {
     scratch t;
+    const decode_fn decode = decoder(s->format);
     const int length = s->block && s->block <= HU_CAP ? (int)(HU_CAP / s->block * s->block) : HU_CAP;
     const int64_t edge = s->block && s->block < cols ? s->block : cols; /* pieces end where a large block does */
     for (int64_t row = 0; row < rows; row++)
         for (int64_t col = 0, n; col < cols; col += n) {
             n = cols - col < length ? cols - col : length;
             if (edge > HU_CAP && n > edge - col % edge) n = edge - col % edge;
-            read_slot(s, row, col, cols, (int)n, &t, t.state[0]);
+            read_slot(s, decode, row, col, cols, (int)n, &t, t.state[0]);
             memcpy(out + row * cols + col, t.state[0], 4 * (size_t)n);
         }
 }
@@ -451,6 +486,7 @@ static void encode_all(const hu_slot *s, int64_t rows, int64_t cols, uint64_t fi
     scratch t;
     hu_work w = {.rows = rows, .cols = cols, .tile = HU_CAP, .first_element = first_element, .slots = 1, .slot = {*s}};
     const int large = wide(s, cols), length = !s->block || large ? HU_CAP : (int)(HU_CAP / s->block * s->block);
+    t.encode[0] = encoder(s->format);
     const int64_t rows_a_block = s->block > cols ? rows : 1, edge = large && s->block < cols ? s->block : cols;
     for (int64_t row = 0; row < rows; row += rows_a_block)
         for (int64_t col = 0; col < cols; col += edge) {
