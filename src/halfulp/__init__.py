@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halfulp import averaging as averaging
     from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
     from halfulp.checkpoint.files import load_optimizer as load_optimizer
     from halfulp.checkpoint.files import save_optimizer as save_optimizer
@@ -62,6 +63,8 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "averaging":
+        return importlib.import_module("halfulp.averaging")
     if name not in _HOME:
         raise AttributeError(f"module 'halfulp' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"halfulp.{_HOME[name]}"), name)

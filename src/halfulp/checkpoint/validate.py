@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from halfulp.engine import RuleOptimizer
     from halfulp.state import EmaState
 
-__all__ = ["validate"]
+__all__ = ["count", "tensor_entries", "validate"]
 
 
 def validate(
@@ -92,13 +92,14 @@ def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, sav
     if set(saved) != expected:
         raise ValueError(f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}")
     for key in ("step", *(s.age_key for s in states)):
-        entries[key] = _count(label, key, saved[key])
+        entries[key] = count(label, key, saved[key])
     for state in states:
-        _tensor_entries(label, state, saved, param.device)
+        tensor_entries(label, state, saved, param.device)
     return entries
 
 
-def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: torch.device) -> None:
+def tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: torch.device) -> None:
+    """Copy the saved codes and scales of one state into its entries; ``ValueError`` where they do not fit."""
     q = state.quantizer
     wanted = [(state.slot.name, q.codes_shape(state.shape), storage_dtype(q.format))]
     scale = q.scale_shape(state.shape)
@@ -114,7 +115,8 @@ def _tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: 
         state.entries[key] = tensor.detach().to(device, copy=True)
 
 
-def _count(label: str, key: str, value: Any) -> int:
+def count(label: str, key: str, value: Any) -> int:
+    """A saved number of steps as an integer; ``ValueError`` for anything else."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):

@@ -1,0 +1,239 @@
+"""How much of an average is kept at each update: schedules, and rules that turn one decay into another.
+
+A schedule is any function of the number of the update, from 1; these are frozen dataclasses with a readable form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = [
+    "Cosine", "Decay", "Linear", "MeanTeacher", "PowerLaw", "Ramp", "Uniform", "Warmup", "as_decay", "half_life",
+    "power_exponent", "power_width", "scale_decay",
+]  # fmt: skip
+
+Decay = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class _Constant:
+    decay: float
+
+    def __call__(self, n: int) -> float:
+        return self.decay
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """``clamp(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, decay)``, and 0 in the first update.
+
+    The warm-up of ema-pytorch and of Crowson's k-diffusion. With `power` 2/3 a decay of 0.9999 is reached at about a
+    million updates, with 3/4 at 215 000; 1 gives the uniform mean until `decay` is reached.
+    """
+
+    decay: float = 0.9999
+    inv_gamma: float = 1.0
+    power: float = 2 / 3
+    min_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.decay)
+        if self.inv_gamma <= 0 or self.power <= 0:
+            raise ValueError(f"inv_gamma and power are positive, got {self.inv_gamma} and {self.power}")
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        if n <= 1:
+            return 0.0
+        return min(max(1 - (1 + (n - 1) / self.inv_gamma) ** -self.power, self.min_decay), self.decay)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """``min(decay, (1 + n) / (10 + n))``: the ramp of TensorFlow and diffusers."""
+
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _check(self.decay)
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        return min(self.decay, (1 + n) / (10 + n))
+
+
+@dataclass(frozen=True)
+class MeanTeacher:
+    """``min(1 - 1 / n, decay)``: the uniform mean until `decay` is reached (Tarvainen & Valpola, arXiv 1703.01780)."""
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check(self.decay)
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        return min(1 - 1 / n, self.decay)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """``1 - 1 / (n + 1)``, or ``1 - 1 / n`` where the start does not count: the running mean of SWA (arXiv 1803.05407).
+
+    Parameters
+    ----------
+    counts_start
+        Whether the weights that the average started from are one of those averaged.
+    """
+
+    counts_start: bool = False
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        return n / (n + 1) if self.counts_start else 1 - 1 / n
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """``(1 - 1 / n) ** (gamma + 1)``: the averaging window is a fixed share of the training so far.
+
+    Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696. The weight of
+    step ``i`` in the average of step ``n`` grows as ``i ** gamma``; the width of that profile relative to ``n`` is
+    `sigma`, between 0 and ``1 / sqrt(12)``.
+
+    Parameters
+    ----------
+    gamma
+        Exponent; 0 is the uniform mean.
+
+    Examples
+    --------
+    >>> round(PowerLaw.of_width(0.1).gamma, 4)
+    6.9372
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise ValueError(f"gamma is at least 0, got {self.gamma}")
+
+    @classmethod
+    def of_width(cls, sigma: float) -> PowerLaw:
+        """The profile whose standard deviation is `sigma` of the training so far."""
+        return cls(power_exponent(sigma))
+
+    @property
+    def sigma(self) -> float:
+        """Relative width."""
+        return power_width(self.gamma)
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        return (1 - 1 / n) ** (self.gamma + 1)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` in `steps` updates, in a straight line; `end` from there on."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check(self.start, self.end, steps=self.steps)
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        return self.start + (self.end - self.start) * min(max(n - 1, 0) / max(self.steps - 1, 1), 1.0)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `start` to `end` in `steps` updates, along half a cosine (BYOL and DINO: to 1); `end` from there on."""
+
+    start: float = 0.996
+    end: float = 1.0
+    steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        _check(self.start, self.end, steps=self.steps)
+
+    def __call__(self, n: int) -> float:
+        """Decay of update `n`."""
+        share = min(max(n - 1, 0) / max(self.steps - 1, 1), 1.0)
+        return self.end - (self.end - self.start) * (math.cos(math.pi * share) + 1) / 2
+
+
+def as_decay(decay: float | Decay) -> Decay:
+    """A schedule from a number or a schedule."""
+    if callable(decay):
+        return decay
+    _check(decay)
+    return _Constant(float(decay))
+
+
+def _check(*decays: float, steps: int = 1) -> None:
+    for decay in decays:
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 <= decay <= 1.0:
+            raise ValueError(f"a decay lies between 0 and 1 (a schedule is a function of the update), got {decay!r}")
+    if steps < 1:
+        raise ValueError(f"a schedule takes at least one update, got {steps}")
+
+
+def scale_decay(decay: float, batch_ratio: float) -> float:
+    """Decay that keeps the dynamics of an EMA when the batch grows by a factor: ``decay ** batch_ratio``.
+
+    Busbridge et al., How to Scale Your EMA, arXiv 2307.13813. The optimizer follows its own rule (SGD: ``lr`` times the
+    factor; Adam: times its square root). The smaller decay also loses fewer updates.
+
+    Examples
+    --------
+    >>> round(scale_decay(0.999, 8), 6)
+    0.992028
+    """
+    _check(decay)
+    if not batch_ratio > 0:
+        raise ValueError(f"the ratio of batch sizes is positive, got {batch_ratio}")
+    return float(decay**batch_ratio)
+
+
+def half_life(decay: float) -> float:
+    """Updates after which half of an average is left: ``log(1/2) / log(decay)``.
+
+    Examples
+    --------
+    >>> round(half_life(0.999), 1)
+    692.8
+    """
+    _check(decay)
+    if decay in (0.0, 1.0):
+        return 0.0 if decay == 0.0 else math.inf
+    return math.log(0.5) / math.log(decay)
+
+
+def power_width(gamma: float) -> float:
+    """Relative width of the power profile of an exponent: ``sqrt((g + 1) / ((g + 2)^2 (g + 3)))``."""
+    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+
+
+def power_exponent(sigma: float) -> float:
+    """Exponent of the power profile of a relative width: the root of ``power_width(gamma) == sigma``.
+
+    Raises
+    ------
+    ValueError
+        Outside ``(0, 1 / sqrt(12)]``, the width of the uniform mean.
+    """
+    if not 0 < sigma <= power_width(0.0):
+        raise ValueError(f"a relative width lies in (0, {power_width(0.0):.4f}], got {sigma}")
+    low, high = 0.0, 1.0
+    while power_width(high) > sigma:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power_width(middle) > sigma else (low, middle)
+    return (low + high) / 2

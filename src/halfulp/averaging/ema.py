@@ -1,0 +1,173 @@
+"""Exponential moving averages of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.averaging.base import Buffers, Model, WeightAverage
+from halfulp.averaging.decay import Decay, Uniform, as_decay
+
+__all__ = ["EMA", "SWA"]
+
+
+class EMA(WeightAverage):
+    """Exponential moving average of a model's weights, stored in any format.
+
+    ``average <- average + (live - average) * (1 - decay)``, in fp32, then rounded to the format. With a decay of 0.999
+    and more, a bf16 average under nearest rounding is frozen: its updates are smaller than half a unit in the last
+    place. Stochastic rounding keeps it moving, in 8 bits too.
+
+    Parameters
+    ----------
+    model
+        A module, or its named parameters (a mapping or pairs).
+    decay
+        A number, or a function of the number of the update, from 1 (:mod:`halfulp.averaging.decay`).
+    state, rounding
+        As for the optimizers; see ``docs/averaging.md`` for what the formats lose.
+    update_after_step
+        Until then the average is a copy of the weights.
+    update_every
+        Steps from one update to the next. The decay is per update.
+    buffers, ignore
+        See :class:`~halfulp.averaging.base.WeightAverage`.
+    difference
+        Store the difference to the live weights instead of the average. Needs :meth:`before_step` (or :meth:`attach`),
+        and a copy of the weights during the optimizer's step.
+    seed, scale, block_size, min_size, keep_fp32, backend
+        As for the optimizers.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> model = torch.nn.Linear(64, 64)
+    >>> ema = halfulp.averaging.EMA(model, decay=0.999, state="8bit")
+    >>> _ = torch.nn.init.zeros_(model.weight)      # a step of the optimizer
+    >>> ema.update()
+    >>> with ema.swap():                             # the model has the averaged weights here
+    ...     output = model(torch.ones(1, 64))
+    >>> bool((model.weight == 0).all())
+    True
+    """
+
+    kind = "ema"
+
+    def __init__(
+        self,
+        model: Model,
+        decay: float | Decay = 0.9999,
+        *,
+        state: Any = "8bit",
+        rounding: str = "stochastic",
+        update_after_step: int = 0,
+        update_every: int = 1,
+        buffers: Buffers = "live",
+        ignore: Iterable[str] = (),
+        difference: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.decay = as_decay(decay)
+        if update_every < 1 or update_after_step < 0:
+            raise ValueError(
+                f"update_every is at least 1 and update_after_step at least 0, got {update_every}, {update_after_step}"
+            )
+        self.update_every, self.update_after_step, self.difference = update_every, update_after_step, difference
+        self._before: dict[str, Tensor] | None = None
+        self._hooks: list[Any] = []
+        super().__init__(
+            model, buffers=buffers, ignore=ignore, state=state, rounding=rounding, seed=seed, difference=difference,
+            **options,
+        )  # fmt: skip
+
+    def update(self, model: Model | None = None) -> None:
+        """Count a step, and move the average if it is due; call it after the optimizer's step.
+
+        Parameters
+        ----------
+        model
+            Where to take the weights from; the live model without.
+        """
+        self._refuse_while_swapped("update")
+        live = self.live if model is None else self.pick(model)
+        self.step += 1
+        if self.step <= self.update_after_step:
+            self.store.copy_from(live)
+            self._before = None
+            return
+        if self.difference and self._before is None:
+            self.step -= 1
+            raise RuntimeError(
+                "an average that is stored as a difference needs the weights before the optimizer's step: call "
+                "before_step() before it, or attach(optimizer) once"
+            )
+        if (self.step - self.update_after_step) % self.update_every:
+            if self.difference:
+                self.store.update(live, 1.0, self.step, self._before)
+                self._before = None
+            return
+        self.updates += 1
+        self.store.update(live, self.decay(self.updates), self.step, self._before)
+        self._before = None
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Keep a copy of the live weights until :meth:`update` (only where the difference is stored)."""
+        if self.difference:
+            self._before = {n: t.detach().clone() for n, t in self.live.items()}
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update after every step of an optimizer from now on, until :meth:`detach`."""
+        self._hooks += [
+            optimizer.register_step_pre_hook(lambda *_: self.before_step()),
+            optimizer.register_step_post_hook(lambda *_: self.update()),
+        ]
+
+    def detach(self) -> None:
+        """Stop following the optimizers of :meth:`attach`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def value(self, name: str) -> Tensor:
+        """The average of a name in fp32 (this process's part, of a DTensor)."""
+        stored = self.store.read(name)
+        if not self.difference:
+            return stored
+        from halfulp.averaging.shards import local_part
+
+        return local_part(self.live[name]).tensor.float() + stored
+
+    def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {} if self.difference else super()._exchangeable(live)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers: the stored averages, the counts, and how they are stored."""
+        return {**super().state_dict(), "difference": self.difference}
+
+    def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
+        if bool(state_dict.get("difference")) != self.difference:
+            raise ValueError(f"the state_dict has difference={state_dict.get('difference')}, not {self.difference}")
+
+
+class SWA(EMA):
+    """Stochastic weight averaging: the uniform mean of the weights at each update (Izmailov et al., arXiv 1803.05407).
+
+    Call :meth:`update` once an epoch, or every ``update_every`` steps, in the part of training that is to be averaged.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> model = torch.nn.Linear(2, 1)
+    >>> swa = halfulp.averaging.SWA(model, state="bf16")
+    >>> swa.update()
+    """
+
+    kind = "swa"
+
+    def __init__(self, model: Model, **options: Any) -> None:
+        super().__init__(model, Uniform(), **options)

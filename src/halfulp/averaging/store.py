@@ -1,0 +1,233 @@
+"""Averaged tensors in any storage format: what every average of this package is built on.
+
+An :class:`AverageStore` keeps one state of each tensor of a model, with the quantizers, random bits and kernels of the
+optimizer states; the update is a rule (:mod:`halfulp.rules.average`) that runs through :mod:`halfulp.kernels.dispatch`.
+It holds no reference to the model: tensors are handed in by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp._log import log_once
+from halfulp.averaging.shards import Part, local_part
+from halfulp.checkpoint.validate import count, tensor_entries
+from halfulp.engine import PARAM_DTYPES
+from halfulp.formats import Format
+from halfulp.kernels import dispatch
+from halfulp.kernels.work import Work
+from halfulp.memory import MemoryReport, MemoryRow
+from halfulp.quantizer import Quantizer
+from halfulp.rng import random_bits, slot_id, stream_keys
+from halfulp.rules.average import DIFFERENCE, EMA
+from halfulp.rules.base import fp32
+from halfulp.state import EmaState
+from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
+
+__all__ = ["FORMATS", "AverageStore", "Tensors"]
+
+Tensors = Mapping[str, Tensor]
+
+FORMATS: dict[str, str] = {}
+"""Friendly names that mean another format for weights than for optimizer states; see ``docs/averaging.md``."""
+
+
+@dataclass
+class _Averaged:
+    """One averaged tensor: its number, its storage, and why it stays in fp32 if it does."""
+
+    index: int
+    state: EmaState
+    kept_fp32: str | None
+
+
+class AverageStore:
+    """Averages of named tensors, stored in any format.
+
+    Parameters
+    ----------
+    tensors
+        What is averaged, by name: float32, bfloat16 or float16; plain tensors or DTensors cut along dimension 0. The
+        averages start as copies of them. Their order numbers the random streams.
+    state, rounding
+        As for the optimizers: a format name, a :class:`~halfulp.formats.Format` or a
+        :class:`~halfulp.quantizer.Quantizer`; ``"stochastic"`` or ``"nearest"``.
+    storage
+        Scales, and which tensors stay in fp32.
+    seed
+        Of the random bits.
+    difference
+        Store the difference to the live tensors instead of the averages themselves.
+    backend
+        As for the optimizers.
+    label
+        Name of the random stream; averages that live side by side take different ones.
+    """
+
+    def __init__(
+        self,
+        tensors: Tensors,
+        *,
+        state: Any = "8bit",
+        rounding: str = "stochastic",
+        storage: StorageOptions | None = None,
+        seed: int = 0,
+        difference: bool = False,
+        backend: str | None = None,
+        label: str = "average",
+    ) -> None:
+        dispatch.check_backend(backend)
+        self.storage = storage or StorageOptions()
+        self.rule = DIFFERENCE if difference else EMA
+        self.seed, self.backend, self.label = seed, backend, label
+        (self.slot,) = self.rule.slots({})
+        wanted = FORMATS.get(state, state) if isinstance(state, str) else state
+        if not isinstance(wanted, (str, Format, Quantizer)):
+            raise ValueError(f"an average is stored as a format name, a Format or a Quantizer; got {state!r}")
+        (self.quantizer,) = slot_quantizers((self.slot,), wanted, rounding, self.storage)
+        self.skipped: dict[str, int] = {}
+        """Elements left as they were because a live value was not finite: name -> count over all updates."""
+        self._averaged: dict[str, _Averaged] = {}
+        for index, (name, tensor) in enumerate(tensors.items()):
+            self._averaged[name] = self._create(index, name, tensor)
+
+    def _create(self, index: int, name: str, tensor: Tensor) -> _Averaged:
+        if tensor.dtype not in PARAM_DTYPES:
+            raise ValueError(f"averages are of float32, bfloat16 or float16 tensors; {name} is {tensor.dtype}")
+        reason = None if self.quantizer.format.is_float32 else fp32_reason(tensor, name, self.storage)
+        if reason is not None:
+            log_once(f"the average of {name} stays in float32: {reason}")
+        part = local_part(tensor)
+        if part.first_element and self.quantizer.format.scaled and self.quantizer.scaling.per == "tensor":
+            raise ValueError("one scale for a whole tensor cannot be kept on shards: use a scale per block or row")
+        state = EmaState(self.slot, self.quantizer if reason is None else FLOAT32, part.tensor.shape, {})
+        state.create(part.tensor)
+        return _Averaged(index, state, reason)
+
+    # ---------------------------------------------------------------- reading
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._averaged)
+
+    def __len__(self) -> int:
+        return len(self._averaged)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._averaged
+
+    def state_of(self, name: str) -> EmaState:
+        """Storage of one average; ``KeyError`` for a name that is not averaged."""
+        if name not in self._averaged:
+            raise KeyError(f"{name!r} is not averaged")
+        return self._averaged[name].state
+
+    def read(self, name: str) -> Tensor:
+        """What is stored of a name, decoded to fp32 (this process's part, of a DTensor)."""
+        return self.state_of(name).read()
+
+    # ---------------------------------------------------------------- writing
+
+    @torch.no_grad()
+    def update(self, tensors: Tensors, decay: float, step: int, before: Tensors | None = None) -> None:
+        """Move every average towards its live tensor.
+
+        Parameters
+        ----------
+        tensors
+            Live tensors by name; every averaged name must be there.
+        decay
+            Of this update: ``average <- average + (live - average) * (1 - decay)``.
+        step
+            Number of the update, from 1: the random bits follow it.
+        before
+            Live tensors before the optimizer's step, where differences are stored.
+        """
+        scalars = {k: fp32(v) for k, v in self.rule.scalars({"decay": decay}, {}).items()}
+        names = list(self._averaged)
+        keys = stream_keys(self.seed, [[a.index] for a in self._averaged.values()], [slot_id(self.label)], step)
+        works = []
+        for name, key in zip(names, keys.reshape(-1, 2).tolist(), strict=True):
+            state = self._averaged[name].state
+            live = self._part(name, tensors)
+            param = live.tensor if before is None else self._part(name, before).tensor
+            state.age += 1
+            slot_keys = [(key[0], key[1]), (0, 0)]
+            works.append(
+                Work(self.rule, param, live.tensor, (state,), scalars, "nearest", slot_keys, live.first_element)
+            )
+        dispatch.step(self.rule, works, self.backend)
+        for name, work in zip(names, works, strict=True):
+            if work.skipped:
+                self.skipped[name] = self.skipped.get(name, 0) + work.skipped
+                log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
+
+    def _part(self, name: str, tensors: Tensors) -> Part:
+        if name not in tensors:
+            raise KeyError(f"{name!r} is averaged, and is not among the tensors given")
+        part = local_part(tensors[name])
+        shape = self._averaged[name].state.shape
+        if part.tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(part.tensor.shape)}, its average {tuple(shape)}")
+        tensor = part.tensor
+        return part if tensor.is_contiguous() else replace(part, tensor=tensor.contiguous())
+
+    @torch.no_grad()
+    def copy_from(self, tensors: Tensors) -> None:
+        """Start again from given tensors, rounded to nearest; ages go to zero. Differences become zero."""
+        for name, averaged in self._averaged.items():
+            averaged.state.reset_(self._part(name, tensors).tensor)
+
+    @torch.no_grad()
+    def write(self, name: str, values: Tensor, step: int, first_element: int = 0) -> None:
+        """Store fp32 values under a name, rounded as the store rounds, with the random bits of a step."""
+        state = self.state_of(name)
+        words = None
+        if state.quantizer.stochastic:
+            key = stream_keys(self.seed, self._averaged[name].index, slot_id(f"{self.label}/write"), step)
+            words = random_bits(key, first_element, values.numel(), values.device).reshape(values.shape)
+        codes, scale = state.quantizer.quantize(values.contiguous(), words)
+        state.codes.copy_(codes)
+        if scale is not None and state.scale is not None:
+            state.scale.copy_(scale)
+
+    # ---------------------------------------------------------------- memory and checkpoints
+
+    def memory(self) -> MemoryReport:
+        """Bytes of each average and in all, by format; and what stays in fp32, and why."""
+        rows = tuple(
+            MemoryRow(n, a.state.slot.name, tuple(a.state.shape), a.state.quantizer.spec, a.state.bytes(), a.kept_fp32)
+            for n, a in self._averaged.items()
+        )
+        return MemoryReport(rows, sum(a.state.shape.numel() for a in self._averaged.values()))
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Name -> codes, scales and age. The tensors are the store's own, as in ``torch.nn.Module.state_dict``."""
+        return {name: dict(a.state.entries) for name, a in self._averaged.items()}
+
+    def validate(self, saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Entries to be loaded, copied to their devices; ``ValueError`` saying what does not fit."""
+        if set(saved) != set(self._averaged):
+            missing, extra = sorted(set(self._averaged) - set(saved)), sorted(set(saved) - set(self._averaged))
+            raise ValueError(f"the averages saved are of another model: missing {missing}, unknown {extra}")
+        checked = {}
+        for name, averaged in self._averaged.items():
+            state, entries = averaged.state, dict(saved[name])
+            wanted = {state.slot.name, state.age_key} | ({state.scale_key} if state.quantizer.format.scaled else set())
+            if set(entries) != wanted:
+                raise ValueError(f"{name}: saved are {sorted(entries)}, this average has {sorted(wanted)}")
+            fresh = EmaState(state.slot, state.quantizer, state.shape, {})
+            fresh.entries[state.age_key] = count(name, state.age_key, entries[state.age_key])
+            tensor_entries(name, fresh, entries, state.codes.device)
+            checked[name] = fresh.entries
+        return checked
+
+    def load(self, checked: Mapping[str, dict[str, Any]]) -> None:
+        """Take over what :meth:`validate` gave."""
+        for name, averaged in self._averaged.items():
+            averaged.state.entries.clear()
+            averaged.state.entries.update(checked[name])
