@@ -53,7 +53,8 @@ def draw(comparison: Comparison, path: Path) -> None:
         left.set(ylim=(0, 1.02), xlabel="step")
         left.set_title("Updates of Adam's second moment that rounding loses", loc="left", fontweight="bold")
         left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-        left.text(0.99, 0.02, "lines: predicted    dots: measured", transform=left.transAxes, ha="right", color="#555")
+        note: Any = {"ha": "center", "color": "#444", "bbox": {"color": "white", "pad": 2}}
+        left.text(0.72, 0.05, "lines: predicted    dots: measured", transform=left.transAxes, **note)
         _label_ends(left, ends)
         right.axhline(1, color=COLOURS[32], linewidth=1, zorder=0)
         ends = [_ratio(right, a) for a in arms]
@@ -114,5 +115,12 @@ def _label_ends(axes: Any, ends: list[tuple[ArmResult, float, float]]) -> None:
             va="center",
             color=_look(arm)["color"],
             fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": _look(arm)["color"], "alpha": 0.5, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _look(arm)["color"],
+                "alpha": 0.5,
+                "relpos": (0.0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 0,
+            },
         )

@@ -92,12 +92,12 @@ class _Glance:
 
 def _glance(a: ArmResult) -> _Glance:
     series, summary = a.shown.slots["exp_avg_sq"], a.shown.summary
-    ratio = series.ratio[-1]
+    ratio = series.late(series.ratio)
     place = 50.0 + 25.0 * math.log2(ratio) if 0 < ratio < math.inf else 50.0
     size = None if summary is None else summary["bytes_per_parameter"]
     return _Glance(
         a.arm.label, style(a.arm), series.mean_stalled(), series.mean_predicted(), ratio,
-        min(max(place, 0.0), 100.0), series.off_2x[-1], size,
+        min(max(place, 0.0), 100.0), series.late(series.off_2x), size,
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _table(comparison: Comparison) -> list[list[str]]:
     rows = [
         [
             "arm", "bytes / parameter", "reset", "v stalled, run", "predicted", "v stalled, end", "m stalled, end",
-            "v lag (ln)", "v off 2×", "learning rate", "validation loss", "less fp32, paired", "diverged",
+            "v lag (ln), end", "v off 2×, end", "learning rate", "validation loss", "less fp32, paired", "diverged",
         ]
     ]  # fmt: skip
     for a in comparison.arms:

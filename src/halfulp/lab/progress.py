@@ -102,14 +102,14 @@ class ProgressView:
             title_style="",
         )
         table.add_column("arm", no_wrap=True)
-        table.add_column("progress", width=18)
-        for heading in ("step", "loss", "validation", "stalled v", "tokens/s", "left"):
+        table.add_column("progress", width=10)
+        for heading in ("step", "loss", "valid.", "stalled v", "tokens/s", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
         for s in statuses:
             mark = MARKS.get(s.state)
             if s.diverged:
                 mark = "[red]diverged"
-            bar = ProgressBar(total=self.config.steps, completed=s.step, width=18)
+            bar = ProgressBar(total=self.config.steps, completed=s.step, width=10)
             left = "-"
             if s.state == "running" and s.tokens_per_second:
                 tokens = (self.config.steps - s.step) * self.config.batch * self.config.context

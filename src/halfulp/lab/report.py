@@ -28,16 +28,23 @@ def write_report(folder: Path, console: Console | None = None) -> Path:
     write_text(page, build_page(comparison))
     if console is not None:
         console.print(_table(comparison))
+        console.print()
         for sentence in shows(comparison):
             console.print(f"- {sentence}", highlight=False)
     return page
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, title="[bold]second moment", title_justify="left", title_style="")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title="[bold]second moment of each arm",
+        title_justify="left",
+        title_style="",
+    )
     table.add_column("arm", no_wrap=True)
-    for heading in ("updates lost", "predicted", "stored / fp32", "off 2x", "bytes/param", "validation"):
-        table.add_column(heading, justify="right")
+    for heading in ("lost", "predicted", "v / fp32", "off 2x", "bytes", "validation"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for a in comparison.arms:
         series, summary, final = a.shown.slots["exp_avg_sq"], a.shown.summary, a.final
         predicted = series.mean_predicted()
@@ -48,8 +55,8 @@ def _table(comparison: Comparison) -> Table:
             a.arm.label,
             f"{series.mean_stalled():.1%}",
             "-" if predicted is None else f"{predicted:.1%}",
-            f"{series.ratio[-1]:.3g}",
-            f"{series.off_2x[-1]:.1%}",
+            f"{series.late(series.ratio):.2f}",
+            f"{series.late(series.off_2x):.1%}",
             "-" if summary is None else f"{summary['bytes_per_parameter']:.2f}",
             loss if not a.diverged else f"{loss} ({a.diverged} diverged)",
         )

@@ -64,6 +64,11 @@ class SlotSeries:
         predicted = self.predicted(list(range(1, self.steps[-1] + 1)))
         return None if predicted is None else float(np.mean(predicted))
 
+    def late(self, values: list[float]) -> float:
+        """Mean of some of the series over the second half of the run, so that it does not hang on the last reset."""
+        every = np.arange((self.steps[-1] + 1) // 2, self.steps[-1] + 1)
+        return float(np.interp(every, self.steps, values).mean())
+
     def miss(self, from_age: int = 10) -> float | None:
         """Mean distance of measured from predicted, over the measured steps at ages from `from_age` on."""
         predicted = self.predicted(self.steps)

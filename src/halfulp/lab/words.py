@@ -82,17 +82,16 @@ def _reset(a: ArmResult, comparison: Comparison) -> str:
 
 
 def _off(low: list[ArmResult]) -> list[str]:
+    late = [(a, s.late(s.off_2x), s.late(s.ratio)) for a in low for s in (_second(a),)]
     parts = [
-        f"{a.arm.label} {percent(_second(a).off_2x[-1])} (mean {times(_second(a).ratio[-1])} that of fp32)"
-        for a in low
-        if _second(a).off_2x[-1] >= 0.02
+        f"{a.arm.label} {percent(off)} (mean {times(ratio)} that of fp32)" for a, off, ratio in late if off >= 0.02
     ]
-    fine = [a.arm.label for a in low if _second(a).off_2x[-1] < 0.02]
+    fine = [a.arm.label for a, off, _ in late if off < 0.02]
     out = []
     if parts:
         out.append(
-            "Second moments that are, at the end, more than a factor of two away from what fp32 would hold on the same "
-            f"gradients: {', '.join(parts)}."
+            "Second moments more than a factor of two away from what fp32 would hold on the same gradients, on average "
+            f"over the second half of the run: {', '.join(parts)}."
         )
     if fine:
         out.append(f"Under 2 % are that far off in {', '.join(fine)}.")
@@ -100,19 +99,16 @@ def _off(low: list[ArmResult]) -> list[str]:
 
 
 def _prediction(low: list[ArmResult]) -> str:
-    misses = [(miss, a) for a in low if (miss := _second(a).miss()) is not None]
-    if not misses:
+    gaps = [(abs(p - _second(a).mean_stalled()), a) for a in low if (p := _second(a).mean_predicted()) is not None]
+    misses = [miss for a in low if (miss := _second(a).miss()) is not None]
+    if not gaps or not misses:
         return ""
-    worst, arm = max(misses, key=lambda item: item[0])
-    text = (
-        f"From age 10 on, the predicted and the measured stalled fraction of the second moment differ by "
-        f"{sum(m for m, _ in misses) / len(misses) * 100:.1f} points on average"
+    worst, arm = max(gaps, key=lambda item: item[0])
+    return (
+        f"Over the whole run, predicted and measured shares differ by at most {worst * 100:.1f} points "
+        f"({arm.arm.label}); step by step, from age 10 on, by {sum(misses) / len(misses) * 100:.1f} on average. Theory "
+        "takes Gaussian gradients of constant scale, and these are neither."
     )
-    if len(misses) > 1:
-        text += f", by {worst * 100:.1f} in {arm.arm.label}, the worst"
-    if worst > 0.03:
-        text += ". Theory takes Gaussian gradients of constant scale; these are neither"
-    return text + "."
 
 
 def _memory(comparison: Comparison) -> str:
@@ -173,7 +169,7 @@ def cannot_show(comparison: Comparison) -> list[str]:
     tokens = config.steps * config.batch * config.context
     out = [
         f"Which format trains best. The model is small and saw {tokens / 1e6:.1f} million tokens; differences between "
-        "formats at this scale are of the size of seed noise, and nothing here is ranked by the loss.",
+        "formats at this scale are hardly larger than seed noise, and nothing here is ranked by the loss.",
     ]
     if len(config.lrs) == 1:
         out.append(
