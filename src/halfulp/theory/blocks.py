@@ -96,10 +96,10 @@ class BlockLaw:
     zeros, smallest
         Share of codes that are zero, and that are the smallest positive value (where ``zero_floor`` puts what would
         become zero).
-    root, inverse_root, inverse
-        ``E v**0.5``, ``E v**-0.5``, ``E 1/v`` in units of each element's scale, over ``v > 0``.
-    beta
-        Decay.
+    adam
+        ``E v**0.5``, ``E v**-0.5``, ``E 1/v`` in units of each element's scale, over ``v > 0``: ``(ages, 3)``.
+    beta, drive
+        Of the blocks.
     """
 
     ages: npt.NDArray[np.int64]
@@ -107,10 +107,13 @@ class BlockLaw:
     lag: Array
     zeros: Array
     smallest: Array
-    root: Array
-    inverse_root: Array
-    inverse: Array
+    adam: Array
     beta: float
+    drive: Drive
+
+    def moment(self, name: str) -> Array:
+        """``"root"``, ``"inverse_root"`` or ``"inverse"`` at each age."""
+        return np.asarray(self.adam[:, ("root", "inverse_root", "inverse").index(name)])
 
 
 def block_law(blocks: Blocks, steps: int, *, paths: int | None = None, seed: int = 0) -> BlockLaw:
@@ -159,8 +162,7 @@ def _block_law(blocks: Blocks, steps: int, paths: int, seed: int) -> BlockLaw:
     lag[0] = 0.0
     if blocks.rounding == "stochastic":  # unbiased whatever the scale does, since no value exceeds the grid
         lag = np.zeros_like(lag)
-    _, _, zeros, smallest, root, inverse_root, inverse = rows.T
-    return BlockLaw(ages, rows[:, 0], lag, zeros, smallest, root, inverse_root, inverse, blocks.beta)
+    return BlockLaw(ages, rows[:, 0], lag, rows[:, 2], rows[:, 3], rows[:, 4:], blocks.beta, drive)
 
 
 class _Ensemble:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from halfulp.theory.blocks import BlockLaw
 from halfulp.theory.transient import Transient
 
 __all__ = ["cycle_cost", "update_error"]
@@ -22,7 +23,7 @@ __all__ = ["cycle_cost", "update_error"]
 Array = npt.NDArray[np.float64]
 
 
-def update_error(law: Transient, beta1: float, steps: int) -> Array:
+def update_error(law: Transient | BlockLaw, beta1: float, steps: int) -> Array:
     """``D_t`` for ``t = 1 .. steps``.
 
     Parameters
@@ -33,12 +34,14 @@ def update_error(law: Transient, beta1: float, steps: int) -> Array:
         Decay of the first moment.
     """
     t = np.arange(1, steps + 1)
-    correction = -np.expm1(t * np.log(law.beta))  # v_hat = v / correction
-    root, inverse_root, inverse = (law.interpolate(law.moment(name), t) for name in ("root", "inverse_root", "inverse"))
+    scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v over this is v_hat over the true second moment
+    root, inverse_root, inverse = (
+        np.interp(t, law.ages, law.moment(name)) for name in ("root", "inverse_root", "inverse")
+    )
     young = t <= 2 / (1 - beta1)
     decayed = beta1**t
-    w1 = np.where(young, root / np.sqrt(correction), inverse_root * np.sqrt(correction))
-    w2 = np.where(young, 1.0, inverse * correction)
+    w1 = np.where(young, root / np.sqrt(scale), inverse_root * np.sqrt(scale))
+    w2 = np.where(young, 1.0, inverse * scale)
     return np.asarray((1 + decayed) / (1 - decayed) * w2 - 2 * (1 + decayed) * w1 + 1)
 
 

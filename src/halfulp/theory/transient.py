@@ -176,6 +176,7 @@ class _Walk:
         self.mass = np.zeros((len(self.scales), len(self.points), len(drifts)))
         for k, scale in enumerate(self.scales):
             self.mass[k, chain.grid.index(start * scale)] = 1 / len(self.scales)
+        self._built = (-1, -1)
         self.count = 0
         self.ages = np.zeros(1024, np.int64)
         self.moments = np.zeros((1024, len(drifts), len(MOMENTS)))
@@ -273,15 +274,18 @@ class _Walk:
         high = max(high, int(np.searchsorted(self.points, max(self.points[high - 1], 0.0) * 2 + room[1])) + 1)
         if not self.chain.drive.nonnegative:
             low = min(low, int(np.searchsorted(self.points, min(self.points[low], 0.0) * 2 + room[0])) - 1)
-        low, high = max(low, 0), min(high, len(self.points))
+        step = max(1, len(self.points) // 32)  # few windows, so that a matrix serves again
+        low, high = max(low // step * step, 0), min(-(-high // step) * step, len(self.points))
         kept = full[:, low:high].copy()
         kept[:, 0] += full[:, :low].sum(axis=1)
         kept[:, -1] += full[:, high:].sum(axis=1)
         self.low, self.high, self.mass = low, high, kept
-        self._matrix = self.step.matrix(self.scales, low, high)
-        self._observe = self._observe_all[:, low:high].reshape(-1, len(MOMENTS))
-        for _ in range(int(math.log2(self.stride))):
-            self._double()
+        if self._built != (low, high):
+            self._built = (low, high)
+            self._matrix = self.step.matrix(self.scales, low, high)
+            self._observe = self._observe_all[:, low:high].reshape(-1, len(MOMENTS))
+            for _ in range(int(math.log2(self.stride))):
+                self._double()
 
     def _double(self) -> None:
         self._matrix = self._matrix @ self._matrix
