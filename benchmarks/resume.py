@@ -1,0 +1,72 @@
+"""A torch checkpoint resumed in 8 bits: the loss goes on without a jump. Draws docs/resume.png.
+
+A two-layer network under torch AdamW for 300 steps, then on: in torch, and converted into fp8 and 8bit states, on the
+same batches.
+
+    python benchmarks/resume.py [--steps 300] [--out docs/resume.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+
+import halfulp
+
+
+def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        x = torch.randn(64, 64, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss = (net(x) - x.roll(1, 1).abs()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("docs/resume.png"))
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
+    first = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    before = train(net, first, 0, args.steps)
+    curves = {}
+    for name in ("fp8", "8bit"):
+        twin = copy.deepcopy(net)
+        optimizer = halfulp.AdamW(twin.parameters(), state=name)
+        optimizer.load_state_dict(halfulp.convert_state_dict(first.state_dict(), to=optimizer))
+        curves[name] = train(twin, optimizer, args.steps, 2 * args.steps)
+    reference = train(net, first, args.steps, 2 * args.steps)
+    for name, losses in curves.items():
+        gaps = [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
+        print(f"{name}: largest gap of the loss to torch's own continuation {max(gaps):.2%}, first step {gaps[0]:.2%}")
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.plot(range(args.steps), before, color="0.6", label="torch AdamW, fp32 states")
+    later = range(args.steps, 2 * args.steps)
+    axes.plot(later, reference, color="black", linewidth=2.5, label="continued in torch, fp32")
+    axes.plot(later, curves["fp8"], color="tab:orange", linewidth=1.2, label="continued in halfulp, fp8")
+    axes.plot(
+        later, curves["8bit"], color="tab:blue", linewidth=1.2, linestyle="--", label="continued in halfulp, 8bit"
+    )
+    axes.axvline(args.steps, color="0.8", zorder=0)
+    axes.set(xlabel="step", ylabel="training loss", yscale="log", title="A torch checkpoint resumed in 8 bits")
+    axes.legend(frameon=False)
+    figure.savefig(args.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
