@@ -3,7 +3,7 @@
 A model of many tensors (transformer shapes) under torch AdamW, or one of ours. The optimizer's step alone is timed,
 without forward and backward: a training step is longer, so that the share there is smaller.
 
-    python benchmarks/monitor_overhead.py [--parameters 100] [--optimizer torch|ours|bf16] [--every 1] [--steps 20]
+    python benchmarks/monitor_overhead.py [--parameters 100] [--optimizer torch|ours|bf16] [--every 10] [--steps 20]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=float, default=100.0, help="millions")
     parser.add_argument("--optimizer", choices=["torch", "ours", "bf16"], default="torch")
-    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.optimizer == "bf16" else torch.float32

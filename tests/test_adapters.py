@@ -238,7 +238,7 @@ def drive(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, steps: i
 def test_fakes_are_recognised_and_decoded(name: str) -> None:
     weight = torch.nn.Parameter(torch.randn(32, 64, dtype=torch.bfloat16))
     optimizer = FAKES[name]([weight])
-    with StallMonitor(optimizer, sample=10**6) as watch:
+    with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         drive(optimizer, weight, 30)
         rows = {r.slot: r for r in watch.table().rows}
         buckets = {b.slot: b for w in watch._watches.values() for b in w.buckets}
@@ -259,7 +259,7 @@ def test_fakes_are_recognised_and_decoded(name: str) -> None:
 def test_the_verdict_names_a_cure(name: str) -> None:
     weight = torch.nn.Parameter(torch.zeros(32, 64, dtype=torch.bfloat16))
     optimizer = FAKES[name]([weight])
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         drive(optimizer, weight, 5)
         row = next(r for r in watch.table().rows if r.slot == "exp_avg_sq")
     worse = halfulp.monitor.Row(**{**vars(row), "ratio": 29.4, "stalled": 0.96})
@@ -278,7 +278,7 @@ def test_a_state_without_a_law_is_skipped_with_its_reason() -> None:
                 self.state[p]["memory"] = p.detach().clone()
 
     weight = torch.nn.Parameter(torch.zeros(8, 8))
-    with StallMonitor(Strange([weight])) as watch:
+    with StallMonitor(Strange([weight]), every=1) as watch:
         drive(watch.optimizer, weight, 2)
     assert "Strange gives it no law" in watch.skipped["parameter 0", "memory"]
     assert not watch.table().rows
@@ -307,7 +307,7 @@ def test_real_peers_are_watched_without_changing_a_bit(name: str, monkeypatch: p
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.randn(64, 128).bfloat16())
         optimizer = make(peer, [weight])
-        watch = StallMonitor(optimizer) if watching else None
+        watch = StallMonitor(optimizer, every=1) if watching else None
         drive(optimizer, weight, 25)
         return weight, watch
 

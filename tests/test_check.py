@@ -70,7 +70,7 @@ def test_the_share_that_gets_through_is_what_the_next_steps_show(state: str, rou
     weight = optimizer.param_groups[0]["params"][0]
     mean = float(optimizer.state_tensor(weight, "exp_avg_sq").mean())
     generator = torch.Generator().manual_seed(7)
-    with halfulp.StallMonitor(optimizer, sample=10**6) as watch:
+    with halfulp.StallMonitor(optimizer, sample=10**6, every=1) as watch:
         for _ in range(20):
             weight.grad = torch.randn(64, 64, generator=generator) * mean**0.5
             optimizer.step()

@@ -56,7 +56,7 @@ def test_stalled_fraction_is_counted_as_defined() -> None:
     optimizer = torch.optim.AdamW([weight])
     stalled = updates = 0
     generator = torch.Generator().manual_seed(3)
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         old = torch.zeros(16, 16, dtype=torch.float64)
         for _ in range(40):
             weight.grad = torch.randn(16, 16, generator=generator).bfloat16()
@@ -76,7 +76,7 @@ def test_stalled_fraction_is_counted_as_defined() -> None:
 def test_our_states_are_read_as_the_optimizer_reads_them(state: str) -> None:
     weight = parameter(torch.float32, (33, 65))
     optimizer = halfulp.AdamW([weight], state=state, min_size=0)
-    with StallMonitor(optimizer, sample=10**6) as watch:
+    with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         drive(optimizer, 3)
         for bucket in next(iter(watch._watches.values())).buckets:
             assert torch.equal(bucket.read()[0], optimizer.state_tensor(weight, bucket.slot).flatten().double())
@@ -86,7 +86,7 @@ def test_measured_and_predicted_agree_for_our_states() -> None:
     weight = parameter(torch.float32, (64, 128))
     for state, rounding in (("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic")):
         optimizer = halfulp.AdamW([weight], state=state, rounding=rounding, min_size=0)
-        with StallMonitor(optimizer) as watch:
+        with StallMonitor(optimizer, every=1) as watch:
             drive(optimizer, 150)
             row = next(r for r in watch.table().rows if r.slot == "exp_avg_sq")
         assert row.predicted == pytest.approx(row.stalled, abs=0.03)
@@ -118,7 +118,7 @@ def test_torch_optimizers_are_followed_and_not_changed(name: str, dtype: torch.d
     weight = parameter(dtype)
     twin = torch.nn.Parameter(weight.detach().clone())
     optimizer, plain = kind([weight], **OPTIMIZERS[name]), kind([twin], **OPTIMIZERS[name])
-    with StallMonitor(optimizer, sample=10**6) as watch:
+    with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         drive(optimizer, 20)
         drive(plain, 20)
         measured = watch.measure()
@@ -145,7 +145,7 @@ def test_weight_updates_are_those_of_the_optimizer(name: str) -> None:
     drive(optimizer, 5)
     exact = torch.nn.Parameter(weight.detach().double())
     mirror = kind([exact], lr=1e-3, **OPTIMIZERS[name])
-    with StallMonitor(optimizer, sample=10**6) as watch:
+    with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         before = {k: v.clone() for k, v in optimizer.state[weight].items()}
         old = weight.detach().double()
         drive(optimizer, 1, seed=9)
@@ -198,7 +198,7 @@ def _before(key, before, after, grad, weight, kind, optimizer):  # type: ignore[
 def test_weights_without_a_due_update_are_not_called_lost() -> None:
     weight = parameter()
     optimizer = torch.optim.AdamW([weight], lr=0.0)  # as in the first step of a warmup
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         drive(optimizer, 3)
         assert watch.table().rows[0].weights_lost is None
 
@@ -206,7 +206,7 @@ def test_weights_without_a_due_update_are_not_called_lost() -> None:
 def test_a_reset_restarts_the_shadow() -> None:
     weight = parameter(torch.float32)
     optimizer = halfulp.AdamW([weight], state="fp32", reset=7)
-    with StallMonitor(optimizer, sample=10**6) as watch:
+    with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         drive(optimizer, 16)
         assert [m.age for m in watch.measure()] == [1, 1]
         assert all(abs(m.ratio - 1) < 1e-5 for m in watch.measure())
@@ -219,7 +219,7 @@ def test_a_reset_restarts_the_shadow() -> None:
 def test_late_parameters_missing_gradients_and_added_groups() -> None:
     first, second, third = (parameter(torch.float64, (8, 8), seed) for seed in range(3))
     optimizer = torch.optim.Adam([first, second])
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         for step in range(30):
             if step == 20:
                 optimizer.add_param_group({"params": [third], "betas": (0.5, 0.9)})
@@ -247,7 +247,7 @@ def test_gradients_are_those_that_the_closure_leaves() -> None:
         loss.backward()
         return loss
 
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         losses = [optimizer.step(closure) for _ in range(5)]
         losses.append(optimizer.step(closure=closure))
         (row,) = watch.table().rows
@@ -260,7 +260,7 @@ def test_attached_in_mid_run_and_after_loading() -> None:
     weight = parameter(torch.float64)
     optimizer = torch.optim.AdamW([weight])
     drive(optimizer, 10)
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         drive(optimizer, 10)
         assert {m.age for m in watch.measure()} == {19}
         saved = copy.deepcopy(optimizer.state_dict())
@@ -289,7 +289,7 @@ def test_gradscaler_with_a_fused_optimizer() -> None:
     weight = parameter(torch.float32)
     optimizer = torch.optim.AdamW([weight], fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         for factor in (1.0, math.inf, 2.0):
             optimizer.zero_grad()
             scaler.scale((weight * factor).sum()).backward()
@@ -308,7 +308,7 @@ def test_names_wrappers_and_what_is_not_watched() -> None:
         def __init__(self) -> None:
             self.optimizer = optimizer
 
-    with StallMonitor(Wrapper(), model=model) as watch:  # type: ignore[arg-type]
+    with StallMonitor(Wrapper(), model=model, every=1) as watch:  # type: ignore[arg-type]
         drive(optimizer, 2)
     assert watch.skipped["weight", "row_var"].startswith("factored")
     assert "not watched: row_var" in str(watch.table())
@@ -323,7 +323,7 @@ def test_rows_are_plain_and_the_table_prints() -> None:
 
     weight = parameter()
     optimizer = torch.optim.AdamW([("layer.weight", weight)])
-    with StallMonitor(optimizer) as watch:
+    with StallMonitor(optimizer, every=1) as watch:
         drive(optimizer, 60)
     rows = watch.table().as_dicts()
     assert json.loads(json.dumps(rows)) == rows
@@ -336,6 +336,6 @@ def test_rows_are_plain_and_the_table_prints() -> None:
 def test_non_contiguous_parameters() -> None:
     weight = torch.nn.Parameter(torch.randn(4, 8, 3, 3, dtype=torch.float64).to(memory_format=torch.channels_last))
     optimizer = torch.optim.AdamW([weight])
-    with StallMonitor(optimizer, sample=100) as watch:
+    with StallMonitor(optimizer, sample=100, every=1) as watch:
         drive(optimizer, 5)
         assert all(m.ratio == pytest.approx(1.0, abs=1e-12) for m in watch.measure())

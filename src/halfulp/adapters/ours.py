@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfulp.adapters.base import Group, Law, Located, Skipped, Stored, WeightStep
 from halfulp.adapters.weights import adam_update, lion_update, sgd_update
+from halfulp.distributed import local
 from halfulp.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ class Ours:
                 found.append(Skipped(slot.name, "the rule declares no simple law for it"))
             elif slot.init is not None:
                 found.append(Skipped(slot.name, "it starts from a value of its own"))
-            elif tuple(state.shape) != tuple(param.shape):
-                found.append(Skipped(slot.name, f"of shape {tuple(state.shape)}, the parameter {tuple(param.shape)}"))
+            elif tuple(state.shape) != tuple(local(param).shape):
+                shapes = f"of shape {tuple(state.shape)}, the parameter {tuple(local(param).shape)}"
+                found.append(Skipped(slot.name, shapes))
             else:
                 tensors = (state.codes,) if state.scale is None else (state.codes, state.scale)
                 codec = QuantizerCodec(state.quantizer)

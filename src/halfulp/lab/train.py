@@ -78,7 +78,7 @@ class _Run:
             [g for g in groups if g["params"]], lr=spec.lr, betas=config.betas, state=spec.arm.optimizer_state(),
             rounding=spec.arm.rounding, reset=spec.period, seed=spec.seed,
         )  # fmt: skip
-        self.monitor = StallMonitor(self.optimizer, sample=config.sample)
+        self.monitor = StallMonitor(self.optimizer, sample=config.sample, every=1)
         self.check = tokens.validation(config.validation)
 
     def loss(self, batch: Tensor) -> Tensor:

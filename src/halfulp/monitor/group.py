@@ -11,7 +11,8 @@ from torch import Tensor
 
 from halfulp.adapters import adapter_for
 from halfulp.adapters.base import Adapter, Law, Skipped, Stored, WeightStep
-from halfulp.monitor.sample import Bucket, Member, Tally, gather, local, precise
+from halfulp.distributed import local
+from halfulp.monitor.sample import Bucket, Member, Tally, gather, precise
 
 __all__ = ["GroupWatch"]
 
@@ -108,7 +109,7 @@ class GroupWatch:
         first = states[0][1]
         numbers = [n for n, _ in states]
         sizes = [len(self.members[n].index) for n in numbers]
-        located = [s.codec.locate(self.members[n].param.shape, self.members[n].index) for n, s in states]
+        located = [s.codec.locate(local(self.members[n].param).shape, self.members[n].index) for n, s in states]
         every = numbers == list(range(len(self.members)))
         pick = None if every else torch.cat([_range(self._slices[n], self.device) for n in numbers])
         bucket = Bucket(
@@ -186,7 +187,7 @@ class GroupWatch:
                 zeros = torch.zeros(len(member.index), dtype=member.param.dtype, device=self.device)
                 grads.append(zeros)
             else:
-                grads.append(gather(local(grad), member.index))
+                grads.append(gather(grad, member.index))
         self._grad = (
             torch.cat([g.to(torch.float32) if g.dtype == torch.float16 else g for g in grads]) if grads else None
         )
@@ -220,7 +221,7 @@ class GroupWatch:
         return adapter.l2(self.optimizer, self.group)
 
     def _vector(self, tensors: list[Tensor]) -> Tensor:
-        parts = [gather(local(t), m.index) for t, m in zip(tensors, self.members, strict=True)]
+        parts = [gather(t, m.index) for t, m in zip(tensors, self.members, strict=True)]
         return torch.cat([p.to(precise(self.device)) for p in parts])
 
     def _advance(self, bucket: Bucket, grad: Tensor, ok: Tensor) -> None:

@@ -89,7 +89,7 @@ def log_to(watch: StallMonitor, logger: Any, *, every: int = 1, prefix: str = "h
     >>> weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
     >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     >>> seen = {}
-    >>> with halfulp.StallMonitor(optimizer) as watch:
+    >>> with halfulp.StallMonitor(optimizer, every=1) as watch:
     ...     log_to(watch, lambda figures, step: seen.update({step: sorted(figures)}))
     ...     weight.grad = torch.ones_like(weight)
     ...     optimizer.step()

@@ -10,23 +10,18 @@ import torch
 from torch import Tensor
 
 from halfulp.adapters.base import Adapter, Codec, Law, Stored
+from halfulp.distributed import local
 from halfulp.monitor.prediction import AgeBins
 from halfulp.rng import hash_elements, slot_id, stream_keys
 
-__all__ = ["Bucket", "Member", "Tally", "coordinates", "gather", "local", "precise"]
+__all__ = ["Bucket", "Member", "Tally", "coordinates", "gather", "precise"]
 
 LOW = (torch.bfloat16, torch.float16)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part that this process has of a distributed tensor; any other as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor.detach() if to_local is None else to_local().detach()
-
-
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """Elements by flat index, without copying the rest (also of a tensor that is not contiguous)."""
-    return torch.take(tensor.detach(), index)
+    """Elements of this rank's part by flat index, without copying the rest (also of one that is not contiguous)."""
+    return torch.take(local(tensor.detach()), index)
 
 
 def precise(device: torch.device) -> torch.dtype:
@@ -34,13 +29,18 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+RUN = 8
+"""Elements sampled side by side: a cache line or less, since fetching it is what a gather costs."""
+
+
 def coordinates(param: Tensor, number: int, count: int) -> Tensor:
-    """A fixed sample of at most `count` flat indices of a parameter, in increasing order."""
+    """A fixed sample of at most `count` flat indices of a parameter, in increasing order, in runs of eight."""
     size = local(param).numel()
     if count >= size:
         return torch.arange(size, device=param.device)
-    words = hash_elements(stream_keys(0, number, slot_id("monitor"), 0), torch.arange(count))
-    return (words.double() * (size / 2**32)).long().unique().to(param.device)
+    words = hash_elements(stream_keys(0, number, slot_id("monitor"), 0), torch.arange(-(-count // RUN)))
+    starts = (words.double() * (size // RUN / 2**32)).long().unique() * RUN
+    return (starts.unsqueeze(-1) + torch.arange(RUN)).flatten()[:count].to(param.device)
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Bucket:
     def read(self) -> tuple[Tensor, Tensor]:
         """Stored values (precise) and marks of the sampled elements, now."""
         parts = [
-            torch.cat([gather(local(s.tensors[i]), at[i]) for s, at in zip(self.stored, self.indices, strict=True)])
+            torch.cat([gather(s.tensors[i], at[i]) for s, at in zip(self.stored, self.indices, strict=True)])
             for i in range(len(self.indices[0]))
         ]
         values, marks = self.codec.decode(parts, self.extra)

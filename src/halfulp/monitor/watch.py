@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from halfulp.adapters import unwrap
+from halfulp.distributed import local
 from halfulp.monitor.group import GroupWatch
 from halfulp.monitor.results import Measure, measures, rows
-from halfulp.monitor.sample import Member, coordinates, local
+from halfulp.monitor.sample import Member, coordinates
 from halfulp.monitor.table import MonitorTable
 
 __all__ = ["StallMonitor"]
@@ -30,7 +31,8 @@ class StallMonitor:
         Coordinates watched in all, shared out over the tensors by size (at least 64 of each). The choice is fixed: the
         same model gives the same coordinates.
     every
-        Count updates only in each so many steps; the shadow follows every step all the same.
+        Count updates only in each so many steps; the shadow follows every step all the same. The coordinates are those
+        of this rank's part of a sharded parameter.
     model
         Gives the parameters their names, where the optimizer was not built from named parameters.
 
@@ -44,7 +46,7 @@ class StallMonitor:
     >>> import torch, halfulp
     >>> weight = torch.nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
     >>> optimizer = torch.optim.AdamW([weight])
-    >>> with halfulp.StallMonitor(optimizer) as watch:
+    >>> with halfulp.StallMonitor(optimizer, every=1) as watch:
     ...     for _ in range(3):
     ...         weight.grad = torch.randn_like(weight)
     ...         optimizer.step()
@@ -57,7 +59,7 @@ class StallMonitor:
         optimizer: torch.optim.Optimizer,
         *,
         sample: int = 16384,
-        every: int = 1,
+        every: int = 10,
         model: torch.nn.Module | None = None,
     ) -> None:
         if sample < 1 or every < 1:
