@@ -19,12 +19,13 @@ from halfulp.kernels.work import Work
 from halfulp.quantizer import Quantizer
 from halfulp.rng import slot_id, stream_keys
 from halfulp.rules.adam import ADAM
+from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule, fp32
 from halfulp.rules.momentum import LION, SGD
 from halfulp.scaling import Scaling
 from halfulp.state import EmaState
 
-RULES: dict[str, Rule] = {"adam": ADAM, "sgd": SGD, "lion": LION}
+RULES: dict[str, Rule] = {"adam": ADAM, "sgd": SGD, "lion": LION, "ema": EMA, "ema_difference": DIFFERENCE}
 ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True,
     "bound_update": True,
@@ -34,6 +35,8 @@ HYPER: dict[str, dict[str, Any]] = {
     "adam": ADAMW,
     "sgd": MOMENTUM,
     "lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.1},
+    "ema": {"decay": 0.999},
+    "ema_difference": {"decay": 0.999},
 }
 SHAPE = (3, 200)  # a whole block and a short one in every row
 
@@ -173,6 +176,25 @@ CASES = _all()
 """Every case once."""
 
 
+def _averages() -> list[Case]:
+    base = Case(rule="ema", formats=("8bit",))
+    cases = [
+        replace(base, formats=(name,), rounding=rounding)
+        for name in (*FRIENDLY, "linear8", "float8_e3m4")
+        for rounding in ("nearest", "stochastic")
+    ]
+    cases += [replace(base, scaling=s) for s in SCALINGS if isinstance(s, Scaling)]
+    cases += [replace(base, shape=s) for s in SHAPES]
+    cases += [replace(base, data=d) for d in DATA]
+    cases += [replace(base, param_dtype=d) for d in (torch.bfloat16, torch.float16)]
+    cases += [replace(base, first_element=(1 << 32) - 300), replace(base, data="specials", formats=("fp4",))]
+    return [replace(case, rule=rule) for case in cases for rule in ("ema", "ema_difference")]
+
+
+AVERAGES = _averages()
+"""Updates of weight averages; backends without a kernel for them leave them to the reference."""
+
+
 def specials(count: int) -> Tensor:
     """Values of every kind that fp32 has, far apart enough that some tiles have none."""
     values = torch.ones(count)
@@ -235,7 +257,7 @@ def make_work(case: Case, seed: int = 0, device: str = "cpu") -> Work:
     states = []
     for slot, quantizer, values in zip(slots, quantizers, flat_states, strict=False):
         state = EmaState(slot, quantizer, shape, entries)
-        state.create(torch.empty(0, device=device))
+        state.create(torch.empty(shape, device=device))
         nearest = quantizer.with_rounding("nearest")
         codes, scale = nearest.quantize(values.reshape(shape))
         state.codes.copy_(codes)

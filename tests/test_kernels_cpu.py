@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halfulp.kernels import cpu, native, reference
-from kernel_cases import CASES, Case, assert_same_bits, make_work, next_grad, set_step
+from kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 
@@ -23,7 +23,7 @@ def run(case: Case, steps: int = 2) -> None:
             set_step(case, work, case.age + step + 1)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", [*CASES, *AVERAGES], ids=lambda c: c.id)
 def test_same_bits_as_the_reference(case: Case) -> None:
     run(case)
 

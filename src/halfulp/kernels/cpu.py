@@ -34,6 +34,8 @@ SCALARS = {
     "adam": ("keep", "l2", "weight1", "beta2", "weight2", "inv_sqrt_correction2", "eps", "bound", "step_size"),
     "sgd": ("l2", "momentum", "gain", "nesterov", "lr"),
     "lion": ("keep", "weight1", "weight2", "lr"),
+    "ema": ("weight",),
+    "ema_difference": ("decay",),
 }
 """The fused rules, and where each finds its scalars."""
 RULES = {name: i for i, name in enumerate(SCALARS)}

@@ -16,12 +16,14 @@
 enum { HU_FLOAT32, HU_BFLOAT16, HU_FLOAT16, HU_FLOAT, HU_INT, HU_BOOK, HU_FINE };
 enum { HU_SCALE_NONE, HU_SCALE_POW2, HU_SCALE_FP32 };
 enum { HU_PER_BLOCK, HU_PER_ROW, HU_PER_TENSOR };
-enum { HU_ADAM, HU_SGD, HU_LION, HU_RULES };
+enum { HU_ADAM, HU_SGD, HU_LION, HU_EMA, HU_EMA_DIFFERENCE, HU_RULES }; /* the last two only read the parameter */
 
 /* Where each rule finds its scalars. */
 enum { ADAM_KEEP, ADAM_L2, ADAM_WEIGHT1, ADAM_BETA2, ADAM_WEIGHT2, ADAM_INV_SQRT, ADAM_EPS, ADAM_BOUND, ADAM_STEP };
 enum { SGD_L2, SGD_MOMENTUM, SGD_GAIN, SGD_NESTEROV, SGD_LR };
 enum { LION_KEEP, LION_WEIGHT1, LION_WEIGHT2, LION_LR };
+enum { EMA_WEIGHT };
+enum { EMA_DIFFERENCE_DECAY };
 
 typedef struct hu_format {
     int32_t kind, bits, is_signed, stochastic, zero_floor, scale;

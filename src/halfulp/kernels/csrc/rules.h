@@ -105,6 +105,33 @@ INLINE void lion_lane(const lanes *w, int i, vi *largest, const int slots) {
     largest[0] = maxs(largest[0], absi(m));
 }
 
+INLINE lanes ema_start(const hu_piece *w) {
+    return (lanes){w->grad, w->param, w->new_param, w->old_param, {w->state[0]}, {setf(w->c[EMA_WEIGHT])}, 0, 0};
+}
+
+INLINE void ema_lane(const lanes *w, int i, vi *largest, const int slots) {
+    (void)slots;
+    vf average = ldf(w->state[0] + i);
+    __builtin_prefetch(w->grad + i + AHEAD);
+    average = average + (ldf(w->grad + i) - average) * w->c[EMA_WEIGHT];
+    stf(w->state[0] + i, average);
+    largest[0] = maxs(largest[0], absi(average));
+}
+
+INLINE lanes ema_difference_start(const hu_piece *w) {
+    return (lanes){w->grad, w->param, w->new_param, w->old_param, {w->state[0]}, {setf(w->c[EMA_DIFFERENCE_DECAY])}, 0, 0};
+}
+
+INLINE void ema_difference_lane(const lanes *w, int i, vi *largest, const int slots) {
+    (void)slots;
+    vf step = ldf(w->param + i) - ldf(w->grad + i), difference = ldf(w->state[0] + i);
+    __builtin_prefetch(w->grad + i + AHEAD);
+    __builtin_prefetch(w->param + i + AHEAD);
+    difference = (difference + step) * w->c[EMA_DIFFERENCE_DECAY];
+    stf(w->state[0] + i, difference);
+    largest[0] = maxs(largest[0], absi(difference));
+}
+
 #define DEFINE(rule, slots, streams) \
     static void rule##_##slots##_##streams(const hu_piece *w) { \
         const lanes local = rule##_start(w); \
@@ -141,13 +168,22 @@ DEFINE(adam, 2, 0) DEFINE(adam, 2, 1) DEFINE(adam, 2, 2) DEFINE(adam, 2, 3)
 DEFINE(sgd, 0, 0) DEFINE(sgd, 0, 1)
 DEFINE(sgd, 1, 0) DEFINE(sgd, 1, 1) DEFINE(sgd, 1, 2)
 DEFINE(lion, 1, 0) DEFINE(lion, 1, 1) DEFINE(lion, 1, 2)
+DEFINE(ema, 1, 0) DEFINE(ema, 1, 1)
+DEFINE(ema_difference, 1, 0) DEFINE(ema_difference, 1, 1)
 #undef DEFINE
 
 static rule_fn rule_of(int rule, int slots, int streams) {
     static const rule_fn adam[] = {adam_2_0, adam_2_1, adam_2_2, adam_2_3};
     static const rule_fn sgd[2][3] = {{sgd_0_0, sgd_0_1, 0}, {sgd_1_0, sgd_1_1, sgd_1_2}};
     static const rule_fn lion[] = {lion_1_0, lion_1_1, lion_1_2};
-    return rule == HU_ADAM ? adam[streams] : rule == HU_SGD ? sgd[slots][streams] : lion[streams];
+    static const rule_fn ema[] = {ema_1_0, ema_1_1}, ema_difference[] = {ema_difference_1_0, ema_difference_1_1};
+    switch (rule) {
+    case HU_ADAM: return adam[streams];
+    case HU_SGD: return sgd[slots][streams];
+    case HU_LION: return lion[streams];
+    case HU_EMA: return ema[streams];
+    default: return ema_difference[streams];
+    }
 }
 
 #endif

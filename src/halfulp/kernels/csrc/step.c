@@ -366,7 +366,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         stream->words = words[HU_MAX_SLOTS] = t->words[HU_MAX_SLOTS];
     }
     piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
-    piece.param = read_values(w->param, w->param_kind, first, n, 0, t->param);
+    piece.param = w->rule == HU_EMA ? piece.grad : read_values(w->param, w->param_kind, first, n, 0, t->param);
     piece.new_param = in_place(w, n) && !measure ? (float *)w->param + first : t->new_param;
     piece.old_param = t->param;
     rule_of(w->rule, w->slots, piece.streams)(&piece);
@@ -384,7 +384,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         if (any_bad) __atomic_fetch_add(w->skipped, any_bad, __ATOMIC_RELAXED);
     }
     for (int k = 0; k < w->slots; k++) write_slot(w, k, row, col, n, t, big, any_bad, words[k]);
-    write_param(w, first, n, t, any_bad, words[HU_MAX_SLOTS]);
+    if (w->rule < HU_EMA) write_param(w, first, n, t, any_bad, words[HU_MAX_SLOTS]);
     return 0;
 }
 
