@@ -38,12 +38,15 @@ class GroupWatch:
         self._weight: Tensor | None = None
         self._idle: list[int] = []
         self._counting = False
+        self._resets = False
+        self._unbound = True
 
     # ---------------------------------------------------------------- membership
 
     def add(self, member: Member) -> None:
         """Watch one more parameter."""
         self.members.append(member)
+        self._unbound = True
         start = self._slices[-1].stop if self._slices else 0
         self._slices.append(slice(start, start + len(member.index)))
         sizes = torch.tensor([len(m.index) for m in self.members], device=self.device)
@@ -97,6 +100,8 @@ class GroupWatch:
                     self.skipped[member.name, state.slot] = state.reason
                 else:
                     found.setdefault((state.slot, state.law.drive, state.codec), []).append((number, state))
+        self._resets = any(m.adapter is not None and m.adapter.counts_resets for m in self.members)
+        self._unbound = any(m.entries is None for m in self.members)
         self.buckets = [self._bucket(list(states), old, kept, fresh) for states in found.values()]
 
     def _bucket(
@@ -200,7 +205,8 @@ class GroupWatch:
         if self.group.get("maximize"):
             grad = -grad
         self._grad = None
-        if self._stale() or (self._counting and any(b.moved_away() for b in self.buckets)):
+        looking = self._unbound or self._counting  # between counted steps, states only come where there were none
+        if looking and (self._stale() or any(b.moved_away() for b in self.buckets)):
             self.bind(fresh=True)
         ok = torch.isfinite(grad)
         if self._idle:
@@ -225,22 +231,8 @@ class GroupWatch:
         return torch.cat([p.to(precise(self.device)) for p in parts])
 
     def _advance(self, bucket: Bucket, grad: Tensor, ok: Tensor) -> None:
-        idle = set(self._idle)
-        bucket.met = list(bucket.ages)
-        restarted: list[int] = []
-        started: list[int] = []
-        for i, number in enumerate(bucket.members):
-            if number in idle:
-                continue
-            member, age = self.members[number], bucket.ages[i] + 1
-            if member.adapter is not None and member.adapter.counts_resets and member.entries is not None:
-                found = member.adapter.age(self.group, member.entries, bucket.slot)
-                if found is not None and found < age:
-                    age = found
-                    restarted.append(i)
-            bucket.ages[i], bucket.met[i] = age, age - 1
-            if age == 1:
-                started.append(i)
+        restarted = self._count_ages(bucket)
+        started = [i for i, age in enumerate(bucket.ages) if age == 1] if 1 in bucket.ages else []
         if bucket.law.drive == "none":
             if self._counting:
                 bucket.after = bucket.exact = bucket.read()[0]
@@ -255,6 +247,26 @@ class GroupWatch:
         if self._counting and bucket.before is not None:
             by_value = self._of_members(bucket, started) if started else None
             self._count(bucket, bucket.law.advance(bucket.before, x, beta, gain), fine, by_value)
+
+    def _count_ages(self, bucket: Bucket) -> list[int]:
+        """Add one to the ages of the members that made the step; those whose state was reset in it, by number."""
+        bucket.met = bucket.ages
+        if not self._idle and not self._resets:
+            bucket.ages = [age + 1 for age in bucket.ages]
+            return []
+        idle, restarted = set(self._idle), []
+        bucket.ages, bucket.met = list(bucket.ages), list(bucket.ages)
+        for i, number in enumerate(bucket.members):
+            if number in idle:
+                continue
+            member, age = self.members[number], bucket.ages[i] + 1
+            if member.adapter is not None and member.adapter.counts_resets and member.entries is not None:
+                found = member.adapter.age(self.group, member.entries, bucket.slot)
+                if found is not None and found < age:
+                    age = found
+                    restarted.append(i)
+            bucket.ages[i], bucket.met[i] = age, age - 1
+        return restarted
 
     def _of_members(self, bucket: Bucket, numbers: list[int]) -> Tensor:
         """Mask of the elements of some members of a bucket."""
