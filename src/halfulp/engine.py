@@ -219,7 +219,23 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        self._step([(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups])
+        return loss
+
+    @torch.no_grad()
+    def step_parameters(self, params: Iterable[Tensor]) -> None:
+        """One step of some parameters alone, with the bits it has in :meth:`step`; those without gradient are left out.
+
+        Hooks of the optimizer are not called. A rule that sums over the model sums over these parameters.
+        """
+        groups: dict[int, tuple[dict[str, Any], list[Tensor]]] = {}
+        for p in params:
+            if p.grad is not None:
+                group = self.registry[p].group
+                groups.setdefault(id(group), (group, []))[1].append(p)
+        self._step(list(groups.values()))
+
+    def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         self._check_grads([p for _, params in groups for p in params])
         by_rule: dict[Rule, list[Work]] = {}
         due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
@@ -235,7 +251,6 @@ class RuleOptimizer(Optimizer):
             for work in works:
                 if work.param is not work.owner and not self._works_on_shard(work):
                     copy_back_(work.owner, work.param)
-        return loss
 
     @staticmethod
     def _works_on_shard(work: Work) -> bool:

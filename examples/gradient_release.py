@@ -1,0 +1,14 @@
+"""Optimizer in the backward pass: each parameter is stepped when its gradient is there, and the gradient is freed."""
+
+from _text import batches, model
+
+from halfulp import AdamW
+from halfulp.trainers import release_gradients
+
+net = model()
+optimizer = AdamW(net.parameters(), lr=3e-3, state="8bit")
+release_gradients(optimizer)
+for batch in batches(20):
+    loss = net(input_ids=batch, labels=batch).loss
+    loss.backward()  # this trains
+print(f"loss {float(loss.detach()):.3f}, gradients alive: {sum(p.grad is not None for p in net.parameters())}")
