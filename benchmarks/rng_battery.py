@@ -12,7 +12,7 @@ Prints one line a test, and how many were weak or failed; exits with 1 if any fa
 one in a hundred.
 
 Usage: python benchmarks/rng_battery.py [--orders elements steps] [--tests 0 1 2] [--bare-index]
-``--bare-index`` leaves out the Weyl sequence, to show that the battery sees the difference.
+``--bare-index`` leaves out the Weyl sequence, for comparison.
 """
 
 from __future__ import annotations
