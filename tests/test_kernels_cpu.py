@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.
 def run(case: Case, steps: int = 2) -> None:
     got, expected = make_work(case), make_work(case)
     assert cpu.supports(got.rule, got) is None
+    assert got.plan.row is not None
     for step in range(steps):
         cpu.step(got.rule, [got])
         reference.step(expected.rule, [expected])
@@ -32,6 +33,7 @@ def test_same_bits_as_the_reference(case: Case) -> None:
 def test_many_tensors_and_any_number_of_threads(threads: int) -> None:
     cases = [c for c in CASES if c.rule == "adam"][::5]
     got, expected = [make_work(c) for c in cases], [make_work(c) for c in cases]
+    assert all(cpu.supports(w.rule, w) is None for w in got)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

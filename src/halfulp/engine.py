@@ -283,8 +283,8 @@ class RuleOptimizer(Optimizer):
             steps.append(step)
             key: tuple[Any, ...] = (work.rule, work.low, step)
             for state in work.states:
-                state.age += 1
-                key = (*key, state.age)
+                age = entries[state.age_key] = entries[state.age_key] + 1
+                key = (*key, age)
             found = scalars.get(key)
             if found is None:
                 found = scalars[key] = self._scalars(group, work, step)
@@ -311,9 +311,13 @@ class RuleOptimizer(Optimizer):
         registry = self.registry
         index = [[registry[w.owner].index] for w in works]
         keys = stream_keys(group["seed"], index, [[slot_id(n) for n in names]], [[s] for s in steps]).tolist()
+        at = {name: i for i, name in enumerate(names)}
+        places: dict[tuple[str, ...], list[int]] = {}
         for work, of_work in zip(works, keys, strict=True):
-            by_name = dict(zip(names, of_work, strict=True))
-            work.keys = [tuple(by_name[n]) for n in (*(s.slot.name for s in work.states), "param")]
+            own = places.get(work.names)
+            if own is None:
+                own = places[work.names] = [at[n] for n in work.names]
+            work.keys = [(of_work[i][0], of_work[i][1]) for i in own]
 
     def _create_work(self, group: dict[str, Any], param: Tensor) -> Work:
         """Create (or, after loading, find) the states of a parameter."""

@@ -9,7 +9,7 @@ since the slot was last zero, which is what its bias correction takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -97,6 +97,13 @@ class EmaState:
     shape: torch.Size
     entries: dict[str, Any]
     sharded: bool = False
+    scale_key: str = field(init=False)
+    """Key of the scales."""
+    age_key: str = field(init=False)
+    """Key of the age."""
+
+    def __post_init__(self) -> None:
+        self.scale_key, self.age_key = f"{self.slot.name}_scale", f"{self.slot.name}_age"
 
     def create(self, param: Tensor) -> None:
         """Put the initial state of a parameter, of age 0, into the dictionary."""
@@ -107,25 +114,16 @@ class EmaState:
         self.entries[self.age_key] = 0
 
     @property
-    def scale_key(self) -> str:
-        """Key of the scales."""
-        return f"{self.slot.name}_scale"
-
-    @property
-    def age_key(self) -> str:
-        """Key of the age."""
-        return f"{self.slot.name}_age"
-
-    @property
     def codes(self) -> Tensor:
         """Stored codes (this rank's)."""
-        return local(self.entries[self.slot.name])
+        codes: Tensor = self.entries[self.slot.name]
+        return local(codes) if self.sharded else codes
 
     @property
     def scale(self) -> Tensor | None:
         """Stored scales (this rank's), ``None`` for a format without."""
-        scale = self.entries.get(self.scale_key)
-        return None if scale is None else local(scale)
+        scale: Tensor | None = self.entries.get(self.scale_key)
+        return local(scale) if self.sharded and scale is not None else scale
 
     @property
     def age(self) -> int:

@@ -1,68 +1,31 @@
 """The step in C (``csrc/``): states are decoded, updated and encoded in one pass, bit for bit as the reference does it.
 
-One call does all parameters of a group. Each is described by a row of a numpy array that mirrors ``hu_work`` of
-``csrc/halfulp.h``.
+One call does all parameters. A rule that has no fused kernel runs in torch between C's decoding and encoding, under the
+same code as the reference (:class:`~halfulp.kernels.reference.Codec`).
 """
 
 from __future__ import annotations
 
-import math
-from functools import cache
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from halfulp.formats import Format
-from halfulp.kernels import native
-from halfulp.kernels.work import Work, step_tile
+from halfulp._log import log_once
+from halfulp.kernels import native, reference
+from halfulp.kernels.descriptors import DTYPES, SCALARS, Rows, describe, describe_slot, misfit
+from halfulp.kernels.work import SlotKey, Work
 from halfulp.quantizer import Quantizer
-from halfulp.rounding import codebook_tables, decode_table, grid_constants
+from halfulp.rounding import storage_dtype
 from halfulp.rules.base import Rule
 from halfulp.scaling import rows_and_cols
+from halfulp.state import EmaState
 
 __all__ = ["status", "step", "supports"]
-
-MAX_TILE = 1024
-"""Elements that one pass holds (``HU_CAP``); larger tiles take two passes, in which small blocks must fit this."""
-
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-FINE = 6
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-SCALES = {"pow2": 1, "fp32": 2}
-PER = {"block": 0, "row": 1, "tensor": 2}
-SCALARS = {
-    "adam": ("keep", "l2", "weight1", "beta2", "weight2", "inv_sqrt_correction2", "eps", "bound", "step_size"),
-    "sgd": ("l2", "momentum", "gain", "nesterov", "lr"),
-    "lion": ("keep", "weight1", "weight2", "lr"),
-    "ema": ("weight",),
-    "ema_difference": ("decay",),
-}
-"""The fused rules, and where each finds its scalars."""
-RULES = {name: i for i, name in enumerate(SCALARS)}
-
-_FORMAT = np.dtype(
-    [(name, np.int32) for name in (
-        "kind", "bits", "is_signed", "stochastic", "zero_floor", "scale", "mantissa_bits", "emin_field", "fraction",
-        "max_bits", "scale_round", "scale_shift", "zero_code", "top_code",
-    )]
-    + [("max", np.float32), ("exponent_bits", np.int32)]
-    + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps")]
-)  # fmt: skip
-_SLOT = np.dtype(
-    [
-        ("codes", np.uintp), ("scale", np.uintp), ("format", np.uintp), ("counts", np.uintp), ("block", np.int64),
-        ("per", np.int32), ("key", np.uint32, 2), ("unused", np.int32),
-    ]
-)  # fmt: skip
-_WORK = np.dtype(
-    [
-        ("param", np.uintp), ("grad", np.uintp), ("scalars", np.uintp), ("skipped", np.uintp),
-        ("rows", np.int64), ("cols", np.int64), ("tile", np.int64), ("first_element", np.uint64),
-        ("rule", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
-        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 2),
-        ("units_before", np.int64), ("slot", _SLOT, 2),
-    ]
-)  # fmt: skip
 
 
 def status() -> str:
@@ -70,102 +33,141 @@ def status() -> str:
     return native.why_not() or f"available ({native.chosen()})"
 
 
+@dataclass
+class _Plan:
+    """What is known of a piece of work as long as its parameter keeps shape and dtype."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    row: Rows | None
+    batch: _Batch | None = None
+
+
 def supports(rule: Rule, work: Work) -> str | None:
     """Reason why this backend cannot do a piece of work."""
-    reason = native.why_not()
-    if reason is not None:
-        return reason
-    if rule.name not in RULES:
-        return f"rule {rule.name!r} has no fused kernel"
-    if work.param.device.type != "cpu":
-        return f"it works on the CPU, and the parameter is on {work.param.device.type}"
-    tensors = [work.param, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
-    if work.row_stride is not None:
-        return "a parameter is sharded along its columns"
-    if not all(t.is_contiguous() for t in tensors):
-        return "a parameter or state is not contiguous"
-    if any(s.shape != work.param.shape for s in work.states):
-        return "a state has another shape than its parameter"
-    return _tile_reason(work)
-
-
-def _tile_reason(work: Work) -> str | None:
-    """Tiles that the passes cannot be cut into."""
-    quantizers = tuple(s.quantizer for s in work.states)
-    *_, tile = step_tile(work.param.shape, quantizers)
-    blocks = [q.scaling.layout(work.param.shape).block for q in quantizers if q.format.scaled]
-    small = math.lcm(1, *(b for b in blocks if b <= MAX_TILE))
-    if tile > MAX_TILE and (small > MAX_TILE or any(b not in (tile,) for b in blocks if b > MAX_TILE)):
-        return f"blocks of {blocks} elements do not fit into each other"
-    return None
-
-
-@cache
-def _format(quantizer: Quantizer) -> np.ndarray:
-    """``hu_format`` of a quantizer, an array of one; what it points to is kept alive by :func:`_tables`."""
-    fmt = quantizer.format
-    made = np.zeros(1, _FORMAT)
-    row = made[0]
-    row["kind"] = KINDS.get(fmt.name, {"float": 3, "int": 4, "codebook": 5}[fmt.kind])
-    row["bits"], row["is_signed"] = fmt.bits, fmt.signed
-    row["stochastic"], row["zero_floor"] = quantizer.stochastic, quantizer.zero_floor
-    row["max"], row["exponent_bits"] = fmt.max, fmt.exponent_bits
-    row["max_bits"] = row["max"].view(np.int32)
-    if fmt.kind != "codebook" and not fmt.is_float32:
-        row["mantissa_bits"], row["emin_field"], row["fraction"] = grid_constants(fmt)
-        if fmt.kind == "float" and fmt.scaled and row["fraction"] != 24:
-            row["kind"] = FINE
-    if fmt.scaled:
-        row["scale"], row["top_code"] = SCALES[quantizer.scaling.kind], fmt.max_code
-        mantissa, exponent = math.frexp(fmt.max)
-        row["scale_round"], row["scale_shift"] = 0x7FFFFF - int((2 * mantissa - 1) * 2**23), exponent - 1
-        tables = _tables(fmt)
-        for name, table in tables.items():
-            row[name] = table.ctypes.data
-    if fmt.kind == "codebook":
-        row["zero_code"] = fmt.nan_code
-    return made
-
-
-@cache
-def _tables(fmt: Format) -> dict[str, np.ndarray]:
-    tables = {"values": decode_table(fmt).numpy()}
-    if fmt.kind == "codebook":
-        for name, table in zip(("levels", "middles", "inverse_gaps"), codebook_tables(fmt), strict=True):
-            padded = np.full(256, np.inf, np.float32)
-            padded[: len(table)] = table.numpy()
-            tables[name] = padded
-    return tables
+    plan, param = work.plan, work.param
+    if type(plan) is not _Plan or plan.dtype is not param.dtype or plan.shape != param.shape:
+        reason = native.why_not()
+        if reason is None and param.device.type != "cpu":
+            reason = f"it works on the CPU, and the parameter is on {param.device.type}"
+        if reason is not None:
+            return reason
+        why = misfit(work)
+        if why is not None:
+            log_once(f"kernel 'cpu': {why}; its states are decoded and encoded in C, its rule runs in torch")
+        work.plan = _Plan(param.shape, param.dtype, None if why else describe(work))
+    return None if param.is_contiguous() else "the parameter is not contiguous"
 
 
 def step(rule: Rule, works: list[Work]) -> None:
     """Do the step of every parameter."""
-    rows = np.zeros(len(works), _WORK)
-    skipped = np.zeros(len(works), np.int64)
-    keep: list[object] = [rows, skipped]
-    names = SCALARS[rule.name]
-    for i, work in enumerate(works):
-        grad = work.grad.contiguous()
-        row = rows[i]
-        scalars = np.array([work.scalars[n] for n in names], np.float32)
-        keep += [grad, scalars]
-        row["param"], row["grad"], row["scalars"] = work.param.data_ptr(), grad.data_ptr(), scalars.ctypes.data
-        row["skipped"] = skipped[i:].ctypes.data
-        quantizers = tuple(s.quantizer for s in work.states)
-        row["tile"] = step_tile(work.param.shape, quantizers)[2]
-        row["rows"], row["cols"] = rows_and_cols(work.param.shape)
-        row["first_element"], row["rule"], row["slots"] = work.first_element, RULES[rule.name], len(work.states)
-        row["param_kind"], row["grad_kind"] = DTYPES[work.param.dtype], DTYPES[grad.dtype]
-        row["param_stochastic"] = work.param_rounding == "stochastic" and work.param.dtype != torch.float32
-        row["maximize"], row["param_key"] = work.maximize, work.keys[-1]
-        for k, state in enumerate(work.states):
-            slot = row["slot"][k]
-            slot["codes"], slot["format"] = state.codes.data_ptr(), _format(state.quantizer).ctypes.data
-            if state.scale is not None:
-                slot["scale"] = state.scale.data_ptr()
-                slot["block"] = state.quantizer.scaling.layout(work.param.shape).block
-                slot["per"] = PER[state.quantizer.scaling.per]
-            slot["key"] = work.keys[k]
-    native.library().hu_step(rows.ctypes.data, len(works), torch.get_num_threads())
-    for work, count in zip(works, skipped.tolist(), strict=True):
-        work.skipped = count
+    fused = [w for w in works if w.plan.row is not None]
+    if fused:
+        batch = fused[0].plan.batch
+        if batch is None or len(batch.works) != len(fused) or not all(map(is_, batch.works, fused)):
+            batch = fused[0].plan.batch = _Batch(rule, fused)
+        batch.step()
+    if len(fused) < len(works):
+        reference.step(rule, [w for w in works if w.plan.row is None], CODEC)
+
+
+@dataclass
+class _Batch:
+    """Works that are done in one call, step after step: their rows, of which a step changes some columns."""
+
+    rule: Rule
+    works: list[Work]
+    rows: Rows = field(init=False)
+    skipped: npt.NDArray[np.int64] = field(init=False)
+    slots: list[tuple[int, list[int] | slice, list[EmaState]]] = field(init=False)
+    scaled: list[tuple[int, list[int], list[EmaState]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = np.concatenate([w.plan.row for w in self.works])
+        self.skipped = np.zeros(len(self.works), np.int64)
+        self.rows["skipped"] = self.skipped.ctypes.data + 8 * np.arange(len(self.works), dtype=np.uintp)
+        most = max(len(w.states) for w in self.works)
+        self.slots, self.scaled = [], []
+        for k in range(most):
+            having = [i for i, w in enumerate(self.works) if len(w.states) > k]
+            states = [self.works[i].states[k] for i in having]
+            self.slots.append((k, slice(None) if len(having) == len(self.works) else having, states))
+            with_scale = [i for i in having if self.works[i].states[k].quantizer.format.scaled]
+            if with_scale:
+                self.scaled.append((k, with_scale, [self.works[i].states[k] for i in with_scale]))
+
+    def step(self) -> None:
+        """Fill in what changes from step to step, and do it."""
+        works, rows = self.works, self.rows
+        grads = [w.grad if w.grad.is_contiguous() else w.grad.contiguous() for w in works]
+        scalars = self._scalars()
+        rows["param"] = [w.param.data_ptr() for w in works]
+        rows["grad"] = [g.data_ptr() for g in grads]
+        rows["grad_kind"] = [DTYPES[g.dtype] for g in grads]
+        rows["maximize"] = [w.maximize for w in works]
+        rows["param_stochastic"] = [w.param_rounding == "stochastic" for w in works]
+        rows["param_stochastic"] &= rows["param_kind"] != 0
+        rows["param_key"] = [w.keys[-1] for w in works]
+        for k, at, states in self.slots:
+            slot = rows["slot"][:, k]
+            slot["codes"][at] = [_address(s.codes) for s in states]
+            slot["key"][at] = [w.keys[k] for w in works] if isinstance(at, slice) else [works[i].keys[k] for i in at]
+            slot["counts"] = [0 if w.counts is None else w.counts[k].data_ptr() for w in works]
+        for k, at, states in self.scaled:
+            rows["slot"]["scale"][at, k] = [_address(s.scale) for s in states]  # type: ignore[arg-type]
+        self.skipped[:] = 0
+        native.library().hu_step(rows.ctypes.data, len(works), torch.get_num_threads())
+        del grads, scalars  # alive until here
+        if self.skipped.any():
+            for work, count in zip(works, self.skipped.tolist(), strict=True):
+                work.skipped = count
+
+    def _scalars(self) -> list[Any]:
+        """Give every row the address of its scalars; returns what must stay alive."""
+        names, addresses = SCALARS[self.rule.name], []
+        made: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
+        for work in self.works:
+            known = made.get(id(work.scalars))
+            if known is None:
+                array = np.array([work.scalars[n] for n in names], np.float32)
+                known = made[id(work.scalars)] = (array.ctypes.data, array)
+            addresses.append(known[0])
+        self.rows["scalars"] = addresses
+        return list(made.values())
+
+
+def _address(x: Tensor) -> int:
+    if not x.is_contiguous():
+        raise RuntimeError("a stored state is no longer contiguous; keep the tensors that the optimizer made")
+    return x.data_ptr()
+
+
+def _read(state: EmaState) -> Tensor:
+    """A state decoded in C; see :meth:`EmaState.read`."""
+    out = torch.empty(state.shape, dtype=torch.float32)
+    slot = describe_slot(state)
+    slot["codes"] = _address(state.codes)
+    if state.scale is not None:
+        slot["scale"] = _address(state.scale)
+    native.library().hu_decode(slot.ctypes.data, *rows_and_cols(state.shape), out.data_ptr())
+    return out
+
+
+def _quantize(state: EmaState, x: Tensor, key: SlotKey, work: Work) -> tuple[Tensor, Tensor | None]:
+    """Codes and scales of new values, encoded in C; see :meth:`Quantizer.quantize`."""
+    quantizer: Quantizer = state.quantizer
+    x = x.contiguous()
+    codes = torch.empty(quantizer.codes_shape(x.shape), dtype=storage_dtype(quantizer.format))
+    shape = quantizer.scale_shape(x.shape)
+    scale = None if shape is None else torch.empty(shape, dtype=quantizer.scaling.dtype)
+    slot = describe_slot(state)
+    slot["codes"], slot["key"] = codes.data_ptr(), key
+    if scale is not None:
+        slot["scale"] = scale.data_ptr()
+    rows, cols = rows_and_cols(x.shape)
+    stride = cols if work.row_stride is None else work.row_stride
+    native.library().hu_encode(slot.ctypes.data, rows, cols, work.first_element, stride, x.data_ptr())
+    return codes, scale
+
+
+CODEC = reference.Codec(_read, _quantize)

@@ -30,7 +30,9 @@ def _load() -> ctypes.CDLL | str:
     lib.hu_isa_name.restype = ctypes.c_char_p
     lib.hu_step.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
     lib.hu_decode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-    lib.hu_encode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p)
+    lib.hu_encode.argtypes = (
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p,
+    )  # fmt: skip
     lib.hu_set_parallel.argtypes = (ctypes.c_void_p,)
     if lib.hu_abi((ctypes.c_int64 * 3)()) != ABI:
         return f"{PATH.name} belongs to another version of halfulp: build it again"

@@ -6,18 +6,22 @@ as it was, parameter and states alike, bit for bit; under a rule that is not ele
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from halfulp.formats import get_format
-from halfulp.kernels.work import Work, step_tile
+from halfulp.kernels.work import SlotKey, Work, step_tile
 from halfulp.quantizer import Quantizer
 from halfulp.rng import hash_elements, random_bits
 from halfulp.rounding import encode, pack4, unpack4
 from halfulp.rules.base import Rule
 from halfulp.scaling import Layout, rows_and_cols
+from halfulp.state import EmaState
 
-__all__ = ["status", "step", "supports"]
+__all__ = ["Codec", "status", "step", "supports"]
 
 
 def supports(rule: Rule, work: Work) -> str | None:
@@ -30,19 +34,43 @@ def status() -> str:
     return "available"
 
 
-def step(rule: Rule, works: list[Work]) -> None:
+@dataclass(frozen=True)
+class Codec:
+    """How states are decoded and encoded: by torch operations here, by another backend's under the same step.
+
+    Parameters
+    ----------
+    read
+        A state as fp32.
+    quantize
+        Codes and scales of a state's new values (finite fp32), with the key of its random stream.
+    """
+
+    read: Callable[[EmaState], Tensor]
+    quantize: Callable[[EmaState, Tensor, SlotKey, Work], tuple[Tensor, Tensor | None]]
+
+
+def _quantize(state: EmaState, x: Tensor, key: SlotKey, work: Work) -> tuple[Tensor, Tensor | None]:
+    return state.quantizer.quantize(x, _words(key, work, x) if state.quantizer.stochastic else None)
+
+
+TORCH = Codec(EmaState.read, _quantize)
+
+
+def step(rule: Rule, works: list[Work], codec: Codec = TORCH) -> None:
     """Do the step of every parameter."""
     for work in works:
-        _step_one(rule, work)
+        _step_one(rule, work, codec)
 
 
-def _step_one(rule: Rule, work: Work) -> None:
+def _step_one(rule: Rule, work: Work, codec: Codec) -> None:
     count = work.param.numel()
     if count == 0:
         return
     grad = work.grad.float()
     grad = -grad if work.maximize else grad
-    param, updated = rule.update(work.param.float(), grad, work.read(), work.scalars)
+    old = {s.slot.name: codec.read(s) for s in work.states}
+    param, updated = rule.update(work.param.float(), grad, old, work.scalars)
     states = [updated[s.slot.name] for s in work.states]
     if rule.elementwise:
         keep = _tiles_to_keep(work, grad, states)
@@ -52,14 +80,18 @@ def _step_one(rule: Rule, work: Work) -> None:
     else:
         work.skipped = count
         return
-    for state, new, key in zip(work.states, states, work.keys, strict=False):
-        words = _words(key, work, new) if state.quantizer.stochastic else None
-        codes, scale = state.quantizer.quantize(new if keep is None else torch.where(keep, 0.0, new), words)
+    for k, (state, new) in enumerate(zip(work.states, states, strict=True)):
+        finite = new if keep is None else torch.where(keep, 0.0, new)
+        codes, scale = codec.quantize(state, finite, work.keys[k], work)
         if keep is not None:
             codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
         state.codes.copy_(codes)
         if scale is not None and state.scale is not None:
             state.scale.copy_(scale)
+        if work.counts is not None:
+            before = old[state.slot.name]
+            due = new != before if keep is None else (new != before) & ~keep
+            work.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
     param = _round_param(param, work)
     work.param.copy_(param if keep is None else torch.where(keep, work.param, param))
 

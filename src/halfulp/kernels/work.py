@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class Work:
         Ascend instead of descend.
     owner
         The optimizer's parameter that `param` is, or is the local part of.
+    counts
+        ``None``, or an int64 tensor of shape ``(states, 2)`` on the CPU, to which the backend adds, for each state, the
+        updates that were due (the new value differs from the decoded old one) and those of them that stalled (what is
+        stored afterwards decodes to the old one). Elements left untouched count as neither.
+    plan
+        The backend's own notes on this piece of work.
     skipped
         Set by the backend: elements left untouched because of a value that is not finite.
     """
@@ -60,16 +67,19 @@ class Work:
     first_element: int = 0
     maximize: bool = False
     row_stride: int | None = None
+    counts: Tensor | None = None
     owner: Tensor = field(init=False)
+    low: bool = field(init=False)
+    """Whether any state is stored in less than fp32."""
+    names: tuple[str, ...] = field(init=False)
+    """Of the states, and ``"param"``: whose each of the `keys` is."""
+    plan: Any = field(default=None, init=False, repr=False, compare=False)
     skipped: int = field(default=0)
 
     def __post_init__(self) -> None:
         self.owner = self.param
-
-    @property
-    def low(self) -> bool:
-        """Whether any state is stored in less than fp32."""
-        return any(not s.quantizer.format.is_float32 for s in self.states)
+        self.low = any(not s.quantizer.format.is_float32 for s in self.states)
+        self.names = (*(s.slot.name for s in self.states), "param")
 
     def read(self) -> dict[str, Tensor]:
         """Every state by name, decoded to fp32."""

@@ -122,6 +122,7 @@ EXPORT void hu_step(hu_work *works, int64_t count, int threads) {
 /* A stored state to fp32, and fp32 (finite) to stored codes and scales. */
 EXPORT void hu_decode(const hu_slot *slot, int64_t rows, int64_t cols, float *out) { chosen->decode(slot, rows, cols, out); }
 
-EXPORT void hu_encode(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, const float *in) {
-    chosen->encode(slot, rows, cols, first_element, in);
+EXPORT void hu_encode(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
+                      const float *in) {
+    chosen->encode(slot, rows, cols, first_element, row_stride, in);
 }

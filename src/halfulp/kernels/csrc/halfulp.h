@@ -62,6 +62,7 @@ typedef struct hu_work {
     int32_t param_kind, grad_kind; /* HU_FLOAT32, HU_BFLOAT16 or HU_FLOAT16 */
     int32_t param_stochastic, maximize;
     uint32_t param_key[2];
+    int64_t row_stride;   /* elements of the whole tensor from one row to the next: random words follow its index */
     int64_t units_before; /* filled in by hu_step */
     hu_slot slot[HU_MAX_SLOTS];
 } hu_work;
@@ -72,7 +73,8 @@ typedef struct hu_isa {
     int64_t (*units)(const hu_work *work); /* parts that different threads may do */
     void (*run)(const hu_work *work, int64_t first_unit, int64_t last_unit);
     void (*decode)(const hu_slot *slot, int64_t rows, int64_t cols, float *out);
-    void (*encode)(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, const float *in);
+    void (*encode)(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
+                   const float *in);
 } hu_isa;
 
 #endif

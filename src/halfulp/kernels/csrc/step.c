@@ -344,7 +344,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     uint32_t *words[HU_MAX_SLOTS + 1] = {0};
     const int measure = big && !big->measured;
     piece.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
-    piece.element = w->first_element + (uint64_t)first;
+    piece.element = w->first_element + (uint64_t)(row * w->row_stride + col);
     piece.c = w->scalars;
     piece.worst = &worst;
     piece.streams = 0;
@@ -472,7 +472,7 @@ static void encode_piece(const hu_work *w, int64_t row, int64_t col, int n, cons
         for (int j = 0; j < HU_UNIT; j += VL) largest = maxs(largest, absi(ldf(x + u + j)));
         t->largest[0][u / HU_UNIT] = largest;
         if (w->slot[0].format->stochastic)
-            hash_unit(w->first_element + (uint64_t)(first + u), w->slot[0].key, t->words[0] + u);
+            hash_unit(w->first_element + (uint64_t)(row * w->row_stride + col + u), w->slot[0].key, t->words[0] + u);
     }
     if (big && !big->measured) {
         uint32_t largest = largest_of(x, t->largest[0], 0, n);
@@ -482,9 +482,11 @@ static void encode_piece(const hu_work *w, int64_t row, int64_t col, int n, cons
     }
 }
 
-static void encode_all(const hu_slot *s, int64_t rows, int64_t cols, uint64_t first_element, const float *in) {
+static void encode_all(const hu_slot *s, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
+                       const float *in) {
     scratch t;
-    hu_work w = {.rows = rows, .cols = cols, .tile = HU_CAP, .first_element = first_element, .slots = 1, .slot = {*s}};
+    hu_work w = {.rows = rows, .cols = cols, .tile = HU_CAP, .first_element = first_element, .row_stride = row_stride,
+                 .slots = 1, .slot = {*s}};
     const int large = wide(s, cols), length = !s->block || large ? HU_CAP : (int)(HU_CAP / s->block * s->block);
     t.encode[0] = encoder(s->format);
     const int64_t rows_a_block = s->block > cols ? rows : 1, edge = large && s->block < cols ? s->block : cols;

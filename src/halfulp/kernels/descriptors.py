@@ -1,0 +1,154 @@
+"""What the C kernels are told: rows of numpy arrays that mirror the structs of ``csrc/halfulp.h`` field by field."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from halfulp.formats import Format
+from halfulp.kernels.work import Work, step_tile
+from halfulp.quantizer import Quantizer
+from halfulp.rounding import codebook_tables, decode_table, grid_constants
+from halfulp.scaling import rows_and_cols
+from halfulp.state import EmaState
+
+__all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot", "misfit"]
+
+Rows = npt.NDArray[np.void]
+
+MAX_TILE = 1024
+"""Elements that one pass holds (``HU_CAP``); larger tiles take two passes, in which small blocks must fit this."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
+FINE = 6
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SCALES = {"pow2": 1, "fp32": 2}
+PER = {"block": 0, "row": 1, "tensor": 2}
+SCALARS = {
+    "adam": ("keep", "l2", "weight1", "beta2", "weight2", "inv_sqrt_correction2", "eps", "bound", "step_size"),
+    "sgd": ("l2", "momentum", "gain", "nesterov", "lr"),
+    "lion": ("keep", "weight1", "weight2", "lr"),
+    "ema": ("weight",),
+    "ema_difference": ("decay",),
+}
+"""The fused rules, and where each finds its scalars."""
+RULES = {name: i for i, name in enumerate(SCALARS)}
+
+FORMAT = np.dtype(
+    [(name, np.int32) for name in (
+        "kind", "bits", "is_signed", "stochastic", "zero_floor", "scale", "mantissa_bits", "emin_field", "fraction",
+        "max_bits", "scale_round", "scale_shift", "zero_code", "top_code",
+    )]
+    + [("max", np.float32), ("exponent_bits", np.int32)]
+    + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps")]
+)  # fmt: skip
+SLOT = np.dtype(
+    [
+        ("codes", np.uintp), ("scale", np.uintp), ("format", np.uintp), ("counts", np.uintp), ("block", np.int64),
+        ("per", np.int32), ("key", np.uint32, 2), ("unused", np.int32),
+    ]
+)  # fmt: skip
+WORK = np.dtype(
+    [
+        ("param", np.uintp), ("grad", np.uintp), ("scalars", np.uintp), ("skipped", np.uintp),
+        ("rows", np.int64), ("cols", np.int64), ("tile", np.int64), ("first_element", np.uint64),
+        ("rule", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
+        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 2),
+        ("row_stride", np.int64), ("units_before", np.int64), ("slot", SLOT, 2),
+    ]
+)  # fmt: skip
+
+
+def misfit(work: Work) -> str | None:
+    """Why a piece of work has no fused kernel; ``None`` if it has."""
+    if work.rule.name not in RULES:
+        return f"rule {work.rule.name!r} has no fused kernel"
+    if any(s.shape != work.param.shape for s in work.states):
+        return "a state has another shape than its parameter"
+    quantizers = tuple(s.quantizer for s in work.states)
+    *_, tile = step_tile(work.param.shape, quantizers)
+    blocks = [q.scaling.layout(work.param.shape).block for q in quantizers if q.format.scaled]
+    small = math.lcm(1, *(b for b in blocks if b <= MAX_TILE))
+    if tile > MAX_TILE and (small > MAX_TILE or any(b != tile for b in blocks if b > MAX_TILE)):
+        return f"blocks of {blocks} elements do not fit into each other"
+    return None
+
+
+def describe(work: Work) -> Rows:
+    """``hu_work`` of a piece of work, an array of one: all of it that does not change from step to step."""
+    made = np.zeros(1, WORK)
+    row = made[0]
+    quantizers = tuple(s.quantizer for s in work.states)
+    rows, cols = rows_and_cols(work.param.shape)
+    tile = step_tile(work.param.shape, quantizers)[2]
+    blocks = [q.scaling.layout(work.param.shape).block for q in quantizers if q.format.scaled]
+    odd = cols % 2 == 1 and any(q.format.packed for q in quantizers)
+    if work.row_stride in (None, cols) and not odd and cols and all(cols % b == 0 for b in (tile, *blocks)):
+        rows, cols = 1, rows * cols  # no tile is short at the end of a row: one long row has the same tiles
+    elif tile == rows * cols and rows > 1 and not odd and work.row_stride is None and _whole(quantizers):
+        rows, cols = 1, tile
+    row["tile"], row["rows"], row["cols"] = tile, rows, cols
+    row["row_stride"] = cols if work.row_stride is None else work.row_stride
+    row["first_element"], row["rule"], row["slots"] = work.first_element, RULES[work.rule.name], len(work.states)
+    row["param_kind"] = DTYPES[work.param.dtype]
+    for k, state in enumerate(work.states):
+        row["slot"][k] = describe_slot(state)[0]
+        if rows == 1 and row["slot"][k]["per"] == PER["row"]:
+            row["slot"][k]["per"] = PER["block"]  # what were rows may be blocks of the one long row now
+    return made
+
+
+def _whole(quantizers: tuple[Quantizer, ...]) -> bool:
+    return all(not q.format.scaled or q.scaling.per == "tensor" for q in quantizers)
+
+
+def describe_slot(state: EmaState) -> Rows:
+    """``hu_slot`` of a state, an array of one, without its addresses and key."""
+    made = np.zeros(1, SLOT)
+    slot, quantizer = made[0], state.quantizer
+    slot["format"] = _format(quantizer).ctypes.data
+    if quantizer.format.scaled:
+        slot["block"] = quantizer.scaling.layout(state.shape).block
+        slot["per"] = PER[quantizer.scaling.per]
+    return made
+
+
+@cache
+def _format(quantizer: Quantizer) -> Rows:
+    """``hu_format`` of a quantizer, an array of one; what it points to is kept alive by :func:`_tables`."""
+    fmt = quantizer.format
+    made = np.zeros(1, FORMAT)
+    row = made[0]
+    row["kind"] = KINDS.get(fmt.name, {"float": 3, "int": 4, "codebook": 5}[fmt.kind])
+    row["bits"], row["is_signed"] = fmt.bits, fmt.signed
+    row["stochastic"], row["zero_floor"] = quantizer.stochastic, quantizer.zero_floor
+    row["max"], row["exponent_bits"] = fmt.max, fmt.exponent_bits
+    row["max_bits"] = row["max"].view(np.int32)
+    if fmt.kind != "codebook" and not fmt.is_float32:
+        row["mantissa_bits"], row["emin_field"], row["fraction"] = grid_constants(fmt)
+        if fmt.kind == "float" and fmt.scaled and row["fraction"] != 24:
+            row["kind"] = FINE
+    if fmt.scaled:
+        row["scale"], row["top_code"] = SCALES[quantizer.scaling.kind], fmt.max_code
+        mantissa, exponent = math.frexp(fmt.max)
+        row["scale_round"], row["scale_shift"] = 0x7FFFFF - int((2 * mantissa - 1) * 2**23), exponent - 1
+        tables = _tables(fmt)
+        for name, table in tables.items():
+            row[name] = table.ctypes.data
+    if fmt.kind == "codebook":
+        row["zero_code"] = fmt.nan_code
+    return made
+
+
+@cache
+def _tables(fmt: Format) -> dict[str, npt.NDArray[np.float32]]:
+    tables = {"values": decode_table(fmt).numpy()}
+    if fmt.kind == "codebook":
+        for name, table in zip(("levels", "middles", "inverse_gaps"), codebook_tables(fmt), strict=True):
+            padded = np.full(256, np.inf, np.float32)
+            padded[: len(table)] = table.numpy()
+            tables[name] = padded
+    return tables
