@@ -1,11 +1,19 @@
-"""The chain against the design's table and against simulations on the exact grids."""
+"""The chain against the design's table, published figures, and simulations on the exact grids."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 
 import halfulp
+from halfulp.formats import FORMATS, get_format
+from halfulp.theory.chain import Chain
+from halfulp.theory.drive import GRADIENT, SQUARE, Drive
+from halfulp.theory.stationary import can_decrease, stationary
+from halfulp.theory.transient import transient, transients
+from theory_oracle import round_free, simulate
 
 # Stalled fraction of the update applied to a state of age 10, 100, 300, 1000, 3000; beta 0.999.
 BUILD_UP = {
@@ -16,12 +24,29 @@ BUILD_UP = {
     ("fp4", "nearest"): (0.638, 0.972, 0.994, 0.999, 1.000),
     ("fp4", "stochastic"): (0.598, 0.943, 0.980, 0.992, 0.994),
 }
+ROUNDINGS = ("nearest", "stochastic")
+FLOATS = [f.name for f in FORMATS.values() if f.kind == "float" and f.bits <= 16 and f.name != "float16"]
+LISTED = ["linear8", "int4", "uint4", "dynamic8", "udynamic8", "ufloat4_e2m2", "float8_e5m2"]
 
 
 @pytest.mark.parametrize(("fmt", "rounding"), BUILD_UP)
 def test_build_up_table(fmt: str, rounding: str) -> None:
     curve = halfulp.stall_curve(fmt, beta=0.999, rounding=rounding, steps=3001)
     np.testing.assert_allclose(curve[[10, 100, 300, 1000, 3000]], BUILD_UP[fmt, rounding], atol=0.001)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "rounding", "means"),
+    [("bf16", "nearest", (0.673, 1.264)), ("fp8", "nearest", (0.183, 0.235)), ("fp4", "nearest", (0.108, 0.134)),
+     ("fp8", "stochastic", (0.632, 0.950))],
+)  # fmt: skip
+def test_mean_under_nearest_is_off_and_under_stochastic_exact(
+    fmt: str, rounding: str, means: tuple[float, float]
+) -> None:
+    law = transient(Chain(get_format(fmt, signed=False), 0.999, rounding), 3000)
+    np.testing.assert_allclose(law.mean[[1000, 3000]], means, atol=0.0015)
+    if rounding == "stochastic":
+        np.testing.assert_allclose(law.mean, law.exact_mean, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +59,201 @@ def test_published_closed_forms(fmt: str, rounding: str, expected: float) -> Non
     assert round(got, 4) == expected
 
 
+# Published stalled fractions of training runs: bf16 NR, SR, fp8 NR, SR; and the length of run they are compared at.
+MEASURED = {
+    "LLaMA 60M": (20_000, 0.969, 0.812, 0.999, 0.986),
+    "LLaMA 100M": (20_000, 0.967, 0.814, 0.998, 0.983),
+    "LLaMA 1B": (30_000, 0.974, 0.825, 0.997, 0.986),
+    "LLaMA 7B": (25_000, 0.970, 0.823, 0.998, 0.988),
+    "GPT-NeoX 160M": (20_000, 0.971, 0.817, 0.999, 0.989),
+    "GPT-NeoX 410M": (20_000, 0.971, 0.820, 0.999, 0.988),
+    "MoE 520M": (25_000, 0.970, 0.822, 0.993, 0.982),
+}
+
+
+@pytest.mark.parametrize("model", MEASURED)
+def test_published_measurements(model: str) -> None:
+    steps, *measured = MEASURED[model]
+    cells = [("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic")]
+    got = [halfulp.stall_curve(f, beta=0.999, rounding=r, steps=steps).mean() for f, r in cells]
+    np.testing.assert_allclose(got, measured, atol=0.010)
+
+
 def test_the_default_is_the_chain_at_three_windows() -> None:
     got = halfulp.stall_probability("fp8", beta=0.99, rounding="nearest")
     assert got == halfulp.stall_curve("fp8", beta=0.99, rounding="nearest", steps=301)[300]
+
+
+def test_ages_may_be_asked_in_any_order_and_between_steps() -> None:
+    late = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=50)
+    early = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=5)
+    between = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=5.5)
+    after = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=6)
+    assert late > after > early
+    assert between == pytest.approx((early + after) / 2)
+
+
+def _compare(chain: Chain, steps: int, n: int, seed: int = 0) -> None:
+    square = chain.drive.nonnegative
+    fmt = chain.format
+    levels = None if chain.scale is None else np.array([v for v in fmt.grid() if not square or v >= 0])
+    stalled, size = simulate(
+        chain.beta, chain.rounding, steps, mantissa_bits=fmt.mantissa_bits, levels=levels, scale=chain.scale or 1.0,
+        square=square, n=n, seed=seed,
+    )  # fmt: skip
+    law = transient(chain, steps)
+    noise = 3.7 * np.sqrt(np.maximum(stalled * (1 - stalled), 1e-6) / n) + 0.0005
+    assert (np.abs(law.stalled[: steps + 1] - stalled) < noise).all()
+    mine = law.mean if square else np.sqrt(law.moment("square"))
+    late = slice(steps // 2, steps + 1)
+    if size[late].min() > 0.01:  # else a few rare events make the mean
+        np.testing.assert_allclose(mine[late].mean(), size[late].mean(), rtol=0.01)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", FLOATS)
+def test_second_moment_on_free_grids(name: str, rounding: str) -> None:
+    _compare(Chain(get_format(name), 0.95, rounding), 60, 100_000)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", [f for f in FLOATS if FORMATS[f].signed])
+def test_first_moment_on_free_grids(name: str, rounding: str) -> None:
+    _compare(Chain(get_format(name), 0.9, rounding, GRADIENT), 30, 100_000)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", LISTED)
+def test_fixed_grids(name: str, rounding: str) -> None:
+    fmt = get_format(name)
+    _compare(Chain(fmt, 0.9, rounding, SQUARE, scale=fmt.max / 3), 30, 100_000)
+    if fmt.signed:
+        noise = math.sqrt(0.1 / 1.9)
+        _compare(Chain(fmt, 0.9, rounding, GRADIENT, scale=fmt.max / 4 / noise), 30, 100_000)
+
+
+@pytest.mark.parametrize(("name", "beta", "steps"), [("float8_e4m3fn", 0.999, 400), ("ufloat4_e3m1", 0.9999, 300)])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_long_memories(name: str, beta: float, steps: int, rounding: str) -> None:
+    _compare(Chain(get_format(name), beta, rounding), steps, 20_000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_formats_betas_and_ages_at_random(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    fmt = get_format(str(rng.choice([f for f in FLOATS if f != "bfloat16"])))
+    beta = 1 - 10 ** rng.uniform(-3.5, -0.5)
+    drive = GRADIENT if fmt.signed and rng.random() < 0.5 else SQUARE
+    _compare(Chain(fmt, beta, ROUNDINGS[seed % 2], drive), int(rng.integers(20, 150)), 40_000, seed)
+
+
+def test_saturation_holds_the_mean_at_the_largest_value() -> None:
+    fmt = get_format("uint4")
+    law = transient(Chain(fmt, 0.9, "stochastic", SQUARE, scale=10 * fmt.max), 60)
+    assert law.mean[-1] * 10 * fmt.max == pytest.approx(fmt.max, rel=0.1)
+
+
+def test_a_fixed_half_precision_grid_underflows() -> None:
+    small = transient(Chain(get_format("float16"), 0.9, "nearest", SQUARE, scale=2.0**-26), 30)
+    assert small.moment("zeros")[-1] > 0.5
+    free = transient(Chain(get_format("float16"), 0.9, "nearest", SQUARE, scale=1.0), 30)
+    assert free.moment("zeros")[-1] < 1e-6
+    np.testing.assert_allclose(free.mean[1:], free.exact_mean[1:], rtol=0.01)
+
+
+def test_mostly_zero_gradients() -> None:
+    drive = Drive("square", mixture=((0.9, 0.0), (0.1, 1.0)))
+    chain = Chain(get_format("fp8"), 0.99, "nearest", drive)
+    law = transient(chain, 200)
+    rng = np.random.default_rng(0)
+    power = 2.0 ** rng.random(50_000)
+    v = np.zeros(50_000)
+    for age in range(201):
+        x = power * (rng.random(50_000) < 0.1) * rng.standard_normal(50_000) ** 2
+        exact = 0.99 * v + 0.01 * x
+        new = round_free(exact, 3, None)
+        due = exact != v
+        if age in (3, 30, 200):
+            assert law.stalled[age] == pytest.approx(((new == v) & due).sum() / due.sum(), abs=0.012)
+        v = new
+
+
+def test_shared_second_moment_of_many_coordinates_stalls_more_evenly() -> None:
+    one = transient(Chain(get_format("fp8"), 0.9, "nearest", SQUARE), 30)
+    many = transient(Chain(get_format("fp8"), 0.9, "nearest", Drive("square", dof=64)), 30)
+    assert many.deviation[-1] < one.deviation[-1]
+    assert many.exact_deviation[-1] == pytest.approx(one.exact_deviation[-1] / 8)
+
+
+def test_a_weight_average_stands_still_where_it_starts() -> None:
+    """A weight of size 1 that moved by a tenth: a bf16 average at 0.9999 never follows, a stochastic one does."""
+    drive = Drive("normal", ratio=110.0)  # mean 110 deviations; the average starts at 100
+    stuck, moving = (
+        transient(Chain(get_format("bf16"), 0.9999, r, drive), 2000, start=100.0).mean[-1] for r in ROUNDINGS
+    )
+    assert stuck == pytest.approx(100.0, abs=0.4)
+    assert moving == pytest.approx(110 - 10 * 0.9999**2000, abs=0.4)
+
+
+def test_drifting_scale() -> None:
+    fmt = get_format("fp8")
+    rate, beta, steps = 0.1, 0.99, 300
+    law = transients(Chain(fmt, beta, "nearest"), (rate,), steps)[0]
+    rng = np.random.default_rng(0)
+    n = 40_000
+    power, v = 2.0 ** ((rng.permutation(n) + 0.5) / n), np.zeros(n)
+    for _ in range(steps):
+        power = power * math.exp(-2 * rate * (1 - beta))
+        v = round_free(beta * v + (1 - beta) * power * rng.standard_normal(n) ** 2, 3, None)
+    assert law.mean[steps] == pytest.approx(np.mean(v / power), rel=0.05)
+    fall = math.exp(-2 * rate * (1 - beta))
+    inputs = sum((1 - beta) * beta ** (steps - j) * fall ** (j - steps) for j in range(1, steps + 1))
+    assert law.exact_mean[steps] == pytest.approx(inputs, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "beta"), [("fp8", 0.999), ("bf16", 0.99), ("fp4", 0.9)])
+def test_stationary_law_of_stochastic_rounding(name: str, beta: float) -> None:
+    fmt = get_format(name, signed=False)
+    law = stationary(Chain(fmt, beta, "stochastic"))
+    assert law.mean == pytest.approx(1.0, rel=1e-6)
+    walked = transient(Chain(fmt, beta, "stochastic"), round(20 / (1 - beta)))
+    assert law.stalled == pytest.approx(walked.stalled[-1], abs=1e-4)
+    if name == "fp8":
+        assert law.deviation**2 == pytest.approx(0.35 / 8, rel=0.03)
+
+
+def test_no_decrease_threshold() -> None:
+    assert not can_decrease(Chain(get_format("bf16"), 1 - 2.0**-9, "nearest"))
+    assert can_decrease(Chain(get_format("bf16"), 1 - 2.0**-8, "nearest"))
+    with pytest.raises(ValueError, match="can rise but not fall"):
+        stationary(Chain(get_format("bf16"), 0.999, "nearest"))
+
+
+BAD = [
+    (lambda: Chain(get_format("fp8"), 1.0, "nearest"), "beta is between 0 and 1"),
+    (lambda: Chain(get_format("fp8"), 0.9, "up"), "rounding is"),
+    (lambda: Chain(get_format("fp32"), 0.9, "nearest"), "float32 is not rounded"),
+    (lambda: Chain(get_format("uint4"), 0.9, "nearest"), "has no free exponent"),
+    (lambda: Chain(get_format("ufloat4_e2m2"), 0.9, "nearest", GRADIENT), "has no sign"),
+    (lambda: Chain(get_format("fp8"), 0.9, "nearest", scale=-1.0), "scale is a positive number"),
+    (lambda: Drive("square", dof=0), "degrees of freedom"),
+    (lambda: Drive("square", mixture=((0.5, 1.0),)), "add up to 1"),
+    (lambda: transient(Chain(get_format("fp8"), 0.9, "nearest"), -1), "not be negative"),
+    (lambda: transients(Chain(get_format("fp8"), 0.9, "nearest", scale=1.0), (0.1,), 3), "free grid"),
+    (lambda: halfulp.stall_probability("fp8", beta=0.9, rounding="nearest", age=-1), "number of steps"),
+    (lambda: halfulp.stall_probability("fp8", beta=0.9, rounding="nearest", model="guess"), "model is one of"),
+    (lambda: halfulp.stall_probability("fp8", beta=0.9, rounding="nearest", slot="step"), "slot is"),
+    (lambda: halfulp.stall_probability("int4", beta=0.9, rounding="nearest", model="one-step"), "relative spacing"),
+    (lambda: halfulp.stall_probability("fp9", beta=0.9, rounding="nearest"), "Did you mean"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_input(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_float32_loses_nothing() -> None:
+    assert halfulp.stall_probability("fp32", beta=0.999, rounding="nearest") == 0.0
+    assert not halfulp.stall_curve("fp32", beta=0.999, rounding="nearest", steps=5).any()

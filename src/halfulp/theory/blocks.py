@@ -126,7 +126,8 @@ def block_law(blocks: Blocks, steps: int, *, paths: int | None = None, seed: int
     steps
         Last age.
     paths
-        Blocks that are followed: 16 by default, 128 if they are heterogeneous, for figures to about .02.
+        Blocks that are followed, enough for figures to about .02 by default: 128 if they are heterogeneous, else 64 of
+        4 bits or 16 of 8.
     seed
         Of the paths.
 
@@ -138,7 +139,7 @@ def block_law(blocks: Blocks, steps: int, *, paths: int | None = None, seed: int
     True
     """
     if paths is None:
-        paths = 128 if blocks.spread else 16
+        paths = 128 if blocks.spread else (64 if blocks.format.bits == 4 else 16)
     if steps < 0 or paths < 1:
         raise ValueError(f"steps is not negative and paths positive, got steps={steps}, paths={paths}")
     return _block_law(blocks, steps, paths, seed)
@@ -160,7 +161,9 @@ def _block_law(blocks: Blocks, steps: int, paths: int, seed: int) -> BlockLaw:
             noise = drive.variance * (1 - blocks.beta) / (1 + blocks.beta) * -np.expm1(2 * ages * log_beta)
             lag = 0.5 * np.log(rows[:, 1] / (exact**2 + noise))
     lag[0] = 0.0
-    if blocks.rounding == "stochastic":  # unbiased whatever the scale does, since no value exceeds the grid
+    if (
+        blocks.rounding == "stochastic" and drive.nonnegative
+    ):  # unbiased whatever the scale does, since no value exceeds the grid
         lag = np.zeros_like(lag)
     return BlockLaw(ages, rows[:, 0], lag, rows[:, 2], rows[:, 3], rows[:, 4:], blocks.beta, drive)
 
@@ -282,7 +285,7 @@ class _Ensemble:
             stalled += float((~moved if self.blocks.scale_kind == "pow2" else same).sum())
         self.top_class, self.top_level, self.index = cell, new_level, following
         if self.blocks.scale_kind == "pow2":
-            self._truncate()
+            self._truncate(np.abs(exact) / np.exp(following * self.lattice))
         return np.concatenate([[stalled / self.elements], seen])
 
     def _observe(self, unit: Array) -> Array:
@@ -329,12 +332,23 @@ class _Ensemble:
         self.mass = new
         return stalled
 
-    def _truncate(self) -> None:
-        """No element is above the largest: one that was rounded up past it takes its place, the rest is cut off."""
+    def _truncate(self, exact: Array) -> None:
+        """No element is above the largest: one that was rounded up past it takes its place, the rest is cut off.
+
+        Only stochastic rounding lifts an element past a larger one, and only to the next level above the exact largest
+        value. Of the mass there, what came from below that value is taken as the square of its position in the gap
+        (a flat density).
+        """
         assert self.top_class is not None
         magnitude = np.abs(self.levels)
         above = magnitude[None, :] > np.abs(self.levels[self.top_level])[self.path][:, None]
-        past = np.where(above, self.mass, 0.0)
+        positive = magnitude[self.zero :]
+        low = np.clip(np.searchsorted(positive, exact, side="right") - 1, 0, len(positive) - 2)
+        share = np.clip((exact - positive[low]) / (positive[low + 1] - positive[low]), 0.0, 1.0) ** 2
+        next_level = np.isclose(magnitude[None, :], positive[low + 1][self.path][:, None])
+        past = np.where(above & next_level, self.mass * share[self.path][:, None], 0.0)
+        if self.blocks.rounding == "nearest":
+            past[:] = 0.0
         chance = np.bincount(self.path, weights=past.sum(axis=1), minlength=self.paths)
         for p in np.flatnonzero(self.generator.random(self.paths) < chance):
             mine = np.flatnonzero(self.path == p)

@@ -1,0 +1,75 @@
+"""The commands predict, plan and simulate, as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PNG = b"\x89PNG"
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "halfulp", *args], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_predict_prints_the_table_and_draws(tmp_path: Path) -> None:
+    done = run("predict", "-f", "fp8", "-b", "0.999", "--plot", str(tmp_path / "p.png"))
+    assert done.returncode == 0, done.stderr
+    assert "48.7" in done.stdout  # nearest at age 10
+    assert "98.8" in done.stdout  # stochastic at age 3000
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG)
+
+
+def test_predict_one_step_is_the_published_form() -> None:
+    done = run("predict", "-f", "bf16", "--model", "one-step")
+    assert "94.6" in done.stdout
+    assert "82.5" in done.stdout
+
+
+def test_plan_says_why(tmp_path: Path) -> None:
+    done = run("plan", "-f", "fp8", "--parameters", "10", "--plot", str(tmp_path / "p.svg"))
+    assert done.returncode == 0, done.stderr
+    assert "Every" in done.stdout
+    assert "Never" in done.stdout
+    assert "Staggered" in done.stdout
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+
+
+def test_simulate_shows_the_ratchet(tmp_path: Path) -> None:
+    """After the drop fp32 falls, bf16 rounded to nearest stands still."""
+    done = run(
+        "simulate", "--steps", "600", "--beta", "0.999", "--coordinates", "1024", "--plot", str(tmp_path / "s.pdf")
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split()[1]: line.split() for line in done.stdout.splitlines() if line.strip().startswith(("bf16", "fp32"))
+    }
+    assert rows["nearest"][2] == "100.0%"
+    assert float(rows["nearest"][3]) > 1.2
+    assert float(rows["stochastic"][3]) == pytest.approx(1.0, abs=0.05)
+    assert rows["exact"][2] == "0.0%"
+    assert (tmp_path / "s.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("predict", "-f", "fp9"), "Did you mean"),
+        (("predict", "-b", "1.5"), "beta is between 0 and 1"),
+        (("predict", "--slot", "v"), "slot is"),
+        (("plan", "-f", "fp8", "--plot", "x.gif"), ".png, .svg, .pdf"),
+        (("plan", "-f", "fp8", "--plot", "/no/such/folder/x.png"), "no folder"),
+        (("simulate", "--scenario", "storm"), "stationary, drop, decay, spike"),
+        (("simulate", "--steps", "0"), "at least 1"),
+    ],
+)
+def test_bad_input_ends_with_the_message_alone(args: tuple[str, ...], message: str) -> None:
+    done = run(*args)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,170 @@
+"""Reset plans: the design's windows, brute force, and resets that follow the monitor."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import halfulp
+from halfulp.resets import Site, Staggered
+from halfulp.theory.advice import advise, rate
+from halfulp.theory.closed_loop import Measured
+from theory_oracle import round_free
+
+
+@pytest.mark.parametrize(("fmt", "low", "high"), [("fp8", 270, 330), ("fp4", 160, 200), ("bf16", 2200, 2800)])
+def test_periods_at_0999(fmt: str, low: int, high: int) -> None:
+    plan = halfulp.plan_reset(fmt, beta=0.999, rounding="nearest")
+    assert plan.period is not None
+    assert low <= plan.period <= high
+    assert str(plan.period) in plan.why
+    assert plan.regret.argmin() == plan.period - 1
+    assert plan.curve[0] == 0
+    assert plan.curve[plan.period] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("fmt", "beta", "rounding"),
+    [("fp8", 0.999, "stochastic"), ("fp4", 0.999, "stochastic"), ("bf16", 0.999, "stochastic"),
+     ("bf16", 0.99, "nearest"), ("bf16", 0.95, "nearest"), ("fp32", 0.999, "nearest")],
+)  # fmt: skip
+def test_never(fmt: str, beta: float, rounding: str) -> None:
+    plan = halfulp.plan_reset(fmt, beta=beta, rounding=rounding)
+    assert plan.period is None
+    assert plan.why.startswith("Never")
+
+
+@pytest.mark.parametrize(("beta1", "expected"), [(0.8, 197), (0.9, 302), (0.95, 479)])
+def test_period_grows_with_beta1(beta1: float, expected: int) -> None:
+    plan = halfulp.plan_reset("fp8", beta=0.999, rounding="nearest", beta1=beta1, drifts=(0.0,))
+    assert plan.period == pytest.approx(expected, abs=2)
+
+
+def test_first_moment_is_never_reset_for_its_own_sake() -> None:
+    assert halfulp.plan_reset("fp8", beta=0.99, rounding="nearest", slot="exp_avg").period is None
+
+
+def test_formats_without_exponent_have_a_plan() -> None:
+    plan = halfulp.plan_reset("uint4", beta=0.9, rounding="nearest")
+    assert plan.costs.shape[0] == 1
+    assert (plan.period is None) == plan.why.startswith("Never")
+
+
+@pytest.mark.parametrize(("name", "bits"), [("fp8", 3), ("fp4", 2)])
+def test_plan_against_brute_force(name: str, bits: int) -> None:
+    """Adam's own error, simulated without the chain, under a drift that the planner does not know."""
+    beta1, beta2, steps, n = 0.9, 0.999, 1000, 1500
+    rng = np.random.default_rng(1)
+    sigma = 2.0 ** (rng.random(n) / 2)
+    m, young, v = np.zeros(n), np.zeros(n), np.zeros(n)
+    for _ in range(300):
+        m = beta1 * m + (1 - beta1) * sigma * rng.standard_normal(n)
+    errors = []
+    for t in range(1, steps + 1):
+        sigma = sigma * math.exp(-0.06 * (1 - beta2))
+        g = sigma * rng.standard_normal(n)
+        m, young, v = beta1 * m + (1 - beta1) * g, beta1 * young + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        update = young / (1 - beta1**t) / np.sqrt(v / (1 - beta2**t))
+        errors.append(np.mean((update - m / sigma) ** 2))
+        v = round_free(v, bits, None)
+    costs = np.cumsum(errors) / np.arange(1, steps + 1)
+    planned = halfulp.plan_reset(name, beta=beta2, rounding="nearest", beta1=beta1).period
+    assert planned is not None
+    assert costs[planned - 1] / costs.min() - 1 < 0.05
+    assert costs[-1] / costs.min() > 1.5  # the choice matters
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"beta": 1.5}, "beta is between"), ({"rounding": "odd"}, "rounding is"), ({"slot": "v"}, "slot is"),
+     ({"beta1": 1.0}, "beta1 is in"), ({"drifts": ()}, "drifts are"), ({"drifts": (-0.1,)}, "drifts are")],
+)  # fmt: skip
+def test_bad_input(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        halfulp.plan_reset("fp8", **{"beta": 0.9, "rounding": "nearest", **options})  # type: ignore[arg-type]
+
+
+def test_staggered_plan_spreads_over_the_period() -> None:
+    period = halfulp.plan_reset("fp8", beta=0.999, rounding="nearest").period
+    assert period is not None
+    offsets = [Staggered(period).offset(Site(0, i, 50, ())) for i in range(50)]
+    assert len(set(offsets)) == 50
+    assert max(offsets) < period
+
+
+def test_measured_resets_when_the_state_lags() -> None:
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    schedule = Measured(lag=0.3, min_age=20)
+    optimizer = halfulp.AdamW([weight], state="fp8", rounding="nearest", reset=schedule, min_size=0)
+    ages = []
+    generator = torch.Generator().manual_seed(0)
+    with halfulp.StallMonitor(optimizer) as monitor:
+        schedule.attach(monitor)
+        for _ in range(200):
+            weight.grad = torch.randn(64, 64, generator=generator)
+            optimizer.step()
+            ages.append(optimizer.state[weight]["exp_avg_sq_age"])
+    resets = [i for i in range(1, 200) if ages[i] == 1]
+    assert resets
+    assert min(ages[i - 1] for i in resets) >= 20
+    lagging = transient_lag(max(ages))
+    assert abs(lagging) > 0.3
+
+
+def transient_lag(age: int) -> float:
+    from halfulp.formats import get_format
+    from halfulp.theory.chain import Chain
+    from halfulp.theory.transient import transient
+
+    return float(transient(Chain(get_format("fp8"), 0.999, "nearest"), age).lag[-1])
+
+
+def test_measured_leaves_an_fp32_state_alone() -> None:
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    schedule = Measured(lag=0.3, stalled=0.9, min_age=5)
+    optimizer = halfulp.AdamW([weight], state="fp32", reset=schedule, min_size=0)
+    with halfulp.StallMonitor(optimizer) as monitor:
+        schedule.attach(monitor)
+        for _ in range(30):
+            weight.grad = torch.randn(64, 64)
+            optimizer.step()
+    assert optimizer.state[weight]["exp_avg_sq_age"] == 30
+
+
+@pytest.mark.parametrize("options", [{"lag": None}, {"lag": -1.0}, {"stalled": 2.0}, {"min_age": 0}])
+def test_measured_refuses(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Measured(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fmt", "slot", "beta", "rounding", "safe"),
+    [("bf16", "exp_avg_sq", 0.95, "nearest", True), ("ufloat4_e2m2", "exp_avg_sq", 0.95, "nearest", False),
+     ("fp8", "exp_avg", 0.999, "nearest", False), ("fp8", "exp_avg_sq", 0.999, "nearest", False),
+     ("fp8", "exp_avg_sq", 0.999, "stochastic", True)],
+)  # fmt: skip
+def test_advice_on_one_slot(fmt: str, slot: str, beta: float, rounding: str, safe: bool) -> None:
+    assert rate(fmt, slot=slot, beta=beta, rounding=rounding).safe is safe
+
+
+def test_an_unsigned_format_gives_the_second_moment_a_bit() -> None:
+    signed, unsigned = (
+        rate(name, slot="exp_avg_sq", beta=0.999, rounding="stochastic").error
+        for name in ("float8_e4m3fn", "ufloat8_e4m4")
+    )
+    assert unsigned == pytest.approx(signed / 2, rel=0.05)  # the noise is in proportion to the spacing
+
+
+def test_advice_within_a_budget() -> None:
+    advice = advise((0.9, 0.99), bytes_per_parameter=2.1)
+    assert advice.exp_avg.bytes + advice.exp_avg_sq.bytes <= 2.1
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = halfulp.AdamW([weight], state=advice.state, rounding=advice.rounding, min_size=0)
+    weight.grad = torch.ones(64, 64)
+    optimizer.step()
+    assert sum(optimizer.memory().by_storage.values()) / weight.numel() <= 2.1
+    with pytest.raises(ValueError, match="smallest pair takes"):
+        advise((0.9, 0.99), bytes_per_parameter=0.5)
