@@ -372,6 +372,13 @@ def test_the_self_test_passes_before_and_after_the_first_step(state: str) -> Non
     assert halfulp.check_roundtrip(optimizer) == tried
 
 
+def test_the_self_test_of_a_torch_optimizer() -> None:
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), amsgrad=True)
+    train(net, optimizer, 0, 2)
+    assert halfulp.check_roundtrip(optimizer) == 4
+
+
 def test_the_self_test_finds_what_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     from halfulp.checkpoint import selftest
 
