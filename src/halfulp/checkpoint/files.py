@@ -88,7 +88,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its tensors do not have the checksum that was written with them")
     try:
         tree = unpack(tensors, metadata["tree"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its header does not describe its tensors ({error})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is damaged: its header is no state dictionary")
