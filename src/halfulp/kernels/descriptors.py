@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ FORMAT = np.dtype(
         "max_bits", "scale_round", "scale_shift", "zero_code", "top_code",
     )]
     + [("max", np.float32), ("exponent_bits", np.int32)]
-    + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps")]
+    + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps", "first_middle", "first_level")]
 )  # fmt: skip
 SLOT = np.dtype(
     [
@@ -143,12 +144,28 @@ def _format(quantizer: Quantizer) -> Rows:
     return made
 
 
+def _stretches(border: npt.NDArray[np.float32], side: Literal["left", "right"]) -> npt.NDArray[np.int32] | None:
+    """How many borders are below every number of a stretch (``encode.h``); ``None`` if a stretch holds two."""
+    count = 4096
+    bits = np.arange(count, dtype=np.int64) + (96 << 7)
+    low, high = (bits << 16).astype(np.int32), ((bits << 16) + 0xFFFF).astype(np.int32)
+    low[0], high[-1] = 0, 0x7F7FFFFF  # the first and the last take everything beyond
+    smallest, largest = low.view(np.float32), high.view(np.float32)
+    first = np.searchsorted(border, np.concatenate([smallest, -largest]), side)
+    last = np.searchsorted(border, np.concatenate([largest, -smallest]), side)
+    return first.astype(np.int32) if int((last - first).max()) <= 1 else None
+
+
 @cache
-def _tables(fmt: Format) -> dict[str, npt.NDArray[np.float32]]:
-    tables = {"values": decode_table(fmt).numpy()}
+def _tables(fmt: Format) -> dict[str, npt.NDArray[Any]]:
+    tables: dict[str, npt.NDArray[Any]] = {"values": decode_table(fmt).numpy()}
     if fmt.kind == "codebook":
         for name, table in zip(("levels", "middles", "inverse_gaps"), codebook_tables(fmt), strict=True):
             padded = np.full(256, np.inf, np.float32)
             padded[: len(table)] = table.numpy()
             tables[name] = padded
+        found = {
+            "first_middle": _stretches(tables["middles"], "left"), "first_level": _stretches(tables["levels"], "right"),
+        }  # fmt: skip
+        tables |= {name: first for name, first in found.items() if first is not None}
     return tables

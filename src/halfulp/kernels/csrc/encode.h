@@ -28,8 +28,22 @@ INLINE vi bfloat16_code(vi magnitude, vu word, const int stochastic) {
 
 INLINE vi floored(vi code, vi magnitude) { return maxs(code, mins(magnitude, seti(1))); }
 
-INLINE vi search(const float *sorted, vf y, const int inclusive) { /* how many are below y (or equal to it) */
+#define STRETCHES 4096 /* of each sign: exponents from 2**-31 to 1, 7 bits of mantissa; descriptors.py knows them too */
+
+INLINE vi stretch_of_number(vf y) {
+    vi place = ((asi(y) & 0x7fffffff) >> 16) - ((127 - 31) << 7);
+    place = mins(maxs(place, seti(0)), seti(STRETCHES - 1));
+    return place + ((vi)((vu)asi(y) >> 31) * STRETCHES);
+}
+
+/* How many of the sorted numbers are below y (or equal to it). */
+INLINE vi search(const float *sorted, const int32_t *first, vf y, const int inclusive) {
     vi found = seti(0);
+    if (first) {
+        found = gatheri(first, stretch_of_number(y));
+        vf at = gatherf(sorted, found);
+        return found + seli(inclusive ? lef(at, y) : ltf(at, y), seti(1), seti(0));
+    }
     for (int step = 128; step; step >>= 1) {
         vf at = gatherf(sorted + step - 1, found);
         found = found + seli(inclusive ? lef(at, y) : ltf(at, y), seti(step), seti(0));
@@ -40,11 +54,11 @@ INLINE vi search(const float *sorted, vf y, const int inclusive) { /* how many a
 INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
     y = minf(maxf(y, setf(f->levels[0])), setf(f->max));
     if (!stochastic) {
-        vi code = search(f->middles, y, 0);
+        vi code = search(f->middles, f->first_middle, y, 0);
         if (f->zero_floor) code = code + seli(andm(eqs(code, seti(f->zero_code)), ltf(setf(0), y)), seti(1), seti(0));
         return code;
     }
-    vi low = mins(maxs(search(f->levels, y, 1) - 1, seti(0)), seti(f->top_code - 1));
+    vi low = mins(maxs(search(f->levels, f->first_level, y, 1) - 1, seti(0)), seti(f->top_code - 1));
     vi fixed = cvt_rn((y - gatherf(f->levels, low)) * gatherf(f->inverse_gaps, low) * setf(16777216.0f));
     return low + (vi)(((vu)fixed + (word >> 8)) >> 24);
 }

@@ -38,6 +38,9 @@ typedef struct hu_format {
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
     const float *middles;      /* codebook: middles between levels, padded likewise */
     const float *inverse_gaps; /* codebook: 255 */
+    /* codebook: for the stretch of numbers that share sign, exponent and 7 bits of mantissa, and hold one border at most,
+     * how many middles (and levels) are surely below; NULL where a stretch holds more */
+    const int32_t *first_middle, *first_level;
 } hu_format;
 
 typedef struct hu_slot {

@@ -56,6 +56,7 @@ INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm512_mask_mov_epi32((__m512i)b, 
 INLINE vu shl(vu x, int n) { return (vu)_mm512_sllv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm512_i32gather_ps((__m512i)i, t, 4); }
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm512_i32gather_epi32((__m512i)i, t, 4); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x)); }
@@ -127,6 +128,7 @@ INLINE int countm(vm m) { return __builtin_popcount(_mm256_movemask_ps((__m256)m
 INLINE vu shl(vu x, int n) { return (vu)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm256_i32gather_ps(t, (__m256i)i, 4); }
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm256_i32gather_epi32(t, (__m256i)i, 4); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { /* x holds 16-bit values */
@@ -222,6 +224,7 @@ INLINE int countm(vm m) { return -(m[0] + m[1] + m[2] + m[3]); }
 INLINE vu shl(vu x, int n) { return x << n; }
 INLINE vu shr(vu x, int n) { return x >> n; }
 INLINE vf gatherf(const float *t, vi i) { return (vf){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
 INLINE vi ldu8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE vi ldu16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE void stu16(uint16_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint16_t)x[i]; }
