@@ -4,6 +4,8 @@ Every average stores its weights with the formats, rounding, random bits and ker
 """
 
 from halfulp.averaging.base import WeightAverage
+from halfulp.averaging.bema import BEMA
+from halfulp.averaging.callbacks import lightning_callback, trainer_callback
 from halfulp.averaging.decay import (
     Cosine,
     Linear,
@@ -17,10 +19,20 @@ from halfulp.averaging.decay import (
     power_width,
     scale_decay,
 )
-from halfulp.averaging.ema import EMA, SWA
+from halfulp.averaging.dropin import AveragedModel, EMAPytorch
+from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
+from halfulp.averaging.merge import liti, slerp, warp
+from halfulp.averaging.posthoc import PostHocEMA, Reconstruction, profile_product, reconstruct_weights
+from halfulp.averaging.stall import check_pair, walk_stall, watch
 from halfulp.averaging.store import AverageStore
+from halfulp.averaging.switch import ElasticReset, SlowWeights, SwitchEMA
+from halfulp.averaging.teacher import Teacher, TemporaryTeachers
+from halfulp.averaging.window import LAWA
 
 __all__ = [
-    "EMA", "SWA", "AverageStore", "Cosine", "Linear", "MeanTeacher", "PowerLaw", "Ramp", "Uniform", "Warmup",
-    "WeightAverage", "half_life", "power_exponent", "power_width", "scale_decay",
+    "BEMA", "EMA", "LAWA", "SWA", "AverageStore", "AveragedModel", "Cosine", "EMAPytorch", "ElasticReset", "Linear",
+    "MeanTeacher", "PostHocEMA", "PowerLaw", "Ramp", "Reconstruction", "SlowWeights", "SwitchEMA", "Teacher",
+    "TemporalEnsemble", "TemporaryTeachers", "Uniform", "Warmup", "WeightAverage", "check_pair", "half_life",
+    "lightning_callback", "liti", "power_exponent", "power_width", "profile_product", "reconstruct_weights",
+    "scale_decay", "slerp", "trainer_callback", "walk_stall", "warp", "watch",
 ]  # fmt: skip

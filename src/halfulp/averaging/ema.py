@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.averaging.base import Buffers, Model, WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
 
-__all__ = ["EMA", "SWA"]
+__all__ = ["EMA", "SWA", "TemporalEnsemble"]
 
 
 class EMA(WeightAverage):
@@ -79,6 +79,8 @@ class EMA(WeightAverage):
         self.update_every, self.update_after_step, self.difference = update_every, update_after_step, difference
         self._before: dict[str, Tensor] | None = None
         self._hooks: list[Any] = []
+        self.counts: dict[str, Tensor] | None = None
+        """Updates due and stalled by name, where :func:`~halfulp.averaging.stall.watch` asks for them."""
         super().__init__(
             model, buffers=buffers, ignore=ignore, state=state, rounding=rounding, seed=seed, difference=difference,
             **options,
@@ -111,8 +113,14 @@ class EMA(WeightAverage):
                 self._before = None
             return
         self.updates += 1
-        self.store.update(live, self.decay(self.updates), self.step, self._before)
+        self._move(live, self.decay(self.updates))
         self._before = None
+
+    def _move(self, live: dict[str, Tensor], decay: float) -> None:
+        if decay == 0.0 and not self.difference:
+            self.store.write(live, self.step)  # a copy, not old + (live - old)
+        else:
+            self.store.update(live, decay, self.step, self._before, self.counts)
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -152,6 +160,19 @@ class EMA(WeightAverage):
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
         if bool(state_dict.get("difference")) != self.difference:
             raise ValueError(f"the state_dict has difference={state_dict.get('difference')}, not {self.difference}")
+
+
+class TemporalEnsemble(EMA):
+    """EMA of decay 0.99 that is used at evaluation only: temporal ensembles for continual learning.
+
+    Soutif-Cormerais et al., Improving Online Continual Learning Performance and Stability with Temporal Ensembles,
+    arXiv 2306.16817. Training goes on as without it, bit for bit.
+    """
+
+    kind = "temporal_ensemble"
+
+    def __init__(self, model: Model, decay: float | Decay = 0.99, **options: Any) -> None:
+        super().__init__(model, decay, **options)
 
 
 class SWA(EMA):

@@ -17,15 +17,17 @@ from torch import Tensor
 from halfulp._log import log_once
 from halfulp.averaging.shards import Part, local_part
 from halfulp.checkpoint.validate import count, tensor_entries
+from halfulp.distributed import is_sharded, local_state_shape
 from halfulp.engine import PARAM_DTYPES
 from halfulp.formats import Format
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
 from halfulp.quantizer import Quantizer
-from halfulp.rng import random_bits, slot_id, stream_keys
+from halfulp.rng import hash_elements, slot_id, stream_keys
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import fp32
+from halfulp.scaling import rows_and_cols
 from halfulp.state import EmaState
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 
@@ -33,8 +35,9 @@ __all__ = ["FORMATS", "AverageStore", "Tensors"]
 
 Tensors = Mapping[str, Tensor]
 
-FORMATS: dict[str, str] = {}
-"""Friendly names that mean another format for weights than for optimizer states; see ``docs/averaging.md``."""
+FORMATS = {"8bit": "linear8"}
+"""Friendly names that mean another format for weights than for optimizer states: a weight average wants an even grid,
+not a wide range (measured in ``docs/averaging.md``)."""
 
 
 @dataclass
@@ -102,11 +105,10 @@ class AverageStore:
         reason = None if self.quantizer.format.is_float32 else fp32_reason(tensor, name, self.storage)
         if reason is not None:
             log_once(f"the average of {name} stays in float32: {reason}")
-        part = local_part(tensor)
-        if part.first_element and self.quantizer.format.scaled and self.quantizer.scaling.per == "tensor":
-            raise ValueError("one scale for a whole tensor cannot be kept on shards: use a scale per block or row")
-        state = EmaState(self.slot, self.quantizer if reason is None else FLOAT32, part.tensor.shape, {})
-        state.create(part.tensor)
+        quantizer, sharded = self.quantizer if reason is None else FLOAT32, is_sharded(tensor)
+        shape = torch.Size(local_state_shape(tensor, quantizer) if sharded else tensor.shape)
+        state = EmaState(self.slot, quantizer, shape, {}, sharded)
+        state.create(tensor)
         return _Averaged(index, state, reason)
 
     # ---------------------------------------------------------------- reading
@@ -128,12 +130,16 @@ class AverageStore:
 
     def read(self, name: str) -> Tensor:
         """What is stored of a name, decoded to fp32 (this process's part, of a DTensor)."""
-        return self.state_of(name).read()
+        state = self.state_of(name)
+        return state.read().clone() if state.quantizer.format.is_float32 else state.read()
 
     # ---------------------------------------------------------------- writing
 
     @torch.no_grad()
-    def update(self, tensors: Tensors, decay: float, step: int, before: Tensors | None = None) -> None:
+    def update(
+        self, tensors: Tensors, decay: float, step: int, before: Tensors | None = None,
+        counts: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Move every average towards its live tensor.
 
         Parameters
@@ -146,6 +152,8 @@ class AverageStore:
             Number of the update, from 1: the random bits follow it.
         before
             Live tensors before the optimizer's step, where differences are stored.
+        counts
+            Adds up, for each name, the updates that were due and those of them that stalled: int64 of shape (1, 2).
         """
         scalars = {k: fp32(v) for k, v in self.rule.scalars({"decay": decay}, {}).items()}
         names = list(self._averaged)
@@ -157,14 +165,19 @@ class AverageStore:
             param = live.tensor if before is None else self._part(name, before).tensor
             state.age += 1
             slot_keys = [(key[0], key[1]), (0, 0)]
-            works.append(
-                Work(self.rule, param, live.tensor, (state,), scalars, "nearest", slot_keys, live.first_element)
-            )
+            work = Work(self.rule, param, live.tensor, (state,), scalars, "nearest", slot_keys, live.first_element)
+            work.row_stride = live.row_stride
+            if counts is not None:
+                work.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
+            works.append(work)
         dispatch.step(self.rule, works, self.backend)
         for name, work in zip(names, works, strict=True):
             if work.skipped:
-                self.skipped[name] = self.skipped.get(name, 0) + work.skipped
-                log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
+                self._note_skipped(name, work.skipped)
+
+    def _note_skipped(self, name: str, elements: int) -> None:
+        self.skipped[name] = self.skipped.get(name, 0) + elements
+        log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
 
     def _part(self, name: str, tensors: Tensors) -> Part:
         if name not in tensors:
@@ -180,20 +193,26 @@ class AverageStore:
     def copy_from(self, tensors: Tensors) -> None:
         """Start again from given tensors, rounded to nearest; ages go to zero. Differences become zero."""
         for name, averaged in self._averaged.items():
-            averaged.state.reset_(self._part(name, tensors).tensor)
+            self._part(name, tensors)
+            averaged.state.reset_(tensors[name])
 
     @torch.no_grad()
-    def write(self, name: str, values: Tensor, step: int, first_element: int = 0) -> None:
-        """Store fp32 values under a name, rounded as the store rounds, with the random bits of a step."""
-        state = self.state_of(name)
-        words = None
-        if state.quantizer.stochastic:
-            key = stream_keys(self.seed, self._averaged[name].index, slot_id(f"{self.label}/write"), step)
-            words = random_bits(key, first_element, values.numel(), values.device).reshape(values.shape)
-        codes, scale = state.quantizer.quantize(values.contiguous(), words)
-        state.codes.copy_(codes)
-        if scale is not None and state.scale is not None:
-            state.scale.copy_(scale)
+    def write(self, tensors: Tensors, step: int) -> None:
+        """Store given tensors as they are, rounded as the store rounds, with the random bits of a step."""
+        for name, averaged in self._averaged.items():
+            state, part = averaged.state, self._part(name, tensors)
+            if not bool(torch.isfinite(part.tensor).all()):
+                self._note_skipped(name, part.tensor.numel())
+                continue
+            words = None
+            if state.quantizer.stochastic:
+                key = stream_keys(self.seed, averaged.index, slot_id(f"{self.label}/write"), step)
+                words = random_words((int(key[0]), int(key[1])), part)
+            codes, scale = state.quantizer.quantize(part.tensor.float(), words)
+            state.codes.copy_(codes)
+            if scale is not None and state.scale is not None:
+                state.scale.copy_(scale)
+            state.age = 0
 
     # ---------------------------------------------------------------- memory and checkpoints
 
@@ -220,7 +239,7 @@ class AverageStore:
             wanted = {state.slot.name, state.age_key} | ({state.scale_key} if state.quantizer.format.scaled else set())
             if set(entries) != wanted:
                 raise ValueError(f"{name}: saved are {sorted(entries)}, this average has {sorted(wanted)}")
-            fresh = EmaState(state.slot, state.quantizer, state.shape, {})
+            fresh = EmaState(state.slot, state.quantizer, state.shape, {}, state.sharded)
             fresh.entries[state.age_key] = count(name, state.age_key, entries[state.age_key])
             tensor_entries(name, fresh, entries, state.codes.device)
             checked[name] = fresh.entries
@@ -231,3 +250,12 @@ class AverageStore:
         for name, averaged in self._averaged.items():
             averaged.state.entries.clear()
             averaged.state.entries.update(checked[name])
+
+
+def random_words(key: tuple[int, int], part: Part) -> Tensor:
+    """Random words of the elements of a part, by their place in the whole."""
+    rows, cols = rows_and_cols(part.tensor.shape)
+    stride = cols if part.row_stride is None else part.row_stride
+    starts = part.first_element + stride * torch.arange(rows, device=part.tensor.device)
+    elements = starts.unsqueeze(1) + torch.arange(cols, device=part.tensor.device)
+    return hash_elements(key, elements).reshape(part.tensor.shape)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from halfulp.averaging.shards import local_part
 
-__all__ = ["Keep", "Swap"]
+__all__ = ["Keep", "Swap", "follow"]
 
 Keep = Literal["device", "cpu", "stream"]
 Value = Callable[[str], Tensor]
@@ -52,7 +52,6 @@ class Swap:
         self._live, self._value, self._exchange = live, value, exchange
         self._kept: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        self._depth: dict[str, int] = {}
         self._keep, self._model = keep, model
 
     @torch.no_grad()
@@ -78,7 +77,7 @@ class Swap:
             for hook in self._hooks:
                 hook.remove()
             self._hooks.clear()
-            for name in [n for n, depth in self._depth.items() if depth]:
+            for name in list(self._kept):
                 self._out(name)
             return
         for name in self._live:
@@ -103,33 +102,48 @@ class Swap:
         weight.copy_(self._kept.pop(name))
 
     def _stream(self) -> None:
-        by_identity = {id(t): name for name, t in self._live.items()}
-        for module in self._model.modules():
-            own = [*module._parameters.values(), *module._buffers.values()]
-            names = tuple(dict.fromkeys(by_identity[id(t)] for t in own if t is not None and id(t) in by_identity))
-            if names:
-                self._hooks.append(module.register_forward_pre_hook(self._before(names)))
-                self._hooks.append(module.register_forward_hook(self._after(names), always_call=True))
+        self._hooks = follow(self._model, self._live, lambda name: self._in(name, None), self._out)
 
-    def _before(self, names: tuple[str, ...]) -> Callable[..., None]:
+
+def follow(
+    model: nn.Module, tensors: Mapping[str, Tensor], enter: Callable[[str], None], leave: Callable[[str], None]
+) -> list[Any]:
+    """Call `enter` and `leave` for each tensor around the ``forward`` of the modules that own it; returns the hooks.
+
+    A tensor that modules share, or that is used again before the first use has ended, is entered once. An error in a
+    ``forward`` leaves what it had entered.
+    """
+    names_of = {id(t): name for name, t in tensors.items()}
+    depth = dict.fromkeys(tensors, 0)
+
+    def before(names: tuple[str, ...]) -> Callable[..., None]:
         @torch.no_grad()
         def hook(*_: Any) -> None:
             for name in names:
-                depth = self._depth[name] = self._depth.get(name, 0) + 1
-                if depth == 1:
-                    self._in(name, None)
+                depth[name] += 1
+                if depth[name] == 1:
+                    enter(name)
 
         return hook
 
-    def _after(self, names: tuple[str, ...]) -> Callable[..., None]:
+    def after(names: tuple[str, ...]) -> Callable[..., None]:
         @torch.no_grad()
         def hook(*_: Any) -> None:
             for name in names:
-                self._depth[name] -= 1
-                if self._depth[name] == 0:
-                    self._out(name)
+                depth[name] -= 1
+                if depth[name] == 0:
+                    leave(name)
 
         return hook
+
+    hooks: list[Any] = []
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        names = tuple(dict.fromkeys(names_of[id(t)] for t in own if t is not None and id(t) in names_of))
+        if names:
+            hooks.append(module.register_forward_pre_hook(before(names)))
+            hooks.append(module.register_forward_hook(after(names), always_call=True))
+    return hooks
 
 
 def _change_places(a: Tensor, b: Tensor) -> None:

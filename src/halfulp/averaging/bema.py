@@ -1,0 +1,112 @@
+"""Bias-corrected EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from halfulp.averaging.base import Model
+from halfulp.averaging.ema import EMA
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.store import AverageStore
+from halfulp.storage import StorageOptions
+
+__all__ = ["BEMA"]
+
+
+class BEMA(EMA):
+    """EMA without the lag: the average, moved on by a share of the way that the weights have gone.
+
+    Block and Zhang, EMA Without the Lag, arXiv 2508.00180. In update ``n``, with ``s = offset + scaling * n``:
+    ``average <- average + (live - average) * s ** -ema_power``, and the result is
+    ``average + (live - start) * s ** -bias_power``.
+
+    Parameters
+    ----------
+    ema_power, bias_power, scaling, offset
+        kappa, eta, gamma and rho of the paper. ``bias_power=None`` leaves the correction out. Beware: 0 does not, it
+        adds the whole way, by the formula (other code reads 0 as "off").
+    burn_in
+        Steps during which average and start follow the weights.
+    update_every
+        phi of the paper; its ``n`` counts steps, not updates.
+    start_state
+        How the start is stored; in the dtype of the average without.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> bema = halfulp.averaging.BEMA(torch.nn.Linear(4, 4), update_every=1, state="bf16")
+    >>> bema.update()
+    """
+
+    kind = "bema"
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        ema_power: float = 0.5,
+        bias_power: float | None = 0.2,
+        scaling: float = 1.0,
+        offset: float = 10.0,
+        burn_in: int = 0,
+        update_every: int = 400,
+        start_state: Any = None,
+        **options: Any,
+    ) -> None:
+        if ema_power < 0 or (bias_power is not None and bias_power < 0):
+            raise ValueError(f"powers are at least 0, got {ema_power} and {bias_power}; bias_power=None: no correction")
+        if scaling < 0 or offset < 1:
+            raise ValueError(f"scaling is at least 0 and offset at least 1, got {scaling} and {offset}")
+        if options.pop("difference", False):
+            raise ValueError("BEMA keeps the average itself: difference=True does not go with it")
+        self.ema_power, self.bias_power, self.scaling, self.offset = ema_power, bias_power, scaling, offset
+        super().__init__(model, self._decay, update_after_step=burn_in, update_every=update_every, **options)
+        self.start: AverageStore | None = None
+        if bias_power is not None:
+            state = self.store.quantizer if start_state is None else start_state
+            storage = self.store.storage if start_state is None else StorageOptions()
+            self.start = AverageStore(self.live, state=state, rounding="nearest", storage=storage, label="start")
+
+    def _base(self) -> float:
+        return self.offset + self.scaling * max(self.step - self.update_after_step, 0)
+
+    def _decay(self, n: int) -> float:
+        return 1.0 - self._base() ** -self.ema_power
+
+    @property
+    def bias_weight(self) -> float:
+        """Weight of the correction now; 0 without one."""
+        return 0.0 if self.bias_power is None else self._base() ** -self.bias_power
+
+    def update(self, model: Model | None = None) -> None:
+        """Count a step, and move the average if it is due."""
+        super().update(model)
+        if self.start is not None and self.step <= self.update_after_step:
+            self.start.copy_from(self.live if model is None else self.pick(model))
+
+    def value(self, name: str) -> Tensor:
+        """The corrected average of a name in fp32, from the live weights as they are now."""
+        average = super().value(name)
+        if self.start is None:
+            return average
+        way = local_part(self.live[name]).tensor.float() - self.start.read(name)
+        return average + way * self.bias_weight
+
+    def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {} if self.start is not None else super()._exchangeable(live)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :class:`EMA`, with the start."""
+        own = super().state_dict()
+        return own if self.start is None else {**own, "start": self.start.state_dict()}
+
+    def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
+        super()._load_extra(state_dict)
+        if (self.start is None) != ("start" not in state_dict):
+            raise ValueError("one of the two has a bias correction and the other has none: give the same bias_power")
+        if self.start is not None:
+            self.start.load(self.start.validate(state_dict["start"]))

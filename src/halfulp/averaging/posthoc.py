@@ -1,0 +1,246 @@
+"""Averages of any width, reconstructed after training from stored snapshots of two.
+
+Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696, section 3 and
+appendix C: the weight profiles of power-law averages at different times nearly span those of other widths, so that a
+linear combination of snapshots, found by least squares on the profiles, is the average that was never tracked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfulp.averaging.base import Model
+from halfulp.averaging.decay import PowerLaw, power_exponent
+from halfulp.averaging.ema import EMA
+from halfulp.averaging.shards import local_part
+from halfulp.checkpoint.files import read_file, write_file
+from halfulp.checkpoint.validate import count
+
+__all__ = ["PostHocEMA", "Profile", "Reconstruction", "profile_product", "reconstruct_weights"]
+
+Profile = tuple[float, float]
+"""``(gamma, time)``: exponent of a power-law average, and the step at which it was stored."""
+
+
+def profile_product(a: Profile, b: Profile) -> float:
+    """Inner product of the continuous weight profiles of two power-law averages.
+
+    The profile of ``(gamma, T)`` is ``(gamma + 1) * t ** gamma / T ** (gamma + 1)`` on ``[0, T]``.
+
+    Examples
+    --------
+    >>> profile_product((0.0, 2.0), (0.0, 4.0))
+    0.25
+    """
+    (ga, ta), (gb, tb) = a, b
+    exponent = gb if ta < tb else -ga
+    return (ga + 1) * (gb + 1) * (ta / tb) ** exponent / ((ga + gb + 1) * max(ta, tb))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How an average is put together from snapshots.
+
+    Parameters
+    ----------
+    weights
+        Of each snapshot; they add up to 1.
+    profiles
+        Exponent and time of each snapshot.
+    error
+        L2 distance of the combined profile from the one asked for, relative to the latter's norm.
+    """
+
+    weights: tuple[float, ...]
+    profiles: tuple[Profile, ...]
+    error: float
+
+    @property
+    def norm1(self) -> float:
+        """``sum |w|``: by how much rounding errors of the snapshots may grow. 1 where no weight is negative."""
+        return float(sum(abs(w) for w in self.weights))
+
+    @property
+    def norm2(self) -> float:
+        """Root of ``sum w ** 2``: by how much independent rounding errors of the snapshots grow."""
+        return math.sqrt(sum(w * w for w in self.weights))
+
+
+def reconstruct_weights(profiles: Sequence[Profile], wanted: Profile) -> Reconstruction:
+    """Weights of snapshots that come nearest to a wanted profile, scaled to the sum 1.
+
+    Parameters
+    ----------
+    profiles
+        Exponent and time of each snapshot; later ones than the wanted time are not used (weight 0).
+    wanted
+        Exponent and time.
+    """
+    used = [i for i, (_, t) in enumerate(profiles) if t <= wanted[1]]
+    if not used:
+        raise ValueError(f"there is no snapshot of step {wanted[1]:g} or before")
+    chosen = [profiles[i] for i in used]
+    products = np.array([[profile_product(a, b) for b in chosen] for a in chosen])
+    target = np.array([profile_product(a, wanted) for a in chosen])
+    solved = np.linalg.lstsq(products, target, rcond=1e-12)[0]
+    solved = solved / solved.sum()
+    norm = profile_product(wanted, wanted)
+    squared = float(norm - 2 * solved @ target + solved @ products @ solved)
+    weights = np.zeros(len(profiles))
+    weights[used] = solved
+    return Reconstruction(tuple(weights.tolist()), tuple(profiles), math.sqrt(max(squared, 0.0) / norm))
+
+
+class PostHocEMA:
+    """Two power-law averages, snapshots of them, and any other width afterwards.
+
+    Parameters
+    ----------
+    model
+        A module, or its named parameters.
+    sigmas
+        Relative widths that are tracked.
+    every
+        Steps from one snapshot to the next; 0 leaves it to calls of :meth:`snapshot`.
+    state, rounding, seed
+        Storage of the averages; a snapshot is a copy of what is stored, so that it costs no second rounding.
+    folder
+        Where snapshots are written, one safetensors file each; in memory without.
+    options
+        As for :class:`~halfulp.averaging.ema.EMA`.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> model = torch.nn.Linear(4, 4)
+    >>> tracked = halfulp.averaging.PostHocEMA(model, every=10)
+    >>> for _ in range(40):
+    ...     tracked.update()
+    >>> plan = tracked.plan(sigma=0.15)
+    >>> round(sum(plan.weights), 6), len(plan.weights)
+    (1.0, 8)
+    >>> tracked.reconstruct(sigma=0.15)["weight"].shape
+    torch.Size([4, 4])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sigmas: Sequence[float] = (0.05, 0.10),
+        *,
+        every: int = 0,
+        folder: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if len(set(sigmas)) != len(sigmas) or not sigmas:
+            raise ValueError(f"sigmas are one or more different widths, got {tuple(sigmas)}")
+        if every < 0:
+            raise ValueError(f"every is at least 0, got {every}")
+        self.every, self.folder = every, None if folder is None else Path(folder)
+        self.averages = {s: EMA(model, PowerLaw.of_width(s), label=f"average/{s:g}", **options) for s in sigmas}
+        self.snapshots: list[tuple[float, int]] = []
+        """``(sigma, step)`` of each, in the order they were taken."""
+        self._kept: dict[tuple[float, int], dict[str, Any]] = {}
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def step(self) -> int:
+        """Calls of :meth:`update`."""
+        return next(iter(self.averages.values())).step
+
+    def update(self, model: Model | None = None) -> None:
+        """Move every average, and take snapshots if they are due; call it after the optimizer's step."""
+        for average in self.averages.values():
+            average.update(model)
+        if self.every and self.step % self.every == 0:
+            self.snapshot()
+
+    def snapshot(self) -> None:
+        """Keep what is stored now, of every width."""
+        if self.step == 0:
+            raise RuntimeError("there is nothing to keep before the first update")
+        for sigma, average in self.averages.items():
+            key = (sigma, self.step)
+            if key in self.snapshots:
+                raise RuntimeError(f"there is a snapshot of step {self.step} already")
+            entries = average.store.state_dict()
+            if self.folder is None:
+                self._kept[key] = {
+                    n: {k: v.clone() if isinstance(v, Tensor) else v for k, v in e.items()} for n, e in entries.items()
+                }
+            else:
+                write_file({"averages": entries}, self._path(key))
+            self.snapshots.append(key)
+
+    def _path(self, key: tuple[float, int]) -> Path:
+        assert self.folder is not None
+        return self.folder / f"average-{key[0]:g}-{key[1]:08d}.safetensors"
+
+    def _read(self, key: tuple[float, int]) -> Mapping[str, Any]:
+        if self.folder is None:
+            return self._kept[key]
+        return self.averages[key[0]].store.validate(read_file(self._path(key))["averages"])
+
+    def plan(self, sigma: float, step: int | None = None) -> Reconstruction:
+        """How an average of relative width `sigma` at a step (now without) comes from the snapshots."""
+        if not self.snapshots:
+            raise RuntimeError("there are no snapshots yet: give every= or call snapshot()")
+        profiles = [(power_exponent(s), float(t)) for s, t in self.snapshots]
+        return reconstruct_weights(profiles, (power_exponent(sigma), float(step or self.snapshots[-1][1])))
+
+    @torch.no_grad()
+    def reconstruct(self, sigma: float, step: int | None = None) -> dict[str, Tensor]:
+        """The average of relative width `sigma` at a step (that of the last snapshot without), in fp32, by name."""
+        plan = self.plan(sigma, step)
+        total: dict[str, Tensor] = {}
+        for key, weight in zip(self.snapshots, plan.weights, strict=True):
+            if weight == 0.0:
+                continue
+            for name, value in self._values(key):
+                total[name] = value * weight if name not in total else total[name] + value * weight
+        return total
+
+    def _values(self, key: tuple[float, int]) -> Iterator[tuple[str, Tensor]]:
+        store, saved = self.averages[key[0]].store, self._read(key)
+        for name in store:
+            state = store.state_of(name)
+            entries = saved[name]
+            yield name, state.quantizer.dequantize(entries[state.slot.name], entries.get(state.scale_key), state.shape)
+
+    @torch.no_grad()
+    def copy_to(self, model: Model, sigma: float, step: int | None = None) -> None:
+        """Put a reconstructed average into a model."""
+        target = next(iter(self.averages.values())).pick(model)
+        for name, value in self.reconstruct(sigma, step).items():
+            local_part(target[name]).tensor.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and snapshots (their names only, where they are files)."""
+        return {
+            "averages": {f"{s:g}": average.state_dict() for s, average in self.averages.items()},
+            "snapshots": [[s, t] for s, t in self.snapshots],
+            "kept": {f"{s:g}@{t}": self._kept[s, t] for s, t in self.snapshots if (s, t) in self._kept},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave."""
+        wanted = {f"{s:g}" for s in self.averages}
+        if set(state_dict["averages"]) != wanted:
+            raise ValueError(f"the state_dict has widths {sorted(state_dict['averages'])}, this one {sorted(wanted)}")
+        snapshots = [(float(s), count("snapshot", "step", t)) for s, t in state_dict["snapshots"]]
+        kept = {}
+        for s, t in snapshots:
+            if self.folder is None:
+                kept[s, t] = self.averages[s].store.validate(state_dict["kept"][f"{s:g}@{t}"])
+        for s, average in self.averages.items():
+            average.load_state_dict(state_dict["averages"][f"{s:g}"])
+        self.snapshots, self._kept = snapshots, kept

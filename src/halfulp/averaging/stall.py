@@ -1,0 +1,226 @@
+"""How many updates of a weight average are lost: predicted from the walk of the weights, measured, and seen in a file.
+
+Write ``d`` for the distance of a live weight from its stored average and ``u`` for the grid spacing there. The update
+is ``(1 - decay) * d``; nearest rounding loses it when that is less than ``u / 2``, so that a distance of
+``D = u / (2 (1 - decay))`` is needed to move at all. The drive of the average is the walk of the weights, with steps
+of standard deviation ``s``:
+
+* stochastic: ``d`` has the variance ``v = s^2 / (2 (1 - decay)) + u sqrt(2 v / pi) / 2``, walk and rounding noise, and
+  an update moves with probability ``E|d| (1 - decay) / u``;
+* nearest: nothing moves for about ``(D / s)^2`` steps. After that ``d`` walks freely between ``-D`` and ``D``, and
+  drifts back by ``u`` a step beyond: its density is flat, with exponential tails of length ``s^2 / (2 u)`` outside.
+  The tails are what moves: a share of ``q / (2 D + q)`` with ``q = s^2 / u``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from halfulp.averaging.ema import EMA
+from halfulp.formats import Format, get_format
+from halfulp.quantizer import Rounding
+
+__all__ = ["PairRow", "WalkStall", "Watched", "check_pair", "walk_stall", "watch"]
+
+MANTISSAS = [2 ** ((k + 0.5) / 32) for k in range(32)]
+"""Log-uniform mantissas."""
+
+
+@dataclass(frozen=True)
+class WalkStall:
+    """What rounding does to a weight average in the long run.
+
+    Parameters
+    ----------
+    stalled
+        Share of updates that are lost.
+    frozen_for
+        Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
+    noise
+        Standard deviation that rounding adds to the average, relative to the weight (stochastic); for nearest, the
+        distance at which it hangs behind, relative to the weight.
+    """
+
+    stalled: float
+    frozen_for: float
+    noise: float
+
+
+def walk_stall(
+    fmt: Format | str, decay: float, step: float, rounding: Rounding = "stochastic", absmax_ratio: float | None = None
+) -> WalkStall:
+    """Prediction for weights that take independent steps.
+
+    Parameters
+    ----------
+    fmt
+        Format of the average. Floats have a spacing relative to the weight; for integer formats give `absmax_ratio`.
+    decay
+        Of the average.
+    step
+        Standard deviation of a weight's step, relative to the weight.
+    rounding
+        ``"stochastic"`` or ``"nearest"``.
+    absmax_ratio
+        Largest magnitude of the block over that of the weight, for formats with an even grid.
+
+    Examples
+    --------
+    >>> walk_stall("bf16", 0.9999, 1e-4, "nearest").stalled > 0.99
+    True
+    """
+    fmt = get_format(fmt)
+    if not 0.0 < decay < 1.0:
+        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
+    if step <= 0:
+        raise ValueError(f"the step of the weights is positive, got {step}")
+    if fmt.kind == "float":
+        units = [fmt.epsilon / mantissa for mantissa in MANTISSAS]
+    elif fmt.kind == "int" and absmax_ratio is not None:
+        units = [2.0 ** ((k + 0.5) / 32) * absmax_ratio / fmt.max for k in range(32)]
+    else:
+        raise ValueError(
+            f"the spacing of {fmt.name} is not relative to the weight: give absmax_ratio for integer formats"
+        )
+    found = [_of_unit(u, 1.0 - decay, step, rounding) for u in units]
+    return WalkStall(
+        sum(f[0] for f in found) / len(found),
+        sum(f[1] for f in found) / len(found),
+        math.sqrt(sum(f[2] ** 2 for f in found) / len(found)),
+    )
+
+
+def _of_unit(u: float, weight: float, s: float, rounding: Rounding) -> tuple[float, float, float]:
+    if rounding == "nearest":
+        reach = u / (2 * weight)
+        return 2 * reach / (2 * reach + s * s / u), (reach / s) ** 2, reach
+    walk, half = s * s / (2 * weight), u / (2 * math.sqrt(2 * math.pi))
+    root = half + math.sqrt(half * half + walk)  # standard deviation of d: r^2 = walk + 2 half r
+    mean = root * math.sqrt(2 / math.pi)
+    return max(0.0, 1 - mean * weight / u), 0.0, math.sqrt(mean * u / 2)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What :func:`watch` measured of one average.
+
+    Parameters
+    ----------
+    due, stalled
+        Updates that would have changed the stored value in exact arithmetic, and those of them that did not.
+    """
+
+    due: int
+    stalled: int
+
+    @property
+    def fraction(self) -> float:
+        """Stalled fraction; NaN where nothing was due."""
+        return self.stalled / self.due if self.due else math.nan
+
+
+@contextmanager
+def watch(ema: EMA) -> Iterator[dict[str, Watched]]:
+    """Count the updates of an average that stall, in the ``with`` block; the kernels count every element.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> model = torch.nn.Linear(64, 64)
+    >>> ema = halfulp.averaging.EMA(model, 0.9999, state="bf16", rounding="nearest")
+    >>> with halfulp.averaging.watch(ema) as stalled:
+    ...     _ = model.weight.data.add_(1e-3)
+    ...     ema.update()
+    >>> stalled["weight"].fraction > 0.9
+    True
+    """
+    found: dict[str, Watched] = {}
+    ema.counts = {}
+    try:
+        yield found
+    finally:
+        for name, counts in ema.counts.items():
+            due, stalled = (int(n) for n in counts[0])
+            found[name] = Watched(due, stalled)
+        ema.counts = None
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One tensor of a saved average beside its live twin.
+
+    Parameters
+    ----------
+    name, dtype
+        Of the tensor, as saved in the average.
+    elements
+        Elements that differ from the live ones.
+    movable
+        Share of these whose next update is at least half a unit in the last place of the average, so that nearest
+        rounding lets it through.
+    gap
+        Root mean square distance of average and live, relative to the live weights.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    movable: float
+    gap: float
+
+    @property
+    def verdict(self) -> str:
+        """``"moves"``, ``"frozen"`` or ``"half frozen"``; ``"equal"`` where there is nothing to average."""
+        if not self.elements:
+            return "equal"
+        return "moves" if self.movable > 0.9 else "frozen" if self.movable < 0.1 else "half frozen"
+
+
+def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float = 0.9999) -> list[PairRow]:
+    """Whether a saved average can still move: for each tensor that both have, what nearest rounding would do next.
+
+    Parameters
+    ----------
+    average, live
+        State dictionaries of the averaged and the live model; prefixes such as ``module.`` do not matter.
+    decay
+        Of the average.
+
+    Examples
+    --------
+    >>> import torch
+    >>> live = {"w": torch.full((4, 4), 1.01)}
+    >>> [row.verdict for row in check_pair({"module.w": torch.ones(4, 4, dtype=torch.bfloat16)}, live)]
+    ['frozen']
+    """
+    from halfulp.averaging.base import clean_name
+
+    if not 0.0 < decay < 1.0:
+        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
+    ours = {clean_name(n.removeprefix("ema_model.")): t for n, t in average.items() if isinstance(t, Tensor)}
+    theirs = {clean_name(n.removeprefix("online_model.")): t for n, t in live.items() if isinstance(t, Tensor)}
+    rows = []
+    for name, stored in ours.items():
+        twin = theirs.get(name)
+        if twin is None or twin.shape != stored.shape or not stored.is_floating_point() or not stored.numel():
+            continue
+        rows.append(_pair_row(name, stored, twin, decay))
+    if not rows:
+        raise ValueError("the two state dictionaries have no floating-point tensor of the same name and shape")
+    return rows
+
+
+def _pair_row(name: str, stored: Tensor, twin: Tensor, decay: float) -> PairRow:
+    e, x = stored.double(), twin.double()
+    due = e != x
+    moved = (e + (x - e) * (1 - decay)).to(stored.dtype) != stored
+    count = int(due.sum())
+    gap = float((e - x).norm() / x.norm().clamp_min(1e-300))
+    movable = float((moved & due).sum() / count) if count else 0.0
+    return PairRow(name, str(stored.dtype).removeprefix("torch."), count, movable, gap)

@@ -1,0 +1,145 @@
+"""Averages that go back into the model: Switch-EMA, Elastic Reset, and the slow weights of Lookahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from halfulp.averaging.base import Model
+from halfulp.averaging.decay import Decay
+from halfulp.averaging.ema import EMA
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.store import AverageStore
+
+__all__ = ["ElasticReset", "SlowWeights", "SwitchEMA"]
+
+
+class SwitchEMA(EMA):
+    """Switch EMA: at the end of each epoch the model goes on from its average.
+
+    Li et al., arXiv 2402.09240. The optimizer's states are kept. A frozen average (bf16, nearest) would undo the epoch.
+
+    Parameters
+    ----------
+    decay
+        0.9998 a step, as published.
+    switch_every
+        Updates from one switch to the next; 0 leaves it to calls of :meth:`switch`.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> model = torch.nn.Linear(4, 4)
+    >>> ema = halfulp.averaging.SwitchEMA(model, state="fp32")
+    >>> _ = torch.nn.init.ones_(model.weight)
+    >>> ema.update(); ema.switch()
+    >>> bool((model.weight == ema.value("weight")).all())
+    True
+    """
+
+    kind = "switch_ema"
+
+    def __init__(self, model: Model, decay: float | Decay = 0.9998, *, switch_every: int = 0, **options: Any) -> None:
+        if switch_every < 0:
+            raise ValueError(f"switch_every is at least 0, got {switch_every}")
+        super().__init__(model, decay, **options)
+        self.switch_every = switch_every
+
+    def update(self, model: Model | None = None) -> None:
+        """Count a step, move the average if it is due, and switch if that is due."""
+        super().update(model)
+        if self.switch_every and self.step % self.switch_every == 0:
+            self.switch()
+
+    def switch(self) -> None:
+        """The live weights become the average."""
+        values = {name: self.value(name) for name in self.live} if self.difference else None
+        self.copy_to() if values is None else self._put(values)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            local_part(self.live[name]).tensor.copy_(value)
+        self.store.copy_from(self.live)
+
+
+class ElasticReset(EMA):
+    """Elastic Reset: every `every` steps the model goes back to its average, and the average to the start.
+
+    Noukhovitch et al., Language Model Alignment with Elastic Reset, arXiv 2312.07551: fine-tuning that drifts less.
+    The optimizer's states are kept, as published; ``reset_state()`` of a halfulp optimizer would clear them.
+
+    Parameters
+    ----------
+    every
+        Steps from one reset to the next; 0 leaves it to calls of :meth:`reset`.
+    """
+
+    kind = "elastic_reset"
+
+    def __init__(self, model: Model, decay: float | Decay = 0.995, *, every: int = 0, **options: Any) -> None:
+        if every < 0:
+            raise ValueError(f"every is at least 0, got {every}")
+        super().__init__(model, decay, **options)
+        self.every = every
+        self.start = {name: _copy(entries) for name, entries in self.store.state_dict().items()}
+        """The stored average of the start."""
+
+    def update(self, model: Model | None = None) -> None:
+        """Count a step, move the average if it is due, and reset if that is due."""
+        super().update(model)
+        if self.every and self.step % self.every == 0:
+            self.reset()
+
+    def reset(self) -> None:
+        """The live weights become the average, and the average becomes that of the start, bit for bit."""
+        if self.difference:
+            raise RuntimeError("Elastic Reset keeps the average itself: difference=True does not go with it")
+        self.copy_to()
+        self.store.load({name: _copy(entries) for name, entries in self.start.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :class:`EMA`, with the start."""
+        return {**super().state_dict(), "start": {n: dict(e) for n, e in self.start.items()}}
+
+    def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
+        super()._load_extra(state_dict)
+        if "start" not in state_dict:
+            raise ValueError("the state_dict has no 'start': it is not of ElasticReset")
+        self.start = self.store.validate(state_dict["start"])
+
+
+class SlowWeights:
+    """The slow weights of Lookahead (Zhang et al., arXiv 1907.08610), in any format.
+
+    ``slow <- slow + alpha * (fast - slow)``, then ``fast <- slow``: an EMA of decay ``1 - alpha`` that goes back into
+    the weights. What an optimizer's wrapper needs, without a model.
+
+    Parameters
+    ----------
+    tensors
+        The fast weights, by name, which the slow ones start from.
+    alpha
+        Share of the way.
+    options
+        Of :class:`~halfulp.averaging.store.AverageStore`.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], alpha: float = 0.5, **options: Any) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha lies between 0 and 1, got {alpha}")
+        self.alpha = alpha
+        self.store = AverageStore(tensors, **{"state": "fp32", "label": "slow", **options})
+
+    @torch.no_grad()
+    def synchronize(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Move the slow weights, and put them into the fast ones; `step` counts synchronizations, from 1."""
+        self.store.update(tensors, 1.0 - self.alpha, step)
+        for name in self.store:
+            local_part(tensors[name]).tensor.copy_(self.store.read(name))
+
+
+def _copy(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.items()}

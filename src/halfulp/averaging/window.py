@@ -1,0 +1,94 @@
+"""Uniform means of the last few snapshots (LAWA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.averaging.base import Model, WeightAverage
+from halfulp.checkpoint.validate import count
+
+__all__ = ["LAWA"]
+
+
+class LAWA(WeightAverage):
+    """Latest weight averaging: the mean of the last `size` snapshots, `every` steps apart.
+
+    Kaddour, arXiv 2209.14981; Sanyal et al., Early Weight Averaging meets High Learning Rates, arXiv 2306.03241 (5
+    snapshots, at least 1000 steps apart). Each snapshot is rounded once, to nearest or stochastically; the mean is
+    taken in fp32.
+
+    Parameters
+    ----------
+    size, every
+        Snapshots kept, and steps between them.
+    options
+        As for :class:`~halfulp.averaging.ema.EMA`: ``state``, ``rounding``, ``seed``, ``buffers`` ...
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> lawa = halfulp.averaging.LAWA(torch.nn.Linear(4, 4), size=5, every=1, state="bf16")
+    >>> lawa.update()
+    """
+
+    kind = "lawa"
+
+    def __init__(self, model: Model, size: int = 5, every: int = 1000, **options: Any) -> None:
+        if size < 1 or every < 1:
+            raise ValueError(f"size and every are at least 1, got {size} and {every}")
+        super().__init__(model, **options)
+        self.size, self.every = size, every
+        self._ring: list[dict[str, dict[str, Any]]] = []
+
+    @property
+    def snapshots(self) -> int:
+        """How many there are now."""
+        return len(self._ring)
+
+    @torch.no_grad()
+    def update(self, model: Model | None = None) -> None:
+        """Count a step, and take a snapshot if it is due."""
+        self._refuse_while_swapped("update")
+        self.step += 1
+        if self.step % self.every:
+            return
+        self.updates += 1
+        live = self.live if model is None else self.pick(model)
+        self.store.write(live, self.step)
+        entries = self.store.state_dict()
+        self._ring.append({n: {k: _copied(v) for k, v in e.items()} for n, e in entries.items()})
+        del self._ring[: -self.size]
+
+    def value(self, name: str) -> Tensor:
+        """Mean of the snapshots in fp32; of the start, as long as there is none."""
+        total = None
+        for read in self._reads(name):
+            total = read if total is None else total + read
+        return self.store.read(name) if total is None else total / len(self._ring)
+
+    def _reads(self, name: str) -> Iterator[Tensor]:
+        state = self.store.state_of(name)
+        for snapshot in self._ring:
+            entries = snapshot[name]
+            yield state.quantizer.dequantize(entries[state.slot.name], entries.get(state.scale_key), state.shape)
+
+    def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every average, with the snapshots, oldest first."""
+        return {**super().state_dict(), "snapshots": {str(i): s for i, s in enumerate(self._ring)}}
+
+    def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
+        saved = state_dict.get("snapshots", {})
+        if count("average", "number of snapshots", len(saved)) > self.size:
+            raise ValueError(f"the state_dict has {len(saved)} snapshots, this average keeps {self.size}")
+        self._ring = [self.store.validate(saved[str(i)]) for i in range(len(saved))]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
