@@ -37,28 +37,39 @@ DRIFTS = (0.01, 0.04, 0.07, 0.09)
 """E-folds of sigma per window: inside the planner's range, but none of its own (0, .025, .1)."""
 
 
-def brute_force(mantissa_bits: int, beta1: float, beta2: float, drift: float, steps: int, n: int) -> np.ndarray:
-    """Cycle-averaged cost of every period up to `steps`."""
+def round_bits(x: np.ndarray, mantissa_bits: int) -> np.ndarray:
+    """Nearest-even rounding of positive fp32 values to so many fraction bits, at any exponent."""
+    keep = np.uint32(23 - mantissa_bits)
+    half, bits = np.uint32(1 << (22 - mantissa_bits)), x.view(np.uint32)
+    return ((bits + half - np.uint32(1) + ((bits >> keep) & np.uint32(1))) >> keep << keep).view(np.float32)
+
+
+def brute_force(
+    mantissa_bits: int, beta1: float, beta2: float, drift: float, steps: int, n: int, share: float = 1.0
+) -> np.ndarray:
+    """Cycle-averaged cost of every period up to `steps`; a coordinate has a gradient in a `share` of the steps."""
     rng = np.random.default_rng(0)
     sigma = (2.0 ** (rng.random(n) / 2)).astype(np.float32)
     fall = math.exp(-drift * (1 - beta2))
     m = np.zeros(n, np.float32)
     for _ in range(math.ceil(30 / (1 - beta1))):
-        m = beta1 * m + (1 - beta1) * sigma * rng.standard_normal(n, dtype=np.float32)
+        m = beta1 * m + (1 - beta1) * sigma * rng.standard_normal(n, dtype=np.float32) * (rng.random(n) < share)
     young, v = np.zeros(n, np.float32), np.zeros(n, np.float32)
     variance = (1 - beta1) / (1 + beta1)
     errors = np.empty(steps)
-    half, keep = np.uint32(1 << (22 - mantissa_bits)), np.uint32(23 - mantissa_bits)
     for t in range(1, steps + 1):
         sigma = sigma * np.float32(fall)
         g = sigma * rng.standard_normal(n, dtype=np.float32)
+        if share < 1:
+            g *= rng.random(n, dtype=np.float32) < share
         m = np.float32(beta1) * m + np.float32(1 - beta1) * g
         young = np.float32(beta1) * young + np.float32(1 - beta1) * g
         v = np.float32(beta2) * v + np.float32(1 - beta2) * g * g
-        update = young / (1 - beta1**t) / np.sqrt(v / np.float32(1 - beta2**t))  # before v is rounded for storage
-        errors[t - 1] = np.mean((update - m / sigma) ** 2) / variance
-        bits = v.view(np.uint32)
-        v = ((bits + half - np.uint32(1) + ((bits >> keep) & np.uint32(1))) >> keep << keep).view(np.float32)
+        update = (
+            young / (1 - beta1**t) / np.sqrt(np.maximum(v / np.float32(1 - beta2**t), 1e-30))
+        )  # before v is rounded for storage
+        errors[t - 1] = np.mean((update - m / (sigma * share**0.5)) ** 2) / variance
+        v = round_bits(v, mantissa_bits)
     return np.cumsum(errors) / np.arange(1, steps + 1)
 
 

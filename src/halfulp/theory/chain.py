@@ -95,6 +95,6 @@ class Chain:
         if self.scale is not None:
             return np.array([self.scale])
         # averages over phases converge exponentially: twice as many change nothing in the fourth digit
-        default = 8 if self.format.mantissa_bits < 8 and self.drive.nonnegative else 4
+        default = 8 if self.drive.nonnegative else 4
         n = default if self.phases is None else self.phases
         return np.asarray(2.0 ** ((np.arange(n) + 0.5) / n))

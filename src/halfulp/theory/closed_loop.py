@@ -36,7 +36,7 @@ class Measured:
     >>> monitor = schedule.attach(halfulp.StallMonitor(optimizer))
     """
 
-    lag: float | None = 0.5
+    lag: float | None = 0.75
     stalled: float | None = None
     min_age: int = 100
     monitor: Any = field(default=None, repr=False, compare=False)

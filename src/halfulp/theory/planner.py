@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.formats import Format, get_format
-from halfulp.theory.drive import SQUARE, Drive
 from halfulp.theory.stall import Slot, check_slot, stall_curve
 
 __all__ = ["DRIFTS", "ResetPlan", "plan_reset"]
@@ -69,7 +68,6 @@ def plan_reset(
     slot: Slot = "exp_avg_sq",
     beta1: float = 0.9,
     drifts: tuple[float, ...] = DRIFTS,
-    drive: Drive = SQUARE,
 ) -> ResetPlan:
     """Best period of resets of a state, or never.
 
@@ -81,8 +79,6 @@ def plan_reset(
         Decay of the first moment beside a second moment.
     drifts
         Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; one, if measured.
-    drive
-        Law of the squared gradients, if it is known not to be that of normal ones: mostly zero, or with heavy tails.
 
     Returns
     -------
@@ -101,19 +97,15 @@ def plan_reset(
         raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
     if not 0 < beta < 1:
         raise ValueError(f"beta is between 0 and 1, got {beta}")
-    if not drive.nonnegative:
-        raise ValueError("a plan is for a second moment: the drive is 'square'")
     if not 0 <= beta1 < 1:
         raise ValueError(f"beta1 is in [0, 1), got {beta1}")
     if not drifts or any(not 0 <= r < math.inf for r in drifts):
         raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts}")
-    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts), drive)
+    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts))
 
 
 @lru_cache(maxsize=256)
-def _plan(
-    fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...], drive: Drive
-) -> ResetPlan:
+def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...]) -> ResetPlan:
     from halfulp.theory.chain import Chain
     from halfulp.theory.cost import cycle_cost, update_error
     from halfulp.theory.transient import transients
@@ -128,7 +120,7 @@ def _plan(
         return ResetPlan(None, why, curve)
     if fmt.kind != "float":
         return _block_plan(fmt, beta, rounding, beta1, horizon)
-    chain = Chain(fmt, beta, rounding, drive, phases=8 if fmt.mantissa_bits < 6 else 4)
+    chain = Chain(fmt, beta, rounding, phases=8 if fmt.mantissa_bits < 6 else 4)
     laws = transients(chain, drifts, horizon)
     costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
     curve = laws[0].interpolate(laws[0].stalled, np.arange(horizon))

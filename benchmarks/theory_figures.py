@@ -1,0 +1,166 @@
+"""Draw the figures of docs/theory.md and print its tables.
+
+Usage: python benchmarks/theory_figures.py [--out docs/images] [--tables]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, stall_probability
+from halfulp.cli.figure import PALETTE, figure, save
+from halfulp.theory.blocks import Blocks, block_law
+from halfulp.theory.chain import Chain
+from halfulp.theory.simulation import SCENARIOS, simulate
+from halfulp.theory.transient import transient
+
+FORMATS = ("bf16", "fp8", "fp4")
+MEASURED = {
+    "LLaMA 60M": (20_000, 0.969, 0.812, 0.999, 0.986),
+    "LLaMA 100M": (20_000, 0.967, 0.814, 0.998, 0.983),
+    "LLaMA 1B": (30_000, 0.974, 0.825, 0.997, 0.986),
+    "LLaMA 7B": (25_000, 0.970, 0.823, 0.998, 0.988),
+    "GPT-NeoX 160M": (20_000, 0.971, 0.817, 0.999, 0.989),
+    "GPT-NeoX 410M": (20_000, 0.971, 0.820, 0.999, 0.988),
+    "MoE 520M": (25_000, 0.970, 0.822, 0.993, 0.982),
+}
+CELLS = (("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic"))
+
+
+def buildup(out: Path) -> None:
+    fig, (stalled, mean) = figure(2)
+    for name, colour in zip(FORMATS, PALETTE, strict=False):
+        for how, style in (("nearest", "-"), ("stochastic", "--")):
+            law = transient(Chain(get_format(name, signed=False), 0.999, how), 10_000)
+            stalled.plot(law.ages, law.stalled, color=colour, ls=style, label=f"{name}, {how}")
+            mean.plot(law.ages[1:], law.mean[1:], color=colour, ls=style)
+        closed = stall_curve(name, beta=0.999, rounding="nearest", steps=10_000, model="build-up")
+        stalled.plot(range(10_000), closed, color=colour, ls=":", lw=1)
+    mean.plot(law.ages[1:], law.exact_mean[1:], color="black", lw=3, alpha=0.25, label="exact")
+    stalled.set(xscale="log", xlim=(1, 1e4), ylim=(0, 1.02), xlabel="age in steps", ylabel="share of lost updates",
+                title="stalling after a reset (dotted: closed form)")  # fmt: skip
+    mean.set(xscale="log", yscale="log", xlim=(1, 1e4), xlabel="age in steps", ylabel="mean stored value / sigma²",
+             title="what is stored (beta 0.999)")  # fmt: skip
+    stalled.legend()
+    mean.legend()
+    save(fig, out / "theory_buildup.png")
+
+
+def planner(out: Path) -> None:
+    fig, (cost, scale) = figure(2)
+    for name, colour in zip(FORMATS, PALETTE, strict=False):
+        plan = plan_reset(name, beta=0.999, rounding="nearest")
+        for row, alpha in zip(plan.costs, (1.0, 0.6, 0.3), strict=True):
+            cost.plot(range(1, len(row) + 1), row, color=colour, alpha=alpha, label=name if alpha == 1 else None)
+        assert plan.period is not None
+        cost.axvline(plan.period, color=colour, lw=0.8)
+        cost.text(plan.period * 1.05, 8, str(plan.period), color=colour)
+        periods = [plan_reset(name, beta=0.999, rounding="nearest", beta1=b).period for b in BETA1]
+        scale.plot(BETA1, periods, "o-", color=colour, label=name)
+    cost.set(xscale="log", yscale="log", xlabel="reset period in steps", ylabel="error of Adam's update",
+             title="cost of a period, by drift (beta2 0.999, nearest)")  # fmt: skip
+    scale.set(yscale="log", xlabel="beta1", ylabel="planned period", title="a slower first moment wants rarer resets")
+    cost.legend()
+    scale.legend()
+    save(fig, out / "theory_planner.png")
+
+
+BETA1 = (0.8, 0.85, 0.9, 0.95)
+
+
+def ratchet(out: Path) -> None:
+    fig, axes = figure(2, 2, 6.0, 3.2)
+    for ax, (scenario, sigma) in zip(axes, SCENARIOS.items(), strict=True):
+        for name, colour in zip(FORMATS, PALETTE, strict=False):
+            for how, style in (("nearest", "-"), ("stochastic", "--")):
+                quantizer = Quantizer(get_format(name, signed=False), Scaling("pow2"), how, zero_floor=True)  # type: ignore[arg-type]
+                run = list(simulate(quantizer, beta=0.999, steps=2000, sigma=sigma, coordinates=512))
+                ax.plot([s.step for s in run], [s.mean for s in run], color=colour, ls=style, lw=1.2,
+                        label=f"{name}, {how}" if scenario == "drop" else None)  # fmt: skip
+        ax.plot([s.step for s in run], [s.exact for s in run], color="black", lw=3, alpha=0.25)
+        ax.set(yscale="log", title=scenario, xlabel="step", ylabel="mean second moment", ylim=(2e-3, 20))
+    axes[1].legend(fontsize=8)
+    save(fig, out / "theory_ratchet.png")
+
+
+def blocks(out: Path) -> None:
+    fig, axes = figure(2)
+    names = ("ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0")
+    for name, colour in zip(names, PALETTE, strict=False):
+        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 400)
+        run = list(simulate(Quantizer(get_format(name), Scaling("pow2"), "stochastic"), beta=0.99, steps=401,
+                            coordinates=32768, spread=1.0))  # fmt: skip
+        axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: mean field")
+        axes[0].plot([s.step for s in run], [s.zeros for s in run], color=colour, ls=":", label="simulation")
+    for kind, colour in (("pow2", PALETTE[0]), ("fp32", PALETTE[1])):
+        for how, style in (("nearest", "-"), ("stochastic", "--")):
+            run = list(simulate(Quantizer(get_format("float8_e4m3fn"), Scaling(kind), how, True), beta=0.99,  # type: ignore[arg-type]
+                                steps=800, coordinates=16384))  # fmt: skip
+            axes[1].plot([s.step for s in run], [s.ratio for s in run], color=colour, ls=style, label=f"{kind}, {how}")
+    axes[0].set(xlabel="age in steps", ylabel="share of codes that are zero", ylim=(0, 1),
+                title="underflow: log-normal blocks, stochastic")  # fmt: skip
+    axes[1].set(xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, by kind of scale")
+    axes[0].legend(fontsize=8)
+    axes[1].legend()
+    save(fig, out / "theory_blocks.png")
+
+
+def tables() -> None:
+    print("| model | run | bf16 NR | bf16 SR | fp8 NR | fp8 SR |\n| --- | --- | --- | --- | --- | --- |")
+    closed = [stall_probability(f, beta=0.999, rounding=r, model="one-step") for f, r in CELLS]
+    worst, worst_closed = 0.0, 0.0
+    for model, (steps, *measured) in MEASURED.items():
+        ours = [float(stall_curve(f, beta=0.999, rounding=r, steps=steps).mean()) for f, r in CELLS]
+        cells = [
+            f"{m:.3f} ({100 * (o - m):+.1f} / {100 * (c - m):+.1f})"
+            for m, o, c in zip(measured, ours, closed, strict=True)
+        ]
+        worst = max(worst, *(abs(o - m) for o, m in zip(ours, measured, strict=True)))
+        worst_closed = max(worst_closed, *(abs(c - m) for c, m in zip(closed, measured, strict=True)))
+        print(f"| {model} | {steps} | {' | '.join(cells)} |")
+    print(f"\nworst: chain {100 * worst:.2f} points, closed form {100 * worst_closed:.2f}\n")
+    betas = (0.9, 0.95, 0.99, 0.999, 0.9999)
+    for slot, names in (
+        (
+            "exp_avg_sq",
+            (
+                "bfloat16",
+                "float8_e4m3fn",
+                "ufloat8_e4m4",
+                "float8_e5m2",
+                "ufloat4_e2m2",
+                "ufloat4_e3m1",
+                "ufloat4_e4m0",
+            ),
+        ),
+        ("exp_avg", ("bfloat16", "float8_e3m4", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")),
+    ):
+        print(f"| `{slot}` | {' | '.join(f'{b:g}' for b in betas)} |\n| --- |{' --- |' * len(betas)}")
+        for name in names:
+            cells = []
+            for beta in betas:
+                two = [stall_probability(name, beta=beta, rounding=r, slot=slot) for r in ("nearest", "stochastic")]  # type: ignore[arg-type]
+                cells.append(" / ".join(f"{100 * p:.1f}" for p in two))
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print()
+    print("| nearest | 0.95 | 0.99 | 0.999 | 0.9999 |\n| --- | --- | --- | --- | --- |")
+    for name in ("bf16", "float8_e4m3fn", "ufloat8_e4m4", "ufloat4_e2m2", "ufloat4_e3m1"):
+        plans = [plan_reset(name, beta=b, rounding="nearest").period for b in betas[1:]]
+        print(f"| {name} | {' | '.join('never' if p is None else str(p) for p in plans)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--tables", action="store_true", help="print the tables only")
+    args = parser.parse_args()
+    if args.tables:
+        tables()
+        return
+    for draw in (buildup, planner, ratchet, blocks):
+        draw(args.out)
+
+
+if __name__ == "__main__":
+    main()
