@@ -88,15 +88,15 @@ def blocks(out: Path) -> None:
     fig, axes = figure(2)
     names = ("ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0")
     for name, colour in zip(names, PALETTE, strict=False):
-        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 400)
-        run = list(simulate(Quantizer(get_format(name), Scaling("pow2"), "stochastic"), beta=0.99, steps=401,
-                            coordinates=32768, spread=1.0))  # fmt: skip
+        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 100, paths=64)
+        run = list(simulate(Quantizer(get_format(name), Scaling("pow2"), "stochastic"), beta=0.99, steps=101,
+                            coordinates=16384, spread=1.0))  # fmt: skip
         axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: mean field")
         axes[0].plot([s.step for s in run], [s.zeros for s in run], color=colour, ls=":", label="simulation")
     for kind, colour in (("pow2", PALETTE[0]), ("fp32", PALETTE[1])):
         for how, style in (("nearest", "-"), ("stochastic", "--")):
             run = list(simulate(Quantizer(get_format("float8_e4m3fn"), Scaling(kind), how, True), beta=0.99,  # type: ignore[arg-type]
-                                steps=800, coordinates=16384))  # fmt: skip
+                                steps=500, coordinates=4096))  # fmt: skip
             axes[1].plot([s.step for s in run], [s.ratio for s in run], color=colour, ls=style, label=f"{kind}, {how}")
     axes[0].set(xlabel="age in steps", ylabel="share of codes that are zero", ylim=(0, 1),
                 title="underflow: log-normal blocks, stochastic")  # fmt: skip

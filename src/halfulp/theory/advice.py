@@ -21,7 +21,7 @@ __all__ = ["Advice", "Choice", "advise", "rate"]
 
 SIGNED = ("bfloat16", "float8_e4m3fn", "float8_e3m4", "float8_e5m2", "dynamic8", "float4_e2m1fn")
 UNSIGNED = ("bfloat16", "ufloat8_e4m4", "ufloat8_e5m3", "float8_e4m3fn", "udynamic8", "ufloat4_e3m1", "ufloat4_e2m2")
-SAFE = 0.05
+SAFE = 0.015
 """Relative mean squared error up to which a choice is called safe."""
 
 
@@ -119,7 +119,7 @@ def rate(fmt: str | Format, *, slot: str, beta: float, rounding: str, spread: fl
 
     check_slot(slot)
     resolved = get_format(fmt, signed=slot == "exp_avg")
-    window = round(3 / (1 - beta))
+    window = round(max(3 / (1 - beta), 3000))  # nearest rounding creeps on after the average has settled
     stalled = stall_probability(resolved, beta=beta, rounding=rounding, slot=slot)  # type: ignore[arg-type]
     error = 0.0
     if not resolved.is_float32:
@@ -180,8 +180,9 @@ def advise(
 
     Examples
     --------
-    >>> print(advise((0.9, 0.999), bytes_per_parameter=2.1).exp_avg_sq.rounding)
-    stochastic
+    >>> advice = advise((0.9, 0.9), bytes_per_parameter=2.1)
+    >>> advice.exp_avg.bytes + advice.exp_avg_sq.bytes <= 2.1
+    True
     """
     rated = {
         slot: [
