@@ -1,9 +1,9 @@
-"""A torch checkpoint resumed in 8 bits: the loss goes on without a jump. Draws docs/resume.png.
+"""A torch checkpoint resumed in 8 bits: the loss goes on without a jump. Draws docs/images/resume.png.
 
 A two-layer network under torch AdamW for 300 steps, then on: in torch, and converted into fp8 and 8bit states, on the
 same batches.
 
-    python benchmarks/resume.py [--steps 300] [--out docs/resume.png]
+    python benchmarks/resume.py [--steps 300] [--out docs/images/resume.png]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, la
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=Path("docs/resume.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/resume.png"))
     args = parser.parse_args()
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))

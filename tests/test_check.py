@@ -130,6 +130,24 @@ def test_a_folder_of_distributed_checkpoint(bf16: torch.optim.Optimizer, tmp_pat
     assert movable(found) == movable(bf16.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
+def test_saved_optimizers_of_torchao(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = pytest.importorskip("torchao.optim", exc_type=ImportError)
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = getattr(peer, name)([weight])
+    for _ in range(20):
+        weight.grad = torch.randn(64, 64)
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    ((_, found),) = find_optimizers(read_saved(tmp_path / "optimizer.pt"))
+    rows = movable(found)
+    assert [r.slot for r in rows] == ["exp_avg", "exp_avg_sq"]
+    assert all(r.scale_moves and 0 <= r.gets_through <= 1 for r in rows)
+    assert rows[1].verdict == "codes stand, block scales move"
+
+
 @pytest.mark.parametrize("state", ["fp8", "fp4", "int8", "int4", "8bit", "4bit", "fp16"])
 def test_every_format_of_ours_is_judged(state: str) -> None:
     rows = movable(ours(state, "nearest", 30).state_dict())

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import halfulp
+from halfulp.checkpoint.files import pack, unpack
 from halfulp.rounding import round_to
 
 STATES = ["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4", "8bit", "4bit"]
@@ -252,6 +255,19 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
     assert_same(snapshot(second), before)
 
 
+def test_averages_without_a_step_count_are_refused() -> None:
+    """Libraries that debias inside the average keep no step beside it: taking it for torch's would be wrong."""
+    net = model()
+    first = torch.optim.AdamW(net.parameters())
+    train(net, first, 0, 3)
+    saved = first.state_dict()
+    for entries in saved["state"].values():
+        del entries["step"]
+    for second in (halfulp.AdamW(net.parameters()), torch.optim.AdamW(net.parameters())):
+        with pytest.raises(ValueError, match="how many steps"):
+            halfulp.convert_state_dict(saved, to=second)
+
+
 def test_the_refusal_of_a_foreign_checkpoint_names_the_conversion() -> None:
     net = model()
     first = torch.optim.AdamW(net.parameters())
@@ -357,6 +373,26 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
         halfulp.load_optimizer(optimizer, tmp_path / "model.safetensors")
 
 
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+TREES = st.recursive(
+    LEAVES | st.integers(0, 3).map(lambda n: torch.arange(n, dtype=torch.float32)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(TREES)
+@settings(max_examples=200, deadline=None)
+def test_any_tree_of_plain_things_comes_back(tree: Any) -> None:
+    back = unpack(*pack(tree))
+    assert type(back) is type(tree)
+    assert_same(tree, back)
+
+
 # ---------------------------------------------------------------- self-test
 
 
@@ -370,6 +406,13 @@ def test_the_self_test_passes_before_and_after_the_first_step(state: str) -> Non
     assert_same(snapshot(optimizer), before)
     train(net, optimizer, 0, 2)
     assert halfulp.check_roundtrip(optimizer) == tried
+
+
+def test_the_self_test_of_a_torch_optimizer() -> None:
+    net = model()
+    optimizer = torch.optim.AdamW(net.parameters(), amsgrad=True)
+    train(net, optimizer, 0, 2)
+    assert halfulp.check_roundtrip(optimizer) == 4
 
 
 def test_the_self_test_finds_what_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
+from halfulp.formats import Format
 from halfulp.kernels import cpu, native, reference
+from halfulp.rules.adam import ADAM
+from halfulp.rules.base import Rule, Scalars, States
+from halfulp.scaling import Scaling
+from halfulp.state import EmaState
 from kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -43,3 +55,201 @@ def test_many_tensors_and_any_number_of_threads(threads: int) -> None:
     reference.step(expected[0].rule, expected)
     for mine, theirs in zip(got, expected, strict=True):
         assert_same_bits(mine, theirs)
+
+
+FEW = [
+    Case(formats=pair, rounding=rounding, shape=shape, data=data)
+    for pair in (("fp8", "8bit"), ("bf16", "fp16"), ("fp4", "4bit"), ("int8", "int4"))
+    for rounding in ("nearest", "stochastic")
+    for shape, data in (((3, 200), "normal"), ((2, 2049), "specials"), ((64, 64), "wide"))
+]
+
+
+def in_another_process(code: str, **env: str) -> str:
+    folder = str(Path(__file__).parent)
+    whole = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, folder]), "OMP_NUM_THREADS": "1", **env}
+    done = subprocess.run([sys.executable, "-c", code], env=whole, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("isa", native.isas()[1:] if native.why_not() is None else [])
+def test_every_instruction_set(isa: str) -> None:
+    code = f"""
+from halfulp.kernels import backends
+from test_kernels_cpu import CASES, FEW, run
+assert backends()["cpu"] == "available ({isa})"
+chosen = [*FEW, *CASES[::9]]
+for case in chosen:
+    run(case)
+print(len(chosen))
+"""
+    assert int(in_another_process(code, HALFULP_ISA=isa)) > 50
+
+
+def test_an_instruction_set_that_is_not_there_is_named() -> None:
+    code = "from halfulp.kernels import backends; print(backends()['cpu'])"
+    assert "HALFULP_ISA=mmx is not available" in in_another_process(code, HALFULP_ISA="mmx")
+
+
+def test_without_the_library_the_reference_runs_and_says_so() -> None:
+    code = """
+import logging, pathlib, torch, halfulp
+from halfulp.kernels import backends, native
+logging.basicConfig(level=logging.INFO)
+native.PATH = pathlib.Path("/nonexistent/_cpu.so")
+p = torch.nn.Parameter(torch.ones(64, 64))
+p.grad = torch.ones(64, 64)
+halfulp.AdamW([p]).step()
+assert bool((p != 1).all())
+try:
+    halfulp.AdamW([p], backend="cpu").step()
+except RuntimeError as error:
+    print(error)
+print(backends()["cpu"])
+"""
+    lines = in_another_process(code).splitlines()
+    assert "cannot do this step" in lines[0]
+    assert "without a C compiler" in lines[1]
+
+
+def _scaled(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    average = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    square = states["exp_avg_sq"] * c["beta2"] + grad * grad * c["weight2"]
+    return param - average * c["step_size"], {"exp_avg": average, "exp_avg_sq": square}
+
+
+OWN = Rule("own", ADAM.slots, ADAM.scalars, _scaled)
+
+
+@pytest.mark.parametrize("case", [c for c in [*FEW, *CASES[::5]] if c.rule == "adam"], ids=lambda c: c.id)
+def test_states_of_any_rule_are_coded_in_c(case: Case) -> None:
+    got, expected = make_work(case), make_work(case)
+    got.rule = expected.rule = OWN
+    assert cpu.supports(OWN, got) is None
+    assert got.plan.row is None
+    cpu.step(OWN, [got])
+    reference.step(OWN, [expected])
+    assert_same_bits(got, expected)
+
+
+def test_formats_with_long_fractions() -> None:
+    """Floats of 8 bits with six mantissa bits keep fewer fraction bits than all others do."""
+    fine = Format("ufloat8_e2m6", "float", 8, False, 2, 6, 1, "none")
+    for rounding in ("nearest", "stochastic"):
+        works = []
+        for step in (cpu.step, reference.step):
+            work = make_work(Case(formats=("float8_e3m4", "ufloat8_e4m4"), rounding=rounding))
+            state = EmaState(work.states[1].slot, replace(work.states[1].quantizer, format=fine), work.param.shape, {})
+            state.create(work.param)
+            work.states = (work.states[0], state)
+            assert cpu.supports(work.rule, work) is None
+            step(work.rule, [work])
+            works.append(work)
+        assert_same_bits(*works)
+
+
+@pytest.mark.parametrize("case", [*FEW, Case(scaling=Scaling("fp32", "tensor"), shape=(3, 1500))], ids=lambda c: c.id)
+def test_counts_of_due_and_stalled_updates(case: Case) -> None:
+    works = [make_work(case), make_work(case)]
+    for work, backend in zip(works, (cpu, reference), strict=True):
+        work.counts = torch.zeros(len(work.states), 2, dtype=torch.int64)
+        assert backend.supports(work.rule, work) is None
+        backend.step(work.rule, [work])
+    assert works[0].counts is not None
+    assert works[1].counts is not None
+    assert works[0].counts.tolist() == works[1].counts.tolist()
+    assert works[0].counts[:, 0].min() > 0
+    assert_same_bits(*works)
+
+
+@pytest.mark.parametrize("stride", [200, 333])
+def test_shards_of_columns_draw_the_words_of_the_whole(stride: int) -> None:
+    works = [make_work(Case()), make_work(Case())]
+    for work, backend in zip(works, (cpu, reference), strict=True):
+        work.first_element, work.row_stride = 77, stride
+        assert backend.supports(work.rule, work) is None
+        backend.step(work.rule, [work])
+    assert_same_bits(*works)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_unaligned_and_strided_inputs(offset: int) -> None:
+    got, expected = make_work(Case(shape=(5, 301))), make_work(Case(shape=(5, 301)))
+    for name in ("param", "grad"):
+        old = getattr(got, name)
+        moved = torch.empty(old.numel() + offset)[offset:].view_as(old).copy_(old)
+        setattr(got, name, moved)
+    got.grad = got.grad.t().contiguous().t()
+    assert cpu.supports(got.rule, got) is None
+    cpu.step(got.rule, [got])
+    reference.step(expected.rule, [expected])
+    assert_same_bits(got, expected)
+    got.param = torch.empty(301, 5).t()
+    assert cpu.supports(got.rule, got) == "the parameter is not contiguous"
+
+
+def test_flush_to_zero_of_the_caller_changes_nothing() -> None:
+    got, expected = make_work(Case(data="tiny")), make_work(Case(data="tiny"))
+    reference.step(expected.rule, [expected])
+    assert torch.set_flush_denormal(True)
+    try:
+        assert cpu.supports(got.rule, got) is None
+        cpu.step(got.rule, [got])
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same_bits(got, expected)
+
+
+def test_tensors_that_move_between_steps() -> None:
+    """Parameters, gradients and states may be other tensors in the next step; their places are looked up each time."""
+    got, expected = make_work(Case()), make_work(Case())
+    for step in range(3):
+        assert cpu.supports(got.rule, got) is None
+        cpu.step(got.rule, [got])
+        reference.step(expected.rule, [expected])
+        assert_same_bits(got, expected)
+        got.param, got.grad = got.param.clone(), got.grad.clone()
+        for state in got.states:
+            for key in (state.slot.name, state.scale_key):
+                state.entries[key] = state.entries[key].clone()
+        for work in (got, expected):
+            next_grad(Case(), work, step + 1)
+            set_step(Case(), work, 8 + step)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_step_takes_no_memory_to_speak_of() -> None:
+    code = """
+import pathlib, torch, halfulp
+def status(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.ones(4096, 1024))
+p.grad = torch.ones(4096, 1024)
+optimizer = halfulp.AdamW([p], state="fp8", backend="cpu")
+optimizer.step()
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+optimizer.step()
+print(status("VmHWM") - before)
+"""
+    assert int(in_another_process(code)) <= 1024 + 2 * 64
+
+
+def test_a_process_forked_after_a_step_can_step() -> None:
+    code = """
+import os, torch, halfulp
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.ones(512, 512))
+p.grad = torch.ones(512, 512)
+optimizer = halfulp.AdamW([p], state="fp8", backend="cpu")
+optimizer.step()
+child = os.fork()
+if child == 0:
+    optimizer.step()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert in_another_process(code) == "0"

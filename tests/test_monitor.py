@@ -195,6 +195,39 @@ def _before(key, before, after, grad, weight, kind, optimizer):  # type: ignore[
     return (stored - (1 - group["dampening"]) * grad) / group["momentum"]
 
 
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "Lion"])
+def test_weights_of_ours_arrive_under_stochastic_rounding(kind: str) -> None:
+    """Against the definition: the exact update of this step, from fp32 states, and what the stored weight did."""
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    moved = {}
+    for how in ("nearest", "stochastic"):
+        weight = parameter(shape=(64, 64))
+        mirror = torch.nn.Parameter(weight.detach().float())
+        build = getattr(halfulp, kind)
+        optimizer = build([weight], lr=3e-5, state="fp32", param_rounding=how, **options)
+        exact = build([mirror], lr=3e-5, state="fp32", **options)
+        due = lost = 0
+        generator = torch.Generator().manual_seed(1)
+        with StallMonitor(optimizer, every=1, sample=10**6) as watch:
+            for _ in range(20):
+                old = weight.detach().float()
+                weight.grad = torch.randn(weight.shape, generator=generator).bfloat16()
+                optimizer.step()
+                with torch.no_grad():
+                    mirror.copy_(old)
+                mirror.grad = weight.grad.float()
+                exact.step()
+                changed = mirror.detach() != old
+                due += int(changed.sum())
+                lost += int((changed & (weight.detach().float() == old)).sum())
+            row = watch.table().rows[0]
+        assert row.weights_lost == pytest.approx(lost / due, abs=1e-3)  # fp32 drops a few updates that float64 keeps
+        assert row.weights_moved is not None
+        moved[how] = row.weights_moved
+    assert moved["stochastic"] == pytest.approx(1.0, abs=0.1)
+    assert abs(moved["nearest"] - 1.0) > 0.2
+
+
 def test_weights_without_a_due_update_are_not_called_lost() -> None:
     weight = parameter()
     optimizer = torch.optim.AdamW([weight], lr=0.0)  # as in the first step of a warmup

@@ -71,4 +71,6 @@ def test_floor_and_bound_prevent_a_failure(reference: list[float]) -> None:
     for seed, goal in zip(SEEDS, reference, strict=True):
         lost = train(seed, state=COARSE, rounding="nearest", zero_floor=False, bound_update=False)
         assert lost > 2.0 * max(goal, 1.0), (seed, lost)
-        assert train(seed, state=COARSE, rounding="nearest") < goal + 0.5
+        for floor, bound in ((True, True), (True, False), (False, True)):
+            loss = train(seed, state=COARSE, rounding="nearest", zero_floor=floor, bound_update=bound)
+            assert loss < goal + 0.5, (seed, floor, bound, loss)

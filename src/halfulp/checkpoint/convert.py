@@ -173,6 +173,7 @@ def _to_ours(
     step = _step(entries)
     ages = {name: state.age for name, state in states.items()}
     known = [a for a in ages.values() if a is not None]
+    _check_counted(known, step, hyper, label)
     step = max(known, default=1) if step is None else step  # torch's SGD counts no steps
     made: dict[str, Any] = {"step": step}
     for slot, _, quantizer in slots:
@@ -193,6 +194,15 @@ def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
     from halfulp.options import STORAGE_KEYS
 
     return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
+
+
+def _check_counted(ages: list[int], step: int | None, hyper: Mapping[str, Any], label: str) -> None:
+    """Bias correction needs the number of steps; optimizers that correct inside the average keep none beside it."""
+    if not ages and step is None and "betas" in hyper:
+        raise ValueError(
+            f"{label}: the state_dict does not say how many steps it has made, which bias correction needs; its "
+            "averages may be of a kind that is not converted (optimi, heavyball, pytorch-optimizer)"
+        )
 
 
 def _step(entries: Mapping[Any, Any]) -> int | None:
@@ -216,6 +226,7 @@ def _to_torch(
     ages = {n: s.age for n, s in states.items() if s.age is not None}
     if "momentum_buffer" in names:
         return values
+    _check_counted(list(ages.values()), _step(entries), hyper, label)
     oldest = max(ages.values(), default=0)
     if "betas" in hyper:
         decays = {"exp_avg": hyper["betas"][0], "exp_avg_sq": hyper["betas"][1]}

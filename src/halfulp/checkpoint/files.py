@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from halfulp._files import write_bytes
 
 __all__ = ["load_optimizer", "pack", "read_file", "save_optimizer", "unpack", "write_file"]
 
@@ -65,17 +66,7 @@ def write_file(tree: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
     tensors, header = pack(tree)
     data = save(tensors, {"format": FORMAT, "tree": header, "crc32": str(_crc(tensors))})
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(Path(path), data)
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -97,7 +88,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its tensors do not have the checksum that was written with them")
     try:
         tree = unpack(tensors, metadata["tree"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its header does not describe its tensors ({error})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is damaged: its header is no state dictionary")

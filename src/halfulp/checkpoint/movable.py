@@ -48,6 +48,8 @@ class Movable:
         Share of stored zeros.
     can_fall, gets_through
         See the module.
+    scale_moves
+        Blocks have an fp32 scale that follows their largest element, so that values move where codes stand.
     """
 
     slot: str
@@ -60,6 +62,7 @@ class Movable:
     zero: float
     can_fall: float
     gets_through: float
+    scale_moves: bool = False
 
     @property
     def verdict(self) -> str:
@@ -70,6 +73,8 @@ class Movable:
             return "moves" if self.can_fall > 0.5 else "moves, but cannot fall"
         if self.rounding == "stochastic":
             return "moves, without bias"
+        if self.scale_moves:
+            return "codes stand, block scales move"
         if self.can_fall < 0.5 and self.slot in SECOND:
             return "stuck: rises at best, cannot fall"
         return "stuck: most updates are lost"
@@ -87,7 +92,7 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     for group in state_dict["param_groups"]:
         for key in group.get("params", ()):
             groups[str(key)] = group  # torch.distributed.checkpoint turns numbers into text
-    tallies: dict[tuple[str, str, str, float, bool], list[tuple[int, float, float, float]]] = {}
+    tallies: dict[tuple[str, str, str, float, bool, bool], list[tuple[int, float, float, float]]] = {}
     for key, entries in state_dict["state"].items():
         if not isinstance(entries, Mapping):
             raise ValueError(f"the states of {key!r} are a {type(entries).__name__}, not a dictionary")
@@ -97,15 +102,16 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
             if slot not in DEFAULTS or math.prod(state.shape) == 0:
                 continue
             beta, assumed = _decay(slot, group)
-            kind = (slot, state.codec.format, state.codec.rounding, beta, assumed)
+            moves = len(state.tensors) > 1 and state.tensors[1].is_floating_point()
+            kind = (slot, state.codec.format, state.codec.rounding, beta, assumed, moves)
             tallies.setdefault(kind, []).append((math.prod(state.shape), *_judge(state, slot, beta)))
     if not tallies:
         raise ValueError("the optimizer has made no step, or keeps no averages that are known here")
     rows = []
-    for (slot, fmt, rounding, beta, assumed), found in sorted(tallies.items(), key=lambda item: item[0][:2]):
+    for (slot, fmt, rounding, beta, assumed, moves), found in sorted(tallies.items(), key=lambda item: item[0][:2]):
         total = sum(n for n, *_ in found)
         zero, fall, through = (sum(f[0] * f[i] for f in found) / total for i in (1, 2, 3))
-        rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through))
+        rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through, moves))
     return rows
 
 

@@ -6,11 +6,14 @@ knows the classes of torch's checkpoint metadata and nothing else; safetensors h
 
 from __future__ import annotations
 
+import builtins
+import collections
+import importlib
 import io
 import os
 import pickle
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -72,7 +75,7 @@ def _read_folder(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load(path)
     except pickle.UnpicklingError as error:
         lines = str(error).strip().splitlines()
         raise ValueError(
@@ -81,6 +84,19 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
         raise ValueError(f"{path} is truncated, damaged or no torch file: {str(error).splitlines()[0]}") from error
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "torchao.optim" not in str(error):
+            raise
+        try:  # importing it makes its state tensors known to torch as safe
+            importlib.import_module("torchao.optim")
+        except ImportError:
+            raise error from None
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _reason(lines: list[str]) -> str:
@@ -110,8 +126,6 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in self.modules and name.isidentifier():
-            import importlib
-
             found = getattr(importlib.import_module(module), name, None)
             if isinstance(found, type) and found.__module__ == module:
                 return found
@@ -122,13 +136,8 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module == "torch.serialization" and name == "_get_layout":
             return lambda text: {str(v): v for v in (torch.strided, torch.sparse_coo)}[text]
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "set"), ("builtins", "frozenset")):
-            import builtins
-            import collections
-
             return getattr(collections if module == "collections" else builtins, name)
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "Path"):
-            from pathlib import PurePath
-
             return PurePath
         raise pickle.UnpicklingError(f"{module}.{name} has no business in checkpoint metadata")
 

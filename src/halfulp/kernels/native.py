@@ -40,6 +40,8 @@ def _load() -> ctypes.CDLL | str:
     if lib.hu_choose(wanted.encode() if wanted else None):
         return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
     lib.hu_set_parallel(_openmp_of_torch())
+    if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork: the child has plain threads
+        os.register_at_fork(after_in_child=lambda: lib.hu_set_parallel(None))
     return lib
 
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from halfulp._files import write_bytes
+
 __all__ = ["read_json", "read_jsonl", "write_bytes", "write_json", "write_text"]
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file all or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
