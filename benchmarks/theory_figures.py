@@ -100,8 +100,8 @@ def blocks(out: Path) -> None:
             axes[1].plot([s.step for s in run], [s.ratio for s in run], color=colour, ls=style, label=f"{kind}, {how}")
     axes[0].set(xlabel="age in steps", ylabel="share of codes that are zero", ylim=(0, 1),
                 title="underflow: log-normal blocks, stochastic")  # fmt: skip
-    axes[1].set(xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, by kind of scale")
-    axes[0].legend(fontsize=8)
+    axes[1].set(xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, beta 0.99")
+    axes[0].legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.1))
     axes[1].legend()
     save(fig, out / "theory_blocks.png")
 
