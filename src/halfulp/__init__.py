@@ -18,16 +18,48 @@ if TYPE_CHECKING:
     from halfulp.formats import Format as Format
     from halfulp.formats import get_format as get_format
     from halfulp.monitor import StallMonitor as StallMonitor
+    from halfulp.optim import ADOPT as ADOPT
+    from halfulp.optim import AMSGD as AMSGD
+    from halfulp.optim import CAME as CAME
+    from halfulp.optim import FRUGAL as FRUGAL
+    from halfulp.optim import LAMB as LAMB
+    from halfulp.optim import LARS as LARS
+    from halfulp.optim import MADGRAD as MADGRAD
     from halfulp.optim import SGD as SGD
+    from halfulp.optim import SMMF as SMMF
+    from halfulp.optim import SOAP as SOAP
+    from halfulp.optim import SPAM as SPAM
+    from halfulp.optim import AdaBelief as AdaBelief
+    from halfulp.optim import AdaBound as AdaBound
+    from halfulp.optim import Adafactor as Adafactor
+    from halfulp.optim import AdaLomo as AdaLomo
     from halfulp.optim import Adam as Adam
+    from halfulp.optim import AdaMod as AdaMod
+    from halfulp.optim import AdaMomentum as AdaMomentum
+    from halfulp.optim import AdamP as AdamP
     from halfulp.optim import AdamW as AdamW
+    from halfulp.optim import AdEMAMix as AdEMAMix
+    from halfulp.optim import AMAdamW as AMAdamW
+    from halfulp.optim import ComplexMomentum as ComplexMomentum
+    from halfulp.optim import Conda as Conda
+    from halfulp.optim import CoRe as CoRe
+    from halfulp.optim import DiffGrad as DiffGrad
+    from halfulp.optim import EXAdam as EXAdam
+    from halfulp.optim import Gravity as Gravity
+    from halfulp.optim import HyperOptimizer as HyperOptimizer
     from halfulp.optim import Lion as Lion
+    from halfulp.optim import Muon as Muon
+    from halfulp.optim import SubsetNorm as SubsetNorm
     from halfulp.quantizer import Quantizer as Quantizer
     from halfulp.resets import Every as Every
     from halfulp.resets import Planned as Planned
     from halfulp.resets import ResetSchedule as ResetSchedule
     from halfulp.resets import Staggered as Staggered
     from halfulp.rounding import round_to as round_to
+    from halfulp.rules.transforms import adagc as adagc
+    from halfulp.rules.transforms import clip_coordinates as clip_coordinates
+    from halfulp.rules.transforms import clip_global as clip_global
+    from halfulp.rules.transforms import lookahead as lookahead
     from halfulp.scaling import Scaling as Scaling
     from halfulp.theory.planner import plan_reset as plan_reset
     from halfulp.theory.stall import stall_curve as stall_curve
@@ -36,25 +68,57 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "check_roundtrip": "checkpoint.selftest",
-    "convert_state_dict": "checkpoint.convert",
-    "load_optimizer": "checkpoint.files",
-    "save_optimizer": "checkpoint.files",
-    "SGD": "optim",
+    "ADOPT": "optim",
+    "AMAdamW": "optim",
+    "AMSGD": "optim",
+    "AdEMAMix": "optim",
+    "AdaBelief": "optim",
+    "AdaBound": "optim",
+    "AdaLomo": "optim",
+    "AdaMod": "optim",
+    "AdaMomentum": "optim",
+    "Adafactor": "optim",
     "Adam": "optim",
+    "AdamP": "optim",
     "AdamW": "optim",
+    "CAME": "optim",
+    "CoRe": "optim",
+    "ComplexMomentum": "optim",
+    "Conda": "optim",
+    "DiffGrad": "optim",
+    "EXAdam": "optim",
     "Every": "resets",
+    "FRUGAL": "optim",
     "Format": "formats",
+    "Gravity": "optim",
+    "HyperOptimizer": "optim",
+    "LAMB": "optim",
+    "LARS": "optim",
     "Lion": "optim",
+    "MADGRAD": "optim",
+    "Muon": "optim",
     "Planned": "resets",
     "Quantizer": "quantizer",
     "ResetSchedule": "resets",
+    "SGD": "optim",
+    "SMMF": "optim",
+    "SOAP": "optim",
+    "SPAM": "optim",
     "Scaling": "scaling",
-    "StallMonitor": "monitor",
     "Staggered": "resets",
+    "StallMonitor": "monitor",
+    "SubsetNorm": "optim",
+    "adagc": "rules.transforms",
+    "check_roundtrip": "checkpoint.selftest",
+    "clip_coordinates": "rules.transforms",
+    "clip_global": "rules.transforms",
+    "convert_state_dict": "checkpoint.convert",
     "get_format": "formats",
+    "load_optimizer": "checkpoint.files",
+    "lookahead": "rules.transforms",
     "plan_reset": "theory.planner",
     "round_to": "rounding",
+    "save_optimizer": "checkpoint.files",
     "stall_curve": "theory.stall",
     "stall_probability": "theory.stall",
 }

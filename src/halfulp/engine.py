@@ -28,6 +28,7 @@ from halfulp.registry import Registry
 from halfulp.resets import ResetSchedule, Site, SlotSite, as_schedule
 from halfulp.rng import slot_id, stream_keys
 from halfulp.rules.base import Rule, Scalars, fp32
+from halfulp.rules.transforms import check_transforms, compose
 from halfulp.state import EmaState, StateSlot
 from halfulp.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
 
@@ -71,6 +72,8 @@ class RuleOptimizer(Optimizer):
         ``None`` picks the fastest that serves; ``"reference"``, ``"cpu"`` or ``"triton"`` insists.
     maximize
         Ascend.
+    transforms
+        Functions from a rule to a rule, the first closest to the gradient: :mod:`halfulp.rules.transforms`.
     """
 
     rule: ClassVar[Rule]
@@ -85,6 +88,7 @@ class RuleOptimizer(Optimizer):
         extra = {k: options.pop(k) for k in NOT_GROUP if k in options}
         self.nonfinite: str = extra.pop("nonfinite", "skip")
         self.backend: str | None = extra.pop("backend", None)
+        self.transforms = check_transforms(extra.pop("transforms", ()))
         if self.nonfinite not in ("skip", "raise"):
             raise ValueError(f"nonfinite is 'skip' or 'raise', got {self.nonfinite!r}")
         dispatch.check_backend(self.backend)
@@ -106,7 +110,7 @@ class RuleOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch, with our own attributes; caches are left out."""
-        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "storage", "reset_log", "skipped")}
+        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "transforms", "storage", "reset_log", "skipped")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,9 +170,17 @@ class RuleOptimizer(Optimizer):
         """The rule of one parameter, one of :meth:`rules`."""
         return self.rules(group)[0]
 
+    def active_rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """The rules of a group under the optimizer's transforms."""
+        return tuple(compose(rule, self.transforms) for rule in self.rules(group))
+
+    def active_rule(self, group: dict[str, Any], param: Tensor) -> Rule:
+        """The rule of one parameter under the optimizer's transforms."""
+        return compose(self.rule_for(group, param), self.transforms)
+
     def group_slots(self, group: dict[str, Any]) -> tuple[StateSlot, ...]:
         """Slots that parameters of a group may have, each name once."""
-        slots = {slot.name: slot for rule in self.rules(group) for slot in rule.slots(group)}
+        slots = {slot.name: slot for rule in self.active_rules(group) for slot in rule.slots(group)}
         return tuple(slots.values())
 
     def group_quantizers(self, group: dict[str, Any]) -> dict[str, Quantizer]:
@@ -188,7 +200,7 @@ class RuleOptimizer(Optimizer):
             log_once(f"states of {place.label} stay in float32: {reason}")
             quantizers = dict.fromkeys(quantizers, FLOAT32)
         found = []
-        for slot in self.rule_for(group, param).slots(group):
+        for slot in self.active_rule(group, param).slots(group):
             shape = slot.shape(tuple(param.shape))
             if shape is None:
                 continue
@@ -328,7 +340,7 @@ class RuleOptimizer(Optimizer):
             for state in states:
                 state.create(param)
         assert param.grad is not None
-        work = Work(self.rule_for(group, param), param, param.grad, states, {}, group["param_rounding"], [])
+        work = Work(self.active_rule(group, param), param, param.grad, states, {}, group["param_rounding"], [])
         if self._on_shards(group, param):
             here = window(param)
             work.first_element = here.first_element

@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     nonfinite: str
     backend: str | None
     maximize: bool
+    transforms: Sequence[Any]
 
 
 GROUP_DEFAULTS: Options = {
@@ -39,4 +40,4 @@ GROUP_DEFAULTS: Options = {
     "bound_update": True,
     "maximize": False,
 }
-NOT_GROUP = ("scale", "block_size", "min_size", "keep_fp32", "zero_floor", "nonfinite", "backend")
+NOT_GROUP = ("scale", "block_size", "min_size", "keep_fp32", "zero_floor", "nonfinite", "backend", "transforms")

@@ -56,14 +56,20 @@ def step(rule: Rule, works: list[Work], backend: str | None) -> None:
 
 
 def combine(rule: Rule, works: list[Work]) -> None:
-    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow."""
+    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow.
+
+    A rule that measures ``per_tensor`` gets the sums of each parameter alone.
+    """
     assert rule.measure is not None
     assert rule.combine is not None
     sums: dict[str, float] = {}
+    measured: list[dict[str, float]] = []
     for work in works:
         grad = -work.grad.float() if work.maximize else work.grad.float()
-        for name, value in rule.measure(work.param.float(), grad, work.read(), work.scalars).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    for work in works:
-        combined = rule.combine(sums, work.scalars)
+        found = rule.measure(work.param.float(), grad, work.read(), work.scalars)
+        measured.append({name: float(value) for name, value in found.items()})
+        for name, value in measured[-1].items():
+            sums[name] = sums.get(name, 0.0) + value
+    for work, own in zip(works, measured, strict=True):
+        combined = rule.combine(own if rule.per_tensor else sums, work.scalars)
         work.scalars = {**work.scalars, **{k: fp32(v) for k, v in combined.items()}}

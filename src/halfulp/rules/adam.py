@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.hyper import HyperParameters
 from halfulp.state import Hyper, StateSlot
 
-__all__ = ["ADAM", "max_ratio"]
+__all__ = [
+    "ADAM",
+    "AMSGRAD",
+    "EXP_AVG",
+    "EXP_AVG_SQ",
+    "AdamHyper",
+    "max_ratio",
+    "moment_scalars",
+    "moments",
+    "normalise",
+]
+
+EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive="grad")
+EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq")
+MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, rounding="nearest")
+"""A running maximum: stochastic rounding would keep every overshoot for ever."""
+
+
+@dataclass(frozen=True)
+class AdamHyper(HyperParameters):
+    """Hyper-parameters of the Adam family."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
 
 def max_ratio(beta1: float, beta2: float, age: int) -> float:
@@ -29,11 +55,36 @@ def max_ratio(beta1: float, beta2: float, age: int) -> float:
     return (1 - beta1) / math.sqrt(1 - beta2) * math.sqrt(total) * correction
 
 
+def moment_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    """What rules with Adam's two moments need for :func:`moments` and :func:`normalise`, and ``lr``."""
+    beta1, beta2 = hyper["betas"][:2]
+    age1, age2 = ages["exp_avg"], ages["exp_avg_sq"]
+    return {
+        "lr": float(hyper["lr"]),
+        "eps": hyper["eps"],
+        "weight1": 1 - beta1,
+        "beta2": beta2,
+        "weight2": 1 - beta2,
+        "correction1": 1 - beta1**age1,
+        "inv_sqrt_correction2": 1 / math.sqrt(1 - beta2**age2),
+        "bound": max_ratio(beta1, beta2, max(age1, age2)) * (1 + 1e-6) if hyper["bound_update"] else math.inf,
+    }
+
+
+def moments(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
+    """Adam's two moments after this gradient."""
+    exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
+    return exp_avg + (grad - exp_avg) * c["weight1"], exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
+
+
+def normalise(exp_avg: Tensor, exp_avg_sq: Tensor, c: Scalars) -> Tensor:
+    """Adam's bias-corrected ratio of the moments, within the bound of exact arithmetic."""
+    denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
+    return clamp(exp_avg / c["correction1"] / denominator, c["bound"])
+
+
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (
-        StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive="grad"),
-        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq"),
-    )
+    return (EXP_AVG, EXP_AVG_SQ)
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -70,3 +121,17 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 
 ADAM = Rule("adam", _slots, _scalars, _update)
 """Adam (Kingma & Ba, arXiv 1412.6980) and, with decoupled weight decay, AdamW (Loshchilov & Hutter, 1711.05101)."""
+
+
+def _amsgrad_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    if c["l2"] != 0.0:
+        grad = grad + param * c["l2"]
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    largest = torch.maximum(states["max_exp_avg_sq"], exp_avg_sq)
+    denominator = sqrt(largest) * c["inv_sqrt_correction2"] + c["eps"]
+    param = param * c["keep"] - clamp(exp_avg / denominator, c["bound"]) * c["step_size"]
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": largest}
+
+
+AMSGRAD = replace(ADAM, name="amsgrad", slots=lambda h: (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ), update=_amsgrad_update)
+"""AMSGrad (Reddi et al., arXiv 1904.09237), as ``torch.optim`` has it: the maximum is of the uncorrected moment."""

@@ -57,6 +57,9 @@ class Rule:
         Sums over one parameter, as float64 tensors without dimensions, by name.
     combine
         Further scalars, from the sums over all parameters and the scalars of the parameter at hand.
+    per_tensor
+        The sums that ``combine`` gets are those of the parameter alone. (Computed before the update, so that its
+        scalars, from which slots take a varying decay, are known outside.)
     """
 
     name: str
@@ -66,6 +69,7 @@ class Rule:
     elementwise: bool = True
     measure: Callable[[Tensor, Tensor, States, Scalars], Mapping[str, Tensor]] | None = None
     combine: Callable[[Mapping[str, float], Scalars], Scalars] | None = None
+    per_tensor: bool = False
 
 
 def sqrt(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The optimizers: thin classes that name a rule, its defaults and its checks."""
+"""Adam, AdamW, SGD and Lion, with the arguments of torch.optim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 from halfulp._log import log_once
 from halfulp.engine import RuleOptimizer
 from halfulp.options import Options
-from halfulp.rules.adam import ADAM
+from halfulp.rules.adam import ADAM, AMSGRAD
+from halfulp.rules.base import Rule
 from halfulp.rules.momentum import LION
 from halfulp.rules.momentum import SGD as SGD_RULE
 
@@ -28,9 +29,9 @@ def _check_range(group: dict[str, Any], *names: str) -> None:
             raise ValueError(f"{name} must not be negative, got {group[name]}")
 
 
-def _torch_switches(name: str, amsgrad: bool, capturable: bool, differentiable: bool, **speed: bool | None) -> None:
+def _torch_switches(name: str, capturable: bool, differentiable: bool, **speed: bool | None) -> None:
     """Arguments of torch.optim that mean nothing here: said once; those that would change results: refused."""
-    refused: dict[str, bool] = {"amsgrad": amsgrad, "capturable": capturable, "differentiable": differentiable}
+    refused: dict[str, bool] = {"capturable": capturable, "differentiable": differentiable}
     for key, value in refused.items():
         if value:
             raise ValueError(f"halfulp.{name} does not support {key}=True")
@@ -73,15 +74,20 @@ class Adam(RuleOptimizer):
         differentiable: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        _torch_switches(type(self).__name__, amsgrad, capturable, differentiable, foreach=foreach, fused=fused)
+        _torch_switches(type(self).__name__, capturable, differentiable, foreach=foreach, fused=fused)
         hyper = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(params, hyper, **options)
+
+    def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """AMSGrad's in groups with ``amsgrad=True``."""
+        return (AMSGRAD if group["amsgrad"] else ADAM,)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -151,7 +157,7 @@ class SGD(RuleOptimizer):
         differentiable: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        _torch_switches("SGD", False, False, differentiable, foreach=foreach, fused=fused)
+        _torch_switches("SGD", False, differentiable, foreach=foreach, fused=fused)
         hyper = {
             "lr": lr,
             "momentum": momentum,

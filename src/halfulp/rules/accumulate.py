@@ -1,0 +1,55 @@
+"""MADGRAD: dual averaging, with sums in place of moving averages."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["MADGRAD", "MADGRADHyper"]
+
+
+@dataclass(frozen=True)
+class MADGRADHyper(HyperParameters):
+    """Of MADGRAD; weight decay is coupled by default, as in the authors' code."""
+
+    lr: float | Tensor = 1e-2
+    decoupled_weight_decay: bool = False
+    momentum: float = 0.9
+    eps: float = 1e-6
+
+
+def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    def one(h: Hyper) -> float:
+        return 1.0
+
+    return (
+        StateSlot("grad_sum", signed=True, decay=one),
+        StateSlot("grad_sum_sq", signed=False, decay=one),
+        StateSlot("initial_param", signed=True, decay=one, init=lambda p: p, exact=True),
+    )
+
+
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    weight = (float(hyper["lr"]) + hyper["eps"]) * math.sqrt(ages["grad_sum"]) if hyper["lr"] else 0.0
+    return {"weight": weight, "eps": hyper["eps"], "move": 1 - hyper["momentum"]}
+
+
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    total = states["grad_sum"] + grad * c["weight"]
+    total_sq = states["grad_sum_sq"] + (grad * grad) * c["weight"]
+    root = torch.pow(total_sq.double(), 1 / 3).float() + c["eps"]
+    target = states["initial_param"] - total / root
+    param = param + (target - param) * c["move"]
+    return param, {"grad_sum": total, "grad_sum_sq": total_sq, "initial_param": states["initial_param"]}
+
+
+MADGRAD = with_weight_decay(Rule("madgrad", _slots, _scalars, _update))
+"""MADGRAD (Defazio & Jelassi, arXiv 2101.11075). Its sums only grow, until nearest rounding freezes them."""

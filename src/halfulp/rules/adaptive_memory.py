@@ -1,0 +1,150 @@
+"""Adaptive memory momentum: the momentum coefficient is set in each step, from how far gradient and momentum disagree.
+
+Topollai & Choromanska, arXiv 2510.04988: the loss is modelled by two planes, that of this gradient and that of the
+momentum, and the coefficient is the minimiser of the model with a proximal term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
+
+
+# ---------------------------------------------------------------- AM-SGD
+
+
+@dataclass(frozen=True)
+class AMSGDHyper(HyperParameters):
+    """Of AM-SGD: `lam` weighs the old direction in the proximal term; `max_momentum` limits the coefficient."""
+
+    lr: float | Tensor = 0.1
+    decoupled_weight_decay: bool = False
+    lam: float = 0.1
+    max_momentum: float = 0.9
+
+    below_one = ("max_momentum",)
+
+
+def _memory(hyper: Hyper) -> float:
+    """Decay of AM-SGD's direction in the last step; before any, the largest possible."""
+    lam = hyper["lam"]
+    return float(hyper.get("memory", (hyper["max_momentum"] + lam) / (1 + lam)))
+
+
+def _amsgd_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    first = float(ages["momentum_buffer"] == 1)
+    return {"lr": float(hyper["lr"]), "first": first, "lam": hyper["lam"], "max_momentum": hyper["max_momentum"]}
+
+
+def _amsgd_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
+    g = grad.double()
+    apart = states["momentum_buffer"].double() - g
+    return {"grad_sq": total(g * g), "apart_sq": total(apart * apart) * (1 - c["first"])}
+
+
+def _amsgd_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+    lam, momentum = c["lam"], 0.0
+    if sums["apart_sq"] > 0.0:
+        momentum = min(max((1 + lam) * sums["grad_sq"] / sums["apart_sq"] - lam, 0.0), c["max_momentum"])
+    return {"momentum": momentum, "memory": 0.0 if c["first"] else (momentum + lam) / (1 + lam)}
+
+
+def _amsgd(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    direction = states["momentum_buffer"]
+    direction = grad + (direction - grad) * c["memory"]
+    return param - direction * c["lr"], {"momentum_buffer": direction}
+
+
+DIRECTION = StateSlot("momentum_buffer", signed=True, decay=_memory, drive="grad")
+AMSGD = with_weight_decay(
+    Rule("amsgd", lambda h: (DIRECTION,), _amsgd_scalars, _amsgd, True, _amsgd_measure, _amsgd_combine)
+)
+"""AM-SGD: one coefficient for the whole model; scalar ``memory`` is the decay of the direction."""
+
+
+# ---------------------------------------------------------------- AM-AdamW
+
+
+@dataclass(frozen=True)
+class AMAdamWHyper(HyperParameters):
+    """Of AM-AdamW: the first of `betas` limits the coefficient of each tensor; `lam` as in AM-SGD."""
+
+    betas: tuple[float, float] = (0.89, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    lam: float = 0.1
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if not self.decoupled_weight_decay:
+            raise ValueError("weight decay is decoupled in AM-AdamW, whose model of the loss contains it")
+
+
+def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (
+        StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0])),
+        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq"),
+        StateSlot("momentum_product", signed=False, shape=lambda s: (), init=lambda p: p.new_ones(()), exact=True),
+        StateSlot("last_lr", signed=False, shape=lambda s: (), exact=True),
+    )
+
+
+def _ama_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    age = ages["exp_avg_sq"]
+    return {
+        "first": float(ages["exp_avg"] == 1), "max_momentum": beta1, "beta2": beta2, "weight2": 1 - beta2,
+        "inv_sqrt_correction2": (1 - beta2**age) ** -0.5, "eps": hyper["eps"], "lam": hyper["lam"],
+        "lr": float(hyper["lr"]), "weight_decay": hyper["weight_decay"],
+    }  # fmt: skip
+
+
+def _preconditioner(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
+    """The new second moment, and what divides the direction: its root, times the direction's bias correction."""
+    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    root = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
+    return exp_avg_sq, root * (1 - states["momentum_product"] * c["max_momentum"])
+
+
+def _ama_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
+    p = _preconditioner(grad, states, c)[1].double()
+    x, g, d = param.double(), grad.double(), states["exp_avg"].double()
+    lam, decay, lr = c["lam"], c["weight_decay"], states["last_lr"].double()
+    metric, apart = 1 / (p * (1 + p * lam)), d - g
+    gap = total(g * (d / p + x * decay)) * lr
+    return {
+        "gain": gap * ((1 + decay * c["lr"]) / c["lr"] if c["lr"] else 0.0),
+        "loss": total(apart * (g + d * p * lam) * metric) + total(x * apart) * decay,
+        "apart_sq": total(apart * apart * metric),
+    }
+
+
+def _ama_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+    if c["first"] or sums["apart_sq"] == 0.0:
+        return {"momentum": c["max_momentum"]}
+    return {"momentum": min(max((sums["gain"] - sums["loss"]) / sums["apart_sq"], 0.0), c["max_momentum"])}
+
+
+def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg_sq, p = _preconditioner(grad, states, c)
+    momentum, weighted = c["momentum"], p * c["lam"]
+    exp_avg = (grad * (1 - momentum) + states["exp_avg"] * (weighted + momentum)) / (weighted + 1)
+    param = param * (1 - c["lr"] * c["weight_decay"]) - exp_avg / p * c["lr"]
+    product = states["momentum_product"] * momentum
+    last = torch.full_like(states["last_lr"], c["lr"])
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "momentum_product": product, "last_lr": last}
+
+
+AMADAMW = Rule("amadamw", _ama_slots, _ama_scalars, _ama, False, _ama_measure, _ama_combine, per_tensor=True)
+"""AM-AdamW: one coefficient for each tensor, in the metric of Adam's preconditioner; scalar ``momentum``."""

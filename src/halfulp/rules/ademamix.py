@@ -1,0 +1,78 @@
+"""AdEMAMix: a fast and a slow average of the gradient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, max_ratio, moment_scalars, moments
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["ADEMAMIX", "AdEMAMixHyper"]
+
+
+@dataclass(frozen=True)
+class AdEMAMixHyper(AdamHyper):
+    """Of AdEMAMix.
+
+    Parameters
+    ----------
+    betas
+        Fast average, second moment, slow average.
+    alpha
+        Weight of the slow average; the paper uses 5 to 8, its code 2.
+    warmup
+        Steps over which `alpha` rises from 0, linearly, and the slow decay from the fast one, linearly in half-life;
+        0: none. The paper takes the length of the run.
+    """
+
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)  # type: ignore[assignment]
+    weight_decay: float = 0.01
+    alpha: float = 5.0
+    warmup: int = 0
+
+    def at(self, step: int) -> tuple[float, float]:
+        """``(alpha, beta3)`` of a step.
+
+        Examples
+        --------
+        >>> AdEMAMixHyper(warmup=100).at(0), AdEMAMixHyper(warmup=100).at(100)
+        ((0.0, 0.9), (5.0, 0.9999))
+        """
+        fast, _, slow = self.betas
+        if step >= self.warmup or min(fast, slow) == 0.0:
+            return self.alpha * min(1.0, step / self.warmup if self.warmup else 1.0), slow
+        share, start, end = step / self.warmup, _half_life(fast), _half_life(slow)
+        return self.alpha * share, 0.5 ** (1 / ((1 - share) * start + share * end + 1))
+
+
+def _half_life(beta: float) -> float:
+    return math.log(0.5) / math.log(beta) - 1
+
+
+SLOW = StateSlot("exp_avg_slow", signed=True, decay=lambda h: h.get("beta3", h["betas"][2]), drive="grad")
+
+
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    alpha, beta3 = AdEMAMixHyper(betas=hyper["betas"], alpha=hyper["alpha"], warmup=hyper["warmup"]).at(ages["step"])
+    c = moment_scalars(hyper, ages)
+    age, steady = ages["exp_avg_slow"], ages["step"] >= hyper["warmup"] and hyper["warmup"] == 0
+    largest = max_ratio(beta3, hyper["betas"][1], age) * (1 - beta3**age) if steady else math.inf
+    bound = c["bound"] + alpha * largest if hyper["bound_update"] else math.inf
+    return {**c, "alpha": alpha, "beta3": beta3, "weight3": 1 - beta3, "bound": bound}
+
+
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    slow = states["exp_avg_slow"] + (grad - states["exp_avg_slow"]) * c["weight3"]
+    denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
+    step = clamp((exp_avg / c["correction1"] + slow * c["alpha"]) / denominator, c["bound"])
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_slow": slow}
+
+
+ADEMAMIX = with_weight_decay(Rule("ademamix", lambda h: (EXP_AVG, EXP_AVG_SQ, SLOW), _scalars, _update))
+"""AdEMAMix (Pagliardini et al., arXiv 2409.03137). The slow average has no bias correction."""

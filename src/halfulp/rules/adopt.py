@@ -1,0 +1,54 @@
+"""ADOPT: Adam that converges with any beta2."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper
+
+__all__ = ["ADOPT", "ADOPTHyper"]
+
+
+@dataclass(frozen=True)
+class ADOPTHyper(AdamHyper):
+    """Of ADOPT; with `clip`, the normalised gradient of step t is limited to ``(t - 1)**0.25``."""
+
+    betas: tuple[float, float] = (0.9, 0.9999)
+    eps: float = 1e-6
+    clip: bool = True
+
+
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    age = ages["exp_avg_sq"]
+    return {
+        "first": float(age == 1),
+        "weight1": 1 - beta1,
+        "beta2": 0.0 if age == 1 else beta2,
+        "weight2": 1.0 if age == 1 else 1 - beta2,
+        "eps": hyper["eps"],
+        "clip": (age - 1) ** 0.25 if hyper["clip"] else math.inf,
+        "lr": float(hyper["lr"]),
+    }
+
+
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
+    if not c["first"]:  # the first gradient only sets the scale
+        normed = clamp(grad / torch.clamp(sqrt(exp_avg_sq), min=c["eps"]), c["clip"])
+        exp_avg = exp_avg + (normed - exp_avg) * c["weight1"]
+        param = param - exp_avg * c["lr"]
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]}
+
+
+ADOPT = with_weight_decay(
+    Rule("adopt", lambda h: (replace(EXP_AVG, drive="other"), EXP_AVG_SQ), _scalars, _update)
+)  # fmt: skip
+"""ADOPT (Taniguchi et al., arXiv 2411.02853): gradients are divided by the second moment of the step before."""

@@ -1,0 +1,291 @@
+"""Second moments by rows and columns: Adafactor, CAME, SMMF.
+
+A tensor of two or more dimensions is taken as a matrix: the first dimension by all others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Ages, Rule, Scalars, States, norm, sqrt
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, Shape, StateSlot
+
+__all__ = ["ADAFACTOR", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper", "nearest_square"]
+
+
+def _rows(shape: Shape) -> Shape | None:
+    return shape[:1] if len(shape) > 1 else None
+
+
+def _cols(shape: Shape) -> Shape | None:
+    return (math.prod(shape[1:]),) if len(shape) > 1 else None
+
+
+def _whole(shape: Shape) -> Shape | None:
+    return shape if len(shape) < 2 else None
+
+
+def _mean(x: Tensor, dim: int) -> Tensor:
+    return x.double().mean(dim).float()
+
+
+def _outer(row: Tensor, col: Tensor) -> Tensor:
+    """The matrix whose row and column means these are, if it has rank one."""
+    return (row / torch.clamp(_mean(row, 0), min=1e-38)).unsqueeze(1) * col.unsqueeze(0)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return norm(x) / math.sqrt(max(x.numel(), 1))
+
+
+def _ema(old: Tensor, new: Tensor, weight: float) -> Tensor:
+    return old + (new - old) * weight
+
+
+def _factored_sq(
+    grad: Tensor, states: States, c: Scalars, name: str, weight: float, floor: float
+) -> tuple[Tensor, States]:
+    """Second moment of a gradient or residual, and its states: ``name`` (of a vector) or ``name_row``, ``name_col``."""
+    square = grad * grad + floor
+    if name in states:
+        new = _ema(states[name], square, weight)
+        return new, {name: new}
+    flat = square.reshape(square.shape[0], -1)
+    row = _ema(states[f"{name}_row"], _mean(flat, 1), weight)
+    col = _ema(states[f"{name}_col"], _mean(flat, 0), weight)
+    return _outer(row, col).reshape(grad.shape), {f"{name}_row": row, f"{name}_col": col}
+
+
+# ---------------------------------------------------------------- Adafactor
+
+
+@dataclass(frozen=True)
+class AdafactorHyper(HyperParameters):
+    """Of Adafactor.
+
+    Parameters
+    ----------
+    lr
+        With `relative_step` the cap of ``1 / sqrt(step)``, otherwise the learning rate; both are multiplied by the
+        root mean square of the weights, at least `min_scale`.
+    decay_power
+        The second moment's decay in step t is ``1 - t**-decay_power``.
+    momentum
+        Of a first moment of the updates; 0: none.
+    clip
+        Largest root mean square of an update.
+    eps
+        Added to squared gradients.
+    """
+
+    lr: float | Tensor = 1e-2
+    decay_power: float = 0.8
+    momentum: float = 0.0
+    clip: float = 1.0
+    eps: float = 1e-30
+    min_scale: float = 1e-3
+    relative_step: bool = True
+
+
+@dataclass(frozen=True)
+class AdaLomoHyper(AdafactorHyper):
+    """Of AdaLomo: Adafactor with a given learning rate."""
+
+    lr: float | Tensor = 1e-3
+    relative_step: bool = False
+
+
+def _growing(hyper: Hyper) -> float:
+    """Adafactor's decay in the last step; before any, that of step 1000."""
+    return float(hyper.get("decay", 1 - 1000.0 ** -hyper["decay_power"]))
+
+
+def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    moments = (
+        StateSlot("exp_avg_sq_row", False, _growing, shape=_rows),
+        StateSlot("exp_avg_sq_col", False, _growing, shape=_cols),
+        StateSlot("exp_avg_sq", False, _growing, drive="grad_sq", shape=_whole),
+    )
+    if hyper["momentum"] == 0:
+        return moments
+    return (*moments, StateSlot("exp_avg", signed=True, decay=lambda h: h["momentum"]))
+
+
+def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    lr, step = float(hyper["lr"]), ages["step"]
+    age = ages.get("exp_avg_sq", ages.get("exp_avg_sq_row", step))
+    weight = age ** -hyper["decay_power"]
+    return {
+        "rate": min(lr, step**-0.5) if hyper["relative_step"] else lr, "weight": weight, "decay": 1 - weight,
+        "eps": hyper["eps"], "clip": hyper["clip"], "min_scale": hyper["min_scale"], "weight1": 1 - hyper["momentum"],
+    }  # fmt: skip
+
+
+def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight"], c["eps"])
+    step = grad / torch.clamp(sqrt(square), min=1e-38)
+    step = step / torch.clamp(_rms(step) / c["clip"], min=1.0)
+    step = step * (torch.clamp(_rms(param), min=c["min_scale"]) * c["rate"])
+    if "exp_avg" in states:
+        step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
+    return param - step, new
+
+
+ADAFACTOR = with_weight_decay(Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False))
+"""Adafactor (Shazeer & Stern, arXiv 1804.04235). AdaLomo (arXiv 2310.10195) is the same with a given rate."""
+
+
+# ---------------------------------------------------------------- CAME
+
+
+@dataclass(frozen=True)
+class CAMEHyper(HyperParameters):
+    """Of CAME: `betas` of the update, of its second moment, of the residual; `eps` added to the latter two's drives."""
+
+    lr: float | Tensor = 2e-4
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)
+    eps: tuple[float, float] = (1e-30, 1e-16)
+    clip: float = 1.0
+
+
+def _came_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    def beta(i: int) -> float:
+        return float(hyper["betas"][i])
+
+    return (
+        StateSlot("exp_avg", True, lambda h: h["betas"][0]),
+        StateSlot("exp_avg_sq_row", False, lambda h: h["betas"][1], shape=_rows),
+        StateSlot("exp_avg_sq_col", False, lambda h: h["betas"][1], shape=_cols),
+        StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], drive="grad_sq", shape=_whole),
+        StateSlot("exp_avg_res_row", False, lambda h: h["betas"][2], shape=_rows),
+        StateSlot("exp_avg_res_col", False, lambda h: h["betas"][2], shape=_cols),
+    )
+
+
+def _came_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    weights = {f"weight{i + 1}": 1 - beta for i, beta in enumerate(hyper["betas"])}
+    return {
+        "lr": float(hyper["lr"]),
+        "eps1": hyper["eps"][0],
+        "eps2": hyper["eps"][1],
+        "clip": hyper["clip"],
+        **weights,
+    }
+
+
+def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight2"], c["eps1"])
+    step = grad / torch.clamp(sqrt(square), min=1e-38)
+    step = step / torch.clamp(_rms(step) / c["clip"], min=1.0)
+    exp_avg = step_ = _ema(states["exp_avg"], step, c["weight1"])
+    if "exp_avg_res_row" in states:
+        residual, more = _factored_sq(step - exp_avg, states, c, "exp_avg_res", c["weight3"], c["eps2"])
+        step_, new = exp_avg / torch.clamp(sqrt(residual), min=1e-38), {**new, **more}
+    return param - step_ * c["lr"], {**new, "exp_avg": exp_avg}
+
+
+CAME = with_weight_decay(Rule("came", _came_slots, _came_scalars, _came, elementwise=False))
+"""CAME (Luo et al., arXiv 2307.02047): Adafactor's update, divided by how far it strays from its average."""
+
+
+# ---------------------------------------------------------------- SMMF
+
+
+@dataclass(frozen=True)
+class SMMFHyper(HyperParameters):
+    """Of SMMF: decay of the first moment, its growth a step, and the power of the second moment's decay.
+
+    The paper takes ``decay_power`` 0.5 for convolutional networks and 0.8 for transformers.
+    """
+
+    eps: float = 1e-8
+    momentum: float = 0.9
+    growth: float = 0.999
+    decay_power: float = 0.8
+
+
+def nearest_square(count: int) -> tuple[int, int]:
+    """Sides of the most nearly square matrix of `count` elements, the longer first.
+
+    Examples
+    --------
+    >>> nearest_square(64 * 3), nearest_square(7)
+    ((16, 12), (7, 1))
+    """
+    short = next(n for n in range(math.isqrt(max(count, 1)), 0, -1) if count % n == 0)
+    return max(count, 1) // short, short
+
+
+BITS = 24
+"""Signs that one fp32 number holds exactly, as an integer."""
+
+
+def _smmf_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    def rows(shape: Shape) -> Shape:
+        return nearest_square(math.prod(shape))[:1]
+
+    def cols(shape: Shape) -> Shape:
+        return nearest_square(math.prod(shape))[1:]
+
+    def beta1(h: Hyper) -> float:
+        return float(h.get("beta1", h["momentum"]))
+
+    def beta2(h: Hyper) -> float:
+        return float(h.get("beta2", 1 - 1000.0 ** -h["decay_power"]))
+
+    return (
+        StateSlot("exp_avg_row", False, beta1, shape=rows),
+        StateSlot("exp_avg_col", False, beta1, shape=cols),
+        StateSlot("exp_avg_sq_row", False, beta2, shape=rows),
+        StateSlot("exp_avg_sq_col", False, beta2, shape=cols),
+        StateSlot("signs", False, shape=lambda s: (-(-math.prod(s) // BITS),), exact=True),
+    )
+
+
+def _smmf_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    step = ages["exp_avg_sq_row"]
+    beta1 = hyper["momentum"] * hyper["growth"] ** (step - 1)
+    beta2 = 1 - step ** -hyper["decay_power"]
+    return {"lr": float(hyper["lr"]), "eps": hyper["eps"], "beta1": beta1, "beta2": beta2}
+
+
+def _compress(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Row sums, and column sums over the total: their product keeps all sums, and is exact for rank one."""
+    wide = matrix.double()
+    row, col = wide.sum(1), wide.sum(0)
+    return row.float(), (col / torch.clamp(col.sum(), min=1e-300)).float()
+
+
+def _pack_signs(x: Tensor) -> Tensor:
+    bits = torch.nn.functional.pad((x < 0).double().reshape(-1), (0, -x.numel() % BITS)).reshape(-1, BITS)
+    return (bits * 2.0 ** torch.arange(BITS, device=x.device, dtype=torch.float64)).sum(1).float()
+
+
+def _unpack_signs(words: Tensor, count: int) -> Tensor:
+    bits = words.to(torch.int32).unsqueeze(1) >> torch.arange(BITS, device=words.device, dtype=torch.int32) & 1
+    return (1 - 2 * bits.reshape(-1)[:count]).float()
+
+
+def _smmf(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    sides, s = nearest_square(param.numel()), states
+    g = grad.reshape(sides)
+    signs = _unpack_signs(s["signs"], param.numel()).reshape(sides)
+    first = signs * (s["exp_avg_row"].unsqueeze(1) * s["exp_avg_col"]) * c["beta1"] + g * (1 - c["beta1"])
+    second = s["exp_avg_sq_row"].unsqueeze(1) * s["exp_avg_sq_col"] * c["beta2"] + g * g * (1 - c["beta2"])
+    param = param - (first / (sqrt(second) + c["eps"])).reshape(param.shape) * c["lr"]
+    row, col = _compress(first.abs())
+    row_sq, col_sq = _compress(second)
+    return param, {
+        "exp_avg_row": row, "exp_avg_col": col, "exp_avg_sq_row": row_sq, "exp_avg_sq_col": col_sq,
+        "signs": _pack_signs(first),
+    }  # fmt: skip
+
+
+SMMF = with_weight_decay(Rule("smmf", _smmf_slots, _smmf_scalars, _smmf, elementwise=False))
+"""SMMF (Park & Lee, arXiv 2412.08894): both moments factored over the nearest square, with the signs of the first."""

@@ -1,0 +1,58 @@
+"""Hyper-parameters of a rule: names, defaults and checks in one place, from which an optimizer's signature follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+__all__ = ["HyperParameters"]
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Base of the hyper-parameters of every rule; a rule's own follow as fields with their defaults.
+
+    Numbers must not be negative; those named in :attr:`below_one` (or the numbers of a tuple so named) lie in [0, 1).
+    Anything else a rule extends :meth:`check` for.
+
+    Parameters
+    ----------
+    lr
+        Learning rate.
+    weight_decay, decoupled_weight_decay
+        Decoupled: parameters shrink by ``lr * weight_decay`` a step. Coupled: ``weight_decay * param`` is added to the
+        gradient.
+    """
+
+    lr: float | Tensor = 1e-3
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = True
+
+    below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for values that cannot work."""
+        for field in fields(self):
+            given, default = getattr(self, field.name), field.default
+            values = given if isinstance(default, tuple) else (given,)
+            if isinstance(default, tuple) and (not isinstance(given, (tuple, list)) or len(given) != len(default)):
+                raise ValueError(f"{field.name} are {len(default)} numbers, got {given}")
+            upper = 1.0 if field.name in self.below_one else math.inf
+            for value in values:
+                number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+                if number and not 0.0 <= float(value) < upper:
+                    allowed = "in [0, 1)" if upper == 1.0 else "finite and not negative"
+                    raise ValueError(f"{field.name} must be {allowed}, got {given}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all hyper-parameters, in order."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def of(cls, group: Any) -> HyperParameters:
+        """From the keys of a parameter group."""
+        return cls(**{name: group[name] for name in cls.names()})

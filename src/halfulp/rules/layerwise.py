@@ -1,0 +1,135 @@
+"""Rules that look at the norm of a whole tensor: AdamP, LAMB, LARS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.base import Ages, Rule, Scalars, States, norm
+from halfulp.rules.hyper import HyperParameters
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["ADAMP", "LAMB", "LARS", "AdamPHyper", "LAMBHyper", "LARSHyper"]
+
+
+def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (EXP_AVG, EXP_AVG_SQ)
+
+
+# ---------------------------------------------------------------- AdamP
+
+
+@dataclass(frozen=True)
+class AdamPHyper(AdamHyper):
+    """Of AdamP.
+
+    Parameters
+    ----------
+    delta
+        Weights count as scale-invariant where the cosine with their gradient is below ``delta / sqrt(dimension)``.
+    wd_ratio
+        Factor of the weight decay for those.
+    """
+
+    delta: float = 0.1
+    wd_ratio: float = 0.1
+
+
+def _adamp_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    names = ("weight_decay", "decoupled_weight_decay", "delta", "wd_ratio")
+    return {**moment_scalars(hyper, ages), **{name: float(hyper[name]) for name in names}}
+
+
+def _project(param: Tensor, grad: Tensor, step: Tensor, c: Scalars) -> tuple[Tensor, float]:
+    """The step without its radial part, and the factor of weight decay, if the weights are scale-invariant."""
+    for shape in ((param.shape[0], -1), (1, -1)):  # by channel, then the layer as a whole
+        p, g, s = (x.reshape(shape).double() for x in (param, grad, step))
+        p_norm, g_norm = p.norm(dim=1, keepdim=True), g.norm(dim=1, keepdim=True)
+        cosine = (p * g).sum(1, keepdim=True).abs() / (p_norm * g_norm + c["eps"])
+        if float(cosine.max()) < c["delta"] / p.shape[1] ** 0.5:
+            unit = p / (p_norm + c["eps"])
+            return (s - unit * (unit * s).sum(1, keepdim=True)).float().reshape(step.shape), c["wd_ratio"]
+    return step, 1.0
+
+
+def _adamp(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    decay, decoupled = c["weight_decay"], c["decoupled_weight_decay"]
+    total = grad + param * decay if decay and not decoupled else grad
+    exp_avg, exp_avg_sq = moments(total, states, c)
+    step, ratio = normalise(exp_avg, exp_avg_sq, c), 1.0
+    if param.ndim > 1:
+        step, ratio = _project(param, grad, step, c)
+    keep = 1 - c["lr"] * decay * ratio if decoupled else 1.0
+    return param * keep - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+ADAMP = Rule("adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False)
+"""AdamP (Heo et al., arXiv 2006.08217): no step along the weights where a normalisation layer follows them."""
+
+
+# ---------------------------------------------------------------- LAMB
+
+
+@dataclass(frozen=True)
+class LAMBHyper(AdamHyper):
+    """Of LAMB; weight decay is part of the update whose norm is set. `max_norm` limits the norm of the weights."""
+
+    eps: float = 1e-6
+    max_norm: float = 10.0
+
+
+def _lamb_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    return {**moment_scalars(hyper, ages), "weight_decay": hyper["weight_decay"], "max_norm": hyper["max_norm"]}
+
+
+def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    step = normalise(exp_avg, exp_avg_sq, c) + param * c["weight_decay"]
+    size, own = norm(step), torch.clamp(norm(param), max=c["max_norm"])
+    trust = torch.where((size > 0) & (own > 0), own / size, 1.0)
+    return param - step * (trust * c["lr"]), {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+LAMB = Rule("lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False)
+"""LAMB (You et al., arXiv 1904.00962): Adam's update, scaled to the norm of the weights."""
+
+
+# ---------------------------------------------------------------- LARS
+
+
+@dataclass(frozen=True)
+class LARSHyper(HyperParameters):
+    """Of LARS; weight decay is coupled."""
+
+    lr: float | Tensor = 1.0
+    momentum: float = 0.9
+    decoupled_weight_decay: bool = False
+    trust_coefficient: float = 1e-3
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.decoupled_weight_decay:
+            raise ValueError("weight decay is coupled in LARS: decoupled_weight_decay=False")
+
+
+def _lars_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    return {name: float(hyper[name]) for name in ("lr", "momentum", "weight_decay", "trust_coefficient")}
+
+
+def _lars(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    if param.ndim > 1:
+        own = norm(param)
+        size = norm(grad) + own * c["weight_decay"]
+        trust = torch.where((own > 0) & (size > 0), own * c["trust_coefficient"] / size, 1.0)
+        grad = (grad + param * c["weight_decay"]) * trust
+    buffer = states["momentum_buffer"] * c["momentum"] + grad
+    return param - buffer * c["lr"], {"momentum_buffer": buffer}
+
+
+LARS_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], gain=lambda h: 1.0)
+LARS = Rule("lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False)
+"""LARS (You et al., arXiv 1708.03888): momentum on gradients scaled to the norm of the weights."""

@@ -1,0 +1,236 @@
+"""Rules that take a parameter as a matrix: Muon, SOAP, Conda.
+
+Matrix products and decompositions come from torch: their last bits may depend on the device and the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, normalise
+from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, Shape, StateSlot
+
+__all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", "SOAPHyper", "orthogonalise"]
+
+
+# ---------------------------------------------------------------- Muon
+
+
+@dataclass(frozen=True)
+class MuonHyper(HyperParameters):
+    """Of Muon, and of the AdamW that takes vectors, embeddings and output layers.
+
+    Parameters
+    ----------
+    adjust_lr_fn
+        ``"match_rms_adamw"``: updates have the size of AdamW's, so that both parts share a learning rate;
+        ``"original"``: steps are scaled by ``sqrt(max(1, rows / columns))`` only.
+    ns_coefficients, ns_steps, ns_eps
+        Of the Newton-Schulz iteration.
+    betas, eps
+        Of the fallback.
+    fallback
+        Name patterns of matrices that AdamW takes; vectors always do.
+    """
+
+    lr: float | Tensor = 1e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315)
+    ns_steps: int = 5
+    ns_eps: float = 1e-7
+    adjust_lr_fn: str = "match_rms_adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*")
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        if self.adjust_lr_fn not in ("match_rms_adamw", "original"):
+            raise ValueError(f"adjust_lr_fn is 'match_rms_adamw' or 'original', got {self.adjust_lr_fn!r}")
+        if len(self.ns_coefficients) != 3 or not all(isinstance(p, str) for p in self.fallback):
+            raise ValueError("ns_coefficients are three numbers, fallback a list of name patterns")
+        replace(self, ns_coefficients=MuonHyper.ns_coefficients, fallback=MuonHyper.fallback)._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("lr", "weight_decay", "ns_eps", "eps", "ns_steps"):
+            if float(getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for value in (self.momentum, *self.betas):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"momentum and betas are in [0, 1), got {self.momentum} and {self.betas}")
+
+
+def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Nearly the orthogonal factor of a matrix, by Newton-Schulz: singular values end between about 0.7 and 1.2."""
+    a, b, c = coefficients
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / torch.clamp(torch.linalg.norm(x), min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def _muon_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    a, b, c = hyper["ns_coefficients"]
+    return {
+        "lr": float(hyper["lr"]), "momentum": hyper["momentum"], "nesterov": float(hyper["nesterov"]),
+        "a": a, "b": b, "c": c, "steps": float(hyper["ns_steps"]), "eps": hyper["ns_eps"],
+        "match": float(hyper["adjust_lr_fn"] == "match_rms_adamw"),
+    }  # fmt: skip
+
+
+def _muon(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    buffer = states["momentum_buffer"] + (grad - states["momentum_buffer"]) * (1 - c["momentum"])
+    step = grad + (buffer - grad) * c["momentum"] if c["nesterov"] else buffer
+    flat = step.reshape(step.shape[0], -1)
+    rows, cols = flat.shape
+    step = orthogonalise(flat, (c["a"], c["b"], c["c"]), int(c["steps"]), c["eps"]).reshape(step.shape)
+    size = 0.2 * math.sqrt(max(rows, cols)) if c["match"] else math.sqrt(max(1.0, rows / cols))
+    return param - step * (c["lr"] * size), {"momentum_buffer": buffer}
+
+
+MUON_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], drive="grad")
+MUON = with_weight_decay(Rule("muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False))
+"""Muon (Jordan et al., 2024), with the sizes of Liu et al. (arXiv 2502.16982); in fp32."""
+MUON_FALLBACK = ADAM
+
+
+# ---------------------------------------------------------------- SOAP
+
+
+@dataclass(frozen=True)
+class SOAPHyper(AdamHyper):
+    """Of SOAP.
+
+    Parameters
+    ----------
+    period
+        Steps between updates of the eigenbases.
+    max_dim
+        Dimensions longer than this are not rotated; of tensors with more than two dimensions, none is.
+    """
+
+    lr: float | Tensor = 3e-3
+    betas: tuple[float, float] = (0.95, 0.95)
+    weight_decay: float = 1e-2
+    period: int = 10
+    max_dim: int = 10000
+
+
+def _square(side: int, limit: int) -> object:
+    def shape(param: Shape) -> Shape | None:
+        return (param[side],) * 2 if len(param) == 2 and param[side] <= limit else None
+
+    return shape
+
+
+def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    slots = [EXP_AVG, replace(EXP_AVG_SQ, drive="other")]
+    for side, name in enumerate(("left", "right")):
+        shape = _square(side, hyper["max_dim"])
+        slots += [
+            StateSlot(f"gram_{name}", True, lambda h: h["betas"][1], shape=shape),  # type: ignore[arg-type]
+            StateSlot(f"basis_{name}", True, shape=shape, exact=True),  # type: ignore[arg-type]
+        ]
+    return tuple(slots)
+
+
+def _soap_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    step = ages["exp_avg"]
+    later = {"exp_avg": max(step - 1, 1), "exp_avg_sq": max(ages["exp_avg_sq"] - 1, 1)}  # the first only sets the bases
+    turn = float(step > 1 and (step - 1) % max(hyper["period"], 1) == 0)
+    return {**moment_scalars(hyper, later), "first": float(step == 1), "turn": turn}
+
+
+def _rotate(x: Tensor, left: Tensor | None, right: Tensor | None, back: bool = False) -> Tensor:
+    """Into the eigenbases, or back."""
+    if left is not None:
+        x = (left if back else left.T) @ x
+    if right is not None:
+        x = x @ (right.T if back else right)
+    return x
+
+
+def _soap(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    new, sides = dict(states), [n for n in ("left", "right") if f"gram_{n}" in states]
+    bases = {n: None if c["first"] else states[f"basis_{n}"] for n in sides}
+    if not c["first"]:
+        q = (bases.get("left"), bases.get("right"))
+        exp_avg = new["exp_avg"] = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        turned = _rotate(grad, *q)
+        square = new["exp_avg_sq"] = states["exp_avg_sq"] * c["beta2"] + (turned * turned) * c["weight2"]
+        param = param - _rotate(normalise(_rotate(exp_avg, *q), square, c), *q, back=True) * c["lr"]
+    for side, name in enumerate(sides) if grad.ndim == 2 else ():
+        side = 0 if name == "left" else 1
+        outer = grad @ grad.T if side == 0 else grad.T @ grad
+        gram = states[f"gram_{name}"]
+        gram = (gram + gram.T) / 2  # rounding for storage breaks the symmetry
+        gram = new[f"gram_{name}"] = gram + (outer - gram) * c["weight2"]
+        if c["first"]:
+            new[f"basis_{name}"] = torch.linalg.eigh(gram.double()).eigenvectors.flip(1).float()
+        elif c["turn"]:
+            product = gram @ states[f"basis_{name}"]
+            order = (states[f"basis_{name}"] * product).sum(0).argsort(descending=True)
+            new["exp_avg_sq"] = new["exp_avg_sq"].index_select(side, order)
+            new[f"basis_{name}"] = torch.linalg.qr(product.index_select(1, order)).Q
+    return param, new
+
+
+SOAP = with_weight_decay(Rule("soap", _soap_slots, _soap_scalars, _soap, elementwise=False))
+"""SOAP (Vyas et al., arXiv 2409.11321): Adam in the eigenbases of Shampoo's two matrices."""
+
+
+# ---------------------------------------------------------------- Conda
+
+
+@dataclass(frozen=True)
+class CondaHyper(AdamHyper):
+    """Of Conda: steps between two bases, and the factor of steps taken in one."""
+
+    period: int = 2000
+    update_scale: float = 1.0
+
+
+def _shorter(shape: Shape) -> Shape | None:
+    return (min(shape),) * 2 if len(shape) == 2 else None
+
+
+def _conda_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    basis = StateSlot("basis", True, shape=_shorter, exact=True)
+    return (EXP_AVG, replace(EXP_AVG_SQ, drive="other"), basis)
+
+
+def _conda_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    turn = float(ages["exp_avg"] == 1 or ages["step"] % max(hyper["period"], 1) == 0)
+    return {**moment_scalars(hyper, ages), "turn": turn, "scale": hyper["update_scale"]}
+
+
+def _conda(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    new = dict(states)
+    exp_avg = new["exp_avg"] = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    first, scale, q = exp_avg, 1.0, (None, None)
+    if "basis" in states:
+        left = grad.shape[0] < grad.shape[1]
+        basis = states["basis"]
+        if c["turn"]:
+            u, _, v = torch.linalg.svd(exp_avg.double(), full_matrices=False)
+            basis = new["basis"] = (u if left else v.T).float()
+        q, scale = ((basis, None) if left else (None, basis)), c["scale"]  # type: ignore[assignment]
+        first, grad = _rotate(exp_avg, *q), _rotate(grad, *q)
+    square = new["exp_avg_sq"] = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    return param - _rotate(normalise(first, square, c), *q, back=True) * (c["lr"] * scale), new
+
+
+CONDA = with_weight_decay(Rule("conda", _conda_slots, _conda_scalars, _conda, elementwise=False))
+"""Conda (arXiv 2509.24218): Adam in the singular basis of the first moment, on the shorter side."""

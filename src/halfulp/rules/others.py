@@ -1,0 +1,176 @@
+"""Gravity, complex momentum, CoRe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, StateSlot
+
+__all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumHyper", "GravityHyper"]
+
+
+# ---------------------------------------------------------------- Gravity
+
+
+@dataclass(frozen=True)
+class GravityHyper(HyperParameters):
+    """Of Gravity; velocities start at random with deviation ``alpha / lr``, from `init_seed`."""
+
+    lr: float | Tensor = 0.1
+    momentum: float = 0.9
+    alpha: float = 0.01
+    init_seed: int = 0
+
+
+def _gravity_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    lr, seed = float(hyper["lr"]), hyper["init_seed"]
+    deviation = hyper["alpha"] / lr if lr else 0.0
+
+    def start(param: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randn(param.shape, generator=generator) * deviation).to(param.device)
+
+    return (StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), init=start),)
+
+
+def _gravity_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    t = ages["velocity"]
+    return {"lr": float(hyper["lr"]), "decay": (hyper["momentum"] * t + 1) / (t + 2)}
+
+
+def _gravity(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    pull = grad * grad.abs().max()
+    drive = grad / (pull * pull + 1)
+    velocity = states["velocity"] * c["decay"] + drive * (1 - c["decay"])
+    return param - velocity * c["lr"], {"velocity": velocity}
+
+
+GRAVITY = with_weight_decay(Rule("gravity", _gravity_slots, _gravity_scalars, _gravity, elementwise=False))
+"""Gravity (Bahrami & Zadeh, arXiv 2101.09192): momentum on gradients that shrink where they are large."""
+
+
+# ---------------------------------------------------------------- complex momentum
+
+
+@dataclass(frozen=True)
+class ComplexMomentumHyper(HyperParameters):
+    """Of complex momentum: modulus and phase of the coefficient. 0 is heavy-ball, pi negative momentum."""
+
+    lr: float | Tensor = 1e-2
+    momentum: float = 0.9
+    phase: float = math.pi / 8
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.phase > math.pi:
+            raise ValueError(f"phase is in [0, pi], got {self.phase}")
+
+
+def _complex_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    size, phase = hyper["momentum"], hyper["phase"]
+    return {"lr": float(hyper["lr"]), "real": size * math.cos(phase), "imag": size * math.sin(phase)}
+
+
+def _complex(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    real, imag = states["momentum_real"], states["momentum_imag"]
+    new_real = real * c["real"] - imag * c["imag"] - grad
+    new_imag = real * c["imag"] + imag * c["real"]
+    return param + new_real * c["lr"], {"momentum_real": new_real, "momentum_imag": new_imag}
+
+
+def _complex_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    def decay(h: Hyper) -> float:
+        return float(h["momentum"])
+
+    return (StateSlot("momentum_real", True, decay), StateSlot("momentum_imag", True, decay))
+
+
+COMPLEX_MOMENTUM = with_weight_decay(Rule("complex_momentum", _complex_slots, _complex_scalars, _complex))
+"""Complex momentum (Lorraine et al., arXiv 2102.08431), for games."""
+
+
+# ---------------------------------------------------------------- CoRe
+
+
+@dataclass(frozen=True)
+class CoReHyper(HyperParameters):
+    """Of CoRe.
+
+    Parameters
+    ----------
+    lr
+        First step size of every weight.
+    weight_decay
+        Relative to each weight's own step; `decoupled_weight_decay` must be true.
+    betas
+        Decay of the gradient at the start and in the end, steps between, decay of the squared gradient.
+    steps, etas
+        Smallest and largest step size; factors after a change of sign and without.
+    """
+
+    weight_decay: float = 0.1
+    betas: tuple[float, float, float, float] = (0.7375, 0.8125, 250.0, 0.99)
+    steps: tuple[float, float] = (1e-6, 1e-2)
+    etas: tuple[float, float] = (0.7375, 1.2)
+    eps: float = 1e-8
+
+    below_one = ()
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if not all(b < 1 for b in (*self.betas[:2], self.betas[3])) or self.betas[2] == 0:
+            raise ValueError(f"betas are two decays, a number of steps and a decay, got {self.betas}")
+        if not self.decoupled_weight_decay:
+            raise ValueError("weight decay is decoupled in CoRe")
+
+
+def _core_beta(hyper: Hyper, step: float) -> float:
+    start, end, length, _ = hyper["betas"]
+    return float(end + (start - end) * math.exp(-(((step - 1) / length) ** 2)))
+
+
+def _core_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    first = float(hyper["lr"])
+    return (
+        StateSlot("exp_avg", True, lambda h: h.get("beta1", h["betas"][1]), drive="grad"),
+        StateSlot("exp_avg_sq", False, lambda h: h["betas"][3], drive="grad_sq"),
+        StateSlot("step_size", False, init=lambda p: torch.full_like(p, first)),
+    )
+
+
+def _core_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    age = ages["exp_avg"]
+    beta1, beta2 = _core_beta(hyper, age), hyper["betas"][3]
+    (low, high), (down, up) = hyper["steps"], hyper["etas"]
+    return {
+        "first": float(age == 1), "beta1": beta1, "weight1": 1 - beta1, "beta2": beta2, "weight2": 1 - beta2,
+        "correction1": 1 - beta1**age, "inv_sqrt_correction2": (1 - beta2 ** ages["exp_avg_sq"]) ** -0.5,
+        "eps": hyper["eps"], "low": low, "high": high, "down": down, "up": up, "weight_decay": hyper["weight_decay"],
+    }  # fmt: skip
+
+
+def _core(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    agree = torch.sign(exp_avg) * torch.sign(states["exp_avg"])
+    size = states["step_size"]
+    if not c["first"]:
+        grown, shrunk = torch.clamp(size * c["up"], max=c["high"]), torch.clamp(size * c["down"], min=c["low"])
+        size = torch.where(agree > 0, grown, torch.where(agree < 0, shrunk, size))
+    direction = exp_avg / c["correction1"] / (sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"])
+    step = direction * size
+    param = param * (1 - step.abs() * c["weight_decay"]) - step
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step_size": size}
+
+
+CORE = Rule("core", _core_slots, _core_scalars, _core)
+"""CoRe (Eckhoff & Reiher, arXiv 2307.15663), without weight freezing: Rprop's step sizes on Adam's direction."""

@@ -1,0 +1,69 @@
+"""SPAM: spikes of the gradient are clipped, moments reset at a fixed period."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper
+
+__all__ = ["SPAM", "SPAMHyper"]
+
+
+@dataclass(frozen=True)
+class SPAMHyper(AdamHyper):
+    """Of SPAM.
+
+    Parameters
+    ----------
+    threshold
+        A coordinate is a spike where its squared gradient exceeds `threshold` times its second moment; 0: never.
+    period
+        Steps between resets of both moments; 0: never. Unlike ``reset=``, these do not restart the bias correction, and
+        are followed by a warm-up instead.
+    warmup
+        Steps of that warm-up, a cosine from 0.01 to 1.
+    patience
+        Steps after a reset (and at the start) without clipping.
+    """
+
+    eps: float = 1e-6
+    threshold: float = 5000.0
+    period: int = 500
+    warmup: int = 150
+    patience: int = 20
+
+
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    c, step, period, warmup = moment_scalars(hyper, ages), ages["step"], hyper["period"], hyper["warmup"]
+    since = step % period if period else step
+    after_reset = period > 0 and step >= period
+    rate = 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * since / warmup)) if after_reset and since < warmup else 1.0
+    return {
+        **c,
+        "keep_states": 0.0 if after_reset and since == 0 else 1.0,
+        "threshold": hyper["threshold"] if since >= hyper["patience"] and hyper["threshold"] else math.inf,
+        "rate": rate,
+        "bound": math.inf if after_reset else c["bound"],
+    }
+
+
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    if not c["keep_states"]:
+        states = {name: torch.zeros_like(state) for name, state in states.items()}
+    if math.isfinite(c["threshold"]):
+        limit = sqrt(states["exp_avg_sq"] * c["threshold"])
+        grad = torch.minimum(torch.maximum(grad, -limit), limit)
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    step = normalise(exp_avg, exp_avg_sq, c) * c["rate"]
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+SPAM = with_weight_decay(Rule("spam", lambda h: (EXP_AVG, EXP_AVG_SQ), _scalars, _update))
+"""SPAM (Huang et al., arXiv 2501.06842), without its sparse masks."""

@@ -1,0 +1,129 @@
+"""Fewer states than parameters: Subset-Norm, FRUGAL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, Shape, StateSlot
+
+__all__ = ["FRUGAL", "SUBSET_NORM", "FRUGALHyper", "SubsetNormHyper"]
+
+
+# ---------------------------------------------------------------- Subset-Norm
+
+
+@dataclass(frozen=True)
+class SubsetNormHyper(AdamHyper):
+    """Of AdamW with Subset-Norm: matrices have one second moment for each row or column, whichever are fewer.
+
+    The second moment is of the *sum* of the squared gradients, so that steps shrink by the root of the subset's size:
+    take about ten times Adam's learning rate.
+    """
+
+    lr: float | Tensor = 1e-2
+
+
+def _by_rows(shape: Shape) -> bool:
+    return shape[0] <= math.prod(shape[1:])
+
+
+def _subset(shape: Shape) -> Shape | None:
+    if len(shape) < 2:
+        return shape
+    return shape[:1] if _by_rows(shape) else (math.prod(shape[1:]),)
+
+
+def _subset_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (EXP_AVG, StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], shape=_subset))
+
+
+def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    matrix, dim = grad.reshape(grad.shape[0], -1) if grad.ndim > 1 else grad, None
+    square = matrix * matrix
+    if grad.ndim > 1:
+        dim = 1 if _by_rows(tuple(grad.shape)) else 0
+        square = square.double().sum(dim).float()
+    square = states["exp_avg_sq"] * c["beta2"] + square * c["weight2"]
+    spread = square if dim is None else square.unsqueeze(dim).expand_as(matrix).reshape(grad.shape)
+    return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
+
+
+SUBSET_NORM = with_weight_decay(Rule("subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False))
+"""AdamW with Subset-Norm (Nguyen & Nguyen, arXiv 2411.07120), subsets by rows or columns."""
+
+
+# ---------------------------------------------------------------- FRUGAL
+
+
+@dataclass(frozen=True)
+class FRUGALHyper(AdamHyper):
+    """Of FRUGAL.
+
+    Parameters
+    ----------
+    density
+        Share of the columns (of a matrix: first dimension by all others) that AdamW takes; vectors it takes whole.
+    period
+        Steps after which other columns are drawn, and the moments start anew.
+    sign_scale
+        Factor of the learning rate for the rest, which signSGD takes: 1 for pretraining, 0.1 for fine-tuning.
+    column_seed
+        Of the draw.
+    """
+
+    density: float = 0.25
+    period: int = 200
+    sign_scale: float = 1.0
+    column_seed: int = 0
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.density > 1 or self.period < 1:
+            raise ValueError(f"density is in [0, 1] and period at least 1, got {self.density} and {self.period}")
+
+
+def _frugal_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    density = hyper["density"]
+
+    def active(shape: Shape) -> Shape:
+        return shape if len(shape) < 2 else (shape[0], round(density * math.prod(shape[1:])))
+
+    beta1, beta2 = EXP_AVG.decay, EXP_AVG_SQ.decay
+    return (StateSlot("exp_avg", True, beta1, shape=active), StateSlot("exp_avg_sq", False, beta2, shape=active))
+
+
+def _frugal_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    turn, since = divmod(ages["step"] - 1, hyper["period"])
+    within = {k: min(ages[k], since + 1) for k in ("exp_avg", "exp_avg_sq")}
+    return {
+        **moment_scalars(hyper, within), "fresh": float(since == 0), "sign_scale": hyper["sign_scale"],
+        "draw": float((hyper["column_seed"] * 7919 + turn) % 2**24),
+    }  # fmt: skip
+
+
+def _frugal(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    if c["fresh"]:
+        states = {name: torch.zeros_like(state) for name, state in states.items()}
+    if param.ndim < 2:
+        exp_avg, exp_avg_sq = moments(grad, states, c)
+        return param - normalise(exp_avg, exp_avg_sq, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    flat, count = grad.reshape(grad.shape[0], -1), states["exp_avg"].shape[1]
+    generator = torch.Generator().manual_seed(int(c["draw"]))
+    columns = torch.randperm(flat.shape[1], generator=generator)[:count].sort().values.to(flat.device)
+    exp_avg, exp_avg_sq = moments(flat.index_select(1, columns), states, c)
+    step = torch.sign(flat) * c["sign_scale"]
+    step.index_copy_(1, columns, normalise(exp_avg, exp_avg_sq, c))
+    return param - step.reshape(param.shape) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+FRUGAL = with_weight_decay(Rule("frugal", _frugal_slots, _frugal_scalars, _frugal, elementwise=False))
+"""FRUGAL (Zmushko et al., arXiv 2411.07837), with random columns: AdamW on some, signSGD on the rest."""

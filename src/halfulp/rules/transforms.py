@@ -1,0 +1,220 @@
+"""Transforms: functions from a rule to a rule, that compose with any of them.
+
+Each adds its own slots and scalars to those of the rule it wraps, and works on the gradient that goes in or the
+parameter that comes out. Optimizers take them as ``transforms=``, the first closest to the gradient.
+
+Examples
+--------
+>>> import torch, halfulp
+>>> model = torch.nn.Linear(64, 64)
+>>> clips = [halfulp.clip_global(1.0), halfulp.adagc()]
+>>> optimizer = halfulp.AdaBelief(model.parameters(), lr=1e-3, transforms=clips[:1], state="fp8")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
+from halfulp.state import Hyper, StateSlot
+
+__all__ = [
+    "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "lookahead",
+    "with_weight_decay",
+]  # fmt: skip
+
+Transform = Callable[[Rule], Rule]
+Sums = dict[str, Tensor]
+
+
+@lru_cache(maxsize=1024)
+def compose(rule: Rule, transforms: tuple[Transform, ...]) -> Rule:
+    """The rule under all transforms; the first acts on the gradient first. The same object for the same arguments."""
+    for transform in reversed(transforms):
+        rule = transform(rule)
+    return rule
+
+
+def _on_gradient(
+    rule: Rule,
+    name: str,
+    change: Callable[[Tensor, Tensor, Scalars], Tensor],
+    scalars: Callable[[Hyper, Ages], Scalars] = lambda hyper, ages: {},
+    *,
+    elementwise: bool = True,
+) -> Rule:
+    """A rule whose gradient is changed, ``change(param, grad, scalars)``, before it sees it."""
+    measure = rule.measure
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        return rule.update(param, change(param, grad, c), states, c)
+
+    def measured(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
+        assert measure is not None
+        return dict(measure(param, change(param, grad, c), states, c))
+
+    return replace(
+        rule, name=f"{rule.name}+{name}", update=update, elementwise=rule.elementwise and elementwise,
+        scalars=lambda hyper, ages: {**rule.scalars(hyper, ages), **scalars(hyper, ages)},
+        measure=None if measure is None else measured,
+    )  # fmt: skip
+
+
+def with_weight_decay(rule: Rule) -> Rule:
+    """Weight decay, decoupled or coupled, by the group's ``weight_decay`` and ``decoupled_weight_decay``.
+
+    Decoupled, the parameter is multiplied by ``1 - lr * weight_decay`` before the rule's step (Loshchilov & Hutter,
+    arXiv 1711.05101); coupled, ``weight_decay * param`` is added to the gradient.
+    """
+
+    def scalars(hyper: Hyper, ages: Ages) -> Scalars:
+        decay, decoupled = hyper["weight_decay"], hyper["decoupled_weight_decay"]
+        keep = 1 - float(hyper["lr"]) * decay if decoupled else 1.0
+        return {"decay_keep": keep, "decay_l2": 0.0 if decoupled else decay}
+
+    def couple(param: Tensor, grad: Tensor, c: Scalars) -> Tensor:
+        return grad if c["decay_l2"] == 0.0 else grad + param * c["decay_l2"]
+
+    inner = _on_gradient(rule, "decay", couple, scalars)
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        grad = couple(param, grad, c)
+        kept = param if c["decay_keep"] == 1.0 else param * c["decay_keep"]
+        return rule.update(kept, grad, states, c)
+
+    return replace(inner, name=rule.name, update=update)
+
+
+def clip_global(max_norm: float) -> Transform:
+    """Scale all gradients of the optimizer so that their norm together is at most `max_norm`.
+
+    As ``torch.nn.utils.clip_grad_norm_`` over the optimizer's parameters, without a second pass over the gradients in
+    the training loop. Parameters of different rules (Muon's matrices and its fallback) are clipped apart.
+
+    Raises
+    ------
+    ValueError
+        For a norm that is not positive, or a rule that needs sums over the model itself.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm}")
+
+    return partial(_clip_global, max_norm)
+
+
+def _clip_global(max_norm: float, rule: Rule) -> Rule:
+    if rule.measure is not None:
+        raise ValueError(
+            f"the rule {rule.name!r} needs sums over the model of the clipped gradient: clip before the step, with "
+            "torch.nn.utils.clip_grad_norm_"
+        )
+    clipped = _on_gradient(rule, "clip_global", lambda param, grad, c: grad * c["clip_scale"])
+
+    def measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
+        wide = grad.double()
+        return {"clip_norm_sq": total(wide * wide)}
+
+    def combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+        size = sums["clip_norm_sq"] ** 0.5
+        return {"clip_scale": 1.0 if size <= max_norm else max_norm / size}
+
+    return replace(clipped, measure=measure, combine=combine)
+
+
+def clip_coordinates(fraction: float = 0.1) -> Transform:
+    """Clip the largest `fraction` of each gradient tensor, by magnitude, to the largest of the others.
+
+    Coordinate-wise clipping of Pan & Li (arXiv 2306.00204); how the threshold is chosen is ours.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"fraction is in [0, 1), got {fraction}")
+
+    return partial(_clip_coordinates, fraction)
+
+
+def _clip_coordinates(fraction: float, rule: Rule) -> Rule:
+    def change(param: Tensor, grad: Tensor, c: Scalars) -> Tensor:
+        keep = grad.numel() - int(fraction * grad.numel())
+        threshold = grad.abs().flatten().kthvalue(keep).values
+        return torch.minimum(torch.maximum(grad, -threshold), threshold)
+
+    return _on_gradient(rule, "clip_coordinates", change, elementwise=False)
+
+
+def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolute: float = 1.0) -> Transform:
+    """AdaGC: clip each tensor's gradient to `relative` times an EMA of its clipped norm (arXiv 2502.11034).
+
+    During the first `warmup` steps each tensor's norm is limited to `absolute` instead, and the smallest norm seen is
+    kept. (The paper limits the norm of the whole model there.) One fp32 number a tensor.
+    """
+    return partial(_adagc, relative, beta, warmup, absolute)
+
+
+def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rule) -> Rule:
+    def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+        return (
+            *rule.slots(hyper),
+            StateSlot("clip_norm", signed=False, decay=lambda h: beta, shape=lambda s: (), exact=True),
+        )
+
+    def scalars(hyper: Hyper, ages: Ages) -> Scalars:
+        age = ages["clip_norm"]
+        return {**rule.scalars(hyper, ages), "clip_warm": float(age <= warmup), "clip_first": float(age == 1)}
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        size, average = norm(grad), states["clip_norm"]
+        limit = torch.full_like(size, absolute) if c["clip_warm"] else average * relative
+        clipped = torch.minimum(size, limit)
+        share = torch.where(size > limit, limit / size, 1.0)
+        if c["clip_warm"]:
+            average = clipped if c["clip_first"] else torch.minimum(average, clipped)
+        else:
+            average = average * beta + clipped * (1 - beta)
+        param, new = rule.update(param, grad * share, states, c)
+        return param, {**new, "clip_norm": average}
+
+    if rule.measure is not None:
+        raise ValueError(f"AdaGC does not go with {rule.name!r}, which needs sums over the model of its gradient")
+    return replace(rule, name=f"{rule.name}+adagc", slots=slots, scalars=scalars, update=update, elementwise=False)
+
+
+def lookahead(k: int = 5, alpha: float = 0.5) -> Transform:
+    """Lookahead: every `k` steps the parameters return to slow ones, which move by `alpha` towards them.
+
+    Zhang et al., arXiv 1907.08610. The slow parameters (slot ``slow_param``) stay in fp32: they are
+    weights, not moments.
+    """
+    if k < 1 or not 0.0 < alpha <= 1.0:
+        raise ValueError(f"Lookahead needs k >= 1 and alpha in (0, 1], got k={k} and alpha={alpha}")
+
+    return partial(_lookahead, k, alpha)
+
+
+def _lookahead(k: int, alpha: float, rule: Rule) -> Rule:
+    def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+        slow = StateSlot("slow_param", signed=True, decay=lambda h: 1 - alpha, init=lambda p: p, exact=True)
+        return (*rule.slots(hyper), slow)
+
+    def scalars(hyper: Hyper, ages: Ages) -> Scalars:
+        return {**rule.scalars(hyper, ages), "sync": float(ages["slow_param"] % k == 0)}
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        param, new = rule.update(param, grad, states, c)
+        slow = states["slow_param"]
+        if c["sync"]:
+            param = slow = slow + (param - slow) * alpha
+        return param, {**new, "slow_param": slow}
+
+    return replace(rule, name=f"{rule.name}+lookahead", slots=slots, scalars=scalars, update=update)
+
+
+def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
+    """The transforms as a tuple; ``ValueError`` for what is none."""
+    if callable(transforms) or not all(callable(t) for t in transforms):
+        raise ValueError(f"transforms is a list of functions from a rule to a rule, got {transforms!r}")
+    return tuple(transforms)

@@ -1,0 +1,178 @@
+"""Adam with another second moment or another direction: AdaBelief, AdaMomentum, diffGrad, EXAdam, AdaMod, AdaBound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.transforms import with_weight_decay
+from halfulp.state import Hyper, StateSlot
+
+__all__ = [
+    "ADABELIEF", "ADABOUND", "ADAMOD", "ADAMOMENTUM", "DIFFGRAD", "EXADAM", "AdaBeliefHyper", "AdaBoundHyper",
+    "AdaModHyper", "AdaMomentumHyper",
+]  # fmt: skip
+
+BELIEF_SQ = replace(EXP_AVG_SQ, drive="other")
+
+
+def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (EXP_AVG, EXP_AVG_SQ)
+
+
+# ---------------------------------------------------------------- AdaBelief
+
+
+@dataclass(frozen=True)
+class AdaBeliefHyper(AdamHyper):
+    """Of AdaBelief; `eps` is added inside the second moment every step, and to its root."""
+
+    eps: float = 1e-16
+
+
+def _adabelief(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    surprise = grad - exp_avg
+    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (surprise * surprise) * c["weight2"] + c["eps"]
+    denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
+    step = exp_avg / c["correction1"] / denominator
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+ADABELIEF = with_weight_decay(Rule("adabelief", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adabelief))
+"""AdaBelief (Zhuang et al., arXiv 2010.07468): the second moment is of the gradient's distance from its average."""
+
+
+# ---------------------------------------------------------------- AdaMomentum
+
+
+@dataclass(frozen=True)
+class AdaMomentumHyper(AdamHyper):
+    """Of AdaMomentum; `eps` is added inside the second moment every step, and nowhere else."""
+
+    weight_decay: float = 5e-4
+    decoupled_weight_decay: bool = False
+
+
+def _adamomentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (exp_avg * exp_avg) * c["weight2"] + c["eps"]
+    step = exp_avg / c["correction1"] / (sqrt(exp_avg_sq) * c["inv_sqrt_correction2"])
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+ADAMOMENTUM = with_weight_decay(Rule("adamomentum", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adamomentum))
+"""AdaMomentum (Wang et al., arXiv 2106.11514): the second moment is of the first moment."""
+
+
+# ---------------------------------------------------------------- diffGrad
+
+PREVIOUS = StateSlot("previous_grad", signed=True)
+
+
+def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    friction = torch.sigmoid((states["previous_grad"] - grad).abs().double()).float()
+    step = friction * normalise(exp_avg, exp_avg_sq, c)
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "previous_grad": grad}
+
+
+DIFFGRAD = with_weight_decay(Rule("diffgrad", lambda h: (EXP_AVG, EXP_AVG_SQ, PREVIOUS), moment_scalars, _diffgrad))
+"""diffGrad (Dubey et al., arXiv 1909.11015): Adam's step, damped where the gradient hardly changes."""
+
+
+# ---------------------------------------------------------------- EXAdam
+
+
+def _exadam_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    c = moment_scalars(hyper, ages)
+    return {**c, "left1": beta1 ** ages["exp_avg"], "left2": beta2 ** ages["exp_avg_sq"]}
+
+
+def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    square = exp_avg * exp_avg
+    debias1 = exp_avg_sq / (exp_avg_sq + c["eps"]) * c["left2"] + 1
+    debias2 = square / (square + c["eps"]) * c["left1"] + 1
+    root = sqrt(exp_avg_sq * (c["inv_sqrt_correction2"] * c["inv_sqrt_correction2"]) * debias2)
+    step = (exp_avg + grad) / c["correction1"] * debias1 / (root + c["eps"])
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+EXADAM = with_weight_decay(Rule("exadam", _two_moments, _exadam_scalars, _exadam))
+"""EXAdam (arXiv 2412.20302), as its code has it: bias corrections that know each other, and the gradient once more."""
+
+
+# ---------------------------------------------------------------- AdaMod
+
+
+@dataclass(frozen=True)
+class AdaModHyper(AdamHyper):
+    """Of AdaMod; the third of `betas` is the memory of the rates."""
+
+    betas: tuple[float, float, float] = (0.9, 0.99, 0.9999)  # type: ignore[assignment]
+
+
+RATES = StateSlot("exp_avg_lr", signed=False, decay=lambda h: h["betas"][2])
+
+
+def _rate(exp_avg_sq: Tensor, c: Scalars) -> Tensor:
+    """Adam's learning rate of each coordinate, bias corrections included."""
+    return c["lr"] / c["inv_sqrt_correction2"] / c["correction1"] / (sqrt(exp_avg_sq) + c["eps"])
+
+
+def _adamod_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    return {**moment_scalars(hyper, ages), "beta3": hyper["betas"][2], "weight3": 1 - hyper["betas"][2]}
+
+
+def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    rate = _rate(exp_avg_sq, c)
+    average = states["exp_avg_lr"] * c["beta3"] + rate * c["weight3"]
+    param = param - torch.minimum(rate, average) * exp_avg
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_lr": average}
+
+
+ADAMOD = with_weight_decay(Rule("adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES), _adamod_scalars, _adamod))
+"""AdaMod (Ding et al., arXiv 1910.12249): no coordinate's rate may exceed its own long average."""
+
+
+# ---------------------------------------------------------------- AdaBound
+
+
+@dataclass(frozen=True)
+class AdaBoundHyper(AdamHyper):
+    """Of AdaBound: rates end at `final_lr`, at a pace `gamma`; `amsbound` divides by the largest second moment."""
+
+    final_lr: float = 0.1
+    gamma: float = 1e-3
+    amsbound: bool = False
+
+
+def _adabound_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ) if hyper["amsbound"] else (EXP_AVG, EXP_AVG_SQ)
+
+
+def _adabound_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    lr, step = float(hyper["lr"]), hyper["gamma"] * ages["step"]
+    final = hyper["final_lr"] * (lr / float(hyper.get("initial_lr", lr)) if lr else 0.0)
+    low, high = final * (1 - 1 / (step + 1)), final * (1 + (1 / step if step else math.inf))
+    return {**moment_scalars(hyper, ages), "low": low, "high": high}
+
+
+def _adabound(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg, exp_avg_sq = moments(grad, states, c)
+    new, square = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, exp_avg_sq
+    if "max_exp_avg_sq" in states:
+        square = new["max_exp_avg_sq"] = torch.maximum(states["max_exp_avg_sq"], exp_avg_sq)
+    return param - torch.clamp(_rate(square, c), c["low"], c["high"]) * exp_avg, new
+
+
+ADABOUND = with_weight_decay(Rule("adabound", _adabound_slots, _adabound_scalars, _adabound))
+"""AdaBound and AMSBound (Luo et al., arXiv 1902.09843): from Adam to SGD, by bounds that close in on each rate."""
