@@ -21,7 +21,7 @@ typedef struct hu_piece {
     int n;
 } hu_piece;
 
-#define AHEAD HU_GROUP /* elements further on that are fetched meanwhile */
+#define AHEAD 1024 /* elements further on that are fetched meanwhile */
 
 typedef void (*rule_fn)(const hu_piece *w);
 
