@@ -213,7 +213,7 @@ class RuleOptimizer(Optimizer):
 
     def _on_shards(self, group: dict[str, Any], param: Tensor) -> bool:
         """Whether each rank updates its own part of a sharded parameter, rather than the whole."""
-        rule = self.rule_for(group, param)
+        rule = self.active_rule(group, param)
         return is_sharded(param) and rule.elementwise and rule.measure is None
 
     # ---------------------------------------------------------------- the step

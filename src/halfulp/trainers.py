@@ -126,7 +126,8 @@ def release_gradients(optimizer: RuleOptimizer) -> list[Any]:
     True
     """
     for group in optimizer.param_groups:
-        needing = [rule.name for rule in optimizer.rules(group) if rule.measure is not None]
+        rules = optimizer.active_rules(group)
+        needing = [rule.name for rule in rules if rule.measure is not None and not rule.per_tensor]
         if needing:
             raise ValueError(f"{needing} need sums over the whole model: their steps cannot be taken one by one")
 

@@ -95,13 +95,12 @@ class Ours:
 
     def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
         """See :class:`~halfulp.adapters.base.Adapter`."""
-        if optimizer.rule.name == "adam" and not group["decoupled_weight_decay"]:  # type: ignore[attr-defined]
-            return float(group["weight_decay"])
-        return float(group["weight_decay"]) if optimizer.rule.name == "sgd" else 0.0  # type: ignore[attr-defined]
+        coupled = not group.get("decoupled_weight_decay", optimizer.rule.name != "sgd")  # type: ignore[attr-defined]
+        return float(group["weight_decay"]) if coupled else 0.0
 
     def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
         """See :class:`~halfulp.adapters.base.Adapter`; from the exact moments, as the bit contract has it."""
-        rule: str = optimizer.rule.name  # type: ignore[attr-defined]
+        rule = "+".join(r.name for r in optimizer.active_rules(group))  # type: ignore[attr-defined]
         if rule == "adam":
             return adam_update(group, step, step.exact, group["betas"], decoupled=bool(group["decoupled_weight_decay"]))
         if rule == "sgd":

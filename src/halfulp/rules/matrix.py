@@ -150,7 +150,8 @@ def _soap_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     step = ages["exp_avg"]
     later = {"exp_avg": max(step - 1, 1), "exp_avg_sq": max(ages["exp_avg_sq"] - 1, 1)}  # the first only sets the bases
     turn = float(step > 1 and (step - 1) % max(hyper["period"], 1) == 0)
-    return {**moment_scalars(hyper, later), "first": float(step == 1), "turn": turn}
+    later_c = {**moment_scalars(hyper, later), "bound": math.inf}  # the second moment is not rotated with its basis
+    return {**later_c, "first": float(step == 1), "turn": turn}
 
 
 def _rotate(x: Tensor, left: Tensor | None, right: Tensor | None, back: bool = False) -> Tensor:
@@ -213,7 +214,7 @@ def _conda_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 def _conda_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     turn = float(ages["exp_avg"] == 1 or ages["step"] % max(hyper["period"], 1) == 0)
-    return {**moment_scalars(hyper, ages), "turn": turn, "scale": hyper["update_scale"]}
+    return {**moment_scalars(hyper, ages), "bound": math.inf, "turn": turn, "scale": hyper["update_scale"]}
 
 
 def _conda(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:

@@ -47,6 +47,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     rate = 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * since / warmup)) if after_reset and since < warmup else 1.0
     return {
         **c,
+        "eps": c["eps"] * c["inv_sqrt_correction2"],  # the authors add it to the uncorrected root
         "keep_states": 0.0 if after_reset and since == 0 else 1.0,
         "threshold": hyper["threshold"] if since >= hyper["patience"] and hyper["threshold"] else math.inf,
         "rate": rate,
