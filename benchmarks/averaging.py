@@ -2,9 +2,9 @@
 
 ``python benchmarks/averaging.py distance`` trains a network on scikit-learn's digits for 20 000 steps and keeps every
 average beside the same run: ours in several formats, and those of torch, timm and ema-pytorch in bfloat16 (timm and
-ema-pytorch where installed). ``cost`` times the update against torch's ``AveragedModel`` with its foreach EMA,
-interleaved. ``difference`` compares storing the average with storing its difference to the live weights over a grid of
-learning rates.
+ema-pytorch where installed); ``formats`` does the same with every 8-bit format. ``cost`` times the update against
+torch's ``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with storing
+its difference to the live weights over a grid of learning rates.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def peers() -> list[str]:
     return found
 
 
-def ours() -> dict[str, dict[str, Any]]:
-    """Formats that are compared."""
+def ours(formats: bool) -> dict[str, dict[str, Any]]:
+    """What is compared: the named formats, or every 8-bit one with several scalings."""
     found: dict[str, dict[str, Any]] = {
         "bf16": {"state": "bf16"},
         "8bit": {"state": "8bit"},
@@ -112,6 +112,9 @@ def ours() -> dict[str, dict[str, Any]]:
         "bf16 difference": {"state": "bf16", "difference": True},
         "8bit difference": {"state": "8bit", "difference": True},
     }
+    if not formats:
+        return found
+    found = {}
     for fmt in ("float8_e4m3fn", "float8_e3m4", "linear8", "dynamic8"):
         for kind, size in (("pow2", 128), ("pow2", 64), ("pow2", 32), ("fp32", 128)):
             scaling = Scaling(kind, "block", size)  # type: ignore[arg-type]
@@ -119,16 +122,16 @@ def ours() -> dict[str, dict[str, Any]]:
     return found
 
 
-def distance(steps: int, lr: float, schedule: str) -> dict[str, dict[str, float]]:
+def distance(steps: int, lr: float, schedule: str, formats: bool) -> dict[str, dict[str, float]]:
     """Distances to the fp32 average, relative to its norm, and to the way that it has gone."""
     torch.manual_seed(0)
     model = network()
     half = copy.deepcopy(model).bfloat16()
     reference = {d: flat(model.parameters()) for d in DECAYS}
     start = flat(model.parameters())
-    averages = {(n, d): EMA(model, d, **options) for n, options in ours().items() for d in DECAYS}
+    averages = {(n, d): EMA(model, d, **options) for n, options in ours(formats).items() for d in DECAYS}
     exact = {d: EMA(model, d, state="fp32") for d in DECAYS}
-    theirs = {(n, d): Peer(n, half, d) for n in peers() for d in DECAYS}
+    theirs = {(n, d): Peer(n, half, d) for n in ([] if formats else peers()) for d in DECAYS}
     differences = [e for e in averages.values() if e.difference]
 
     def before() -> None:
@@ -219,7 +222,7 @@ def difference(steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=["distance", "cost", "difference"])
+    parser.add_argument("what", choices=["distance", "formats", "cost", "difference"])
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant")
@@ -233,7 +236,7 @@ def main() -> None:
     elif args.what == "difference":
         difference(args.steps)
     else:
-        rows = distance(args.steps, args.lr, args.schedule)
+        rows = distance(args.steps, args.lr, args.schedule, args.what == "formats")
         show(rows)
         if args.json:
             with open(args.json, "w") as file:

@@ -212,9 +212,7 @@ class PostHocEMA:
     def _values(self, key: tuple[float, int]) -> Iterator[tuple[str, Tensor]]:
         store, saved = self.averages[key[0]].store, self._read(key)
         for name in store:
-            state = store.state_of(name)
-            entries = saved[name]
-            yield name, state.quantizer.dequantize(entries[state.slot.name], entries.get(state.scale_key), state.shape)
+            yield name, store.read_from(name, saved[name])
 
     @torch.no_grad()
     def copy_to(self, model: Model, sigma: float, step: int | None = None) -> None:

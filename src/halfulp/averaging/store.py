@@ -133,6 +133,10 @@ class AverageStore:
         state = self.state_of(name)
         return state.read().clone() if state.quantizer.format.is_float32 else state.read()
 
+    def read_from(self, name: str, entries: Mapping[str, Any]) -> Tensor:
+        """As :meth:`read`, of kept entries (:meth:`state_dict`) instead of the present ones."""
+        return replace(self.state_of(name), entries=dict(entries)).read()
+
     # ---------------------------------------------------------------- writing
 
     @torch.no_grad()

@@ -71,10 +71,8 @@ class LAWA(WeightAverage):
         return self.store.read(name) if total is None else total / len(self._ring)
 
     def _reads(self, name: str) -> Iterator[Tensor]:
-        state = self.store.state_of(name)
         for snapshot in self._ring:
-            entries = snapshot[name]
-            yield state.quantizer.dequantize(entries[state.slot.name], entries.get(state.scale_key), state.shape)
+            yield self.store.read_from(name, snapshot[name])
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
