@@ -12,7 +12,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-__all__ = ["ABI", "chosen", "isas", "library", "why_not"]
+__all__ = ["ABI", "chosen", "isas", "library", "openmp_of_torch", "why_not"]
 
 ABI = 1
 PATH = Path(__file__).with_name("_cpu.so")
@@ -39,7 +39,7 @@ def _load() -> ctypes.CDLL | str:
     wanted = os.environ.get("HALFULP_ISA")
     if lib.hu_choose(wanted.encode() if wanted else None):
         return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
-    lib.hu_set_parallel(_openmp_of_torch())
+    lib.hu_set_parallel(openmp_of_torch())
     if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork: the child has plain threads
         os.register_at_fork(after_in_child=lambda: lib.hu_set_parallel(None))
     return lib
@@ -77,7 +77,7 @@ def chosen() -> str:
     return os.environ.get("HALFULP_ISA") or isas()[0]
 
 
-def _openmp_of_torch() -> int | None:
+def openmp_of_torch() -> int | None:
     """Address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, ``None`` if there is none.
 
     A runtime of our own would put its threads beside torch's, whose workers keep spinning for a while after each of
