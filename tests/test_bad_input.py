@@ -114,7 +114,6 @@ def test_an_overflowing_square_is_left_out() -> None:
         ({"betas": (0.9,)}, ValueError, r"betas are two numbers in \[0, 1\)"),
         ({"eps": -1e-8}, ValueError, "eps must not be negative"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must not be negative"),
-        ({"amsgrad": True}, ValueError, "does not support amsgrad=True"),
         ({"differentiable": True}, ValueError, "does not support differentiable=True"),
         ({"stat": "fp8"}, TypeError, "unknown arguments .*Did you mean 'state'?"),
         ({"keep_fp32": ["*.norm"]}, ValueError, "patterns need names"),
