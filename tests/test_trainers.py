@@ -105,7 +105,7 @@ def test_gradient_release_and_compiled_layers_train_alike(outputs: dict[str, str
 
 
 @pytest.mark.xdist_group("trainers")
-@pytest.mark.parametrize("client", ["hf_trainer", "accelerate"])
+@pytest.mark.parametrize("client", ["hf_trainer", "accelerate", "lightning"])
 def test_a_killed_run_goes_on_with_the_same_bits(client: str, tmp_path: Path) -> None:
     worker = str(ROOT / "tests" / "trainers" / "worker.py")
     killed = run_python(worker, client, str(tmp_path), "kill", cwd=tmp_path)

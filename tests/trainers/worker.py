@@ -105,9 +105,11 @@ def accelerate(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
 
 
 def lightning(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
-    """Checkpoints by ``ModelCheckpoint`` at the end of epochs; within one, Lightning would start the data over."""
+    """Checkpoints by ``ModelCheckpoint``. Lightning starts a plain loader over: the batch follows the step instead."""
     from lightning import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+
+    batches = list(DataLoader(data(), batch_size=4))
 
     class Module(LightningModule):
         def __init__(self) -> None:
@@ -115,7 +117,7 @@ def lightning(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
             self.net = Net()
 
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-            return self.net(**batch)["loss"]
+            return self.net(**batches[self.global_step])["loss"]
 
         def on_train_batch_end(self, *args: Any) -> None:
             if kill and self.global_step == KILLED:
@@ -126,9 +128,9 @@ def lightning(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    saver = ModelCheckpoint(folder, filename="{step}", every_n_epochs=1, save_on_train_epoch_end=True, save_top_k=-1)
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVED, save_top_k=-1)
     trainer = Trainer(
-        max_steps=STEPS, limit_train_batches=SAVED, accelerator="cpu", logger=False, enable_progress_bar=False,
+        max_steps=STEPS, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[saver],
     )  # fmt: skip
     module = Module()
