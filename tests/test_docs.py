@@ -36,7 +36,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         line = text.count("\n", 0, match.start()) + 1
         indent = len(match["indent"])
         code = "\n".join(row[indent:] for row in match["code"].splitlines())
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), namespace)
 
 
 def test_every_python_block_is_found() -> None:
