@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+import halfulp
+
 HERE = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(HERE))
-from cases import CASES, LOADED, build_model, collect, optimizer_of, train  # noqa: E402
+from cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one worker process, so that each launch is made once
 
@@ -50,13 +52,14 @@ def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
 def alone(name: str, steps: int) -> dict[str, Any]:
     model = build_model()
     optimizer = optimizer_of(CASES[name], model)
+    watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)
     train(model, optimizer, 0, steps)
-    return collect(model, optimizer)
+    return {**collect(model, optimizer), "counted": counted(watch)}
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    keys = set(expected) - {"bytes", "resets"}
-    assert set(found) - {"bytes", "resets"} == keys
+    keys = set(expected) - {"bytes", "resets", "counted"}
+    assert set(found) - {"bytes", "resets", "counted"} == keys
     for key in keys:
         if torch.is_tensor(expected[key]):
             assert found[key].dtype == expected[key].dtype, key
@@ -73,6 +76,9 @@ def test_fsdp2_has_the_bits_of_one_process(folder: Path, ranks: int, name: str) 
     found, expected = torch.load(out / f"{name}.pt"), alone(name, LOADED)
     assert_same(found, expected)
     assert found["resets"] == expected["resets"]
+    for slot, whole in expected["counted"].items():  # the monitors of all ranks together counted what one would
+        assert whole[0] > 0
+        assert [sum(rank[slot][i] for rank in found["counted"]) for i in (0, 1)] == whole, slot
     assert found["bytes"] < expected["bytes"] / ranks * 1.1
 
 

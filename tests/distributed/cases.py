@@ -67,3 +67,13 @@ def collect(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             found[name.removeprefix("module.") + key] = whole.clone() if torch.is_tensor(whole) else whole
     return found
+
+
+def counted(watch: halfulp.StallMonitor) -> dict[str, list[int]]:
+    """Updates and stalled updates that a monitor of this rank counted, by slot."""
+    found: dict[str, list[int]] = {}
+    for row in watch.table().rows:
+        sums = found.setdefault(row.slot, [0, 0])
+        sums[0] += row.updates
+        sums[1] += round(row.stalled * row.updates)
+    return found

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES, LOADED, build_model, collect, optimizer_of, train
+from cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import halfulp
 
 
 def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
@@ -32,6 +34,7 @@ def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     model = wrap(build_model(), args.wrap)
     optimizer = optimizer_of(CASES[name], model)
+    watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)  # all elements
     if args.load is None:
         train(model, optimizer, 0, args.steps)
     else:
@@ -43,7 +46,10 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.save is not None:
         saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
         dcp.save(saved, checkpoint_id=args.save / name)
-    return collect(model, optimizer)
+    found = collect(model, optimizer)
+    found["counted"] = [None] * dist.get_world_size()
+    dist.all_gather_object(found["counted"], counted(watch))
+    return found
 
 
 def main() -> None:
