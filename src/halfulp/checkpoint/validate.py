@@ -65,7 +65,10 @@ def _check_storage(
     missing = sorted(k for k in own if k not in saved and k != "param_names")
     how = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
     if not isinstance(saved.get("state"), str):
-        raise ValueError(f"not a state_dict of halfulp.{name}: its groups lack {missing}. Convert it: {how}")
+        raise ValueError(
+            f"not a state_dict of halfulp.{name}, but of torch.optim or another library: its groups lack {missing}. "
+            f"Convert it: {how}"
+        )
     if missing:
         raise ValueError(f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has")
     stored = format_specs(optimizer.group_quantizers(merged))
