@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from halfulp.rules.transforms import clip_global as clip_global
     from halfulp.rules.transforms import lookahead as lookahead
     from halfulp.scaling import Scaling as Scaling
+    from halfulp.schedules import linear_to_zero as linear_to_zero
+    from halfulp.schedules import scale_adam as scale_adam
+    from halfulp.schedules import warmup_stable_decay as warmup_stable_decay
     from halfulp.theory.planner import plan_reset as plan_reset
     from halfulp.theory.stall import stall_curve as stall_curve
     from halfulp.theory.stall import stall_probability as stall_probability
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "warmup_stable_decay": "schedules",
+    "scale_adam": "schedules",
+    "linear_to_zero": "schedules",
     "ADOPT": "optim",
     "AMAdamW": "optim",
     "AMSGD": "optim",
