@@ -435,6 +435,21 @@ def test_check_pair_tells_a_frozen_average():
         averaging.check_pair({"a": torch.ones(1)}, {"b": torch.ones(1)})
 
 
+def test_check_command_recognises_a_frozen_average(tmp_path):
+    from typer.testing import CliRunner
+
+    from halfulp.cli import app
+
+    live = {f"{n}.weight": torch.randn(64, 64) for n in "ab"}
+    torch.save({"state_dict": live}, tmp_path / "live.pt")
+    torch.save({f"module.{n}": (t * 0.98).bfloat16() for n, t in live.items()}, tmp_path / "average.pt")
+    torch.save({n: t * 0.98 for n, t in live.items()}, tmp_path / "fine.pt")
+    for name, text in (("average.pt", "2 of 2 tensors are frozen"), ("fine.pt", "the average can still move")):
+        found = CliRunner().invoke(app, ["check", str(tmp_path / name), "--live", str(tmp_path / "live.pt")])
+        assert found.exit_code == 0, found.output
+        assert text in found.output
+
+
 # -------------------------------------------------------------------- trainers
 
 

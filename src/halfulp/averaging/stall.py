@@ -182,6 +182,16 @@ class PairRow:
         return "moves" if self.movable > 0.9 else "frozen" if self.movable < 0.1 else "half frozen"
 
 
+def model_tensors(saved: Any) -> dict[str, Tensor]:
+    """Tensors of a saved model: the tree itself, or what stands under ``state_dict``, ``model`` or ``module`` in it."""
+    while isinstance(saved, Mapping):
+        inner = [saved[k] for k in ("state_dict", "model", "module") if isinstance(saved.get(k), Mapping)]
+        if not inner:
+            return {str(n): t for n, t in saved.items() if isinstance(t, Tensor)}
+        saved = inner[0]
+    raise ValueError(f"no saved model: expected names and tensors, got {type(saved).__name__}")
+
+
 def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float = 0.9999) -> list[PairRow]:
     """Whether a saved average can still move: for each tensor that both have, what nearest rounding would do next.
 

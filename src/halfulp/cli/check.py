@@ -18,8 +18,13 @@ def command(
             "folder of torch.distributed.checkpoint."
         ),
     ],
+    live: Annotated[
+        Path | None,
+        typer.Option(help="The live model, where CHECKPOINT is a weight average of it: can that still move?"),
+    ] = None,
+    decay: Annotated[float, typer.Option(help="Decay of the weight average, with --live.")] = 0.9999,
 ) -> None:
-    """Judge which states of a saved optimizer can still move.
+    """Judge which states of a saved optimizer can still move, or (--live) a saved weight average.
 
     Nothing in the file is executed: torch files are loaded with weights_only.
     """
@@ -29,6 +34,9 @@ def command(
     from halfulp.checkpoint.read import find_optimizers, read_saved
 
     console = Console(highlight=False)
+    if live is not None:
+        _check_average(console, checkpoint, live, decay)
+        return
     optimizers = find_optimizers(read_saved(checkpoint))
     for place, state_dict in optimizers:
         rows = movable(state_dict)
@@ -47,6 +55,31 @@ def command(
             )
         if not stuck:
             console.print("every state can still move")
+
+
+def _check_average(console: Any, average: Path, live: Path, decay: float) -> None:
+    from rich.table import Table
+
+    from halfulp.averaging.stall import check_pair, model_tensors
+    from halfulp.checkpoint.read import read_saved
+
+    rows = check_pair(model_tensors(read_saved(average)), model_tensors(read_saved(live)), decay)
+    table = Table(title=f"{average.name}, average of {live.name}, decay {decay:g}", title_justify="left")
+    for heading in ("tensor", "format", "elements", "gap", "can move", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("tensor", "format", "verdict") else "right")
+    for r in rows:
+        table.add_row(r.name, r.dtype, f"{r.elements:,}", f"{r.gap:.1%}", f"{r.movable:.1%}", r.verdict)
+    console.print(table)
+    stuck = [r for r in rows if "frozen" in r.verdict]
+    if stuck:
+        console.print(
+            f"{len(stuck)} of {len(rows)} tensors are frozen under nearest rounding; average in fp32, or "
+            "stochastically: halfulp.averaging.EMA(model, state='8bit')",
+            markup=False,
+            soft_wrap=True,
+        )
+    else:
+        console.print("the average can still move")
 
 
 def _table(title: str, rows: list[Any]) -> Any:
