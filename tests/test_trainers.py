@@ -29,8 +29,8 @@ EXAMPLES = {
     "plain_torch": 4.2,
 }
 """What the loss, ln(256) = 5.55 at the start, is below after 20 steps: the last one, for `hf_trainer` the mean."""
-LONGER = {"finetune_minilm"}
-"""Examples that need more than the extra ``dev`` installs."""
+LONGER = {"ddpm_ema", "finetune_minilm"}
+"""Experiments of their own: too long for the tests, or in need of more than the extra ``dev`` installs."""
 
 
 def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
