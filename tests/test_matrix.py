@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
+from halfulp.engine import RuleOptimizer
 from halfulp.optim import OPTIMIZERS
 
 STATES = ("fp32", "bf16", "fp8", "fp4", "int8")
@@ -48,7 +49,7 @@ def build() -> nn.Module:
     return nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 128))
 
 
-def optimizer(name: str, model: nn.Module, state: str, rounding: str) -> Any:
+def optimizer(name: str, model: nn.Module, state: Any, rounding: str) -> Any:
     return getattr(halfulp, name)(
         model.named_parameters(), state=state, rounding=rounding, min_size=256, block_size=32, **SETTINGS[name]
     )
@@ -67,6 +68,24 @@ def train(model: nn.Module, o: Any, first: int, steps: int) -> list[float]:
     return losses
 
 
+def stored_bytes(o: torch.optim.Optimizer) -> int:
+    """Bytes of the memory behind all tensors of state."""
+    tensors = [v for entries in o.state.values() for v in entries.values() if torch.is_tensor(v)]
+    return sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+def assert_same_entries(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Codes, scales, steps and ages of a parameter, bit for bit."""
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if torch.is_tensor(value):
+            assert value.dtype == two[key].dtype, key
+            same = [x.contiguous().reshape(-1).view(torch.uint8) for x in (value, two[key])]
+            assert torch.equal(*same), key
+        else:
+            assert value == two[key], key
+
+
 def cell(name: str, state: str, rounding: str) -> float:
     """Mean loss of the last five steps, after a resume in the middle that must not change a bit."""
     model = build()
@@ -78,11 +97,10 @@ def cell(name: str, state: str, rounding: str) -> float:
     resumed.load_state_dict(o.state_dict())
     losses = train(model, o, STEPS - 5, 5)
     assert train(other, resumed, STEPS - 5, 5) == losses
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
-    stored = sum(
-        t.numel() * t.element_size() for p in model.parameters() for t in o.state[p].values() if torch.is_tensor(t)
-    )
-    assert stored == o.memory().total
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert_same_entries(o.state[p], resumed.state[q])
+    assert stored_bytes(o) == o.memory().total
     return sum(losses) / 5
 
 
@@ -99,6 +117,8 @@ MARGIN = {"fp32": 0.03, "bf16": 0.05, "fp8": 0.08, "int8": 0.05, "fp4": 0.4}
 UNBOUNDED = "4 bits round the second moment to zero beside a first that is not; no bound of exact arithmetic known"
 HOLES = {(name, "fp4", "stochastic"): UNBOUNDED for name in ("AMAdamW", "Conda", "CoRe", "SOAP")}
 """Cells that do not train, and why. The tests fail if one of them begins to."""
+BLAMED = {"AMAdamW": {"exp_avg_sq"}, "CoRe": {"exp_avg_sq"}, "Conda": {"exp_avg_sq"}, "SOAP": {"exp_avg_sq", "exp_avg"}}
+"""Slots that make the hole (SOAP's rotation also spreads the errors of its first moment over all coordinates)."""
 
 
 def test_every_optimizer_has_its_row() -> None:
@@ -107,6 +127,13 @@ def test_every_optimizer_has_its_row() -> None:
     assert all(loss < UNTRAINED - 0.9 for loss in LOSS.values())
     public = {getattr(halfulp, n) for n in halfulp.__all__}
     assert {c for c in public if inspect.isclass(c) and hasattr(c, "rule")} == set(OPTIMIZERS)
+    defined = {c for c in subclasses(RuleOptimizer) if c.__module__.startswith("halfulp.optim")}
+    assert {c for c in defined if hasattr(c, "rule")} == set(OPTIMIZERS)
+    assert {c.__name__ for c in defined} <= set(halfulp.optim.__all__)
+
+
+def subclasses(cls: type) -> set[type]:
+    return {s for child in cls.__subclasses__() for s in (child, *subclasses(child))}
 
 
 @pytest.mark.parametrize(("state", "rounding"), CELLS)
@@ -117,3 +144,15 @@ def test_trains_and_resumes(name: str, state: str, rounding: str) -> None:
         assert not loss < wanted, "no longer a hole: take it out"
     else:
         assert loss < wanted
+
+
+@pytest.mark.parametrize(("name", "state", "rounding"), HOLES)
+def test_the_slots_to_blame_make_the_hole(name: str, state: str, rounding: str) -> None:
+    """With these in bfloat16 and every other slot as it was, the cell trains."""
+    model = build()
+    o = optimizer(name, model, state, rounding)
+    slots = {s.name for s in o.group_slots(o.param_groups[0])}
+    assert slots > BLAMED[name]
+    formats: Any = {slot: "bf16" if slot in BLAMED[name] else state for slot in slots}
+    losses = train(model, optimizer(name, model, formats, rounding), 0, STEPS)
+    assert sum(losses[-5:]) / 5 < LOSS[name] + MARGIN[state]

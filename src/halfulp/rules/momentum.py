@@ -40,7 +40,7 @@ def _sgd_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _sgd_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
-    if not states:
+    if "momentum_buffer" not in states:
         return param - grad * c["lr"], {}
     buffer = states["momentum_buffer"] * c["momentum"] + grad * c["gain"]
     step = grad + buffer * c["nesterov"] if c["nesterov"] != 0.0 else buffer
