@@ -31,6 +31,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and their children, are deaf to it
+
+
 def begin(folder: Path) -> subprocess.Popen[str]:
     """Start a comparison in a session of its own, and wait until both of its workers have a checkpoint."""
     process = subprocess.Popen(
@@ -40,6 +44,7 @@ def begin(folder: Path) -> subprocess.Popen[str]:
         text=True,
         env=environment(),
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     deadline = time.monotonic() + 90
     while len(list(folder.glob("runs/*/checkpoint.safetensors"))) < 2:
