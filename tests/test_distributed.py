@@ -50,6 +50,15 @@ def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
 
 @cache
 def alone(name: str, steps: int) -> dict[str, Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers: the last bits of matrix products may follow it
+    try:
+        return _alone(name, steps)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _alone(name: str, steps: int) -> dict[str, Any]:
     model = build_model()
     optimizer = optimizer_of(CASES[name], model)
     watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)
@@ -78,8 +87,14 @@ def test_fsdp2_has_the_bits_of_one_process(folder: Path, ranks: int, name: str) 
     assert found["resets"] == expected["resets"]
     for slot, whole in expected["counted"].items():  # the monitors of all ranks together counted what one would
         assert whole[0] > 0
-        assert [sum(rank[slot][i] for rank in found["counted"]) for i in (0, 1)] == whole, slot
-    assert found["bytes"] < expected["bytes"] / ranks * 1.1
+        if slot in CASES[name].whole:
+            assert all(slot not in rank for rank in found["counted"]), "watched now: compare the counts"
+        else:
+            assert [sum(rank[slot][i] for rank in found["counted"]) for i in (0, 1)] == whole, slot
+    if CASES[name].whole:  # of the vectors that Muon leaves to AdamW each rank may hold a part
+        assert 0.9 * expected["bytes"] < found["bytes"] <= expected["bytes"]
+    else:
+        assert found["bytes"] < expected["bytes"] / ranks * 1.1
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,6 +17,8 @@ class Case:
 
     optimizer: str = "AdamW"
     arguments: dict[str, Any] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    """States that every rank holds whole, since the rule needs the whole of a parameter; no monitor watches them."""
 
 
 COMMON = {"lr": 1e-2, "rounding": "stochastic", "min_size": 64, "seed": 3, "block_size": 32}
@@ -30,6 +32,8 @@ CASES = {
     "staggered": Case(arguments={**COMMON, "state": "fp8", "rounding": "nearest", "reset": halfulp.Staggered(4)}),
     "lion": Case("Lion", {**COMMON, "lr": 1e-3, "state": "fp8"}),
     "sgd": Case("SGD", {**COMMON, "momentum": 0.9, "state": "fp8", "rounding": "nearest"}),
+    "adafactor": Case("Adafactor", {**COMMON, "momentum": 0.9, "state": "fp8"}, ("exp_avg_sq", "exp_avg")),
+    "muon": Case("Muon", {**COMMON, "state": "int8"}, ("momentum_buffer",)),
 }
 LOADED = 5
 """Steps before the checkpoint that is loaded."""

@@ -1,0 +1,106 @@
+"""Every optimizer in every format: bytes of state per parameter, and where training ends.
+
+The task, the arguments of each optimizer and the holes are those of ``tests/test_matrix.py``: a byte-level model of
+7328 parameters on real text, 30 steps, the mean loss of the last five. One run a cell: differences of a few
+hundredths mean nothing, and the table says that a cell works, not which optimizer is best.
+
+Usage: python benchmarks/matrix_table.py [--optimizers AdamW,Muon] [--markdown docs/optimizer-matrix.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from halfulp.optim import OPTIMIZERS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from test_matrix import CELLS, HOLES, STATES, STEPS, UNTRAINED, build, optimizer, stored_bytes, train
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One optimizer and format: bytes of state per parameter, and the loss under each rounding."""
+
+    bytes: float
+    losses: dict[str, float]
+
+
+def measure(name: str, state: str) -> Measured:
+    losses, size = {}, 0.0
+    for of_state, rounding in CELLS:
+        if of_state == state:
+            model = build()
+            o = optimizer(name, model, state, rounding)
+            losses[rounding] = sum(train(model, o, 0, STEPS)[-5:]) / 5
+            size = stored_bytes(o) / sum(p.numel() for p in model.parameters())
+    return Measured(size, losses)
+
+
+def cell(name: str, state: str, found: Measured) -> str:
+    """``loss nearest / stochastic (bytes)``; a hole is a dash with its number."""
+    marks = {key: f"hole [{i}]" for i, key in enumerate(HOLES, 1)}
+    shown = [marks.get((name, state, r), f"{loss:.2f}") for r, loss in found.losses.items()]
+    return f"{' / '.join(shown)} ({found.bytes:.2f} B)"
+
+
+def holes(names: list[str]) -> list[str]:
+    return [f"[{i}] {' '.join(key)}: {why}." for i, (key, why) in enumerate(HOLES.items(), 1) if key[0] in names]
+
+
+def markdown(rows: dict[str, list[str]]) -> str:
+    lines = [
+        "# Every optimizer in every format",
+        "",
+        f"Mean loss of steps {STEPS - 4} to {STEPS} on a small byte-level model (untrained: {UNTRAINED:.2f}), with",
+        "states rounded to nearest / stochastically, and bytes of state per parameter, measured on the stored tensors.",
+        "Vectors and small states stay in fp32. One run a cell, so hundredths mean nothing: this says what works.",
+        "`tests/test_matrix.py` holds every cell to its bar.",
+        "",
+        "| optimizer | " + " | ".join(STATES) + " |",
+        "|---" * (len(STATES) + 1) + "|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
+        "",
+        "Holes, cells that do not train:",
+        "",
+        *(f"- {line}" for line in holes(list(rows))),
+        "",
+        "Nearest rounding trains in each of these, and so does stochastic rounding with the second moment",
+        "(in SOAP also the first) in bfloat16.",
+        "",
+        "The table is written by `python benchmarks/matrix_table.py --markdown docs/optimizer-matrix.md`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--optimizers", default=",".join(c.__name__ for c in OPTIMIZERS), help="names, by commas")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table(title=f"loss nearest / stochastic (bytes of state per parameter); untrained: {UNTRAINED:.2f}")
+    for column in ("optimizer", *STATES):
+        table.add_column(column, no_wrap=True)
+    rows = {}
+    for name in args.optimizers.split(","):
+        rows[name] = [cell(name, state, measure(name, state)) for state in STATES]
+        table.add_row(name, *(text.replace("[", "\\[") for text in rows[name]))
+    console = Console(width=max(Console().width, 160))
+    console.print(table)
+    for line in holes(list(rows)):
+        console.print(line, markup=False, highlight=False)
+    if args.markdown is not None:
+        partial = args.markdown.with_suffix(".partial")
+        partial.write_text(markdown(rows))
+        partial.replace(args.markdown)
+
+
+if __name__ == "__main__":
+    main()
