@@ -30,7 +30,8 @@ LIBRARY = "_cpu.so"
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 """Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
-X86 = {"avx2": ["-mavx2", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+X86 = {"avx2": ["-mavx2", "-mf16c"], "avx512": AVX512, "avx512vbmi": [*AVX512, "-mavx512vbmi"]}
 
 
 def compiler() -> list[str] | None:

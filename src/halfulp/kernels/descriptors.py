@@ -168,4 +168,7 @@ def _tables(fmt: Format) -> dict[str, npt.NDArray[Any]]:
             "first_middle": _stretches(tables["middles"], "left"), "first_level": _stretches(tables["levels"], "right"),
         }  # fmt: skip
         tables |= {name: first for name, first in found.items() if first is not None}
+    for name, wide in tables.items():
+        if wide.dtype == np.float32 and len(wide) == 256:
+            tables[name] = np.concatenate([wide, wide.view(np.uint8).reshape(256, 4).T.reshape(-1).view(np.float32)])
     return tables

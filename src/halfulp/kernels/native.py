@@ -1,8 +1,8 @@
 """The compiled library: loading it, choosing its instruction set, and giving it torch's threads.
 
 The library is built with the package (``hatch_build.py``) and loaded through :mod:`ctypes`; no compiler runs here.
-Where it is missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512``, ``avx2``, ``baseline``) overrides the choice
-of the fastest instruction set.
+Where it is missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512vbmi``, ``avx512``, ``avx2``,
+``baseline``) overrides the choice of the fastest instruction set.
 """
 
 from __future__ import annotations

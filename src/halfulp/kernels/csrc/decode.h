@@ -39,7 +39,13 @@ static void decode_float16(const hu_format *f, const uint8_t *codes, const float
     }
 
 INLINE void table8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out) {
+#if HAS_LOOKUP256
+    vf x[4];
+    lookup256(f->values, load_indices(codes), x);
+    for (int j = 0; j < 4; j++) stf(out + j * VL, x[j] * setf(scale));
+#else
     for (int j = 0; j < HU_UNIT; j += VL) stf(out + j, gatherf(f->values, ldu8(codes + j)) * setf(scale));
+#endif
 }
 
 static void decode_table8(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n) {

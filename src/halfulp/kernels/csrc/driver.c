@@ -14,7 +14,7 @@
 
 extern const hu_isa hu_isa_baseline;
 #if defined(__x86_64__)
-extern const hu_isa hu_isa_avx2, hu_isa_avx512;
+extern const hu_isa hu_isa_avx2, hu_isa_avx512, hu_isa_avx512vbmi;
 #endif
 
 static const hu_isa *chosen = &hu_isa_baseline;
@@ -31,8 +31,9 @@ static const hu_isa *isa_at(int i) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const hu_isa *all[] = {avx512 ? &hu_isa_avx512 : NULL, avx2 ? &hu_isa_avx2 : NULL, &hu_isa_baseline};
-    for (int k = 0; k < 3; k++)
+    int vbmi = avx512 && __builtin_cpu_supports("avx512vbmi");
+    const hu_isa *all[] = {vbmi ? &hu_isa_avx512vbmi : NULL, avx512 ? &hu_isa_avx512 : NULL, avx2 ? &hu_isa_avx2 : NULL, &hu_isa_baseline};
+    for (int k = 0; k < (int)(sizeof all / sizeof *all); k++)
         if (all[k] && i-- == 0) return all[k];
     return NULL;
 #else

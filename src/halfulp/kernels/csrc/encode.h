@@ -63,6 +63,33 @@ INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
     return low + (vi)(((vu)fixed + (word >> 8)) >> 24);
 }
 
+#if HAS_LOOKUP256
+/* book_code of four vectors, its tables of 256 read by permutations of bytes. */
+INLINE void book_codes4(const hu_format *f, vf y[4], const vu word[4], vi code[4], const int stochastic) {
+    vf at[4], gap[4];
+    for (int j = 0; j < 4; j++) {
+        y[j] = minf(maxf(y[j], setf(f->levels[0])), setf(f->max));
+        code[j] = gatheri(stochastic ? f->first_level : f->first_middle, stretch_of_number(y[j]));
+    }
+    lookup256(stochastic ? f->levels : f->middles, indices_of(code[0], code[1], code[2], code[3]), at);
+    for (int j = 0; j < 4; j++) {
+        code[j] = code[j] + seli(stochastic ? lef(at[j], y[j]) : ltf(at[j], y[j]), seti(1), seti(0));
+        if (stochastic)
+            code[j] = mins(maxs(code[j] - 1, seti(0)), seti(f->top_code - 1));
+        else if (f->zero_floor)
+            code[j] = code[j] + seli(andm(eqs(code[j], seti(f->zero_code)), ltf(setf(0), y[j])), seti(1), seti(0));
+    }
+    if (!stochastic) return;
+    const indices low = indices_of(code[0], code[1], code[2], code[3]);
+    lookup256(f->levels, low, at);
+    lookup256(f->inverse_gaps, low, gap);
+    for (int j = 0; j < 4; j++) {
+        vi fixed = cvt_rn((y[j] - at[j]) * gap[j] * setf(16777216.0f));
+        code[j] = code[j] + (vi)(((vu)fixed + (word[j] >> 8)) >> 24);
+    }
+}
+#endif
+
 INLINE vi code_of(const hu_format *f, vf y, vu word, const int kind, const int is_signed, const int stochastic) {
     if (kind == HU_BOOK) return book_code(f, y, word, stochastic);
     vi bits = asi(y), magnitude, code;
@@ -115,13 +142,21 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
         vf inverse = setf(wide ? 1.0f : *inverses++);
         int end = n - start < block ? n : start + block;
         for (int i = start; i < end; i += 4 * VL) {
+            vf y[4];
+            vu word[4];
             vi code[4];
             for (int j = 0; j < 4; j++) {
-                vf y = ldf(x + i + j * VL);
-                if (!wide) y = y * inverse;
-                vu word = stochastic ? (vu)ldi(words + i + j * VL) : (vu)seti(0);
-                code[j] = high ? high_code(f, y, word, bits, is_signed) : code_of(f, y, word, kind, is_signed, stochastic);
+                y[j] = ldf(x + i + j * VL);
+                if (!wide) y[j] = y[j] * inverse;
+                word[j] = stochastic ? (vu)ldi(words + i + j * VL) : (vu)seti(0);
             }
+#if HAS_LOOKUP256
+            if (kind == HU_BOOK && bits == 8 && (stochastic ? f->first_level : f->first_middle)) {
+                book_codes4(f, y, word, code, stochastic);
+            } else
+#endif
+            for (int j = 0; j < 4; j++)
+                code[j] = high ? high_code(f, y[j], word[j], bits, is_signed) : code_of(f, y[j], word[j], kind, is_signed, stochastic);
             if (wide) {
                 for (int j = 0; j < 4; j++) stu16((uint16_t *)codes + i + j * VL, code[j]);
                 continue;

@@ -34,6 +34,7 @@ typedef struct hu_format {
     int32_t zero_code, top_code;      /* codebook: code of 0; and the last finite code, without sign */
     float max;
     int32_t exponent_bits;
+    /* Tables of 256 are followed by their bytes, the lowest of all first. */
     const float *values;       /* decoded value of every code: 16 or 256 */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
     const float *middles;      /* codebook: middles between levels, padded likewise */

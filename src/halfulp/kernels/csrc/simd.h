@@ -111,6 +111,36 @@ INLINE v4 reduce4(vi a, vi b, vi c, vi d) {
     __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
     return (v4)_mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
+#ifdef __AVX512VBMI__
+#define HAS_LOOKUP256 1
+/* 64 indices in bytes, as lookup256 wants them: of each quarter of a lane the four of one vector. */
+typedef __m512i indices;
+INLINE indices indices_of(vi a, vi b, vi c, vi d) { /* the low eight bits count */
+    const __m512i pick = _mm512_set1_epi32(0x0c080400);
+    __m512i r = _mm512_shuffle_epi8((__m512i)a, pick);
+    r = _mm512_mask_shuffle_epi8(r, 0x00f000f000f000f0, (__m512i)b, pick);
+    r = _mm512_mask_shuffle_epi8(r, 0x0f000f000f000f00, (__m512i)c, pick);
+    return _mm512_mask_shuffle_epi8(r, 0xf000f000f000f000, (__m512i)d, pick);
+}
+INLINE indices load_indices(const uint8_t *p) {
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), _mm512_loadu_si512(p));
+}
+/* Four vectors out of a table of 256, which its bytes follow: the lowest of all, the second, ... */
+INLINE void lookup256(const float *table, indices at, vf out[4]) {
+    const uint8_t *bytes = (const uint8_t *)(table + 256);
+    const __mmask64 upper = _mm512_movepi8_mask(at);
+    __m512i of[4];
+    for (int b = 0; b < 4; b++, bytes += 256) {
+        __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(bytes), at, _mm512_loadu_si512(bytes + 64));
+        __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(bytes + 128), at, _mm512_loadu_si512(bytes + 192));
+        of[b] = _mm512_mask_mov_epi8(low, upper, high);
+    }
+    __m512i low = _mm512_unpacklo_epi8(of[0], of[1]), high = _mm512_unpacklo_epi8(of[2], of[3]);
+    out[0] = (vf)_mm512_unpacklo_epi16(low, high), out[1] = (vf)_mm512_unpackhi_epi16(low, high);
+    low = _mm512_unpackhi_epi8(of[0], of[1]), high = _mm512_unpackhi_epi8(of[2], of[3]);
+    out[2] = (vf)_mm512_unpacklo_epi16(low, high), out[3] = (vf)_mm512_unpackhi_epi16(low, high);
+}
+#endif
 #elif VL == 8 /* --------------------------------------------------------------------------------------- AVX2 */
 #include <immintrin.h>
 typedef vi vm;

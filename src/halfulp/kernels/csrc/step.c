@@ -108,8 +108,10 @@ static void read_slot(const hu_slot *s, decode_fn decode, int64_t row, int64_t c
     const hu_format *f = s->format;
     const uint8_t *codes = (const uint8_t *)s->codes + code_offset(f, row, col, cols);
     const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
+    const int64_t length = code_bytes(f, n);
+    for (int64_t i = 2 * length; i < 3 * length; i += 64) __builtin_prefetch(codes + i, 1); /* the piece after the next */
     if (padded != n) {
-        size_t bytes = (size_t)code_bytes(f, n);
+        size_t bytes = (size_t)length;
         memcpy(t->codes, codes, bytes);
         memset(t->codes + bytes, 0, (size_t)code_bytes(f, padded) - bytes);
         codes = t->codes;
