@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +37,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Muon": {"lr": 5e-2}, "AMSGD": {"lr": 5.0}, "AMAdamW": {"lr": 1e-2}, "MADGRAD": {"lr": 2e-2},
     "Gravity": {"lr": 5.0, "alpha": 0.0}, "ComplexMomentum": {"lr": 0.5}, "CoRe": {"lr": 3e-3},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more, and the last bits of matrix products may follow their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)
