@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,40 @@ def test_spam_trajectory() -> None:
         optimizer.step()
     expected = torch.tensor([[0.507974, -1.503008], [2.502127, 0.027824]])
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=2e-6)
+
+
+def soap_in_double(start: np.ndarray, grads: list[np.ndarray], lr: float, beta: float, period: int) -> np.ndarray:
+    """SOAP (arXiv 2409.11321) as its authors run it, in float64: the first gradient only sets the bases."""
+    x, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    grams, bases = [np.zeros((n, n)) for n in start.shape], []
+    for t, g in enumerate(grads):
+        if t > 0:
+            m, turned = beta * m + (1 - beta) * g, bases[0].T @ g @ bases[1]
+            v = beta * v + (1 - beta) * turned**2
+            step = (bases[0].T @ m @ bases[1]) / (1 - beta**t) / (np.sqrt(v / (1 - beta**t)) + 1e-8)
+            x = x - lr * bases[0] @ step @ bases[1].T
+        for i, outer in enumerate((g @ g.T, g.T @ g)):
+            grams[i] = beta * grams[i] + (1 - beta) * outer
+            if t == 0:
+                bases.append(np.linalg.eigh(grams[i])[1][:, ::-1])
+            elif t % period == 0:
+                product = grams[i] @ bases[i]
+                order = np.argsort(-(bases[i] * product).sum(0))
+                v = np.take(v, order, axis=i)
+                bases[i] = np.linalg.qr(product[:, order])[0]
+    return x
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soap_follows_its_float64_model(seed: int) -> None:
+    """On square matrices: where a gram has a null space, its eigenvectors, and so the steps, are not determined."""
+    rng = np.random.default_rng(seed)
+    start, grads = rng.standard_normal((5, 5)), [rng.standard_normal((5, 5)) for _ in range(35)]
+    weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    optimizer = optim.SOAP([weight], lr=0.01, weight_decay=0.0, state="fp32")
+    for grad in grads:
+        weight.grad = torch.tensor(grad, dtype=torch.float32)
+        optimizer.step()
+    expected = soap_in_double(start, grads, 0.01, 0.95, 10)
+    moved = np.abs(expected - start).max()
+    assert np.abs(weight.detach().numpy() - expected).max() < 1e-4 * moved

@@ -172,7 +172,7 @@ def _soap(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
         turned = _rotate(grad, *q)
         square = new["exp_avg_sq"] = states["exp_avg_sq"] * c["beta2"] + (turned * turned) * c["weight2"]
         param = param - _rotate(normalise(_rotate(exp_avg, *q), square, c), *q, back=True) * c["lr"]
-    for side, name in enumerate(sides) if grad.ndim == 2 else ():
+    for name in sides:
         side = 0 if name == "left" else 1
         outer = grad @ grad.T if side == 0 else grad.T @ grad
         gram = states[f"gram_{name}"]
