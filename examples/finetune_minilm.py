@@ -82,7 +82,7 @@ def main() -> None:
         loss, right = nn.functional.cross_entropy(guess, expected), (guess.argmax(-1) == expected).float().mean()
         print(
             f"{state}: held-out loss {loss:.4f}, accuracy {right:.1%}, {optimizer.memory().total:,} bytes of state; "
-            f"{'; '.join(watch.table().verdicts()) or 'no update lost for good'}"
+            f"{'; '.join(watch.table().verdicts()) or 'the monitor has nothing to report'}"
         )
 
 

@@ -34,16 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("distributed")
 
 
+def torchrun(out: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+         str(HERE / "worker.py"), str(out), *arguments],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
 def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
     """Run the worker under torchrun once; later calls find its results."""
     out = folder / name
     if not out.exists():
         out.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-             str(HERE / "worker.py"), str(out), *arguments],
-            capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        done = torchrun(out, ranks, *arguments)
         assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -116,3 +120,20 @@ def test_tensor_parallel_shards_have_the_bits_of_one_process(folder: Path, name:
 def test_ddp_has_the_bits_of_one_process(folder: Path, name: str) -> None:
     out = launch(folder, 2, "ddp", "--wrap", "ddp", "--steps", str(LOADED), "--cases", "8bit-reset,4bit")
     assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+
+
+def test_a_killed_fsdp2_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed with the checkpoint of step 6 written but not renamed: resumed from that of step 4."""
+    name, ranks = "8bit-reset", 2
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    arguments = ("--cases", name, "--steps", str(LOADED + MORE), "--keep", str(kept))
+    killed = torchrun(tmp_path, ranks, *arguments, "--die", "6")
+    assert killed.returncode != 0
+    assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-4000:]
+    assert not (tmp_path / f"{name}.pt").exists()
+    assert {found.name for found in kept.iterdir()} == {"2", "4", "6.tmp"}
+    resumed = torchrun(tmp_path, ranks, *arguments)
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    assert "from step 4" in resumed.stdout
+    assert_same(torch.load(tmp_path / f"{name}.pt"), alone(name, LOADED + MORE))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import halfulp
+
+EVERY = 2
+"""Steps from one kept checkpoint to the next."""
 
 
 def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
@@ -31,21 +36,51 @@ def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
     return model
 
 
+def save(model: torch.nn.Module, optimizer: Any, folder: Path) -> None:
+    saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.save(saved, checkpoint_id=folder)
+
+
+def load(model: torch.nn.Module, optimizer: Any, folder: Path) -> None:
+    saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(saved, checkpoint_id=folder)
+    model.load_state_dict(saved["model"])
+    set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+
+
+def train_keeping(model: torch.nn.Module, optimizer: Any, args: argparse.Namespace) -> None:
+    """Go on from the last whole checkpoint; at step ``args.die`` die with one written but not renamed."""
+    first = max((int(found.name) for found in args.keep.glob("[0-9]*") if found.suffix == ""), default=0)
+    if first:
+        load(model, optimizer, args.keep / str(first))
+    if dist.get_rank() == 0:
+        print(f"from step {first}")
+    for step in range(first + 1, args.steps + 1):
+        train(model, optimizer, step - 1, 1)
+        if step % EVERY:
+            continue
+        unfinished = args.keep / f"{step}.tmp"
+        save(model, optimizer, unfinished)
+        dist.barrier()
+        if step == args.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if dist.get_rank() == 0:
+            unfinished.rename(args.keep / str(step))
+
+
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     model = wrap(build_model(), args.wrap)
     optimizer = optimizer_of(CASES[name], model)
     watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)  # all elements
-    if args.load is None:
+    if args.keep is not None:
+        train_keeping(model, optimizer, args)
+    elif args.load is None:
         train(model, optimizer, 0, args.steps)
     else:
-        saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(saved, checkpoint_id=args.load / name)
-        model.load_state_dict(saved["model"])
-        set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+        load(model, optimizer, args.load / name)
         train(model, optimizer, LOADED, args.steps)
     if args.save is not None:
-        saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.save(saved, checkpoint_id=args.save / name)
+        save(model, optimizer, args.save / name)
     found = collect(model, optimizer)
     found["counted"] = [None] * dist.get_world_size()
     dist.all_gather_object(found["counted"], counted(watch))
@@ -60,6 +95,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--load", type=Path)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--die", type=int)
     args = parser.parse_args()
     dist.init_process_group("gloo")
     for name in args.cases.split(","):
