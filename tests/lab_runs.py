@@ -13,7 +13,7 @@ import torch
 
 from halfulp.lab.compare import prepare_run_folder
 from halfulp.lab.config import CompareConfig
-from halfulp.lab.files import read_jsonl
+from halfulp.lab.files import read_json, read_jsonl
 from halfulp.lab.text import Corpus, load_corpus
 from halfulp.lab.train import train
 
@@ -80,3 +80,8 @@ def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(folder.glob("runs/*/metrics.jsonl")):
         out[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
     return out
+
+
+def averages(folder: Path) -> dict[str, Any]:
+    """What each ``summary.json`` of a run folder says of averages of the weights."""
+    return {path.parent.name: read_json(path)["averages"] for path in sorted(folder.glob("runs/*/summary.json"))}

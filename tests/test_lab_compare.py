@@ -15,7 +15,7 @@ import pytest
 from halfulp.lab.compare import load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
-from lab_runs import TINY, TINY_OPTIONS, bits, command, environment, figures, run, run_folder
+from lab_runs import TINY, TINY_OPTIONS, averages, bits, command, environment, figures, run, run_folder
 
 ARMS = "fp32,bf16-nearest,fp8-stochastic-reset30"
 OPTIONS = ["--arms", ARMS, "--steps", "60", "--checkpoint-every", "7", "--jobs", "2", *TINY_OPTIONS]
@@ -59,6 +59,7 @@ def continue_and_compare(folder: Path, straight: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert bits(folder) == bits(straight)
     assert figures(folder) == figures(straight)
+    assert averages(folder) == averages(straight)
     assert (folder / "report.html").exists()
     assert not (folder / "tokens").exists()
 

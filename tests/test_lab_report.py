@@ -22,7 +22,7 @@ from halfulp.lab.files import read_json, read_jsonl, write_json
 from halfulp.lab.report import write_report
 from halfulp.lab.results import Interval, load_comparison
 from halfulp.lab.svg import spread, ticks
-from halfulp.lab.words import cannot_show, shows
+from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
 from lab_runs import TINY, run, run_folder, train_all
 
 ARMS = (
@@ -86,6 +86,25 @@ def test_table_holds_the_figures_of_the_run(folder: Path) -> None:
         assert cells[4] == f"{last['stalled']:.2%}"
         assert cells[7] == f"{last['off_2x']:.2%}"
         assert cells[9] == f"{summary['validation']:.4f}"
+
+
+def test_averages_of_the_weights_have_their_table(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    section = re.search(r'<section id="averages">(.*?)</section>', text, re.DOTALL)
+    assert section is not None
+    found = read_json(folder / "runs" / "fp32_lr0.002_seed0" / "summary.json")["averages"]
+    for state, name in AVERAGES.items():
+        line = re.search(rf'<th scope="row">{re.escape(name)}</th>(.*)</tr>', section[1])
+        assert line is not None, name
+        values = found[state]
+        shown = [f"{values['bytes_per_weight']:.2f}", f"{values['validation']:.4f}", f"{values['distance']:.4f}"]
+        assert re.findall(r"<td>(.*?)</td>", line[1]) == shown
+    said = averages(load_comparison(folder))
+    assert html.escape(said) in section[1]
+    for state in ("bf16", "8bit"):
+        gap = found[state]["validation"] - found["fp32"]["validation"]
+        if abs(gap) >= 5e-4:
+            assert f"{'higher' if gap > 0 else 'lower'} by {abs(gap):.3f} nats" in said
 
 
 def test_charts_hold_every_measured_point(folder: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from halfulp.lab.averages import WeightAverages
 from halfulp.lab.checkpoint import load_checkpoint
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, write_json
 from halfulp.lab.model import MODELS, build_model
 from halfulp.lab.train import is_measured, learning_rate
-from lab_runs import TINY, bits, figures, run_folder, train_all
+from lab_runs import TINY, averages, bits, figures, run_folder, train_all
 
 ARMS = ("fp32", "bf16-nearest", "fp8-stochastic-reset8", "fp4-stochastic", "int8-nearest")
 
@@ -34,6 +35,50 @@ def test_every_arm_learns(straight: Path) -> None:
         assert rows[-1]["validation"] < rows[0]["loss"] - 0.5, name
         assert rows[-1]["step"] == 20
         assert read_json(straight / "runs" / name / "summary.json")["validation"] == rows[-1]["validation"]
+
+
+def test_plain_fp32_arm_keeps_averages_that_do_not_touch_it(straight: Path, tmp_path: Path) -> None:
+    kept = averages(straight)
+    assert [name for name, found in kept.items() if found] == ["fp32_lr0.002_seed0"]
+    found = kept["fp32_lr0.002_seed0"]
+    assert list(found) == ["live", "fp32", "bf16", "8bit"]
+    assert found["live"]["validation"] == figures(straight)["fp32_lr0.002_seed0"][-1]["validation"]
+    assert [found[s]["bytes_per_weight"] for s in ("fp32", "bf16")] == [4.0, 2.0]
+    assert 1.0 < found["8bit"]["bytes_per_weight"] < 1.1
+    config = CompareConfig(arms=("fp32",), steps=20, checkpoint_every=6, average_decay=None, **TINY)
+    folder = run_folder(tmp_path / "run", config)
+    train_all(folder, config)
+    assert averages(folder) == {"fp32_lr0.002_seed0": None}
+    assert figures(folder)["fp32_lr0.002_seed0"] == figures(straight)["fp32_lr0.002_seed0"]
+    tensors = bits(straight)["fp32_lr0.002_seed0"]
+    assert bits(folder)["fp32_lr0.002_seed0"] == {k: v for k, v in tensors.items() if not k.startswith("average.")}
+    with pytest.raises(ValueError, match="other averages"):
+        train_all(folder, CompareConfig(arms=("fp32",), steps=20, checkpoint_every=6, **TINY))
+
+
+def test_averages_are_those_of_the_formula() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(80, 64, bias=False))
+    averages_, decay = WeightAverages(model, 0.9, seed=0), 0.9
+    exact = coarse = None
+    for step in range(30):
+        torch.nn.init.normal_(model[0].weight, mean=1.0, std=0.2, generator=torch.Generator().manual_seed(step))
+        averages_.update()
+        live = model[0].weight.detach()
+        exact = live.double() if exact is None else exact * decay + live.double() * (1 - decay)
+        rounded = live.bfloat16()
+        coarse = rounded if coarse is None else torch.lerp(coarse, rounded, 1 - decay)
+    values = {state: found["0.weight"] for state, found in averages_.values().items()}
+    assert exact is not None
+    assert coarse is not None
+    torch.testing.assert_close(values["fp32"].double(), exact, rtol=1e-6, atol=1e-6)
+    assert torch.equal(values["bf16"], coarse.float())
+    before = model[0].weight.detach().clone()
+    found = averages_.measure(lambda: float(model[0].weight.detach().double().sum()))
+    assert torch.equal(model[0].weight, before)
+    for state, value in values.items():
+        assert found[state]["validation"] == float(value.double().sum())
+        distance = (value.double() - values["fp32"].double()).norm() / values["fp32"].double().norm()
+        assert found[state]["distance"] == pytest.approx(float(distance), rel=1e-4, abs=1e-9)
 
 
 def test_arms_start_alike_and_part(straight: Path) -> None:
@@ -68,6 +113,7 @@ def test_stopped_and_continued_is_bit_identical(cut: int, straight: Path, tmp_pa
     train_all(folder, config)
     assert bits(folder) == bits(straight)
     assert figures(folder) == figures(straight)
+    assert averages(folder) == averages(straight)
 
 
 def test_rows_after_the_checkpoint_are_done_again(straight: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of one arm: parameters, optimizer states and the rest of a run's state, in one safetensors file.
 
 ``param.NAME`` are the parameters, ``optimizer.INDEX.KEY`` the tensors of the optimizer's ``state_dict``,
-``monitor.NAME`` those of the monitor's. Steps, ages and groups are JSON in the file's metadata.
+``monitor.NAME`` those of the monitor's, ``average.PATH`` those of the averages of the weights. Steps, ages and groups
+are JSON in the file's metadata.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from halfulp.lab.averages import WeightAverages
 from halfulp.lab.files import write_bytes
 from halfulp.monitor import StallMonitor
 
@@ -22,7 +24,12 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, monitor: StallMonitor, extra: dict[str, Any]
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    monitor: StallMonitor,
+    extra: dict[str, Any],
+    averages: WeightAverages | None = None,
 ) -> None:
     """Write a checkpoint, all or nothing.
 
@@ -34,6 +41,8 @@ def save_checkpoint(
         What to save; the optimizer one of halfulp's.
     extra
         Further values, as JSON.
+    averages
+        Of the weights, if the run keeps any.
     """
     tensors: dict[str, Tensor] = {f"param.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     saved = optimizer.state_dict()
@@ -46,13 +55,21 @@ def save_checkpoint(
                 numbers.setdefault(str(index), {})[key] = value
     tensors |= {f"monitor.{key}": shadow for key, shadow in monitor.state_dict().items()}
     metadata = {"extra": extra, "numbers": numbers, "groups": saved["param_groups"]}
+    if averages is not None:
+        entries = averages.state_dict()
+        tensors |= {f"average.{k}": v.contiguous() for k, v in entries.items() if isinstance(v, Tensor)}
+        metadata["averages"] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
     write_bytes(path, safetensors.torch.save(tensors, {k: json.dumps(v) for k, v in metadata.items()}))
 
 
 def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, monitor: StallMonitor
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    monitor: StallMonitor,
+    averages: WeightAverages | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint into a model, an optimizer and a fresh monitor built alike; return the further values.
+    """Read a checkpoint into a model, an optimizer, a fresh monitor and averages built alike; return further values.
 
     Raises
     ------
@@ -69,6 +86,8 @@ def load_checkpoint(
     own = dict(model.named_parameters())
     if params.keys() != own.keys() or any(params[n].shape != p.shape for n, p in own.items()):
         raise ValueError(f"{path} is of another model")
+    if (averages is not None) != ("averages" in metadata):
+        raise ValueError(f"{path} is of a run with other averages of the weights. Delete it to start this arm anew")
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in metadata["numbers"].items()}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -79,6 +98,9 @@ def load_checkpoint(
     with torch.no_grad():
         for name, param in own.items():
             param.copy_(params[name])
+    if averages is not None:
+        found = {k.removeprefix("average."): t for k, t in tensors.items() if k.startswith("average.")}
+        averages.load_state_dict(found | metadata["averages"])
     monitor.load_state_dict({k.removeprefix("monitor."): t for k, t in tensors.items() if k.startswith("monitor.")})
     extra: dict[str, Any] = metadata["extra"]
     return extra

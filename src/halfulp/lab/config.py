@@ -36,6 +36,9 @@ class CompareConfig:
         Steps between regular measurements and between checkpoints; coordinates watched.
     validation
         Sequences of the validation text on which the loss is measured.
+    average_decay
+        Decay of the averages of the weights that the plain fp32 arm keeps, ``None`` for no averages. The default is a
+        window of a fifth of the default run, so that hardly anything of the start is left in them.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -57,6 +60,7 @@ class CompareConfig:
     checkpoint_every: int = 100
     sample: int = 8192
     validation: int = 128
+    average_decay: float | None = 0.995
 
     def __post_init__(self) -> None:
         for name in ("arms", "seeds", "lrs"):
@@ -76,6 +80,8 @@ class CompareConfig:
             raise ValueError(f"learning rates are positive, got {self.lrs}")
         if not all(0 < b < 1 for b in self.betas):
             raise ValueError(f"betas are between 0 and 1, got {self.betas}")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(f"average_decay is between 0 and 1, or None for no averages; got {self.average_decay}")
         if self.hidden % (2 * self.heads):
             raise ValueError(
                 f"hidden is an even number for each head: {self.hidden} does not split over {self.heads} heads"

@@ -11,7 +11,7 @@ from halfulp.formats import get_format
 from halfulp.lab.arms import Arm
 from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries
 from halfulp.lab.svg import Chart, Line, format_value
-from halfulp.lab.words import cannot_show, shows
+from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
 
 __all__ = ["build_page", "style"]
 
@@ -44,6 +44,8 @@ def build_page(comparison: Comparison) -> str:
         losses=_losses(comparison),
         table=_table(comparison),
         sweep=_sweep(comparison),
+        averages=_averages(comparison),
+        averages_say=averages(comparison),
         shows=shows(comparison),
         cannot=cannot_show(comparison),
         lead=_lead(comparison),
@@ -237,6 +239,14 @@ def _sweep(comparison: Comparison) -> list[list[str]]:
             cells.append(f"{text} ({lost} diverged)" if lost else text)
         rows.append(cells)
     return rows
+
+
+def _averages(comparison: Comparison) -> list[list[str]]:
+    rows = [["average", "bytes a weight", "validation loss", "distance to the fp32 average"]]
+    for a in comparison.averages.values():
+        cells = [AVERAGES[a.state], f"{a.bytes_per_weight:.2f}", f"{a.validation:.4f}", f"{a.distance:.4f}"]
+        rows.append(cells)
+    return rows if len(rows) > 1 else []
 
 
 def _reasons(kept: dict[str, str]) -> str:

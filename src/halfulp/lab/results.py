@@ -15,7 +15,7 @@ from halfulp.lab.compare import load_run_folder
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.files import read_json, read_jsonl
 
-__all__ = ["ArmResult", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "load_comparison"]
+__all__ = ["ArmResult", "Average", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "load_comparison"]
 
 
 def age_at(step: int, period: int | None) -> int:
@@ -117,6 +117,16 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class Average:
+    """An average of the weights at the end of a run; `state` is live (the weights themselves), fp32, bf16 or 8bit."""
+
+    state: str
+    bytes_per_weight: float
+    validation: float
+    distance: float
+
+
+@dataclass(frozen=True)
 class Interval:
     """A mean over seeds with its 95 % t interval; `half` is ``None`` for a single seed."""
 
@@ -199,6 +209,13 @@ class Comparison:
     def control(self) -> ArmResult | None:
         """The plain fp32 arm."""
         return next((a for a in self.arms if a.arm.is_fp32 and a.arm.reset is None), None)
+
+    @property
+    def averages(self) -> dict[str, Average]:
+        """Averages of the weights that the plain fp32 arm kept, by storage; none before its end."""
+        summary = None if self.control is None else self.control.shown.summary
+        found = (summary or {}).get("averages") or {}
+        return {state: Average(state, **values) for state, values in found.items()}
 
     @property
     def complete(self) -> bool:

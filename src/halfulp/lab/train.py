@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.lab.averages import WeightAverages
 from halfulp.lab.checkpoint import load_checkpoint, save_checkpoint
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.files import read_jsonl, write_json, write_text
@@ -79,6 +80,12 @@ class _Run:
             rounding=spec.arm.rounding, reset=spec.period, seed=spec.seed,
         )  # fmt: skip
         self.monitor = StallMonitor(self.optimizer, sample=config.sample, every=1)
+        plain = spec.arm.is_fp32 and spec.period is None
+        self.averages = (
+            WeightAverages(self.model, config.average_decay, spec.seed)
+            if plain and config.average_decay is not None
+            else None
+        )
         self.check = tokens.validation(config.validation)
 
     def loss(self, batch: Tensor) -> Tensor:
@@ -94,7 +101,10 @@ class _Run:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        return float(loss.detach()), not (math.isfinite(loss.detach()) and math.isfinite(norm))
+        diverged = not (math.isfinite(loss.detach()) and math.isfinite(norm))
+        if self.averages is not None and not diverged:
+            self.averages.update()
+        return float(loss.detach()), diverged
 
     @torch.no_grad()
     def validation(self) -> float:
@@ -142,7 +152,7 @@ def train(
     checkpoint, metrics = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_count": 0, "seconds": 0.0}
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor)
+        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, run.averages)
     rows = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
     write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows))
     began, first, diverged = time.perf_counter() - state["seconds"], state["step"], False
@@ -172,7 +182,7 @@ def train(
             stopping = not last and stop()
             if last or stopping or step % config.checkpoint_every == 0:
                 state["step"], state["seconds"] = step, time.perf_counter() - began
-                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state)
+                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state, run.averages)
             if stopping:
                 return False
             if last:
@@ -185,6 +195,7 @@ def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float |
     memory = run.optimizer.memory()
     if validation is None and not diverged:  # continued from a checkpoint of the last step
         validation = run.validation()
+    averages = None if run.averages is None or diverged else run.averages.measure(run.validation)
     write_json(
         folder / "summary.json",
         {
@@ -198,5 +209,6 @@ def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float |
             "by_storage": memory.by_storage,
             "kept_fp32": memory.kept_fp32,
             "skipped": sum(run.optimizer.skipped.values()),
+            "averages": averages,
         },
     )

@@ -6,7 +6,7 @@ import math
 
 from halfulp.lab.results import ArmResult, Comparison, SlotSeries
 
-__all__ = ["cannot_show", "percent", "shows", "times"]
+__all__ = ["averages", "cannot_show", "percent", "shows", "times"]
 
 SEED_NOISE = ((0.117, 1500, 0.023), (0.468, 2500, 0.009))
 """Measured before: (million parameters, steps, standard deviation over seeds of the final validation loss, in nats)."""
@@ -155,6 +155,32 @@ def _losses(comparison: Comparison) -> str:
             else " Against fp32, seed by seed, every 95 % interval contains zero."
         )
     return text + lost
+
+
+AVERAGES = {
+    "live": "none (live weights)",
+    "fp32": "fp32",
+    "bf16": "bf16, nearest (torch AveragedModel)",
+    "8bit": "8 bits, stochastic",
+}
+"""Averages of the weights in words."""
+
+
+def averages(comparison: Comparison) -> str:
+    """What became of the averages of the weights; empty if there are none."""
+    found = comparison.averages
+    if not found:
+        return ""
+    base, parts = found["fp32"], []
+    for state in ("bf16", "8bit"):
+        gap = found[state].validation - base.validation
+        side = f"{'higher' if gap > 0 else 'lower'} by {abs(gap):.3f} nats" if abs(gap) >= 5e-4 else "the same to 0.001"
+        parts.append(
+            f"the {AVERAGES[state]} average is {percent(found[state].distance)} of the fp32 average's norm away from "
+            f"it, and its loss is {side}"
+        )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _noise(comparison: Comparison) -> float:
