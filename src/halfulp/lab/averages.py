@@ -41,7 +41,7 @@ class WeightAverages:
         }
         self.copy = copy.deepcopy(model).to(torch.bfloat16)
         self.averaged = AveragedModel(self.copy, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self._copied = list(self.copy.parameters())
+        self._copied: list[Tensor] = list(self.copy.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
