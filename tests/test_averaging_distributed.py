@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 HERE = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(HERE))
 import averages  # noqa: E402
-
-pytestmark = pytest.mark.xdist_group("distributed")
 
 
 def test_averages_of_shards_are_those_of_the_whole(tmp_path):

@@ -21,8 +21,6 @@ HERE = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(HERE))
 from cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker process, so that each launch is made once
-
 MORE = 3
 """Steps after loading."""
 COLUMNS = [name for name, case in CASES.items() if case.arguments["block_size"] == 32]
