@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,11 @@ def main() -> None:
         found = run(name, args)
         if dist.get_rank() == 0:
             torch.save(found, args.out / f"{name}.pt")
-    dist.barrier()
+    # Not a barrier: the first rank out of one closes connections that the others may still be reading from.
+    store = dist.distributed_c10d._get_default_store()
+    store.add("finished", 1)
+    while store.add("finished", 0) < dist.get_world_size():
+        time.sleep(0.02)
     dist.destroy_process_group()
 
 
