@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import leave
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from halfulp.averaging import EMA, LAWA
@@ -65,8 +66,7 @@ def main() -> None:
     found = run(model)
     if dist.get_rank() == 0:
         torch.save(found, Path(sys.argv[1]))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

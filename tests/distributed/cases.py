@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import halfulp
@@ -81,3 +83,15 @@ def counted(watch: halfulp.StallMonitor) -> dict[str, list[int]]:
         sums[0] += row.updates
         sums[1] += round(row.stalled * row.updates)
     return found
+
+
+def leave() -> None:
+    """End the process group on all ranks together.
+
+    Not by a barrier: the first rank out of one closes connections that the others may still be reading from.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    store.add("finished", 1)
+    while store.add("finished", 0) < dist.get_world_size():
+        time.sleep(0.02)
+    dist.destroy_process_group()

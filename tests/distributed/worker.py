@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train
+from cases import CASES, LOADED, build_model, collect, counted, leave, optimizer_of, train
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -104,12 +103,7 @@ def main() -> None:
         found = run(name, args)
         if dist.get_rank() == 0:
             torch.save(found, args.out / f"{name}.pt")
-    # Not a barrier: the first rank out of one closes connections that the others may still be reading from.
-    store = dist.distributed_c10d._get_default_store()
-    store.add("finished", 1)
-    while store.add("finished", 0) < dist.get_world_size():
-        time.sleep(0.02)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
