@@ -213,8 +213,7 @@ class RuleOptimizer(Optimizer):
 
     def _on_shards(self, group: dict[str, Any], param: Tensor) -> bool:
         """Whether each rank updates its own part of a sharded parameter, rather than the whole."""
-        rule = self.active_rule(group, param)
-        return is_sharded(param) and rule.elementwise and rule.measure is None
+        return is_sharded(param) and self.active_rule(group, param).shardable
 
     # ---------------------------------------------------------------- the step
 
@@ -261,12 +260,8 @@ class RuleOptimizer(Optimizer):
             dispatch.step(rule, works, self.backend)
             self._note_skipped(works)
             for work in works:
-                if work.param is not work.owner and not self._works_on_shard(work):
+                if work.param is not work.owner and not work.rule.shardable:
                     copy_back_(work.owner, work.param)
-
-    @staticmethod
-    def _works_on_shard(work: Work) -> bool:
-        return work.rule.elementwise and work.rule.measure is None
 
     def _check_grads(self, params: list[Tensor]) -> None:
         bad = None
@@ -309,7 +304,7 @@ class RuleOptimizer(Optimizer):
 
     def _localize(self, work: Work) -> None:
         """Give a sharded parameter's work the local parts, or the whole where the rule needs it."""
-        fetch = local if self._works_on_shard(work) else gathered
+        fetch = local if work.rule.shardable else gathered
         work.param = fetch(work.owner.detach())
         work.grad = fetch(work.grad.redistribute(placements=work.owner.placements))  # type: ignore[attr-defined]
 

@@ -71,6 +71,11 @@ class Rule:
     combine: Callable[[Mapping[str, float], Scalars], Scalars] | None = None
     per_tensor: bool = False
 
+    @property
+    def shardable(self) -> bool:
+        """Whether a rank can update its part of a sharded parameter without the others' elements."""
+        return self.elementwise and self.measure is None
+
 
 def sqrt(x: Tensor) -> Tensor:
     """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values)."""
