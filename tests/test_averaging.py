@@ -253,6 +253,35 @@ def test_resumed_average_has_the_same_bits(state, rounding):
     assert (one.step, one.updates) == (two.step, two.updates) == (12, 4)
 
 
+@pytest.mark.parametrize("state", FORMATS)
+def test_a_copy_in_the_middle_goes_on_alone(state):
+    """What the backends keep from update to update stays with the original."""
+    model = make()
+    one = EMA(model, 0.9, state=state)
+    walk(model, 0)
+    one.update()
+    two = copy.deepcopy(one)
+    kept = {n: one.value(n) for n in one.live}
+    with torch.no_grad():
+        for tensor in two.live.values():
+            tensor.add_(1.0)
+        next(iter(two.live.values())).flatten()[0] = torch.inf
+    two.update()
+    assert two.store.skipped
+    assert not one.store.skipped
+    for n, value in kept.items():
+        assert torch.equal(one.value(n), value)
+        assert not torch.equal(two.value(n), value)
+    walk(model, 1)
+    one.update()
+    again = EMA(model, 0.9, state=state)
+    again.load_state_dict(two.state_dict())
+    again.update(two.model)
+    two.update()
+    for n in kept:
+        assert torch.equal(again.value(n), two.value(n))
+
+
 @pytest.mark.parametrize("difference", [False, True])
 @pytest.mark.parametrize("state", ["fp32", "bf16", "8bit"])
 def test_row_shards_have_the_bits_of_the_whole(state, difference, monkeypatch):

@@ -96,6 +96,8 @@ class AverageStore:
         self.skipped: dict[str, int] = {}
         """Elements left as they were because a live value was not finite: name -> count over all updates."""
         self._averaged: dict[str, _Averaged] = {}
+        self._works: dict[str, Work] = {}
+        """Kept from update to update, since backends keep notes on them."""
         for index, (name, tensor) in enumerate(tensors.items()):
             self._averaged[name] = self._create(index, name, tensor)
 
@@ -110,6 +112,9 @@ class AverageStore:
         state = EmaState(self.slot, quantizer, shape, {}, sharded)
         state.create(tensor)
         return _Averaged(index, state, reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_works": {}}  # a backend's notes hold addresses: not for a copy
 
     # ---------------------------------------------------------------- reading
 
@@ -164,13 +169,10 @@ class AverageStore:
         keys = stream_keys(self.seed, [[a.index] for a in self._averaged.values()], [slot_id(self.label)], step)
         works = []
         for name, key in zip(names, keys.reshape(-1, 2).tolist(), strict=True):
-            state = self._averaged[name].state
-            live = self._part(name, tensors)
-            param = live.tensor if before is None else self._part(name, before).tensor
-            state.age += 1
-            slot_keys = [(key[0], key[1]), (0, 0)]
-            work = Work(self.rule, param, live.tensor, (state,), scalars, "nearest", slot_keys, live.first_element)
-            work.row_stride = live.row_stride
+            work = self._work(name, tensors, before)
+            work.states[0].age += 1
+            work.scalars, work.keys, work.skipped = scalars, [(key[0], key[1]), (0, 0)], 0
+            work.counts = None
             if counts is not None:
                 work.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
             works.append(work)
@@ -178,6 +180,17 @@ class AverageStore:
         for name, work in zip(names, works, strict=True):
             if work.skipped:
                 self._note_skipped(name, work.skipped)
+
+    def _work(self, name: str, tensors: Tensors, before: Tensors | None) -> Work:
+        """What a backend gets for a name: made once, then pointed at the present tensors."""
+        averaged, live = self._averaged[name], self._part(name, tensors)
+        param = live.tensor if before is None else self._part(name, before).tensor
+        work = self._works.get(name)
+        if work is None:
+            work = self._works[name] = Work(self.rule, param, live.tensor, (averaged.state,), {}, "nearest", [])
+        work.param = work.owner = param
+        work.grad, work.first_element, work.row_stride = live.tensor, live.first_element, live.row_stride
+        return work
 
     def _note_skipped(self, name: str, elements: int) -> None:
         self.skipped[name] = self.skipped.get(name, 0) + elements
