@@ -50,8 +50,6 @@ GOLDEN: list[tuple[str, dict[str, Any], list[float], list[float]]] = [
     ("AdamP", {}, [0.9, -1.9, 2.9, 0.4], [0.507964, -1.502956, 2.50178, 0.027814]),
     ("AdamW", {"weight_decay": 0.1, "transforms": [halfulp.adagc()]}, [0.89, -1.88, 2.87, 0.395],
      [0.462378, -1.410918, 2.361541, 0.002834]),
-    ("Adam", {"transforms": [halfulp.lookahead(5, 0.5)]}, [0.9, -1.9, 2.9, 0.4],
-     [0.753982, -1.751478, 2.75089, 0.263907]),
 ]  # fmt: skip
 
 
@@ -116,10 +114,6 @@ SAME: dict[str, tuple[Any, Any]] = {
     "frugal density=1": (
         lambda p: halfulp.FRUGAL(p, lr=1e-2, density=1.0, weight_decay=0.1, period=10**6, state="fp32"),
         lambda p: halfulp.AdamW(p, lr=1e-2, weight_decay=0.1, state="fp32"),
-    ),
-    "lookahead alpha=1": (
-        lambda p: halfulp.Adam(p, lr=1e-2, state="fp32", transforms=[halfulp.lookahead(5, 1.0)]),
-        lambda p: halfulp.Adam(p, lr=1e-2, state="fp32"),
     ),
     "clipping nothing": (
         lambda p: halfulp.Adam(p, lr=1e-2, state="fp32", transforms=[halfulp.clip_coordinates(0.0)]),

@@ -18,8 +18,7 @@ ALL: dict[str, list[Transform]] = {
     "clip_global": [halfulp.clip_global(1.0)],
     "adagc": [halfulp.adagc(warmup=2)],
     "clip_coordinates": [halfulp.clip_coordinates(0.1)],
-    "lookahead": [halfulp.lookahead(3, 0.5)],
-    "three": [halfulp.clip_coordinates(0.1), halfulp.adagc(warmup=2), halfulp.lookahead(3, 0.5)],
+    "two": [halfulp.clip_coordinates(0.1), halfulp.adagc(warmup=2)],
 }
 
 
@@ -94,7 +93,7 @@ def test_the_largest_coordinates_are_clipped() -> None:
 @pytest.mark.parametrize(
     ("make", "arguments"),
     [(halfulp.clip_global, (0.0,)), (halfulp.clip_global, (float("nan"),)), (halfulp.clip_coordinates, (1.0,)),
-     (halfulp.clip_coordinates, (-0.1,)), (halfulp.lookahead, (0,)), (halfulp.lookahead, (5, 0.0))],
+     (halfulp.clip_coordinates, (-0.1,))],
 )  # fmt: skip
 def test_numbers_that_cannot_work_are_refused(make: Any, arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"got"):
@@ -166,17 +165,6 @@ def test_what_is_no_transform_is_refused() -> None:
     for wrong in (halfulp.adagc(), [1.0]):
         with pytest.raises(ValueError, match="functions from a rule to a rule"):
             halfulp.SGD([p], lr=0.1, transforms=wrong)  # type: ignore[arg-type]
-
-
-def test_lookahead_goes_half_way_every_third_step() -> None:
-    p = torch.nn.Parameter(torch.zeros(3))
-    optimizer = halfulp.SGD([p], lr=1.0, state="fp32", transforms=[halfulp.lookahead(3, 0.5)])
-    seen = []
-    for _ in range(6):
-        p.grad = -torch.ones(3)
-        optimizer.step()
-        seen.append(p.detach()[0].item())
-    assert seen == [1.0, 2.0, 1.5, 2.5, 3.5, 3.0]
 
 
 # ---------------------------------------------------------------- with every format

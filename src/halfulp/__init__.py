@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halfulp import averaging as averaging
+    from halfulp.autodrop import AutoDrop as AutoDrop
     from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
     from halfulp.checkpoint.files import load_optimizer as load_optimizer
     from halfulp.checkpoint.files import save_optimizer as save_optimizer
@@ -59,14 +60,16 @@ if TYPE_CHECKING:
     from halfulp.rules.transforms import adagc as adagc
     from halfulp.rules.transforms import clip_coordinates as clip_coordinates
     from halfulp.rules.transforms import clip_global as clip_global
-    from halfulp.rules.transforms import lookahead as lookahead
     from halfulp.scaling import Scaling as Scaling
     from halfulp.schedules import linear_to_zero as linear_to_zero
+    from halfulp.schedules import refined as refined
     from halfulp.schedules import scale_adam as scale_adam
     from halfulp.schedules import warmup_stable_decay as warmup_stable_decay
     from halfulp.theory.planner import plan_reset as plan_reset
     from halfulp.theory.stall import stall_curve as stall_curve
     from halfulp.theory.stall import stall_probability as stall_probability
+    from halfulp.wrappers import Lookahead as Lookahead
+    from halfulp.wrappers import LowPass as LowPass
 
 __version__ = "0.1.0"
 
@@ -74,6 +77,8 @@ _HOME = {
     "warmup_stable_decay": "schedules",
     "scale_adam": "schedules",
     "linear_to_zero": "schedules",
+    "refined": "schedules",
+    "AutoDrop": "autodrop",
     "ADOPT": "optim",
     "AMAdamW": "optim",
     "AMSGD": "optim",
@@ -101,6 +106,8 @@ _HOME = {
     "LAMB": "optim",
     "LARS": "optim",
     "Lion": "optim",
+    "Lookahead": "wrappers",
+    "LowPass": "wrappers",
     "MADGRAD": "optim",
     "Muon": "optim",
     "Planned": "resets",
@@ -121,7 +128,6 @@ _HOME = {
     "convert_state_dict": "checkpoint.convert",
     "get_format": "formats",
     "load_optimizer": "checkpoint.files",
-    "lookahead": "rules.transforms",
     "plan_reset": "theory.planner",
     "round_to": "rounding",
     "save_optimizer": "checkpoint.files",

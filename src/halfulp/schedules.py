@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["linear_to_zero", "scale_adam", "warmup_stable_decay"]
+import numpy as np
+
+__all__ = ["linear_to_zero", "refined", "scale_adam", "warmup_stable_decay"]
 
 Factor = Callable[[int], float]
 
@@ -38,6 +40,55 @@ def warmup_stable_decay(steps: int, warmup: float = 0.05, decay: float = 0.2) ->
         rise = step / (warmup * steps) if warmup else 1.0
         fall = (steps - step) / (decay * steps) if decay else 1.0
         return max(0.0, min(1.0, rise, fall))
+
+    return factor
+
+
+def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float = 0.1) -> Factor:
+    """A schedule refined by the gradient norms of an earlier run of the same length (Defazio et al., 2310.07831).
+
+    With weights ``w_t = norm_t**-power``, the rate of step t is proportional to ``w_t`` times the sum of all later
+    weights: linear decay to zero where norms are constant, with a warm-up of its own where they are large at first.
+
+    Parameters
+    ----------
+    gradient_norms
+        One of each step: Euclidean ones for SGD; for Adam sums of absolute values, with ``power=1``.
+    power
+        Of the norms.
+    smooth
+        Width of a median filter, as a share of the steps: single spikes should not shape a schedule.
+
+    Returns
+    -------
+    Factor
+        1 at its largest, 0 in the last step and after it.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two steps, or norms that are not positive and finite.
+
+    Examples
+    --------
+    >>> factor = refined([2.0] * 5)
+    >>> [factor(step) for step in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    from scipy.ndimage import median_filter
+
+    norms = np.asarray(gradient_norms, dtype=np.float64)
+    if norms.ndim != 1 or norms.size < 2 or not (np.isfinite(norms).all() and (norms > 0).all()):
+        raise ValueError(f"gradient_norms are at least two positive numbers, one of each step; got {norms}")
+    if power < 0 or not 0 <= smooth <= 1:
+        raise ValueError(f"power must not be negative and smooth a share in [0, 1], got {power} and {smooth}")
+    weights = (median_filter(norms, max(1, round(smooth * norms.size)), mode="nearest") / norms.max()) ** -power
+    later = weights[::-1].cumsum()[::-1] - weights
+    rates = weights * later
+    rates = np.append(rates[:-1] / rates.max(), 0.0)
+
+    def factor(step: int) -> float:
+        return float(rates[min(step, norms.size - 1)])
 
     return factor
 

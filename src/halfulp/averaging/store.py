@@ -98,8 +98,15 @@ class AverageStore:
         self._averaged: dict[str, _Averaged] = {}
         self._works: dict[str, Work] = {}
         """Kept from update to update, since backends keep notes on them."""
-        for index, (name, tensor) in enumerate(tensors.items()):
-            self._averaged[name] = self._create(index, name, tensor)
+        self.add(tensors)
+
+    @torch.no_grad()
+    def add(self, tensors: Tensors) -> None:
+        """Further tensors to average, from where they stand."""
+        for name, tensor in tensors.items():
+            if name in self._averaged:
+                raise ValueError(f"{name!r} is averaged already")
+            self._averaged[name] = self._create(len(self._averaged), name, tensor)
 
     def _create(self, index: int, name: str, tensor: Tensor) -> _Averaged:
         if tensor.dtype not in PARAM_DTYPES:

@@ -23,10 +23,7 @@ from torch import Tensor
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
 from halfulp.state import Hyper, StateSlot
 
-__all__ = [
-    "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "lookahead",
-    "with_weight_decay",
-]  # fmt: skip
+__all__ = ["Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "with_weight_decay"]
 
 Transform = Callable[[Rule], Rule]
 Sums = dict[str, Tensor]
@@ -181,36 +178,6 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
     if rule.measure is not None:
         raise ValueError(f"AdaGC does not go with {rule.name!r}, which needs sums over the model of its gradient")
     return replace(rule, name=f"{rule.name}+adagc", slots=slots, scalars=scalars, update=update, elementwise=False)
-
-
-def lookahead(k: int = 5, alpha: float = 0.5) -> Transform:
-    """Lookahead: every `k` steps the parameters return to slow ones, which move by `alpha` towards them.
-
-    Zhang et al., arXiv 1907.08610. The slow parameters (slot ``slow_param``) stay in fp32: they are
-    weights, not moments.
-    """
-    if k < 1 or not 0.0 < alpha <= 1.0:
-        raise ValueError(f"Lookahead needs k >= 1 and alpha in (0, 1], got k={k} and alpha={alpha}")
-
-    return partial(_lookahead, k, alpha)
-
-
-def _lookahead(k: int, alpha: float, rule: Rule) -> Rule:
-    def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-        slow = StateSlot("slow_param", signed=True, decay=lambda h: 1 - alpha, init=lambda p: p, exact=True)
-        return (*rule.slots(hyper), slow)
-
-    def scalars(hyper: Hyper, ages: Ages) -> Scalars:
-        return {**rule.scalars(hyper, ages), "sync": float(ages["slow_param"] % k == 0)}
-
-    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-        param, new = rule.update(param, grad, states, c)
-        slow = states["slow_param"]
-        if c["sync"]:
-            param = slow = slow + (param - slow) * alpha
-        return param, {**new, "slow_param": slow}
-
-    return replace(rule, name=f"{rule.name}+lookahead", slots=slots, scalars=scalars, update=update)
 
 
 def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
