@@ -1,16 +1,18 @@
 """How far a low-precision weight average is from the fp32 one after a real run; what its update costs; what it takes.
 
 ``python benchmarks/averaging.py distance`` trains a network on scikit-learn's digits for 20 000 steps and keeps every
-average beside the same run: ours in several formats, and those of torch, timm and ema-pytorch in bfloat16 (timm and
-ema-pytorch where installed); ``formats`` does the same with every 8-bit format. ``cost`` times the update against
-torch's ``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with storing
-its difference to the live weights over a grid of learning rates.
+average beside the same run: ours in several formats, and those of torch, timm and ema-pytorch in bfloat16 (the latter
+two where installed; timm's rounds stochastically). Beside the distances stand those predicted from the fp32 run alone:
+from the size of its steps and its weights. ``formats`` does the same with every 8-bit format. ``cost`` times the update
+against torch's ``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with
+storing its difference to the live weights over a grid of learning rates.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import math
 import time
@@ -22,9 +24,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from halfulp import Quantizer, Scaling
-from halfulp.averaging import EMA
+from halfulp.averaging import EMA, predict
 
 DECAYS = (0.999, 0.9999, 0.99999)
+LAG = 1000
+"""Steps over which the walk of the weights is measured: longer than the memory of the optimizer's momentum."""
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -78,9 +82,7 @@ class Peer:
             self.update: Callable[[], Any] = lambda: self.average.update_parameters(live)
             self.model = self.average.module
         elif name == "timm":
-            from timm.utils import ModelEmaV3
-
-            self.average = ModelEmaV3(live, decay=decay)
+            self.average = timm_ema()(live, decay=decay)
             self.update, self.model = lambda: self.average.update(live), self.average.module
         else:
             from ema_pytorch import EMA as Theirs
@@ -90,14 +92,31 @@ class Peer:
             self.update, self.model = self.average.update, self.average.ema_model
 
 
+def timm_ema() -> Any:
+    """Timm's ``ModelEmaV3``, also where the package cannot be imported for want of a fitting torchvision."""
+    try:
+        from timm.utils import ModelEmaV3
+    except (ImportError, RuntimeError):
+        package = importlib.util.find_spec("timm")
+        if package is None or not package.submodule_search_locations:
+            raise
+        path = f"{package.submodule_search_locations[0]}/utils/model_ema.py"
+        spec = importlib.util.spec_from_file_location("timm_model_ema", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        ModelEmaV3 = module.ModelEmaV3
+    return ModelEmaV3
+
+
 def peers() -> list[str]:
     found = ["torch"]
     for name, module in (("timm", "timm"), ("ema-pytorch", "ema_pytorch")):
-        try:
-            __import__(module)
-            found.append(name)
-        except ImportError:
+        if importlib.util.find_spec(module) is None:
             print(f"{name} is not installed: left out")
+        else:
+            found.append(name)
     return found
 
 
@@ -106,72 +125,163 @@ def ours(formats: bool) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         "bf16": {"state": "bf16"},
         "8bit": {"state": "8bit"},
+        "float8_e4m3fn": {"state": "float8_e4m3fn"},
         "4bit": {"state": "4bit"},
         "bf16 nearest": {"state": "bf16", "rounding": "nearest"},
         "8bit nearest": {"state": "8bit", "rounding": "nearest"},
         "bf16 difference": {"state": "bf16", "difference": True},
         "8bit difference": {"state": "8bit", "difference": True},
+        "float8_e4m3fn difference": {"state": "float8_e4m3fn", "difference": True},
     }
     if not formats:
         return found
     found = {}
     for fmt in ("float8_e4m3fn", "float8_e3m4", "linear8", "dynamic8"):
-        for kind, size in (("pow2", 128), ("pow2", 64), ("pow2", 32), ("fp32", 128)):
+        for kind, size in (("pow2", 128), ("pow2", 32), ("fp32", 128)):
             scaling = Scaling(kind, "block", size)  # type: ignore[arg-type]
             found[f"{fmt} {kind} {size}"] = {"state": Quantizer(fmt, scaling)}  # type: ignore[arg-type]
     return found
 
 
-def distance(steps: int, lr: float, schedule: str, formats: bool) -> dict[str, dict[str, float]]:
-    """Distances to the fp32 average, relative to its norm, and to the way that it has gone."""
+def distance(steps: int, lr: float, schedule: str, formats: bool) -> dict[str, Any]:
+    """Distances to the fp32 average, relative to its norm, and shares of the way that it has gone; predicted too."""
     torch.manual_seed(0)
     model = network()
     half = copy.deepcopy(model).bfloat16()
-    reference = {d: flat(model.parameters()) for d in DECAYS}
-    start = flat(model.parameters())
+    start = copy.deepcopy(model)
     averages = {(n, d): EMA(model, d, **options) for n, options in ours(formats).items() for d in DECAYS}
     exact = {d: EMA(model, d, state="fp32") for d in DECAYS}
     theirs = {(n, d): Peer(n, half, d) for n in ([] if formats else peers()) for d in DECAYS}
     differences = [e for e in averages.values() if e.difference]
+    for ema in averages.values():
+        ema.counts = {}  # updates due and stalled
+    walk = Walk(model)
+    marks = {round(10 ** (k / 8)) for k in range(8, 64)} | {steps}
+    rows: dict[str, Any] = {}
 
     def before() -> None:
         for ema in differences:
             ema.before_step()
 
-    for _ in train(model, steps, lr, schedule, before):
+    for step in train(model, steps, lr, schedule, before):
         with torch.no_grad():
             for a, b in zip(half.parameters(), model.parameters(), strict=True):
                 a.copy_(b)
-            now = flat(model.parameters())
-            for d in DECAYS:
-                reference[d] += (now - reference[d]) * (1 - d)
         for ema in (*averages.values(), *exact.values()):
             ema.update()
         for peer in theirs.values():
             peer.update()
-    rows: dict[str, dict[str, float]] = {}
-    fp32 = {d: flat(exact[d].parameters()) for d in DECAYS}
-
-    def note(name: str, d: float, values: Tensor) -> None:
-        row = rows.setdefault(name, {})
-        row[f"{d:g}"] = float((values - fp32[d]).norm() / fp32[d].norm())
-        row[f"{d:g} way"] = float((values - fp32[d]).norm() / (fp32[d] - start).norm())
-        row[f"{d:g} gone"] = float((values - start) @ (fp32[d] - start) / (fp32[d] - start).square().sum())
-
+        walk.follow(step + 1)
+        if step + 1 in marks:
+            values = {key: flat(ema.parameters()) for key, ema in averages.items()}
+            values |= {(f"{n}, bf16", d): flat(peer.model.parameters()) for (n, d), peer in theirs.items()}
+            for (name, d), value in values.items():
+                wanted, origin = flat(exact[d].parameters()), flat(start.parameters())
+                way = wanted - origin
+                row = rows.setdefault(name, {}).setdefault(f"{d:g}", {"at": [], "distance": [], "gone": []})
+                row["at"].append(step + 1)
+                row["distance"].append(float((value - wanted).norm() / wanted.norm()))
+                row["gone"].append(float((value - origin) @ way / way.square().sum()))
     for (name, d), ema in averages.items():
-        note(name, d, flat(ema.parameters()))
-    for (name, d), peer in theirs.items():
-        note(f"{name}, bf16", d, flat(peer.model.parameters()))
-    for d in DECAYS:
-        note("(float64)", d, reference[d])
-    return rows
+        row = rows[name][f"{d:g}"]
+        assert ema.counts is not None
+        due, stalled = (sum(int(c[0, k]) for c in ema.counts.values()) for k in (0, 1))
+        row["stalled"] = stalled / due
+        if not ema.difference:
+            row["predicted"] = expected(ema, exact[d], start, d, walk.steps(), steps)
+    return {"steps": steps, "lr": lr, "schedule": schedule, "walk": walk.steps(), "rows": rows}
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
-    print(f"{'average':28}" + "".join(f"{f'{d:g}':>10}" for d in DECAYS) + "   share of the way gone")
-    for name, row in rows.items():
-        text = "".join(f"{row[f'{d:g}']:10.5f}" for d in DECAYS)
-        print(f"{name:28}{text}   " + "".join(f"{row[f'{d:g} gone']:8.3f}" for d in DECAYS))
+class Walk:
+    """The steps of the weights as a walk: their standard deviation over a long lag, divided by its root."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.last = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self.sums, self.count = dict.fromkeys(self.last, 0.0), 0
+
+    def follow(self, step: int) -> None:
+        """Take note of a step, from 1."""
+        if step % LAG:
+            return
+        self.count += 1
+        for n, p in self.model.named_parameters():
+            self.sums[n] += float((p.detach() - self.last[n]).square().mean()) / LAG
+            self.last[n] = p.detach().clone()
+
+    def steps(self) -> dict[str, float]:
+        """By name; empty in a run shorter than the lag."""
+        return {n: math.sqrt(total / self.count) for n, total in self.sums.items()} if self.count else {}
+
+
+def expected(
+    ema: EMA, exact: EMA, start: nn.Module, d: float, steps: dict[str, float], updates: int
+) -> dict[str, float]:
+    """What the fp32 run says about an average: noise where its weights ended, what is frozen where they began."""
+    if not steps:
+        return {}
+    q = ema.store.quantizer
+    twin = EMA({n: exact.value(n) for n in exact.live} if q.stochastic else start, d, state=q, rounding=q.rounding)
+    found = predict(twin, d, steps, updates)
+    square = gone = stalled = number = 0.0
+    for n, one in found.items():
+        count = exact.live[n].numel()
+        square += one.distance**2 * float(twin.value(n).double().square().sum())
+        gone, stalled, number = gone + one.gone * count, stalled + one.stalled * count, number + count
+    wanted = flat(exact.parameters()).norm()
+    return {"distance": math.sqrt(square) / float(wanted), "gone": gone / number, "stalled": stalled / number}
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['steps']} steps, lr {found['lr']:g}, {found['schedule']}; predicted in brackets")
+    print("walk of the weights, a step: " + ", ".join(f"{n} {s:.2e}" for n, s in found["walk"].items()))
+    print(f"{'average':26}" + "".join(f"{f'distance {d:g}':>20}" for d in DECAYS) + "   share of the way gone")
+    for name, row in found["rows"].items():
+        print(f"{name:26}" + "".join(cell(row[f"{d:g}"], "distance") for d in DECAYS), end="")
+        print("".join(cell(row[f"{d:g}"], "gone") for d in DECAYS))
+
+
+def cell(row: dict[str, Any], key: str) -> str:
+    predicted = row.get("predicted", {}).get(key)
+    return f"{row[key][-1]:11.4f} " + (f"({predicted:6.4f})" if predicted is not None else " " * 8)
+
+
+def plot(found: dict[str, Any], path: str) -> None:
+    """Distance over the run, one panel a decay."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {
+        "torch, bf16": ("torch and ema-pytorch, bf16", "#c44e52", "-", 2.4),
+        "bf16 nearest": ("halfulp bf16, nearest", "#dd8452", "--", 1.6),
+        "8bit nearest": ("halfulp 8 bits, nearest", "#937860", "--", 1.6),
+        "8bit": ("halfulp 8 bits, stochastic", "#4c72b0", "-", 2.0),
+        "bf16": ("halfulp bf16, stochastic", "#55a868", "-", 2.0),
+        "timm, bf16": ("timm, bf16 (stochastic)", "#222222", ":", 2.0),
+    }
+    figure, axes = plt.subplots(1, len(DECAYS), figsize=(11, 3.9), sharey=True, layout="constrained")
+    for axis, d in zip(axes, DECAYS, strict=True):
+        for name, (label, color, style, width) in drawn.items():
+            if name not in found["rows"]:
+                continue
+            row = found["rows"][name][f"{d:g}"]
+            axis.plot(row["at"], row["distance"], color=color, linestyle=style, linewidth=width, label=label)
+            if "predicted" in row:
+                axis.plot(
+                    row["at"][-1], row["predicted"]["distance"], "o", color=color, markerfacecolor="white", zorder=3
+                )
+        axis.set(xscale="log", yscale="log", title=f"decay {d:g}", xlabel="step", xlim=(10, found["steps"] * 1.4))
+        axis.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[0].set_ylabel("distance to the fp32 average,\nrelative to its norm")
+    axes[0].plot([], [], "o", color="#555555", markerfacecolor="white", label="predicted from the fp32 run")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def cost(rounds: int, width: int, layers: int) -> None:
@@ -229,6 +339,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--plot", help="draw the distances over the run here (distance)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.what == "cost":
@@ -236,11 +347,13 @@ def main() -> None:
     elif args.what == "difference":
         difference(args.steps)
     else:
-        rows = distance(args.steps, args.lr, args.schedule, args.what == "formats")
-        show(rows)
+        found = distance(args.steps, args.lr, args.schedule, args.what == "formats")
+        show(found)
         if args.json:
             with open(args.json, "w") as file:
-                json.dump(rows, file, indent=1)
+                json.dump(found, file, indent=1)
+        if args.plot:
+            plot(found, args.plot)
 
 
 if __name__ == "__main__":

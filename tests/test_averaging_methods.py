@@ -398,6 +398,56 @@ def test_predicted_stall_of_a_walk(rounding, decay, step):
     assert stalled / due == pytest.approx(predicted, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("rounding", "decay", "step", "updates"),
+    [("nearest", 0.99, 0.03, 100), ("nearest", 0.99, 0.01, 2000), ("nearest", 0.999, 0.05, 2000),
+     ("stochastic", 0.999, 1e-3, 300), ("stochastic", 0.999, 1e-3, 3000), ("stochastic", 0.9999, 1e-4, 2000)],
+)  # fmt: skip
+def test_predicted_walk_from_a_copy(rounding, decay, step, updates):
+    """Stalled share, share of the way and distance, against a simulation whose spacing follows the stored value."""
+    torch.manual_seed(0)
+    start = 2 ** torch.rand(3000, dtype=torch.float64)
+    stored, live, exact, moved = torch.round(start * 128) / 128, start.clone(), start.clone(), 0
+    for _ in range(updates):
+        live += step * start * torch.randn_like(live)
+        exact += (live - exact) * (1 - decay)
+        unit = torch.exp2(torch.frexp(stored)[1] - 8.0)
+        change = (live - stored) * (1 - decay) / unit
+        shift = torch.round(change) if rounding == "nearest" else torch.floor(change + torch.rand_like(live))
+        stored += shift * unit
+        moved += int((shift != 0).sum())
+    found = averaging.walk_stall("bf16", decay, step, rounding, updates=updates)
+    assert 1 - found.stalled == pytest.approx(moved / updates / 3000, rel=0.12)
+    way = exact - start
+    gone = float(((stored - start) * way).sum() / way.square().sum())
+    spread = float((stored - exact).norm() / way.norm()) / 3000**0.5  # of a projection of independent noise
+    assert gone == pytest.approx(found.gone, abs=0.05 if rounding == "nearest" else 3 * spread)
+    distance = float(((stored - exact) / start).square().mean().sqrt())
+    assert distance == pytest.approx(found.distance, rel=0.08)
+
+
+@pytest.mark.parametrize(("state", "rounding"), [("bf16", "nearest"), ("8bit", "stochastic"), ("fp8", "stochastic")])
+def test_prediction_for_an_average_is_what_is_measured(state, rounding):
+    torch.manual_seed(0)
+    model = nn.Linear(192, 256, bias=False)  # largest weights 0.072: they do not walk over a power of two
+    decay, step, updates = 0.995, 1e-3, 600
+    ema, exact = EMA(model, decay, state=state, rounding=rounding), EMA(model, decay, state="fp32")
+    start = exact.value("weight")
+    found = averaging.predict(ema, decay, step, updates)["weight"]
+    with averaging.watch(ema) as measured:
+        for _ in range(updates):
+            with torch.no_grad():
+                model.weight.add_(torch.randn_like(model.weight), alpha=step)
+            ema.update()
+            exact.update()
+    wanted, way = exact.value("weight"), exact.value("weight") - start
+    assert 1 - measured["weight"].fraction == pytest.approx(1 - found.stalled, rel=0.2)
+    distance = (ema.value("weight") - wanted).square().mean().sqrt() / start.square().mean().sqrt()
+    assert float(distance) == pytest.approx(found.distance, rel=0.15)
+    gone = float(((ema.value("weight") - start) * way).sum() / way.square().sum())
+    assert gone == pytest.approx(found.gone, abs=0.05)
+
+
 def test_nearest_is_frozen_for_as_long_as_predicted():
     found = averaging.walk_stall("bf16", 0.9999, 1e-3, "nearest")
     assert found.stalled > 0.999
@@ -550,6 +600,9 @@ def test_trainer_callback(tmp_path):
         (lambda m: EMAPytorch(m, ema_model=m), "second model"),
         (lambda m: AveragedModel(m).load_state_dict({}), "n_averaged"),
         (lambda m: averaging.walk_stall("linear8", 0.999, 1e-3), "absmax_ratio"),
+        (lambda m: averaging.walk_stall("bf16", 0.999, 0.0), "positive"),
+        (lambda m: averaging.walk_stall("bf16", 0.999, 1e-3, updates=0), "at least 1"),
+        (lambda m: averaging.predict(averaging.EMA(m, difference=True), 0.999, 1e-3), "difference"),
         (lambda m: averaging.scale_decay(0.9, 0.0), "ratio"),
         (lambda m: SlowWeights({"w": torch.ones(2)}, 2.0), "alpha"),
         (lambda m: averaging.warp({}, []), "no runs"),

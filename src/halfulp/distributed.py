@@ -30,6 +30,7 @@ __all__ = [
     "Window",
     "agree",
     "copy_back_",
+    "cut",
     "gathered",
     "is_sharded",
     "local",
@@ -132,6 +133,27 @@ def shard_like(param: Tensor, part: Tensor) -> Tensor:
     return DTensor.from_local(
         part, mesh, sharded.placements, run_check=False, shape=torch.Size(whole), stride=tuple(stride)
     )
+
+
+def cut(like: Tensor, whole: Tensor) -> Tensor:
+    """A DTensor placed as another is, of which this rank holds its part of a whole tensor; no communication.
+
+    Raises
+    ------
+    ValueError
+        Where the whole does not have the shape of `like`, or the parts of `like` are not those of the whole: shards
+        inside blocks of a scaled state, see :func:`local_state_shape`.
+    """
+    here = window(like)
+    if tuple(whole.shape) != tuple(like.shape) or here.shape != tuple(local(like).shape):
+        raise ValueError(
+            f"a whole of shape {tuple(whole.shape)} cannot be cut into the parts of {tuple(like.shape)}, of which this "
+            f"rank holds {tuple(local(like).shape)}"
+        )
+    part = whole.to(like.device)
+    for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
+        part = part.narrow(dim, min(start, whole.shape[dim]), size)
+    return shard_like(like, part.contiguous().clone())
 
 
 def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:

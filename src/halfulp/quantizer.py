@@ -154,6 +154,34 @@ class Quantizer:
         blocks = layout.split(decode(codes, self.format)) * self.scaling.values(scale).unsqueeze(-1)
         return layout.join(blocks).reshape(shape)
 
+    def units(self, x: Tensor) -> Tensor:
+        """Scale of each element, float64, that :meth:`quantize` gives a finite fp32 tensor; 1 without scales."""
+        if not self.format.scaled:
+            return torch.ones_like(x, dtype=torch.float64)
+        layout = self.scaling.layout(x.shape)
+        blocks = layout.split(x)
+        scale = self.scaling.values(self.scaling.from_absmax(blocks.abs().amax(dim=-1), self.format))
+        return layout.join(scale.double().unsqueeze(-1).expand(blocks.shape).contiguous()).reshape(x.shape)
+
+    def spacing(self, x: Tensor) -> Tensor:
+        """Distance between the two stored values around each element of a finite fp32 tensor, float64.
+
+        Of a scaled format, with the scales that :meth:`quantize` gives this tensor (0 in blocks of zeros).
+
+        Examples
+        --------
+        >>> Quantizer("bfloat16").spacing(torch.tensor([1.0, 3.0])).tolist()
+        [0.0078125, 0.015625]
+        """
+        fmt, units = self.format, self.units(x)
+        y = x.double() / units.clamp_min(2.0**-1000)
+        if fmt.kind == "float":
+            exponent = torch.frexp(y)[1].double() - 1
+            return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits) * units
+        grid = torch.tensor(fmt.grid(), dtype=torch.float64, device=x.device)
+        above = torch.searchsorted(grid, y, right=True).clamp(1, len(grid) - 1)
+        return (grid[above] - grid[above - 1]) * units
+
     def gather(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...], index: Tensor) -> Tensor:
         """Values of single elements, by flat index (int64, one dimension), without decoding the others."""
         code, block, odd = self.locate(shape, index)

@@ -1,4 +1,8 @@
-"""Runs under torchrun (and imported, in one process): averages of a model, sharded by FSDP2 or whole."""
+"""Runs under torchrun (and imported, in one process): averages of a model, sharded by FSDP2 or whole.
+
+``averages.py OUT run FOLDER``: five steps, with checkpoints of both kinds after the third; ``averages.py OUT resume
+FOLDER``: the last two steps, from the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from cases import leave
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from halfulp.averaging import EMA, LAWA
+from halfulp.averaging import BEMA, EMA, LAWA, whole
+from halfulp.checkpoint.files import read_file, write_file
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "fp32": {"state": "fp32"},
     "bf16": {"state": "bf16"},
     "8bit": {"state": "8bit"},
     "4bit nearest": {"state": "4bit", "rounding": "nearest"},
     "difference": {"state": "8bit", "difference": True},
 }
+STEPS, SAVED = 5, 3
+FILE = "averages.safetensors"
 
 
 def build() -> torch.nn.Sequential:
@@ -25,16 +34,21 @@ def build() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(96, 130), torch.nn.GELU(), torch.nn.Linear(130, 64))
 
 
-def whole(tensor: Any) -> Any:
+def gathered(tensor: Any) -> Any:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def run(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Averages of a few steps, as whole tensors; swapped in and out on the way."""
-    averages: dict[str, Any] = {name: EMA(model, 0.9, **o) for name, o in OPTIONS.items()}
-    averages["lawa"] = LAWA(model, size=2, every=2, state="8bit")
+def averages_of(model: torch.nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {name: EMA(model, 0.9, **o) for name, o in OPTIONS.items()}
+    found["lawa"] = LAWA(model, size=2, every=2, state="8bit")
+    found["bema"] = BEMA(model, update_every=1, state="8bit")
+    return found
+
+
+def train(model: torch.nn.Module, averages: dict[str, Any], steps: range) -> None:
+    """Steps with the same gradients on every rank."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for step in range(5):
+    for step in steps:
         for k, p in enumerate(model.parameters()):
             grad = 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + k))
             p.grad = distribute_tensor(grad, p.device_mesh, p.placements) if isinstance(p, DTensor) else grad
@@ -42,30 +56,85 @@ def run(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         optimizer.step()
         for average in averages.values():
             average.update()
+
+
+def collect(model: torch.nn.Module, averages: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Averages as whole tensors, each swapped in and out on the way, and as the state dictionary to be shipped."""
     found = {}
     for name, average in averages.items():
-        live = {n: whole(p.detach()).clone() for n, p in model.named_parameters()}
+        live = {n: gathered(p.detach()).clone() for n, p in model.named_parameters()}
         with average.swap():
-            found.update({f"{name}/{n}": whole(p.detach()).clone() for n, p in model.named_parameters()})
+            inside = {n: gathered(p.detach()).clone() for n, p in model.named_parameters()}
+        found.update({f"{name}/{n}": p for n, p in inside.items()})
         for n, p in model.named_parameters():
-            assert torch.equal(whole(p.detach()), live[n]), n
+            assert torch.equal(gathered(p.detach()), live[n]), n
+        for n, value in average.averaged_state_dict().items():
+            assert torch.equal(gathered(value), inside[n]), n
     return found
 
 
-def main() -> None:
+def by_dcp(model: torch.nn.Module, averages: dict[str, Any]) -> dict[str, Any]:
+    """For ``torch.distributed.checkpoint``, which fills in what a fresh average has: so without LAWA's snapshots."""
+    states = {name: average.state_dict() for name, average in averages.items() if name != "lawa"}
+    return {"model": model.state_dict(), "averages": states}
+
+
+def save(model: torch.nn.Module, averages: dict[str, Any], folder: Path, writes: bool) -> None:
+    dcp.save(by_dcp(model, averages), checkpoint_id=folder / "dcp")
+    state = whole({name: average.state_dict() for name, average in averages.items()})
+    if writes:
+        write_file(state, folder / FILE)
+
+
+def resume(model: torch.nn.Module, folder: Path, way: str) -> dict[str, Any]:
+    """Fresh averages of a fresh model, and both as they were saved."""
+    averages = averages_of(model)
+    saved = by_dcp(model, averages)
+    dcp.load(saved, checkpoint_id=folder / "dcp")
+    model.load_state_dict(saved["model"])
+    states = saved["averages"] if way == "dcp" else read_file(folder / FILE)
+    if way == "dcp":
+        del averages["lawa"]
+    for name, average in averages.items():
+        average.load_state_dict(states[name])
+    return averages
+
+
+def sharded() -> torch.nn.Sequential:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo")
     model = build()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    found = run(model)
-    if dist.get_rank() == 0:
-        torch.save(found, Path(sys.argv[1]))
+    return model
+
+
+def main() -> None:
+    import torch.distributed as dist
+
+    out, mode, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    dist.init_process_group("gloo")
+    first = dist.get_rank() == 0
+    found: dict[str, torch.Tensor] = {}
+    if mode == "run":
+        model = sharded()
+        averages = averages_of(model)
+        train(model, averages, range(SAVED))
+        save(model, averages, folder, first)
+        train(model, averages, range(SAVED, STEPS))
+        found = collect(model, averages)
+    else:
+        for way in ("dcp", "file"):
+            model = sharded()
+            averages = resume(model, folder, way)
+            train(model, averages, range(SAVED, STEPS))
+            found.update({f"{way}/{n}": t for n, t in collect(model, averages).items()})
+    if first:
+        torch.save(found, out)
     leave()
 
 

@@ -23,16 +23,53 @@ from halfulp.averaging.dropin import AveragedModel, EMAPytorch
 from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
 from halfulp.averaging.merge import liti, slerp, warp
 from halfulp.averaging.posthoc import PostHocEMA, Reconstruction, profile_product, reconstruct_weights
-from halfulp.averaging.stall import check_pair, walk_stall, watch
+from halfulp.averaging.shards import whole
+from halfulp.averaging.stall import check_pair, watch
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.switch import ElasticReset, SlowWeights, SwitchEMA
 from halfulp.averaging.teacher import Teacher, TemporaryTeachers
+from halfulp.averaging.walk import WalkStall, predict, walk_stall
 from halfulp.averaging.window import LAWA
 
 __all__ = [
-    "BEMA", "EMA", "LAWA", "SWA", "AverageStore", "AveragedModel", "Cosine", "EMAPytorch", "ElasticReset", "Linear",
-    "MeanTeacher", "PostHocEMA", "PowerLaw", "Ramp", "Reconstruction", "SlowWeights", "SwitchEMA", "Teacher",
-    "TemporalEnsemble", "TemporaryTeachers", "Uniform", "Warmup", "WeightAverage", "check_pair", "half_life",
-    "lightning_callback", "liti", "power_exponent", "power_width", "profile_product", "reconstruct_weights",
-    "scale_decay", "slerp", "trainer_callback", "walk_stall", "warp", "watch",
+    "BEMA",
+    "EMA",
+    "LAWA",
+    "SWA",
+    "AverageStore",
+    "AveragedModel",
+    "Cosine",
+    "EMAPytorch",
+    "ElasticReset",
+    "Linear",
+    "MeanTeacher",
+    "PostHocEMA",
+    "PowerLaw",
+    "Ramp",
+    "Reconstruction",
+    "SlowWeights",
+    "SwitchEMA",
+    "Teacher",
+    "TemporalEnsemble",
+    "TemporaryTeachers",
+    "Uniform",
+    "WalkStall",
+    "Warmup",
+    "WeightAverage",
+    "check_pair",
+    "half_life",
+    "lightning_callback",
+    "liti",
+    "power_exponent",
+    "power_width",
+    "predict",
+    "profile_product",
+    "reconstruct_weights",
+    "scale_decay",
+    "slerp",
+    "trainer_callback",
+    "walk_stall",
+    "warp",
+    "watch",
+    "whole",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.checkpoint.validate import count
+from halfulp.distributed import shard_like
 from halfulp.engine import PARAM_DTYPES
 from halfulp.memory import MemoryReport
 
@@ -101,10 +102,10 @@ class WeightAverage:
         return self.store.read(name)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and averages, decoded one by one to the dtype of the live tensors."""
+        """Names and averages, decoded one by one to the dtype of the live tensors; sharded as these are."""
         self._refuse_while_swapped("read the average")
         for name, live in self.live.items():
-            yield name, self.value(name).to(live.dtype)
+            yield name, shard_like(live, self.value(name).to(live.dtype))
 
     def parameters(self) -> Iterator[Tensor]:
         """Averages, decoded one by one."""

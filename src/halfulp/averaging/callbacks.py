@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from halfulp._callbacks import lightning_base, transformers_base
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
+from halfulp.averaging.shards import whole
 from halfulp.checkpoint.files import read_file, write_file
 
 __all__ = ["lightning_callback", "trainer_callback"]
@@ -23,6 +24,7 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
     The average moves after every optimizer step, is saved into and resumed from the trainer's checkpoints
     (``weight_average.safetensors``), and is ``callback.average``. With `evaluate`, evaluations in training see the
     averaged weights, from ``on_step_end`` of a step that evaluates to ``on_evaluate``; what is saved is the live model.
+    Under FSDP2 and DDP every rank averages what it holds; the file holds the whole, and any number of ranks resumes it.
 
     Parameters
     ----------
@@ -31,13 +33,10 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
     evaluate
         Whether evaluations are of the average.
     """
-    try:
-        from transformers import TrainerCallback
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the Trainer callback needs transformers: pip install 'halfulp[lab]'") from error
+    base: Any = transformers_base()
     build = make or (lambda model: EMA(model, **options))
 
-    class AverageCallback(TrainerCallback):
+    class AverageCallback(base):
         average: Any = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -59,8 +58,9 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            saved = whole(self.average.state_dict())  # on every rank: shards are gathered
             if state.is_world_process_zero and folder.is_dir():
-                write_file(self.average.state_dict(), folder / FILE)
+                write_file(saved, folder / FILE)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.average is not None and self.average.swapped:
@@ -74,15 +74,7 @@ def lightning_callback(make: Make | None = None, *, evaluate: bool = True, **opt
 
     The average moves when the optimizer has stepped, also under gradient accumulation.
     """
-    base: Any = None
-    for package in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            base = importlib.import_module(package).Callback
-            break
-        except ModuleNotFoundError:
-            continue
-    if base is None:
-        raise ModuleNotFoundError("the Lightning callback needs Lightning: pip install lightning")
+    base: Any = lightning_base()
     build = make or (lambda model: EMA(model, **options))
 
     class AverageCallback(base):

@@ -1,14 +1,16 @@
-"""Which part of a tensor this process holds, and where it stands in the whole."""
+"""Which part of a tensor this process holds, where it stands in the whole, and the whole again."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from halfulp.distributed import is_sharded, local, window
+from halfulp.distributed import gathered, is_sharded, local, window
 
-__all__ = ["Part", "local_part"]
+__all__ = ["Part", "local_part", "whole"]
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,13 @@ def local_part(tensor: Tensor) -> Part:
         return Part(tensor.data)
     here = window(tensor)
     return Part(local(tensor).data, here.first_element, here.row_stride)
+
+
+def whole(state_dict: Any) -> Any:
+    """A state dictionary with every DTensor gathered, one after the other, into the host's memory.
+
+    Every rank must call it; a state without DTensors is returned as it is. Averages load either form.
+    """
+    if isinstance(state_dict, Mapping):
+        return {key: whole(value) for key, value in state_dict.items()}
+    return gathered(state_dict).cpu() if is_sharded(state_dict) else state_dict

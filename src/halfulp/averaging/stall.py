@@ -1,15 +1,6 @@
-"""How many updates of a weight average are lost: predicted from the walk of the weights, measured, and seen in a file.
+"""How many updates of a weight average are lost: measured while it moves, and seen in a saved pair of models.
 
-Write ``d`` for the distance of a live weight from its stored average and ``u`` for the grid spacing there. The update
-is ``(1 - decay) * d``; nearest rounding loses it when that is less than ``u / 2``, so that a distance of
-``D = u / (2 (1 - decay))`` is needed to move at all. The drive of the average is the walk of the weights, with steps
-of standard deviation ``s``:
-
-* stochastic: ``d`` has the variance ``v = s^2 / (2 (1 - decay)) + u sqrt(2 v / pi) / 2``, walk and rounding noise, and
-  an update moves with probability ``E|d| (1 - decay) / u``;
-* nearest: nothing moves for about ``(D / s)^2`` steps. After that ``d`` walks freely between ``-D`` and ``D``, and
-  drifts back by ``u`` a step beyond: its density is flat, with exponential tails of length ``s^2 / (2 u)`` outside.
-  The tails are what moves: a share of ``q / (2 D + q)`` with ``q = s^2 / u``.
+What to expect is in :mod:`halfulp.averaging.walk`.
 """
 
 from __future__ import annotations
@@ -23,87 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from halfulp.averaging.ema import EMA
-from halfulp.formats import Format, get_format
-from halfulp.quantizer import Rounding
 
-__all__ = ["PairRow", "WalkStall", "Watched", "check_pair", "walk_stall", "watch"]
-
-MANTISSAS = [2 ** ((k + 0.5) / 32) for k in range(32)]
-"""Log-uniform mantissas."""
-
-
-@dataclass(frozen=True)
-class WalkStall:
-    """What rounding does to a weight average in the long run.
-
-    Parameters
-    ----------
-    stalled
-        Share of updates that are lost.
-    frozen_for
-        Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
-    noise
-        Standard deviation that rounding adds to the average, relative to the weight (stochastic); for nearest, the
-        distance at which it hangs behind, relative to the weight.
-    """
-
-    stalled: float
-    frozen_for: float
-    noise: float
-
-
-def walk_stall(
-    fmt: Format | str, decay: float, step: float, rounding: Rounding = "stochastic", absmax_ratio: float | None = None
-) -> WalkStall:
-    """Prediction for weights that take independent steps.
-
-    Parameters
-    ----------
-    fmt
-        Format of the average. Floats have a spacing relative to the weight; for integer formats give `absmax_ratio`.
-    decay
-        Of the average.
-    step
-        Standard deviation of a weight's step, relative to the weight.
-    rounding
-        ``"stochastic"`` or ``"nearest"``.
-    absmax_ratio
-        Largest magnitude of the block over that of the weight, for formats with an even grid.
-
-    Examples
-    --------
-    >>> walk_stall("bf16", 0.9999, 1e-4, "nearest").stalled > 0.99
-    True
-    """
-    fmt = get_format(fmt)
-    if not 0.0 < decay < 1.0:
-        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
-    if step <= 0:
-        raise ValueError(f"the step of the weights is positive, got {step}")
-    if fmt.kind == "float":
-        units = [fmt.epsilon / mantissa for mantissa in MANTISSAS]
-    elif fmt.kind == "int" and absmax_ratio is not None:
-        units = [2.0 ** ((k + 0.5) / 32) * absmax_ratio / fmt.max for k in range(32)]
-    else:
-        raise ValueError(
-            f"the spacing of {fmt.name} is not relative to the weight: give absmax_ratio for integer formats"
-        )
-    found = [_of_unit(u, 1.0 - decay, step, rounding) for u in units]
-    return WalkStall(
-        sum(f[0] for f in found) / len(found),
-        sum(f[1] for f in found) / len(found),
-        math.sqrt(sum(f[2] ** 2 for f in found) / len(found)),
-    )
-
-
-def _of_unit(u: float, weight: float, s: float, rounding: Rounding) -> tuple[float, float, float]:
-    if rounding == "nearest":
-        reach = u / (2 * weight)
-        return 2 * reach / (2 * reach + s * s / u), (reach / s) ** 2, reach
-    walk, half = s * s / (2 * weight), u / (2 * math.sqrt(2 * math.pi))
-    root = half + math.sqrt(half * half + walk)  # standard deviation of d: r^2 = walk + 2 half r
-    mean = root * math.sqrt(2 / math.pi)
-    return max(0.0, 1 - mean * weight / u), 0.0, math.sqrt(mean * u / 2)
+__all__ = ["PairRow", "Watched", "check_pair", "model_tensors", "watch"]
 
 
 @dataclass(frozen=True)

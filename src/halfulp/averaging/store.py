@@ -17,7 +17,7 @@ from torch import Tensor
 from halfulp._log import log_once
 from halfulp.averaging.shards import Part, local_part
 from halfulp.checkpoint.validate import count, tensor_entries
-from halfulp.distributed import is_sharded, local_state_shape
+from halfulp.distributed import cut, is_sharded, local_state_shape
 from halfulp.engine import PARAM_DTYPES
 from halfulp.formats import Format
 from halfulp.kernels import dispatch
@@ -253,7 +253,10 @@ class AverageStore:
         return {name: dict(a.state.entries) for name, a in self._averaged.items()}
 
     def validate(self, saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Entries to be loaded, copied to their devices; ``ValueError`` saying what does not fit."""
+        """Entries to be loaded, copied to their devices; ``ValueError`` saying what does not fit.
+
+        Of the whole tensors of a sharded average this process takes its part.
+        """
         if set(saved) != set(self._averaged):
             missing, extra = sorted(set(self._averaged) - set(saved)), sorted(set(saved) - set(self._averaged))
             raise ValueError(f"the averages saved are of another model: missing {missing}, unknown {extra}")
@@ -263,6 +266,9 @@ class AverageStore:
             wanted = {state.slot.name, state.age_key} | ({state.scale_key} if state.quantizer.format.scaled else set())
             if set(entries) != wanted:
                 raise ValueError(f"{name}: saved are {sorted(entries)}, this average has {sorted(wanted)}")
+            for key, own in state.entries.items():
+                if is_sharded(own) and isinstance(entries[key], Tensor) and not is_sharded(entries[key]):
+                    entries[key] = cut(own, entries[key])
             fresh = EmaState(state.slot, state.quantizer, state.shape, {}, state.sharded)
             fresh.entries[state.age_key] = count(name, state.age_key, entries[state.age_key])
             tensor_entries(name, fresh, entries, state.codes.device)

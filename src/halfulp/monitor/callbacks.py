@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+from halfulp._callbacks import lightning_base, transformers_base
 from halfulp.monitor.loggers import as_sink, figures
 from halfulp.monitor.table import MonitorTable
 from halfulp.monitor.watch import StallMonitor
@@ -27,12 +27,9 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
         A further logger, see :func:`~halfulp.monitor.loggers.as_sink`.
     """
     sink = None if logger is None else as_sink(logger)
-    try:
-        from transformers import TrainerCallback
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the Trainer callback needs transformers: pip install 'halfulp[lab]'") from error
+    base: Any = transformers_base()
 
-    class StallCallback(TrainerCallback):
+    class StallCallback(base):
         table: MonitorTable | None = None
         watch: StallMonitor | None = None
 
@@ -61,15 +58,7 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
 
     The final tables, one an optimizer, are ``callback.tables``. Works with ``lightning`` and ``pytorch_lightning``.
     """
-    base: Any = None
-    for package in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            base = importlib.import_module(package).Callback
-            break
-        except ModuleNotFoundError:
-            continue
-    if base is None:
-        raise ModuleNotFoundError("the Lightning callback needs Lightning: pip install lightning")
+    base: Any = lightning_base()
 
     class StallCallback(base):
         def __init__(self) -> None:

@@ -1,0 +1,248 @@
+"""How many updates of a weight average are lost, predicted: the drive of the average is the walk of the weights.
+
+Write ``d`` for the distance of a live weight from its stored average, ``u`` for the grid spacing there, ``s`` for the
+standard deviation of the weight's (independent) steps and ``w = 1 - decay``. The update is ``w d``; nearest rounding
+loses it when that is less than ``u / 2``, so that a distance of ``D = u / (2 w)`` is needed to move at all.
+
+* Stochastic: ``d`` is normal with the variance of the walk, ``s^2 (1 - (1 - w)^(2 t)) / (2 w)`` after ``t`` updates
+  from a copy, and that of the rounding noise, ``v' = -2 w v + w u E|d|`` from ``v = u^2 / 12``. An update moves with
+  probability ``E min(1, w |d| / u)``. In the long run, ``d`` has the variance
+  ``s^2 / (2 w) + u sqrt(2 v / pi) / 2`` (with ``v`` for all of it).
+* Nearest: nothing moves for about ``(D / s)^2`` updates. In the long run ``d`` walks freely between ``-D`` and ``D``
+  and drifts back by ``u`` an update beyond: its density is flat, with exponential tails of length ``s^2 / (2 u)``
+  outside. The tails are what moves: a share of ``q / (2 D + q)`` with ``q = s^2 / u``. For a number of updates the walk
+  is walked: in floating point ``u`` grows with the average, so that it goes about ``1 / (1 + D / |average|)`` of a long
+  way: with bf16, a quarter at decay 0.999, a thirtieth at 0.9999.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfulp.averaging.base import WeightAverage
+from halfulp.formats import Format, get_format
+from halfulp.quantizer import Rounding
+
+__all__ = ["WalkStall", "predict", "walk_stall"]
+
+MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64) + 0.5) / 32)
+"""Log-uniform mantissas."""
+SAMPLE = 4096
+"""Elements of a tensor that are looked at; walks, where these are counted."""
+Spacing = Callable[[Tensor], Tensor]
+"""From stored values to the grid spacing at each."""
+
+
+@dataclass(frozen=True)
+class WalkStall:
+    """What rounding does to a weight average.
+
+    Parameters
+    ----------
+    stalled
+        Share of updates that are lost.
+    frozen_for
+        Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
+    distance
+        Root mean square distance to the average in exact arithmetic, at the end; of :func:`walk_stall` relative to the
+        weight, of :func:`predict` to the root mean square weight. The long run of nearest: the reach ``D``.
+    gone
+        Share of the way of the exact average that the stored one has gone, at the end (its projection). 1 for
+        stochastic; NaN for the long run of nearest.
+    """
+
+    stalled: float
+    frozen_for: float
+    distance: float
+    gone: float
+
+
+def walk_stall(
+    fmt: Format | str,
+    decay: float,
+    step: float,
+    rounding: Rounding = "stochastic",
+    absmax_ratio: float | None = None,
+    updates: int | None = None,
+) -> WalkStall:
+    """Prediction for weights that take independent steps.
+
+    Parameters
+    ----------
+    fmt
+        Format of the average. Floats have a spacing relative to the weight; for integer formats give `absmax_ratio`.
+    decay
+        Of the average.
+    step
+        Standard deviation of a weight's step, relative to the weight.
+    rounding
+        ``"stochastic"`` or ``"nearest"``.
+    absmax_ratio
+        Largest magnitude of the block over that of the weight, for formats with an even grid.
+    updates
+        Mean over so many updates from a copy of the weights; the long run without.
+
+    Examples
+    --------
+    >>> walk_stall("bf16", 0.9999, 1e-4, "nearest").stalled > 0.99
+    True
+    """
+    fmt = get_format(fmt)
+    _check(decay, step, updates)
+    ones = torch.ones_like(MANTISSAS)
+    if fmt.kind == "float":
+        weights, spacing = MANTISSAS, _octaves(fmt, ones)
+    elif fmt.kind == "int" and absmax_ratio is not None:
+        weights, spacing = ones, _constant(MANTISSAS * absmax_ratio / fmt.max)
+    else:
+        raise ValueError(
+            f"the spacing of {fmt.name} is not relative to the weight: give absmax_ratio for integer formats"
+        )
+    return _expected(weights, spacing, step * weights, weights, 1.0 - decay, rounding, updates)
+
+
+def predict(
+    average: WeightAverage, decay: float, step: float | Mapping[str, float], updates: int | None = None
+) -> dict[str, WalkStall]:
+    """Prediction for each tensor of an average, from what is stored now; :func:`watch` measures.
+
+    Tensors that stay in fp32 are left out.
+
+    Parameters
+    ----------
+    average
+        Any average that stores weights themselves (no differences).
+    decay
+        Of its updates.
+    step
+        Standard deviation of a weight's step, absolute; or one for each tensor, by name. With Adam and gradients that
+        are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change their
+        sum.
+    updates
+        Over so many updates, from a copy of the weights; the long run without.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ema = halfulp.averaging.EMA(torch.nn.Linear(64, 64), 0.9999, state="bf16", rounding="nearest")
+    >>> halfulp.averaging.predict(ema, 0.9999, step=1e-3, updates=1000)["weight"].gone < 0.1
+    True
+    """
+    by_name = step if isinstance(step, Mapping) else dict.fromkeys(average.live, step)
+    _check(decay, min(by_name[name] for name in average.live), updates)
+    if getattr(average, "difference", False):
+        raise ValueError("an average stored as a difference has no spacing of its own: predictions are of direct ones")
+    found = {}
+    for name in average.live:
+        quantizer = average.store.state_of(name).quantizer
+        values = average.store.read(name)
+        if quantizer.format.is_float32 or not bool(values.any()):
+            continue
+        every = max(1, values.numel() // SAMPLE)
+        weights, units, spacing = (
+            x.flatten()[::every].double() for x in (values, quantizer.units(values), quantizer.spacing(values))
+        )
+        keep = units > 0  # not blocks of zeros
+        weights, units, spacing = weights[keep], units[keep], spacing[keep]
+        fmt = quantizer.format
+        follow = _octaves(fmt, units) if fmt.kind == "float" else _constant(spacing)
+        size, steps = weights.square().mean().sqrt(), torch.full_like(weights, by_name[name])
+        found[name] = _expected(weights, follow, steps, size, 1.0 - decay, quantizer.rounding, updates)
+    return found
+
+
+def _check(decay: float, step: float, updates: int | None) -> None:
+    if not 0.0 < decay < 1.0:
+        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
+    if step <= 0:
+        raise ValueError(f"the step of the weights is positive, got {step}")
+    if updates is not None and updates < 1:
+        raise ValueError(f"updates is at least 1, got {updates}")
+
+
+def _constant(units: Tensor) -> Spacing:
+    return lambda values: units.expand_as(values)
+
+
+def _octaves(fmt: Format, scale: Tensor) -> Spacing:
+    """Spacing of a float format, in units of a scale that stays as it is."""
+
+    def spacing(values: Tensor) -> Tensor:
+        exponent = torch.frexp(values / scale)[1].double() - 1
+        return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits) * scale
+
+    return spacing
+
+
+def _expected(
+    weights: Tensor, spacing: Spacing, steps: Tensor, size: Tensor, w: float, rounding: Rounding, updates: int | None
+) -> WalkStall:
+    """Over elements, distances in the root mean square relative to `size`."""
+    units = spacing(weights)
+    if rounding == "stochastic":
+        stalled, noise = _stochastic(units, w, steps, updates)
+        return WalkStall(float(stalled.mean()), 0.0, _rms(noise / size), 1.0)
+    reach = units / (2 * w)
+    frozen = float((reach / steps).square().mean())
+    if updates is None:
+        tail = steps.square() / units
+        return WalkStall(float((1 / (1 + tail / (2 * reach))).mean()), frozen, _rms(reach / size), math.nan)
+    stalled, gone, distance = _walk(weights, spacing, steps, w, updates)
+    return WalkStall(float(stalled.mean()), frozen, _rms(distance / size), gone)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def _walk(weights: Tensor, spacing: Spacing, s: Tensor, w: float, updates: int) -> tuple[Tensor, float, Tensor]:
+    """An average rounded to nearest: what stalls, share of the way of the exact one that it goes, distance from there.
+
+    Walks in at most some thousand strides of many steps: what moves in a stride is what `span` updates of the present
+    size move, until the next one would be lost.
+    """
+    count = min(updates, int(min(max(20 * updates * w, 500), 4000)))
+    span = updates / count
+    generator = torch.Generator().manual_seed(0)
+    live = weights.expand(max(1, SAMPLE // len(weights)), -1).clone()
+    exact, stored, fade, moves = live.clone(), live.clone(), (1 - w) ** span, torch.zeros_like(live)
+    for _ in range(count):
+        live += s * math.sqrt(span) * torch.randn(live.shape, generator=generator, dtype=torch.float64)
+        exact += (live - exact) * (1 - fade)
+        u, left = spacing(stored), live - stored
+        size = left.abs()
+        change = torch.round(w * size / u) * u
+        moved = torch.minimum(change * span, (size - u / (2 * w)).relu())
+        stored += torch.sign(left) * moved
+        moves += moved / change.clamp_min(u)
+    way = exact - weights
+    gone = ((stored - weights) * way).sum() / way.square().sum()
+    return 1 - moves.mean(dim=0) / updates, float(gone), (stored - exact).square().mean(dim=0).sqrt()
+
+
+def _stochastic(u: Tensor, w: float, s: Tensor, updates: int | None) -> tuple[Tensor, Tensor]:
+    """Share that stalls, and the standard deviation of the rounding noise at the end."""
+    if updates is None:
+        half = u / (2 * math.sqrt(2 * math.pi))
+        root = half + (half.square() + s.square() / (2 * w)).sqrt()  # deviation of d: r^2 = walk + 2 half r
+        return _lost(root * w / u), (root * math.sqrt(2 / math.pi) * u / 2).sqrt()
+    noise, lost, before = u.square() / 12, torch.zeros_like(u), 0
+    for age in sorted({round(updates ** (k / 200)) for k in range(201)}):
+        span, middle = age - before, (age + before) / 2
+        root = (s.square() * (-math.expm1(-2 * w * middle) / (2 * w)) + noise).sqrt()
+        lost += span * _lost(root * w / u)
+        fade = math.exp(-2 * w * span)
+        noise = noise * fade + (1 - fade) / 2 * u * root * math.sqrt(2 / math.pi)
+        before = age
+    return lost / updates, noise.sqrt()
+
+
+def _lost(a: Tensor) -> Tensor:
+    """``1 - E min(1, a |z|)`` for a standard normal ``z``."""
+    inverse = 1.0 / a
+    return 1.0 + a * math.sqrt(2 / math.pi) * torch.expm1(-inverse.square() / 2) - torch.erfc(inverse / math.sqrt(2))
