@@ -139,7 +139,7 @@ def ours(formats: bool) -> dict[str, dict[str, Any]]:
     for fmt in ("float8_e4m3fn", "float8_e3m4", "linear8", "dynamic8"):
         for kind, size in (("pow2", 128), ("pow2", 32), ("fp32", 128)):
             scaling = Scaling(kind, "block", size)  # type: ignore[arg-type]
-            found[f"{fmt} {kind} {size}"] = {"state": Quantizer(fmt, scaling)}  # type: ignore[arg-type]
+            found[f"{fmt} {kind} {size}"] = {"state": Quantizer(fmt, scaling, "stochastic")}  # type: ignore[arg-type]
     return found
 
 

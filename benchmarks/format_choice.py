@@ -63,10 +63,9 @@ def candidate(
     slot: str, name: str, scale: str, rounding: str, shapes: list[torch.Size], betas: tuple[float, float]
 ) -> Candidate:
     params = [torch.nn.Parameter(torch.zeros(s)) for s in shapes]
-    quantizer = Quantizer(FORMATS[name], Scaling("pow2" if scale == "none" else scale))
-    optimizer = AdamW(
-        params, lr=1.0, betas=betas, weight_decay=0.0, state={slot: quantizer}, rounding=rounding, min_size=0
-    )
+    scaling, floor = Scaling("pow2" if scale == "none" else scale), slot == "exp_avg_sq"
+    quantizer = Quantizer(FORMATS[name], scaling, rounding, floor)
+    optimizer = AdamW(params, lr=1.0, betas=betas, weight_decay=0.0, state={slot: quantizer}, min_size=0)
     return Candidate(slot, name, scale, rounding, optimizer, params)
 
 

@@ -36,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SOAP": {"lr": 1e-2}, "Conda": {"lr": 1e-2}, "SubsetNorm": {"lr": 3e-2}, "FRUGAL": {"lr": 5e-3},
     "Muon": {"lr": 5e-2}, "AMSGD": {"lr": 5.0}, "AMAdamW": {"lr": 1e-2}, "MADGRAD": {"lr": 2e-2},
     "Gravity": {"lr": 5.0, "alpha": 0.0}, "ComplexMomentum": {"lr": 0.5}, "CoRe": {"lr": 3e-3},
+    "SWATS": {"lr": 1e-2}, "SubspaceMomentum": {"lr": 3e-2, "rank": 8}, "MicroAdam": {"lr": 1e-2, "density": 0.1},
+    "BAdam": {"lr": 2e-2, "period": 8},
 }  # fmt: skip
 
 
@@ -118,8 +120,9 @@ LOSS = {
     "ADOPT": 2.8, "AMAdamW": 2.6, "AMSGD": 2.41, "AdEMAMix": 2.61, "AdaBelief": 2.54, "AdaBound": 2.62,
     "AdaLomo": 2.54, "AdaMod": 2.67, "AdaMomentum": 2.88, "Adafactor": 2.54, "Adam": 2.61, "AdamP": 2.61,
     "AdamW": 2.62, "CAME": 2.21, "CoRe": 2.62, "ComplexMomentum": 2.8, "Conda": 2.52, "DiffGrad": 2.61,
-    "EXAdam": 2.39, "FRUGAL": 2.87, "Gravity": 2.33, "LAMB": 2.87, "LARS": 2.47, "Lion": 3.16, "MADGRAD": 2.65,
+    "EXAdam": 2.39, "FRUGAL": 2.87, "Gravity": 2.33, "LAMB": 2.7, "LARS": 2.47, "Lion": 3.16, "MADGRAD": 2.65,
     "Muon": 2.28, "SGD": 2.43, "SMMF": 2.94, "SOAP": 3.13, "SPAM": 2.61, "SubsetNorm": 2.81,
+    "SWATS": 2.62, "SubspaceMomentum": 2.66, "MicroAdam": 2.83, "BAdam": 2.78,
 }  # fmt: skip
 """Mean loss of steps 26 to 30 with fp32 states, rounded; every cell must come within MARGIN of it."""
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from halfulp.optim import SMMF as SMMF
     from halfulp.optim import SOAP as SOAP
     from halfulp.optim import SPAM as SPAM
+    from halfulp.optim import SWATS as SWATS
     from halfulp.optim import AdaBelief as AdaBelief
     from halfulp.optim import AdaBound as AdaBound
     from halfulp.optim import Adafactor as Adafactor
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from halfulp.optim import AdamW as AdamW
     from halfulp.optim import AdEMAMix as AdEMAMix
     from halfulp.optim import AMAdamW as AMAdamW
+    from halfulp.optim import BAdam as BAdam
     from halfulp.optim import ComplexMomentum as ComplexMomentum
     from halfulp.optim import Conda as Conda
     from halfulp.optim import CoRe as CoRe
@@ -49,8 +51,10 @@ if TYPE_CHECKING:
     from halfulp.optim import Gravity as Gravity
     from halfulp.optim import HyperOptimizer as HyperOptimizer
     from halfulp.optim import Lion as Lion
+    from halfulp.optim import MicroAdam as MicroAdam
     from halfulp.optim import Muon as Muon
     from halfulp.optim import SubsetNorm as SubsetNorm
+    from halfulp.optim import SubspaceMomentum as SubspaceMomentum
     from halfulp.quantizer import Quantizer as Quantizer
     from halfulp.resets import Every as Every
     from halfulp.resets import Planned as Planned
@@ -92,6 +96,7 @@ _HOME = {
     "Adam": "optim",
     "AdamP": "optim",
     "AdamW": "optim",
+    "BAdam": "optim",
     "CAME": "optim",
     "CoRe": "optim",
     "ComplexMomentum": "optim",
@@ -109,6 +114,7 @@ _HOME = {
     "Lookahead": "wrappers",
     "LowPass": "wrappers",
     "MADGRAD": "optim",
+    "MicroAdam": "optim",
     "Muon": "optim",
     "Planned": "resets",
     "Quantizer": "quantizer",
@@ -117,10 +123,12 @@ _HOME = {
     "SMMF": "optim",
     "SOAP": "optim",
     "SPAM": "optim",
+    "SWATS": "optim",
     "Scaling": "scaling",
     "Staggered": "resets",
     "StallMonitor": "monitor",
     "SubsetNorm": "optim",
+    "SubspaceMomentum": "optim",
     "adagc": "rules.transforms",
     "check_roundtrip": "checkpoint.selftest",
     "clip_coordinates": "rules.transforms",

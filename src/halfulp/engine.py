@@ -49,7 +49,8 @@ class RuleOptimizer(Optimizer):
     state
         How states are stored: ``"fp32" "bf16" "fp16" "fp8" "fp4" "int8" "int4"`` as published, ``"8bit"`` (default)
         and ``"4bit"`` as measured best, a dtype name, a :class:`~halfulp.formats.Format`, a
-        :class:`~halfulp.quantizer.Quantizer`, or a mapping from slot names to these. Per group.
+        :class:`~halfulp.quantizer.Quantizer` (with a rounding and a ``zero_floor`` of its own, which win), or a mapping
+        from slot names to these. Per group.
     rounding
         ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names. Per group.
     reset
@@ -101,7 +102,7 @@ class RuleOptimizer(Optimizer):
     def _start_caches(self) -> None:
         self._works: dict[Tensor, Work] = {}
         self._registry: Registry | None = None
-        self._stored_as: dict[int, tuple[Any, Any]] = {}
+        self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
         self._schedules: dict[int, tuple[Any, ResetSchedule | None]] = {}
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
@@ -215,6 +216,11 @@ class RuleOptimizer(Optimizer):
         """Whether each rank updates its own part of a sharded parameter, rather than the whole."""
         return is_sharded(param) and self.active_rule(group, param).shardable
 
+    def active_params(self, group: dict[str, Any]) -> list[Tensor]:
+        """Parameters of a group that take part in the present step: all, unless a subclass takes turns."""
+        params: list[Tensor] = group["params"]
+        return params
+
     # ---------------------------------------------------------------- the step
 
     @torch.no_grad()
@@ -230,7 +236,7 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step([(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups])
+        self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
         return loss
 
     @torch.no_grad()
@@ -327,12 +333,14 @@ class RuleOptimizer(Optimizer):
             work.keys = [(of_work[i][0], of_work[i][1]) for i in own]
 
     def _create_work(self, group: dict[str, Any], param: Tensor) -> Work:
-        """Create (or, after loading, find) the states of a parameter."""
+        """Find the states of a parameter; create those that are not there, and drop those of no slot any more."""
         entries = self.state[param]
+        entries.setdefault("step", 0)
         states = self._states_over(entries, group, param)
-        if "step" not in entries:
-            entries["step"] = 0
-            for state in states:
+        for key in set(entries) - {"step", *(k for s in states for k in s.keys)}:
+            del entries[key]
+        for state in states:
+            if state.slot.name not in entries:
                 state.create(param)
         assert param.grad is not None
         work = Work(self.active_rule(group, param), param, param.grad, states, {}, group["param_rounding"], [])
@@ -360,8 +368,11 @@ class RuleOptimizer(Optimizer):
                 )
 
     def _follow_storage(self, group: dict[str, Any]) -> None:
-        """Take over a rounding that was changed between steps; refuse a change of formats, which nobody converts."""
-        now = (group["state"], group["rounding"])
+        """Take over a rounding, or other slots, after a change between steps; refuse one of formats.
+
+        Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without.
+        """
+        now = (group["state"], group["rounding"], tuple(slot.name for slot in self.group_slots(group)))
         before = self._stored_as.setdefault(id(group), now)
         if now == before:
             return
@@ -442,6 +453,19 @@ class RuleOptimizer(Optimizer):
                     if due:
                         self._reset(p, states, self.state[p]["step"], due)
 
+    @torch.no_grad()
+    def forget(self, params: Iterable[Tensor]) -> None:
+        """Drop the states of parameters, and their memory; a later step begins with new ones.
+
+        Their count of steps goes on: the random bits follow it.
+        """
+        for p in params:
+            entries = self.state.get(p)
+            if entries:
+                for key in set(entries) - {"step"}:
+                    del entries[key]
+            self._works.pop(p, None)
+
     # ---------------------------------------------------------------- queries
 
     def states(self, param: Tensor) -> tuple[EmaState, ...]:
@@ -450,7 +474,10 @@ class RuleOptimizer(Optimizer):
         if not entries:
             raise KeyError(f"{self.registry[param].label} has no state yet: it has made no step")
         work = self._works.get(param)
-        return work.states if work is not None else self._states_over(entries, self.registry[param].group, param)
+        if work is not None:
+            return work.states
+        found = self._states_over(entries, self.registry[param].group, param)
+        return tuple(state for state in found if state.slot.name in entries)
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""
@@ -473,7 +500,7 @@ class RuleOptimizer(Optimizer):
         rows = []
         for group in self.param_groups:
             low = any(not q.format.is_float32 for q in self.group_quantizers(group).values())
-            for p in group["params"]:
+            for p in self.active_params(group):
                 place = self.registry[p]
                 reason = fp32_reason(p, place.name, self.storage) if low else None
                 for slot, shape, q in self.slot_storage(group, p):

@@ -114,6 +114,12 @@ class EmaState:
         self.entries[self.age_key] = 0
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of its entries."""
+        scale = (self.scale_key,) if self.quantizer.format.scaled else ()
+        return (self.slot.name, *scale, self.age_key)
+
+    @property
     def codes(self) -> Tensor:
         """Stored codes (this rank's)."""
         codes: Tensor = self.entries[self.slot.name]

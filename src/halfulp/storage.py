@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ def slot_quantizers(
         A format name, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of these; slots
         that a mapping leaves out stay in fp32.
     rounding
-        ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). Overrides a quantizer's own.
+        ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). A :class:`Quantizer` has its
+        own, which wins, and so does its ``zero_floor``.
     options
         The rest.
 
@@ -76,28 +77,30 @@ def slot_quantizers(
             raise ValueError(f"{what}= names {sorted(unknown)}, but the states of this optimizer are {names}")
     quantizers = []
     for slot in slots:
-        wanted = state.get(slot.name, "float32") if isinstance(state, Mapping) else state
+        by_slot = isinstance(state, Mapping)
+        wanted = state.get(slot.name, "float32") if by_slot else state
         how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else slot.rounding or rounding
         if how not in ("nearest", "stochastic"):
             raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
+        if isinstance(wanted, Quantizer):
+            how = wanted.rounding if by_slot else slot.rounding or wanted.rounding
         quantizers.append(FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options))
     return tuple(quantizers)
 
 
 def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: StorageOptions) -> Quantizer:
     if isinstance(wanted, Quantizer):
-        quantizer = wanted
+        quantizer = wanted.with_rounding(rounding)
     elif isinstance(wanted, (str, Format)):
-        fmt = get_format(wanted, signed=slot.signed)
-        quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size))  # type: ignore[arg-type]
+        fmt, floor = get_format(wanted, signed=slot.signed), options.zero_floor and not slot.signed
+        quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size), rounding, floor)  # type: ignore[arg-type]
     else:
         raise ValueError(
             f"a state is stored as a format name, a Format or a Quantizer, or by slot in a mapping; got {wanted!r}"
         )
     if slot.signed and not quantizer.format.signed:
         raise ValueError(f"{slot.name} takes negative values, and {quantizer.format.name} has no sign")
-    floor = options.zero_floor and not slot.signed
-    return replace(quantizer, rounding=rounding, zero_floor=floor)
+    return quantizer
 
 
 def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:

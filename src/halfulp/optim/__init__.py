@@ -1,9 +1,35 @@
 """The optimizers: thin classes that name a rule and its hyper-parameters."""
 
+from halfulp.optim.badam import BAdam
 from halfulp.optim.base import HyperOptimizer
 from halfulp.optim.classic import SGD, Adam, AdamW, Lion
-from halfulp.optim.family import ADOPT, SPAM, AdaBelief, AdaBound, AdaMod, AdaMomentum, AdEMAMix, DiffGrad, EXAdam
-from halfulp.optim.layers import CAME, FRUGAL, LAMB, LARS, SMMF, SOAP, Adafactor, AdaLomo, AdamP, Conda, SubsetNorm
+from halfulp.optim.family import (
+    ADOPT,
+    SPAM,
+    SWATS,
+    AdaBelief,
+    AdaBound,
+    AdaMod,
+    AdaMomentum,
+    AdEMAMix,
+    DiffGrad,
+    EXAdam,
+    MicroAdam,
+)
+from halfulp.optim.layers import (
+    CAME,
+    FRUGAL,
+    LAMB,
+    LARS,
+    SMMF,
+    SOAP,
+    Adafactor,
+    AdaLomo,
+    AdamP,
+    Conda,
+    SubsetNorm,
+    SubspaceMomentum,
+)
 from halfulp.optim.momentum import AMSGD, MADGRAD, AMAdamW, ComplexMomentum, CoRe, Gravity
 from halfulp.optim.muon import Muon
 
@@ -20,6 +46,7 @@ __all__ = [
     "SMMF",
     "SOAP",
     "SPAM",
+    "SWATS",
     "AMAdamW",
     "AdEMAMix",
     "AdaBelief",
@@ -31,6 +58,7 @@ __all__ = [
     "Adam",
     "AdamP",
     "AdamW",
+    "BAdam",
     "CoRe",
     "ComplexMomentum",
     "Conda",
@@ -39,8 +67,10 @@ __all__ = [
     "Gravity",
     "HyperOptimizer",
     "Lion",
+    "MicroAdam",
     "Muon",
     "SubsetNorm",
+    "SubspaceMomentum",
 ]
 
 OPTIMIZERS = (
@@ -57,6 +87,7 @@ OPTIMIZERS = (
     Adam,
     AdamP,
     AdamW,
+    BAdam,
     CAME,
     CoRe,
     ComplexMomentum,
@@ -69,11 +100,14 @@ OPTIMIZERS = (
     LARS,
     Lion,
     MADGRAD,
+    MicroAdam,
     Muon,
     SGD,
     SMMF,
     SOAP,
     SPAM,
+    SWATS,
     SubsetNorm,
+    SubspaceMomentum,
 )
 """Every optimizer: what the matrix of tests runs over."""

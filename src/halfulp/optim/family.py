@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from halfulp.optim.base import HyperOptimizer
-from halfulp.rules import adam, ademamix, adopt, spam, variants
+from halfulp.rules import adam, ademamix, adopt, micro_adam, spam, swats, variants
 
-__all__ = ["ADOPT", "SPAM", "AdEMAMix", "AdaBelief", "AdaBound", "AdaMod", "AdaMomentum", "DiffGrad", "EXAdam"]
+__all__ = [
+    "ADOPT", "SPAM", "SWATS", "AdEMAMix", "AdaBelief", "AdaBound", "AdaMod", "AdaMomentum", "DiffGrad", "EXAdam",
+    "MicroAdam",
+]  # fmt: skip
 
 
 class AdaBelief(HyperOptimizer):
@@ -154,3 +157,37 @@ class SPAM(HyperOptimizer):
 
     rule = spam.SPAM
     hyper = spam.SPAMHyper
+
+
+class SWATS(HyperOptimizer):
+    """SWATS: Adam, until its steps say at which rate SGD would make them; SGD with momentum from there on.
+
+    Keskar & Socher, arXiv 1712.07628. :meth:`~halfulp.RuleOptimizer.state_tensor` ``(p, "sgd_rate")`` is 0 before, and
+    the factor of ``lr`` afterwards. Arguments: :class:`~halfulp.rules.swats.SWATSHyper`.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.SWATS(model.parameters(), lr=1e-3, state="8bit")
+    """
+
+    rule = swats.SWATS
+    hyper = swats.SWATSHyper
+
+
+class MicroAdam(HyperOptimizer):
+    """MicroAdam: moments over a window of sparse gradients; the rest of each is fed back into the next.
+
+    Modoranu et al., arXiv 2405.15593. With ``state="4bit"`` 0.8 bytes a weight. Arguments:
+    :class:`~halfulp.rules.micro_adam.MicroAdamHyper`.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.MicroAdam(model.parameters(), lr=1e-3, state="4bit")
+    """
+
+    rule = micro_adam.MICRO_ADAM
+    hyper = micro_adam.MicroAdamHyper

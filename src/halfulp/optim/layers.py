@@ -5,7 +5,20 @@ from __future__ import annotations
 from halfulp.optim.base import HyperOptimizer
 from halfulp.rules import factored, layerwise, matrix, subspace
 
-__all__ = ["CAME", "FRUGAL", "LAMB", "LARS", "SMMF", "SOAP", "AdaLomo", "Adafactor", "AdamP", "Conda", "SubsetNorm"]
+__all__ = [
+    "CAME",
+    "FRUGAL",
+    "LAMB",
+    "LARS",
+    "SMMF",
+    "SOAP",
+    "AdaLomo",
+    "Adafactor",
+    "AdamP",
+    "Conda",
+    "SubsetNorm",
+    "SubspaceMomentum",
+]
 
 
 class AdamP(HyperOptimizer):
@@ -170,6 +183,22 @@ class SubsetNorm(HyperOptimizer):
 
     rule = subspace.SUBSET_NORM
     hyper = subspace.SubsetNormHyper
+
+
+class SubspaceMomentum(HyperOptimizer):
+    """AdamW with Subset-Norm and Subspace-Momentum: few second moments, and a first in a subspace alone.
+
+    Nguyen & Nguyen, arXiv 2411.07120. Arguments: :class:`~halfulp.rules.subspace.SubspaceMomentumHyper`.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.SubspaceMomentum(model.parameters(), lr=1e-2, rank=16, state="8bit")
+    """
+
+    rule = subspace.SUBSPACE_MOMENTUM
+    hyper = subspace.SubspaceMomentumHyper
 
 
 class FRUGAL(HyperOptimizer):

@@ -71,6 +71,9 @@ class AdafactorHyper(HyperParameters):
 
     Parameters
     ----------
+    weight_decay
+        As ``torch.optim.Adafactor``: by ``lr * weight_decay``, whatever the rate of the step; the published rule has
+        none.
     lr
         With `relative_step` the cap of ``1 / sqrt(step)``, otherwise the learning rate; both are multiplied by the
         root mean square of the weights, at least `min_scale`.
@@ -120,24 +123,27 @@ def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     lr, step = float(hyper["lr"]), ages["step"]
     age = ages.get("exp_avg_sq", ages.get("exp_avg_sq_row", step))
-    weight = age ** -hyper["decay_power"]
+    weight, decay, decoupled = age ** -hyper["decay_power"], hyper["weight_decay"], hyper["decoupled_weight_decay"]
     return {
+        "keep": 1 - lr * decay if decoupled else 1.0, "l2": 0.0 if decoupled else decay,
         "rate": min(lr, step**-0.5) if hyper["relative_step"] else lr, "weight": weight, "decay": 1 - weight,
         "eps": hyper["eps"], "clip": hyper["clip"], "min_scale": hyper["min_scale"], "weight1": 1 - hyper["momentum"],
     }  # fmt: skip
 
 
 def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    if c["l2"] != 0.0:
+        grad = grad + param * c["l2"]
     square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight"], c["eps"])
     step = grad / torch.clamp(sqrt(square), min=1e-38)
     step = step / torch.clamp(_rms(step) / c["clip"], min=1.0)
     step = step * (torch.clamp(_rms(param), min=c["min_scale"]) * c["rate"])
     if "exp_avg" in states:
         step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
-    return param - step, new
+    return param * c["keep"] - step, new  # the rate is that of the weights before their decay
 
 
-ADAFACTOR = with_weight_decay(Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False))
+ADAFACTOR = Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False)
 """Adafactor (Shazeer & Stern, arXiv 1804.04235). AdaLomo (arXiv 2310.10195) is the same with a given rate."""
 
 

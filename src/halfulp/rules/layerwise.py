@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +76,39 @@ ADAMP = Rule("adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False)
 
 @dataclass(frozen=True)
 class LAMBHyper(AdamHyper):
-    """Of LAMB; weight decay is part of the update whose norm is set. `max_norm` limits the norm of the weights."""
+    """Of LAMB; weight decay is part of the update whose norm is set.
+
+    Parameters
+    ----------
+    max_norm
+        Limit of the norm of the weights; ``None``: none. The paper names no value; other libraries take 10.
+    bias_correction
+        ``"moments"``: both moments are corrected (the paper's algorithm 2). ``"none"``: neither, as in earlier versions
+        of the paper and in libraries after them, for training with a warm-up. ``"step"``: neither, but the step is
+        divided by ``1 - beta1**t`` after its norm is set, so that the first is ten times too long: as
+        pytorch-optimizer does.
+    """
 
     eps: float = 1e-6
-    max_norm: float = 10.0
+    max_norm: float | None = None
+    bias_correction: str = "moments"
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.bias_correction not in ("moments", "none", "step"):
+            raise ValueError(f"bias_correction is 'moments', 'none' or 'step', got {self.bias_correction!r}")
 
 
 def _lamb_scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    return {**moment_scalars(hyper, ages), "weight_decay": hyper["weight_decay"], "max_norm": hyper["max_norm"]}
+    c, limit = moment_scalars(hyper, ages), hyper["max_norm"]
+    lr = c["lr"] / c["correction1"] if hyper["bias_correction"] == "step" else c["lr"]
+    if hyper["bias_correction"] != "moments":
+        bound = c["bound"] * c["correction1"] * c["inv_sqrt_correction2"]
+        c = {**c, "correction1": 1.0, "inv_sqrt_correction2": 1.0, "bound": bound}
+    return {
+        **c, "lr": lr, "weight_decay": hyper["weight_decay"], "max_norm": math.inf if limit is None else limit,
+    }  # fmt: skip
 
 
 def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -94,7 +120,7 @@ def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 
 
 LAMB = Rule("lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False)
-"""LAMB (You et al., arXiv 1904.00962): Adam's update, scaled to the norm of the weights."""
+"""LAMB (You et al., arXiv 1904.00962, algorithm 2): Adam's update, scaled to the norm of the weights."""
 
 
 # ---------------------------------------------------------------- LARS

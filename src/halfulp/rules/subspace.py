@@ -1,4 +1,4 @@
-"""Fewer states than parameters: Subset-Norm, FRUGAL."""
+"""Fewer states than parameters: Subset-Norm, Subspace-Momentum, FRUGAL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.transforms import with_weight_decay
 from halfulp.state import Hyper, Shape, StateSlot
 
-__all__ = ["FRUGAL", "SUBSET_NORM", "FRUGALHyper", "SubsetNormHyper"]
+__all__ = [
+    "FRUGAL", "SUBSET_NORM", "SUBSPACE_MOMENTUM", "FRUGALHyper", "SubsetNormHyper", "SubspaceMomentumHyper",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------- Subset-Norm
@@ -40,24 +42,104 @@ def _subset(shape: Shape) -> Shape | None:
     return shape[:1] if _by_rows(shape) else (math.prod(shape[1:]),)
 
 
-def _subset_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], shape=_subset))
+SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], shape=_subset)
 
 
-def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+def _subset_sq(grad: Tensor, old: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
+    """The new second moment of each subset, and of each element its subset's."""
     matrix, dim = grad.reshape(grad.shape[0], -1) if grad.ndim > 1 else grad, None
     square = matrix * matrix
     if grad.ndim > 1:
         dim = 1 if _by_rows(tuple(grad.shape)) else 0
         square = square.double().sum(dim).float()
-    square = states["exp_avg_sq"] * c["beta2"] + square * c["weight2"]
-    spread = square if dim is None else square.unsqueeze(dim).expand_as(matrix).reshape(grad.shape)
+    square = old * c["beta2"] + square * c["weight2"]
+    return square, square if dim is None else square.unsqueeze(dim).expand_as(matrix).reshape(grad.shape)
+
+
+def _subset_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (EXP_AVG, SUBSET_SQ)
+
+
+def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    square, spread = _subset_sq(grad, states["exp_avg_sq"], c)
     return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
 
 
 SUBSET_NORM = with_weight_decay(Rule("subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False))
 """AdamW with Subset-Norm (Nguyen & Nguyen, arXiv 2411.07120), subsets by rows or columns."""
+
+
+# ---------------------------------------------------------------- Subspace-Momentum
+
+
+@dataclass(frozen=True)
+class SubspaceMomentumHyper(SubsetNormHyper):
+    """Of Subset-Norm with Subspace-Momentum.
+
+    Parameters
+    ----------
+    rank
+        Of the subspace that keeps a momentum, along the shorter side of a matrix; vectors keep a whole one.
+    period
+        Steps from one subspace to the next, when momentum starts anew.
+    """
+
+    rank: int = 128
+    period: int = 200
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.rank < 1 or self.period < 1:
+            raise ValueError(f"rank and period are at least 1, got {self.rank} and {self.period}")
+
+
+def _matrix(shape: Shape) -> Shape:
+    return (shape[0], math.prod(shape[1:]))
+
+
+def _subspace_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    def basis(shape: Shape) -> Shape | None:
+        return None if len(shape) < 2 else (min(_matrix(shape)), min(hyper["rank"], *_matrix(shape)))
+
+    def within(shape: Shape) -> Shape:
+        side = basis(shape)
+        return shape if side is None else (max(_matrix(shape)), side[1])
+
+    momentum = StateSlot("exp_avg", True, EXP_AVG.decay, shape=within)
+    return (momentum, SUBSET_SQ, StateSlot("basis", True, shape=basis, exact=True))
+
+
+def _subspace_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    step = ages["step"]
+    turn = float(ages["exp_avg"] == 1 or step % hyper["period"] == 0)
+    return {**moment_scalars(hyper, ages), "bound": math.inf, "turn": turn}
+
+
+def _subspace_momentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    square, spread = _subset_sq(grad, states["exp_avg_sq"], c)
+    if param.ndim < 2:
+        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
+    matrix = grad.reshape(grad.shape[0], -1)
+    wide = matrix.shape[0] < matrix.shape[1]
+    tall, basis, exp_avg = matrix.T if wide else matrix, states["basis"], states["exp_avg"]
+    if c["turn"]:
+        found = torch.linalg.svd(tall.double(), full_matrices=False).Vh
+        basis, exp_avg = found[: basis.shape[1]].T.float(), torch.zeros_like(exp_avg)
+    inside = tall @ basis
+    exp_avg = exp_avg + (inside - exp_avg) * c["weight1"]
+    direction = tall + (exp_avg - inside) @ basis.T
+    step = normalise((direction.T if wide else direction).reshape(grad.shape), spread, c)
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square, "basis": basis}
+
+
+SUBSPACE_MOMENTUM = with_weight_decay(
+    Rule("subspace_momentum", _subspace_slots, _subspace_scalars, _subspace_momentum, elementwise=False)
+)
+"""Subset-Norm with Subspace-Momentum (Nguyen & Nguyen, arXiv 2411.07120): momentum in a subspace of the gradient at
+its turn, by its singular vectors; the rest of each gradient goes straight into the step."""
 
 
 # ---------------------------------------------------------------- FRUGAL

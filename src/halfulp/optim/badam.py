@@ -1,0 +1,153 @@
+"""BAdam: Adam on one block of the parameters at a time, with states for that block alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.optim.base import HyperOptimizer
+from halfulp.rules.adam import ADAM, AdamHyper
+
+__all__ = ["BAdam", "BAdamHyper"]
+
+ORDERS = ("descending", "ascending", "random")
+
+
+@dataclass(frozen=True)
+class BAdamHyper(AdamHyper):
+    """Of BAdam; `period`, `order` and `block_seed` are the same in all groups.
+
+    Parameters
+    ----------
+    period
+        Steps on a block before the next one's turn.
+    order
+        ``"descending"`` (from the output down, as published), ``"ascending"`` or ``"random"``: each block once a round.
+    block_seed
+        Of the random order.
+    """
+
+    period: int = 50
+    order: str = "descending"
+    block_seed: int = 0
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
+        if self.period < 1 or self.order not in ORDERS:
+            raise ValueError(f"period is at least 1 and order one of {ORDERS}, got {self.period} and {self.order!r}")
+
+
+class BAdam(HyperOptimizer):
+    """BAdam: Adam on one block at a time; the others rest, without states and without gradients.
+
+    Luo et al., arXiv 2404.02827. A block is a layer: parameters whose names agree up to the first number
+    (``model.layers.3.``), or in the module where there is none; parameters without names are blocks of their own. Pass
+    ``model.named_parameters()``, and override :meth:`block_of` for other blocks. Parameters at rest have
+    ``requires_grad`` off, so that the backward pass leaves them out. With a `period` far below the time in which
+    stalling builds up (hundreds of steps), states in 8 bits hardly stall. In place of the authors' fp32 copy of the
+    block's 16-bit weights, take ``param_rounding="stochastic"``. Arguments: :class:`BAdamHyper`.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+    >>> optimizer = halfulp.BAdam(model.named_parameters(), lr=1e-3, period=50, weight_decay=0.01, state="8bit")
+    >>> [p.requires_grad for p in model.parameters()]  # from the last layer down
+    [False, False, False, False, False, False, True, True]
+    >>> model(torch.ones(1, 64)).sum().backward(); optimizer.step()
+    >>> optimizer.memory().total  # bytes of one layer's states
+    8832
+    """
+
+    rule = ADAM
+    hyper = BAdamHyper
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        self._resting: set[Tensor] = set()
+        super().__init__(params, *args, **options)
+        self._turn()
+
+    @staticmethod
+    def block_of(name: str) -> str:
+        """Name of the block that a parameter belongs to."""
+        layer = re.match(r"(.*?\.)?\d+(?=\.)", name)
+        return layer.group() if layer else name.rpartition(".")[0]
+
+    @property
+    def blocks(self) -> list[list[Tensor]]:
+        """Blocks in the order of the parameters; those that were frozen by others are in none."""
+        found: dict[str, list[Tensor]] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad or p in self._resting:
+                    place = self.registry[p]
+                    key = str(place.index) if place.name is None else f"{self.block_of(place.name)}."
+                    found.setdefault(key, []).append(p)
+        return list(found.values())
+
+    @property
+    def block(self) -> list[Tensor]:
+        """Parameters whose turn it is."""
+        blocks, first = self.blocks, self.param_groups[0]
+        if not blocks:
+            return []
+        steps = sum(max(self.state[p].get("step", 0) if p in self.state else 0 for p in block) for block in blocks)
+        round_, place = divmod(steps // first["period"], len(blocks))
+        if first["order"] == "random":
+            generator = torch.Generator().manual_seed((first["block_seed"] * 7919 + round_) % 2**63)
+            place = int(torch.randperm(len(blocks), generator=generator)[place])
+        return blocks[place if first["order"] != "descending" else len(blocks) - 1 - place]
+
+    def active_params(self, group: dict[str, Any]) -> list[Tensor]:
+        """Those of a group that are in the :attr:`block`."""
+        block = set(self.block)
+        return [p for p in group["params"] if p in block]
+
+    def _turn(self) -> None:
+        """Put the block whose turn it is to work, and all others to rest."""
+        everyone, block = [p for b in self.blocks for p in b], set(self.block)
+        for p in everyone:
+            if p in block:
+                self._resting.discard(p)
+                p.requires_grad_(True)
+            elif p not in self._resting:
+                self._resting.add(p)
+                p.requires_grad_(False)
+                p.grad = None
+        self.forget(p for p in everyone if p not in block)
+
+    def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        super()._step(groups)
+        self._turn()
+
+    def step_parameters(self, params: Iterable[Tensor]) -> None:
+        """Not for BAdam, whose blocks take turns after whole steps."""
+        raise RuntimeError("BAdam's blocks take turns after whole steps: parameters cannot be stepped one by one")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; the order of the blocks begins anew."""
+        super().add_param_group(param_group)
+        if len(self.param_groups) > 1:
+            self._turn()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for key in ("period", "order", "block_seed"):
+            first = self.param_groups[0][key]
+            if group[key] != first and len(self.param_groups) > 1:
+                raise ValueError(f"{key} is the same in all groups of BAdam, got {group[key]!r} beside {first!r}")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer, with the turn."""
+        super().load_state_dict(state_dict)
+        self._turn()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As every optimizer, with what rests."""
+        return {**super().__getstate__(), "_resting": self._resting}

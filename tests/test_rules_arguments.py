@@ -1,0 +1,101 @@
+"""Hyper-parameters: checked, shown in signatures, and changed between steps."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+
+import halfulp
+
+
+def test_signatures_show_hyper_parameters_and_options() -> None:
+    names = list(inspect.signature(halfulp.AdEMAMix).parameters)
+    assert names[:2] == ["params", "lr"]
+    assert {"alpha", "warmup", "state", "transforms"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("AdaBelief", {"betas": (0.9, 1.0)}, "betas must be in"),
+        ("CAME", {"betas": (0.9, 0.99)}, "betas are 3 numbers"),
+        ("Adam", {"transforms": [1.0]}, "a list of functions"),
+        ("AMSGD", {"transforms": [halfulp.clip_global(1.0)]}, "sums over the model"),
+        ("LAMB", {"bias_correction": "both"}, "bias_correction is 'moments', 'none' or 'step'"),
+        ("MicroAdam", {"density": 0.0}, "density in"),
+        ("MicroAdam", {"window": 0}, "window is at least 1"),
+        ("SubspaceMomentum", {"rank": 0}, "rank and period are at least 1"),
+        ("BAdam", {"order": "sideways"}, "order one of"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(halfulp, name)([torch.nn.Parameter(torch.zeros(2))], **arguments)
+
+
+def test_misspelled_arguments_get_a_suggestion() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'alpha'"):
+        halfulp.AdEMAMix([torch.nn.Parameter(torch.zeros(2))], alhpa=2.0)
+
+
+# ---------------------------------------------------------------- states that come and go with hyper-parameters
+
+
+@pytest.mark.parametrize("state", ["fp32", "8bit"])
+def test_a_momentum_that_is_raised_later_gets_its_buffer(state: str) -> None:
+    """As in torch: the buffer starts with the gradient of that step, and goes with the momentum."""
+    ours, theirs = torch.nn.Parameter(torch.zeros(4, 32)), torch.nn.Parameter(torch.zeros(4, 32))
+    mine = halfulp.SGD([ours], lr=0.1, state=state, min_size=0)
+    oracle = torch.optim.SGD([theirs], lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        momentum = 0.9 if 2 <= step < 4 else 0.0
+        for o, p in ((mine, ours), (oracle, theirs)):
+            o.param_groups[0]["momentum"] = momentum
+            generator.manual_seed(step)
+            p.grad = torch.randn(4, 32, generator=generator)
+            o.step()
+        assert ("momentum_buffer" in mine.state[ours]) == (momentum > 0)
+        stored = [v for v in mine.state[ours].values() if torch.is_tensor(v)]
+        assert sum(t.nbytes for t in stored) == mine.memory().total
+    assert (ours - theirs).abs().max() < (1e-6 if state == "fp32" else 0.02)
+    assert mine.state[ours]["step"] == 6
+
+
+def test_amsgrad_that_is_switched_on_later_gets_its_maximum() -> None:
+    p = torch.nn.Parameter(torch.zeros(8))
+    optimizer = halfulp.Adam([p], lr=0.1, state="fp32")
+    for amsgrad in (False, True):
+        optimizer.param_groups[0]["amsgrad"] = amsgrad
+        p.grad = torch.ones(8)
+        optimizer.step()
+    assert torch.equal(optimizer.state_tensor(p, "max_exp_avg_sq"), optimizer.state_tensor(p, "exp_avg_sq"))
+    assert optimizer.state[p]["exp_avg_age"] == 2
+    assert optimizer.state[p]["max_exp_avg_sq_age"] == 1
+
+
+# ---------------------------------------------------------------- explicit quantizers
+
+
+def quantizers(**arguments: Any) -> dict[str, halfulp.Quantizer]:
+    optimizer = halfulp.AdamW([torch.nn.Parameter(torch.zeros(64, 64))], **arguments)
+    return optimizer.group_quantizers(optimizer.param_groups[0])
+
+
+def test_a_quantizer_keeps_its_own_rounding_and_floor() -> None:
+    own = halfulp.Quantizer("float8_e4m3fn")
+    assert quantizers(state=own) == {"exp_avg": own, "exp_avg_sq": own}
+    assert quantizers(state=own, rounding="stochastic", zero_floor=True)["exp_avg_sq"] == own
+    floored = halfulp.Quantizer("ufloat8_e5m3", rounding="stochastic", zero_floor=True)
+    assert quantizers(state={"exp_avg_sq": floored}, rounding="nearest", zero_floor=False)["exp_avg_sq"] == floored
+
+
+def test_a_maximum_is_rounded_to_nearest_unless_it_has_a_quantizer_of_its_own() -> None:
+    own = halfulp.Quantizer("bfloat16", rounding="stochastic")
+    for state in ("bf16", own):
+        found = quantizers(state=state, amsgrad=True)
+        assert (found["exp_avg_sq"].rounding, found["max_exp_avg_sq"].rounding) == ("stochastic", "nearest")
+    assert quantizers(state={"max_exp_avg_sq": own}, amsgrad=True)["max_exp_avg_sq"].rounding == "stochastic"
