@@ -73,7 +73,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
         out["param_groups"].append(hyper)
         for old, new, param, label in _params(saved, own, group):
             entries = state_dict["state"].get(old)
-            if entries:
+            if ours and entries and set(entries) == {"step"}:  # forgotten states
+                out["state"][new] = {"step": int(entries["step"])}
+            elif entries:
                 make = _to_ours if ours else _to_torch
                 out["state"][new] = make(to, group, hyper, param, label, entries, saved)
     return {**{k: copy.deepcopy(v) for k, v in target.items() if k not in out}, **out}

@@ -99,7 +99,7 @@ def saved_states(
     specs, roundings = group_specs(group), group_roundings(group)
     found: dict[str, SavedState] = {}
     for key, value in entries.items():
-        if not isinstance(value, Tensor) or not isinstance(key, str) or value.ndim == 0:
+        if not isinstance(value, Tensor) or not isinstance(key, str) or (value.ndim == 0 and key not in specs):
             continue
         state = inner(value)
         if type(state).__name__ in KINDS:

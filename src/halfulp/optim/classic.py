@@ -29,15 +29,25 @@ def _check_range(group: dict[str, Any], *names: str) -> None:
             raise ValueError(f"{name} must not be negative, got {group[name]}")
 
 
-def _torch_switches(name: str, capturable: bool, differentiable: bool, **speed: bool | None) -> None:
-    """Arguments of torch.optim that mean nothing here: said once; those that would change results: refused."""
-    refused: dict[str, bool] = {"capturable": capturable, "differentiable": differentiable}
-    for key, value in refused.items():
-        if value:
+class TorchOptions(Options, total=False):
+    """Those of :class:`~halfulp.options.Options`, and the arguments of torch.optim that say how it computes."""
+
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
+
+
+def _torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are ours. Torch's that mean nothing here are said once; that would change results: refused."""
+    for key in ("capturable", "differentiable"):
+        if options.pop(key, False):
             raise ValueError(f"halfulp.{name} does not support {key}=True")
-    for key, choice in speed.items():
+    for key in ("foreach", "fused"):
+        choice = options.pop(key, None)
         if choice is not None:
             log_once(f"halfulp.{name} ignores {key}={choice}: its kernels are chosen by backend=")
+    return options
 
 
 class Adam(RuleOptimizer):
@@ -68,22 +78,13 @@ class Adam(RuleOptimizer):
         amsgrad: bool = False,
         *,
         decoupled_weight_decay: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[TorchOptions],
     ) -> None:
-        _torch_switches(type(self).__name__, capturable, differentiable, foreach=foreach, fused=fused)
         hyper = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, hyper, **options)
+        }  # fmt: skip
+        super().__init__(params, hyper, **_torch_switches(type(self).__name__, {**options}))
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
         """AMSGrad's in groups with ``amsgrad=True``."""
@@ -117,18 +118,9 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[TorchOptions],
     ) -> None:
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad,
-            decoupled_weight_decay=True, foreach=foreach, fused=fused, capturable=capturable,
-            differentiable=differentiable, **options,
-        )  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
 
 class SGD(RuleOptimizer):
@@ -151,21 +143,12 @@ class SGD(RuleOptimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        differentiable: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[TorchOptions],
     ) -> None:
-        _torch_switches("SGD", False, differentiable, foreach=foreach, fused=fused)
         hyper = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-        }
-        super().__init__(params, hyper, **options)
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
+        }  # fmt: skip
+        super().__init__(params, hyper, **_torch_switches("SGD", {**options}))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
