@@ -14,7 +14,7 @@ from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.checkpoint.validate import count
 from halfulp.distributed import shard_like
-from halfulp.engine import PARAM_DTYPES
+from halfulp.groups import PARAM_DTYPES
 from halfulp.memory import MemoryReport
 
 __all__ = ["Buffers", "WeightAverage", "clean_name", "live_tensors"]

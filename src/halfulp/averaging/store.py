@@ -18,8 +18,8 @@ from halfulp._log import log_once
 from halfulp.averaging.shards import Part, local_part
 from halfulp.checkpoint.validate import count, tensor_entries
 from halfulp.distributed import cut, is_sharded, local_state_shape
-from halfulp.engine import PARAM_DTYPES
 from halfulp.formats import Format
+from halfulp.groups import PARAM_DTYPES
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
