@@ -91,9 +91,7 @@ def main() -> None:
     for fmt, beta, rounding, drive, scale in cells(args.only and get_format(args.only).name, tuple(args.betas)):
         steps = min(math.ceil(3 / (1 - beta)), args.longest)
         law = transient(Chain(fmt, beta, rounding, drive, scale), steps)
-        ages = np.arange(steps + 1)
-        stalled = law.interpolate(law.stalled, ages)
-        mean = law.interpolate(law.mean if drive.nonnegative else np.sqrt(law.moment("square")), ages)
+        stalled, mean = law.stalled, law.mean if drive.nonnegative else np.sqrt(law.moment("square"))
         simulated = np.array(list(monte_carlo(fmt, beta, rounding, drive, scale, steps, args.coordinates)))
         off = np.abs(stalled - simulated[:, 0])
         late = abs((stalled - simulated[:, 0])[-(steps // 5) :].mean())

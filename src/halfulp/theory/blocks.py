@@ -372,7 +372,7 @@ class _Ensemble:
             step = Step(self.grid, self.blocks.drive, self.blocks.beta, self.blocks.rounding)
             shrink = math.exp(-jump * self.lattice)
             scale = math.exp(bucket * FINE)
-            matrix = step.matrix(np.array([scale]), 0, len(self.grid), shrink, capped=self.blocks.scale_kind == "fp32")
+            matrix = step.matrix(scale, 0, len(self.grid), shrink, capped=self.blocks.scale_kind == "fp32")
             stay = self._still(matrix, shrink)
             found = self._matrices[bucket, jump] = (matrix, stay)
         return found

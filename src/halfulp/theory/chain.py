@@ -50,6 +50,9 @@ class Chain:
         Nearest rounding of a non-negative state never gives zero (fixed grids).
     phases
         Positions of the scale within an octave that are averaged over; by format if ``None``.
+    fineness
+        Points of a thinned grid to a standard deviation of an update, by drive if ``None``. The law is slightly too
+        wide for few: its variance by ``1 / (6 fineness**2)`` at most, where the grid is thinned.
     """
 
     format: Format
@@ -59,6 +62,7 @@ class Chain:
     scale: float | None = None
     zero_floor: bool = False
     phases: int | None = None
+    fineness: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta < 1.0:
@@ -81,8 +85,8 @@ class Chain:
     def grid(self) -> Grid:
         """States of the chain."""
         if self.scale is None:
-            return free_grid(self.format, self.drive, self.beta)
-        return fixed_grid(self.format, self.drive, self.beta, self.scale, self.zero_floor)
+            return free_grid(self.format, self.drive, self.beta, self.fineness)
+        return fixed_grid(self.format, self.drive, self.beta, self.scale, self.zero_floor, self.fineness)
 
     @property
     def step(self) -> Step:
@@ -94,7 +98,8 @@ class Chain:
         """Scale of the drive in each phase, in units of the grid."""
         if self.scale is not None:
             return np.array([self.scale])
-        # averages over phases converge exponentially: twice as many change nothing in the fourth digit
-        default = 8 if self.drive.nonnegative else 4
+        # averages over phases converge exponentially once phases are closer than the law is wide; 16-bit states with
+        # long memories have narrow laws: at 0.999 they are off by 0.0002 with 8, by nothing visible with 12
+        default = (12 if self.format.mantissa_bits >= 7 else 8) if self.drive.nonnegative else 4
         n = default if self.phases is None else self.phases
         return np.asarray(2.0 ** ((np.arange(n) + 0.5) / n))

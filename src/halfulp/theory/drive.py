@@ -18,7 +18,7 @@ __all__ = ["GRADIENT", "SQUARE", "Drive"]
 
 Array = npt.NDArray[np.float64]
 
-TAIL = 1e-11
+TAIL = 1e-9
 """Probability that is left out at each end of a drive."""
 
 

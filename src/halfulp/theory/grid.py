@@ -23,8 +23,8 @@ __all__ = ["Grid", "fixed_grid", "free_grid"]
 
 Array = npt.NDArray[np.float64]
 
-FINENESS = 5
-"""Grids are thinned to a spacing between one and two times this many to a standard deviation of an update."""
+FINENESS = {"square": 3, "normal": 5}
+"""Default for ``fineness``: grids are thinned to one to two times so many points to a deviation of an update."""
 HEADROOM = 7
 """Octaves of a free grid above the drive's scale (a second moment)."""
 
@@ -89,20 +89,20 @@ def _octave_points(
     return np.concatenate(points), np.concatenate(below), np.concatenate(above)
 
 
-def _span(drive: Drive, beta: float) -> tuple[float, float, float]:
+def _span(drive: Drive, beta: float, fineness: int | None) -> tuple[float, float, float]:
     """Smallest and largest magnitude that matter, and the thinned spacing, in units of the drive's scale.
 
     Sharing mass over a gap of ``1/n`` deviations of an update adds at most ``1 / (6 n**2)`` to its variance.
     """
-    gain = 1 - beta
+    gain, fineness = 1 - beta, fineness or FINENESS[drive.kind]
     largest = max(abs(w) for w in drive.support)
     if drive.nonnegative:
-        coarse = _power(gain * math.sqrt(drive.variance) / FINENESS)
+        coarse = _power(gain * math.sqrt(drive.variance) / fineness)
         low = 2.0 ** math.floor(math.log2(gain * drive.mean) - 16)
         return low, max(2.0**HEADROOM, _power(gain * largest) * 4), coarse
     noise = math.sqrt(drive.variance)
     deviation = noise * math.sqrt(gain / (1 + beta))
-    coarse = _power(gain * noise / FINENESS)
+    coarse = _power(gain * noise / fineness)
     top = max(32 * deviation, 4 * gain * largest, 8 * abs(drive.mean))
     return coarse, 2 * _power(top), coarse
 
@@ -112,18 +112,20 @@ def _tail(drive: Drive) -> float:
     return 3 + math.log2(drive.mean) if drive.nonnegative else math.inf
 
 
-def free_grid(fmt: Format, drive: Drive, beta: float) -> Grid:
+def free_grid(fmt: Format, drive: Drive, beta: float, fineness: int | None = None) -> Grid:
     """A float format's mantissas at every exponent, for drives of scale 1 to 2."""
-    low, high, coarse = _span(drive, beta)
+    low, high, coarse = _span(drive, beta, fineness)
     exponents = range(math.floor(math.log2(low)), math.ceil(math.log2(high)))
     tables = _octave_points(exponents, fmt.mantissa_bits, coarse, 4 if drive.nonnegative else 0, None, _tail(drive))
     return _assemble(*tables, drive, 0.0 if drive.nonnegative else math.nan, 0.0, True)
 
 
-def fixed_grid(fmt: Format, drive: Drive, beta: float, scale: float, zero_floor: bool) -> Grid:
+def fixed_grid(
+    fmt: Format, drive: Drive, beta: float, scale: float, zero_floor: bool, fineness: int | None = None
+) -> Grid:
     """The format's own values. `scale` is the drive's, in units of the format."""
     if fmt.kind == "float" and fmt.bits == 16:
-        low, high, coarse = (scale * v for v in _span(drive, beta))
+        low, high, coarse = (scale * v for v in _span(drive, beta, fineness))
         smallest = fmt.min_exponent - fmt.mantissa_bits
         bottom = max(math.floor(math.log2(low)), smallest)
         exponents = range(bottom, max(bottom + 1, min(math.ceil(math.log2(high)), math.ceil(math.log2(fmt.max)))))

@@ -120,10 +120,11 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
         return ResetPlan(None, why, curve)
     if fmt.kind != "float":
         return _block_plan(fmt, beta, rounding, beta1, horizon)
-    chain = Chain(fmt, beta, rounding, phases=8 if fmt.mantissa_bits < 6 else 4)
+    # few phases and points: the cost of a period is flat around the best one
+    chain = Chain(fmt, beta, rounding, phases=8 if fmt.mantissa_bits < 6 else 4, fineness=2)
     laws = transients(chain, drifts, horizon)
     costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
-    curve = laws[0].interpolate(laws[0].stalled, np.arange(horizon))
+    curve = laws[0].stalled[:horizon]
     return _decide(costs, curve, drifts)
 
 

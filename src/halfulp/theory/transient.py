@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,17 +11,17 @@ import numpy.typing as npt
 
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import Drive
+from halfulp.theory.transition import Step
+from halfulp.theory.window import Window
 
 __all__ = ["Transient", "transient", "transients"]
 
 Array = npt.NDArray[np.float64]
 
-DEAD = 1e-11
-"""Mass at each end of the live window that is moved to the window's edge."""
-DENSE_STEPS = 4096
-"""Steps that are followed one by one; later ones are taken 2, 4, 8 ... at a time."""
-STRIDE_STEPS = 2048
-"""Strides of each length."""
+REFIT = 1.6
+"""Windows are fitted again when the age has grown by this factor."""
+STRIDES = 64
+"""Strides of each length; from twice as many steps on they are 2, 4, 8 ... steps long."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
 """Averages over the law: probability of a lost and of any update; of the value ``v``, its square, ``v == 0``, and over
 ``v > 0`` of ``v**0.5``, ``v**-0.5``, ``v**-1``."""
@@ -34,15 +34,13 @@ class Transient:
     Parameters
     ----------
     ages
-        Steps since the start, increasing; every one up to :data:`DENSE_STEPS`, then at growing distances.
+        Steps since the start, every one up to the last.
     moments
         ``(len(ages), len(MOMENTS))``: averages over the law at each age.
     beta, drive, start
         Of the chain.
     fall
         E-folds by which the drive's scale falls in a step.
-    final
-        Law at the last age, ``(phases, points)``; ``None`` if the walk has gone on since.
     """
 
     ages: npt.NDArray[np.int64]
@@ -51,7 +49,6 @@ class Transient:
     drive: Drive
     start: float
     fall: float
-    final: Array | None = field(repr=False)
 
     def moment(self, name: str) -> Array:
         """Average of one of the moments (see the source) at each age."""
@@ -102,10 +99,6 @@ class Transient:
                 lag = 0.5 * np.log(self.moment("square") / (self.exact_mean**2 + self.exact_deviation**2))
         return np.where(self.ages > 0, lag, 0.0)
 
-    def interpolate(self, values: Array, ages: npt.ArrayLike) -> Array:
-        """Values given at :attr:`ages`, at any ages up to the last."""
-        return np.asarray(np.interp(np.asarray(ages, float), self.ages, values))
-
 
 def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     """Law of a state at every age from 0 to `steps`.
@@ -122,8 +115,8 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     Returns
     -------
     Transient
-        Its last age may lie a little beyond `steps` where several are taken at a time. The walk is kept in memory:
-        asking again costs nothing, and asking for more steps goes on from the last.
+        The walk is kept in memory: asking again costs nothing, and asking for more steps goes on from the last. Old
+        states are followed several steps at a time, and ages in between interpolated.
 
     Examples
     --------
@@ -164,83 +157,67 @@ def _walk(chain: Chain, drifts: tuple[float, ...], start: float) -> _Walk:
 
 
 class _Walk:
-    """The law on its live window, stepped from age 0; one column of masses a drift."""
+    """The law in each phase, stepped from age 0; one column of masses a drift.
+
+    Late steps are taken 2, 4, 8 ... at a time, by squares of the matrix: nothing about a state of age ``t`` changes
+    within a small share of ``t`` steps.
+    """
 
     def __init__(self, chain: Chain, drifts: tuple[float, ...], start: float) -> None:
-        self.chain, self.step, self.scales, self.start = chain, chain.step, chain.scales, start
+        self.chain, self.start, scales = chain, start, chain.scales
         self.points = chain.grid.points
         self.falls = [r * (1 - chain.beta) * (2 if chain.drive.nonnegative else 1) for r in drifts]
         self.rolled = [0] * len(drifts)
-        self.low, self.high = 0, len(self.points)
-        self.age, self.stride, self.next_window = 0, 1, 1
-        self.mass = np.zeros((len(self.scales), len(self.points), len(drifts)))
-        for k, scale in enumerate(self.scales):
-            self.mass[k, chain.grid.index(start * scale)] = 1 / len(self.scales)
-        self._built = (-1, -1)
+        # a stride is no longer than a phase of the drift
+        self.longest = math.log(2) / (max(self.falls) * len(scales)) if any(self.falls) else math.inf
+        self.age, self.stride, self.next_fit = 0, 1, 0
+        self.windows = [Window(chain.step, s) for s in scales]
+        self.mass = np.zeros((len(scales), len(self.points), len(drifts)))
+        for k, scale in enumerate(scales):
+            self.mass[k, chain.grid.index(start * scale)] = 1 / len(scales)
         self.count = 0
         self.ages = np.zeros(1024, np.int64)
         self.moments = np.zeros((1024, len(drifts), len(MOMENTS)))
-        self._observe_all = np.stack([self._observables(s) for s in self.scales])
-        self.settled, self.next_check, self.limit = False, 0, self.moments[0].copy()
-        self._window()
+        self._observe = [self._observables(chain.step, s) for s in scales]
+        self._doubled = np.searchsorted((self.points[1:] + self.points[:-1]) / 2, 2 * self.points)
+        self._fit()
         self._record()
 
     def result(self, which: int, steps: int) -> Transient:
-        """The law under one of the drifts, up to an age that was reached."""
-        count = int(np.searchsorted(self.ages[: self.count], steps)) + 1
-        final = self._full()[..., which] if count == self.count else None
-        beta, drive = self.chain.beta, self.chain.drive
-        moments = self.moments[:count, which]
-        return Transient(self.ages[:count], moments, beta, drive, self.start, self.falls[which], final)
+        """The law under one of the drifts, at every age up to `steps`."""
+        from scipy.interpolate import CubicSpline, PchipInterpolator
+
+        every, moments = np.arange(steps + 1), self.moments[: self.count, which]
+        if steps > 0:
+            # under a drift the moments have the ripple of its phases, through which a spline would swing
+            curve = PchipInterpolator if self.falls[which] else CubicSpline
+            moments = np.asarray(curve(self.ages[: self.count], moments)(every))
+        return Transient(every, moments, self.chain.beta, self.chain.drive, self.start, self.falls[which])
 
     def advance(self) -> None:
         """Go on by one stride."""
-        if self._settled():
-            return
-        if self.age >= self.next_window:
-            self.next_window = max(self.age + 1, int(self.age * 1.6))
-            self._window()
-        elif self.stride * STRIDE_STEPS <= self.age - DENSE_STEPS:
+        if self.age >= self.next_fit:
+            self._fit()
+        if self.age >= 2 * STRIDES * self.stride and 2 * self.stride <= self.longest:
             self.stride *= 2
-            self._double()
-        self.mass = (self._matrix @ self.mass.reshape(-1, len(self.falls))).reshape(self.mass.shape)
+            for window in self.windows:
+                window.double()
+        for window, mass in zip(self.windows, self.mass, strict=True):
+            window.advance(mass)
         self.age += self.stride
         for which, fall in enumerate(self.falls):
-            if fall:
-                self._drift(which, fall)
+            self._drift(which, fall)
         self._record()
 
-    def _settled(self) -> bool:
-        """Stop stepping once nothing changes any more: from then on the last moments hold for every age.
+    def _fit(self) -> None:
+        """Fit the windows, with room to grow as an exact average does, until the next fit."""
+        self.next_fit = int(self.age * REFIT) + 3
+        log_beta = math.log(self.chain.beta)
+        growth = math.expm1(self.next_fit * log_beta) / math.expm1(self.age * log_beta) if self.age else 1.0
+        for window, mass in zip(self.windows, self.mass, strict=True):
+            window.fit(mass, growth if self.chain.drive.nonnegative else math.sqrt(growth), 0.25 if self.age else 1.0)
 
-        They are compared over two stretches of some windows. Under a drift they have the ripple of the phases' steps,
-        and averages over whole ripples are compared.
-        """
-        if not self.settled and self.age >= self.next_check and self.stride == 1:
-            self.next_check = self.age + math.ceil(2 / (1 - self.chain.beta))
-            for which, fall in enumerate(self.falls):
-                ripple = math.log(2) / (fall * len(self.scales)) if fall else 1.0
-                stretch = round(ripple * math.ceil(4 / (1 - self.chain.beta) / ripple))
-                if self.count < 2 * stretch + 2:
-                    return False
-                known = self.moments[: self.count, which]
-                now, before = known[-stretch:].mean(axis=0), known[-2 * stretch : -stretch].mean(axis=0)
-                change = np.abs(now - before) / np.maximum(np.abs(now), 1e-3)
-                if change.max() > (1e-3 if fall else 1e-8):
-                    return False
-                self.limit[which] = now
-            self.settled = True
-        if self.settled:
-            self.age *= 2
-            self._append(self.limit)
-        return self.settled
-
-    def _full(self) -> Array:
-        full = np.zeros((len(self.scales), len(self.points), len(self.falls)))
-        full[:, self.low : self.high] = self.mass
-        return full
-
-    def _observables(self, scale: float) -> Array:
+    def _observables(self, step: Step, scale: float) -> Array:
         value = self.points / scale
         positive = value > 0
         safe = np.where(positive, value, 1.0)
@@ -248,58 +225,29 @@ class _Walk:
         due[self.points == 0] -= sum(share for share, factor in self.chain.drive.mixture if factor == 0)
         root = np.sqrt(safe)
         columns = (
-            self.step.stalls(scale), due, value, value * value, (value == 0).astype(float),
+            step.stalls(scale), due, value, value * value, (value == 0).astype(float),
             positive * root, positive / root, positive / safe,
         )  # fmt: skip
         return np.stack(columns, axis=1)
 
     def _record(self) -> None:
-        self._append(self.mass.reshape(-1, len(self.falls)).T @ self._observe)
-
-    def _append(self, moments: Array) -> None:
         if self.count == len(self.ages):
             self.ages = np.concatenate([self.ages, np.zeros_like(self.ages)])
             self.moments = np.concatenate([self.moments, np.zeros_like(self.moments)])
         self.ages[self.count] = self.age
-        self.moments[self.count] = moments
+        for window, mass, observe in zip(self.windows, self.mass, self._observe, strict=True):
+            self.moments[self.count] += mass[window.inside].T @ observe[window.inside]
         self.count += 1
-
-    def _window(self) -> None:
-        """Fit the window to where the mass is, with room to grow until the next fit, and build its matrix."""
-        full = self._full() if self.age else self.mass
-        alive = full.sum(axis=(0, 2))
-        low = int(np.searchsorted(np.cumsum(alive), DEAD))
-        high = len(alive) - int(np.searchsorted(np.cumsum(alive[::-1]), DEAD))
-        room = (1 - self.chain.beta) * self.scales.max() / 2 * np.array(self.chain.drive.support)
-        high = max(high, int(np.searchsorted(self.points, max(self.points[high - 1], 0.0) * 2 + room[1])) + 1)
-        if not self.chain.drive.nonnegative:
-            low = min(low, int(np.searchsorted(self.points, min(self.points[low], 0.0) * 2 + room[0])) - 1)
-        step = max(1, len(self.points) // 32)  # few windows, so that a matrix serves again
-        low, high = max(low // step * step, 0), min(-(-high // step) * step, len(self.points))
-        kept = full[:, low:high].copy()
-        kept[:, 0] += full[:, :low].sum(axis=1)
-        kept[:, -1] += full[:, high:].sum(axis=1)
-        self.low, self.high, self.mass = low, high, kept
-        if self._built != (low, high):
-            self._built = (low, high)
-            self._matrix = self.step.matrix(self.scales, low, high)
-            self._observe = self._observe_all[:, low:high].reshape(-1, len(MOMENTS))
-            for _ in range(int(math.log2(self.stride))):
-                self._double()
-
-    def _double(self) -> None:
-        self._matrix = self._matrix @ self._matrix
-        self._matrix.data[self._matrix.data < 1e-15] = 0.0
-        self._matrix.eliminate_zeros()
 
     def _drift(self, which: int, fall: float) -> None:
         """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""
-        due = round(self.age * fall / math.log(2) * len(self.scales))
-        points = self.points[self.low : self.high]
-        while self.rolled[which] < due:
-            doubled = np.minimum(np.searchsorted(points, 2 * points * (1 - 1e-12)), len(points) - 1)
-            wrapped = np.bincount(doubled, weights=self.mass[0, :, which], minlength=len(points))
-            self.mass[:, :, which] = np.concatenate([self.mass[1:, :, which], wrapped[None]])
-            self.rolled[which] += 1
-            if self.rolled[which] % len(self.scales) == 0:
-                self.next_window = self.age  # the window follows at the next step
+        due = round(self.age * fall / math.log(2) * len(self.windows))
+        if self.rolled[which] == due:
+            return
+        law = self.mass[:, :, which]
+        for _ in range(due - self.rolled[which]):
+            wrapped = np.bincount(self._doubled, weights=law[0], minlength=len(self.points))
+            law[:-1], law[-1] = law[1:].copy(), wrapped
+        self.rolled[which] = due
+        for window, mass in zip(self.windows, self.mass, strict=True):
+            window.cover(mass)

@@ -48,11 +48,11 @@ class Step:
         cdf, partial = self.drive.cdf_and_mean(w)
         return w * cdf - partial
 
-    def matrix(self, scales: Array, low: int, high: int, shrink: float = 1.0, *, capped: bool = False) -> Any:
-        """Transposed transition matrix between the points ``low`` to ``high - 1``, one diagonal block a scale.
+    def matrix(self, scale: float, low: int, high: int, shrink: float = 1.0, *, capped: bool = False) -> Any:
+        """Transposed transition matrix between the points ``low`` to ``high - 1``.
 
-        Mass that would leave the window goes to its ends. A sparse array of ``(len(scales) * (high - low),) * 2``; a
-        vector of probabilities is multiplied from the right. `shrink` multiplies the old values: the grid's unit before
+        Mass that would leave the window goes to its ends. A sparse array of ``(high - low,) * 2``; a vector of
+        probabilities is multiplied from the right. `shrink` multiplies the old values: the grid's unit before
         over the one after, where it moves. `capped`: given that no value exceeds the grid's ends.
         """
         from scipy.sparse import csr_array
@@ -61,40 +61,33 @@ class Step:
         points = self.grid.points[low:high]
         split = self.grid.split[low : high - 1]
         shared = np.isnan(split) if self.rounding == "nearest" else np.ones(n - 1, bool)
-        values, sources, targets = [], [], []
-        for k, scale in enumerate(scales):
-            gain = (1 - self.beta) * scale
-            start = self.beta * shrink * points
-            first = np.searchsorted(points, start + gain * self.drive.support[0], side="right") - 1
-            last = np.searchsorted(points, start + gain * self.drive.support[1], side="left")
-            first, last = np.clip(first, 0, n - 1), np.clip(last, 0, n - 1)
-            width = last - first + 1
-            row = np.repeat(np.arange(n), width)
-            column = np.arange(len(row)) - np.repeat(np.cumsum(width) - width - first, width)
-            up_to = np.ones(len(row))  # mass on points up to the column's; 1 at the last of a row
-            gap = column < last[row]
-            linear = gap.copy()
-            linear[gap] = shared[column[gap]]
-            if linear.any():
-                here = linear | np.concatenate([[False], linear[:-1]])
-                h = np.zeros(len(row))
-                h[here] = self._h((points[column[here]] - start[row[here]]) / gain)
-                at = np.flatnonzero(linear)
-                width_w = (points[column[at] + 1] - points[column[at]]) / gain
-                up_to[at] = (h[at + 1] - h[at]) / width_w
-            near = gap & ~linear
-            up_to[near] = self.drive.cdf((split[column[near]] - start[row[near]]) / gain)
-            if capped:
-                up_to = self._cap(up_to, (points[[0, -1]] - start[:, None]) / gain, row)
-            mass = np.diff(up_to, prepend=0.0)
-            mass[np.cumsum(width) - width] = up_to[np.cumsum(width) - width]
-            keep = mass > 1e-18
-            values.append(mass[keep])
-            sources.append(row[keep] + k * n)
-            targets.append(column[keep] + k * n)
-        size = n * len(scales)
-        entries = (np.concatenate(values), (np.concatenate(targets), np.concatenate(sources)))
-        return csr_array(entries, shape=(size, size))
+        gain = (1 - self.beta) * scale
+        start = self.beta * shrink * points
+        first = np.searchsorted(points, start + gain * self.drive.support[0], side="right") - 1
+        last = np.searchsorted(points, start + gain * self.drive.support[1], side="left")
+        first, last = np.clip(first, 0, n - 1), np.clip(last, 0, n - 1)
+        width = last - first + 1
+        row = np.repeat(np.arange(n), width)
+        column = np.arange(len(row)) - np.repeat(np.cumsum(width) - width - first, width)
+        up_to = np.ones(len(row))  # mass on points up to the column's; 1 at the last of a row
+        gap = column < last[row]
+        linear = gap.copy()
+        linear[gap] = shared[column[gap]]
+        if linear.any():
+            here = linear | np.concatenate([[False], linear[:-1]])
+            h = np.zeros(len(row))
+            h[here] = self._h((points[column[here]] - start[row[here]]) / gain)
+            at = np.flatnonzero(linear)
+            width_w = (points[column[at] + 1] - points[column[at]]) / gain
+            up_to[at] = (h[at + 1] - h[at]) / width_w
+        near = gap & ~linear
+        up_to[near] = self.drive.cdf((split[column[near]] - start[row[near]]) / gain)
+        if capped:
+            up_to = self._cap(up_to, (points[[0, -1]] - start[:, None]) / gain, row)
+        mass = np.diff(up_to, prepend=0.0)
+        mass[np.cumsum(width) - width] = up_to[np.cumsum(width) - width]
+        keep = mass > 1e-18
+        return csr_array((mass[keep], (column[keep], row[keep])), shape=(n, n))
 
     def _cap(self, up_to: Array, ends: Array, row: npt.NDArray[np.int64]) -> Array:
         """Condition on the exact value being within the grid; where it cannot be, leave things as they are."""

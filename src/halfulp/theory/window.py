@@ -1,0 +1,164 @@
+"""The part of a grid where mass is, and the law of several steps on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.theory.transition import Step
+
+__all__ = ["Window"]
+
+Array = npt.NDArray[np.float64]
+
+DEAD = 1e-9
+"""Mass at each end of a window that is moved to the window's edge."""
+CROWDED = 1e-8
+"""Mass at the end of a window from which it is made wider."""
+SLACK = 0.5
+"""A window is made narrower if so small a share of it is enough."""
+NOTHING = 1e-12
+"""Probability of a transition in several steps that is left out."""
+BAND = 64
+"""Rows of a banded matrix that are multiplied at a time."""
+
+
+class Window:
+    """Points ``low`` to ``high - 1`` of the grid, and the matrix of `stride` steps between them, for one phase.
+
+    Parameters
+    ----------
+    step
+        Law of a step.
+    scale
+        Of the drive.
+    """
+
+    def __init__(self, step: Step, scale: float) -> None:
+        self.step, self.scale = step, scale
+        self.low, self.high, self.stride = 0, 0, 1
+        self._matrix = _Banded(0, [])
+
+    @property
+    def inside(self) -> slice:
+        """The points, as an index."""
+        return slice(self.low, self.high)
+
+    def fit(self, mass: Array, growth: float, room: float) -> None:
+        """Put the window where the mass is, if it is too narrow or much too wide.
+
+        Parameters
+        ----------
+        mass
+            On all points, one column a law; what is outside moves to the window's ends.
+        growth
+            Factor by which values may grow before the next fit.
+        room
+            Share of one extreme input by which they may grow beside it.
+        """
+        points = self.step.grid.points
+        low, high = _live(mass.sum(axis=1))
+        reach = room * (1 - self.step.beta) * self.scale * np.array(self.step.drive.support)
+        top, bottom = max(points[high - 1], 0.0) * growth + reach[1], points[low]
+        if points[0] < 0:
+            bottom = min(bottom, 0.0) * growth + reach[0]
+        wanted = int(np.searchsorted(points, bottom)) - 2, int(np.searchsorted(points, top)) + 2
+        low, high = max(wanted[0], 0), min(wanted[1], len(points))
+        if low < self.low or high > self.high or high - low < SLACK * (self.high - self.low):
+            self._move(low, high)
+        self._clump(mass)
+
+    def cover(self, mass: Array) -> None:
+        """Make the window wider where there is mass outside; the rest of it moves to the ends."""
+        if mass[: self.low].sum() + mass[self.high :].sum() > CROWDED:
+            low, high = _live(mass.sum(axis=1))
+            more = (self.high - self.low) // 4 + 1  # what drifts out once will again
+            low = self.low if low >= self.low else max(min(low, self.low - more), 0)
+            high = self.high if high <= self.high else min(max(high, self.high + more), len(mass))
+            self._move(low, high)
+        self._clump(mass)
+
+    def double(self) -> None:
+        """Twice as many steps at a time from now on."""
+        self.stride *= 2
+        self._matrix = self._matrix.squared()
+
+    def advance(self, mass: Array) -> None:
+        """Let the law go on by a stride, in place. The window grows with it."""
+        points = len(self.step.grid)
+        while True:
+            after = self._matrix.times(mass[self.inside])
+            down = self.low > 0 and after[0].sum() > CROWDED
+            up = self.high < points and after[-1].sum() > CROWDED
+            if not down and not up:
+                mass[self.inside] = after
+                return
+            more = (self.high - self.low) // 4 + 1
+            self._move(max(self.low - more * down, 0), min(self.high + more * up, points))
+
+    def _move(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self._matrix = _Banded.of(self.step.matrix(self.scale, low, high).toarray())
+        for _ in range(int(math.log2(self.stride))):
+            self._matrix = self._matrix.squared()
+
+    def _clump(self, mass: Array) -> None:
+        if self.low > 0:
+            mass[self.low] += mass[: self.low].sum(axis=0)
+            mass[: self.low] = 0.0
+        if self.high < len(mass):
+            mass[self.high - 1] += mass[self.high :].sum(axis=0)
+            mass[self.high :] = 0.0
+
+
+def _live(mass: Array) -> tuple[int, int]:
+    """First and last point (exclusive) between which all but :data:`DEAD` of the mass on either side lies."""
+    low = int(np.searchsorted(np.cumsum(mass), DEAD))
+    return low, len(mass) - int(np.searchsorted(np.cumsum(mass[::-1]), DEAD))
+
+
+class _Banded:
+    """A matrix without entries far from its diagonal: dense parts of :data:`BAND` rows, as wide as they have entries.
+
+    Parameters
+    ----------
+    size
+        Rows and columns.
+    parts
+        ``(first row, first column, entries)``.
+    """
+
+    def __init__(self, size: int, parts: Iterable[tuple[int, int, Array]]) -> None:
+        self.size, self.parts = size, []
+        for top, left, entries in parts:
+            filled = np.flatnonzero((entries > NOTHING).any(axis=0))
+            if len(filled):
+                first, last = int(filled[0]), int(filled[-1]) + 1
+                self.parts.append((top, left + first, np.ascontiguousarray(entries[:, first:last])))
+
+    @classmethod
+    def of(cls, matrix: Array) -> _Banded:
+        return cls(len(matrix), ((top, 0, matrix[top : top + BAND]) for top in range(0, len(matrix), BAND)))
+
+    def times(self, vectors: Array) -> Array:
+        product = np.zeros_like(vectors)
+        for top, left, entries in self.parts:
+            np.matmul(entries, vectors[left : left + entries.shape[1]], out=product[top : top + len(entries)])
+        return product
+
+    def squared(self) -> _Banded:
+        return _Banded(self.size, self._square_parts())
+
+    def _square_parts(self) -> Iterator[tuple[int, int, Array]]:
+        dense = np.zeros((self.size, self.size))
+        for top, left, entries in self.parts:
+            dense[top : top + len(entries), left : left + entries.shape[1]] = entries
+        for top, left, entries in self.parts:
+            right = left + entries.shape[1]
+            met = [(start, start + e.shape[1]) for t, start, e in self.parts if t < right and t + len(e) > left]
+            if met:
+                first, last = min(m[0] for m in met), max(m[1] for m in met)
+                yield top, first, entries @ dense[left:right, first:last]
