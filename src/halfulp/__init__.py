@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from halfulp.rules.transforms import adagc as adagc
     from halfulp.rules.transforms import clip_coordinates as clip_coordinates
     from halfulp.rules.transforms import clip_global as clip_global
+    from halfulp.rules.transforms import master_weights as master_weights
     from halfulp.scaling import Scaling as Scaling
     from halfulp.schedules import linear_to_zero as linear_to_zero
     from halfulp.schedules import refined as refined
@@ -136,6 +137,7 @@ _HOME = {
     "convert_state_dict": "checkpoint.convert",
     "get_format": "formats",
     "load_optimizer": "checkpoint.files",
+    "master_weights": "rules.transforms",
     "plan_reset": "theory.planner",
     "round_to": "rounding",
     "save_optimizer": "checkpoint.files",

@@ -49,9 +49,10 @@ class BAdam(HyperOptimizer):
     Luo et al., arXiv 2404.02827. A block is a layer: parameters whose names agree up to the first number
     (``model.layers.3.``), or in the module where there is none; parameters without names are blocks of their own. Pass
     ``model.named_parameters()``, and override :meth:`block_of` for other blocks. Parameters at rest have
-    ``requires_grad`` off, so that the backward pass leaves them out. With a `period` far below the time in which
-    stalling builds up (hundreds of steps), states in 8 bits hardly stall. In place of the authors' fp32 copy of the
-    block's 16-bit weights, take ``param_rounding="stochastic"``. Arguments: :class:`BAdamHyper`.
+    ``requires_grad`` off, so that the backward pass leaves them out. The authors' fp32 copy of the block's 16-bit
+    weights is :func:`~halfulp.master_weights`; ``param_rounding="stochastic"`` does without. Turns are resets: by the
+    end of one of 50 steps, second moments in bf16 (nearest, 0.999) stall in a third of their updates, in fp8 in 83 %.
+    Arguments: :class:`BAdamHyper`.
 
     Examples
     --------

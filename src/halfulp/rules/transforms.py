@@ -23,7 +23,10 @@ from torch import Tensor
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
 from halfulp.state import Hyper, StateSlot
 
-__all__ = ["Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "with_weight_decay"]
+__all__ = [
+    "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "master_weights",
+    "with_weight_decay",
+]  # fmt: skip
 
 Transform = Callable[[Rule], Rule]
 Sums = dict[str, Tensor]
@@ -178,6 +181,45 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
     if rule.measure is not None:
         raise ValueError(f"AdaGC does not go with {rule.name!r}, which needs sums over the model of its gradient")
     return replace(rule, name=f"{rule.name}+adagc", slots=slots, scalars=scalars, update=update, elementwise=False)
+
+
+def master_weights() -> Transform:
+    """Keep an fp32 copy of 16-bit weights (slot ``master_param``) for the rule; the weights are its rounding.
+
+    Four bytes a weight against updates that are lost below half a unit of a 16-bit weight. ``param_rounding=
+    "stochastic"`` keeps them on average, for none. Weights that are set from outside, such as by
+    :class:`~halfulp.Lookahead`, need a ``reset_state(["master_param"])``.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64).bfloat16()
+    >>> optimizer = halfulp.BAdam(model.named_parameters(), transforms=[halfulp.master_weights()])
+    """
+    return _master_weights
+
+
+MASTER = StateSlot("master_param", signed=True, decay=lambda h: 1.0, init=lambda p: p, exact=True)
+
+
+def _master_weights(rule: Rule) -> Rule:
+    measure = rule.measure
+
+    def own(states: States) -> States:
+        return {name: state for name, state in states.items() if name != MASTER.name}
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        param, new = rule.update(states[MASTER.name], grad, own(states), c)
+        return param, {**new, MASTER.name: param}
+
+    def measured(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
+        assert measure is not None
+        return dict(measure(states[MASTER.name], grad, own(states), c))
+
+    return replace(
+        rule, name=f"{rule.name}+master", slots=lambda hyper: (*rule.slots(hyper), MASTER), update=update,
+        measure=None if measure is None else measured,
+    )  # fmt: skip
 
 
 def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
