@@ -17,11 +17,12 @@ sys.path.insert(0, str(HERE))
 import averages  # noqa: E402
 
 
-def launch(ranks, out, *arguments):
+def launch(ranks, out, *arguments, worker="averages.py"):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         str(HERE / "averages.py"), str(out), *map(str, arguments)],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+         str(HERE / worker), str(out), *map(str, arguments)],
+        capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(out, weights_only=True)
@@ -79,3 +80,40 @@ def test_two_ranks_resume_what_one_process_has_saved(tmp_path, expected):
     resumed = launch(2, tmp_path / "resumed.pt", "resume", tmp_path)
     ways = {f"dcp/{n}": t for n, t in expected.items() if not n.startswith("lawa")}
     assert_same(resumed, ways | {f"file/{n}": t for n, t in expected.items()})
+
+
+def test_trainer_under_fsdp2(tmp_path):
+    """The average of a sharded model, and what the Trainer's checkpoint has of it, are those of one process."""
+    import average_trainer as trainer
+
+    from halfulp.averaging import EMA
+    from halfulp.checkpoint.files import read_file
+
+    model = trainer.build()
+    model.save_pretrained(tmp_path / "model")
+    start = {n: t.clone() for n, t in model.state_dict().items()}
+    found = launch(2, tmp_path / "found.pt", tmp_path, worker="average_trainer.py")
+
+    def follow(ema, steps):
+        for step in steps:
+            model.load_state_dict(found["after"][str(step)])
+            ema.update()
+        return ema.state_dict()
+
+    def assert_equal(a, b):
+        assert set(a) == set(b)
+        for name, entries in a.items():
+            for key, value in entries.items():
+                same = torch.equal(value, b[name][key]) if isinstance(value, torch.Tensor) else value == b[name][key]
+                assert same, (name, key)
+
+    ema = EMA(model, **trainer.OPTIONS)
+    assert_equal(found["average"]["averages"], follow(ema, range(1, trainer.STEPS + 1))["averages"])
+    batch = {key: torch.stack([x[key] for x in trainer.examples()[:2]]) for key in ("input_ids", "labels")}
+    with ema.swap(), torch.no_grad():
+        assert found["loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    model.load_state_dict(start)
+    resumed = EMA(model, **trainer.OPTIONS)
+    resumed.load_state_dict(read_file(tmp_path / f"checkpoint-{trainer.SAVED}" / "weight_average.safetensors"))
+    steps = range(trainer.SAVED + 1, trainer.STEPS + 1)
+    assert_equal(found["average"]["averages"], follow(resumed, steps)["averages"])

@@ -28,7 +28,7 @@ EXAMPLES = {
     "plain_torch": 4.2,
 }
 """What the loss, ln(256) = 5.55 at the start, is below after 20 steps: the last one, for `hf_trainer` the mean."""
-LONGER = {"ddpm_ema", "finetune_minilm"}
+LONGER = {"ddpm_ema", "finetune_minilm", "teacher_digits"}
 """Experiments of their own: too long for the tests, or in need of more than the extra ``dev`` installs."""
 
 
