@@ -1,7 +1,7 @@
 """A small diffusion model on real images, sampled from its averaged weights: fp32, bfloat16 and 8 bits.
 
 Trains a denoiser on scikit-learn's digits (8 x 8 pixels) once per seed, and keeps several averages of its weights
-beside the same run. Prints the validation denoising loss of each, and draws samples. Less than two minutes on two cores.
+beside the same run. Prints the validation denoising loss of each, and draws samples. Within two minutes on two cores.
 
     pip install "halfulp[lab]" scikit-learn
     python examples/ddpm_ema.py --out ddpm_ema.png

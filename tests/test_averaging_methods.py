@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -503,12 +504,14 @@ def test_check_command_recognises_a_frozen_average(tmp_path):
 # -------------------------------------------------------------------- trainers
 
 
-def test_lightning_callback(tmp_path):
+def lightning_run(folder, epochs, resume=None):
+    """A run of Lightning's with an average; validation losses are those of the averaged weights."""
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
+            torch.manual_seed(0)
             self.net = nn.Linear(64, 64)
             self.validated = []
 
@@ -527,20 +530,39 @@ def test_lightning_callback(tmp_path):
         def val_dataloader(self):
             return torch.utils.data.DataLoader(torch.ones(2, 64), batch_size=2)
 
-    module, callback = Module(), averaging.lightning_callback(decay=0.5, state="8bit")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    import warnings
-
+    module = Module()
+    callbacks = [
+        averaging.lightning_callback(decay=0.5, state="8bit"),
+        averaging.lightning_callback(decay=0.9, state="bf16", evaluate=False, name="slower"),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
-            max_epochs=2, accumulate_grad_batches=2, callbacks=[callback], default_root_dir=tmp_path,
+            max_epochs=epochs, accumulate_grad_batches=2, callbacks=callbacks, default_root_dir=folder,
             num_sanity_val_steps=0, enable_checkpointing=False, **quiet,
         )  # fmt: skip
-        trainer.fit(module)
-    assert callback.average.updates == 4
-    assert torch.equal(module.validated[-1], callback.average.value("net.weight"))
+        trainer.fit(module, ckpt_path=resume)
+    return trainer, module, [c.average for c in callbacks]
+
+
+def test_lightning_callback(tmp_path):
+    _, module, (average, _) = lightning_run(tmp_path, 2)
+    assert average.updates == 4
+    assert torch.equal(module.validated[-1], average.value("net.weight"))
     assert not torch.equal(module.net.weight, module.validated[-1])
+
+
+def test_lightning_resumes_its_averages(tmp_path):
+    _, _, expected = lightning_run(tmp_path, 3)
+    trainer, _, _ = lightning_run(tmp_path, 2)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    _, module, found = lightning_run(tmp_path, 3, resume=tmp_path / "saved.ckpt")
+    assert len(module.validated) == 1
+    for a, b in zip(found, expected, strict=True):
+        assert a.updates == b.updates == 6
+        for name in a.live:
+            assert torch.equal(a.value(name), b.value(name)), name
 
 
 def test_trainer_callback(tmp_path):

@@ -14,11 +14,12 @@ from halfulp.checkpoint.files import read_file, write_file
 
 __all__ = ["lightning_callback", "trainer_callback"]
 
-FILE = "weight_average.safetensors"
 Make = Callable[[Any], WeightAverage]
 
 
-def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **options: Any) -> Any:
+def trainer_callback(
+    make: Make | None = None, *, evaluate: bool = True, name: str = "weight_average", **options: Any
+) -> Any:
     """A ``transformers.TrainerCallback`` that keeps a weight average.
 
     The average moves after every optimizer step, is saved into and resumed from the trainer's checkpoints
@@ -32,8 +33,11 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
         From the model to an average; an :class:`~halfulp.averaging.ema.EMA` with `options` without.
     evaluate
         Whether evaluations are of the average.
+    name
+        Of the file, for a trainer with several averages (of which one evaluates).
     """
     base: Any = transformers_base()
+    name += ".safetensors"
     build = make or (lambda model: EMA(model, **options))
 
     class AverageCallback(base):
@@ -41,7 +45,7 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.average = build(kwargs["model"])
-            saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
+            saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / name
             if state.global_step and saved.exists():
                 self.average.load_state_dict(read_file(saved))
 
@@ -60,7 +64,7 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             saved = whole(self.average.state_dict())  # on every rank: shards are gathered
             if state.is_world_process_zero and folder.is_dir():
-                write_file(saved, folder / FILE)
+                write_file(saved, folder / name)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.average is not None and self.average.swapped:
@@ -69,7 +73,9 @@ def trainer_callback(make: Make | None = None, *, evaluate: bool = True, **optio
     return AverageCallback()
 
 
-def lightning_callback(make: Make | None = None, *, evaluate: bool = True, **options: Any) -> Any:
+def lightning_callback(
+    make: Make | None = None, *, evaluate: bool = True, name: str = "weight_average", **options: Any
+) -> Any:
     """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does; state in checkpoints.
 
     The average moves when the optimizer has stepped, also under gradient accumulation.
@@ -83,6 +89,10 @@ def lightning_callback(make: Make | None = None, *, evaluate: bool = True, **opt
             self.average: Any = None
             self._saved: Any = None
             self._step = 0
+
+        @property
+        def state_key(self) -> str:
+            return name
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             self.average = build(pl_module)
@@ -110,7 +120,7 @@ def lightning_callback(make: Make | None = None, *, evaluate: bool = True, **opt
             self.on_validation_epoch_end(trainer, pl_module)
 
         def state_dict(self) -> dict[str, Any]:
-            return {} if self.average is None else self.average.state_dict()
+            return {} if self.average is None else whole(self.average.state_dict())
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             self._saved = state_dict or None
