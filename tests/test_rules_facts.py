@@ -76,6 +76,20 @@ def test_without_gradient_adamw_only_decays(state: str) -> None:
     assert torch.equal(p.detach(), expected)
 
 
+def test_a_constant_gradient_makes_adabelief_faster_until_its_floor() -> None:
+    """No surprise: the second moment falls towards eps / (1 - beta2), and the step grows to its root."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = halfulp.AdaBelief([p], lr=1e-3, betas=(0.5, 0.9), eps=1e-10, state="fp32")
+    steps = []
+    for _ in range(400):
+        before = p.detach().clone()
+        p.grad = torch.ones(2)
+        optimizer.step()
+        steps.append(float((before - p.detach())[0]))
+    assert sorted(set(steps[1:100])) == steps[1:100]  # each larger than the one before
+    assert steps[-1] / 1e-3 == pytest.approx((1e-10 / 0.1) ** -0.5, rel=0.02)
+
+
 def test_equal_gradients_halve_diffgrad() -> None:
     p, q = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
     ours, adam = halfulp.DiffGrad([p], lr=1e-3, state="fp32"), halfulp.Adam([q], lr=1e-3, state="fp32")

@@ -44,6 +44,31 @@ def test_square_root_scaling() -> None:
         halfulp.scale_adam(16, lr=1e-3, betas=(0.9, 0.99))
 
 
+def stationary_deviation(batch: float, lr: float, betas: tuple[float, float], steps: int) -> float:
+    """Of Adam on x**2 / 4, the gradient's noise of variance 1 / batch, over 4096 problems at once."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.Parameter(0.04 * torch.randn(4096, generator=generator))
+    optimizer = halfulp.Adam([x], lr=lr, betas=betas, eps=0.0, state="fp32")
+    found = []
+    for step in range(steps):
+        x.grad = x.detach() / 2 + torch.randn(4096, generator=generator) / batch**0.5
+        optimizer.step()
+        if step >= 0.8 * steps:
+            found.append(x.detach().pow(2).mean().item())
+    return math.sqrt(sum(found) / len(found))
+
+
+def test_square_root_scaling_keeps_the_stationary_deviation() -> None:
+    """A batch 16 times as large, 16 times fewer steps: the square-root rule keeps it, linear scaling doubles it."""
+    base = stationary_deviation(1.0, 2e-3, (0.99, 0.995), 2400)
+    scaled = halfulp.scale_adam(16, lr=2e-3, betas=(0.99, 0.995))
+    root = stationary_deviation(16.0, scaled["lr"], scaled["betas"], 300)
+    linear = stationary_deviation(16.0, 16 * 2e-3, scaled["betas"], 300)
+    assert base == pytest.approx(math.sqrt(2e-3), rel=0.05)
+    assert root == pytest.approx(base, rel=0.05)
+    assert linear == pytest.approx(2 * base, rel=0.05)
+
+
 # ---------------------------------------------------------------- refinement
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,3 +289,25 @@ def test_the_radius_grows_along_half_a_cosine() -> None:
         optimizer.step()
     rise = [0.0, (1 - 0.5**0.5) / 2, 0.5, (1 + 0.5**0.5) / 2, 1.0, 1.0]
     assert found == pytest.approx([5e-4 * (1 + 14 * r) for r in rise])
+
+
+# ---------------------------------------------------------------- sharded models
+
+
+def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise, its removal, slow weights in bf16; FSDP2 on two ranks with rows that do not divide."""
+    here = Path(__file__).parent / "distributed"
+    monkeypatch.syspath_prepend(here)
+    wrapped, cases = importlib.import_module("wrapped"), importlib.import_module("cases")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(here / "wrapped.py"),
+         str(tmp_path / "found.pt")],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found, alone = torch.load(tmp_path / "found.pt"), wrapped.run(cases.build_model())
+    for key in ("start", "noisy", "restored", "end"):
+        assert same(found[key], alone[key]), key
+    assert same(found["restored"], found["start"])
+    assert not same(found["noisy"], found["start"])
+    assert found["angles"] == pytest.approx(alone["angles"], abs=1e-4)
