@@ -443,6 +443,8 @@ def test_prediction_for_an_average_is_what_is_measured(state, rounding):
             exact.update()
     wanted, way = exact.value("weight"), exact.value("weight") - start
     assert 1 - measured["weight"].fraction == pytest.approx(1 - found.stalled, rel=0.2)
+    assert measured["weight"].step == pytest.approx(step, rel=0.1)
+    assert 1 - measured["weight"].predicted == pytest.approx(1 - measured["weight"].fraction, rel=0.2)
     distance = (ema.value("weight") - wanted).square().mean().sqrt() / start.square().mean().sqrt()
     assert float(distance) == pytest.approx(found.distance, rel=0.15)
     gone = float(((ema.value("weight") - start) * way).sum() / way.square().sum())
@@ -484,6 +486,45 @@ def test_check_pair_tells_a_frozen_average():
     assert averaging.check_pair(live, live)[0].verdict == "equal"
     with pytest.raises(ValueError, match="no floating-point tensor"):
         averaging.check_pair({"a": torch.ones(1)}, {"b": torch.ones(1)})
+
+
+def test_check_pair_reads_what_others_and_we_save():
+    """ema-pytorch's one file, timm's and torchvision's keys, and our own codes with their rounding."""
+    model = nn.Linear(64, 96, bias=False)
+    saved = {}
+    for state, rounding in (("bf16", "nearest"), ("8bit", "nearest"), ("8bit", "stochastic"), ("fp32", "nearest")):
+        torch.manual_seed(0)
+        nn.init.uniform_(model.weight, -0.1, 0.1)
+        ema = EMA(model, 0.9999, state=state, rounding=rounding)
+        with torch.no_grad():
+            model.weight.mul_(1.02)
+        saved[state, rounding] = ema.state_dict()
+    live = model.state_dict()
+    half = {"weight": saved["bf16", "nearest"]["averages"]["weight"]["average"]}
+    one_file = {**{f"ema_model.{n}": t for n, t in half.items()}, **{f"online_model.{n}": t for n, t in live.items()}}
+    cases = [
+        (one_file, one_file, "frozen", "bfloat16", None),
+        ({"state_dict": live, "state_dict_ema": half}, {"state_dict": live, "state_dict_ema": half}, "frozen",
+         "bfloat16", None),
+        ({"model": live, "model_ema": {f"module.{n}": t for n, t in half.items()}}, live, "frozen", "bfloat16", None),
+        (saved["bf16", "nearest"], live, "frozen", "bfloat16", "nearest"),
+        (saved["8bit", "nearest"], live, "frozen", "linear8", "nearest"),
+        ({"model": live, "ema": saved["8bit", "stochastic"]}, {"model": live}, "moves", "linear8", "stochastic"),
+        (saved["fp32", "nearest"], live, "moves", "float32", "nearest"),
+    ]  # fmt: skip
+    for average, other, verdict, fmt, rounding in cases:
+        (row,) = averaging.check_pair(average, other, decay=0.9999)
+        assert (row.verdict, row.dtype, row.rounding) == (verdict, fmt, rounding)
+        assert row.gap == pytest.approx(0.02 / 1.02, rel=0.1)
+    (row,) = averaging.check_pair(saved["8bit", "stochastic"], live, decay=0.9999)
+    update = 1e-4 * (live["weight"] - ema.value("weight")).abs().mean()
+    assert row.movable == pytest.approx(float(update) / 2.0**-10, rel=0.05)  # the spacing below 0.125: 0.125 / 128
+
+
+def test_check_pair_refuses_differences():
+    ema = EMA(nn.Linear(64, 96), 0.999, state="8bit", difference=True)
+    with pytest.raises(ValueError, match="difference"):
+        averaging.check_pair(ema.state_dict(), {})
 
 
 def test_check_command_recognises_a_frozen_average(tmp_path):

@@ -22,9 +22,10 @@ from halfulp.averaging.decay import (
 from halfulp.averaging.dropin import AveragedModel, EMAPytorch
 from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
 from halfulp.averaging.merge import liti, slerp, warp
+from halfulp.averaging.pair import check_pair
 from halfulp.averaging.posthoc import PostHocEMA, Reconstruction, profile_product, reconstruct_weights
 from halfulp.averaging.shards import whole
-from halfulp.averaging.stall import check_pair, watch
+from halfulp.averaging.stall import watch
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.switch import ElasticReset, SlowWeights, SwitchEMA
 from halfulp.averaging.teacher import Teacher, TemporaryTeachers

@@ -1,21 +1,22 @@
-"""How many updates of a weight average are lost: measured while it moves, and seen in a saved pair of models.
+"""How many updates of a weight average are lost, measured while it moves.
 
-What to expect is in :mod:`halfulp.averaging.walk`.
+What to expect is in :mod:`halfulp.averaging.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from halfulp.averaging.ema import EMA
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.walk import SAMPLE, predict
 
-__all__ = ["PairRow", "Watched", "check_pair", "model_tensors", "watch"]
+__all__ = ["Watched", "watch"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,18 @@ class Watched:
     ----------
     due, stalled
         Updates that would have changed the stored value in exact arithmetic, and those of them that did not.
+    step
+        Standard deviation of a step of the weights: their way in the block over the root of the number of updates.
+    predicted
+        Stalled fraction that theory gives for weights that walk so (:func:`~halfulp.averaging.walk.predict`): from a
+        copy if the average began in the block, else in the long run. ``None`` for what stays in fp32, for averages
+        stored as differences, and where nothing moved.
     """
 
     due: int
     stalled: int
+    step: float = 0.0
+    predicted: float | None = None
 
     @property
     def fraction(self) -> float:
@@ -39,7 +48,9 @@ class Watched:
 
 @contextmanager
 def watch(ema: EMA) -> Iterator[dict[str, Watched]]:
-    """Count the updates of an average that stall, in the ``with`` block; the kernels count every element.
+    """Count the updates of an average that stall, in the ``with`` block, and predict them; filled in at its end.
+
+    The kernels count every element. The walk of the weights is measured on a sample of them.
 
     Examples
     --------
@@ -54,95 +65,32 @@ def watch(ema: EMA) -> Iterator[dict[str, Watched]]:
     """
     found: dict[str, Watched] = {}
     ema.counts = {}
+    began, before = ema.updates, {name: _sample(live) for name, live in ema.live.items()}
     try:
         yield found
     finally:
-        for name, counts in ema.counts.items():
-            due, stalled = (int(n) for n in counts[0])
-            found[name] = Watched(due, stalled)
-        ema.counts = None
+        counts, ema.counts = ema.counts, None
+        updates = ema.updates - began
+        steps = {
+            name: float((_sample(live) - before[name]).square().mean().sqrt()) / math.sqrt(max(updates, 1))
+            for name, live in ema.live.items()
+        }
+        predicted = _predicted(ema, steps, None if began else updates)
+        for name, count in counts.items():
+            due, stalled = (int(n) for n in count[0])
+            found[name] = Watched(due, stalled, steps[name], predicted.get(name))
 
 
-@dataclass(frozen=True)
-class PairRow:
-    """One tensor of a saved average beside its live twin.
-
-    Parameters
-    ----------
-    name, dtype
-        Of the tensor, as saved in the average.
-    elements
-        Elements that differ from the live ones.
-    movable
-        Share of these whose next update is at least half a unit in the last place of the average, so that nearest
-        rounding lets it through.
-    gap
-        Root mean square distance of average and live, relative to the live weights.
-    """
-
-    name: str
-    dtype: str
-    elements: int
-    movable: float
-    gap: float
-
-    @property
-    def verdict(self) -> str:
-        """``"moves"``, ``"frozen"`` or ``"half frozen"``; ``"equal"`` where there is nothing to average."""
-        if not self.elements:
-            return "equal"
-        return "moves" if self.movable > 0.9 else "frozen" if self.movable < 0.1 else "half frozen"
+def _sample(live: Tensor) -> Tensor:
+    values = local_part(live).tensor.flatten()
+    return values[:: max(1, values.numel() // SAMPLE)].double()
 
 
-def model_tensors(saved: Any) -> dict[str, Tensor]:
-    """Tensors of a saved model: the tree itself, or what stands under ``state_dict``, ``model`` or ``module`` in it."""
-    while isinstance(saved, Mapping):
-        inner = [saved[k] for k in ("state_dict", "model", "module") if isinstance(saved.get(k), Mapping)]
-        if not inner:
-            return {str(n): t for n, t in saved.items() if isinstance(t, Tensor)}
-        saved = inner[0]
-    raise ValueError(f"no saved model: expected names and tensors, got {type(saved).__name__}")
-
-
-def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float = 0.9999) -> list[PairRow]:
-    """Whether a saved average can still move: for each tensor that both have, what nearest rounding would do next.
-
-    Parameters
-    ----------
-    average, live
-        State dictionaries of the averaged and the live model; prefixes such as ``module.`` do not matter.
-    decay
-        Of the average.
-
-    Examples
-    --------
-    >>> import torch
-    >>> live = {"w": torch.full((4, 4), 1.01)}
-    >>> [row.verdict for row in check_pair({"module.w": torch.ones(4, 4, dtype=torch.bfloat16)}, live)]
-    ['frozen']
-    """
-    from halfulp.averaging.base import clean_name
-
+def _predicted(ema: EMA, steps: dict[str, float], updates: int | None) -> dict[str, float]:
+    moved = {name: step for name, step in steps.items() if step > 0}
+    if ema.difference or updates == 0 or not moved:
+        return {}
+    decay = ema.decay(max(ema.updates, 1))
     if not 0.0 < decay < 1.0:
-        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
-    ours = {clean_name(n.removeprefix("ema_model.")): t for n, t in average.items() if isinstance(t, Tensor)}
-    theirs = {clean_name(n.removeprefix("online_model.")): t for n, t in live.items() if isinstance(t, Tensor)}
-    rows = []
-    for name, stored in ours.items():
-        twin = theirs.get(name)
-        if twin is None or twin.shape != stored.shape or not stored.is_floating_point() or not stored.numel():
-            continue
-        rows.append(_pair_row(name, stored, twin, decay))
-    if not rows:
-        raise ValueError("the two state dictionaries have no floating-point tensor of the same name and shape")
-    return rows
-
-
-def _pair_row(name: str, stored: Tensor, twin: Tensor, decay: float) -> PairRow:
-    e, x = stored.double(), twin.double()
-    due = e != x
-    moved = (e + (x - e) * (1 - decay)).to(stored.dtype) != stored
-    count = int(due.sum())
-    gap = float((e - x).norm() / x.norm().clamp_min(1e-300))
-    movable = float((moved & due).sum() / count) if count else 0.0
-    return PairRow(name, str(stored.dtype).removeprefix("torch."), count, movable, gap)
+        return {}
+    return {name: one.stalled for name, one in predict(ema, decay, moved, updates).items()}

@@ -120,9 +120,9 @@ def predict(
     decay
         Of its updates.
     step
-        Standard deviation of a weight's step, absolute; or one for each tensor, by name. With Adam and gradients that
-        are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change their
-        sum.
+        Standard deviation of a weight's step, absolute; or by name, of the tensors asked for. With Adam and gradients
+        that are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change
+        their sum.
     updates
         Over so many updates, from a copy of the weights; the long run without.
 
@@ -134,11 +134,11 @@ def predict(
     True
     """
     by_name = step if isinstance(step, Mapping) else dict.fromkeys(average.live, step)
-    _check(decay, min(by_name[name] for name in average.live), updates)
+    _check(decay, min(by_name.values()), updates)
     if getattr(average, "difference", False):
         raise ValueError("an average stored as a difference has no spacing of its own: predictions are of direct ones")
     found = {}
-    for name in average.live:
+    for name in by_name:
         quantizer = average.store.state_of(name).quantizer
         values = average.store.read(name)
         if quantizer.format.is_float32 or not bool(values.any()):

@@ -60,15 +60,17 @@ def command(
 def _check_average(console: Any, average: Path, live: Path, decay: float) -> None:
     from rich.table import Table
 
-    from halfulp.averaging.stall import check_pair, model_tensors
+    from halfulp.averaging.pair import check_pair
     from halfulp.checkpoint.read import read_saved
 
-    rows = check_pair(model_tensors(read_saved(average)), model_tensors(read_saved(live)), decay)
+    saved = read_saved(average)
+    rows = check_pair(saved, saved if live == average else read_saved(live), decay)
     table = Table(title=f"{average.name}, average of {live.name}, decay {decay:g}", title_justify="left")
-    for heading in ("tensor", "format", "elements", "gap", "can move", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("tensor", "format", "verdict") else "right")
+    for heading in ("tensor", "format", "rounding", "elements", "gap", "gets through", "verdict"):
+        table.add_column(heading, justify="right" if heading in ("elements", "gap", "gets through") else "left")
     for r in rows:
-        table.add_row(r.name, r.dtype, f"{r.elements:,}", f"{r.gap:.1%}", f"{r.movable:.1%}", r.verdict)
+        rounding, through = r.rounding or "not said", f"{r.movable:.2%}"
+        table.add_row(r.name, r.dtype, rounding, f"{r.elements:,}", f"{r.gap:.1%}", through, r.verdict)
     console.print(table)
     stuck = [r for r in rows if "frozen" in r.verdict]
     if stuck:
