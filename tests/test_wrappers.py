@@ -102,7 +102,7 @@ def test_is_an_optimizer_like_any_other(wrapper: str) -> None:
     start = bits(model)
     train(model, optimizer, 0, 1)
     scheduler.step()
-    assert [g["lr"] for g in optimizer.base.param_groups] == [0.05, 0.025]
+    assert [g["lr"] for g in optimizer.optimizer.param_groups] == [0.05, 0.025]
     assert seen == [optimizer]
     assert not any(torch.equal(x, y) for x, y in zip(start, bits(model), strict=True))
     twin_model, twin = copy.deepcopy((model, optimizer))
@@ -116,17 +116,17 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     with pytest.raises(TypeError, match=r"goes around a torch\.optim\.Optimizer, got list"):
         halfulp.Lookahead(list(model.parameters()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no 'lookahead'"):
-        optimizer.load_state_dict(optimizer.base.state_dict())
+        optimizer.load_state_dict(optimizer.optimizer.state_dict())
     saved = halfulp.Lookahead(torch.optim.SGD(model.parameters(), lr=0.3), 2, state="bf16", min_size=0).state_dict()
     with pytest.raises(ValueError, match="saved as 'bfloat16', this wrapper has 'float32'"):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["lr"] == 0.1
     for arguments in ({"k": 0}, {"alpha": 0.0}, {"alpha": 1.5}):
         with pytest.raises(ValueError, match="got k="):
-            halfulp.Lookahead(optimizer.base, **arguments)
+            halfulp.Lookahead(optimizer.optimizer, **arguments)
     for arguments in ({"gamma": -1.0}, {"samples": 0}, {"growth": 2.0}, {"keep": "stream"}):
         with pytest.raises(ValueError, match="got"):
-            halfulp.LowPass(optimizer.base, **arguments)
+            halfulp.LowPass(optimizer.optimizer, **arguments)
 
 
 # ---------------------------------------------------------------- Lookahead
@@ -311,3 +311,17 @@ def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path, monkeypatch
     assert same(found["restored"], found["start"])
     assert not same(found["noisy"], found["start"])
     assert found["angles"] == pytest.approx(alone["angles"], abs=1e-4)
+
+
+def test_the_monitor_watches_the_optimizer_inside() -> None:
+    tables = []
+    for wrap in (lambda o: o, lambda o: halfulp.LowPass(halfulp.Lookahead(o, 99), 0.0)):
+        model = build()
+        optimizer = wrap(halfulp.AdamW(model.parameters(), lr=1e-2, state="fp8", rounding="nearest", min_size=0))
+        watch = halfulp.StallMonitor(optimizer, every=1)
+        train(model, optimizer, 0, 8)
+        tables.append([(row.slot, row.updates, row.stalled) for row in watch.table().rows])
+    assert tables[0] == tables[1]
+    assert {slot for slot, updates, stalled in tables[0] if updates > 0 and stalled > 0} == {"exp_avg", "exp_avg_sq"}, (
+        tables
+    )

@@ -20,37 +20,39 @@ class Wrapper(Optimizer):
 
     Parameters
     ----------
-    base
+    optimizer
         Any ``torch.optim.Optimizer``.
 
     Raises
     ------
     TypeError
-        If `base` is none.
+        If `optimizer` is none.
     """
 
     key: ClassVar[str]
-    base: Optimizer
+    optimizer: Optimizer
 
-    def __init__(self, base: Optimizer) -> None:
-        if not isinstance(base, Optimizer):
-            raise TypeError(f"{type(self).__name__} goes around a torch.optim.Optimizer, got {type(base).__name__}")
-        super().__setstate__({"base": base})  # torch's hooks; everything else is the base's
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"{type(self).__name__} goes around a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        super().__setstate__({"optimizer": optimizer})  # and torch's hooks
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Groups of the optimizer inside."""
-        return self.base.param_groups
+        return self.optimizer.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
         """States of the optimizer inside."""
-        return self.base.state
+        return self.optimizer.state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """Defaults of the optimizer inside."""
-        return self.base.defaults
+        return self.optimizer.defaults
 
     @property
     def named(self) -> dict[str, Tensor]:
@@ -69,7 +71,7 @@ class Wrapper(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer inside."""
-        self.base.add_param_group(param_group)
+        self.optimizer.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is this wrapper's own, the optimizer inside included; no hooks."""
@@ -91,7 +93,7 @@ class Wrapper(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As the optimizer inside, with this wrapper's own under :attr:`key`."""
-        return {**self.base.state_dict(), self.key: self.own_state()}
+        return {**self.optimizer.state_dict(), self.key: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave.
@@ -105,8 +107,8 @@ class Wrapper(Optimizer):
         if not isinstance(state_dict.get(self.key), Mapping):
             raise ValueError(
                 f"the state_dict has no {self.key!r}: it is not of {type(self).__name__}. One of the optimizer inside "
-                "alone is loaded by wrapper.base.load_state_dict"
+                "alone is loaded by wrapper.optimizer.load_state_dict"
             )
         checked = self.check_own(state_dict[self.key])
-        self.base.load_state_dict({k: v for k, v in state_dict.items() if k != self.key})
+        self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != self.key})
         self.take_own(checked)

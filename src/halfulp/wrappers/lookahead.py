@@ -25,7 +25,7 @@ class Lookahead(Wrapper):
 
     Parameters
     ----------
-    base
+    optimizer
         Any ``torch.optim.Optimizer``.
     k, alpha
         Steps from one return to the next; share of the way, in (0, 1].
@@ -54,7 +54,7 @@ class Lookahead(Wrapper):
 
     def __init__(
         self,
-        base: Optimizer,
+        optimizer: Optimizer,
         k: int = 5,
         alpha: float = 0.5,
         *,
@@ -66,7 +66,7 @@ class Lookahead(Wrapper):
     ) -> None:
         if k < 1 or not 0.0 < alpha <= 1.0:
             raise ValueError(f"Lookahead needs k >= 1 and alpha in (0, 1], got k={k} and alpha={alpha}")
-        super().__init__(base)
+        super().__init__(optimizer)
         self.k, self.steps = k, 0
         self.slow = SlowWeights(
             self.trained, alpha, state=state, rounding=rounding, seed=seed, backend=backend,
@@ -76,7 +76,7 @@ class Lookahead(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the optimizer inside, and every `k` of them the return to the slow weights."""
-        loss = self.base.step() if closure is None else self.base.step(closure)
+        loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
         self.steps += 1
         if self.steps % self.k == 0:
             self.slow.synchronize(self._fast(), self.steps // self.k)

@@ -34,7 +34,7 @@ class LowPass(Wrapper):
 
     Parameters
     ----------
-    base
+    optimizer
         Any ``torch.optim.Optimizer``.
     gamma
         Relative deviation of the noise. Published: 0.002 (CIFAR), 0.001 (Tiny ImageNet), 0.0005 (ImageNet) with one
@@ -71,7 +71,7 @@ class LowPass(Wrapper):
 
     def __init__(
         self,
-        base: Optimizer,
+        optimizer: Optimizer,
         gamma: float = 0.002,
         samples: int = 1,
         *,
@@ -89,7 +89,7 @@ class LowPass(Wrapper):
             raise ValueError(f"a gamma that grows needs the steps it grows over, at least 1; got steps={steps}")
         if keep not in ("device", "cpu"):
             raise ValueError(f"keep is 'device' or 'cpu', got {keep!r}")
-        super().__init__(base)
+        super().__init__(optimizer)
         self.gamma, self.samples, self.growth, self.total_steps = gamma, samples, growth, steps
         self.seed, self.keep = seed, keep
         self.steps = 0
@@ -167,7 +167,7 @@ class LowPass(Wrapper):
             Without it, gradients are those gathered under :meth:`perturbed`.
         """
         loss = None if closure is None else self._evaluate(closure)
-        self.base.step()
+        self.optimizer.step()
         self.steps += 1
         return loss
 
