@@ -193,6 +193,28 @@ def test_slow_weights_take_the_bytes_they_say_and_frozen_weights_none() -> None:
     assert torch.equal(model[2].weight, frozen)
 
 
+def test_layers_that_thaw_get_slow_weights_from_where_they_stand() -> None:
+    """BAdam's blocks come and go; and what was saved then is loaded into a wrapper that has not seen them."""
+
+    def make(model: nn.Module) -> halfulp.Lookahead:
+        inside = halfulp.BAdam(model.named_parameters(), lr=1e-2, period=3, state="8bit", min_size=0)
+        return halfulp.Lookahead(inside, 2, state="bf16", min_size=0)
+
+    model, other = build(), build()
+    optimizer = make(model)
+    assert set(optimizer.slow.store) == {"2.weight", "2.bias"}
+    start = [p.detach().clone() for p in model[0].parameters()]
+    train(model, optimizer, 0, 3)
+    assert all(torch.equal(p, s) for p, s in zip(model[0].parameters(), start, strict=True))
+    train(model, optimizer, 3, 2)
+    assert set(optimizer.slow.store) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    other.load_state_dict(model.state_dict())
+    resumed = make(other)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert train(model, optimizer, 5, 6) == train(other, resumed, 5, 6)
+    assert same(bits(model), bits(other))
+
+
 # ---------------------------------------------------------------- low-pass filtering
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp._log import log_once
 from halfulp.distributed import local
 from halfulp.rounding import storage_dtype
 from halfulp.storage import format_specs
@@ -87,8 +88,9 @@ def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, sav
     states = [EmaState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
     if not isinstance(saved, dict):
         raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
-    if set(saved) == {"step"}:
-        states = []  # forgotten
+    if states and set(saved) == {"step"}:
+        states = []
+        log_once(f"{label}: saved without states, which begin anew (forgotten, as of blocks at rest)")
     expected = {"step", *(key for state in states for key in state.keys)}
     if set(saved) != expected:
         raise ValueError(f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}")

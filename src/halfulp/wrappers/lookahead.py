@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -76,20 +76,21 @@ class Lookahead(Wrapper):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the optimizer inside, and every `k` of them the return to the slow weights."""
+        self._begin(self.trained)
         loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
         self.steps += 1
         if self.steps % self.k == 0:
             self.slow.synchronize(self._fast(), self.steps // self.k)
         return loss
 
+    def _begin(self, names: Iterable[str]) -> None:
+        """Slow weights of parameters that have none yet, from where they stand: layers that were frozen until now."""
+        named, store = self.named, self.slow.store
+        self.slow.store.add({n: named[n] for n in names if n in named and n not in store})
+
     def _fast(self) -> dict[str, Tensor]:
         """Weights that have slow ones, whether or not they still take gradients."""
         return {n: p for n, p in self.named.items() if n in self.slow.store}
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the optimizer inside; its slow weights start where it stands."""
-        super().add_param_group(param_group)
-        self.slow.store.add({n: p for n, p in self.trained.items() if n not in self.slow.store})
 
     def memory(self) -> MemoryReport:
         """Bytes of the slow weights, by format; and what stays in fp32, and why."""
@@ -108,6 +109,7 @@ class Lookahead(Wrapper):
             own = self.slow.store.quantizer.spec
             raise ValueError(f"lookahead: slow weights are saved as {saved['storage']!r}, this wrapper has {own!r}")
         counts = [count("lookahead", name, saved[name]) for name in ("steps", "seed")]
+        self._begin(saved["slow"])
         return counts, self.slow.store.validate(saved["slow"])
 
     def take_own(self, checked: Any) -> None:
