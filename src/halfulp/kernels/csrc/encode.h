@@ -120,24 +120,70 @@ INLINE vi code_of(const hu_format *f, vf y, vu word, const int kind, const int i
 }
 
 /* Stochastic codes of a float of 8 or 4 bits, in the highest byte. What grid_code gives, with fewer instructions: a
- * normal number's pattern, less the smallest exponent, *is* its code and 24 bits of fraction once shifted to their place. */
-INLINE vi high_code(const hu_format *f, vf y, vu word, const int bits, const int is_signed) {
-    const int p = f->mantissa_bits, emin = f->emin_field;
-    vi pattern = asi(y);
-    vi magnitude = mins(is_signed ? pattern & 0x7fffffff : maxs(pattern, seti(0)), seti(f->max_bits));
-    vi normal = (vi)shl((vu)(magnitude - seti((emin - 1) << 23)), 1 + p);
-    vi subnormal = cvt_rn(asf(magnitude) * setf(bits_float((254 + p + 24 - emin) << 23)));
-    vi fixed = seli(gts(seti(emin << 23), magnitude), subnormal, normal);
+ * normal number's pattern, less the smallest exponent, *is* its code and 24 bits of fraction once shifted to their place.
+ * A number times a power of two has the pattern of the number and another smallest exponent: where the power leaves room,
+ * it goes into these constants, and nothing is beyond the largest value. */
+typedef struct grid24 {
+    vi smallest, below; /* pattern of the smallest normal number; what to take off a pattern */
+    vf unit;            /* what makes 24 bits of fraction of a subnormal number */
+    int folded;
+} grid24;
+
+#define FOLDED 64 /* exponents of the scale, either way; the pattern of no subnormal fp32 is read as a normal number then */
+
+INLINE grid24 grid24_of(const hu_format *f, float inverse) {
+    const int p = f->mantissa_bits, emin = f->emin_field, e = 127 - (float_bits(inverse) >> 23);
+    const int folded = f->scale == HU_SCALE_POW2 && e > -FOLDED && e < FOLDED, by = folded ? e : 0;
+    return (grid24){seti((emin + by) << 23), seti((emin - 1 + by) << 23), setf(bits_float((254 + p + 24 - emin - by) << 23)), folded};
+}
+
+INLINE vi high_code(const hu_format *f, const grid24 *g, vf y, vu word, const int bits, const int is_signed, const int folded) {
+    vi pattern = asi(y), magnitude = is_signed ? pattern & 0x7fffffff : maxs(pattern, seti(0));
+    if (!folded) magnitude = mins(magnitude, seti(f->max_bits));
+    vi normal = (vi)shl((vu)(magnitude - g->below), 1 + f->mantissa_bits);
+    vi fixed = cvt_rn_where(gts(g->smallest, magnitude), asf(magnitude) * g->unit, normal);
     vi code = (vi)((vu)fixed + (word >> 8));
     if (!is_signed) return code;
     return code | (bits == 8 ? pattern & (int32_t)0x80000000 : (vi)((vu)pattern >> 4) & 0x08000000);
 }
 
+INLINE void high_block(const hu_format *f, const float *x, float inverse, const uint32_t *words, uint8_t *codes, int n,
+                       const int bits, const int is_signed, const grid24 *g, const int folded) {
+    for (int i = 0; i < n; i += 4 * VL) {
+        vi code[4];
+        for (int j = 0; j < 4; j++) {
+            vf y = ldf(x + i + j * VL);
+            if (!folded) y = y * setf(inverse);
+            code[j] = high_code(f, g, y, (vu)ldi(words + i + j * VL), bits, is_signed, folded);
+        }
+        bytes4 packed = pack_bytes(code[0], code[1], code[2], code[3], 1);
+        if (bits == 4) store_nibbles(codes + i / 2, packed);
+        else store_bytes(codes + i, packed);
+    }
+}
+
+INLINE void encode_high(const hu_format *given, const float *x, const float *inverses, int block, const uint32_t *words,
+                        uint8_t *codes, int n, const int bits, const int is_signed) {
+    const hu_format local = *given, *const f = &local;
+    for (int start = 0; start < n; start += block) {
+        const float inverse = *inverses++;
+        const grid24 g = grid24_of(f, inverse);
+        const int length = n - start < block ? n - start : block;
+        uint8_t *const to = codes + start * bits / 8;
+        if (g.folded) high_block(f, x + start, inverse, words + start, to, length, bits, is_signed, &g, 1);
+        else high_block(f, x + start, inverse, words + start, to, length, bits, is_signed, &g, 0);
+    }
+}
+
 INLINE void encode_impl(const hu_format *given, const float *x, const float *inverses, int block, const uint32_t *words,
                         uint8_t *codes, int n, const int kind, const int bits, const int is_signed,
                         const int stochastic) {
+    if (kind == HU_FLOAT && bits <= 8 && stochastic) {
+        encode_high(given, x, inverses, block, words, codes, n, bits, is_signed);
+        return;
+    }
     const hu_format local = *given, *const f = &local; /* which no store below can change */
-    const int wide = bits == 16, high = kind == HU_FLOAT && bits <= 8 && stochastic;
+    const int wide = bits == 16;
     for (int start = 0; start < n; start += block) {
         vf inverse = setf(wide ? 1.0f : *inverses++);
         int end = n - start < block ? n : start + block;
@@ -155,13 +201,12 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
                 book_codes4(f, y, word, code, stochastic);
             } else
 #endif
-            for (int j = 0; j < 4; j++)
-                code[j] = high ? high_code(f, y[j], word[j], bits, is_signed) : code_of(f, y[j], word[j], kind, is_signed, stochastic);
+            for (int j = 0; j < 4; j++) code[j] = code_of(f, y[j], word[j], kind, is_signed, stochastic);
             if (wide) {
                 for (int j = 0; j < 4; j++) stu16((uint16_t *)codes + i + j * VL, code[j]);
                 continue;
             }
-            bytes4 packed = pack_bytes(code[0], code[1], code[2], code[3], high);
+            bytes4 packed = pack_bytes(code[0], code[1], code[2], code[3], 0);
             if (bits == 4) store_nibbles(codes + i / 2, packed);
             else store_bytes(codes + i, packed);
         }

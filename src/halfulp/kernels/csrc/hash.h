@@ -31,13 +31,13 @@ INLINE vu hash(vu folded_point, vu folded_key, vu key1) {
     return x ^ (x >> 15);
 }
 
-/* Whether 64 elements have one upper half of their index. */
-INLINE int one_upper_half(uint64_t element) { return (element + HU_UNIT - 1) >> 32 == element >> 32; }
+/* Whether n elements have one upper half of their index. */
+INLINE int one_upper_half(uint64_t element, int n) { return (element + (uint64_t)n - 1) >> 32 == element >> 32; }
 
 /* Words of 64 elements from any index. */
 static void hash_unit(uint64_t element, const uint32_t key[2], uint32_t *words) {
     const vi before = seti((int32_t)folded_key(element, key)), after = seti((int32_t)folded_key(element + HU_UNIT, key));
-    const int wraps = one_upper_half(element) ? HU_UNIT : (int)(-(uint32_t)element);
+    const int wraps = one_upper_half(element, HU_UNIT) ? HU_UNIT : (int)(-(uint32_t)element);
     for (int i = 0; i < HU_UNIT; i += VL) {
         vi folded = seli(gts(seti(wraps), iota() + i), before, after);
         sti(words + i, (vi)hash(fold(weyl(element + (uint64_t)i)), (vu)folded, (vu)seti((int32_t)key[1])));

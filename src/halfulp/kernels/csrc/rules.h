@@ -21,7 +21,7 @@ typedef struct hu_piece {
     int n;
 } hu_piece;
 
-#define AHEAD 1024 /* elements further on that are fetched meanwhile */
+#define AHEAD 640 /* elements further on that are fetched meanwhile */
 
 typedef void (*rule_fn)(const hu_piece *w);
 
@@ -136,28 +136,23 @@ INLINE void ema_difference_lane(const lanes *w, int i, vi *largest, const int sl
     static void rule##_##slots##_##streams(const hu_piece *w) { \
         const lanes local = rule##_start(w); \
         const uint64_t first = w->element; \
-        const int n = w->n; \
+        const int n = w->n, plain = one_upper_half(first, n); \
         vi *of_slot[2] = {w->largest[0], w->largest[1]}; \
         uint32_t *words[streams + 1]; \
-        for (int k = 0; k < streams; k++) words[k] = w->stream[k].words; \
+        vu point = weyl(first), key0[streams + 1], key1[streams + 1]; \
+        for (int k = 0; k < streams; k++) { \
+            words[k] = w->stream[k].words; \
+            key0[k] = (vu)seti((int32_t)folded_key(first, w->stream[k].key)); \
+            key1[k] = (vu)seti((int32_t)w->stream[k].key[1]); \
+            for (int i = 0; !plain && i < n; i += HU_UNIT) hash_unit(first + (uint64_t)i, w->stream[k].key, words[k] + i); \
+        } \
         vi worst = seti(0); \
         for (int start = 0; start < n; start += HU_UNIT) { \
-            const uint64_t element = first + (uint64_t)start; \
             vi largest[2] = {seti(0), seti(0)}; \
-            if (streams && !one_upper_half(element)) { \
-                for (int k = 0; k < streams; k++) hash_unit(element, w->stream[k].key, words[k] + start); \
-                for (int j = start; j < start + HU_UNIT; j += VL) rule##_lane(&local, j, largest, slots); \
-            } else { \
-                vu point = weyl(element), key0[streams + 1], key1[streams + 1]; \
-                for (int k = 0; k < streams; k++) { \
-                    key0[k] = (vu)seti((int32_t)folded_key(element, w->stream[k].key)); \
-                    key1[k] = (vu)seti((int32_t)w->stream[k].key[1]); \
-                } \
-                for (int j = start; j < start + HU_UNIT; j += VL) { \
-                    rule##_lane(&local, j, largest, slots); \
-                    for (int k = 0; k < streams; k++) sti(words[k] + j, (vi)hash(fold(point), key0[k], key1[k])); \
-                    point = point + VL * GOLDEN; \
-                } \
+            for (int j = start; j < start + HU_UNIT; j += VL) { \
+                rule##_lane(&local, j, largest, slots); \
+                for (int k = 0; plain && k < streams; k++) sti(words[k] + j, (vi)hash(fold(point), key0[k], key1[k])); \
+                point = point + VL * GOLDEN; \
             } \
             for (int k = 0; k < slots; k++) of_slot[k][start / HU_UNIT] = largest[k]; \
             worst = maxs(worst, maxs(largest[0], largest[1])); \

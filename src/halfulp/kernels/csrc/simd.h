@@ -40,6 +40,7 @@ INLINE vf setf(float x) { return (vf)_mm512_set1_ps(x); }
 INLINE vi seti(int32_t x) { return (vi)_mm512_set1_epi32(x); }
 INLINE vi iota(void) { return (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 INLINE vi cvt_rn(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
+INLINE vi cvt_rn_where(vm m, vf x, vi otherwise) { return (vi)_mm512_mask_cvtps_epi32((__m512i)otherwise, m, (__m512)x); }
 INLINE vf sqrtv(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 INLINE vf maxf(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf minf(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -293,6 +294,7 @@ INLINE v4 reduce4(vi a, vi b, vi c, vi d) { return (v4){reduce1(a), reduce1(b), 
 #endif
 
 #if VL < 16
+INLINE vi cvt_rn_where(vm m, vf x, vi otherwise) { return seli(m, cvt_rn(x), otherwise); }
 INLINE vm gts(vi a, vi b) { return a > b; }
 INLINE vm eqs(vi a, vi b) { return a == b; }
 INLINE vm ltf(vf a, vf b) { return (vi)(a < b); }

@@ -18,15 +18,17 @@
 
 #define INF_BITS 0x7f800000u
 
+#define PITCH (HU_CAP + 528) /* rows of the scratch begin in different sets of the first-level cache */
+
 typedef struct scratch {
     decode_fn decode[HU_MAX_SLOTS]; /* looked up once for a run of pieces */
     encode_fn encode[HU_MAX_SLOTS];
-    float grad[HU_CAP] ALIGNED, param[HU_CAP] ALIGNED, new_param[HU_CAP] ALIGNED;
-    float state[HU_MAX_SLOTS][HU_CAP] ALIGNED;
-    uint32_t words[HU_MAX_SLOTS + 1][HU_CAP] ALIGNED;
-    float factors[HU_CAP] ALIGNED; /* scales of the blocks, or their inverses */
+    float grad[PITCH] ALIGNED, param[PITCH] ALIGNED, new_param[PITCH] ALIGNED;
+    float state[HU_MAX_SLOTS][PITCH] ALIGNED;
+    uint32_t words[HU_MAX_SLOTS + 1][PITCH] ALIGNED;
+    float factors[PITCH] ALIGNED; /* scales of the blocks, or their inverses */
     uint8_t codes[4 * HU_CAP + HU_UNIT] ALIGNED;
-    float old[HU_MAX_SLOTS][HU_CAP] ALIGNED; /* decoded states before the step, where updates are counted */
+    float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, where updates are counted */
     vi largest[HU_MAX_SLOTS][HU_CAP / HU_UNIT];
     uint8_t bad[HU_CAP]; /* tiles to leave alone */
 } scratch;
