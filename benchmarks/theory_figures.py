@@ -88,10 +88,10 @@ def blocks(out: Path) -> None:
     fig, axes = figure(2)
     names = ("ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0")
     for name, colour in zip(names, PALETTE, strict=False):
-        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 100, paths=64)
+        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 100)
         run = list(simulate(Quantizer(get_format(name), Scaling("pow2"), "stochastic"), beta=0.99, steps=101,
                             coordinates=16384, spread=1.0))  # fmt: skip
-        axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: mean field")
+        axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: predicted")
         axes[0].plot([s.step for s in run], [s.zeros for s in run], color=colour, ls=":", label="simulation")
     for kind, colour in (("pow2", PALETTE[0]), ("fp32", PALETTE[1])):
         for how, style in (("nearest", "-"), ("stochastic", "--")):

@@ -103,7 +103,8 @@ def _span(drive: Drive, beta: float, fineness: int | None) -> tuple[float, float
     noise = math.sqrt(drive.variance)
     deviation = noise * math.sqrt(gain / (1 + beta))
     coarse = _power(gain * noise / fineness)
-    top = max(32 * deviation, 4 * gain * largest, 8 * abs(drive.mean))
+    # stochastic rounding on coarse grids gives first moments heavy tails: a 4-bit one at 0.999 needs so much
+    top = max(256 * deviation, 4 * gain * largest, 8 * abs(drive.mean))
     return coarse, 2 * _power(top), coarse
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halfulp.quantizer import Quantizer
-from halfulp.rounding import unpack4
+from halfulp.rounding import decode, unpack4
 
 __all__ = ["SCENARIOS", "Snapshot", "simulate"]
 
@@ -41,7 +41,7 @@ class Snapshot:
     stalled
         Share of updates that were lost: the stored value is what it was.
     codes_stalled
-        Share of codes that stood still (differs where a block's scale moved).
+        Share of codes that stood still, either zero being the same (differs where a block's scale moved).
     ratio
         Sum of a row's stored values over the sum of its exact ones, averaged over rows (blocks); of squares, and
         the root taken, if signed.
@@ -74,6 +74,7 @@ def simulate(
     coordinates: int = 16384,
     spread: float = 0.0,
     shared: bool = True,
+    sizes: Tensor | None = None,
     reset_every: int | None = None,
     seed: int = 0,
 ) -> Iterator[Snapshot]:
@@ -98,6 +99,8 @@ def simulate(
     shared
         Whether blocks are as the quantizer says. Otherwise each coordinate has a scale of its own (a block of one),
         which suits no real optimizer.
+    sizes
+        Each coordinate's own gradient scale, ``(rows, width of a block)``, instead of `coordinates` and `spread`.
     reset_every
         Steps between resets.
     seed
@@ -116,9 +119,11 @@ def simulate(
     generator = torch.Generator().manual_seed(seed)
     words = torch.Generator().manual_seed(seed + 1)
     width = quantizer.scaling.block_size if shared else 1
-    rows = max(1, coordinates // width)
-    shape = (rows, width)
-    own = torch.exp(spread * torch.randn(shape, generator=generator)) * 2 ** torch.rand((rows, 1), generator=generator)
+    if sizes is None:
+        shape = (max(1, coordinates // width), width)
+        phases = 2 ** torch.rand((shape[0], 1), generator=generator)
+        sizes = torch.exp(spread * torch.randn(shape, generator=generator)) * phases
+    own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
     square = slot == "exp_avg_sq"
     codes, scale = quantizer.zeros(shape, torch.device("cpu"))
     exact = torch.zeros(shape, dtype=torch.float64)
@@ -139,8 +144,9 @@ def simulate(
         codes, scale = new_codes, new_scale
 
 
-def _single(codes: Tensor, quantizer: Quantizer) -> Tensor:
-    return unpack4(codes, 2 * codes.shape[-1]) if quantizer.format.packed else codes
+def _in_units(codes: Tensor, quantizer: Quantizer) -> Tensor:
+    single = unpack4(codes, 2 * codes.shape[-1]) if quantizer.format.packed else codes
+    return decode(single, quantizer.format)
 
 
 def _snapshot(
@@ -161,7 +167,7 @@ def _snapshot(
         step=step,
         sigma=level,
         stalled=int((due & (new == old)).sum()) / updates,
-        codes_stalled=float((_single(new_codes, quantizer) == _single(codes, quantizer)).double().mean()),
+        codes_stalled=float((_in_units(new_codes, quantizer) == _in_units(codes, quantizer)).double().mean()),
         ratio=ratio,
         mean=mean,
         exact=reference,
