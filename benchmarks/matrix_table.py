@@ -1,6 +1,6 @@
 """Every optimizer in every format: bytes of state per parameter, and where training ends.
 
-The task, the arguments of each optimizer and the holes are those of ``tests/test_matrix.py``: a byte-level model of
+The task and the arguments of each optimizer are those of ``tests/test_matrix.py``: a byte-level model of
 7328 parameters on real text, 30 steps, the mean loss of the last five. One run a cell: differences of a few
 hundredths mean nothing, and the table says that a cell works, not which optimizer is best.
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from halfulp.optim import OPTIMIZERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from test_matrix import CELLS, HOLES, STATES, STEPS, UNTRAINED, build, optimizer, stored_bytes, train
+from test_matrix import CELLS, STATES, STEPS, UNTRAINED, WIDENED, build, optimizer, stored_bytes, train, unigram_entropy
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,10 @@ def measure(name: str, state: str) -> Measured:
 
 
 def cell(name: str, state: str, found: Measured) -> str:
-    """``loss nearest / stochastic (bytes)``; a hole is a dash with its number."""
-    marks = {key: f"hole [{i}]" for i, key in enumerate(HOLES, 1)}
-    shown = [marks.get((name, state, r), f"{loss:.2f}") for r, loss in found.losses.items()]
-    return f"{' / '.join(shown)} ({found.bytes:.2f} B)"
-
-
-def holes(names: list[str]) -> list[str]:
-    return [f"[{i}] {' '.join(key)}: {why}." for i, (key, why) in enumerate(HOLES.items(), 1) if key[0] in names]
+    """``loss nearest / stochastic (bytes)``, marked where a slot takes more bits than asked for."""
+    shown = " / ".join(f"{loss:.2f}" for loss in found.losses.values())
+    wide = "*" if any(optimizer == name for optimizer, _ in WIDENED) and state == "fp4" else ""
+    return f"{shown} ({found.bytes:.2f} B{wide})"
 
 
 def markdown(rows: dict[str, list[str]]) -> str:
@@ -60,19 +56,18 @@ def markdown(rows: dict[str, list[str]]) -> str:
         "",
         f"Mean loss of steps {STEPS - 4} to {STEPS} on a small byte-level model (untrained: {UNTRAINED:.2f}), with",
         "states rounded to nearest / stochastically, and bytes of state per parameter, measured on the stored tensors.",
-        "Vectors and small states stay in fp32. One run a cell, so hundredths mean nothing: this says what works.",
-        "`tests/test_matrix.py` holds every cell to its bar.",
+        "Vectors and small states stay in fp32. One run a cell, so hundredths mean nothing: this says what works, and",
+        "not what is best. `tests/test_matrix.py` holds every cell to two bars: the loss of the best model without",
+        f"context ({unigram_entropy():.2f}), and what a format may cost over fp32. There are no holes.",
         "",
         "| optimizer | " + " | ".join(STATES) + " |",
         "|---" * (len(STATES) + 1) + "|",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
         "",
-        "Holes, cells that do not train:",
-        "",
-        *(f"- {line}" for line in holes(list(rows))),
-        "",
-        "Nearest rounding trains in each of these, and so does stochastic rounding with the second moment",
-        "(in SOAP also the first) in bfloat16.",
+        f"\\* {', '.join(f'{slot} of {name}' for name, slot in sorted(WIDENED))}: stored in 8 bits. It is kept in",
+        "a basis that turns, so that no bound of exact arithmetic limits a step where 4 bits and stochastic rounding have",
+        "made it zero beside a first moment that is not; such runs end in noise. Where a bound is known (Adam and its",
+        "kin, CoRe, AMAdamW), the step is cut back to it, and 4 bits train.",
         "",
         "The table is written by `python benchmarks/matrix_table.py --markdown docs/optimizer-matrix.md`.",
     ]
@@ -94,8 +89,6 @@ def main() -> None:
         table.add_row(name, *(text.replace("[", "\\[") for text in rows[name]))
     console = Console(width=max(Console().width, 160))
     console.print(table)
-    for line in holes(list(rows)):
-        console.print(line, markup=False, highlight=False)
     if args.markdown is not None:
         partial = args.markdown.with_suffix(".partial")
         partial.write_text(markdown(rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from halfulp._log import log_once
 from halfulp.formats import Format, get_format
 from halfulp.quantizer import Quantizer, Rounding
 from halfulp.scaling import Scaling
@@ -58,7 +59,7 @@ def slot_quantizers(
         The rule's states.
     state
         A format name, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of these; slots
-        that a mapping leaves out stay in fp32.
+        that a mapping leaves out stay in fp32. Without a mapping, slots get the bits that they need at least.
     rounding
         ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). A :class:`Quantizer` has its
         own, which wins, and so does its ``zero_floor``.
@@ -84,7 +85,12 @@ def slot_quantizers(
             raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
         if isinstance(wanted, Quantizer):
             how = wanted.rounding if by_slot else slot.rounding or wanted.rounding
-        quantizers.append(FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options))
+        quantizer = FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options)
+        if quantizer.format.bits < slot.least_bits and not by_slot:
+            wider = _quantizer(slot, "8bit", how, options)
+            log_once(f"{slot.name} is stored as {wider.format.name}: {quantizer.format.name} loses too much of it")
+            quantizer = wider
+        quantizers.append(quantizer)
     return tuple(quantizers)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["MADGRAD", "MADGRADHyper"]
 
@@ -26,13 +26,25 @@ class MADGRADHyper(HyperParameters):
     eps: float = 1e-6
 
 
+NO_FORGETTING = 1 - 1e-6
+"""Decay of an average that is a sum for all the steps that matter."""
+
+
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def one(h: Hyper) -> float:
         return 1.0
 
+    # Inputs grow as the root of time, so that a sum of t of them has the relative size of t/2 (its deviation) or
+    # t/1.5 (its mean) equal ones; and a sum is the start of an average that forgets nothing.
+    def sum_like(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad", NO_FORGETTING, age / 2)
+
+    def sum_sq_like(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad_sq", NO_FORGETTING, age / 1.5)
+
     return (
-        StateSlot("grad_sum", signed=True, decay=one),
-        StateSlot("grad_sum_sq", signed=False, decay=one),
+        StateSlot("grad_sum", signed=True, decay=one, like=sum_like),
+        StateSlot("grad_sum_sq", signed=False, decay=one, like=sum_sq_like),
         StateSlot("initial_param", signed=True, decay=one, init=lambda p: p, exact=True),
     )
 

@@ -6,6 +6,7 @@ momentum, and the coefficient is the minimiser of the model with a proximal term
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ class AMAdamWHyper(HyperParameters):
 
 def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     return (
-        StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0])),
+        StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), like="grad"),
         StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq"),
         StateSlot("momentum_product", signed=False, shape=lambda s: (), init=lambda p: p.new_ones(()), exact=True),
         StateSlot("last_lr", signed=False, shape=lambda s: (), exact=True),
@@ -107,6 +108,7 @@ def _ama_scalars(hyper: Hyper, ages: Ages) -> Scalars:
         "first": float(ages["exp_avg"] == 1), "max_momentum": beta1, "beta2": beta2, "weight2": 1 - beta2,
         "inv_sqrt_correction2": (1 - beta2**age) ** -0.5, "eps": hyper["eps"], "lam": hyper["lam"],
         "lr": float(hyper["lr"]), "weight_decay": hyper["weight_decay"],
+        "bound": ((1 - beta2**age) / (1 - beta2)) ** 0.5 * (1 + 1e-6) if hyper["bound_update"] else math.inf,
     }  # fmt: skip
 
 
@@ -140,7 +142,9 @@ def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tenso
     exp_avg_sq, p = _preconditioner(grad, states, c)
     momentum, weighted = c["momentum"], p * c["lam"]
     exp_avg = (grad * (1 - momentum) + states["exp_avg"] * (weighted + momentum)) / (weighted + 1)
-    param = param * (1 - c["lr"] * c["weight_decay"]) - exp_avg / p * c["lr"]
+    limit = c["bound"] / (1 - states["momentum_product"] * c["max_momentum"])
+    step = torch.minimum(torch.maximum(exp_avg / p, -limit), limit)
+    param = param * (1 - c["lr"] * c["weight_decay"]) - step * c["lr"]
     product = states["momentum_product"] * momentum
     last = torch.full_like(states["last_lr"], c["lr"])
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "momentum_product": product, "last_lr": last}

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper
+from halfulp.state import Hyper, Likeness, Shape
 
 __all__ = ["ADOPT", "ADOPTHyper"]
 
@@ -48,7 +48,11 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]}
 
 
-ADOPT = with_weight_decay(
-    Rule("adopt", lambda h: (replace(EXP_AVG, drive="other"), EXP_AVG_SQ), _scalars, _update)
-)  # fmt: skip
+def _like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
+    """The second moment starts from the first square, and so never is small."""
+    return Likeness("grad_sq", hyper["betas"][1], age, whole_first=True)
+
+
+SLOTS = (replace(EXP_AVG, drive="other", like="grad"), replace(EXP_AVG_SQ, like=_like))
+ADOPT = with_weight_decay(Rule("adopt", lambda h: SLOTS, _scalars, _update))
 """ADOPT (Taniguchi et al., arXiv 2411.02853): gradients are divided by the second moment of the step before."""

@@ -6,6 +6,7 @@ A tensor of two or more dimensions is taken as a matrix: the first dimension by 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, sqrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Shape, StateSlot
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["ADAFACTOR", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper", "nearest_square"]
+
+
+Decay = Callable[[Hyper], float]
 
 
 def _rows(shape: Shape) -> Shape | None:
@@ -29,6 +33,15 @@ def _cols(shape: Shape) -> Shape | None:
 
 def _whole(shape: Shape) -> Shape | None:
     return shape if len(shape) < 2 else None
+
+
+def _mean_sq(name: str, decay: Decay, dim: int) -> StateSlot:
+    """Mean square of each row (`dim` 0) or column (1)."""
+
+    def like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad_sq", decay(hyper), age, shared=math.prod(shape[1:]) if dim == 0 else shape[0])
+
+    return StateSlot(name, False, decay, like=like, shape=(_rows, _cols)[dim])
 
 
 def _mean(x: Tensor, dim: int) -> Tensor:
@@ -111,13 +124,13 @@ def _growing(hyper: Hyper) -> float:
 
 def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     moments = (
-        StateSlot("exp_avg_sq_row", False, _growing, shape=_rows),
-        StateSlot("exp_avg_sq_col", False, _growing, shape=_cols),
+        _mean_sq("exp_avg_sq_row", _growing, 0),
+        _mean_sq("exp_avg_sq_col", _growing, 1),
         StateSlot("exp_avg_sq", False, _growing, drive="grad_sq", shape=_whole),
     )
     if hyper["momentum"] == 0:
         return moments
-    return (*moments, StateSlot("exp_avg", signed=True, decay=lambda h: h["momentum"]))
+    return (*moments, StateSlot("exp_avg", signed=True, decay=lambda h: h["momentum"], like="grad"))
 
 
 def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -161,16 +174,16 @@ class CAMEHyper(HyperParameters):
 
 
 def _came_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    def beta(i: int) -> float:
-        return float(hyper["betas"][i])
+    def beta(i: int) -> Decay:
+        return lambda h: float(h["betas"][i])
 
     return (
-        StateSlot("exp_avg", True, lambda h: h["betas"][0]),
-        StateSlot("exp_avg_sq_row", False, lambda h: h["betas"][1], shape=_rows),
-        StateSlot("exp_avg_sq_col", False, lambda h: h["betas"][1], shape=_cols),
-        StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], drive="grad_sq", shape=_whole),
-        StateSlot("exp_avg_res_row", False, lambda h: h["betas"][2], shape=_rows),
-        StateSlot("exp_avg_res_col", False, lambda h: h["betas"][2], shape=_cols),
+        StateSlot("exp_avg", True, beta(0), like="grad"),
+        _mean_sq("exp_avg_sq_row", beta(1), 0),
+        _mean_sq("exp_avg_sq_col", beta(1), 1),
+        StateSlot("exp_avg_sq", False, beta(1), drive="grad_sq", shape=_whole),
+        _mean_sq("exp_avg_res_row", beta(2), 0),
+        _mean_sq("exp_avg_res_col", beta(2), 1),
     )
 
 

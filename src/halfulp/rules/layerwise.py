@@ -156,6 +156,6 @@ def _lars(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param - buffer * c["lr"], {"momentum_buffer": buffer}
 
 
-LARS_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], gain=lambda h: 1.0)
+LARS_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], like="grad", gain=lambda h: 1.0)
 LARS = Rule("lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False)
 """LARS (You et al., arXiv 1708.03888): momentum on gradients scaled to the norm of the weights."""

@@ -106,6 +106,11 @@ MUON = with_weight_decay(Rule("muon", lambda h: (MUON_BUFFER,), _muon_scalars, _
 MUON_FALLBACK = ADAM
 
 
+TURNED_SQ = replace(EXP_AVG_SQ, drive="other", like="grad_sq", least_bits=8)
+"""Second moment in a basis that turns. Beside a first moment in another basis no bound of exact arithmetic limits the
+step where 4 bits have rounded it to zero."""
+
+
 # ---------------------------------------------------------------- SOAP
 
 
@@ -136,11 +141,11 @@ def _square(side: int, limit: int) -> object:
 
 
 def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    slots = [EXP_AVG, replace(EXP_AVG_SQ, drive="other")]
+    slots = [EXP_AVG, TURNED_SQ]
     for side, name in enumerate(("left", "right")):
         shape = _square(side, hyper["max_dim"])
         slots += [
-            StateSlot(f"gram_{name}", True, lambda h: h["betas"][1], shape=shape),  # type: ignore[arg-type]
+            StateSlot(f"gram_{name}", True, lambda h: h["betas"][1], like="grad", shape=shape),  # type: ignore[arg-type]
             StateSlot(f"basis_{name}", True, shape=shape, exact=True),  # type: ignore[arg-type]
         ]
     return tuple(slots)
@@ -209,7 +214,7 @@ def _shorter(shape: Shape) -> Shape | None:
 
 def _conda_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     basis = StateSlot("basis", True, shape=_shorter, exact=True)
-    return (EXP_AVG, replace(EXP_AVG_SQ, drive="other"), basis)
+    return (EXP_AVG, TURNED_SQ, basis)
 
 
 def _conda_scalars(hyper: Hyper, ages: Ages) -> Scalars:

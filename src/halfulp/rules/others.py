@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import cmath
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.adam import max_ratio
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumHyper", "GravityHyper"]
 
@@ -37,7 +40,7 @@ def _gravity_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         generator = torch.Generator().manual_seed(seed)
         return (torch.randn(param.shape, generator=generator) * deviation).to(param.device)
 
-    return (StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), init=start),)
+    return (StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), like="grad", init=start),)
 
 
 def _gravity_scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -90,7 +93,22 @@ def _complex_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def decay(h: Hyper) -> float:
         return float(h["momentum"])
 
-    return (StateSlot("momentum_real", True, decay), StateSlot("momentum_imag", True, decay))
+    def like(part: int) -> Callable[[Hyper, Shape, int], Likeness]:
+        return lambda h, shape, age: Likeness("grad", _correlations(h["momentum"], h["phase"])[part], age)
+
+    return (
+        StateSlot("momentum_real", True, decay, like=like(0)),
+        StateSlot("momentum_imag", True, decay, like=like(1)),
+    )
+
+
+def _correlations(size: float, phase: float) -> tuple[float, float]:
+    """Correlation of successive values of the real and the imaginary part: the decay of an average like each."""
+    turn = cmath.rect(size, phase)
+    power, turned = 1 / (1 - size * size), 1 / (1 - turn * turn)  # E |z|**2 and E z**2 in the long run
+    real, imag, cross = (power + turned.real) / 2, (power - turned.real) / 2, turned.imag / 2
+    share = cross * turn.imag
+    return turn.real - share / real, turn.real + share / imag if imag else turn.real
 
 
 COMPLEX_MOMENTUM = with_weight_decay(Rule("complex_momentum", _complex_slots, _complex_scalars, _complex))
@@ -151,10 +169,16 @@ def _core_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     age = ages["exp_avg"]
     beta1, beta2 = _core_beta(hyper, age), hyper["betas"][3]
     (low, high), (down, up) = hyper["steps"], hyper["etas"]
+    bound = math.inf
+    if hyper["bound_update"]:  # as Adam's, with the least favourable of all decays so far in each place
+        least, most = sorted(hyper["betas"][:2])
+        largest = max_ratio(most, beta2, max(age, ages["exp_avg_sq"])) * (1 - most**age) / (1 - most)
+        bound = largest * (1 - least) / (1 - beta1**age) * (1 + 1e-6)
     return {
         "first": float(age == 1), "beta1": beta1, "weight1": 1 - beta1, "beta2": beta2, "weight2": 1 - beta2,
         "correction1": 1 - beta1**age, "inv_sqrt_correction2": (1 - beta2 ** ages["exp_avg_sq"]) ** -0.5,
         "eps": hyper["eps"], "low": low, "high": high, "down": down, "up": up, "weight_decay": hyper["weight_decay"],
+        "bound": bound,
     }  # fmt: skip
 
 
@@ -167,7 +191,7 @@ def _core(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
         grown, shrunk = torch.clamp(size * c["up"], max=c["high"]), torch.clamp(size * c["down"], min=c["low"])
         size = torch.where(agree > 0, grown, torch.where(agree < 0, shrunk, size))
     direction = exp_avg / c["correction1"] / (sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"])
-    step = direction * size
+    step = clamp(direction, c["bound"]) * size
     param = param * (1 - step.abs() * c["weight_decay"]) - step
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step_size": size}
 

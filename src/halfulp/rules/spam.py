@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["SPAM", "SPAMHyper"]
 
@@ -40,6 +40,21 @@ class SPAMHyper(AdamHyper):
     patience: int = 20
 
 
+def _moment(name: str, which: int, drive: str) -> StateSlot:
+    """A moment whose decay is zero in a step that starts it anew."""
+
+    def like(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness(drive, h["betas"][which], min(age, h.get("since", age)))
+
+    return StateSlot(
+        name, drive == "grad", lambda h: h["betas"][which] * h.get("keep_states", 1.0), drive, like,
+        gain=lambda h: 1 - h["betas"][which],
+    )  # fmt: skip
+
+
+MOMENTS = (_moment("exp_avg", 0, "grad"), _moment("exp_avg_sq", 1, "grad_sq"))
+
+
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     c, step, period, warmup = moment_scalars(hyper, ages), ages["step"], hyper["period"], hyper["warmup"]
     since = step % period if period else step
@@ -48,6 +63,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     return {
         **c,
         "eps": c["eps"] * c["inv_sqrt_correction2"],  # the authors add it to the uncorrected root
+        "since": since,
         "keep_states": 0.0 if after_reset and since == 0 else 1.0,
         "threshold": hyper["threshold"] if since >= hyper["patience"] and hyper["threshold"] else math.inf,
         "rate": rate,
@@ -66,5 +82,5 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-SPAM = with_weight_decay(Rule("spam", lambda h: (EXP_AVG, EXP_AVG_SQ), _scalars, _update))
+SPAM = with_weight_decay(Rule("spam", lambda h: MOMENTS, _scalars, _update))
 """SPAM (Huang et al., arXiv 2501.06842), without its sparse masks."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Shape, StateSlot
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = [
     "FRUGAL", "SUBSET_NORM", "SUBSPACE_MOMENTUM", "FRUGALHyper", "SubsetNormHyper", "SubspaceMomentumHyper",
@@ -42,7 +42,12 @@ def _subset(shape: Shape) -> Shape | None:
     return shape[:1] if _by_rows(shape) else (math.prod(shape[1:]),)
 
 
-SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], shape=_subset)
+def _subset_like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
+    shared = math.prod(shape) / math.prod(_subset(shape) or (1,))
+    return Likeness("grad_sq", hyper["betas"][1], age, shared=shared)
+
+
+SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], like=_subset_like, shape=_subset)
 
 
 def _subset_sq(grad: Tensor, old: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
@@ -107,14 +112,18 @@ def _subspace_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         side = basis(shape)
         return shape if side is None else (max(_matrix(shape)), side[1])
 
-    momentum = StateSlot("exp_avg", True, EXP_AVG.decay, shape=within)
+    def like(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad", h["betas"][0], age if len(shape) < 2 else min(age, h.get("since", age)))
+
+    momentum = StateSlot("exp_avg", True, EXP_AVG.decay, like=like, shape=within)
     return (momentum, SUBSET_SQ, StateSlot("basis", True, shape=basis, exact=True))
 
 
 def _subspace_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     step = ages["step"]
-    turn = float(ages["exp_avg"] == 1 or step % hyper["period"] == 0)
-    return {**moment_scalars(hyper, ages), "bound": math.inf, "turn": turn}
+    since = step % hyper["period"]
+    turn = float(ages["exp_avg"] == 1 or since == 0)
+    return {**moment_scalars(hyper, ages), "bound": math.inf, "turn": turn, "since": since}
 
 
 def _subspace_momentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -179,21 +188,29 @@ def _frugal_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def active(shape: Shape) -> Shape:
         return shape if len(shape) < 2 else (shape[0], round(density * math.prod(shape[1:])))
 
-    beta1, beta2 = EXP_AVG.decay, EXP_AVG_SQ.decay
-    return (StateSlot("exp_avg", True, beta1, shape=active), StateSlot("exp_avg_sq", False, beta2, shape=active))
+    def first(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad", h["betas"][0], min(age, h.get("since", age)))
+
+    def second(h: Hyper, shape: Shape, age: int) -> Likeness:
+        return Likeness("grad_sq", h["betas"][1], min(age, h.get("since", age)))
+
+    return (
+        StateSlot("exp_avg", True, EXP_AVG.decay, like=first, shape=active),
+        StateSlot("exp_avg_sq", False, EXP_AVG_SQ.decay, like=second, shape=active),
+    )
 
 
 def _frugal_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     turn, since = divmod(ages["step"] - 1, hyper["period"])
     within = {k: min(ages[k], since + 1) for k in ("exp_avg", "exp_avg_sq")}
     return {
-        **moment_scalars(hyper, within), "fresh": float(since == 0), "sign_scale": hyper["sign_scale"],
+        **moment_scalars(hyper, within), "since": float(since), "sign_scale": hyper["sign_scale"],
         "draw": float((hyper["column_seed"] * 7919 + turn) % 2**24),
     }  # fmt: skip
 
 
 def _frugal(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    if c["fresh"]:
+    if not c["since"]:
         states = {name: torch.zeros_like(state) for name, state in states.items()}
     if param.ndim < 2:
         exp_avg, exp_avg_sq = moments(grad, states, c)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
+from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = [
     "ADABELIEF", "ADABOUND", "ADAMOD", "ADAMOMENTUM", "DIFFGRAD", "EXADAM", "AdaBeliefHyper", "AdaBoundHyper",
     "AdaModHyper", "AdaMomentumHyper",
 ]  # fmt: skip
 
-BELIEF_SQ = replace(EXP_AVG_SQ, drive="other")
+BELIEF_SQ = replace(EXP_AVG_SQ, drive="other", like="grad_sq")
 
 
 def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -72,7 +72,7 @@ ADAMOMENTUM = with_weight_decay(Rule("adamomentum", lambda h: (EXP_AVG, BELIEF_S
 
 # ---------------------------------------------------------------- diffGrad
 
-PREVIOUS = StateSlot("previous_grad", signed=True)
+PREVIOUS = StateSlot("previous_grad", signed=True, drive="grad")
 
 
 def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -92,7 +92,11 @@ DIFFGRAD = with_weight_decay(Rule("diffgrad", lambda h: (EXP_AVG, EXP_AVG_SQ, PR
 def _exadam_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     beta1, beta2 = hyper["betas"]
     c = moment_scalars(hyper, ages)
-    return {**c, "left1": beta1 ** ages["exp_avg"], "left2": beta2 ** ages["exp_avg_sq"]}
+    grad_share = 1 / (math.sqrt(1 - beta2) * c["inv_sqrt_correction2"] * c["correction1"])  # grad**2 <= v / (1 - beta2)
+    return {
+        **c, "left1": beta1 ** ages["exp_avg"], "left2": beta2 ** ages["exp_avg_sq"],
+        "bound": 2 * (c["bound"] + grad_share * (1 + 1e-6)),
+    }  # fmt: skip
 
 
 def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -101,7 +105,7 @@ def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     debias1 = exp_avg_sq / (exp_avg_sq + c["eps"]) * c["left2"] + 1
     debias2 = square / (square + c["eps"]) * c["left1"] + 1
     root = sqrt(exp_avg_sq * (c["inv_sqrt_correction2"] * c["inv_sqrt_correction2"]) * debias2)
-    step = (exp_avg + grad) / c["correction1"] * debias1 / (root + c["eps"])
+    step = clamp((exp_avg + grad) / c["correction1"] * debias1 / (root + c["eps"]), c["bound"])
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
@@ -119,7 +123,17 @@ class AdaModHyper(AdamHyper):
     betas: tuple[float, float, float] = (0.9, 0.99, 0.9999)  # type: ignore[assignment]
 
 
-RATES = StateSlot("exp_avg_lr", signed=False, decay=lambda h: h["betas"][2])
+def _like_rates(hyper: Hyper, shape: Shape, age: int) -> Likeness:
+    """Rates hardly vary: their relative deviation is half that of the second moment, whose square is 2(1-b)/(1+b).
+
+    The first are large, by the bias correction of the first moment: as if more had been seen.
+    """
+    beta1, beta2, beta3 = hyper["betas"]
+    seen = age + sum(1 / (1 - beta1**t) - 1 for t in range(1, min(age, 1000) + 1))
+    return Likeness("grad", beta3, seen, ratio=2 / math.sqrt(2 * (1 - beta2) / (1 + beta2)))
+
+
+RATES = StateSlot("exp_avg_lr", signed=False, decay=lambda h: h["betas"][2], like=_like_rates)
 
 
 def _rate(exp_avg_sq: Tensor, c: Scalars) -> Tensor:
@@ -135,8 +149,8 @@ def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     exp_avg, exp_avg_sq = moments(grad, states, c)
     rate = _rate(exp_avg_sq, c)
     average = states["exp_avg_lr"] * c["beta3"] + rate * c["weight3"]
-    param = param - torch.minimum(rate, average) * exp_avg
-    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_lr": average}
+    step = clamp(torch.minimum(rate, average) * exp_avg, c["lr"] * c["bound"])  # no more than Adam's
+    return param - step, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_lr": average}
 
 
 ADAMOD = with_weight_decay(Rule("adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES), _adamod_scalars, _adamod))

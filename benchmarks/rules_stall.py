@@ -1,0 +1,232 @@
+"""Stalled updates of every state of every optimizer: what theory predicts against what the rule does.
+
+Each optimizer of the library steps on gradients ``N(0, sigma**2)``, ``sigma`` one factor a row times one a column,
+either from an octave. Its engine counts the updates that were due and those that left the stored value as it was, over
+two octaves of age; ``StallMonitor`` watches the later one and has to agree. The prediction is made from what the rule
+declares of the slot (:meth:`halfulp.state.StateSlot.likeness`) and nothing else.
+
+    python benchmarks/rules_stall.py                        # 15 minutes; rows already in the CSV are kept
+    python benchmarks/rules_stall.py --optimizers ADOPT     # one of them, printed
+
+The table of the documentation is made of the CSV by ``python benchmarks/optimizers.py page``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import halfulp
+from halfulp.monitor.prediction import predicted_like
+from halfulp.optim import OPTIMIZERS
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {"weight": (128, 128), "embedding": (128, 128), "bias": (2048,)}
+"""The second is what Muon leaves to Adam; the third, a vector, is stored low here, too."""
+WINDOWS = ((65, 128), (513, 1024))
+"""First and last step counted: octaves, since a state that grows with its age meets every mantissa in one."""
+CELLS = [(state, rounding) for state in ("bf16", "fp8") for rounding in ("nearest", "stochastic")]
+ARGUMENTS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "AdaMomentum": {"eps": 1e-16}}
+"""SGD without momentum has no state. AdaMomentum adds ``eps`` to its second moment in every step, which at the default
+would drown the gradients of this simulation, as it does small gradients in training."""
+BOUND = 0.02
+"""Largest difference that counts as agreement."""
+REASONS = {
+    ("AdaMod", "exp_avg_lr"): "where the first gradient was next to zero, the first rate stays above all that follow",
+    ("CoRe", "step_size"): "no average: multiplied by 1.2 or 0.74 in each step; it stalls at its limits only",
+    ("MicroAdam", "*"): "no average: a window of gradients and what it leaves out, both written anew in each step",
+    ("SMMF", "*"): "no average: two vectors are taken anew from a whole matrix in each step",
+    ("SOAP", "exp_avg_sq"): "every tenth step sorts it anew, and no code stays where it was",
+}
+"""Why a state is not predicted, or not within the bound; ``*``: all of an optimizer."""
+
+
+@dataclass
+class Row:
+    """One slot of one optimizer, stored one way, over one window, all parameters together."""
+
+    optimizer: str
+    slot: str
+    state: str
+    rounding: str
+    first: int
+    last: int
+    format: str
+    decay: float
+    like: str
+    due: float
+    simulated: float
+    predicted: float
+
+    @property
+    def off(self) -> float:
+        """Simulated minus predicted."""
+        return self.simulated - self.predicted
+
+
+def reason(optimizer: str, slot: str) -> str | None:
+    """Why a slot is not predicted, or not within the bound."""
+    return REASONS.get((optimizer, slot), REASONS.get((optimizer, "*")))
+
+
+def scales(shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard deviations: every row and column has a place in an octave of its own, evenly spread, in any order."""
+    generator, made = torch.Generator().manual_seed(5), torch.full(shape, 0.01)
+    for dim, size in enumerate(shape):
+        places = 2.0 ** (torch.randperm(size, generator=generator) / size)
+        made = made * places.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return made
+
+
+def simulate(
+    name: str, state: str, rounding: str, windows: tuple[tuple[int, int], ...] = WINDOWS, samples: int = 5
+) -> list[Row]:
+    """Every slot of an optimizer that is rounded, over some windows.
+
+    Raises
+    ------
+    AssertionError
+        The monitor counts something else than the engine does in the last window.
+    """
+    torch.manual_seed(0)
+    params = [(n, torch.nn.Parameter(torch.randn(shape) * 0.02)) for n, shape in SHAPES.items()]
+    optimizer = getattr(halfulp, name)(
+        params, lr=1e-4, state=state, rounding=rounding, min_size=0, **ARGUMENTS.get(name, {})
+    )
+    deviations = {n: scales(shape) for n, shape in SHAPES.items()}
+    generator = torch.Generator().manual_seed(1)
+    tallies: dict[str, _Tally] = {}
+    rows: list[Row] = []
+    watch = None
+    for step in range(1, windows[-1][1] + 1):
+        window = next(((a, b) for a, b in windows if a <= step <= b), None)
+        if window and step == window[0]:
+            tallies = {}
+            for _, p in params:
+                work = optimizer._works[p]
+                work.counts = torch.zeros(len(work.states), 2, dtype=torch.int64)
+            watch = halfulp.StallMonitor(optimizer, every=1) if window == windows[-1] else None
+        for n, p in params:
+            p.grad = torch.randn(p.shape, generator=generator) * deviations[n]
+        optimizer.step()
+        if window is None:
+            continue
+        asked = {round(window[0] + i * (window[1] - window[0]) / (samples - 1)) for i in range(samples)}
+        for _, p in params:
+            hyper = {**optimizer.param_groups[0], **optimizer._works[p].scalars}
+            for stored, counts in zip(optimizer.states(p), optimizer._works[p].counts, strict=True):
+                if stored.quantizer.format.is_float32:
+                    continue
+                tally = tallies.setdefault(stored.slot.name, _Tally(stored.quantizer.format.name))
+                if step in asked:
+                    like = stored.slot.likeness(hyper, tuple(p.shape), stored.age - 1)
+                    value = math.nan if like is None else predicted_like(tally.format, rounding, like)
+                    tally.predictions.append((stored.shape.numel(), math.nan if value is None else value))
+                    tally.decays.append(stored.slot.decay(hyper))
+                    tally.likes.append("" if like is None else describe(like))
+                if step == window[1]:
+                    due, stalled = counts.tolist()
+                    tally.add(due, stalled, stored.shape.numel() * (window[1] - window[0] + 1))
+        if step == window[1]:
+            for slot, tally in tallies.items():
+                rows.append(Row(name, slot, state, rounding, *window, *tally.row()))
+    assert watch is not None
+    _compare(watch, rows, windows[-1])
+    return rows
+
+
+class _Tally:
+    """What was counted of one slot over one window."""
+
+    def __init__(self, fmt: str) -> None:
+        self.format = fmt
+        self.due, self.stalled, self.all = 0, 0, 0
+        self.predictions: list[tuple[int, float]] = []
+        self.decays: list[float] = []
+        self.likes: list[str] = []
+
+    def add(self, due: int, stalled: int, everything: int) -> None:
+        self.due, self.stalled, self.all = self.due + due, self.stalled + stalled, self.all + everything
+
+    def row(self) -> tuple[Any, ...]:
+        weight = sum(n for n, _ in self.predictions)
+        predicted = sum(n * value for n, value in self.predictions) / weight
+        decay = sum(self.decays) / len(self.decays)
+        simulated = self.stalled / max(self.due, 1)
+        return self.format, decay, self.likes[0], self.due / self.all, simulated, predicted
+
+
+def describe(like: Any) -> str:
+    """A likeness in a few words."""
+    words = {"grad": "gradients", "grad_sq": "squares"}[like.drive]
+    if like.shared != 1:
+        words += f", {like.shared:g} shared"
+    if like.ratio:
+        words += f", mean {like.ratio:.0f} deviations"
+    if like.whole_first:
+        words += ", first one whole"
+    return words
+
+
+def _compare(watch: halfulp.StallMonitor, rows: list[Row], window: tuple[int, int]) -> None:
+    """The monitor, on its sample, counts what the engine counts."""
+    seen: dict[str, list[tuple[int, float]]] = {}
+    for row in watch.table().rows:
+        seen.setdefault(row.slot, []).append((row.updates, row.stalled))
+    watch.close()
+    for row in rows:
+        if (row.first, row.last) == window and row.slot in seen:
+            updates = sum(n for n, _ in seen[row.slot])
+            share = sum(n * stalled for n, stalled in seen[row.slot]) / max(updates, 1)
+            assert abs(share - row.simulated) < 0.01, (row, share)
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a CSV."""
+    if not path.exists():
+        return []
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizers", default=",".join(c.__name__ for c in OPTIMIZERS), help="names, by commas")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the CSV")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = args.results / "rules_stall.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {(r.optimizer, r.state, r.rounding) for r in read(path)}
+    for name in args.optimizers.split(","):
+        for state, rounding in CELLS:
+            if (name, state, rounding) in known:
+                continue
+            found = simulate(name, state, rounding)
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                for row in found:
+                    short = {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in asdict(row).items()}
+                    writer.writerow(short)
+            for row in found:
+                apart = abs(row.off) > BOUND or math.isnan(row.off)
+                print(
+                    f"{name:16} {row.slot:16} {state:4} {rounding:10} {row.last:5} simulated {row.simulated:.3f} "
+                    f"predicted {row.predicted:.3f} {'APART' if apart else ''}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
