@@ -68,7 +68,7 @@ def predicted_like(fmt: str, rounding: str, like: Likeness) -> float | None:
     chain = Chain(format_, max(like.decay, 1e-6), rounding, drive)
     starts, age = ([0.0], like.age) if not like.whole_first else (_quantiles(drive), max(like.age - 1, 0))
     laws = [transient(chain, math.ceil(age), start=start) for start in starts]
-    return sum(float(law.interpolate(law.stalled, age)) for law in laws) / len(laws)
+    return float(np.mean([np.interp(age, law.ages, law.stalled) for law in laws]))
 
 
 def _quantiles(drive: Drive, count: int = 16) -> list[float]:
