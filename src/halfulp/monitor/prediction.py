@@ -49,7 +49,7 @@ def predicted_like(fmt: str, rounding: str, like: Likeness) -> float | None:
     Examples
     --------
     >>> round(predicted_like("bfloat16", "nearest", Likeness("grad_sq", 0.999, 300, shared=64)), 2)
-    0.53
+    0.63
     """
     format_ = FORMATS[fmt]
     if format_.is_float32 or like.decay >= 1.0:
