@@ -8,7 +8,7 @@ declares of the slot (:meth:`halfulp.state.StateSlot.likeness`) and nothing else
     python benchmarks/rules_stall.py                        # 15 minutes; rows already in the CSV are kept
     python benchmarks/rules_stall.py --optimizers ADOPT     # one of them, printed
 
-The table of the documentation is made of the CSV by ``python benchmarks/optimizers.py page``.
+The table of the documentation is made of the CSV by ``python benchmarks/optimizers_page.py``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "AdaMomentum":
 would drown the gradients of this simulation, as it does small gradients in training."""
 BOUND = 0.02
 """Largest difference that counts as agreement."""
+ONE_SCALE = "residuals of normalised updates have one scale in all rows and columns, and so stand at one mantissa"
 REASONS = {
     ("AdaMod", "exp_avg_lr"): "where the first gradient was next to zero, the first rate stays above all that follow",
+    ("AdaMomentum", "exp_avg_sq"): "squares of an average, which hang together for ten steps: a young state notices",
+    ("CAME", "exp_avg_res_row"): ONE_SCALE,
+    ("CAME", "exp_avg_res_col"): ONE_SCALE,
     ("CoRe", "step_size"): "no average: multiplied by 1.2 or 0.74 in each step; it stalls at its limits only",
     ("MicroAdam", "*"): "no average: a window of gradients and what it leaves out, both written anew in each step",
     ("SMMF", "*"): "no average: two vectors are taken anew from a whole matrix in each step",
@@ -86,7 +90,7 @@ def scales(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def simulate(
-    name: str, state: str, rounding: str, windows: tuple[tuple[int, int], ...] = WINDOWS, samples: int = 5
+    name: str, state: str, rounding: str, windows: tuple[tuple[int, int], ...] = WINDOWS, samples: int = 33
 ) -> list[Row]:
     """Every slot of an optimizer that is rounded, over some windows.
 
@@ -118,18 +122,20 @@ def simulate(
         optimizer.step()
         if window is None:
             continue
-        asked = {round(window[0] + i * (window[1] - window[0]) / (samples - 1)) for i in range(samples)}
+        places = [round(window[0] + i * (window[1] - window[0]) / (samples - 1)) for i in range(samples)]
         for _, p in params:
             hyper = {**optimizer.param_groups[0], **optimizer._works[p].scalars}
             for stored, counts in zip(optimizer.states(p), optimizer._works[p].counts, strict=True):
                 if stored.quantizer.format.is_float32:
                     continue
                 tally = tallies.setdefault(stored.slot.name, _Tally(stored.quantizer.format.name))
-                if step in asked:
+                decay = stored.slot.decay(hyper)
+                changing = tally.decays and decay != tally.decays[-1]  # each decay has a law of its own: few will do
+                if step in (places[:: samples // 4] if changing else places):
                     like = stored.slot.likeness(hyper, tuple(p.shape), stored.age - 1)
                     value = math.nan if like is None else predicted_like(tally.format, rounding, like)
                     tally.predictions.append((stored.shape.numel(), math.nan if value is None else value))
-                    tally.decays.append(stored.slot.decay(hyper))
+                    tally.decays.append(decay)
                     tally.likes.append("" if like is None else describe(like))
                 if step == window[1]:
                     due, stalled = counts.tolist()

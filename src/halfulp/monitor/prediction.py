@@ -71,7 +71,7 @@ def predicted_like(fmt: str, rounding: str, like: Likeness) -> float | None:
     return float(np.mean([np.interp(age, law.ages, law.stalled) for law in laws]))
 
 
-def _quantiles(drive: Drive, count: int = 16) -> list[float]:
+def _quantiles(drive: Drive, count: int = 8) -> list[float]:
     """As many equally likely inputs, the middle of each part of its law."""
     from scipy.special import gammaincinv, ndtri
 

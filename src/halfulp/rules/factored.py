@@ -35,11 +35,12 @@ def _whole(shape: Shape) -> Shape | None:
     return shape if len(shape) < 2 else None
 
 
-def _mean_sq(name: str, decay: Decay, dim: int) -> StateSlot:
+def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> StateSlot:
     """Mean square of each row (`dim` 0) or column (1)."""
 
     def like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad_sq", decay(hyper), age, shared=math.prod(shape[1:]) if dim == 0 else shape[0])
+        shared = math.prod(shape[1:]) if dim == 0 else shape[0]
+        return Likeness("grad_sq", decay(hyper), age, shared, whole_first=whole_first)
 
     return StateSlot(name, False, decay, like=like, shape=(_rows, _cols)[dim])
 
@@ -122,11 +123,16 @@ def _growing(hyper: Hyper) -> float:
     return float(hyper.get("decay", 1 - 1000.0 ** -hyper["decay_power"]))
 
 
+def _like_growing(hyper: Hyper, shape: Shape, age: int) -> Likeness:
+    """The first decay is zero."""
+    return Likeness("grad_sq", _growing(hyper), age, whole_first=True)
+
+
 def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     moments = (
-        _mean_sq("exp_avg_sq_row", _growing, 0),
-        _mean_sq("exp_avg_sq_col", _growing, 1),
-        StateSlot("exp_avg_sq", False, _growing, drive="grad_sq", shape=_whole),
+        _mean_sq("exp_avg_sq_row", _growing, 0, whole_first=True),
+        _mean_sq("exp_avg_sq_col", _growing, 1, whole_first=True),
+        StateSlot("exp_avg_sq", False, _growing, drive="grad_sq", like=_like_growing, shape=_whole),
     )
     if hyper["momentum"] == 0:
         return moments
