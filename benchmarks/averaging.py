@@ -5,7 +5,7 @@ average beside the same run: ours in several formats, and those of torch, timm a
 two where installed; timm's rounds stochastically). Beside the distances stand those predicted from the fp32 run alone:
 from the size of its steps and its weights. ``formats`` does the same with every 8-bit format. ``cost`` times the update
 against torch's ``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with
-storing its difference to the live weights over a grid of learning rates.
+storing its difference to the live weights at several learning rates and schedules.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import time
@@ -294,10 +295,11 @@ def cost(rounds: int, width: int, layers: int) -> None:
     runs: dict[str, Callable[[], Any]] = {"torch": lambda: base.update_parameters(model)}
     runs.update({name: ema.update for name, ema in averages.items()})
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    names = list(runs)
+    for k in range(rounds):
+        for name in names[k % len(names) :] + names[: k % len(names)]:  # each after each other one
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name].append(time.perf_counter() - start)
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters, {torch.get_num_threads()} threads, {rounds} rounds")
@@ -307,35 +309,34 @@ def cost(rounds: int, width: int, layers: int) -> None:
         print(f"{name:8} {ratios[len(ratios) // 2]:6.3f} x torch   {size:.3f} bytes per parameter")
 
 
-def difference(steps: int) -> None:
-    """Direct against difference, at constant and decaying learning rates."""
+def difference(steps: int, lrs: list[float], schedules: list[str]) -> None:
+    """Direct against difference, at each learning rate and schedule."""
     print(f"{'lr':>8} {'schedule':>9} {'decay':>8} {'state':>6}   direct  difference")
-    for lr in (1e-2, 1e-3, 1e-4):
-        for schedule in ("constant", "cosine"):
-            torch.manual_seed(0)
-            model = network()
-            exact = {d: EMA(model, d, state="fp32") for d in DECAYS}
-            made = {
-                (d, s, k): EMA(model, d, state=s, difference=k)
-                for d in DECAYS for s in ("bf16", "8bit") for k in (False, True)
-            }  # fmt: skip
-            kept = [e for e in made.values() if e.difference]
-            for _ in train(model, steps, lr, schedule, lambda kept=kept: [e.before_step() for e in kept]):  # type: ignore[misc]
-                for ema in (*exact.values(), *made.values()):
-                    ema.update()
-            for d in DECAYS:
-                wanted = flat(exact[d].parameters())
-                for s in ("bf16", "8bit"):
-                    a, b = (float((flat(made[d, s, k].parameters()) - wanted).norm() / wanted.norm()) for k in (0, 1))
-                    print(f"{lr:8g} {schedule:>9} {d:8g} {s:>6} {a:8.5f} {b:8.5f}")
+    for lr, schedule in itertools.product(lrs, schedules):
+        torch.manual_seed(0)
+        model = network()
+        exact = {d: EMA(model, d, state="fp32") for d in DECAYS}
+        made = {
+            (d, s, k): EMA(model, d, state=s, difference=k)
+            for d in DECAYS for s in ("bf16", "8bit") for k in (False, True)
+        }  # fmt: skip
+        kept = [e for e in made.values() if e.difference]
+        for _ in train(model, steps, lr, schedule, lambda kept=kept: [e.before_step() for e in kept]):  # type: ignore[misc]
+            for ema in (*exact.values(), *made.values()):
+                ema.update()
+        for d in DECAYS:
+            wanted = flat(exact[d].parameters())
+            for s in ("bf16", "8bit"):
+                a, b = (float((flat(made[d, s, k].parameters()) - wanted).norm() / wanted.norm()) for k in (0, 1))
+                print(f"{lr:8g} {schedule:>9} {d:8g} {s:>6} {a:8.5f} {b:8.5f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=["distance", "formats", "cost", "difference"])
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="several: for difference")
+    parser.add_argument("--schedule", choices=["constant", "cosine"], nargs="+", default=["constant"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", help="write the figures here")
@@ -344,10 +345,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.what == "cost":
         cost(args.rounds, 1024, 8)
+        cost(args.rounds, 64, 24)  # what a call costs, more than what it does
     elif args.what == "difference":
-        difference(args.steps)
+        difference(args.steps, args.lr, args.schedule)
     else:
-        found = distance(args.steps, args.lr, args.schedule, args.what == "formats")
+        found = distance(args.steps, args.lr[0], args.schedule[0], args.what == "formats")
         show(found)
         if args.json:
             with open(args.json, "w") as file:

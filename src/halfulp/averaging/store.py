@@ -35,7 +35,7 @@ __all__ = ["FORMATS", "AverageStore", "Tensors"]
 
 Tensors = Mapping[str, Tensor]
 
-FORMATS = {"8bit": "linear8"}
+FORMATS = {"8bit": "linear8", "int8": "linear8"}
 """Friendly names that mean another format for weights than for optimizer states: a weight average wants an even grid,
 not a wide range (measured in ``docs/averaging.md``)."""
 
