@@ -144,15 +144,16 @@ def ours(formats: bool) -> dict[str, dict[str, Any]]:
     return found
 
 
-def distance(steps: int, lr: float, schedule: str, formats: bool) -> dict[str, Any]:
+def distance(steps: int, lr: float, schedule: str, formats: bool, only: str = "") -> dict[str, Any]:
     """Distances to the fp32 average, relative to its norm, and shares of the way that it has gone; predicted too."""
     torch.manual_seed(0)
     model = network()
     half = copy.deepcopy(model).bfloat16()
     start = copy.deepcopy(model)
-    averages = {(n, d): EMA(model, d, **options) for n, options in ours(formats).items() for d in DECAYS}
+    chosen = {n: options for n, options in ours(formats).items() if only in n}
+    averages = {(n, d): EMA(model, d, **options) for n, options in chosen.items() for d in DECAYS}
     exact = {d: EMA(model, d, state="fp32") for d in DECAYS}
-    theirs = {(n, d): Peer(n, half, d) for n in ([] if formats else peers()) for d in DECAYS}
+    theirs = {(n, d): Peer(n, half, d) for n in ([] if formats or only else peers()) for d in DECAYS}
     differences = [e for e in averages.values() if e.difference]
     for ema in averages.values():
         ema.counts = {}  # updates due and stalled
@@ -339,6 +340,7 @@ def main() -> None:
     parser.add_argument("--schedule", choices=["constant", "cosine"], nargs="+", default=["constant"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--only", default="", help="averages with this in their name (distance, formats)")
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="draw the distances over the run here (distance)")
     args = parser.parse_args()
@@ -349,7 +351,7 @@ def main() -> None:
     elif args.what == "difference":
         difference(args.steps, args.lr, args.schedule)
     else:
-        found = distance(args.steps, args.lr[0], args.schedule[0], args.what == "formats")
+        found = distance(args.steps, args.lr[0], args.schedule[0], args.what == "formats", args.only)
         show(found)
         if args.json:
             with open(args.json, "w") as file:

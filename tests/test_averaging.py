@@ -253,6 +253,21 @@ def test_resumed_average_has_the_same_bits(state, rounding):
     assert (one.step, one.updates) == (two.step, two.updates) == (12, 4)
 
 
+@pytest.mark.parametrize("scale", ["pow2", "fp32"])
+@pytest.mark.parametrize("state", ["8bit", "dynamic8", "fp8", "float8_e3m4", "float8_e5m2", "4bit", "int4"])
+def test_the_largest_weight_may_grow_with_either_sign(state, scale):
+    """Across a power of two, where a grid that ends earlier below zero than above would hold it back."""
+    weights = {"w": torch.full((32, 128), 0.12) * torch.tensor([1.0, -1.0]).repeat(16).unsqueeze(1)}
+    ema = EMA(weights, 0.99, state=state, scale=scale)
+    weights["w"] *= 2.0
+    for _ in range(300):
+        ema.update()
+    wanted = 0.24 - 0.12 * 0.99**300
+    for sign in (0, 1):
+        found = float(ema.value("w")[sign::2].mean()) * (1, -1)[sign]
+        assert found == pytest.approx(wanted, rel=0.02)
+
+
 @pytest.mark.parametrize("state", FORMATS)
 def test_a_copy_in_the_middle_goes_on_alone(state):
     """What the backends keep from update to update stays with the original."""

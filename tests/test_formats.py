@@ -100,6 +100,7 @@ def test_grid_max_and_smallest(fmt: Format) -> None:
     assert fmt.max == max(values)
     assert fmt.decode(fmt.max_code) == fmt.max
     assert fmt.smallest == min(v for v in values if v > 0)
+    assert fmt.reach == (min(max(values), -min(values)) if fmt.signed else max(values))
     assert 0.0 in grid
     if fmt.signed and fmt.kind != "codebook":
         assert grid == tuple(-v for v in reversed(grid))

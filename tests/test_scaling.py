@@ -27,11 +27,11 @@ def test_pow2_is_the_smallest_sufficient(fmt: Format, absmax: float) -> None:
     stored = scaling.from_absmax(torch.tensor([absmax]), fmt)
     factor = float(scaling.values(stored))
     assert stored.dtype == torch.uint8
-    assert factor == float(pow2_scale(Fraction(absmax), Fraction(fmt.max)))
+    assert factor == float(pow2_scale(Fraction(absmax), Fraction(fmt.reach)))
     if factor:
         assert float(scaling.inverses(stored)) == 1 / factor
-        assert absmax / factor <= fmt.max or factor == 2.0**126
-        assert absmax / (factor / 2) > fmt.max or factor == 2.0**-126
+        assert absmax / factor <= fmt.reach or factor == 2.0**126
+        assert absmax / (factor / 2) > fmt.reach or factor == 2.0**-126
     else:
         assert absmax == 0
         assert float(scaling.inverses(stored)) == 0
@@ -45,10 +45,10 @@ def test_pow2_at_the_ends_of_fp32(fmt: Format, absmax: float) -> None:
     stored = scaling.from_absmax(torch.tensor([absmax]), fmt)
     y = float(torch.tensor([absmax]) * scaling.inverses(stored))
     assert math.isfinite(y)
-    if fmt.max >= 4:
-        assert 0 < y <= fmt.max
+    if fmt.reach >= 4:
+        assert 0 < y <= fmt.reach
     else:
-        assert 0 < y <= max(fmt.max, absmax / 2.0**126)
+        assert 0 < y <= max(fmt.reach, absmax / 2.0**126)
 
 
 @pytest.mark.parametrize("fmt", SCALED, ids=str)
@@ -57,14 +57,14 @@ def test_pow2_around_the_boundaries(fmt: Format, mantissa: float) -> None:
     """One fp32 unit on either side of ``max * 2**k``, for every k."""
     for k in range(-120, 110):
         for absmax in (
-            fmt.max * 2.0**k,
-            fmt.max * 2.0**k * (1 + 2**-22),
-            fmt.max * 2.0**k * (1 - 2**-22),
+            fmt.reach * 2.0**k,
+            fmt.reach * 2.0**k * (1 + 2**-22),
+            fmt.reach * 2.0**k * (1 - 2**-22),
             2.0**k * mantissa,
         ):
             x = torch.tensor([absmax])
             got = float(Scaling("pow2").values(Scaling("pow2").from_absmax(x, fmt)))
-            assert got == float(pow2_scale(Fraction(float(x)), Fraction(fmt.max)))
+            assert got == float(pow2_scale(Fraction(float(x)), Fraction(fmt.reach)))
 
 
 @pytest.mark.parametrize("fmt", SCALED, ids=str)
@@ -74,11 +74,11 @@ def test_fp32_scale(fmt: Format, absmax: float) -> None:
     """``absmax / max`` in one rounding; zero where that is not a normal number."""
     scaling = Scaling("fp32")
     stored = scaling.from_absmax(torch.tensor([absmax]), fmt)
-    expected = torch.tensor(absmax / fmt.max, dtype=torch.float64).float()
+    expected = torch.tensor(absmax / fmt.reach, dtype=torch.float64).float()
     assert float(stored) == (float(expected) if expected >= 2.0**-126 else 0.0)
     assert torch.equal(scaling.values(stored), stored)
     if float(stored):
-        assert absmax * float(scaling.inverses(stored)) == pytest.approx(fmt.max, rel=2**-21)
+        assert absmax * float(scaling.inverses(stored)) == pytest.approx(fmt.reach, rel=2**-21)
     else:
         assert float(scaling.inverses(stored)) == 0
 

@@ -136,6 +136,15 @@ class Format:
         return self.decode(self.max_code)
 
     @cached_property
+    def reach(self) -> float:
+        """Largest magnitude that values of either sign have: scales put a block's largest element there at most.
+
+        It differs from :attr:`max` for codebooks that reach less far below zero. Scaled by their maximum, a slowly
+        growing negative element would be cut back at each step, and could never leave its power of two.
+        """
+        return min(self.max, -self.levels[0]) if self.kind == "codebook" and self.signed else self.max
+
+    @cached_property
     def max_code(self) -> int:
         """Code of the largest finite value."""
         if self.kind == "codebook":

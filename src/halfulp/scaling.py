@@ -102,9 +102,9 @@ class Scaling:
     def from_absmax(self, absmax: Tensor, fmt: Format) -> Tensor:
         """Stored scales from the largest magnitude of each block (fp32, finite)."""
         if self.kind == "fp32":
-            scale = absmax / absmax.new_full((), fmt.max)  # torch on CUDA multiplies by the reciprocal of a number
+            scale = absmax / absmax.new_full((), fmt.reach)  # torch on CUDA multiplies by the reciprocal of a number
             return torch.where(scale < 2.0**-126, 0.0, scale)
-        mantissa, exponent = math.frexp(fmt.max)  # max = mantissa * 2**exponent, mantissa in [1/2, 1)
+        mantissa, exponent = math.frexp(fmt.reach)  # reach = mantissa * 2**exponent, mantissa in [1/2, 1)
         mantissa_field = int((2 * mantissa - 1) * 2**23)
         bits = absmax.view(torch.int32)
         code = ((bits + (0x7FFFFF - mantissa_field)) >> 23) - (exponent - 1)

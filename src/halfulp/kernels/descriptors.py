@@ -43,7 +43,7 @@ FORMAT = np.dtype(
         "kind", "bits", "is_signed", "stochastic", "zero_floor", "scale", "mantissa_bits", "emin_field", "fraction",
         "max_bits", "scale_round", "scale_shift", "zero_code", "top_code",
     )]
-    + [("max", np.float32), ("exponent_bits", np.int32)]
+    + [("max", np.float32), ("reach", np.float32), ("exponent_bits", np.int32), ("unused", np.int32)]
     + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps", "first_middle", "first_level")]
 )  # fmt: skip
 SLOT = np.dtype(
@@ -126,7 +126,7 @@ def _format(quantizer: Quantizer) -> Rows:
     row["kind"] = KINDS.get(fmt.name, {"float": 3, "int": 4, "codebook": 5}[fmt.kind])
     row["bits"], row["is_signed"] = fmt.bits, fmt.signed
     row["stochastic"], row["zero_floor"] = quantizer.stochastic, quantizer.zero_floor
-    row["max"], row["exponent_bits"] = fmt.max, fmt.exponent_bits
+    row["max"], row["reach"], row["exponent_bits"] = fmt.max, fmt.reach, fmt.exponent_bits
     row["max_bits"] = row["max"].view(np.int32)
     if fmt.kind != "codebook" and not fmt.is_float32:
         row["mantissa_bits"], row["emin_field"], row["fraction"] = grid_constants(fmt)
@@ -134,7 +134,7 @@ def _format(quantizer: Quantizer) -> Rows:
             row["kind"] = FINE
     if fmt.scaled:
         row["scale"], row["top_code"] = SCALES[quantizer.scaling.kind], fmt.max_code
-        mantissa, exponent = math.frexp(fmt.max)
+        mantissa, exponent = math.frexp(fmt.reach)
         row["scale_round"], row["scale_shift"] = 0x7FFFFF - int((2 * mantissa - 1) * 2**23), exponent - 1
         tables = _tables(fmt)
         for name, table in tables.items():

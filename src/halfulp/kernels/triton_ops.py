@@ -225,7 +225,7 @@ def scale_of_absmax(bits, F: tl.constexpr):
         code = tl.minimum(tl.maximum(((bits + F.carry) >> 23) - F.exponent, 1), 253)
         scale = tl.where(bits == 0, 0, code)
     else:
-        scale = tl.div_rn(float_of(bits), F.largest)
+        scale = tl.div_rn(float_of(bits), F.reach)
         scale = tl.where(scale < 1.1754943508222875e-38, 0.0, scale)
     return scale
 

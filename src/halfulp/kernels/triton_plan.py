@@ -64,6 +64,7 @@ class Stored:
     largest_code: int
     specials: bool
     largest: float
+    reach: float
     largest_bits: int
     lowest: float
     zero_code: int
@@ -194,7 +195,7 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
     fmt, scaling = quantizer.format, quantizer.scaling
     grid = fmt.kind != "codebook"
     p, smallest, fraction = grid_constants(fmt) if grid and not fmt.is_float32 else (0, 0, 24)
-    mantissa, exponent = math.frexp(fmt.max)
+    mantissa, exponent = math.frexp(fmt.reach)
     power = block & (block - 1) == 0
     return Stored(
         name=fmt.name,
@@ -224,6 +225,7 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
         largest_code=fmt.max_code,
         specials=fmt.special != "none",
         largest=fmt.max,
+        reach=fmt.reach,
         largest_bits=_float_bits(fmt.max),
         lowest=fmt.levels[0] if not grid else 0.0,
         zero_code=0 if grid else fmt.nan_code,

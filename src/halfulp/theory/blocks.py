@@ -223,7 +223,7 @@ class _Ensemble:
             code = np.floor(y / unit + self.rng.random(y.shape)) if dice else np.rint(y / unit)
             return code * unit, code * unit
         largest = np.abs(y).max(axis=1, keepdims=True)
-        scale = largest / fmt.max
+        scale = largest / fmt.reach
         if self.blocks.scale_kind == "pow2":
             scale = np.exp2(np.ceil(np.log2(np.where(scale > 0, scale, 1.0))))
         z = y / np.where(largest > 0, scale, 1.0)

@@ -32,8 +32,8 @@ typedef struct hu_format {
     int32_t max_bits;                 /* fp32 pattern of the largest value */
     int32_t scale_round, scale_shift; /* pow2: code = ((absmax bits + round) >> 23) - shift */
     int32_t zero_code, top_code;      /* codebook: code of 0; and the last finite code, without sign */
-    float max;
-    int32_t exponent_bits;
+    float max, reach; /* Format.max, Format.reach */
+    int32_t exponent_bits, unused;
     /* Tables of 256 are followed by their bytes, the lowest of all first. */
     const float *values;       /* decoded value of every code: 16 or 256 */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
