@@ -103,7 +103,8 @@ class Scaling:
         """Stored scales from the largest magnitude of each block (fp32, finite)."""
         if self.kind == "fp32":
             scale = absmax / absmax.new_full((), fmt.reach)  # torch on CUDA multiplies by the reciprocal of a number
-            return torch.where(scale < 2.0**-126, 0.0, scale)
+            # a reach below 1 may take it beyond the largest number
+            return torch.where(scale < 2.0**-126, 0.0, scale.clamp_max(torch.finfo(torch.float32).max))
         mantissa, exponent = math.frexp(fmt.reach)  # reach = mantissa * 2**exponent, mantissa in [1/2, 1)
         mantissa_field = int((2 * mantissa - 1) * 2**23)
         bits = absmax.view(torch.int32)

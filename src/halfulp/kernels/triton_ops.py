@@ -226,7 +226,7 @@ def scale_of_absmax(bits, F: tl.constexpr):
         scale = tl.where(bits == 0, 0, code)
     else:
         scale = tl.div_rn(float_of(bits), F.reach)
-        scale = tl.where(scale < 1.1754943508222875e-38, 0.0, scale)
+        scale = tl.where(scale < 1.1754943508222875e-38, 0.0, tl.minimum(scale, 3.4028234663852886e38))
     return scale
 
 

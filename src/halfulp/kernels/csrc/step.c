@@ -6,6 +6,8 @@
 #include "halfulp.h"
 #include "simd.h"
 
+#include <float.h>
+
 #include "decode.h"
 #include "encode.h"
 #include "rules.h"
@@ -66,6 +68,7 @@ static float scale_value(const hu_format *f, const void *scale, int64_t i) {
 static float put_scale(const hu_format *f, uint32_t absmax, void *scale, int64_t i) {
     if (f->scale == HU_SCALE_FP32) {
         float value = bits_float((int32_t)absmax) / f->reach;
+        if (value > FLT_MAX) value = FLT_MAX;
         if (value < 0x1p-126f) value = 0.0f;
         ((float *)scale)[i] = value;
         return value > 0.0f ? 1.0f / value : 0.0f;
@@ -79,7 +82,8 @@ static float put_scale(const hu_format *f, uint32_t absmax, void *scale, int64_t
 /* The same for four blocks; the inverses go to `inverses`. */
 static void put_scales4(const hu_format *f, v4 absmax, void *scale, int64_t i, float *inverses) {
     if (f->scale == HU_SCALE_FP32) {
-        v4f value = (v4f)absmax / f->reach;
+        v4 bits = (v4)((v4f)absmax / f->reach);
+        v4f value = (v4f)((bits & (bits < 0x7f800000)) | (0x7f7fffff & (bits >= 0x7f800000))); /* at most FLT_MAX */
         value = (v4f)((v4)value & (value >= 0x1p-126f));
         v4f inverse = (v4f)((v4)(1.0f / value) & (value > 0.0f));
         memcpy((float *)scale + i, &value, sizeof value);
