@@ -166,7 +166,7 @@ def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0) -> Arr
     return np.asarray(phases[:, None] * np.exp(spread * rng.standard_normal((paths, block_size))))
 
 
-def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> BlockLaw:
+def follow(blocks: Blocks, sizes: Array, levels: Array, *, ratios: Array | None = None, seed: int = 0) -> BlockLaw:
     """Law of a state whose gradients have given sizes.
 
     Parameters
@@ -174,23 +174,26 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
     blocks
         Storage and drive; ``block_size`` and ``spread`` are not used.
     sizes
-        Gradient's ``sigma`` of each element, ``(blocks, elements)``.
+        Gradient's root mean square of each element, ``(blocks, elements)``.
     levels
-        Factor of all of them at each step: the first is of the step that a state of age 0 meets, the last of the
-        step after the last age.
+        Factor at each step, of all elements or ``(steps, blocks)``: the first is of the step that a state of age 0
+        meets, the last of the step after the last age.
+    ratios
+        Mean over root mean square of each element's gradient, between -1 and 1; the rest is normal noise. ``None``: as
+        the drive says.
     seed
         Of inputs and rounding.
     """
-    ensemble = _Ensemble(blocks, sizes, seed)
-    rows = np.array([ensemble.advance(float(level)) for level in levels])
+    ensemble = _Ensemble(blocks, sizes, ratios, seed)
+    rows = np.array([ensemble.advance(level) for level in levels])
     return BlockLaw(np.arange(len(levels)), rows, blocks.beta, blocks.drive)
 
 
 class _Ensemble:
     """Stored values of all elements, the scales of their blocks, and the same averages in full precision."""
 
-    def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
-        self.blocks, self.rng = blocks, np.random.default_rng(seed + 1)
+    def __init__(self, blocks: Blocks, sizes: Array, ratios: Array | None, seed: int) -> None:
+        self.blocks, self.ratios, self.rng = blocks, ratios, np.random.default_rng(seed + 1)
         self.size = sizes ** (2 if blocks.drive.nonnegative else 1)
         self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
         if blocks.format.scaled:
@@ -200,12 +203,19 @@ class _Ensemble:
             if blocks.zero_floor and blocks.drive.nonnegative:
                 self.splits[0] = 0.0
 
-    def advance(self, level: float) -> Array:
+    def _inputs(self) -> Array:
+        drive, shape = self.blocks.drive, self.size.shape
+        if self.ratios is None:
+            return drive.sample(self.rng, self.size.size).reshape(shape)
+        g = self.ratios + np.sqrt(1 - self.ratios**2) * self.rng.standard_normal(shape)
+        return np.asarray(g * g if drive.nonnegative else g)
+
+    def advance(self, level: Array | float) -> Array:
         """Figures of the state of this age and of the update that it meets, which is done."""
         seen = self._observe()
-        drive, beta = self.blocks.drive, self.blocks.beta
-        size = self.size * (level * level if drive.nonnegative else level)
-        step = (1 - beta) * size * drive.sample(self.rng, size.size).reshape(size.shape)
+        beta = self.blocks.beta
+        factor = np.reshape(level, (-1, 1)) ** (2 if self.blocks.drive.nonnegative else 1)
+        step = (1 - beta) * self.size * factor * self._inputs()
         successor = beta * self.value + step
         self.exact = beta * self.exact + step
         value, code = self._store(successor)
