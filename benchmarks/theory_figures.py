@@ -12,20 +12,11 @@ from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, sta
 from halfulp.cli.figure import PALETTE, figure, save
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
+from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.simulation import SCENARIOS, simulate
 from halfulp.theory.transient import transient
 
 FORMATS = ("bf16", "fp8", "fp4")
-MEASURED = {
-    "LLaMA 60M": (20_000, 0.969, 0.812, 0.999, 0.986),
-    "LLaMA 100M": (20_000, 0.967, 0.814, 0.998, 0.983),
-    "LLaMA 1B": (30_000, 0.974, 0.825, 0.997, 0.986),
-    "LLaMA 7B": (25_000, 0.970, 0.823, 0.998, 0.988),
-    "GPT-NeoX 160M": (20_000, 0.971, 0.817, 0.999, 0.989),
-    "GPT-NeoX 410M": (20_000, 0.971, 0.820, 0.999, 0.988),
-    "MoE 520M": (25_000, 0.970, 0.822, 0.993, 0.982),
-}
-CELLS = (("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic"))
 
 
 def buildup(out: Path) -> None:
@@ -108,10 +99,10 @@ def blocks(out: Path) -> None:
 
 def tables() -> None:
     print("| model | run | bf16 NR | bf16 SR | fp8 NR | fp8 SR |\n| --- | --- | --- | --- | --- | --- |")
-    closed = [stall_probability(f, beta=0.999, rounding=r, model="one-step") for f, r in CELLS]
+    closed = [stall_probability(f, beta=BETA, rounding=r, model="one-step") for f, r in CELLS]
     worst, worst_closed = 0.0, 0.0
-    for model, (steps, *measured) in MEASURED.items():
-        ours = [float(stall_curve(f, beta=0.999, rounding=r, steps=steps).mean()) for f, r in CELLS]
+    for model, (steps, measured) in STALLED.items():
+        ours = [float(stall_curve(f, beta=BETA, rounding=r, steps=steps).mean()) for f, r in CELLS]
         cells = [
             f"{m:.3f} ({100 * (o - m):+.1f} / {100 * (c - m):+.1f})"
             for m, o, c in zip(measured, ours, closed, strict=True)

@@ -11,6 +11,7 @@ import halfulp
 from halfulp.formats import FORMATS, get_format
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
+from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import transient, transients
 from theory_oracle import round_free, simulate
@@ -59,23 +60,10 @@ def test_published_closed_forms(fmt: str, rounding: str, expected: float) -> Non
     assert round(got, 4) == expected
 
 
-# Published stalled fractions of training runs: bf16 NR, SR, fp8 NR, SR; and the length of run they are compared at.
-MEASURED = {
-    "LLaMA 60M": (20_000, 0.969, 0.812, 0.999, 0.986),
-    "LLaMA 100M": (20_000, 0.967, 0.814, 0.998, 0.983),
-    "LLaMA 1B": (30_000, 0.974, 0.825, 0.997, 0.986),
-    "LLaMA 7B": (25_000, 0.970, 0.823, 0.998, 0.988),
-    "GPT-NeoX 160M": (20_000, 0.971, 0.817, 0.999, 0.989),
-    "GPT-NeoX 410M": (20_000, 0.971, 0.820, 0.999, 0.988),
-    "MoE 520M": (25_000, 0.970, 0.822, 0.993, 0.982),
-}
-
-
-@pytest.mark.parametrize("model", MEASURED)
+@pytest.mark.parametrize("model", STALLED)
 def test_published_measurements(model: str) -> None:
-    steps, *measured = MEASURED[model]
-    cells = [("bf16", "nearest"), ("bf16", "stochastic"), ("fp8", "nearest"), ("fp8", "stochastic")]
-    got = [halfulp.stall_curve(f, beta=0.999, rounding=r, steps=steps).mean() for f, r in cells]
+    steps, measured = STALLED[model]
+    got = [halfulp.stall_curve(f, beta=BETA, rounding=r, steps=steps).mean() for f, r in CELLS]
     np.testing.assert_allclose(got, measured, atol=0.010)
 
 
@@ -220,6 +208,27 @@ def test_stationary_law_of_stochastic_rounding(name: str, beta: float) -> None:
     assert law.stalled == pytest.approx(walked.stalled[-1], abs=1e-4)
     if name == "fp8":
         assert law.deviation**2 == pytest.approx(0.35 / 8, rel=0.03)
+
+
+def test_coarse_first_moments_have_heavy_tails() -> None:
+    """Rounding adds in proportion to the value: at 0.999 the root mean square is three times that of an exact one."""
+    chain = Chain(get_format("float4_e2m1fn"), 0.999, "stochastic", GRADIENT)
+    law = transient(chain, 3000)
+    _, size = simulate(0.999, "stochastic", 400, mantissa_bits=1, square=False, n=40_000)
+    root = np.sqrt(law.moment("square"))
+    assert root[300:401].mean() == pytest.approx(size[300:].mean(), rel=0.02)
+    assert root[3000] / law.exact_deviation[3000] == pytest.approx(3.07, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "beta"), [("bf16", 0.99), ("bf16", 0.999), ("fp8", 0.9)])
+def test_windows_thinning_and_strides_change_nothing(name: str, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step at a time on the whole of a finer grid, against the defaults."""
+    fmt, steps = get_format(name, signed=False), 400
+    fast = transient(Chain(fmt, beta, "nearest"), steps)
+    monkeypatch.setattr("halfulp.theory.transient.STRIDES", steps)
+    slow = transient(Chain(fmt, beta, "nearest", phases=12, fineness=4), steps)
+    np.testing.assert_allclose(fast.stalled, slow.stalled, atol=0.001)
+    np.testing.assert_allclose(fast.mean, slow.mean, rtol=1e-3)
 
 
 def test_no_decrease_threshold() -> None:

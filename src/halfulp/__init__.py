@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from halfulp.schedules import refined as refined
     from halfulp.schedules import scale_adam as scale_adam
     from halfulp.schedules import warmup_stable_decay as warmup_stable_decay
+    from halfulp.theory.closed_loop import Measured as Measured
     from halfulp.theory.planner import plan_reset as plan_reset
     from halfulp.theory.stall import stall_curve as stall_curve
     from halfulp.theory.stall import stall_probability as stall_probability
@@ -116,6 +117,7 @@ _HOME = {
     "LowPass": "wrappers",
     "MADGRAD": "optim",
     "MicroAdam": "optim",
+    "Measured": "theory.closed_loop",
     "Muon": "optim",
     "Planned": "resets",
     "Quantizer": "quantizer",
