@@ -97,7 +97,7 @@ def simulate(
     Raises
     ------
     AssertionError
-        The monitor counts something else than the engine does in the last window.
+        In the last window the monitor counts something else than the engine does, or predicts something else.
     """
     torch.manual_seed(0)
     params = [(n, torch.nn.Parameter(torch.randn(shape) * 0.02)) for n, shape in SHAPES.items()]
@@ -182,16 +182,19 @@ def describe(like: Any) -> str:
 
 
 def _compare(watch: halfulp.StallMonitor, rows: list[Row], window: tuple[int, int]) -> None:
-    """The monitor, on its sample, counts what the engine counts."""
+    """The monitor, on its sample, counts what the engine counts, and predicts what is predicted here, or nothing."""
     seen: dict[str, list[tuple[int, float]]] = {}
+    expected: dict[str, list[float]] = {}
     for row in watch.table().rows:
         seen.setdefault(row.slot, []).append((row.updates, row.stalled))
+        expected.setdefault(row.slot, []).append(row.predicted)
     watch.close()
     for row in rows:
         if (row.first, row.last) == window and row.slot in seen:
             updates = sum(n for n, _ in seen[row.slot])
             share = sum(n * stalled for n, stalled in seen[row.slot]) / max(updates, 1)
             assert abs(share - row.simulated) < 0.01, (row, share)
+            assert not any(abs(value - row.predicted) > BOUND for value in expected[row.slot]), (row, expected)
 
 
 def read(path: Path) -> list[Row]:

@@ -136,6 +136,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "Adam": ("torch.optim.Adam", {}), "AdamW": ("torch.optim.AdamW", {}), "SGD": ("torch.optim.SGD", {}),
     "Adafactor": ("torch.optim.Adafactor", {"weight_decay": 0.0}),
     "AdaLomo": ("torch.optim.Adafactor", {"weight_decay": 0.0}),
+    "AdEMAMix": ("pytorch_optimizer.AdEMAMix", {"weight_decay": 0.01, "weight_decouple": True}),
     **{name: (f"pytorch_optimizer.{name}", {}) for name in (
         "ADOPT", "AdaBelief", "AdaBound", "AdaMod", "AdamP", "CAME", "Conda", "DiffGrad", "EXAdam", "Gravity", "LARS",
         "Lion", "MADGRAD", "SOAP", "SPAM",

@@ -116,4 +116,5 @@ def _law(optimizer: RuleOptimizer, param: Tensor, slot: StateSlot) -> Law:
             return (0.0, 1.0) if age == 1 else slot.coefficients(group)
         return optimizer.coefficients(param)[slot.name]
 
-    return Law(slot.drive, coefficients, lambda group: coefficients(group, 2)[0])
+    plain = slot.like is None  # what starts whole or starts anew has another build-up than its age says
+    return Law(slot.drive, coefficients, lambda group: coefficients(group, 2)[0], predictable=plain)
