@@ -93,6 +93,7 @@ class AMAdamWHyper(HyperParameters):
 
 
 def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    # The decay is (w + momentum) / (w + 1), w being lam times the preconditioner: next to nothing for usual gradients.
     return (
         StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), like="grad"),
         StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq"),

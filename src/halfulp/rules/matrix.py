@@ -141,7 +141,8 @@ def _square(side: int, limit: int) -> object:
 
 
 def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    slots = [EXP_AVG, TURNED_SQ]
+    first = replace(EXP_AVG, least_bits=8)  # turning spreads its errors over all coordinates
+    slots = [first, TURNED_SQ]
     for side, name in enumerate(("left", "right")):
         shape = _square(side, hyper["max_dim"])
         slots += [

@@ -44,7 +44,9 @@ def _adabelief(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-ADABELIEF = with_weight_decay(Rule("adabelief", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adabelief))
+SURPRISE_SQ = replace(BELIEF_SQ, least_bits=8)
+"""Where gradients hold steady it is small beside the first moment without bound; 4 bits would make it zero there."""
+ADABELIEF = with_weight_decay(Rule("adabelief", lambda h: (EXP_AVG, SURPRISE_SQ), moment_scalars, _adabelief))
 """AdaBelief (Zhuang et al., arXiv 2010.07468): the second moment is of the gradient's distance from its average."""
 
 
