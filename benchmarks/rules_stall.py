@@ -39,8 +39,10 @@ would drown the gradients of this simulation, as it does small gradients in trai
 BOUND = 0.02
 """Largest difference that counts as agreement."""
 ONE_SCALE = "residuals of normalised updates have one scale in all rows and columns, and so stand at one mantissa"
+GROWING = "the decay grows quickly while the state is young, and the prediction takes the last one"
 REASONS = {
     ("AdaMod", "exp_avg_lr"): "where the first gradient was next to zero, the first rate stays above all that follow",
+    **{(name, f"exp_avg_sq_{side}"): GROWING for name in ("Adafactor", "AdaLomo") for side in ("row", "col")},
     ("AdaMomentum", "exp_avg_sq"): "squares of an average, which hang together for ten steps: a young state notices",
     ("CAME", "exp_avg_res_row"): ONE_SCALE,
     ("CAME", "exp_avg_res_col"): ONE_SCALE,

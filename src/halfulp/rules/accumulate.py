@@ -42,9 +42,10 @@ def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def sum_sq_like(h: Hyper, shape: Shape, age: int) -> Likeness:
         return Likeness("grad_sq", NO_FORGETTING, age / 1.5)
 
+    # Nothing limits a step where rounding has made the sum of squares zero beside the other: it takes 8 bits.
     return (
         StateSlot("grad_sum", signed=True, decay=one, like=sum_like),
-        StateSlot("grad_sum_sq", signed=False, decay=one, like=sum_sq_like),
+        StateSlot("grad_sum_sq", signed=False, decay=one, like=sum_sq_like, least_bits=8),
         StateSlot("initial_param", signed=True, decay=one, init=lambda p: p, exact=True),
     )
 
