@@ -92,6 +92,16 @@ def test_an_instruction_set_that_is_not_there_is_named() -> None:
     assert "HALFULP_ISA=mmx is not available" in in_another_process(code, HALFULP_ISA="mmx")
 
 
+def test_a_library_with_other_structs_is_refused() -> None:
+    code = """
+import numpy
+from halfulp.kernels import backends, native
+native.FORMAT = numpy.dtype([*native.FORMAT.descr, ("new", "i8")])
+print(backends()["cpu"])
+"""
+    assert "another version of halfulp: build it again" in in_another_process(code)
+
+
 def test_without_the_library_the_reference_runs_and_says_so() -> None:
     code = """
 import logging, pathlib, torch, halfulp

@@ -12,6 +12,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from halfulp.kernels.descriptors import FORMAT, SLOT, WORK
+
 __all__ = ["ABI", "chosen", "isas", "library", "openmp_of_torch", "why_not"]
 
 ABI = 1
@@ -34,7 +36,8 @@ def _load() -> ctypes.CDLL | str:
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p,
     )  # fmt: skip
     lib.hu_set_parallel.argtypes = (ctypes.c_void_p,)
-    if lib.hu_abi((ctypes.c_int64 * 3)()) != ABI:
+    sizes = (ctypes.c_int64 * 3)()
+    if lib.hu_abi(sizes) != ABI or list(sizes) != [struct.itemsize for struct in (FORMAT, SLOT, WORK)]:
         return f"{PATH.name} belongs to another version of halfulp: build it again"
     wanted = os.environ.get("HALFULP_ISA")
     if lib.hu_choose(wanted.encode() if wanted else None):
