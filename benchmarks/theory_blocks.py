@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=256)
     args = parser.parse_args()
     if args.scales:
-        scales(args.betas[-1], 5000)
+        scales(args.betas[-1], 3000)
     else:
         compare(args.betas, args.longest, args.blocks)
 
