@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, stall_probability
 from halfulp.cli.figure import PALETTE, figure, save
-from halfulp.theory.blocks import Blocks, block_law
+from halfulp.theory.blocks import Blocks, draw_sizes, follow
 from halfulp.theory.chain import Chain
 from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.simulation import SCENARIOS, simulate
@@ -79,9 +82,10 @@ def blocks(out: Path) -> None:
     fig, axes = figure(2)
     names = ("ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0")
     for name, colour in zip(names, PALETTE, strict=False):
-        law = block_law(Blocks(get_format(name), 0.99, "stochastic", spread=1.0), 100)
+        sizes = draw_sizes(128, 128, 1.0)
+        law = follow(Blocks(get_format(name), 0.99, "stochastic"), sizes, np.ones(101))
         run = list(simulate(Quantizer(get_format(name), Scaling("pow2"), "stochastic"), beta=0.99, steps=101,
-                            coordinates=16384, spread=1.0))  # fmt: skip
+                            sizes=torch.from_numpy(sizes)))  # fmt: skip
         axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: predicted")
         axes[0].plot([s.step for s in run], [s.zeros for s in run], color=colour, ls=":", label="simulation")
     for kind, colour in (("pow2", PALETTE[0]), ("fp32", PALETTE[1])):
@@ -92,7 +96,7 @@ def blocks(out: Path) -> None:
     axes[0].set(xlabel="age in steps", ylabel="share of codes that are zero", ylim=(0, 1),
                 title="underflow: log-normal blocks, stochastic")  # fmt: skip
     axes[1].set(xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, beta 0.99")
-    axes[0].legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.1))
+    axes[0].legend(fontsize=8, ncol=3, loc="lower right", bbox_to_anchor=(1.0, 0.15))
     axes[1].legend()
     save(fig, out / "theory_blocks.png")
 

@@ -100,6 +100,6 @@ class Chain:
             return np.array([self.scale])
         # averages over phases converge exponentially once phases are closer than the law is wide; 16-bit states with
         # long memories have narrow laws: at 0.999 they are off by 0.0002 with 8, by nothing visible with 12
-        default = (12 if self.format.mantissa_bits >= 7 else 8) if self.drive.nonnegative else 4
+        default = 4 if self.drive.symmetric else 12 if self.format.mantissa_bits >= 7 else 8
         n = default if self.phases is None else self.phases
         return np.asarray(2.0 ** ((np.arange(n) + 0.5) / n))
