@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.kernels import native, reference
-from halfulp.kernels.descriptors import DTYPES, SCALARS, Rows, describe, describe_slot, misfit
+from halfulp.kernels.descriptors import DTYPES, SCALARS, WORK, Rows, describe, describe_slot, misfit
 from halfulp.kernels.work import SlotKey, Work
 from halfulp.quantizer import Quantizer
 from halfulp.rounding import storage_dtype
@@ -83,7 +83,7 @@ class _Batch:
     scaled: list[tuple[int, list[int], list[EmaState]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = np.concatenate([w.plan.row for w in self.works])
+        self.rows = np.frombuffer(bytearray(b"".join(w.plan.row.tobytes() for w in self.works)), WORK)
         self.skipped = np.zeros(len(self.works), np.int64)
         self.rows["skipped"] = self.skipped.ctypes.data + 8 * np.arange(len(self.works), dtype=np.uintp)
         most = max(len(w.states) for w in self.works)
