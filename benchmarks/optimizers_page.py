@@ -122,7 +122,7 @@ def spread(found: dict[str, Losses], state: str) -> str:
         if all(math.isfinite(low[seed]) for seed in SEEDS) and not nothing_low(name, state):
             pairs.append(difference(low, of.by_state["fp32"]))
     if len(pairs) < 2:
-        return f"{state}: not run"
+        return f"`{state}`: not run"
     middle = statistics.fmean(p[0] for p in pairs)
     error = statistics.stdev(p[0] for p in pairs) / math.sqrt(len(pairs))
     worse, better = (sum(sign * a > 2 * e for a, e in pairs) for sign in (1, -1))
