@@ -151,7 +151,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(straight: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_trains(name: str, tmp_path: Path) -> None:
-    config = CompareConfig(arms=("fp8-stochastic",), steps=6, model=name, **TINY)
+    config = CompareConfig(arms=("fp8-stochastic",), steps=15, model=name, **TINY)
     folder = run_folder(tmp_path / "run", config)
     train_all(folder, config)
     (rows,) = figures(folder).values()

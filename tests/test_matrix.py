@@ -1,16 +1,16 @@
 """Every optimizer in every format and rounding: it trains, resumes with the same bits, and takes the memory it says.
 
-Driven by ``halfulp.optim.OPTIMIZERS``: an optimizer without a row in SETTINGS fails. The task is real text (a module of
-the standard library), byte by byte: a two-byte context, an embedding and a hidden layer of 32.
+Driven by ``halfulp.optim.OPTIMIZERS``: an optimizer without a row in SETTINGS fails. The task is real text that no
+version of anything changes (this project's licence), byte by byte: a two-byte context, an embedding and a hidden layer.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import math
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +28,16 @@ UNTRAINED = math.log(128)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.5, "momentum": 0.9}, "Adam": {"lr": 1e-2}, "AdamW": {"lr": 1e-2}, "Lion": {"lr": 1e-2},
-    "AdaBelief": {"lr": 1e-2}, "AdaBound": {"lr": 1e-2}, "AdaMod": {"lr": 1e-2, "betas": (0.9, 0.99, 0.9)},
+    "AdaBelief": {"lr": 1e-2}, "AdaBound": {"lr": 1e-2}, "AdaMod": {"lr": 2e-2, "betas": (0.9, 0.99, 0.9)},
     "AdaMomentum": {"lr": 5e-3}, "DiffGrad": {"lr": 2e-2}, "EXAdam": {"lr": 3e-3}, "AdEMAMix": {"lr": 1e-2},
     "ADOPT": {"lr": 1e-2}, "SPAM": {"lr": 1e-2}, "AdamP": {"lr": 1e-2}, "LAMB": {"lr": 6e-2},
     "LARS": {"lr": 0.3, "trust_coefficient": 0.1},
     "Adafactor": {"lr": 5e-2}, "AdaLomo": {"lr": 5e-2}, "CAME": {"lr": 3e-3}, "SMMF": {"lr": 3e-2},
     "SOAP": {"lr": 2e-2}, "Conda": {"lr": 1e-2}, "SubsetNorm": {"lr": 3e-2}, "FRUGAL": {"lr": 1e-2},
     "Muon": {"lr": 5e-2}, "AMSGD": {"lr": 5.0}, "AMAdamW": {"lr": 1e-2}, "MADGRAD": {"lr": 2e-2},
-    "Gravity": {"lr": 5.0, "alpha": 0.0}, "ComplexMomentum": {"lr": 0.5}, "CoRe": {"lr": 3e-3},
-    "SWATS": {"lr": 1e-2}, "SubspaceMomentum": {"lr": 3e-2, "rank": 8}, "MicroAdam": {"lr": 1e-2, "density": 0.1},
-    "BAdam": {"lr": 2e-2, "period": 8},
+    "Gravity": {"lr": 5.0, "alpha": 0.0}, "ComplexMomentum": {"lr": 1.0}, "CoRe": {"lr": 3e-3},
+    "SWATS": {"lr": 1e-2}, "SubspaceMomentum": {"lr": 3e-2, "rank": 8}, "MicroAdam": {"lr": 2e-2, "density": 0.1},
+    "BAdam": {"lr": 3e-2, "period": 8},
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def text() -> tuple[Tensor, Tensor]:
-    data = torch.tensor([min(b, 127) for b in inspect.getsource(argparse).encode()[:20_000]])
+    data = torch.tensor([min(b, 127) for b in (Path(__file__).parent.parent / "LICENSE").read_bytes()])
     return torch.stack([data[:-2], data[1:-1]], 1), data[2:]
 
 

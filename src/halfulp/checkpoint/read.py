@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import enum
 import importlib
 import io
 import os
@@ -137,9 +138,20 @@ class _MetadataUnpickler(pickle.Unpickler):
             return lambda text: {str(v): v for v in (torch.strided, torch.sparse_coo)}[text]
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "set"), ("builtins", "frozenset")):
             return getattr(collections if module == "collections" else builtins, name)
+        if (module, name) == (
+            "builtins",
+            "getattr",
+        ):  # how some versions of Python 3.11 write a member of an enumeration
+            return self.member
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "Path"):
             return PurePath
         raise pickle.UnpicklingError(f"{module}.{name} has no business in checkpoint metadata")
+
+    def member(self, kind: Any, name: Any) -> Any:
+        """A member of an enumeration of the modules known here, and nothing else that ``getattr`` would find."""
+        if isinstance(kind, enum.EnumMeta) and kind.__module__ in self.modules and name in kind.__members__:
+            return kind[name]
+        raise pickle.UnpicklingError(f"attribute {name!r} of {kind!r} has no business in checkpoint metadata")
 
 
 def _read_dcp(path: Path) -> dict[str, Any]:
