@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from halfulp.averaging.swap import check_keep
 from halfulp.distributed import gathered, is_sharded
 from halfulp.rules.base import total
 
@@ -83,8 +84,7 @@ class AutoDrop(LRScheduler):
                 f"factor={factor}, threshold={threshold}, max_threshold={max_threshold}, min_lr={min_lr}, "
                 f"patience={patience}"
             )
-        if keep not in ("device", "cpu"):
-            raise ValueError(f"keep is 'device' or 'cpu', got {keep!r}")
+        check_keep(keep, "device", "cpu")
         self.factor, self.threshold, self.max_threshold, self.min_lr = factor, threshold, max_threshold, min_lr
         self.patience, self.average, self.keep = patience, average, keep
         self.angles: list[float] = []

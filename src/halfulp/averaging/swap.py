@@ -19,10 +19,17 @@ from torch import Tensor, nn
 
 from halfulp.averaging.shards import local_part
 
-__all__ = ["Keep", "Swap", "follow"]
+__all__ = ["Keep", "Swap", "check_keep", "follow"]
 
 Keep = Literal["device", "cpu", "stream"]
 Value = Callable[[str], Tensor]
+
+
+def check_keep(keep: str, *known: str) -> None:
+    """``ValueError`` for a place to keep tensors that is not known."""
+    if keep not in known:
+        *others, last = (repr(name) for name in known)
+        raise ValueError(f"keep is {', '.join(others)} or {last}, got {keep!r}")
 
 
 class Swap:
@@ -45,8 +52,7 @@ class Swap:
     def __init__(
         self, live: Mapping[str, Tensor], value: Value, exchange: Mapping[str, Tensor], keep: Keep, model: Any
     ) -> None:
-        if keep not in ("device", "cpu", "stream"):
-            raise ValueError(f"keep is 'device', 'cpu' or 'stream', got {keep!r}")
+        check_keep(keep, "device", "cpu", "stream")
         if keep == "stream" and not isinstance(model, nn.Module):
             raise ValueError("keep='stream' follows the modules of a model: give one to the average or to swap()")
         self._live, self._value, self._exchange = live, value, exchange

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import random_words
-from halfulp.averaging.swap import Swap
+from halfulp.averaging.swap import Swap, check_keep
 from halfulp.checkpoint.validate import count
 from halfulp.distributed import gathered
 from halfulp.rng import slot_id, stream_keys
@@ -87,8 +87,7 @@ class LowPass(Wrapper):
             )
         if growth != 1.0 and (steps is None or steps < 1):
             raise ValueError(f"a gamma that grows needs the steps it grows over, at least 1; got steps={steps}")
-        if keep not in ("device", "cpu"):
-            raise ValueError(f"keep is 'device' or 'cpu', got {keep!r}")
+        check_keep(keep, "device", "cpu")
         super().__init__(optimizer)
         self.gamma, self.samples, self.growth, self.total_steps = gamma, samples, growth, steps
         self.seed, self.keep = seed, keep
