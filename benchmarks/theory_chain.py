@@ -4,83 +4,42 @@ Free grids are simulated with a float's mantissas at every exponent; fixed grids
 their subnormals and largest value) with the library's own rounding. Each coordinate has its own phase. Cells of one
 beta and slot see the same gradients.
 
-Printed for each cell: the largest deviation of the stalled fraction at any age (in brackets: the largest in standard
-errors of the simulation), that of its average over the last fifth of the ages, and that of the mean (root mean square,
-if signed) there, relative (in brackets: standard errors, from ten groups of coordinates).
+For each cell: the largest deviation of the stalled fraction at any age (in brackets: in standard errors of the
+simulation at that age), of its average over ages within a tenth of each other, and of its average over the last
+fifth of the ages, and the deviation of the mean (root mean square, if signed) there, relative (in brackets: standard
+errors, from ten groups of coordinates).
 
-Usage: python benchmarks/theory_chain.py [--coordinates 200000] [--betas 0.9 0.999] [--grid free|fixed] [--random 40]
+With ``--out`` every cell is a row of a CSV file, and cells that are in it are not run again.
+
+Usage: python benchmarks/theory_chain.py [--coordinates 200000] [--betas 0.9 0.999] [--grid free|fixed] [--slot v|m]
+           [--formats float8_e5m2 ...] [--random 40] [--seed 0] [--longest 30000] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from theory_monte_carlo import GROUPS, Cell, monte_carlo
 
 from halfulp import get_format
-from halfulp.formats import FORMATS, Format
-from halfulp.rounding import decode, encode
+from halfulp.formats import FORMATS
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.transient import transient
 
 BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
-GROUPS = 10
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A way to round, and the scale of the gradients on a fixed grid."""
-
-    fmt: Format
-    rounding: str
-    scale: float | None
-
-    def round(self, y: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """`words`: 32 random bits an element, as int64."""
-        if self.scale is None:
-            return free_round(y, self.fmt.mantissa_bits, words if self.rounding == "stochastic" else None)
-        bits = torch.from_numpy(words) if self.rounding == "stochastic" else None
-        return decode(encode(torch.from_numpy(y).float(), self.fmt, bits), self.fmt).double().numpy()
-
-
-def free_round(y: np.ndarray, mantissa_bits: int, words: np.ndarray | None) -> np.ndarray:
-    """A float's mantissas at every exponent, on the bits of a double; to nearest even without random words."""
-    dropped = 52 - mantissa_bits
-    bits = y.view(np.int64)
-    if words is None:
-        up = (np.int64(1) << (dropped - 1)) - 1 + ((bits >> dropped) & 1)
-    else:
-        up = words << (dropped - 32)
-    return ((bits + up) >> dropped << dropped).view(np.float64)
-
-
-def monte_carlo(
-    cells: list[Cell], beta: float, drive: Drive, steps: int, n: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stalled fraction and mean (or mean square) of the state of each age, ``(cells, ages, GROUPS)`` each."""
-    rng = np.random.default_rng(seed)
-    free = 2.0 ** (rng.permutation((np.arange(n) + 0.5) / n))
-    powers = [free if c.scale is None else np.full(n, c.scale) for c in cells]
-    states = [np.zeros(n) for _ in cells]
-    stalled, size = np.zeros((2, len(cells), steps + 1, GROUPS))
-    for age in range(steps + 1):
-        x = drive.sample(rng, n)
-        words = rng.integers(0, 1 << 32, n, dtype=np.int64)
-        for i, (cell, power) in enumerate(zip(cells, powers, strict=True)):
-            value = (states[i] / power).reshape(GROUPS, -1)
-            size[i, age] = value.mean(axis=1) if drive.nonnegative else np.square(value).mean(axis=1)
-            exact = beta * states[i] + (1 - beta) * power * x
-            new = cell.round(exact, words)
-            due, stood = exact != states[i], new == states[i]
-            due, stood = due.reshape(GROUPS, -1), stood.reshape(GROUPS, -1)
-            stalled[i, age] = (stood & due).sum(axis=1) / np.maximum(due.sum(axis=1), 1)
-            states[i] = new
-    return stalled, size
+KEY = ("format", "scale", "drive", "rounding", "beta", "ages", "coordinates", "seed")
+CHUNK = 8
+"""Cells that are simulated together, and kept when the run is stopped."""
 
 
 def batches(betas: tuple[float, ...], grid: str | None) -> Iterator[tuple[float, Drive, list[Cell]]]:
@@ -105,8 +64,8 @@ def batches(betas: tuple[float, ...], grid: str | None) -> Iterator[tuple[float,
                 yield beta, drive, fixed
 
 
-def at_random(count: int, seed: int) -> Iterator[tuple[float, Drive, list[Cell]]]:
-    """Betas, fraction bits and drives that nothing else names."""
+def at_random(count: int, seed: int, grid: str | None) -> Iterator[tuple[float, Drive, list[Cell]]]:
+    """Betas, fraction bits, drives, and scales on fixed grids, that nothing else names."""
     rng = np.random.default_rng(seed)
     base = get_format("float16")  # free exponents: only fraction bits and sign matter
     for _ in range(count):
@@ -116,13 +75,80 @@ def at_random(count: int, seed: int) -> Iterator[tuple[float, Drive, list[Cell]]
             drive = Drive("square", dof=float(rng.integers(2, 12)))
         elif rng.random() < 0.3:
             drive = Drive("normal", ratio=float(rng.uniform(0, 2)))
-        fmt = replace(
-            base,
-            name=f"{(bits := int(rng.integers(0, 10)))} fraction bits",
-            mantissa_bits=bits,
-            exponent_bits=15 - bits,
+        rounding = str(rng.choice(["nearest", "stochastic"]))
+        if grid == "fixed":
+            names = [f.name for f in FORMATS.values() if not f.is_float32 and (f.signed or drive.nonnegative)]
+            fmt = get_format(str(rng.choice(names)))
+            typical = 1.0 if drive.nonnegative else abs(drive.ratio) + math.sqrt((1 - beta) / (1 + beta))
+            yield beta, drive, [Cell(fmt, rounding, min(fmt.max, 1e4) / typical / 10 ** rng.uniform(0.3, 1.5))]
+        else:
+            bits = int(rng.integers(0, 10))
+            name = f"{bits} fraction bits"
+            fmt = replace(base, name=name, mantissa_bits=bits, exponent_bits=15 - bits)
+            yield beta, drive, [Cell(fmt, rounding, None)]
+
+
+def compare(cell: Cell, beta: float, drive: Drive, stalled: np.ndarray, size: np.ndarray, n: int) -> dict[str, float]:
+    """Figures of a cell from simulated ``(ages, GROUPS)`` of `n` coordinates."""
+    started = time.process_time()
+    law = transient(Chain(cell.fmt, beta, cell.rounding, drive, cell.scale), len(stalled) - 1)
+    seconds = time.process_time() - started
+    late = slice(-max(len(stalled) // 5, 1), None)
+    simulated, by_group = stalled.mean(axis=1), stalled[late].mean(axis=0)
+    off = law.stalled - simulated
+    worst = int(np.abs(off).argmax())
+    error = math.sqrt(max(simulated[worst] * (1 - simulated[worst]), 1 / n) / n)
+    edges = np.unique((1.1 ** np.arange(math.log(len(off)) / math.log(1.1))).astype(int))
+    tenths = [off[a:b].mean() for a, b in itertools.pairwise([*edges, len(off)])]
+    known = np.isfinite(size[late, 0])
+    mine = (law.mean if drive.nonnegative else law.moment("square"))[late][known].mean()
+    groups = size[late][known].mean(axis=0)
+    if not drive.nonnegative:
+        mine, groups = np.sqrt(mine), np.sqrt(groups)
+    level = groups.mean() or math.nan  # no mean where no state ever leaves zero
+    return {
+        "any_age": abs(off[worst]),
+        "at_age": worst,
+        "errors": abs(off[worst]) / error,
+        "tenth": np.abs(tenths).max(),
+        "last_fifth": abs(off[late].mean()),
+        "last_fifth_error": by_group.std(ddof=1) / math.sqrt(GROUPS),
+        "mean": abs(mine / level - 1),
+        "mean_error": groups.std(ddof=1) / level / math.sqrt(GROUPS),
+        "chain_seconds": seconds,
+    }
+
+
+def show(row: dict[str, str]) -> str:
+    f = {k: float(v) for k, v in row.items() if k not in ("format", "scale", "drive", "rounding")}
+    return (
+        f"{row['format']:16} {row['scale']:8} {row['drive']:18} {row['rounding']:10} {f['beta']:<7.5g} "
+        f"{f['ages']:5.0f} {f['any_age']:7.4f} ({f['errors']:4.1f}) {f['tenth']:8.5f} "
+        f"{f['last_fifth']:8.5f} ({f['last_fifth_error']:.5f}) {f['mean']:8.4f} ({f['mean_error']:.4f}) "
+        f"{f['chain_seconds']:6.2f} {f['simulation_seconds']:6.0f}"
+    )
+
+
+def summarize(rows: list[dict[str, str]]) -> None:
+    for slot, kind in (("v", "square"), ("m", "normal")):
+        mine = [row for row in rows if row["drive"].startswith(kind)]
+        if not mine:
+            continue
+        # nan: nothing to compare
+        worst = {k: np.nanmax([float(row[k]) for row in mine]) for k in ("any_age", "tenth", "last_fifth", "mean")}
+        print(
+            f"{slot}, {len(mine)} cells: stalled {worst['any_age']:.4f} at any age, {worst['tenth']:.5f} over a tenth, "
+            f"{worst['last_fifth']:.5f} over the last fifth, mean {worst['mean']:.4f}"
         )
-        yield beta, drive, [Cell(fmt, str(rng.choice(["nearest", "stochastic"])), None)]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
 
 
 def main() -> None:
@@ -130,48 +156,45 @@ def main() -> None:
     parser.add_argument("--coordinates", type=int, default=200_000)
     parser.add_argument("--betas", type=float, nargs="+", default=BETAS)
     parser.add_argument("--grid", choices=["free", "fixed"])
+    parser.add_argument("--slot", choices=["v", "m"])
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), metavar="FORMAT")
     parser.add_argument("--random", type=int, default=0, help="so many cells drawn at random instead")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=int, default=3000, help="ages of a cell: 3 / (1 - beta), at most so many")
+    parser.add_argument("--longest", type=int, default=30_000, help="ages of a cell: 3 / (1 - beta), at most so many")
+    parser.add_argument("--out", type=Path, help="CSV file to go on from")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     n = -(-args.coordinates // GROUPS) * GROUPS
     print(
-        f"{'format':16} {'grid':5} {'drive':16} {'rounding':10} {'beta':>7} {'ages':>5} "
-        f"{'any age':>15} {'last fifth':>17} {'mean':>15}"
+        f"{'format':16} {'scale':8} {'drive':18} {'rounding':10} {'beta':7} {'ages':>5} {'any age':>14} {'tenth':>8} "
+        f"{'last fifth':>18} {'mean':>17} {'chain s':>7} {'MC s':>5}"
     )
-    worst: dict[str, list[float]] = {"v": [0, 0, 0], "m": [0, 0, 0]}
-    count = 0
-    work = at_random(args.random, args.seed) if args.random else batches(tuple(args.betas), args.grid)
+    rows = [] if args.out is None or not args.out.exists() else list(csv.DictReader(args.out.open()))
+    done = {tuple(row[k] for k in KEY) for row in rows}
+    work = at_random(args.random, args.seed, args.grid) if args.random else batches(tuple(args.betas), args.grid)
     for beta, drive, cells in work:
         steps = min(math.ceil(3 / (1 - beta)), args.longest)
-        stalled, size = monte_carlo(cells, beta, drive, steps, n, args.seed)
-        late = slice(-max(steps // 5, 1), None)
-        for i, cell in enumerate(cells):
-            law = transient(Chain(cell.fmt, beta, cell.rounding, drive, cell.scale), steps)
-            simulated = stalled[i].mean(axis=1)
-            off = np.abs(law.stalled - simulated)
-            error = np.sqrt(np.maximum(simulated * (1 - simulated), 1e-9) / n)
-            by_group = stalled[i, late].mean(axis=0)
-            late_off = abs(law.stalled[late].mean() - by_group.mean())
-            mine = law.mean[late].mean() if drive.nonnegative else math.sqrt(law.moment("square")[late].mean())
-            groups = size[i, late].mean(axis=0) if drive.nonnegative else np.sqrt(size[i, late].mean(axis=0))
-            level = max(groups.mean(), 1e-12)
-            mean_off, mean_error = abs(mine / level - 1), groups.std(ddof=1) / level / math.sqrt(GROUPS)
-            key = "v" if drive.nonnegative else "m"
-            if groups.mean() > 0:
-                worst[key] = [max(a, b) for a, b in zip(worst[key], (off.max(), late_off, mean_off), strict=True)]
-            count += 1
-            sigmas = (off / error)[simulated > 0].max(initial=0)
-            shape = f"dof {drive.dof:g}" if drive.nonnegative else f"ratio {drive.ratio:.2f}"
-            print(
-                f"{cell.fmt.name:16} {'free' if cell.scale is None else 'fixed':5} {drive.kind + ', ' + shape:16} "
-                f"{cell.rounding:10} {beta:7.4g} {steps:5d} {off.max():7.4f} ({sigmas:4.1f}) "
-                f"{late_off:8.5f} ({by_group.std(ddof=1) / math.sqrt(GROUPS):.5f}) {mean_off:6.4f} ({mean_error:.4f})",
-                flush=True,
-            )
-    print(f"{count} cells, {n} coordinates each")
-    for key, (a, b, c) in worst.items():
-        print(f"worst for {key}: stalled {a:.4f} at any age, {b:.5f} over the last fifth, mean {c:.4f}")
+        shape = f"square, dof {drive.dof:g}" if drive.nonnegative else f"normal, mean {drive.ratio:.3g}"
+        todo = {}
+        for cell in cells:
+            scale = "free" if cell.scale is None else f"{cell.scale:.6g}"
+            key = (cell.fmt.name, scale, shape, cell.rounding, f"{beta:.6g}", str(steps), str(n), str(args.seed))
+            wanted = (args.formats is None or cell.fmt.name in args.formats) and args.slot != "vm"[drive.nonnegative]
+            if wanted and key not in done:
+                todo[cell] = key
+        for start in range(0, len(todo), CHUNK):
+            chunk = list(todo.items())[start : start + CHUNK]
+            started = time.process_time()
+            thin = 8 if steps > 1000 else 1
+            stalled, size = monte_carlo([cell for cell, _ in chunk], beta, drive, steps, n, args.seed, thin)
+            seconds = (time.process_time() - started) / len(chunk)
+            for i, (cell, key) in enumerate(chunk):
+                figures = compare(cell, beta, drive, stalled[i], size[i], n) | {"simulation_seconds": seconds}
+                rows.append(dict(zip(KEY, key, strict=True)) | {k: f"{v:.5g}" for k, v in figures.items()})
+                print(show(rows[-1]), flush=True)
+            if args.out is not None:
+                write(args.out, rows)
+    summarize(rows)
 
 
 if __name__ == "__main__":

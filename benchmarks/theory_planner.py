@@ -8,7 +8,11 @@ up to its length. The gradient's scale falls at rates that are not in the planne
 Regret of a plan is its cost over the least cost, minus 1, where both are the worst (relative to the least cost under
 the same drift) of the drifts: what a single period loses against the best single period.
 
+``--time`` times a plan instead, for every format and several betas, with nothing kept from earlier plans, on one thread
+(set ``OMP_NUM_THREADS=1``): processor time, best of three.
+
 Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192]
+       OMP_NUM_THREADS=1 python benchmarks/theory_planner.py --time
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ import time
 import numpy as np
 
 from halfulp import get_format, plan_reset
+from halfulp.formats import FORMATS
 
-FORMATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat4_e2m2", "float4_e2m1fn")
+PLANNED = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat4_e2m2", "float4_e2m1fn")
 BETAS = (
     (0.9, 0.9),
     (0.9, 0.95),
@@ -33,6 +38,7 @@ BETAS = (
     (0.8, 0.999),
     (0.95, 0.999),
 )
+TIMED_BETAS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 DRIFTS = (0.01, 0.04, 0.07, 0.09)
 """E-folds of sigma per window: inside the planner's range, but none of its own (0, .025, .1)."""
 
@@ -73,11 +79,45 @@ def brute_force(
     return np.cumsum(errors) / np.arange(1, steps + 1)
 
 
+def time_plans() -> None:
+    print(f"{'':16}" + "".join(f"{beta:>14g}" for beta in TIMED_BETAS))
+    worst = 0.0
+    for fmt in FORMATS.values():
+        if fmt.is_float32:
+            continue
+        cells = []
+        for beta in TIMED_BETAS:
+            seconds = []
+            for _ in range(3):
+                forget()
+                started = time.process_time()
+                plan = plan_reset(fmt, beta=beta, rounding="nearest")
+                seconds.append(time.process_time() - started)
+            worst = max(worst, min(seconds))
+            cells.append(f"{plan.period or 'never':>8} {min(seconds):4.2f}s")
+        print(f"{fmt.name:16}" + "".join(cells), flush=True)
+    print(f"worst: {worst:.2f} s")
+
+
+def forget() -> None:
+    """Everything that plans keep in memory."""
+    from halfulp.theory import blocks, planner, stall, transient
+
+    for module in (blocks, planner, stall, transient):
+        for cached in vars(module).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coordinates", type=int, default=8192)
     parser.add_argument("--quick", action="store_true", help="betas (0.9, 0.999) and (0.9, 0.99) only")
+    parser.add_argument("--time", action="store_true", help="processor time of a plan")
     args = parser.parse_args()
+    if args.time:
+        time_plans()
+        return
     print(
         f"{'format':14} {'beta1':>5} {'beta2':>6} {'plan':>6} {'best':>6} "
         f"{'regret':>7} {'worst single drift':>19} {'s':>5}"
@@ -85,7 +125,7 @@ def main() -> None:
     regrets = []
     for beta1, beta2 in BETAS if not args.quick else BETAS[3:6:2]:
         horizon = math.ceil(max(6 / (1 - beta2), 3000))
-        for name in FORMATS:
+        for name in PLANNED:
             fmt = get_format(name)
             started = time.perf_counter()
             plan = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1).period

@@ -114,6 +114,10 @@ class Drive:
 
     def cdf(self, w: Array) -> Array:
         """``P(W <= w)``."""
+        from scipy.special import erf
+
+        if self.kind == "square" and self.dof == 1 and self.mixture == ((1.0, 1.0),):  # half the work
+            return np.asarray(erf(np.sqrt(0.5 * np.maximum(w, 0.0))))
         return self.cdf_and_mean(w)[0]
 
     def _base(self, w: Array) -> tuple[Array, Array]:

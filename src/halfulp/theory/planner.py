@@ -88,7 +88,7 @@ def plan_reset(
     Examples
     --------
     >>> plan_reset("fp8", beta=0.999, rounding="nearest").period
-    315
+    307
     >>> plan_reset("fp8", beta=0.999, rounding="stochastic").period is None
     True
     """
@@ -120,8 +120,9 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
         return ResetPlan(None, why, curve)
     if fmt.kind != "float":
         return _block_plan(fmt, beta, rounding, beta1, horizon)
-    # few phases and points: the cost of a period is flat around the best one
-    chain = Chain(fmt, beta, rounding, phases=8 if fmt.mantissa_bits < 6 else 4, fineness=2)
+    # few phases and points: the cost of a period is flat around the best one, the flatter the finer the format
+    phases = 8 if fmt.mantissa_bits < 6 else 4 if fmt.mantissa_bits < 10 else 3
+    chain = Chain(fmt, beta, rounding, phases=phases, fineness=2)
     laws = transients(chain, drifts, horizon)
     costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
     curve = laws[0].stalled[:horizon]

@@ -78,7 +78,7 @@ def stationary(chain: Chain) -> Stationary:
     n = len(grid)
     laws, figures = [], []
     for scale in chain.scales:
-        balance = (step.matrix(scale, 0, n) - eye_array(n)).tolil()
+        balance = (step.matrix(scale, 0, n).T - eye_array(n)).tolil()
         anchor = grid.index(chain.drive.mean * scale)
         balance[anchor, :] = 1.0
         right = np.zeros(n)

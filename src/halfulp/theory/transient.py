@@ -23,6 +23,7 @@ REFIT = 1.6
 STRIDES = 64
 """Strides of each length; from twice as many steps on they are 2, 4, 8 ... steps long."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
+POWERS = np.array([0, 0, 1, 2, 0, 0.5, -0.5, -1])
 """Averages over the law: probability of a lost and of any update; of the value ``v``, its square, ``v == 0``, and over
 ``v > 0`` of ``v**0.5``, ``v**-0.5``, ``v**-1``."""
 
@@ -237,6 +238,9 @@ class _Walk:
         self.ages[self.count] = self.age
         for window, mass, observe in zip(self.windows, self.mass, self._observe, strict=True):
             self.moments[self.count] += mass[window.inside].T @ observe[window.inside]
+        # the scale falls by whole phases; what it should have fallen beside them is put right in the values
+        left = np.array(self.falls) * self.age - np.array(self.rolled) * math.log(2) / len(self.windows)
+        self.moments[self.count] *= np.exp(left[:, None] * POWERS)
         self.count += 1
 
     def _drift(self, which: int, fall: float) -> None:

@@ -23,6 +23,7 @@ from halfulp.theory.grid import Grid
 __all__ = ["Step", "stall_by_point"]
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,57 +49,49 @@ class Step:
         cdf, partial = self.drive.cdf_and_mean(w)
         return w * cdf - partial
 
-    def matrix(self, scale: float, low: int, high: int, shrink: float = 1.0, *, capped: bool = False) -> Any:
-        """Transposed transition matrix between the points ``low`` to ``high - 1``.
+    def matrix(self, scale: float, low: int, high: int) -> Any:
+        """Transition matrix between the points ``low`` to ``high - 1``, as a sparse array by rows.
 
-        Mass that would leave the window goes to its ends. A sparse array of ``(high - low,) * 2``; a vector of
-        probabilities is multiplied from the right. `shrink` multiplies the old values: the grid's unit before
-        over the one after, where it moves. `capped`: given that no value exceeds the grid's ends.
+        Row ``i`` is the law of the successor of point ``low + i``; mass that would leave the window goes to its ends.
         """
         from scipy.sparse import csr_array
 
         n = high - low
         points = self.grid.points[low:high]
-        split = self.grid.split[low : high - 1]
-        shared = np.isnan(split) if self.rounding == "nearest" else np.ones(n - 1, bool)
         gain = (1 - self.beta) * scale
-        start = self.beta * shrink * points
+        start = self.beta * points
         first = np.searchsorted(points, start + gain * self.drive.support[0], side="right") - 1
         last = np.searchsorted(points, start + gain * self.drive.support[1], side="left")
         first, last = np.clip(first, 0, n - 1), np.clip(last, 0, n - 1)
         width = last - first + 1
+        ends = np.cumsum(width)
         row = np.repeat(np.arange(n), width)
-        column = np.arange(len(row)) - np.repeat(np.cumsum(width) - width - first, width)
-        up_to = np.ones(len(row))  # mass on points up to the column's; 1 at the last of a row
-        gap = column < last[row]
-        linear = gap.copy()
-        linear[gap] = shared[column[gap]]
-        if linear.any():
-            here = linear | np.concatenate([[False], linear[:-1]])
-            h = np.zeros(len(row))
-            h[here] = self._h((points[column[here]] - start[row[here]]) / gain)
-            at = np.flatnonzero(linear)
-            width_w = (points[column[at] + 1] - points[column[at]]) / gain
-            up_to[at] = (h[at + 1] - h[at]) / width_w
-        near = gap & ~linear
-        up_to[near] = self.drive.cdf((split[column[near]] - start[row[near]]) / gain)
-        if capped:
-            up_to = self._cap(up_to, (points[[0, -1]] - start[:, None]) / gain, row)
+        column = np.arange(ends[-1]) - np.repeat(ends - width - first, width)
+        up_to = self._up_to(points, self.grid.split[low : high - 1], start, gain, row, column)
+        up_to[ends - 1] = 1.0
         mass = np.diff(up_to, prepend=0.0)
-        mass[np.cumsum(width) - width] = up_to[np.cumsum(width) - width]
-        keep = mass > 1e-18
-        return csr_array((mass[keep], (column[keep], row[keep])), shape=(n, n))
+        mass[ends - width] = up_to[ends - width]
+        return csr_array((np.maximum(mass, 0.0), column, np.append(0, ends)), shape=(n, n))
 
-    def _cap(self, up_to: Array, ends: Array, row: npt.NDArray[np.int64]) -> Array:
-        """Condition on the exact value being within the grid; where it cannot be, leave things as they are."""
-        inside = self.drive.cdf(ends)
-        if self.grid.points[0] == 0:
-            inside[:, 0] = 0.0
-        share = (inside[:, 1] - inside[:, 0])[row]
-        last = np.append(row[1:] != row[:-1], True)
-        possible = (share > 1e-9) & ~last
-        scaled = (up_to - inside[row, 0]) / np.where(possible, share, 1.0)
-        return np.where(possible, np.clip(scaled, 0.0, 1.0), up_to)
+    def _up_to(self, points: Array, split: Array, start: Array, gain: float, row: Index, column: Index) -> Array:
+        """Mass of each row on the points up to each column; anything at a row's last column."""
+        shared = np.append(np.isnan(split) if self.rounding == "nearest" else np.ones(len(split), bool), False)
+        edge = np.append(split, np.nan)
+        if not shared.any():
+            return self.drive.cdf((edge[column] - start[row]) / gain)
+        linear = shared[column]
+        linear[:-1] &= row[1:] == row[:-1]
+        linear[-1] = False
+        up_to = np.empty(len(row))
+        needed = linear.copy()
+        needed[1:] |= linear[:-1]
+        h = np.zeros(len(row))
+        h[needed] = self._h((points[column[needed]] - start[row[needed]]) / gain)
+        at = np.flatnonzero(linear)
+        up_to[at] = (h[at + 1] - h[at]) / (np.diff(points, append=np.nan)[column[at]] / gain)
+        near = ~linear
+        up_to[near] = self.drive.cdf((edge[column[near]] - start[row[near]]) / gain)
+        return up_to
 
     def stalls(self, scale: float, low: int = 0, high: int | None = None) -> Array:
         """Probability that the update of each point is lost, on the true spacing."""

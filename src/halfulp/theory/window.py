@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +92,7 @@ class Window:
         """Let the law go on by a stride, in place. The window grows with it."""
         points = len(self.step.grid)
         while True:
-            after = self._matrix.times(mass[self.inside])
+            after = self._matrix.after(mass[self.inside])
             down = self.low > 0 and after[0].sum() > CROWDED
             up = self.high < points and after[-1].sum() > CROWDED
             if not down and not up:
@@ -101,7 +103,7 @@ class Window:
 
     def _move(self, low: int, high: int) -> None:
         self.low, self.high = low, high
-        self._matrix = _Banded.of(self.step.matrix(self.scale, low, high).toarray())
+        self._matrix = _Banded.of(self.step.matrix(self.scale, low, high))
         for _ in range(int(math.log2(self.stride))):
             self._matrix = self._matrix.squared()
 
@@ -121,14 +123,14 @@ def _live(mass: Array) -> tuple[int, int]:
 
 
 class _Banded:
-    """A matrix without entries far from its diagonal: dense parts of :data:`BAND` rows, as wide as they have entries.
+    """A square matrix without entries far from its diagonal: dense parts of :data:`BAND` rows.
 
     Parameters
     ----------
     size
         Rows and columns.
     parts
-        ``(first row, first column, entries)``.
+        ``(first row, first column, entries)``; columns of nothing at their ends are cut.
     """
 
     def __init__(self, size: int, parts: Iterable[tuple[int, int, Array]]) -> None:
@@ -140,25 +142,46 @@ class _Banded:
                 self.parts.append((top, left + first, np.ascontiguousarray(entries[:, first:last])))
 
     @classmethod
-    def of(cls, matrix: Array) -> _Banded:
-        return cls(len(matrix), ((top, 0, matrix[top : top + BAND]) for top in range(0, len(matrix), BAND)))
+    def of(cls, matrix: Any) -> _Banded:
+        """From a sparse array by rows."""
+        return cls(matrix.shape[0], _dense_parts(matrix))
 
-    def times(self, vectors: Array) -> Array:
-        product = np.zeros_like(vectors)
+    def after(self, law: Array) -> Array:
+        """Law of the next state, for laws in columns."""
+        product = np.zeros_like(law)
         for top, left, entries in self.parts:
-            np.matmul(entries, vectors[left : left + entries.shape[1]], out=product[top : top + len(entries)])
+            product[left : left + entries.shape[1]] += entries.T @ law[top : top + len(entries)]
         return product
 
     def squared(self) -> _Banded:
         return _Banded(self.size, self._square_parts())
 
     def _square_parts(self) -> Iterator[tuple[int, int, Array]]:
-        dense = np.zeros((self.size, self.size))
-        for top, left, entries in self.parts:
-            dense[top : top + len(entries), left : left + entries.shape[1]] = entries
+        tops = [top for top, _, _ in self.parts]
         for top, left, entries in self.parts:
             right = left + entries.shape[1]
-            met = [(start, start + e.shape[1]) for t, start, e in self.parts if t < right and t + len(e) > left]
-            if met:
-                first, last = min(m[0] for m in met), max(m[1] for m in met)
-                yield top, first, entries @ dense[left:right, first:last]
+            met = self.parts[max(bisect_right(tops, left) - 1, 0) : bisect_left(tops, right)]
+            met = [part for part in met if part[0] + len(part[2]) > left]
+            if not met:
+                continue
+            first = min(start for _, start, _ in met)
+            product = np.zeros((len(entries), max(start + e.shape[1] for _, start, e in met) - first))
+            for row, start, e in met:
+                low, high = max(row, left), min(row + len(e), right)
+                product[:, start - first : start - first + e.shape[1]] += (
+                    entries[:, low - left : high - left] @ e[low - row : high - row]
+                )
+            yield top, first, product
+
+
+def _dense_parts(matrix: Any) -> Iterator[tuple[int, int, Array]]:
+    size, ends = matrix.shape[0], matrix.indptr
+    row = np.repeat(np.arange(size), np.diff(ends))
+    for top in range(0, size, BAND):
+        high = min(top + BAND, size)
+        inside = slice(ends[top], ends[high])
+        columns = matrix.indices[inside]
+        left = int(columns.min())
+        entries = np.zeros((high - top, int(columns.max()) + 1 - left))
+        entries[row[inside] - top, columns - left] = matrix.data[inside]
+        yield top, left, entries
