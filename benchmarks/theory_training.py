@@ -1,107 +1,120 @@
 """Stalled fraction on the gradients of a real training run: predicted against measured, by age, slot and rounding.
 
 A small language model is trained in fp32 on the source text of the standard library. Its gradients also go to one AdamW
-an arm, whose states are stored low and watched by StallMonitor (their parameters are copies that do not move). Two
-predictions stand beside what is measured: the plain one, of independent normal gradients of one size and a constant
-scale, and that of the drive measured on a sample of the run's blocks (:mod:`halfulp.theory.measured`).
+an arm, whose states are stored low and watched by StallMonitor at every coordinate (their parameters are copies that do
+not move). The states start at zero after --warmup steps, when the gradient's scale has settled. Beside what is measured
+stand the plain prediction, of independent normal gradients of one size and a constant scale, and that of the drive
+measured on all of the run's blocks, on half of them, and on the other half (halfulp.theory.measured).
 
-What the drive is like is printed at the end. With --warmup the states start at zero only after so many steps, when the
-gradient's scale has settled.
+--ladder stores surrogates of the gradients instead, each with one property destroyed, and prints by how much the
+stalled fraction moves. --foretell takes the drive of as many steps before the states' start.
 
-Usage: python benchmarks/theory_training.py [--warmup 500] [--steps 301]
+Usage: python benchmarks/theory_training.py [--ladder | --foretell] [--warmup 500] [--steps 301]
 """
 
 from __future__ import annotations
 
 import argparse
-import sysconfig
-from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from theory_surrogates import SURROGATES, stored
+from training_run import AGES, BETAS, CELLS, Cell, Run, train
 
-import halfulp
 from halfulp import get_format
 from halfulp.theory.measured import RunDrive
 
-AGES = (10, 30, 100, 200, 300)
-BETAS = {"exp_avg": 0.9, "exp_avg_sq": 0.999}
 SAMPLED = 2
 """Every second block is in the sample."""
-
-
-def text() -> torch.Tensor:
-    library = Path(sysconfig.get_path("stdlib"))
-    data = b"".join(p.read_bytes() for p in sorted(library.glob("*.py")))
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--warmup", type=int, default=500)
     parser.add_argument("--steps", type=int, default=301)
+    parser.add_argument("--ladder", action="store_true", help="surrogates of the gradients")
+    parser.add_argument("--foretell", action="store_true", help="the drive of the steps before")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
-    model, data = LlamaForCausalLM(config), text()
-    trainer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    arms = []
-    for state in ("bf16", "fp8", "fp4"):
-        for rounding in ("nearest", "stochastic"):
-            copies = [torch.nn.Parameter(p.detach().clone()) for p in matrices]
-            optimizer = halfulp.AdamW(copies, lr=0.0, weight_decay=0.0, state=state, rounding=rounding, min_size=0)
-            arms.append((state, rounding, copies, optimizer, halfulp.StallMonitor(optimizer)))
-    generator = torch.Generator().manual_seed(1)
-    sample, seen = [], []
-    for step in range(args.warmup + args.steps):
-        starts = torch.randint(len(data) - 64, (8,), generator=generator)
-        tokens = torch.stack([data[s : s + 64] for s in starts.tolist()])
-        model.zero_grad()
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        age = step - args.warmup
-        if age >= 0:
-            rows = [p.grad[::SAMPLED] for p in matrices if p.grad is not None and p.shape[1] == 64]
-            sample.append(torch.cat(rows).double().numpy())  # a row of these matrices is a block
-            for state, rounding, copies, optimizer, monitor in arms:
-                for copy, source in zip(copies, matrices, strict=True):
-                    copy.grad = source.grad
-                optimizer.step()
-                if age in AGES:
-                    seen += [
-                        (state, rounding, m.slot, m.age - 1, m.stalled, m.predicted or 0.0) for m in monitor.measure()
-                    ]
-        trainer.step()
-    report(np.stack(sample), seen)
+    run = train(args.warmup, args.steps, args.steps if args.foretell else 0)
+    if args.ladder:
+        ladder(run)
+    elif args.foretell:
+        foretell(run)
+    else:
+        explain(run)
 
 
-def report(gradients: np.ndarray, seen: list[tuple[str, str, str, int, float, float]]) -> None:
-    drive = RunDrive.of(gradients)
-    laws = {}
-    for state, rounding, slot in dict.fromkeys(row[:3] for row in seen):
-        fmt = get_format(state, signed=slot == "exp_avg")
-        laws[state, rounding, slot] = drive.law(fmt, beta=BETAS[slot], rounding=rounding, slot=slot)
-    print(f"{'state':5} {'rounding':10} {'slot':10} {'age':>5} {'measured':>8} {'plain':>15} {'measured drive':>15}")
-    for state, rounding, slot, age, stalled, plain in sorted(seen, key=lambda r: (r[2], r[0], r[1], r[3])):
-        better = float(laws[state, rounding, slot].stalled[age])
+def predicted(drives: list[RunDrive], cell: Cell) -> np.ndarray:
+    """Stalled fraction at every age under drives of several widths, each with the share of its elements."""
+    state, rounding, slot = cell
+    fmt = get_format(state, signed=slot == "exp_avg")
+    laws = [d.law(fmt, beta=BETAS[slot], rounding=rounding, slot=slot).stalled for d in drives]
+    return np.average(laws, axis=0, weights=[d.sizes.size for d in drives])
+
+
+def table(run: Run, columns: dict[str, list[RunDrive]]) -> None:
+    """Measured and predicted at every logged age, and the worst of each column by state and slot."""
+    print(f"{'state':5} {'rounding':10} {'slot':10} {'age':>4} measured {'plain':>14}", *(f"{c:>16}" for c in columns))
+    worst: dict[tuple[str, str, str], float] = {}
+    for cell in CELLS:
+        curves = {name: predicted(drives, cell) for name, drives in columns.items()}
+        for age in AGES:
+            seen, line = run.measured[cell, age], []
+            for name, value in {"plain": run.plain[cell, age], **{n: c[age] for n, c in curves.items()}}.items():
+                line.append(f"{value:8.3f} ({100 * (seen - value):+5.1f})")
+                key = (cell[0], cell[2], name)
+                worst[key] = max(worst.get(key, 0.0), abs(seen - value))
+            print(f"{cell[0]:5} {cell[1]:10} {cell[2]:10} {age:4d} {seen:8.3f}", *line)
+    for (state, slot, name), miss in worst.items():
+        print(f"worst of {state:4} {slot:10} {name:16} {100 * miss:5.1f} points")
+
+
+def explain(run: Run) -> None:
+    every = [RunDrive.of(g) for g in run.gradients.values()]
+    halves = [[RunDrive.of(g[:, part::SAMPLED]) for g in run.gradients.values()] for part in (0, 1)]
+    table(run, {"all blocks": every, "half of them": halves[0], "other half": halves[1]})
+    for (width, g), drive in zip(run.gradients.items(), every, strict=True):
+        level = np.log(np.sqrt(np.square(g).mean(axis=2))).std(axis=0).mean()
+        rest = (g - np.einsum("tbk,bke->tbe", drive.amplitudes, drive.patterns)) / drive.levels[:, :, None]
         print(
-            f"{state:5} {rounding:10} {slot:10} {age:5d} {stalled:8.3f} "
-            f"{plain:7.3f} ({stalled - plain:+.3f}) {better:6.3f} ({stalled - better:+.3f})"
+            f"{width} wide: log level varies by {level:.2f} from step to step; kurtosis {kurtosis(g):.1f}, of what "
+            f"the patterns leave {kurtosis(rest / drive.sizes):.2f}; squares in the patterns {drive.shared:.2f}; zeros "
+            f"{np.mean(g == 0):.1e}"
         )
-    relative = gradients / np.where(drive.levels > 0, drive.levels, 1.0)[:, :, None] / drive.sizes
-    logs = np.log(drive.sizes)
-    print(
-        f"root mean square of mean over size {np.sqrt(np.mean(drive.ratios**2)):.3f}; log size within blocks varies by "
-        f"{logs.std(axis=1).mean():.3f}; log level of a block from step to step by "
-        f"{np.log(np.maximum(drive.levels, 1e-30)).std(axis=0).mean():.3f}; kurtosis beside these "
-        f"{np.mean(relative**4):.2f}; correlation of neighbouring steps {np.mean(relative[1:] * relative[:-1]):.3f}; "
-        f"zeros {np.mean(gradients == 0):.5f}; level of the last step over the first "
-        f"{drive.levels[-1].mean() / drive.levels[0].mean():.2f}"
-    )
+
+
+def kurtosis(g: np.ndarray) -> float:
+    """Of each element over the steps, averaged."""
+    return float(np.mean(np.mean(g**4, axis=0) / np.square(np.mean(np.square(g), axis=0))))
+
+
+def foretell(run: Run) -> None:
+    before = [RunDrive.of(g[: run.before]) for g in run.gradients.values()]
+    table(run, {"steps before": before, "any such steps": [d.later() for d in before]})
+
+
+def ladder(run: Run) -> None:
+    """By how much the stalled fraction moves: the largest of the logged ages and both roundings, in points."""
+    halves = [g[:, ::SAMPLED].astype(float) for g in run.gradients.values()]
+    shown = [(state, slot) for slot in ("exp_avg_sq", "exp_avg") for state in ("bf16", "fp8", "fp4")]
+    print("| gradients |", " | ".join(f"{state} `{slot}`" for state, slot in shown), "|")
+    print("| --- |" + " --- |" * len(shown))
+    real = {cell: stored(halves, cell)[list(AGES)] for cell in CELLS}
+    measured = {cell: np.array([run.measured[cell, age] for age in AGES]) for cell in CELLS}
+    every = [g.astype(float) for g in run.gradients.values()]
+    line("themselves, all blocks", {c: measured[c] - stored(every, c)[list(AGES)] for c in CELLS}, shown)
+    line("themselves, half of them", {c: measured[c] - real[c] for c in CELLS}, shown)
+    for name, surrogate in SURROGATES.items():
+        fed = [surrogate(g) for g in halves]
+        line(name, {cell: real[cell] - stored(fed, cell)[list(AGES)] for cell in CELLS}, shown)
+    line("the plain theory", {c: real[c] - np.array([run.plain[c, age] for age in AGES]) for c in CELLS}, shown)
+
+
+def line(name: str, gaps: dict[Cell, np.ndarray], shown: list[tuple[str, str]]) -> None:
+    cells = []
+    for state, slot in shown:
+        found = np.concatenate([gaps[state, rounding, slot] for rounding in ("nearest", "stochastic")])
+        cells.append(f"{100 * found[np.abs(found).argmax()]:+.1f}")
+    print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from halfulp import Quantizer, get_format
-from halfulp.theory.blocks import Blocks, block_law
-from halfulp.theory.drive import GRADIENT
+from halfulp.theory.blocks import Blocks, block_law, follow_gradients
+from halfulp.theory.drive import GRADIENT, SQUARE
 from halfulp.theory.measured import RunDrive
 
 
-def gradients(steps: int, blocks: int = 256, elements: int = 64, ratio: float = 0.3) -> np.ndarray:
-    """Unequal elements, blocks with larger and smaller steps, and a mean of either sign."""
+def gradients(steps: int, blocks: int = 256, elements: int = 64) -> np.ndarray:
+    """Unequal elements, blocks with larger and smaller steps, and half of the squares in two patterns a block.
+
+    The first pattern keeps its sign.
+    """
     rng = np.random.default_rng(0)
-    sizes = np.exp(0.5 * rng.standard_normal((blocks, elements)))
     levels = np.exp(0.4 * rng.standard_normal((steps, blocks, 1)))
-    means = ratio * rng.choice([-1.0, 1.0], (blocks, elements))
-    return sizes * levels * (means + np.sqrt(1 - ratio**2) * rng.standard_normal((steps, blocks, elements)))
+    amplitudes = rng.standard_normal((steps, blocks, 2))
+    amplitudes[:, :, 0] = np.abs(amplitudes[:, :, 0])
+    patterns = rng.standard_normal((blocks, 2, elements)) * 0.5**0.5
+    sizes = np.exp(0.5 * rng.standard_normal((blocks, elements)) - 0.25)
+    own = sizes * rng.standard_normal((steps, blocks, elements))
+    return levels * (np.einsum("tbk,bke->tbe", amplitudes, patterns) + own)
 
 
 def replay(g: np.ndarray, quantizer: Quantizer, beta: float, square: bool) -> np.ndarray:
@@ -49,19 +55,53 @@ def test_a_measured_drive_predicts_what_a_plain_one_does_not(fmt: str, slot: str
     seen = replay(g, Quantizer(resolved, rounding=rounding, zero_floor=square), beta, square)  # type: ignore[arg-type]
     law = RunDrive.of(g).law(resolved, beta=beta, rounding=rounding, slot=slot)
     off = np.abs(law.stalled - seen)[20:]
-    assert off.mean() < 0.02
-    if not square:
-        plain = block_law(Blocks(resolved, beta, rounding, GRADIENT, zero_floor=False), 119)
-        assert np.abs(plain.stalled - seen)[20:].mean() > 2 * off.mean()
+    assert off.mean() < 0.01
+    plain = block_law(Blocks(resolved, beta, rounding, SQUARE if square else GRADIENT, zero_floor=square), 119)
+    assert np.abs(plain.stalled - seen)[20:].mean() > 2 * off.mean()
+
+
+def test_patterns_account_for_what_elements_do_together() -> None:
+    """Independent elements, with their sizes and levels, stall otherwise."""
+    g, fmt = gradients(120), get_format("fp8")
+    seen = replay(g, Quantizer(fmt), 0.9, False)
+    off = [
+        np.abs(RunDrive.of(g, patterns=k).law(fmt, beta=0.9, rounding="nearest", slot="exp_avg").stalled - seen)[20:]
+        for k in (0, 2)
+    ]
+    assert off[0].mean() > 4 * off[1].mean()
+
+
+def test_given_gradients_are_stored_as_the_library_stores_them() -> None:
+    g, fmt = gradients(40).astype(np.float32).astype(float), get_format("ufloat4_e4m0")
+    seen = replay(g, Quantizer(fmt, zero_floor=True), 0.99, True)
+    law = follow_gradients(Blocks(fmt, 0.99, "nearest"), g, np.ones(g.shape[1:]))
+    assert np.abs(law.stalled - seen).max() < 1e-3  # float64 here, float32 there
 
 
 def test_what_is_measured() -> None:
-    drive = RunDrive.of(gradients(400))
-    assert np.abs(drive.ratios).mean() == pytest.approx(0.3, abs=0.03)
+    g = gradients(400)
+    drive = RunDrive.of(g, patterns=2)
+    assert drive.shared == pytest.approx(0.5, abs=0.06)
     assert np.log(drive.levels).std(axis=0).mean() == pytest.approx(0.4, abs=0.03)
-    assert np.log(drive.sizes).std(axis=1).mean() == pytest.approx(0.5, abs=0.03)
-    plain = RunDrive.of(np.random.default_rng(0).standard_normal((400, 64, 64)))
-    assert np.sqrt(np.mean(plain.ratios**2)) < 0.04
+    assert 0.4 < np.log(drive.sizes).std(axis=1).mean() < 0.5  # the patterns take some of the largest elements
+    alike = np.stack(list(drive.gradients()))
+    assert np.square(alike).mean() == pytest.approx(np.square(g).mean(), rel=0.02)
+    assert (alike * g).mean() / np.square(g).mean() == pytest.approx(drive.shared, abs=0.1)  # the rest is drawn anew
+
+
+def test_later_steps_are_the_same_steps_from_elsewhere() -> None:
+    drive = RunDrive.of(gradients(50, blocks=8), patterns=2)
+    later = drive.later(seed=1)
+    assert not np.array_equal(later.levels, drive.levels)
+    for block in range(8):
+        start = int(np.flatnonzero(drive.levels[:, block] == later.levels[0, block])[0])
+        assert np.array_equal(np.roll(drive.levels[:, block], -start), later.levels[:, block])
+        assert np.array_equal(np.roll(drive.amplitudes[:, block], -start, axis=0), later.amplitudes[:, block])
+
+
+def test_patterns_are_fewer_than_elements() -> None:
+    with pytest.raises(ValueError, match="0 to 63 patterns"):
+        RunDrive.of(gradients(3, blocks=2), patterns=64)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((3, 4)), np.zeros((3, 4, 5)), np.ones((1, 2, 2)), np.full((3, 2, 2), np.nan)])

@@ -15,6 +15,7 @@ from step to step (:class:`Blocks` describes log-normal sizes of a constant scal
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from halfulp.formats import Format
 from halfulp.theory.drive import SQUARE, Drive
 
-__all__ = ["BlockLaw", "Blocks", "block_law", "draw_sizes", "follow"]
+__all__ = ["BlockLaw", "Blocks", "block_law", "draw_sizes", "follow", "follow_gradients"]
 
 Array = npt.NDArray[np.float64]
 MOMENTS = ("stalled", "codes_stalled", "lag", "zeros", "smallest", "root", "inverse_root", "inverse")
@@ -166,7 +167,7 @@ def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0) -> Arr
     return np.asarray(phases[:, None] * np.exp(spread * rng.standard_normal((paths, block_size))))
 
 
-def follow(blocks: Blocks, sizes: Array, levels: Array, *, ratios: Array | None = None, seed: int = 0) -> BlockLaw:
+def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> BlockLaw:
     """Law of a state whose gradients have given sizes.
 
     Parameters
@@ -178,22 +179,50 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, ratios: Array | None 
     levels
         Factor at each step, of all elements or ``(steps, blocks)``: the first is of the step that a state of age 0
         meets, the last of the step after the last age.
-    ratios
-        Mean over root mean square of each element's gradient, between -1 and 1; the rest is normal noise. ``None``: as
-        the drive says.
     seed
         Of inputs and rounding.
     """
-    ensemble = _Ensemble(blocks, sizes, ratios, seed)
-    rows = np.array([ensemble.advance(level) for level in levels])
-    return BlockLaw(np.arange(len(levels)), rows, blocks.beta, blocks.drive)
+    ensemble = _Ensemble(blocks, sizes, seed)
+    power = 2 if blocks.drive.nonnegative else 1
+
+    def inputs(level: Array) -> Array:
+        noise = blocks.drive.sample(ensemble.rng, sizes.size).reshape(sizes.shape)
+        return np.asarray(ensemble.size * np.reshape(level, (-1, 1)) ** power * noise)
+
+    return ensemble.law(inputs(level) for level in levels)
+
+
+def follow_gradients(blocks: Blocks, gradients: Iterable[Array], sizes: Array, *, seed: int = 0) -> BlockLaw:
+    """Law of a state that meets given gradients.
+
+    Parameters
+    ----------
+    blocks
+        Storage, and by its drive whether squares are averaged; ``block_size`` and ``spread`` are not used.
+    gradients
+        ``(blocks, elements)`` at each step; the first is of the step that a state of age 0 meets.
+    sizes
+        What stored values are measured in, ``(blocks, elements)``: the gradient's root mean square.
+    seed
+        Of the rounding.
+
+    Examples
+    --------
+    >>> from halfulp.formats import get_format
+    >>> steps = np.random.default_rng(0).standard_normal((50, 16, 64))
+    >>> law = follow_gradients(Blocks(get_format("bf16"), 0.99, "nearest"), steps, np.ones((16, 64)))
+    >>> bool(0.1 < law.stalled[-1] < 0.2)
+    True
+    """
+    squares = blocks.drive.nonnegative
+    return _Ensemble(blocks, sizes, seed).law(g * g if squares else g for g in gradients)
 
 
 class _Ensemble:
     """Stored values of all elements, the scales of their blocks, and the same averages in full precision."""
 
-    def __init__(self, blocks: Blocks, sizes: Array, ratios: Array | None, seed: int) -> None:
-        self.blocks, self.ratios, self.rng = blocks, ratios, np.random.default_rng(seed + 1)
+    def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
+        self.blocks, self.rng = blocks, np.random.default_rng(seed + 1)
         self.size = sizes ** (2 if blocks.drive.nonnegative else 1)
         self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
         if blocks.format.scaled:
@@ -203,19 +232,16 @@ class _Ensemble:
             if blocks.zero_floor and blocks.drive.nonnegative:
                 self.splits[0] = 0.0
 
-    def _inputs(self) -> Array:
-        drive, shape = self.blocks.drive, self.size.shape
-        if self.ratios is None:
-            return drive.sample(self.rng, self.size.size).reshape(shape)
-        g = self.ratios + np.sqrt(1 - self.ratios**2) * self.rng.standard_normal(shape)
-        return np.asarray(g * g if drive.nonnegative else g)
+    def law(self, inputs: Iterable[Array]) -> BlockLaw:
+        """Figures at every age, from what is averaged at each step."""
+        rows = np.array([self.advance(x) for x in inputs])
+        return BlockLaw(np.arange(len(rows)), rows, self.blocks.beta, self.blocks.drive)
 
-    def advance(self, level: Array | float) -> Array:
+    def advance(self, inputs: Array) -> Array:
         """Figures of the state of this age and of the update that it meets, which is done."""
         seen = self._observe()
         beta = self.blocks.beta
-        factor = np.reshape(level, (-1, 1)) ** (2 if self.blocks.drive.nonnegative else 1)
-        step = (1 - beta) * self.size * factor * self._inputs()
+        step = (1 - beta) * inputs
         successor = beta * self.value + step
         self.exact = beta * self.exact + step
         value, code = self._store(successor)

@@ -1,0 +1,101 @@
+"""Surrogates of a run's gradients for theory_training.py: each keeps some of their properties and destroys the others.
+
+All take and give ``(steps, blocks, elements)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from training_run import BETAS, Cell
+
+from halfulp import get_format
+from halfulp.theory.blocks import Blocks, follow_gradients
+from halfulp.theory.drive import GRADIENT, SQUARE
+from halfulp.theory.measured import RunDrive
+
+Array = np.ndarray
+
+
+def stored(gradients: list[Array], cell: Cell) -> Array:
+    """Stalled fraction at every age of a state that meets these gradients, over blocks of several widths."""
+    state, rounding, slot = cell
+    square = slot == "exp_avg_sq"
+    blocks = Blocks(
+        get_format(state, signed=not square), BETAS[slot], rounding, SQUARE if square else GRADIENT, zero_floor=square
+    )
+    laws = [follow_gradients(blocks, g, np.ones(g.shape[1:])).stalled for g in gradients]
+    return np.average(laws, axis=0, weights=[g[0].size for g in gradients])
+
+
+def levels(g: Array) -> Array:
+    """Root mean square of each block at each step."""
+    return np.sqrt(np.square(g).mean(axis=2, keepdims=True))
+
+
+def noise(g: Array) -> Array:
+    return np.random.default_rng(2).standard_normal(g.shape)
+
+
+def flipped(g: Array, *, together: bool) -> Array:
+    """Signs at random, of each element or of each block as a whole."""
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], (*g.shape[:2], 1) if together else g.shape)
+    return g * signs
+
+
+def exchanged(g: Array, *, window: int | None, together: bool) -> Array:
+    """Steps exchanged within windows, levels left where they were: in each element, or in each block as a whole."""
+    level = levels(g)
+    relative = g / level
+    rng, window = np.random.default_rng(1), window or len(g)
+    for start in range(0, len(g), window):
+        part = relative[start : start + window]
+        order = rng.random((len(part), g.shape[1], 1 if together else g.shape[2])).argsort(axis=0)
+        relative[start : start + window] = np.take_along_axis(part, order, axis=0)
+    return relative * level
+
+
+def independent(g: Array, *, window: int | None = None, mean: bool = False) -> Array:
+    """Normal elements with their sizes (by windows) and means, and the levels of their blocks."""
+    level = levels(g)
+    relative, window = g / level, window or len(g)
+    out = np.empty_like(g)
+    for start in range(0, len(g), window):
+        part = relative[start : start + window]
+        size = np.sqrt(np.square(part).mean(axis=0))
+        ratio = part.mean(axis=0) / size if mean else np.zeros_like(size)
+        ratio = np.sign(ratio) * np.sqrt(np.maximum(ratio**2 - 1 / len(part), 0.0))  # less what chance gives
+        drawn = noise(g)[start : start + window]
+        out[start : start + window] = size * (ratio + np.sqrt(np.maximum(1 - ratio**2, 0.0)) * drawn)
+    return out * level
+
+
+def constant(g: Array) -> Array:
+    """The gradients without the levels of their blocks."""
+    return g / levels(g)
+
+
+def patterned(g: Array, *, elements: int) -> Array:
+    """The measured drive, with a pattern for so many elements."""
+    return np.stack(list(RunDrive.of(g, patterns=g.shape[2] // elements).gradients()))
+
+
+SURROGATES: dict[str, Callable[[Array], Array]] = {
+    "signs at random, each element": partial(flipped, together=False),
+    "signs at random, whole blocks": partial(flipped, together=True),
+    "every step of one level": constant,
+    **{
+        f"steps exchanged within {window or 'all'}, each element": partial(exchanged, window=window, together=False)
+        for window in (10, 30, 100, None)
+    },
+    **{
+        f"steps exchanged within {window or 'all'}, whole blocks": partial(exchanged, window=window, together=True)
+        for window in (10, None)
+    },
+    "normal: sizes, levels": independent,
+    "normal: sizes by 30 steps, levels": partial(independent, window=30),
+    "normal: sizes, levels, means": partial(independent, mean=True),
+    **{f"a pattern for {n} elements": partial(patterned, elements=n) for n in (64, 32, 16, 8, 4)},
+}
