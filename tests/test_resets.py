@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import halfulp
-from halfulp import AdamW, Every, Planned, Staggered, plan_reset
+from halfulp import AdamW, Every, Planned, Staggered, _log, plan_reset
 from halfulp.resets import Site, as_schedule
 
 BETAS = (0.9, 0.999)
@@ -198,7 +199,27 @@ def test_auto_asks_the_planner() -> None:
         assert Planned().period(site_of(never)) is None
 
 
-def site_of(optimizer: AdamW) -> Site:
+@pytest.mark.parametrize("name", ["ADOPT", "Adafactor"])
+def test_auto_never_resets_what_starts_from_its_first_square(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Planned as if it built up from zero, ADOPT's second moment would be reset; the reason is logged."""
+    p = nn.Parameter(torch.ones(32))
+    optimizer = getattr(halfulp, name)(
+        [p], state="fp8", rounding="nearest", reset="auto", min_size=0, block_size=16, lr=1e-3
+    )
+    _log._said.clear()
+    with caplog.at_level("INFO", logger="halfulp"):
+        run(optimizer, 3)
+    site = site_of(optimizer)
+    second = next(s for s in site.slots if s.drive == "grad_sq")
+    assert second.whole_first
+    assert Planned().period(site) is None
+    assert "never for exp_avg_sq, which starts from its first square" in caplog.text
+    if name == "ADOPT":
+        zero = Site(site.step, 0, 1, tuple(replace(s, whole_first=False) for s in site.slots))
+        assert Planned().period(zero) == plan_reset("fp8", beta=0.9999, rounding="nearest").period
+
+
+def site_of(optimizer: Any) -> Site:
     seen: list[Site] = []
     optimizer.param_groups[0]["reset"] = lambda s: bool(seen.append(s))
     run(optimizer, 1)

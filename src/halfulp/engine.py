@@ -275,13 +275,8 @@ class RuleOptimizer(RuleGroups):
         return [self._due_slots(schedule, group, self._works.get(p) or self._create_work(group, p)) for p in params]
 
     def _due_slots(self, schedule: ResetSchedule, group: dict[str, Any], work: Work) -> tuple[str, ...]:
-        sites = tuple(
-            SlotSite(
-                s.slot.name, s.quantizer.format, s.quantizer.rounding, s.slot.signed, s.slot.drive,
-                s.slot.coefficients({**group, **work.scalars})[0], s.age,
-            )
-            for s in work.states
-        )  # fmt: skip
+        hyper = {**group, **work.scalars}
+        sites = tuple(SlotSite.of(s, hyper, work.owner.shape) for s in work.states)
         step: int = self.state[work.owner]["step"]
         due = schedule.due(Site(step, self.registry[work.owner].index, len(self.registry), sites))
         unknown = set(due) - {s.name for s in sites}

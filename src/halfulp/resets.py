@@ -14,16 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from halfulp._log import log_once
 from halfulp.formats import Format
+
+if TYPE_CHECKING:
+    from halfulp.state import EmaState, Hyper, Shape
 
 __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedule"]
 
 
 @dataclass(frozen=True)
 class SlotSite:
-    """What a schedule may know of one slot."""
+    """What a schedule may know of one slot.
+
+    `whole_first`: after a reset it takes its first input as it is, so that nothing builds up from zero.
+    """
 
     name: str
     format: Format
@@ -32,6 +39,16 @@ class SlotSite:
     drive: str
     decay: float
     age: int
+    whole_first: bool = False
+
+    @classmethod
+    def of(cls, state: EmaState, hyper: Hyper, shape: Shape) -> SlotSite:
+        """That of a state under hyper-parameters and the scalars of the last step; `shape` is the parameter's."""
+        slot, stored, like = state.slot, state.quantizer, state.slot.likeness(hyper, shape, state.age)
+        return cls(
+            slot.name, stored.format, stored.rounding, slot.signed, slot.drive, slot.coefficients(hyper)[0], state.age,
+            like is not None and like.whole_first,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,9 @@ class Staggered(Every):
 class Planned:
     """Reset when the planner says so for the format, rounding and decay of each second moment, or never.
 
-    The moments of a parameter are reset together. States without a second moment follow their own plan.
+    The moments of a parameter are reset together. States without a second moment follow their own plan. Never, too,
+    where the second moment starts from its first square as it is (ADOPT, Adafactor): a reset would put the scale back
+    to that of a single gradient, and ``E[1 / v]`` right after it has no finite value.
 
     Parameters
     ----------
@@ -122,6 +141,13 @@ class Planned:
     def period(self, site: Site) -> int | None:
         """Planned period of a parameter, in steps; ``None`` for never."""
         planned = [s for s in site.slots if s.drive == "grad_sq"] or [s for s in site.slots if s.drive == "grad"]
+        started = next((s for s in planned if s.whole_first), None)
+        if started is not None:
+            log_once(
+                f"reset='auto': never for {started.name}, which starts from its first square rather than from zero; a "
+                "reset would put its scale back to that of a single gradient"
+            )
+            return None
         beta1 = next((s.decay for s in site.slots if s.drive == "grad"), 0.9)
         periods = [_planned_period(s.format, s.rounding, s.decay, s.signed, beta1) for s in planned]
         return min((p for p in periods if p is not None), default=None)
