@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halfulp.checkpoint.selftest import check_roundtrip as check_roundtrip
     from halfulp.formats import Format as Format
     from halfulp.formats import get_format as get_format
+    from halfulp.monitor import GradientSample as GradientSample
     from halfulp.monitor import StallMonitor as StallMonitor
     from halfulp.optim import ADOPT as ADOPT
     from halfulp.optim import AMSGD as AMSGD
@@ -129,6 +130,7 @@ _HOME = {
     "SWATS": "optim",
     "Scaling": "scaling",
     "Staggered": "resets",
+    "GradientSample": "monitor",
     "StallMonitor": "monitor",
     "SubsetNorm": "optim",
     "SubspaceMomentum": "optim",

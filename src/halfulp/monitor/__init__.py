@@ -18,9 +18,19 @@ should have become, and compares. It reads only: not a bit of the training chang
 from __future__ import annotations
 
 from halfulp.monitor.callbacks import lightning_callback, trainer_callback
+from halfulp.monitor.gradients import GradientSample
 from halfulp.monitor.loggers import log_to
 from halfulp.monitor.results import Measure
 from halfulp.monitor.table import MonitorTable, Row
 from halfulp.monitor.watch import StallMonitor
 
-__all__ = ["Measure", "MonitorTable", "Row", "StallMonitor", "lightning_callback", "log_to", "trainer_callback"]
+__all__ = [
+    "GradientSample",
+    "Measure",
+    "MonitorTable",
+    "Row",
+    "StallMonitor",
+    "lightning_callback",
+    "log_to",
+    "trainer_callback",
+]

@@ -28,7 +28,7 @@ from halfulp.theory.drive import SQUARE, Drive
 __all__ = ["BlockLaw", "Blocks", "block_law", "draw_sizes", "follow", "follow_gradients"]
 
 Array = npt.NDArray[np.float64]
-MOMENTS = ("stalled", "codes_stalled", "lag", "zeros", "smallest", "root", "inverse_root", "inverse")
+MOMENTS = ("stalled", "codes_stalled", "due", "lag", "zeros", "smallest", "root", "inverse_root", "inverse")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class BlockLaw:
     Parameters
     ----------
     ages
-        Steps since the states were zero, every one up to the last.
+        Steps since the states were zero: every one up to the last, and again from 0 where they are zeroed.
     moments
         ``(len(ages), len(MOMENTS))``: the figures below, and over ``v > 0`` the averages of ``v**0.5``, ``v**-0.5``
         and ``1 / v``, ``v`` in units of each element's scale.
@@ -109,6 +109,11 @@ class BlockLaw:
     def codes_stalled(self) -> Array:
         """Share of codes that stand still at that update; with fp32 scales their values move along with the scale."""
         return self.moment("codes_stalled")
+
+    @property
+    def due(self) -> Array:
+        """Share of elements whose update would change the value; of these the above are shares."""
+        return self.moment("due")
 
     @property
     def lag(self) -> Array:
@@ -192,7 +197,9 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
     return ensemble.law(inputs(level) for level in levels)
 
 
-def follow_gradients(blocks: Blocks, gradients: Iterable[Array], sizes: Array, *, seed: int = 0) -> BlockLaw:
+def follow_gradients(
+    blocks: Blocks, gradients: Iterable[Array], sizes: Array, *, period: int | None = None, seed: int = 0
+) -> BlockLaw:
     """Law of a state that meets given gradients.
 
     Parameters
@@ -203,6 +210,8 @@ def follow_gradients(blocks: Blocks, gradients: Iterable[Array], sizes: Array, *
         ``(blocks, elements)`` at each step; the first is of the step that a state of age 0 meets.
     sizes
         What stored values are measured in, ``(blocks, elements)``: the gradient's root mean square.
+    period
+        Steps after which the state is zeroed, again and again.
     seed
         Of the rounding.
 
@@ -215,7 +224,7 @@ def follow_gradients(blocks: Blocks, gradients: Iterable[Array], sizes: Array, *
     True
     """
     squares = blocks.drive.nonnegative
-    return _Ensemble(blocks, sizes, seed).law(g * g if squares else g for g in gradients)
+    return _Ensemble(blocks, sizes, seed).law((g * g if squares else g for g in gradients), period)
 
 
 class _Ensemble:
@@ -224,7 +233,7 @@ class _Ensemble:
     def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
         self.blocks, self.rng = blocks, np.random.default_rng(seed + 1)
         self.size = sizes ** (2 if blocks.drive.nonnegative else 1)
-        self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
+        self.zero()
         if blocks.format.scaled:
             grid = np.array(blocks.format.grid())
             self.levels = grid[grid >= 0] if blocks.drive.nonnegative else grid
@@ -232,10 +241,19 @@ class _Ensemble:
             if blocks.zero_floor and blocks.drive.nonnegative:
                 self.splits[0] = 0.0
 
-    def law(self, inputs: Iterable[Array]) -> BlockLaw:
+    def zero(self) -> None:
+        """Start afresh."""
+        self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
+
+    def law(self, inputs: Iterable[Array], period: int | None = None) -> BlockLaw:
         """Figures at every age, from what is averaged at each step."""
-        rows = np.array([self.advance(x) for x in inputs])
-        return BlockLaw(np.arange(len(rows)), rows, self.blocks.beta, self.blocks.drive)
+        rows, ages = [], []
+        for step, x in enumerate(inputs):
+            ages.append(step % period if period else step)
+            if ages[-1] == 0:
+                self.zero()
+            rows.append(self.advance(x))
+        return BlockLaw(np.array(ages), np.array(rows), self.blocks.beta, self.blocks.drive)
 
     def advance(self, inputs: Array) -> Array:
         """Figures of the state of this age and of the update that it meets, which is done."""
@@ -246,10 +264,11 @@ class _Ensemble:
         self.exact = beta * self.exact + step
         value, code = self._store(successor)
         due = successor != self.value
-        updates = max(int(due.sum()), 1)
+        count = int(due.sum())
+        updates = max(count, 1)
         stalled = ((value == self.value) & due).sum() / updates, ((code == self.code) & due).sum() / updates
         self.value, self.code = value, code
-        return np.concatenate([stalled, seen])
+        return np.concatenate([stalled, [count / due.size], seen])
 
     def _store(self, y: Array) -> tuple[Array, Array]:
         """Rounded values and their codes (in units of the scale)."""

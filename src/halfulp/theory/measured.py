@@ -107,7 +107,15 @@ class RunDrive:
             yield (amplitude[:, None] @ self.patterns)[:, 0] + noise
 
     def law(
-        self, fmt: Format, *, beta: float, rounding: str, slot: str, scale_kind: str = "pow2", seed: int = 0
+        self,
+        fmt: Format,
+        *,
+        beta: float,
+        rounding: str,
+        slot: str,
+        scale_kind: str = "pow2",
+        period: int | None = None,
+        seed: int = 0,
     ) -> BlockLaw:
         """Law of a state under this drive, at every age that was measured.
 
@@ -117,6 +125,8 @@ class RunDrive:
             As of :class:`~halfulp.theory.blocks.Blocks`.
         slot
             ``"exp_avg"`` or ``"exp_avg_sq"``.
+        period
+            Steps between resets.
         seed
             Of noise and rounding.
         """
@@ -127,4 +137,4 @@ class RunDrive:
         blocks = Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative)
         together = np.einsum("tbk,bke->be", np.square(self.amplitudes), np.square(self.patterns)) / len(self.levels)
         rest = np.square(self.sizes) * np.square(self.levels).mean(axis=0)[:, None]
-        return follow_gradients(blocks, self.gradients(seed), np.sqrt(together + rest), seed=seed)
+        return follow_gradients(blocks, self.gradients(seed), np.sqrt(together + rest), period=period, seed=seed)

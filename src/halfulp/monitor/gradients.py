@@ -1,0 +1,185 @@
+"""Gradients of some blocks, step by step: what a state in any format loses on the gradients of this run.
+
+:class:`~halfulp.monitor.StallMonitor` says how much is lost, and beside it what theory gives for independent normal
+gradients of one size. Where the two differ, the gradients are not like that. A sample of them tells how they are
+(:class:`halfulp.theory.measured.RunDrive`), and so what they explain, also of formats that the run does not use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from halfulp._log import log_once
+from halfulp.adapters import unwrap
+from halfulp.distributed import local
+from halfulp.formats import Format, get_format
+from halfulp.scaling import Scaling
+
+if TYPE_CHECKING:
+    from halfulp.theory.measured import RunDrive
+
+__all__ = ["GradientSample"]
+
+
+class GradientSample:
+    """Record the gradients of a sample of blocks after each step of an optimizer; it only reads.
+
+    Parameters
+    ----------
+    optimizer
+        Any ``torch.optim.Optimizer``, or a wrapper that keeps one as ``.optimizer``; the sample is of the parameters
+        that it has now.
+    blocks
+        Blocks recorded in all, shared out over the parameters by size, one of each at least.
+    steps
+        Steps recorded; then it stops. It takes ``4 * blocks * block_size * steps`` bytes of CPU memory at most.
+    min_size
+        Smaller parameters are left out: their states stay in fp32.
+    block_size
+        Elements that share a scale.
+
+    Examples
+    --------
+    >>> import halfulp
+    >>> weight = torch.nn.Parameter(torch.zeros(64, 64))
+    >>> optimizer = torch.optim.AdamW([weight])
+    >>> with halfulp.GradientSample(optimizer, blocks=32) as sample:
+    ...     for _ in range(50):
+    ...         weight.grad = torch.randn(64, 64)
+    ...         optimizer.step()
+    >>> lost = sample.stalled("fp8", beta=0.999, rounding="nearest")  # of the update of each step
+    >>> bool(0.75 < lost[49] < 0.9)
+    True
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        blocks: int = 64,
+        steps: int = 1000,
+        min_size: int = 4096,
+        block_size: int = 128,
+    ) -> None:
+        if blocks < 1 or steps < 2 or min_size < 0:
+            raise ValueError(
+                f"blocks is at least 1, steps 2 and min_size 0; got blocks={blocks}, steps={steps}, min_size={min_size}"
+            )
+        self.optimizer, self.blocks, self.steps, self.min_size = unwrap(optimizer), blocks, steps, min_size
+        self.scaling = Scaling(block_size=block_size)
+        self._places = list(self._choose())
+        self._seen: dict[int, list[Tensor]] = {}
+        self._hook: Any = self.optimizer.register_step_post_hook(self._after)
+
+    def __enter__(self) -> GradientSample:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop recording; what was recorded stays."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    # ---------------------------------------------------------------- recording
+
+    @property
+    def recorded(self) -> int:
+        """Steps recorded so far."""
+        return len(next(iter(self._seen.values()), []))
+
+    @torch.no_grad()
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.recorded >= self.steps:
+            self.close()
+            log_once(f"GradientSample: {self.steps} steps are recorded, and no more are")
+            return
+        found: dict[int, list[Tensor]] = {}
+        for param, width, index in self._places:
+            grad = param.grad
+            values = torch.zeros(index.shape) if grad is None else torch.take(local(grad), index).float().cpu()
+            found.setdefault(width, []).append(values)
+        for width, parts in found.items():
+            self._seen.setdefault(width, []).append(torch.cat(parts))
+
+    def _choose(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Parameter, width of its blocks, and the flat indices of those in the sample."""
+        params = [p for g in self.optimizer.param_groups for p in g["params"] if local(p).numel() >= self.min_size]
+        if not params:
+            raise ValueError(f"no parameter has min_size={self.min_size} elements; pass a smaller one")
+        total = sum(local(p).numel() for p in params)
+        for number, param in enumerate(params):
+            layout = self.scaling.layout(local(param).shape)
+            whole = layout.rows * (layout.cols // layout.block)  # short blocks at the end of rows are left out
+            count = min(max(1, round(self.blocks * local(param).numel() / total)), whole)
+            picked = np.sort(np.random.default_rng(number).choice(whole, count, replace=False))
+            row, block = np.divmod(picked, layout.cols // layout.block)
+            start = torch.from_numpy(row * layout.cols + block * layout.block)
+            yield param, layout.block, (start[:, None] + torch.arange(layout.block)).to(param.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was recorded, by width of the blocks: a run that is continued goes on with it."""
+        return {str(width): torch.stack(seen) for width, seen in self._seen.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Go on from what another sample of a model alike recorded."""
+        self._seen = {int(width): list(seen) for width, seen in state_dict.items()}
+
+    # ---------------------------------------------------------------- what it says
+
+    def gradients(self) -> dict[int, npt.NDArray[np.float32]]:
+        """What was recorded, ``(steps, blocks, elements)``, by the number of elements of a block."""
+        return {width: torch.stack(seen).numpy() for width, seen in self._seen.items()}
+
+    def drives(self) -> dict[int, RunDrive]:
+        """What the gradients were like, by the number of elements of a block.
+
+        Blocks that never had a gradient are left out: no update of theirs is due. Needs two steps or more.
+        """
+        from halfulp.theory.measured import RunDrive
+
+        if self.recorded < 2:
+            raise RuntimeError(f"a drive takes two steps or more, {self.recorded} were recorded")
+        alive = {width: g[:, g.any(axis=(0, 2))] for width, g in self.gradients().items()}
+        return {width: RunDrive.of(g) for width, g in alive.items() if g.shape[1]}
+
+    def stalled(
+        self,
+        fmt: str | Format,
+        *,
+        beta: float,
+        rounding: Literal["nearest", "stochastic"],
+        slot: Literal["exp_avg", "exp_avg_sq"] = "exp_avg_sq",
+        scale_kind: Literal["pow2", "fp32"] = "pow2",
+        period: int | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Predicted stalled fraction of the update of each recorded step, for a state that was zero before the first.
+
+        Parameters
+        ----------
+        fmt, beta, rounding, slot
+            As for :func:`halfulp.stall_curve`.
+        scale_kind
+            See :class:`halfulp.scaling.Scaling`. With fp32 scales, codes are counted as the monitor does.
+        period
+            Steps between resets of the state.
+        """
+        resolved = get_format(fmt, signed=slot == "exp_avg")
+        due, lost = np.zeros(self.recorded), np.zeros(self.recorded)
+        for drive in self.drives().values():
+            law = drive.law(resolved, beta=beta, rounding=rounding, slot=slot, scale_kind=scale_kind, period=period)
+            updates = law.due * drive.sizes.size
+            due += updates
+            lost += updates * (law.codes_stalled if scale_kind == "fp32" and resolved.scaled else law.stalled)
+        return np.asarray(lost / np.maximum(due, 1.0))
