@@ -101,6 +101,12 @@ def blocks(out: Path) -> None:
     save(fig, out / "theory_blocks.png")
 
 
+PLANNED = (
+    "bfloat16", "float16", "ufloat8_e4m4", "float8_e4m3fn", "ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0", "udynamic8",
+    "uint4",
+)  # fmt: skip
+
+
 def tables() -> None:
     print("| model | run | bf16 NR | bf16 SR | fp8 NR | fp8 SR |\n| --- | --- | --- | --- | --- | --- |")
     closed = [stall_probability(f, beta=BETA, rounding=r, model="one-step") for f, r in CELLS]
@@ -140,7 +146,7 @@ def tables() -> None:
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         print()
     print("| nearest | 0.95 | 0.99 | 0.999 | 0.9999 |\n| --- | --- | --- | --- | --- |")
-    for name in ("bf16", "float8_e4m3fn", "ufloat8_e4m4", "ufloat4_e2m2", "ufloat4_e3m1"):
+    for name in PLANNED:
         plans = [plan_reset(name, beta=b, rounding="nearest").period for b in betas[1:]]
         print(f"| {name} | {' | '.join('never' if p is None else str(p) for p in plans)} |", flush=True)
 

@@ -11,7 +11,9 @@ the same drift) of the drifts: what a single period loses against the best singl
 ``--time`` times a plan instead, for every format and several betas, with nothing kept from earlier plans, on one thread
 (set ``OMP_NUM_THREADS=1``): processor time, best of three.
 
-Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192]
+``--blocks`` does the same for formats without exponent: the cost of a cycle in simulated blocks, at a constant scale.
+
+Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks]
        OMP_NUM_THREADS=1 python benchmarks/theory_planner.py --time
 """
 
@@ -25,6 +27,9 @@ import numpy as np
 
 from halfulp import get_format, plan_reset
 from halfulp.formats import FORMATS
+from halfulp.theory import planner, rising_unit, stall, transient
+from halfulp.theory.blocks import Blocks, block_law
+from halfulp.theory.cost import cycle_cost, update_error
 
 PLANNED = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat4_e2m2", "float4_e2m1fn")
 BETAS = (
@@ -79,6 +84,28 @@ def brute_force(
     return np.cumsum(errors) / np.arange(1, steps + 1)
 
 
+def compare_with_blocks() -> None:
+    """Plans of formats without exponent, against simulated blocks with power-of-two scales and a constant gradient."""
+    print(f"{'format':14} {'beta2':>6} {'plan':>6} {'best':>6} {'regret':>7} {'cost':>7} {'of plan':>7}")
+    regrets = []
+    for fmt in FORMATS.values():
+        if fmt.kind == "float":
+            continue
+        for beta in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
+            plan = plan_reset(fmt, beta=beta, rounding="nearest")
+            horizon = plan.costs.shape[1]
+            law = block_law(Blocks(fmt, beta, "nearest"), horizon, paths=32)
+            costs = cycle_cost(update_error(law, 0.9, horizon))
+            chosen, best = (plan.period or horizon) - 1, int(costs.argmin()) + 1
+            regrets.append(costs[chosen] / costs.min() - 1)
+            print(
+                f"{fmt.name:14} {beta:6g} {plan.period or 'never':>6} {best if best < horizon else 'never':>6} "
+                f"{regrets[-1]:7.3f} {costs[chosen]:7.4f} {plan.costs[0, chosen]:7.4f}",
+                flush=True,
+            )
+    print(f"{len(regrets)} cells: mean regret {np.mean(regrets):.3f}, worst {np.max(regrets):.3f}")
+
+
 def time_plans() -> None:
     print(f"{'':16}" + "".join(f"{beta:>14g}" for beta in TIMED_BETAS))
     worst = 0.0
@@ -101,9 +128,7 @@ def time_plans() -> None:
 
 def forget() -> None:
     """Everything that plans keep in memory."""
-    from halfulp.theory import blocks, planner, stall, transient
-
-    for module in (blocks, planner, stall, transient):
+    for module in (planner, stall, transient, rising_unit):
         for cached in vars(module).values():
             if hasattr(cached, "cache_clear"):
                 cached.cache_clear()
@@ -113,10 +138,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coordinates", type=int, default=8192)
     parser.add_argument("--quick", action="store_true", help="betas (0.9, 0.999) and (0.9, 0.99) only")
+    parser.add_argument("--blocks", action="store_true", help="formats without exponent, against simulated blocks")
     parser.add_argument("--time", action="store_true", help="processor time of a plan")
     args = parser.parse_args()
-    if args.time:
-        time_plans()
+    if args.time or args.blocks:
+        (time_plans if args.time else compare_with_blocks)()
         return
     print(
         f"{'format':14} {'beta1':>5} {'beta2':>6} {'plan':>6} {'best':>6} "

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import halfulp
+from halfulp.formats import get_format
 from halfulp.resets import Site, Staggered
 from halfulp.theory.advice import advise, rate
+from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.closed_loop import Measured
+from halfulp.theory.cost import cycle_cost, update_error
+from halfulp.theory.rising_unit import block_transient
 from theory_oracle import round_free
 
 
@@ -53,10 +57,35 @@ def test_first_moment_is_never_reset_for_its_own_sake() -> None:
     assert halfulp.plan_reset("fp8", beta=0.99, rounding="nearest", slot="exp_avg").period is None
 
 
-def test_formats_without_exponent_have_a_plan() -> None:
-    plan = halfulp.plan_reset("uint4", beta=0.9, rounding="nearest")
-    assert plan.costs.shape[0] == 1
+@pytest.mark.parametrize(("name", "beta"), [("uint4", 0.9), ("uint4", 0.999), ("linear8", 0.99), ("dynamic8", 0.995)])
+def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float) -> None:
+    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest")
+    steps = min(plan.period or 3000, 1000) * 3
+    law = block_law(Blocks(get_format(name), beta, "nearest"), steps, paths=8)
+    costs = cycle_cost(update_error(law, 0.9, steps))
+    period = min(plan.period or steps, steps)
+    assert costs[period - 1] / costs.min() - 1 < 0.05
+    np.testing.assert_allclose(plan.costs[0, 30 : min(period, steps)], costs[30:period], rtol=0.2)
     assert (plan.period is None) == plan.why.startswith("Never")
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("name", ["linear8", "uint4", "int4", "dynamic8", "udynamic8", "ufloat4_e2m2"])
+def test_a_unit_that_doubles_as_in_blocks(name: str, rounding: str) -> None:
+    fmt = get_format(name)
+    chain = block_transient(fmt, 0.99, rounding, 100)
+    blocks = block_law(Blocks(fmt, 0.99, rounding), 100, paths=64)
+    # elements of a block share its unit, so that 64 blocks are noisy at a single age
+    np.testing.assert_allclose(chain.stalled[5:], blocks.stalled[5:], atol=0.1)
+    assert abs(chain.stalled[5:] - blocks.stalled[5:]).mean() < 0.025
+    assert chain.lag[-1] == pytest.approx(blocks.lag[-1], abs=0.1 if fmt.bits == 4 else 0.03)
+
+
+def test_the_rising_unit_refuses_what_has_no_scale() -> None:
+    with pytest.raises(ValueError, match="stored without scales"):
+        block_transient(get_format("bf16"), 0.9, "nearest", 3)
+    with pytest.raises(ValueError, match="must not be negative"):
+        block_transient(get_format("uint4"), 0.9, "nearest", -1)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 3), ("fp4", 2)])

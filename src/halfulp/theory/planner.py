@@ -131,10 +131,10 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
 
 def _block_plan(fmt: Format, beta: float, rounding: str, beta1: float, horizon: int) -> ResetPlan:
     """Plan of a format without exponent, in homogeneous blocks with power-of-two scales and a constant gradient."""
-    from halfulp.theory.blocks import Blocks, block_law
     from halfulp.theory.cost import cycle_cost, update_error
+    from halfulp.theory.rising_unit import block_transient
 
-    law = block_law(Blocks(fmt, beta, rounding), horizon)
+    law = block_transient(fmt, beta, rounding, horizon)
     return _decide(cycle_cost(update_error(law, beta1, horizon))[None], law.stalled[:horizon], (0.0,))
 
 

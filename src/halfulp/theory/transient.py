@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import Drive
-from halfulp.theory.transition import Step
 from halfulp.theory.window import Window
 
-__all__ = ["Transient", "transient", "transients"]
+__all__ = ["Transient", "Walk", "transient", "transients"]
 
 Array = npt.NDArray[np.float64]
 
@@ -153,19 +152,26 @@ def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: fl
 
 
 @lru_cache(maxsize=64)
-def _walk(chain: Chain, drifts: tuple[float, ...], start: float) -> _Walk:
-    return _Walk(chain, drifts, start)
+def _walk(chain: Chain, drifts: tuple[float, ...], start: float) -> Walk:
+    return Walk(chain, chain.scales, drifts, start)
 
 
-class _Walk:
+class Walk:
     """The law in each phase, stepped from age 0; one column of masses a drift.
 
     Late steps are taken 2, 4, 8 ... at a time, by squares of the matrix: nothing about a state of age ``t`` changes
     within a small share of ``t`` steps.
+
+    Parameters
+    ----------
+    chain, drifts, start
+        As for :func:`transients`.
+    scales
+        Of the drive in each phase, in units of the grid.
     """
 
-    def __init__(self, chain: Chain, drifts: tuple[float, ...], start: float) -> None:
-        self.chain, self.start, scales = chain, start, chain.scales
+    def __init__(self, chain: Chain, scales: Array, drifts: tuple[float, ...] = (0.0,), start: float = 0.0) -> None:
+        self.chain, self.start = chain, start
         self.points = chain.grid.points
         self.falls = [r * (1 - chain.beta) * (2 if chain.drive.nonnegative else 1) for r in drifts]
         self.rolled = [0] * len(drifts)
@@ -179,7 +185,7 @@ class _Walk:
         self.count = 0
         self.ages = np.zeros(1024, np.int64)
         self.moments = np.zeros((1024, len(drifts), len(MOMENTS)))
-        self._observe = [self._observables(chain.step, s) for s in scales]
+        self._observe = [self._observables(s) for s in scales]
         self._doubled = np.searchsorted((self.points[1:] + self.points[:-1]) / 2, 2 * self.points)
         self._fit()
         self._record()
@@ -206,8 +212,7 @@ class _Walk:
         for window, mass in zip(self.windows, self.mass, strict=True):
             window.advance(mass)
         self.age += self.stride
-        for which, fall in enumerate(self.falls):
-            self._drift(which, fall)
+        self._rescale()
         self._record()
 
     def _fit(self) -> None:
@@ -218,7 +223,7 @@ class _Walk:
         for window, mass in zip(self.windows, self.mass, strict=True):
             window.fit(mass, growth if self.chain.drive.nonnegative else math.sqrt(growth), 0.25 if self.age else 1.0)
 
-    def _observables(self, step: Step, scale: float) -> Array:
+    def _observables(self, scale: float) -> Array:
         value = self.points / scale
         positive = value > 0
         safe = np.where(positive, value, 1.0)
@@ -226,7 +231,7 @@ class _Walk:
         due[self.points == 0] -= sum(share for share, factor in self.chain.drive.mixture if factor == 0)
         root = np.sqrt(safe)
         columns = (
-            step.stalls(scale), due, value, value * value, (value == 0).astype(float),
+            self.chain.step.stalls(scale), due, value, value * value, (value == 0).astype(float),
             positive * root, positive / root, positive / safe,
         )  # fmt: skip
         return np.stack(columns, axis=1)
@@ -242,6 +247,11 @@ class _Walk:
         left = np.array(self.falls) * self.age - np.array(self.rolled) * math.log(2) / len(self.windows)
         self.moments[self.count] *= np.exp(left[:, None] * POWERS)
         self.count += 1
+
+    def _rescale(self) -> None:
+        """Let the drive's scale go on to this age."""
+        for which, fall in enumerate(self.falls):
+            self._drift(which, fall)
 
     def _drift(self, which: int, fall: float) -> None:
         """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""

@@ -37,11 +37,13 @@ class Window:
         Law of a step.
     scale
         Of the drive.
+    stride
+        Steps at a time.
     """
 
-    def __init__(self, step: Step, scale: float) -> None:
-        self.step, self.scale = step, scale
-        self.low, self.high, self.stride = 0, 0, 1
+    def __init__(self, step: Step, scale: float, stride: int = 1) -> None:
+        self.step, self.scale, self.stride = step, scale, stride
+        self.low, self.high = 0, 0
         self._matrix = _Banded(0, [])
 
     @property
