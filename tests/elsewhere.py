@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from halfulp.kernels.descriptors import FORMAT, SCALARS, WORK
+from halfulp.kernels.descriptors import EVEN, FORMAT, SCALARS, WORK
 
 CSRC = Path(__file__).resolve().parent.parent / "src" / "halfulp" / "kernels" / "csrc"
-TABLES = dict.fromkeys(("values", "levels", "middles", "inverse_gaps"), 2048) | dict.fromkeys(
-    ("first_middle", "first_level"), 32768
-)
+TABLES = {"values": 2048} | dict.fromkeys(("levels", "middles", "density", "offset"), 1024) | {"even": EVEN.itemsize}
 """Bytes of the tables of a format of 8 bits; one of 4 has 16 values."""
 
 

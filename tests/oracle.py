@@ -146,9 +146,24 @@ def _encode_codebook(fmt: Any, x: float, word: int | None, zero_floor: bool) -> 
         code = bisect.bisect_left(middles, y)
         return code + 1 if zero_floor and levels[code] == 0 and y > 0 else code
     low = min(bisect.bisect_right(levels, y) - 1, len(levels) - 2)
-    inverse = f32(1 / f32(levels[low + 1] - levels[low]))
-    fixed = round(f32(f32(f32(y - levels[low]) * inverse) * 2**24))
-    return low + ((fixed + (word >> 8)) >> 24)
+    density, offset = _evenly(fmt)[low]
+    near = min(max(round(f32(f32(y * density) + offset)), low), low + 1)
+    fixed = round(f32(f32(f32(y - levels[near]) * density) * 2**24))
+    return near + ((fixed + (word >> 8)) >> 24)
+
+
+@cache
+def _evenly(fmt: Any) -> list[tuple[Fraction, Fraction]]:
+    """Density of codes and offset of each gap, averaged over neighbouring gaps that differ by 1e-4 at most."""
+    levels, made = _levels(fmt)[0], []
+    gaps = [b - a for a, b in itertools.pairwise(levels)]
+    while len(made) < len(gaps):
+        first = last = len(made)
+        while last + 1 < len(gaps) and abs(gaps[last + 1] - gaps[last]) <= Fraction(1, 10000) * gaps[last + 1]:
+            last += 1
+        density = f32((last + 1 - first) / (levels[last + 1] - levels[first]))
+        made += [(density, f32(first - levels[first] * density))] * (last + 1 - first)
+    return made
 
 
 # ---------------------------------------------------------------- random words

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfulp.formats import Format
+from halfulp.formats import FORMATS, Format
 from halfulp.kernels import cpu, native, reference
+from halfulp.quantizer import Quantizer
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule, Scalars, States
 from halfulp.scaling import Scaling
@@ -157,6 +158,46 @@ def test_formats_with_long_fractions() -> None:
             step(work.rule, [work])
             works.append(work)
         assert_same_bits(*works)
+
+
+NF4 = (
+    -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
+)  # fmt: skip
+BOOKS = [
+    FORMATS["dynamic8"],
+    FORMATS["udynamic8"],
+    Format("normal_floats", "codebook", 4, True, levels=NF4),
+    Format("uneven8", "codebook", 8, False, levels=tuple(k**3 / 255**3 for k in range(256))),
+    Format("lopsided8", "codebook", 8, True, levels=tuple((k - 64) / 128 for k in range(256))),
+]
+
+
+@pytest.mark.parametrize("isa", native.isas() if native.why_not() is None else [])
+@pytest.mark.parametrize("fmt", BOOKS, ids=str)
+def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa: str) -> None:
+    levels = torch.tensor(fmt.levels)
+    levels = levels[levels.abs() <= fmt.reach]
+    points = torch.cat([levels, (levels[1:] + levels[:-1]) / 2, torch.linspace(-1, 1, 4096) * fmt.reach])
+    points = torch.cat([points, *(torch.nextafter(points, torch.tensor(side)) for side in (-9.0, 9.0))])
+    points = points[(points.abs() <= fmt.reach) & (points >= fmt.levels[0])]
+    points[0] = fmt.reach  # the scale becomes one
+    work = make_work(Case())
+    chosen = native.chosen()
+    native.library().hu_choose(isa.encode())
+    try:
+        for rounding in ("nearest", "stochastic"):
+            for zero_floor in (False, True):
+                quantizer = Quantizer(fmt, Scaling("fp32", "tensor"), rounding, zero_floor=zero_floor)
+                state = EmaState(work.states[0].slot, quantizer, points.shape, {})
+                for key in ((1, 2), (3, 4), (5, 6)):
+                    codes, scale = cpu.CODEC.quantize(state, points, key, work)
+                    expected, same = reference.TORCH.quantize(state, points, key, work)
+                    assert torch.equal(codes, expected)
+                    assert torch.equal(scale, same)
+                    assert float(scale) == 1
+    finally:
+        native.library().hu_choose(chosen.encode())
 
 
 @pytest.mark.parametrize("case", [*FEW, Case(scaling=Scaling("fp32", "tensor"), shape=(3, 1500))], ids=lambda c: c.id)

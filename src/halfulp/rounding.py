@@ -11,12 +11,18 @@ of the mantissa runs into the exponent by itself. ``x / q`` is a multiplication 
 and ``F`` covers every bit that a normal fp32 value loses: the probability of rounding up is exact, not approximate.
 (Below the smallest normal number of the format, the probability is rounded to a multiple of ``2**-F``.)
 
+Among the levels of a codebook the near one ``L`` is found by arithmetic, as a position among the codes that is rounded,
+and the code is ``floor((round((x - L) * density * 2**24) + (w >> 8)) / 2**24)`` above that of ``L``, the difference
+being negative where ``L`` is the upper neighbour. A value that is a level stays what it is. Density is one over the gap
+between levels; gaps that differ by the rounding of the levels to fp32 share it.
+
 A linear integer grid is the degenerate float that has subnormals only. Values beyond the largest are saturated,
 infinities too; a NaN becomes the format's NaN code, or zero where there is none.
 """
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import torch
@@ -117,7 +123,7 @@ def _bfloat16_code(magnitude: Tensor, rand_bits: Tensor | None) -> Tensor:
 
 
 def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floor: bool) -> Tensor:
-    levels, middles, inverse_gaps = (t.to(x.device) for t in codebook_tables(fmt))
+    levels, middles, density, offset = (t.to(x.device) for t in codebook_tables(fmt))
     y = torch.nan_to_num(x, nan=0.0, posinf=fmt.max, neginf=fmt.levels[0])
     y = y.clamp(fmt.levels[0], fmt.max).contiguous()
     if rand_bits is None:
@@ -126,17 +132,37 @@ def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floo
             code = torch.where((code == fmt.nan_code) & (y > 0), code + 1, code)
     else:
         low = (torch.searchsorted(levels, y, right=True) - 1).clamp(0, len(fmt.levels) - 2)
-        fixed = torch.round((y - levels[low]) * inverse_gaps[low] * 16777216.0).to(torch.int64)
-        code = low + ((fixed + (rand_bits >> 8)) >> 24)
+        near = torch.round(y * density[low] + offset[low]).to(torch.int64)
+        near = torch.minimum(torch.maximum(near, low), low + 1)
+        fixed = torch.round((y - levels[near]) * density[low] * 16777216.0).to(torch.int64)
+        code = near + ((fixed + (rand_bits >> 8)) >> 24)
     return code.to(torch.uint8)
 
 
+EVEN = 1e-4
+"""Gaps of a codebook that differ by less, relatively, are one: fp32 levels cannot be spaced more evenly."""
+
+
 @cache
-def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels, middles between neighbours and inverse gaps of a codebook, fp32 on the CPU."""
+def even_stretches(fmt: Format) -> tuple[int, ...]:
+    """Codes at which a codebook's gap changes: its first code, the ends of its evenly spaced stretches, its last."""
+    gaps = [high - low for low, high in itertools.pairwise(fmt.levels)]
+    changes = [i for i in range(1, len(gaps)) if abs(gaps[i] - gaps[i - 1]) > EVEN * gaps[i]]
+    return (0, *changes, len(gaps))
+
+
+@cache
+def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levels, middles between neighbours, and of each gap its density of codes and an offset; fp32 on the CPU.
+
+    ``value * density + offset`` is the position of a value among the codes.
+    """
     levels = torch.tensor(fmt.levels, dtype=torch.float64)
-    gaps = (levels[1:].float() - levels[:-1].float()).double()
-    return levels.float(), ((levels[1:] + levels[:-1]) / 2).float(), (1 / gaps).float()
+    density, offset = torch.empty(len(levels) - 1), torch.empty(len(levels) - 1)
+    for first, last in itertools.pairwise(even_stretches(fmt)):
+        density[first:last] = (last - first) / (levels[last] - levels[first])
+        offset[first:last] = first - levels[first] * density[first].double()
+    return levels.float(), ((levels[1:] + levels[:-1]) / 2).float(), density, offset
 
 
 @cache

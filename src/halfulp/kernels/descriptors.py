@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from halfulp.formats import Format
 from halfulp.kernels.work import Work, step_tile
 from halfulp.quantizer import Quantizer
-from halfulp.rounding import codebook_tables, decode_table, grid_constants
+from halfulp.rounding import codebook_tables, decode_table, even_stretches, grid_constants
 from halfulp.scaling import rows_and_cols
 from halfulp.state import EmaState
 
@@ -44,7 +44,14 @@ FORMAT = np.dtype(
         "max_bits", "scale_round", "scale_shift", "zero_code", "top_code",
     )]
     + [("max", np.float32), ("reach", np.float32), ("exponent_bits", np.int32), ("unused", np.int32)]
-    + [(name, np.uintp) for name in ("values", "levels", "middles", "inverse_gaps", "first_middle", "first_level")]
+    + [(name, np.uintp) for name in ("values", "levels", "middles", "density", "offset", "even")]
+)  # fmt: skip
+STRETCHES = 16
+EVEN = np.dtype(
+    [
+        ("start", np.float32, STRETCHES), ("density", np.float32, STRETCHES), ("offset", np.float32, 2 * STRETCHES),
+        ("first", np.int32, 32), ("next", np.float32, 32), ("second", np.float32, 32),
+    ]
 )  # fmt: skip
 SLOT = np.dtype(
     [
@@ -144,31 +151,50 @@ def _format(quantizer: Quantizer) -> Rows:
     return made
 
 
-def _stretches(border: npt.NDArray[np.float32], side: Literal["left", "right"]) -> npt.NDArray[np.int32] | None:
-    """How many borders are below every number of a stretch (``encode.h``); ``None`` if a stretch holds two."""
-    count = 4096
-    bits = np.arange(count, dtype=np.int64) + (96 << 7)
-    low, high = (bits << 16).astype(np.int32), ((bits << 16) + 0xFFFF).astype(np.int32)
-    low[0], high[-1] = 0, 0x7F7FFFFF  # the first and the last take everything beyond
-    smallest, largest = low.view(np.float32), high.view(np.float32)
-    first = np.searchsorted(border, np.concatenate([smallest, -largest]), side)
-    last = np.searchsorted(border, np.concatenate([largest, -smallest]), side)
-    return first.astype(np.int32) if int((last - first).max()) <= 1 else None
+@cache
+def even_stretches_of(fmt: Format) -> Rows | None:
+    """``hu_even`` of a codebook, an array of one; ``None`` where its gaps differ too often, or its two sides."""
+    levels, _, density, offset = (table.numpy() for table in codebook_tables(fmt))
+    ends = levels[list(even_stretches(fmt))]
+    starts, below = ends[ends > 0][:-1], -ends[ends < 0][:0:-1]
+    if len(starts) >= STRETCHES or starts[:1].min(initial=1) < 2.0**-30 or fmt.max >= 2:
+        return None
+    made = np.zeros(1, EVEN)
+    row = made[0]
+    row["start"] = row["next"] = row["second"] = np.inf
+    row["start"][0], row["start"][1 : len(starts) + 1] = 0, starts
+    for first, sign in ((0, 1), (STRETCHES, -1)) if fmt.signed else ((0, 1),):
+        inside = row["start"][: (len(starts) if sign > 0 else len(below)) + 1]
+        gap = np.searchsorted(levels, sign * inside, "right" if sign > 0 else "left") - 1
+        row["offset"][first : first + len(inside)] = offset[gap]
+        if sign > 0:
+            row["density"][: len(inside)] = density[gap]
+        elif not (np.array_equal(inside[1:], below) and np.array_equal(row["density"][: len(inside)], density[gap])):
+            return None
+    for k in range(32):
+        low, high = 2.0 ** (k - 31), 2.0 ** (k - 30)
+        row["first"][k] = (starts <= low).sum()
+        borders = starts[(starts > low) & (starts < high)]
+        if len(borders) > 2:
+            return None
+        row["next"][k], row["second"][k] = [*borders, np.inf, np.inf][:2]
+    return made
 
 
 @cache
 def _tables(fmt: Format) -> dict[str, npt.NDArray[Any]]:
     tables: dict[str, npt.NDArray[Any]] = {"values": decode_table(fmt).numpy()}
     if fmt.kind == "codebook":
-        for name, table in zip(("levels", "middles", "inverse_gaps"), codebook_tables(fmt), strict=True):
+        for name, table in zip(("levels", "middles", "density", "offset"), codebook_tables(fmt), strict=True):
             padded = np.full(256, np.inf, np.float32)
             padded[: len(table)] = table.numpy()
             tables[name] = padded
-        found = {
-            "first_middle": _stretches(tables["middles"], "left"), "first_level": _stretches(tables["levels"], "right"),
-        }  # fmt: skip
-        tables |= {name: first for name, first in found.items() if first is not None}
-    for name, wide in tables.items():
-        if wide.dtype == np.float32 and len(wide) == 256:
-            tables[name] = np.concatenate([wide, wide.view(np.uint8).reshape(256, 4).T.reshape(-1).view(np.float32)])
+        even = even_stretches_of(fmt)
+        if even is not None:
+            tables["even"] = even
+    if fmt.bits == 8:
+        values = tables["values"]
+        tables["values"] = np.concatenate(
+            [values, values.view(np.uint8).reshape(256, 4).T.reshape(-1).view(np.float32)]
+        )
     return tables

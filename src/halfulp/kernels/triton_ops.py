@@ -68,6 +68,13 @@ def round_half_even(x):
 
 
 @triton.jit
+def round_signed(x):
+    """The same for numbers of either sign."""
+    magnitude = round_half_even(tl.abs(x))
+    return tl.where(x < 0.0, 0 - magnitude, magnitude)
+
+
+@triton.jit
 def grid_code(magnitude, words, F: tl.constexpr):
     """Unsigned code of patterns without sign, at most the format's largest: ``rounding._grid_code``."""
     above = tl.maximum(magnitude & 0x7F800000, F.smallest_exponent) - F.smallest_exponent
@@ -98,8 +105,11 @@ def codebook_code(x, words, levels, F: tl.constexpr):
     if F.stochastic:
         count = search(levels, y, False)
         low = tl.minimum(tl.maximum(count - 1, 0), F.last_gap)
-        share = (y - tl.load(levels + low)) * tl.load(levels + 512 + low)
-        code = low + ((round_half_even(share * 16777216.0) + (words >> 8).to(tl.int32)) >> 24)
+        density = tl.load(levels + 512 + low)
+        near = round_signed(y * density + tl.load(levels + 768 + low))
+        near = tl.minimum(tl.maximum(near, low), low + 1)
+        share = (y - tl.load(levels + near)) * density
+        code = near + ((round_signed(share * 16777216.0) + (words >> 8).to(tl.int32)) >> 24)
     else:
         code = search(levels + 256, y, True)
         if F.zero_floor:

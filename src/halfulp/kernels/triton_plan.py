@@ -240,10 +240,10 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
 
 
 def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
-    """Levels, middles and inverse gaps of a codebook, 256 each, filled up with infinity: what the kernel searches."""
+    """Levels, middles, densities and offsets of a codebook, 256 each, filled up with infinity."""
     from halfulp.rounding import codebook_tables
 
-    tables = torch.full((3, 256), math.inf)
+    tables = torch.full((4, 256), math.inf)
     for row, values in zip(tables, codebook_tables(fmt), strict=True):
         row[: len(values)] = values
     return tables.to(device)

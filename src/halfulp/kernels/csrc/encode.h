@@ -28,22 +28,9 @@ INLINE vi bfloat16_code(vi magnitude, vu word, const int stochastic) {
 
 INLINE vi floored(vi code, vi magnitude) { return maxs(code, mins(magnitude, seti(1))); }
 
-#define STRETCHES 4096 /* of each sign: exponents from 2**-31 to 1, 7 bits of mantissa; descriptors.py knows them too */
-
-INLINE vi stretch_of_number(vf y) {
-    vi place = ((asi(y) & 0x7fffffff) >> 16) - ((127 - 31) << 7);
-    place = mins(maxs(place, seti(0)), seti(STRETCHES - 1));
-    return place + ((vi)((vu)asi(y) >> 31) * STRETCHES);
-}
-
-/* How many of the sorted numbers are below y (or equal to it). */
-INLINE vi search(const float *sorted, const int32_t *first, vf y, const int inclusive) {
+/* How many of 255 sorted numbers are below y (or equal to it). */
+INLINE vi search(const float *sorted, vf y, const int inclusive) {
     vi found = seti(0);
-    if (first) {
-        found = gatheri(first, stretch_of_number(y));
-        vf at = gatherf(sorted, found);
-        return found + seli(inclusive ? lef(at, y) : ltf(at, y), seti(1), seti(0));
-    }
     for (int step = 128; step; step >>= 1) {
         vf at = gatherf(sorted + step - 1, found);
         found = found + seli(inclusive ? lef(at, y) : ltf(at, y), seti(step), seti(0));
@@ -51,44 +38,59 @@ INLINE vi search(const float *sorted, const int32_t *first, vf y, const int incl
     return found;
 }
 
-INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
-    y = minf(maxf(y, setf(f->levels[0])), setf(f->max));
-    if (!stochastic) {
-        vi code = search(f->middles, f->first_middle, y, 0);
-        if (f->zero_floor) code = code + seli(andm(eqs(code, seti(f->zero_code)), ltf(setf(0), y)), seti(1), seti(0));
-        return code;
-    }
-    vi low = mins(maxs(search(f->levels, f->first_level, y, 1) - 1, seti(0)), seti(f->top_code - 1));
-    vi fixed = cvt_rn((y - gatherf(f->levels, low)) * gatherf(f->inverse_gaps, low) * setf(16777216.0f));
-    return low + (vi)(((vu)fixed + (word >> 8)) >> 24);
+INLINE vi lifted(const hu_format *f, vf y, vi code) { /* zero_floor of a codebook */
+    return f->zero_floor ? count_where(code, andm(eqs(code, seti(f->zero_code)), ltf(setf(0), y))) : code;
 }
 
-#if HAS_LOOKUP256
-/* book_code of four vectors, its tables of 256 read by permutations of bytes. */
-INLINE void book_codes4(const hu_format *f, vf y[4], const vu word[4], vi code[4], const int stochastic) {
-    vf at[4], gap[4];
+/* Code of the level near y, and what rounding adds to it, in 2**-24 of a gap. */
+INLINE vi dithered(vi near, vf distance, vf density, vu word) {
+    vi fixed = cvt_rn(distance * density * setf(16777216.0f));
+    return near + ((vi)((vu)fixed + (word >> 8)) >> 24);
+}
+
+/* Any codebook. */
+INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
+    y = minf(maxf(y, setf(f->levels[0])), setf(f->max));
+    if (!stochastic) return lifted(f, y, search(f->middles, y, 0));
+    const vi low = mins(maxs(search(f->levels, y, 1) - 1, seti(0)), seti(f->top_code - 1));
+    const vf density = gatherf(f->density, low);
+    const vi near = mins(maxs(cvt_rn(y * density + gatherf(f->offset, low)), low), low + 1);
+    return dithered(near, y - gatherf(f->levels, near), density, word);
+}
+
+/* The stretch of a codebook that a magnitude lies in. */
+INLINE vi even_stretch(const hu_even *e, vf magnitude) {
+#if VL == 16
+    const vi exponent = maxs(asi(magnitude), seti(96 << 23)) >> 23; /* the five bits that count: above 2**-31 */
+    const vi stretch = count_where(pick32i(e->first, exponent), lef(pick32(e->next, exponent), magnitude));
+    return count_where(stretch, lef(pick32(e->second, exponent), magnitude));
+#else
+    vi stretch = seti(0);
+    for (int i = 1; i < HU_STRETCHES; i++) stretch = count_where(stretch, lef(setf(e->start[i]), magnitude));
+    return stretch;
+#endif
+}
+
+/* Position of y among the codes of a codebook of even stretches: the code of a level, in between elsewhere. */
+INLINE vf position(const hu_even *e, vf y, vf *density, const int is_signed) {
+    const vi stretch = even_stretch(e, asf(absi(y)));
+    *density = pick16(e->density, stretch);
+    const vf offset = is_signed ? pick32(e->offset, stretch | ((asi(y) >> 27) & HU_STRETCHES)) : pick16(e->offset, stretch);
+    return y * *density + offset;
+}
+
+/* book_code of four vectors that a scale keeps within the format's reach: to rounding, which packing with saturation
+ * takes off. */
+INLINE void even_codes4(const hu_format *f, const vf y[4], const vu word[4], vi code[4], const int is_signed, const int stochastic) {
     for (int j = 0; j < 4; j++) {
-        y[j] = minf(maxf(y[j], setf(f->levels[0])), setf(f->max));
-        code[j] = gatheri(stochastic ? f->first_level : f->first_middle, stretch_of_number(y[j]));
-    }
-    lookup256(stochastic ? f->levels : f->middles, indices_of(code[0], code[1], code[2], code[3]), at);
-    for (int j = 0; j < 4; j++) {
-        code[j] = code[j] + seli(stochastic ? lef(at[j], y[j]) : ltf(at[j], y[j]), seti(1), seti(0));
-        if (stochastic)
-            code[j] = mins(maxs(code[j] - 1, seti(0)), seti(f->top_code - 1));
-        else if (f->zero_floor)
-            code[j] = code[j] + seli(andm(eqs(code[j], seti(f->zero_code)), ltf(setf(0), y[j])), seti(1), seti(0));
-    }
-    if (!stochastic) return;
-    const indices low = indices_of(code[0], code[1], code[2], code[3]);
-    lookup256(f->levels, low, at);
-    lookup256(f->inverse_gaps, low, gap);
-    for (int j = 0; j < 4; j++) {
-        vi fixed = cvt_rn((y[j] - at[j]) * gap[j] * setf(16777216.0f));
-        code[j] = code[j] + (vi)(((vu)fixed + (word[j] >> 8)) >> 24);
+        vf density;
+        const vf at = position(f->even, y[j], &density, is_signed);
+        const vi near = maxs(cvt_rn(stochastic ? at : at - setf(0.5f)), seti(0)); /* the level, or middle, next to y */
+        const vf level = gatherf(stochastic ? f->levels : f->middles, near & 255);
+        code[j] = stochastic ? dithered(near, y[j] - level, density, word[j])
+                             : lifted(f, y[j], count_where(near, ltf(level, y[j])));
     }
 }
-#endif
 
 INLINE vi code_of(const hu_format *f, vf y, vu word, const int kind, const int is_signed, const int stochastic) {
     if (kind == HU_BOOK) return book_code(f, y, word, stochastic);
@@ -196,11 +198,11 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
                 if (!wide) y[j] = y[j] * inverse;
                 word[j] = stochastic ? (vu)ldi(words + i + j * VL) : (vu)seti(0);
             }
-#if HAS_LOOKUP256
-            if (kind == HU_BOOK && bits == 8 && (stochastic ? f->first_level : f->first_middle)) {
-                book_codes4(f, y, word, code, stochastic);
-            } else
-#endif
+            if (kind == HU_BOOK && bits == 8 && f->even) {
+                even_codes4(f, y, word, code, is_signed, stochastic);
+                store_bytes(codes + i, saturate_bytes(code[0], code[1], code[2], code[3]));
+                continue;
+            }
             for (int j = 0; j < 4; j++) code[j] = code_of(f, y[j], word[j], kind, is_signed, stochastic);
             if (wide) {
                 for (int j = 0; j < 4; j++) stu16((uint16_t *)codes + i + j * VL, code[j]);

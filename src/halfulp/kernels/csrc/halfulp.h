@@ -25,6 +25,16 @@ enum { LION_KEEP, LION_WEIGHT1, LION_WEIGHT2, LION_LR };
 enum { EMA_WEIGHT };
 enum { EMA_DIFFERENCE_DECAY };
 
+/* A codebook of few evenly spaced stretches of codes, which are the same on both sides of zero: where they begin, by
+ * magnitude, and what makes a position among the codes of a number, value * density + offset (rounding.py). */
+#define HU_STRETCHES 16
+typedef struct hu_even {
+    float start[HU_STRETCHES], density[HU_STRETCHES], offset[2 * HU_STRETCHES]; /* offsets of the negative side follow */
+    /* for exponents from 2**-31 to 1: the stretch of the smallest number, and where the next two begin */
+    int32_t first[32];
+    float next[32], second[32];
+} hu_even;
+
 typedef struct hu_format {
     int32_t kind, bits, is_signed, stochastic, zero_floor, scale;
     int32_t mantissa_bits; /* the constants of rounding.py: p, smallest exponent field, F */
@@ -34,14 +44,11 @@ typedef struct hu_format {
     int32_t zero_code, top_code;      /* codebook: code of 0; and the last finite code, without sign */
     float max, reach; /* Format.max, Format.reach */
     int32_t exponent_bits, unused;
-    /* Tables of 256 are followed by their bytes, the lowest of all first. */
-    const float *values;       /* decoded value of every code: 16 or 256 */
+    const float *values;       /* decoded value of every code: 16; or 256, and their bytes, the lowest of all first */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
     const float *middles;      /* codebook: middles between levels, padded likewise */
-    const float *inverse_gaps; /* codebook: 255 */
-    /* codebook: for the stretch of numbers that share sign, exponent and 7 bits of mantissa, and hold one border at most,
-     * how many middles (and levels) are surely below; NULL where a stretch holds more */
-    const int32_t *first_middle, *first_level;
+    const float *density, *offset; /* codebook: of each gap, 255 */
+    const hu_even *even;           /* NULL where the gaps of a codebook differ too often, or its sides */
 } hu_format;
 
 typedef struct hu_slot {

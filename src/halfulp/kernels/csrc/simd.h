@@ -52,12 +52,15 @@ INLINE vm ltf(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP
 INLINE vm lef(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
 INLINE vm nef(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ); }
 INLINE vm andm(vm a, vm b) { return a & b; }
+INLINE vi count_where(vi x, vm m) { return (vi)_mm512_mask_add_epi32((__m512i)x, m, (__m512i)x, _mm512_set1_epi32(1)); }
 INLINE int countm(vm m) { return __builtin_popcount(m); }
 INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm512_mask_mov_epi32((__m512i)b, m, (__m512i)a); }
 INLINE vu shl(vu x, int n) { return (vu)_mm512_sllv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm512_i32gather_ps((__m512i)i, t, 4); }
-INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm512_i32gather_epi32((__m512i)i, t, 4); }
+INLINE vf pick16(const float *t, vi i) { return (vf)_mm512_permutexvar_ps((__m512i)i, _mm512_loadu_ps(t)); } /* low bits of i */
+INLINE vf pick32(const float *t, vi i) { return (vf)_mm512_permutex2var_ps(_mm512_loadu_ps(t), (__m512i)i, _mm512_loadu_ps(t + 16)); }
+INLINE vi pick32i(const int32_t *t, vi i) { return (vi)_mm512_permutex2var_epi32(_mm512_loadu_si512(t), (__m512i)i, _mm512_loadu_si512(t + 16)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x)); }
@@ -70,6 +73,10 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     r = _mm512_mask_shuffle_epi8(r, 0x00f000f000f000f0, (__m512i)b, pick);
     r = _mm512_mask_shuffle_epi8(r, 0x0f000f000f000f00, (__m512i)c, pick);
     r = _mm512_mask_shuffle_epi8(r, 0xf000f000f000f000, (__m512i)d, pick);
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r);
+}
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* of numbers between -2**15 and 2**15: 0 and 255 at most */
+    __m512i r = _mm512_packus_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b), _mm512_packs_epi32((__m512i)c, (__m512i)d));
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r);
 }
 INLINE void store_bytes(uint8_t *p, bytes4 x) { _mm512_storeu_si512(p, x); }
@@ -116,13 +123,6 @@ INLINE v4 reduce4(vi a, vi b, vi c, vi d) {
 #define HAS_LOOKUP256 1
 /* 64 indices in bytes, as lookup256 wants them: of each quarter of a lane the four of one vector. */
 typedef __m512i indices;
-INLINE indices indices_of(vi a, vi b, vi c, vi d) { /* the low eight bits count */
-    const __m512i pick = _mm512_set1_epi32(0x0c080400);
-    __m512i r = _mm512_shuffle_epi8((__m512i)a, pick);
-    r = _mm512_mask_shuffle_epi8(r, 0x00f000f000f000f0, (__m512i)b, pick);
-    r = _mm512_mask_shuffle_epi8(r, 0x0f000f000f000f00, (__m512i)c, pick);
-    return _mm512_mask_shuffle_epi8(r, 0xf000f000f000f000, (__m512i)d, pick);
-}
 INLINE indices load_indices(const uint8_t *p) {
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), _mm512_loadu_si512(p));
 }
@@ -159,7 +159,12 @@ INLINE int countm(vm m) { return __builtin_popcount(_mm256_movemask_ps((__m256)m
 INLINE vu shl(vu x, int n) { return (vu)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm256_i32gather_ps(t, (__m256i)i, 4); }
-INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm256_i32gather_epi32(t, (__m256i)i, 4); }
+INLINE vf pick16(const float *t, vi i) { /* i is below 16 */
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), (__m256i)i);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), (__m256i)i);
+    return (vf)_mm256_blendv_ps(low, high, (__m256)(i << 28));
+}
+INLINE vf pick32(const float *t, vi i) { return gatherf(t, i); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { /* x holds 16-bit values */
@@ -172,6 +177,10 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     __m256i x = _mm256_shuffle_epi8((__m256i)a, pick), y = _mm256_shuffle_epi8((__m256i)b, pick);
     __m256i z = _mm256_shuffle_epi8((__m256i)c, pick), w = _mm256_shuffle_epi8((__m256i)d, pick);
     __m256i r = _mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x22), _mm256_blend_epi32(z, w, 0x88), 0xcc);
+    return _mm256_permutevar8x32_epi32(r, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* of numbers between -2**15 and 2**15: 0 and 255 at most */
+    __m256i r = _mm256_packus_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b), _mm256_packs_epi32((__m256i)c, (__m256i)d));
     return _mm256_permutevar8x32_epi32(r, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 INLINE void store_bytes(uint8_t *p, bytes4 x) { _mm256_storeu_si256((__m256i *)p, x); }
@@ -255,7 +264,8 @@ INLINE int countm(vm m) { return -(m[0] + m[1] + m[2] + m[3]); }
 INLINE vu shl(vu x, int n) { return x << n; }
 INLINE vu shr(vu x, int n) { return x >> n; }
 INLINE vf gatherf(const float *t, vi i) { return (vf){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
-INLINE vi gatheri(const int32_t *t, vi i) { return (vi){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
+INLINE vf pick16(const float *t, vi i) { return gatherf(t, i); }
+INLINE vf pick32(const float *t, vi i) { return gatherf(t, i); }
 INLINE vi ldu8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE vi ldu16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE void stu16(uint16_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint16_t)x[i]; }
@@ -268,6 +278,10 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
         r.byte[2 * VL + i] = (uint8_t)((uint32_t)c[i] >> shift), r.byte[3 * VL + i] = (uint8_t)((uint32_t)d[i] >> shift);
     }
     return r;
+}
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* 0 and 255 at most */
+    const vi low = seti(0), high = seti(255);
+    return pack_bytes(mins(maxs(a, low), high), mins(maxs(b, low), high), mins(maxs(c, low), high), mins(maxs(d, low), high), 0);
 }
 INLINE void store_bytes(uint8_t *p, bytes4 x) { memcpy(p, x.byte, sizeof x.byte); }
 INLINE void store_nibbles(uint8_t *p, bytes4 x) {
@@ -295,6 +309,7 @@ INLINE v4 reduce4(vi a, vi b, vi c, vi d) { return (v4){reduce1(a), reduce1(b), 
 
 #if VL < 16
 INLINE vi cvt_rn_where(vm m, vf x, vi otherwise) { return seli(m, cvt_rn(x), otherwise); }
+INLINE vi count_where(vi x, vm m) { return x - m; }
 INLINE vm gts(vi a, vi b) { return a > b; }
 INLINE vm eqs(vi a, vi b) { return a == b; }
 INLINE vm ltf(vf a, vf b) { return (vi)(a < b); }
