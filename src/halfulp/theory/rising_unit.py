@@ -68,6 +68,8 @@ def _walk(fmt: Format, beta: float, rounding: str, block_size: int) -> _RisingUn
 class _RisingUnit(Walk):
     """The law in each phase on the grid of codes; a unit that doubles is a scale of the drive that is halved."""
 
+    stepped = True
+
     def __init__(self, chain: Chain, block_size: int) -> None:
         self.block_size = block_size
         points, self.scales = chain.grid.points, 2.0 ** ((np.arange(PHASES) + 0.5) / PHASES)

@@ -170,6 +170,9 @@ class Walk:
         Of the drive in each phase, in units of the grid.
     """
 
+    stepped = False
+    """Whether scales jump without a drift."""
+
     def __init__(self, chain: Chain, scales: Array, drifts: tuple[float, ...] = (0.0,), start: float = 0.0) -> None:
         self.chain, self.start = chain, start
         self.points = chain.grid.points
@@ -196,8 +199,8 @@ class Walk:
 
         every, moments = np.arange(steps + 1), self.moments[: self.count, which]
         if steps > 0:
-            # under a drift the moments have the ripple of its phases, through which a spline would swing
-            curve = PchipInterpolator if self.falls[which] else CubicSpline
+            # scales that go in steps leave ripples in the moments, through which a spline would swing
+            curve = PchipInterpolator if self.stepped or self.falls[which] else CubicSpline
             moments = np.asarray(curve(self.ages[: self.count], moments)(every))
         return Transient(every, moments, self.chain.beta, self.chain.drive, self.start, self.falls[which])
 
