@@ -84,4 +84,9 @@ def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def averages(folder: Path) -> dict[str, Any]:
     """What each ``summary.json`` of a run folder says of averages of the weights."""
-    return {path.parent.name: read_json(path)["averages"] for path in sorted(folder.glob("runs/*/summary.json"))}
+    return summaries(folder, "averages")
+
+
+def summaries(folder: Path, key: str) -> dict[str, Any]:
+    """One entry of each ``summary.json`` of a run folder."""
+    return {path.parent.name: read_json(path)[key] for path in sorted(folder.glob("runs/*/summary.json"))}

@@ -88,6 +88,23 @@ def test_table_holds_the_figures_of_the_run(folder: Path) -> None:
         assert cells[9] == f"{summary['validation']:.4f}"
 
 
+def test_panels_show_what_the_gradients_of_the_arm_predict(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    assert text.count('class="line b') > 0
+    assert text.count(' own"') == 2 * 2 * 5  # two slots, two axes, five arms in low precision
+    comparison = load_comparison(folder)
+    for arm in comparison.arms:
+        series = arm.shown.slots["exp_avg_sq"]
+        if arm.arm.is_fp32:
+            assert series.own is None
+            continue
+        own = read_json(folder / "runs" / arm.shown.spec.name / "summary.json")["own_prediction"]["exp_avg_sq"]
+        assert f"from its gradients {np.mean(own):.1%}" in text
+        pairs = zip(series.stalled, series.steps, series.ages, strict=True)
+        gaps = [abs(m - own[s - 1]) for m, s, a in pairs if a >= 5]
+        assert series.own_miss(5) == pytest.approx(np.mean(gaps))
+
+
 def test_averages_of_the_weights_have_their_table(folder: Path) -> None:
     text = (folder / "report.html").read_text()
     section = re.search(r'<section id="averages">(.*?)</section>', text, re.DOTALL)

@@ -16,7 +16,7 @@ from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, write_json
 from halfulp.lab.model import MODELS, build_model
 from halfulp.lab.train import is_measured, learning_rate
-from lab_runs import TINY, averages, bits, figures, run_folder, train_all
+from lab_runs import TINY, averages, bits, figures, run_folder, summaries, train_all
 
 ARMS = ("fp32", "bf16-nearest", "fp8-stochastic-reset8", "fp4-stochastic", "int8-nearest")
 
@@ -114,6 +114,23 @@ def test_stopped_and_continued_is_bit_identical(cut: int, straight: Path, tmp_pa
     assert bits(folder) == bits(straight)
     assert figures(folder) == figures(straight)
     assert averages(folder) == averages(straight)
+    assert summaries(folder, "own_prediction") == summaries(straight, "own_prediction")
+
+
+def test_arms_in_low_precision_predict_from_their_own_gradients(straight: Path, tmp_path: Path) -> None:
+    for name, own in summaries(straight, "own_prediction").items():
+        assert (own is None) == name.startswith("fp32")
+        if own is not None:
+            rows = figures(straight)[name][3:]  # from the fourth measurement on
+            for slot, lost in own.items():
+                assert len(lost) == 20
+                gaps = [abs(lost[row["step"] - 1] - row["slots"][slot]["stalled"]) for row in rows]
+                assert sum(gaps) / len(gaps) < 0.08  # of 32 blocks, in the first steps of all
+    config = CompareConfig(arms=("bf16-nearest",), steps=20, checkpoint_every=6, gradient_blocks=0, **TINY)
+    folder = run_folder(tmp_path / "without", config)
+    train_all(folder, config)
+    assert summaries(folder, "own_prediction") == {"bf16-nearest_lr0.002_seed0": None}
+    assert figures(folder).items() <= figures(straight).items()  # recording touches nothing
 
 
 def test_rows_after_the_checkpoint_are_done_again(straight: Path, tmp_path: Path) -> None:

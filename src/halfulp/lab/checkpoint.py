@@ -1,7 +1,8 @@
 """Checkpoints of one arm: parameters, optimizer states and the rest of a run's state, in one safetensors file.
 
 ``param.NAME`` are the parameters, ``optimizer.INDEX.KEY`` the tensors of the optimizer's ``state_dict``,
-``monitor.NAME`` those of the monitor's, ``average.PATH`` those of the averages of the weights. Steps, ages and groups
+``monitor.NAME`` those of the monitor's, ``average.PATH`` those of the averages of the weights, ``gradients.WIDTH`` the
+recorded gradients. Steps, ages and groups
 are JSON in the file's metadata.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from halfulp.lab.averages import WeightAverages
 from halfulp.lab.files import write_bytes
-from halfulp.monitor import StallMonitor
+from halfulp.monitor import GradientSample, StallMonitor
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -30,6 +31,7 @@ def save_checkpoint(
     monitor: StallMonitor,
     extra: dict[str, Any],
     averages: WeightAverages | None = None,
+    gradients: GradientSample | None = None,
 ) -> None:
     """Write a checkpoint, all or nothing.
 
@@ -41,8 +43,8 @@ def save_checkpoint(
         What to save; the optimizer one of halfulp's.
     extra
         Further values, as JSON.
-    averages
-        Of the weights, if the run keeps any.
+    averages, gradients
+        Of the weights, and recorded, if the run keeps any.
     """
     tensors: dict[str, Tensor] = {f"param.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     saved = optimizer.state_dict()
@@ -54,6 +56,8 @@ def save_checkpoint(
             else:
                 numbers.setdefault(str(index), {})[key] = value
     tensors |= {f"monitor.{key}": shadow for key, shadow in monitor.state_dict().items()}
+    if gradients is not None:
+        tensors |= {f"gradients.{key}": values for key, values in gradients.state_dict().items()}
     metadata = {"extra": extra, "numbers": numbers, "groups": saved["param_groups"]}
     if averages is not None:
         entries = averages.state_dict()
@@ -68,8 +72,9 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     monitor: StallMonitor,
     averages: WeightAverages | None = None,
+    gradients: GradientSample | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint into a model, an optimizer, a fresh monitor and averages built alike; return further values.
+    """Read a checkpoint into objects built alike, the monitor a fresh one; return further values.
 
     Raises
     ------
@@ -101,6 +106,11 @@ def load_checkpoint(
     if averages is not None:
         found = {k.removeprefix("average."): t for k, t in tensors.items() if k.startswith("average.")}
         averages.load_state_dict(found | metadata["averages"])
+    if gradients is not None:
+        recorded = {k.removeprefix("gradients."): t for k, t in tensors.items() if k.startswith("gradients.")}
+        if not recorded:
+            raise ValueError(f"{path} is of a run that recorded no gradients. Delete it to start this arm anew")
+        gradients.load_state_dict(recorded)
     monitor.load_state_dict({k.removeprefix("monitor."): t for k, t in tensors.items() if k.startswith("monitor.")})
     extra: dict[str, Any] = metadata["extra"]
     return extra

@@ -39,6 +39,8 @@ class CompareConfig:
     average_decay
         Decay of the averages of the weights that the plain fp32 arm keeps, ``None`` for no averages. The default is a
         window of a fifth of the default run, so that hardly anything of the start is left in them.
+    gradient_blocks
+        Blocks whose gradients each arm in low precision records, for a prediction from its own gradients; 0 for none.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -61,6 +63,7 @@ class CompareConfig:
     sample: int = 8192
     validation: int = 128
     average_decay: float | None = 0.995
+    gradient_blocks: int = 32
 
     def __post_init__(self) -> None:
         for name in ("arms", "seeds", "lrs"):
@@ -76,6 +79,8 @@ class CompareConfig:
             raise ValueError(f"context is at least 2 tokens, got {self.context}")
         if self.validation < 1:
             raise ValueError(f"validation is at least one sequence, got {self.validation}")
+        if self.gradient_blocks < 0:
+            raise ValueError(f"gradient_blocks is 0 or more, got {self.gradient_blocks}")
         if any(lr <= 0 for lr in self.lrs):
             raise ValueError(f"learning rates are positive, got {self.lrs}")
         if not all(0 < b < 1 for b in self.betas):

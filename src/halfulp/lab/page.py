@@ -110,6 +110,8 @@ def _panel(a: ArmResult) -> dict[str, Any]:
         if series is not None:
             predicted = series.mean_predicted()
             guess = "no prediction" if predicted is None else f"predicted {predicted:.1%}"
+            own = series.mean_own()
+            guess += "" if own is None else f", from its gradients {own:.1%}"
             lines.append(f"{SHORT[slot]}: {series.mean_stalled():.1%} over the run ({guess})")
     return {
         "label": a.arm.label,
@@ -133,6 +135,10 @@ def _stall_chart(a: ArmResult, *, log: bool) -> Chart:
         predicted = series.predicted(steps)
         if predicted is not None:
             chart.add(Line(f"{SHORT[slot]}, predicted", steps, predicted, css, direct=False))
+        if series.own is not None:
+            mine = [s for s in steps if s <= len(series.own)]
+            values = [series.own[s - 1] for s in mine]
+            chart.add(Line(f"{SHORT[slot]}, from its gradients", mine, values, f"{css} own", direct=False))
         chart.add(Line(f"{SHORT[slot]}, measured", series.steps, series.stalled, css, dots=True, direct=False))
     return chart
 

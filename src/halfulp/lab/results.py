@@ -35,7 +35,10 @@ def _curve(fmt: str, rounding: str, beta: float, slot: str, steps: int) -> tuple
 
 @dataclass
 class SlotSeries:
-    """One state of one run, at the measured steps."""
+    """One state of one run, at the measured steps.
+
+    `own` is what the run's own gradients predict of the updates of its first steps, once it is done.
+    """
 
     slot: str
     format: str
@@ -48,6 +51,7 @@ class SlotSeries:
     lag: list[float] = field(default_factory=list)
     ratio: list[float] = field(default_factory=list)
     off_2x: list[float] = field(default_factory=list)
+    own: list[float] | None = None
 
     def predicted(self, steps: list[int]) -> list[float] | None:
         """Predicted stalled fraction of the updates of given steps; ``None`` where theory has no answer."""
@@ -64,6 +68,10 @@ class SlotSeries:
         predicted = self.predicted(list(range(1, self.steps[-1] + 1)))
         return None if predicted is None else float(np.mean(predicted))
 
+    def mean_own(self) -> float | None:
+        """The run's own prediction over the whole run; ``None`` where its gradients were recorded for less."""
+        return None if self.own is None or len(self.own) < self.steps[-1] else float(np.mean(self.own))
+
     def late(self, values: list[float]) -> float:
         """Mean of some of the series over the second half of the run, so that it does not hang on the last reset."""
         every = np.arange((self.steps[-1] + 1) // 2, self.steps[-1] + 1)
@@ -71,7 +79,14 @@ class SlotSeries:
 
     def miss(self, from_age: int = 10) -> float | None:
         """Mean distance of measured from predicted, over the measured steps at ages from `from_age` on."""
-        predicted = self.predicted(self.steps)
+        return self._miss(self.predicted(self.steps), from_age)
+
+    def own_miss(self, from_age: int = 10) -> float | None:
+        """The same of the run's own prediction."""
+        known = self.own is not None and len(self.own) >= self.steps[-1]
+        return self._miss([self.own[s - 1] for s in self.steps] if known and self.own is not None else None, from_age)
+
+    def _miss(self, predicted: list[float] | None, from_age: int) -> float | None:
         if predicted is None:
             return None
         gaps = [abs(m - p) for m, p, a in zip(self.stalled, predicted, self.ages, strict=True) if a >= from_age]
@@ -257,5 +272,9 @@ def _load_run(folder: Path, spec: RunSpec) -> RunResult:
             series.ages.append(m["age"])
             for key in ("stalled", "lag", "ratio", "off_2x"):
                 getattr(series, key).append(m[key])
-    summary = folder / "summary.json"
-    return RunResult(spec, rows, slots, read_json(summary) if summary.exists() else None)
+    path = folder / "summary.json"
+    summary = read_json(path) if path.exists() else None
+    for name, own in ((summary or {}).get("own_prediction") or {}).items():
+        if name in slots:
+            slots[name].own = own
+    return RunResult(spec, rows, slots, summary)

@@ -23,6 +23,7 @@ from halfulp.lab.checkpoint import load_checkpoint, save_checkpoint
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.files import read_jsonl, write_json, write_text
 from halfulp.lab.model import build_model
+from halfulp.lab.own import own_prediction, sample_gradients
 from halfulp.lab.tokens import Tokens
 from halfulp.monitor import Measure, StallMonitor
 from halfulp.optim import AdamW
@@ -80,6 +81,7 @@ class _Run:
             rounding=spec.arm.rounding, reset=spec.period, seed=spec.seed,
         )  # fmt: skip
         self.monitor = StallMonitor(self.optimizer, sample=config.sample, every=1)
+        self.gradients = sample_gradients(self.optimizer, config, spec)
         plain = spec.arm.is_fp32 and spec.period is None
         self.averages = (
             WeightAverages(self.model, config.average_decay, spec.seed)
@@ -152,7 +154,7 @@ def train(
     checkpoint, metrics = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_count": 0, "seconds": 0.0}
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, run.averages)
+        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, run.averages, run.gradients)
     rows = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
     write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows))
     began, first, diverged = time.perf_counter() - state["seconds"], state["step"], False
@@ -182,7 +184,7 @@ def train(
             stopping = not last and stop()
             if last or stopping or step % config.checkpoint_every == 0:
                 state["step"], state["seconds"] = step, time.perf_counter() - began
-                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state, run.averages)
+                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state, run.averages, run.gradients)
             if stopping:
                 return False
             if last:
@@ -196,6 +198,8 @@ def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float |
     if validation is None and not diverged:  # continued from a checkpoint of the last step
         validation = run.validation()
     averages = None if run.averages is None or diverged else run.averages.measure(run.validation)
+    known = run.gradients is not None and not diverged and run.gradients.recorded >= 2
+    own = own_prediction(run.gradients, run.optimizer, run.spec) if known and run.gradients is not None else None
     write_json(
         folder / "summary.json",
         {
@@ -210,5 +214,6 @@ def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float |
             "kept_fp32": memory.kept_fp32,
             "skipped": sum(run.optimizer.skipped.values()),
             "averages": averages,
+            "own_prediction": own,
         },
     )

@@ -104,10 +104,12 @@ def _prediction(low: list[ArmResult]) -> str:
     if not gaps or not misses:
         return ""
     worst, arm = max(gaps, key=lambda item: item[0])
+    own = [miss for a in low if (miss := _second(a).own_miss()) is not None]
+    better = "" if not own else f" From a sample of each arm's own gradients it is {sum(own) / len(own) * 100:.1f}."
     return (
         f"Over the whole run, predicted and measured shares differ by at most {worst * 100:.1f} points "
         f"({arm.arm.label}); step by step, from age 10 on, by {sum(misses) / len(misses) * 100:.1f} on average. Theory "
-        "takes Gaussian gradients of constant scale, and these are neither."
+        f"takes Gaussian gradients of constant scale, and these are neither.{better}"
     )
 
 

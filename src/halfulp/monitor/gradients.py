@@ -37,7 +37,9 @@ class GradientSample:
         Any ``torch.optim.Optimizer``, or a wrapper that keeps one as ``.optimizer``; the sample is of the parameters
         that it has now.
     blocks
-        Blocks recorded in all, shared out over the parameters by size, one of each at least.
+        Blocks recorded in all, shared out over the parameters by size, one of each at least. A prediction from 64
+        blocks has a standard error of 1 to 2 points at one age, 3.5 for a first moment in 4 bits; from four times as
+        many, half of that.
     steps
         Steps recorded; then it stops. It takes ``4 * blocks * block_size * steps`` bytes of CPU memory at most.
     min_size
@@ -63,7 +65,7 @@ class GradientSample:
         self,
         optimizer: torch.optim.Optimizer,
         *,
-        blocks: int = 64,
+        blocks: int = 128,
         steps: int = 1000,
         min_size: int = 4096,
         block_size: int = 128,
@@ -76,6 +78,7 @@ class GradientSample:
         self.scaling = Scaling(block_size=block_size)
         self._places = list(self._choose())
         self._seen: dict[int, list[Tensor]] = {}
+        self._drives: tuple[int, dict[int, RunDrive]] | None = None
         self._hook: Any = self.optimizer.register_step_post_hook(self._after)
 
     def __enter__(self) -> GradientSample:
@@ -134,6 +137,7 @@ class GradientSample:
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Go on from what another sample of a model alike recorded."""
+        self._drives = None
         self._seen = {int(width): list(seen) for width, seen in state_dict.items()}
 
     # ---------------------------------------------------------------- what it says
@@ -151,8 +155,10 @@ class GradientSample:
 
         if self.recorded < 2:
             raise RuntimeError(f"a drive takes two steps or more, {self.recorded} were recorded")
-        alive = {width: g[:, g.any(axis=(0, 2))] for width, g in self.gradients().items()}
-        return {width: RunDrive.of(g) for width, g in alive.items() if g.shape[1]}
+        if self._drives is None or self._drives[0] != self.recorded:
+            alive = {width: g[:, g.any(axis=(0, 2))] for width, g in self.gradients().items()}
+            self._drives = self.recorded, {width: RunDrive.of(g) for width, g in alive.items() if g.shape[1]}
+        return self._drives[1]
 
     def stalled(
         self,

@@ -1,0 +1,46 @@
+"""What an arm loses by the prediction from its own gradients, a sample of which it records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from halfulp.lab.config import CompareConfig, RunSpec
+from halfulp.monitor import GradientSample
+from halfulp.optim import AdamW
+from halfulp.storage import StorageOptions
+
+__all__ = ["own_prediction", "sample_gradients"]
+
+LONGEST = 2000
+"""Steps that are recorded at most."""
+SMALLEST = StorageOptions.min_size
+"""Elements of the smallest parameter whose states are rounded."""
+
+
+def sample_gradients(optimizer: AdamW, config: CompareConfig, spec: RunSpec) -> GradientSample | None:
+    """The sample of an arm; ``None`` where nothing is rounded, or none is wanted."""
+    rounded = any(p.numel() >= SMALLEST for group in optimizer.param_groups for p in group["params"])
+    if spec.arm.is_fp32 or config.gradient_blocks == 0 or config.steps < 2 or not rounded:
+        return None
+    steps = min(config.steps, LONGEST)
+    return GradientSample(optimizer, blocks=config.gradient_blocks, steps=steps, min_size=SMALLEST)
+
+
+def own_prediction(sample: GradientSample, optimizer: AdamW, spec: RunSpec) -> dict[str, list[float]]:
+    """Stalled fraction of the update of each recorded step, by slot, for states stored as those of the optimizer."""
+    stored: dict[str, Any] = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            for state in optimizer.states(param):
+                if not state.quantizer.format.is_float32:
+                    stored.setdefault(state.slot.name, (state.quantizer, state.slot.coefficients(group)[0]))
+    out = {}
+    for slot, (quantizer, beta) in stored.items():
+        lost = sample.stalled(
+            quantizer.format, beta=beta, rounding=quantizer.rounding, slot=slot,  # type: ignore[arg-type]
+            scale_kind=quantizer.scaling.kind, period=spec.period,
+        )  # fmt: skip
+        out[slot] = np.round(lost, 4).tolist()
+    return out
