@@ -13,10 +13,11 @@ import torch
 
 from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, stall_probability
 from halfulp.cli.figure import PALETTE, figure, save
-from halfulp.theory.blocks import Blocks, draw_sizes, follow
+from halfulp.theory.blocks import Blocks, follow
 from halfulp.theory.chain import Chain
 from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.simulation import SCENARIOS, simulate
+from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.transient import transient
 
 FORMATS = ("bf16", "fp8", "fp4")

@@ -6,7 +6,8 @@ largest element: codes that stand still decay along with it, and are thrown abou
 
 What a jump gives back depends on which element jumps, so that the elements of a block are not independent given its
 scale. Their law is followed as an ensemble: blocks of independent elements, stored and rounded in each step, beside the
-same averages in full precision. Its figures are averages over the ensemble, with sampling errors of half a percent.
+same averages in full precision, in float32 as the library computes. Its figures are averages over the ensemble, and
+:attr:`BlockLaw.errors` says how sure they are: :func:`block_law` follows as many blocks as it takes.
 
 The ensemble also takes what was measured in a run: the sizes of gradients within its blocks, and how their scale went
 from step to step (:class:`Blocks` describes log-normal sizes of a constant scale).
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,11 +25,16 @@ import numpy.typing as npt
 
 from halfulp.formats import Format
 from halfulp.theory.drive import SQUARE, Drive
+from halfulp.theory.sizes import draw_sizes
 
-__all__ = ["BlockLaw", "Blocks", "block_law", "draw_sizes", "follow", "follow_gradients"]
+__all__ = ["BlockLaw", "Blocks", "block_law", "follow", "follow_gradients"]
 
 Array = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
 MOMENTS = ("stalled", "codes_stalled", "due", "lag", "zeros", "smallest", "root", "inverse_root", "inverse")
+ERRORS = ("stalled", "lag", "zeros")
+BATCH, MOST = 128, 8192
+"""Blocks that are followed at a time, which stay in a processor's cache, and in all."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +95,27 @@ class BlockLaw:
         and ``1 / v``, ``v`` in units of each element's scale.
     beta, drive
         Of the blocks.
+    errors
+        ``(len(ages), 3)``: standard errors of :attr:`stalled`, :attr:`lag` and :attr:`zeros` as figures of an infinite
+        ensemble, from the differences between blocks, which are independent.
+    paths
+        Blocks that were followed.
     """
 
     ages: npt.NDArray[np.int64]
     moments: Array
     beta: float
     drive: Drive
+    errors: Array
+    paths: int
 
     def moment(self, name: str) -> Array:
         """One of the columns of :attr:`moments` at each age."""
         return np.asarray(self.moments[:, MOMENTS.index(name)])
+
+    def error(self, name: str) -> Array:
+        """Standard error of ``"stalled"``, ``"lag"`` or ``"zeros"`` at each age."""
+        return np.asarray(self.errors[:, ERRORS.index(name)])
 
     @property
     def stalled(self) -> Array:
@@ -134,7 +151,9 @@ class BlockLaw:
         return self.moment("smallest")
 
 
-def block_law(blocks: Blocks, steps: int, *, paths: int = 128, seed: int = 0) -> BlockLaw:
+def block_law(
+    blocks: Blocks, steps: int, *, paths: int | None = None, precision: float = 0.01, seed: int = 0
+) -> BlockLaw:
     """Law of a state in blocks at every age from 0 to `steps`.
 
     Parameters
@@ -144,7 +163,11 @@ def block_law(blocks: Blocks, steps: int, *, paths: int = 128, seed: int = 0) ->
     steps
         Last age.
     paths
-        Blocks that are followed.
+        Blocks that are followed; by default as many times 128 as `precision` takes, at most 8192.
+    precision
+        Standard error of :attr:`~BlockLaw.stalled`, :attr:`~BlockLaw.lag` and :attr:`~BlockLaw.zeros` that is allowed
+        at any age. Even blocks have 0.01 with 128 or 256 of them; the lag of log-normal blocks, where one element makes
+        the sum, may take a thousand.
     seed
         Of the ensemble.
 
@@ -152,24 +175,44 @@ def block_law(blocks: Blocks, steps: int, *, paths: int = 128, seed: int = 0) ->
     --------
     >>> from halfulp.formats import get_format
     >>> law = block_law(Blocks(get_format("fp4", signed=False), 0.9, "stochastic", spread=1.0), 30)
-    >>> bool(0.5 < law.zeros[-1] < 0.9)
-    True
+    >>> bool(0.5 < law.zeros[-1] < 0.9), bool(law.errors.max() <= 0.01)
+    (True, True)
     """
-    if steps < 0 or paths < 1:
+    if steps < 0 or (paths is not None and paths < 1):
         raise ValueError(f"steps is not negative and paths positive, got steps={steps}, paths={paths}")
-    return _block_law(blocks, steps, paths, seed)
+    if not precision > 0:
+        raise ValueError(f"precision is a standard error above 0, e.g. 0.01; got {precision}")
+    return _block_law(blocks, steps, paths, precision, seed)
 
 
 @lru_cache(maxsize=64)
-def _block_law(blocks: Blocks, steps: int, paths: int, seed: int) -> BlockLaw:
-    return follow(blocks, draw_sizes(paths, blocks.block_size, blocks.spread, seed), np.ones(steps + 1), seed=seed)
+def _block_law(blocks: Blocks, steps: int, paths: int | None, precision: float, seed: int) -> BlockLaw:
+    laws: list[BlockLaw] = []
+    wanted = paths or MOST
+    while len(laws) * BATCH < wanted:
+        first = len(laws) * BATCH
+        sizes = draw_sizes(min(BATCH, wanted - first), blocks.block_size, blocks.spread, seed, first=first)
+        laws.append(follow(blocks, sizes, np.ones(steps + 1), seed=seed + 2 * first))
+        together = _together(laws)
+        if paths is None and together.errors.max() <= precision:
+            break
+    return together
 
 
-def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0) -> Array:
-    """Log-normal ``sigma`` of the elements of blocks, ``(paths, block_size)``; blocks at all phases of an octave."""
-    rng = np.random.default_rng(seed)
-    phases = 2 ** rng.permutation((np.arange(paths) + 0.5) / paths)
-    return np.asarray(phases[:, None] * np.exp(spread * rng.standard_normal((paths, block_size))))
+def _together(laws: list[BlockLaw]) -> BlockLaw:
+    """One ensemble of several."""
+    if len(laws) == 1:
+        return laws[0]
+    law, shares = laws[0], np.array([x.paths for x in laws], dtype=np.float64)
+    shares /= shares.sum()
+    moments = np.tensordot(shares, [x.moments for x in laws], axes=1)
+    degree, column = 1 if law.drive.nonnegative else 2, MOMENTS.index("lag")
+    ratios = np.exp(degree * np.array([x.lag for x in laws]))
+    moments[:, column] = np.log(shares @ ratios) / degree
+    weights = np.repeat(shares[:, None, None], len(ERRORS), axis=2) * np.ones((1, len(law.ages), 1))
+    weights[:, :, ERRORS.index("lag")] *= ratios / (shares @ ratios)
+    errors = np.sqrt(np.square(weights * np.array([x.errors for x in laws])).sum(axis=0))
+    return replace(law, moments=moments, errors=errors, paths=sum(x.paths for x in laws))
 
 
 def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> BlockLaw:
@@ -190,9 +233,9 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
     ensemble = _Ensemble(blocks, sizes, seed)
     power = 2 if blocks.drive.nonnegative else 1
 
-    def inputs(level: Array) -> Array:
-        noise = blocks.drive.sample(ensemble.rng, sizes.size).reshape(sizes.shape)
-        return np.asarray(ensemble.size * np.reshape(level, (-1, 1)) ** power * noise)
+    def inputs(level: Array) -> Single:
+        factor = np.asarray(np.reshape(level, (-1, 1)) ** power, dtype=np.float32)
+        return np.asarray(_draw(blocks.drive, ensemble.rng, sizes.shape) * ensemble.size * factor)
 
     return ensemble.law(inputs(level) for level in levels)
 
@@ -224,82 +267,143 @@ def follow_gradients(
     True
     """
     squares = blocks.drive.nonnegative
-    return _Ensemble(blocks, sizes, seed).law((g * g if squares else g for g in gradients), period)
+    ensemble = _Ensemble(blocks, sizes, seed)
+    scaled = ((g * ensemble.unit).astype(np.float32) for g in gradients)
+    return ensemble.law((g * g if squares else g for g in scaled), period)
 
 
 class _Ensemble:
-    """Stored values of all elements, the scales of their blocks, and the same averages in full precision."""
+    """Stored values of all elements, the scales of their blocks, and the same averages in full precision.
+
+    All in float32, as the library computes, each block in units of a power of two near its largest gradient.
+    """
 
     def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
-        self.blocks, self.rng = blocks, np.random.default_rng(seed + 1)
-        self.size = sizes ** (2 if blocks.drive.nonnegative else 1)
+        self.blocks, self.rng = blocks, np.random.Generator(np.random.SFC64(seed + 1))
+        largest = np.abs(sizes).max(axis=1, keepdims=True)
+        power = 2 if blocks.drive.nonnegative else 1
+        self.unit = np.exp2(-np.floor(np.log2(np.where(largest > 0, largest, 1.0))))
+        self.size = ((sizes * self.unit) ** power).astype(np.float32)
+        self.inverse_size = 1 / np.maximum(self.size, np.float32(1e-37))
+        self.ones = np.ones(sizes.shape[1], dtype=np.float32)
         self.zero()
-        if blocks.format.scaled:
-            grid = np.array(blocks.format.grid())
+        fmt = blocks.format
+        if fmt.kind == "codebook":
+            grid = np.array(fmt.grid(), dtype=np.float32)
             self.levels = grid[grid >= 0] if blocks.drive.nonnegative else grid
             self.splits = (self.levels[1:] + self.levels[:-1]) / 2
-            if blocks.zero_floor and blocks.drive.nonnegative:
-                self.splits[0] = 0.0
 
     def zero(self) -> None:
         """Start afresh."""
         self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
 
-    def law(self, inputs: Iterable[Array], period: int | None = None) -> BlockLaw:
+    def law(self, inputs: Iterable[Single], period: int | None = None) -> BlockLaw:
         """Figures at every age, from what is averaged at each step."""
-        rows, ages = [], []
+        rows, errors, ages = [], [], []
         for step, x in enumerate(inputs):
             ages.append(step % period if period else step)
             if ages[-1] == 0:
                 self.zero()
-            rows.append(self.advance(x))
-        return BlockLaw(np.array(ages), np.array(rows), self.blocks.beta, self.blocks.drive)
+            row, error = self.advance(x)
+            rows.append(row)
+            errors.append(error)
+        return BlockLaw(
+            np.array(ages), np.array(rows), self.blocks.beta, self.blocks.drive, np.array(errors), len(self.size)
+        )
 
-    def advance(self, inputs: Array) -> Array:
-        """Figures of the state of this age and of the update that it meets, which is done."""
-        seen = self._observe()
-        beta = self.blocks.beta
-        step = (1 - beta) * inputs
-        successor = beta * self.value + step
-        self.exact = beta * self.exact + step
+    def advance(self, inputs: Single) -> tuple[list[float], list[float]]:
+        """Figures of the state of this age and of the update that it meets, which is done; and their errors."""
+        seen, errors = self._observe()
+        beta = np.float32(self.blocks.beta)
+        step = np.float32(1 - self.blocks.beta) * inputs
+        successor = beta * self.value
+        successor += step
+        self.exact *= beta
+        self.exact += step
         value, code = self._store(successor)
         due = successor != self.value
-        count = int(due.sum())
-        updates = max(count, 1)
-        stalled = ((value == self.value) & due).sum() / updates, ((code == self.code) & due).sum() / updates
+        counts = self._by_block(due)
+        updates = max(float(counts.sum()), 1.0)
+        lost = self._by_block((value == self.value) & due)
+        stalled = float(lost.sum()) / updates
+        codes_stalled = np.count_nonzero((code == self.code) & due) / updates
         self.value, self.code = value, code
-        return np.concatenate([stalled, [count / due.size], seen])
+        error = float(np.linalg.norm(lost - stalled * counts)) / updates
+        return [stalled, codes_stalled, updates / due.size, *seen], [error, *errors]
 
-    def _store(self, y: Array) -> tuple[Array, Array]:
+    def _by_block(self, x: npt.NDArray[np.bool_]) -> Array:
+        return np.asarray((x.astype(np.float32) @ self.ones).astype(np.float64))
+
+    def _store(self, y: Single) -> tuple[Single, Single]:
         """Rounded values and their codes (in units of the scale)."""
-        fmt, dice = self.blocks.format, self.blocks.rounding == "stochastic"
+        fmt = self.blocks.format
         if not fmt.scaled:
-            unit = np.exp2(np.floor(np.log2(np.where(y == 0, 1.0, np.abs(y)))) - fmt.mantissa_bits)
-            code = np.floor(y / unit + self.rng.random(y.shape)) if dice else np.rint(y / unit)
-            return code * unit, code * unit
-        largest = np.abs(y).max(axis=1, keepdims=True)
-        scale = largest / fmt.reach
+            code = self._round(y)
+            return code, code
+        largest = (y if self.blocks.drive.nonnegative else np.abs(y)).max(axis=1, keepdims=True)
+        scale = largest / np.float32(fmt.reach)
         if self.blocks.scale_kind == "pow2":
-            scale = np.exp2(np.ceil(np.log2(np.where(scale > 0, scale, 1.0))))
-        z = y / np.where(largest > 0, scale, 1.0)
-        if dice:
-            low = np.clip(np.searchsorted(self.levels, z, side="right") - 1, 0, len(self.levels) - 2)
-            share = (z - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
-            code = self.levels[low + (self.rng.random(z.shape) < share)]
-        else:
-            code = self.levels[np.searchsorted(self.splits, z)]
-        return code * np.where(largest > 0, scale, 0.0), code
+            scale = np.exp2(np.ceil(np.log2(np.where(scale > 0, scale, np.float32(1)))))
+        z = y * np.where(largest > 0, 1 / np.where(largest > 0, scale, np.float32(1)), np.float32(0))
+        code = self._level(z) if fmt.kind == "codebook" else self._round(z)
+        if self.blocks.zero_floor and self.blocks.drive.nonnegative and self.blocks.rounding == "nearest":
+            np.copyto(code, np.float32(fmt.smallest), where=(code == 0) & (z > 0))
+        return code * np.where(largest > 0, scale, np.float32(0)), code
 
-    def _observe(self) -> Array:
-        power = 1 if self.blocks.drive.nonnegative else 2
-        stored, exact = (np.sum(np.abs(x) ** power, axis=1) for x in (self.value, self.exact))
-        lag = math.log(np.mean(stored / exact)) / power if exact.all() else 0.0
-        relative = self.value / self.size
-        positive = relative > 0
-        safe = np.where(positive, relative, 1.0)
-        root = np.sqrt(safe)
-        zeros, smallest = np.mean(self.value == 0), 0.0
+    def _round(self, z: Single) -> Single:
+        """On the grid of a float or integer format: adding a large number and taking it off rounds to its spacing."""
+        fmt = self.blocks.format
+        spacing: Single | np.float32 = np.float32(1)
+        if fmt.kind == "float":
+            octave = (z.view(np.int32) & 0x7F800000).view(np.float32)
+            if fmt.scaled:
+                np.maximum(octave, np.float32(2.0**fmt.min_exponent), out=octave)
+            spacing = octave * np.float32(fmt.epsilon)
+        if self.blocks.rounding == "stochastic":
+            dither = self.rng.random(z.shape, dtype=np.float32)
+            dither -= np.float32(0.5)
+            dither *= spacing
+            z = z + dither
+        large = spacing * np.float32(1.5 * 2**23)
+        return np.asarray((z + large) - large)
+
+    def _level(self, z: Single) -> Single:
+        """Among the levels of a codebook."""
+        if self.blocks.rounding == "nearest":
+            return np.asarray(self.levels[np.searchsorted(self.splits, z)])
+        low = np.clip(np.searchsorted(self.levels, z, side="right") - 1, 0, len(self.levels) - 2)
+        share = (z - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
+        return np.asarray(self.levels[low + (self.rng.random(z.shape, dtype=np.float32) < share)])
+
+    def _observe(self) -> tuple[list[float], list[float]]:
+        """Figures of the stored values, and the standard errors of lag and zeros."""
+        blocks, degree = len(self.value), 1 if self.blocks.drive.nonnegative else 2
+        stored, exact = ((x if degree == 1 else x * x) @ self.ones for x in (self.value, self.exact))
+        lag = lag_error = 0.0
+        if exact.all():
+            ratio = stored.astype(np.float64) / exact
+            mean = max(float(ratio.mean()), 1e-300)
+            lag = math.log(mean) / degree
+            lag_error = float(ratio.std()) / (mean * degree * math.sqrt(blocks))
+        empty = self._by_block(self.value == 0) / self.value.shape[1]
+        zeros, zeros_error = float(empty.mean()), float(empty.std()) / math.sqrt(blocks)
+        smallest = 0.0
         if self.blocks.format.scaled:
-            smallest = np.mean(np.abs(self.code) == self.blocks.format.smallest)
-        moments = (np.mean(positive * m) for m in (root, 1 / root, 1 / safe))
-        return np.array([lag, zeros, smallest, *moments])
+            smallest = np.count_nonzero(np.abs(self.code) == np.float32(self.blocks.format.smallest)) / self.code.size
+        relative = self.value * self.inverse_size
+        positive = relative > 0
+        inverse = np.divide(np.float32(1), relative, out=np.zeros_like(relative), where=positive)
+        np.maximum(relative, np.float32(0), out=relative)
+        moments = (float(m.mean(dtype=np.float64)) for m in (np.sqrt(relative), np.sqrt(inverse), inverse))
+        return [lag, zeros, smallest, *moments], [lag_error, zeros_error]
+
+
+def _draw(drive: Drive, rng: np.random.Generator, shape: tuple[int, ...]) -> Single:
+    """Inputs in units of their scale."""
+    if drive.dof != 1 or drive.mixture != ((1.0, 1.0),):
+        return drive.sample(rng, math.prod(shape)).reshape(shape).astype(np.float32)
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    if drive.nonnegative:
+        noise *= noise
+        return noise
+    return noise + np.float32(drive.ratio) if drive.ratio else noise

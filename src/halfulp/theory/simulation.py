@@ -6,17 +6,21 @@ updated in fp32 and encoded again, as an optimizer does; beside it runs the same
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from halfulp.quantizer import Quantizer
 from halfulp.rounding import decode, unpack4
 
-__all__ = ["SCENARIOS", "Snapshot", "simulate"]
+__all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
 
 SCENARIOS: dict[str, Callable[[float], float]] = {
     "stationary": lambda x: 1.0,
@@ -142,6 +146,77 @@ def simulate(
         exact = beta * exact + (1 - beta) * drive.double()
         yield _snapshot(quantizer, step, level, stored, new, successor, codes, new_codes, exact, square)
         codes, scale = new_codes, new_scale
+
+
+class Simulated(NamedTuple):
+    """Figures of many simulated blocks; row ``t - 1`` is age ``t``.
+
+    Parameters
+    ----------
+    figures
+        ``(ages, 3)``: stalled fraction of the update that a state of this age meets, lag and share of zeros of the
+        state, as :class:`~halfulp.theory.blocks.BlockLaw` has them.
+    errors
+        Their standard errors, from the differences between ensembles of 128 blocks.
+    blocks
+        How many were simulated.
+    """
+
+    figures: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+    blocks: int
+
+
+def simulate_blocks(
+    quantizer: Quantizer,
+    *,
+    beta: float,
+    steps: int,
+    slot: str = "exp_avg_sq",
+    spread: float = 0.0,
+    precision: float = 0.005,
+    most: int = 8192,
+    seed: int = 0,
+) -> Simulated:
+    """Simulate ensembles of 128 blocks, at least 8 of them, until the standard errors are small at every age.
+
+    Parameters
+    ----------
+    quantizer, beta, slot, spread
+        As of :func:`simulate`.
+    steps
+        Last age.
+    precision
+        Standard error of stalled fraction, lag and share of zeros that is allowed.
+    most
+        Blocks after which it ends.
+    seed
+        Of sizes, gradients and rounding.
+
+    Examples
+    --------
+    >>> run = simulate_blocks(Quantizer("float8_e4m3fn"), beta=0.9, steps=5, precision=0.02)
+    >>> run.figures.shape, run.blocks
+    ((5, 3), 1024)
+    """
+    degree = 1 if slot == "exp_avg_sq" else 2
+    ensembles: list[list[tuple[float, float, float]]] = []
+    while True:
+        run = simulate(
+            quantizer, beta=beta, steps=steps + 1, slot=slot, coordinates=128 * quantizer.scaling.block_size,
+            spread=spread, seed=1_000_000 + 7919 * seed + 2 * len(ensembles),
+        )  # fmt: skip
+        pairs = itertools.pairwise(run)  # a snapshot shows an update, and the state after it
+        ensembles.append([(update.stalled, state.ratio**degree, state.zeros) for state, update in pairs])
+        count = len(ensembles)
+        if count < 8:
+            continue
+        figures = np.mean(ensembles, axis=0)
+        errors = np.std(ensembles, axis=0, ddof=1) / math.sqrt(count)
+        ratio = np.maximum(figures[:, 1], 1e-12)
+        figures[:, 1], errors[:, 1] = np.log(ratio) / degree, errors[:, 1] / ratio / degree
+        if errors.max(initial=0.0) <= precision or count * 128 >= most:
+            return Simulated(figures, errors, count * 128)
 
 
 def _in_units(codes: Tensor, quantizer: Quantizer) -> Tensor:

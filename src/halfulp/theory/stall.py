@@ -127,7 +127,7 @@ def _chain_curve(fmt: Format, beta: float, rounding: str, slot: Slot, last: int)
         from halfulp.theory.blocks import Blocks, block_law
 
         steps = 1 << max(last, 63).bit_length()  # kept by length: few lengths, few computations
-        blocks = block_law(Blocks(fmt, beta, rounding, drive), steps)
+        blocks = block_law(Blocks(fmt, beta, rounding, drive), steps, paths=128)
         return blocks.ages.astype(np.float64), blocks.stalled
     law = transient(Chain(fmt, beta, rounding, drive), last)
     return law.ages.astype(np.float64), law.stalled
