@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import halfulp
+from halfulp import _log
 from test_conventions import CLASSES, assert_same, build, everything, model, run, set_grads
 
 NAN, INF = float("nan"), float("inf")
@@ -109,12 +111,23 @@ def test_an_overflowing_square_is_left_out() -> None:
         ({"nonfinite": "ignore"}, ValueError, "nonfinite is 'skip' or 'raise', got 'ignore'"),
         ({"backend": "cuda"}, ValueError, "backend is None or one of"),
         ({"reset": -1}, ValueError, "a reset period is at least 1 step, got -1"),
-        ({"lr": -1.0}, ValueError, "lr must not be negative, got -1.0"),
+        ({"lr": -1.0}, ValueError, "lr must not be negative, and finite; got -1.0"),
+        ({"lr": NAN}, ValueError, "lr must not be negative, and finite; got nan"),
+        ({"lr": "1e-3"}, ValueError, "lr must be a number .*, got '1e-3' .YAML reads 1e-3 as text"),
+        ({"lr": None}, ValueError, "lr must be a number or a tensor of one element, got None"),
+        ({"lr": torch.ones(2)}, ValueError, "lr must be a number or a tensor of one element, got tensor"),
+        ({"betas": 0.9}, ValueError, "betas are two numbers in .*, got 0.9"),
+        ({"betas": ("0.9", 0.99)}, ValueError, "each of betas must be a number .*, got '0.9'"),
+        ({"betas": (0.9, NAN)}, ValueError, "betas are two numbers in .*nan"),
+        ({"eps": NAN}, ValueError, "eps must not be negative, and finite; got nan"),
+        ({"weight_decay": "0"}, ValueError, "weight_decay must be a number"),
+        ({"min_size": -1}, ValueError, "min_size is a number of elements, 0 to quantize everything; got -1"),
+        ({"min_size": "4096"}, ValueError, "min_size is a number of elements.*got '4096'"),
+        ({"keep_fp32": 3}, ValueError, "keep_fp32 is a name pattern or a list of them, got 3"),
         ({"betas": (0.9, 1.0)}, ValueError, r"betas are two numbers in \[0, 1\)"),
         ({"betas": (0.9,)}, ValueError, r"betas are two numbers in \[0, 1\)"),
         ({"eps": -1e-8}, ValueError, "eps must not be negative"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must not be negative"),
-        ({"differentiable": True}, ValueError, "does not support differentiable=True"),
         ({"stat": "fp8"}, TypeError, "unknown arguments .*Did you mean 'state'?"),
         ({"keep_fp32": ["*.norm"]}, ValueError, "patterns need names"),
         ({"seed": "zero"}, ValueError, "seed is an integer, got 'zero'"),
@@ -156,6 +169,65 @@ def test_bad_groups_are_refused_whole(group: dict[str, Any], message: str) -> No
 def test_parameters_of_other_dtypes(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="parameters are float32, bfloat16 or float16"):
         halfulp.AdamW([nn.Parameter(torch.ones(4, 4, dtype=dtype))])
+
+
+def test_sparse_parameters() -> None:
+    with pytest.raises(ValueError, match=r"parameters are dense; got one of layout torch.sparse_coo"):
+        halfulp.AdamW([nn.Parameter(torch.eye(4).to_sparse())])
+
+
+def test_parameters_without_memory_are_counted_but_make_no_step() -> None:
+    p = nn.Parameter(torch.zeros(64, 64, device="meta"))
+    optimizer = halfulp.AdamW([p], state="bf16")
+    assert optimizer.memory().total == 2 * 2 * 64 * 64
+    p.grad = torch.zeros_like(p)
+    with pytest.raises(RuntimeError, match=r"parameter 0 is on the meta device: give the model memory first"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", halfulp.optim.OPTIMIZERS)
+@pytest.mark.parametrize("key", ["foreach", "fused", "capturable", "differentiable"])
+def test_switches_of_torch(optimizer: Any, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What only says how to compute is ignored, and said; what would change results is refused when asked for."""
+    _log._said.clear()
+    params = [nn.Parameter(torch.ones(4, 4))]
+    assert key not in optimizer(params, **{key: None}).param_groups[0]
+    if key in ("capturable", "differentiable"):
+        optimizer(params, **{key: False})
+        with pytest.raises(ValueError, match=f"halfulp.{optimizer.__name__} does not support {key}=True"):
+            optimizer(params, **{key: True})
+    else:
+        with caplog.at_level(logging.INFO, logger="halfulp"):
+            optimizer(params, **{key: True})
+        assert f"halfulp.{optimizer.__name__} ignores {key}=True" in caplog.text
+
+
+@pytest.mark.parametrize("optimizer", halfulp.optim.OPTIMIZERS)
+def test_rates_that_are_no_numbers(optimizer: Any) -> None:
+    for lr in (-1.0, NAN, INF, "1e-3", None, True, torch.ones(2)):
+        with pytest.raises(ValueError, match="lr must"):
+            optimizer([nn.Parameter(torch.ones(4, 4))], lr=lr)
+
+
+def test_a_pattern_that_fits_no_name_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _log._said.clear()
+    halfulp.AdamW(model().named_parameters(), keep_fp32=["*.weight", "*.norm9"])
+    assert "keep_fp32 pattern '*.norm9' fits no parameter name (0.weight, 0.bias, 2.weight ...)" in caplog.text
+    assert "*.weight" not in caplog.text
+
+
+def test_parameters_of_others() -> None:
+    """Put into the list behind the optimizer's back, or never there."""
+    optimizer = build("AdamW", model().parameters())
+    run(optimizer, 1)
+    stranger = nn.Parameter(torch.ones(3, 7))
+    stranger.grad = torch.ones(3, 7)
+    for ask in (optimizer.states, optimizer.coefficients, lambda p: optimizer.step_parameters([p])):
+        with pytest.raises(KeyError, match=r"shape \(3, 7\) is no parameter of this optimizer; .*add_param_group"):
+            ask(stranger)
+    optimizer.param_groups[0]["params"].append(stranger)
+    with pytest.raises(KeyError, match=r"shape \(3, 7\) is no parameter of this optimizer"):
+        optimizer.step()
 
 
 def test_nesterov_needs_momentum() -> None:

@@ -7,6 +7,10 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+
+import halfulp
+
 SCRIPT = """
 import json, sys, time
 import torch
@@ -29,3 +33,10 @@ def test_import_time_and_modules() -> None:
     assert statistics.median(times) < 0.2
     optional = {"matplotlib", "plotly", "transformers", "tokenizers", "datasets", "pyarrow", "triton", "typer", "rich"}
     assert not modules & optional
+
+
+@pytest.mark.parametrize("name", halfulp._PACKAGES)
+def test_packages_are_there_after_the_import_alone(name: str) -> None:
+    code = f"import halfulp; assert '{name}' in dir(halfulp); print(halfulp.{name}.__name__)"
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == f"halfulp.{name}\n"

@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halfulp import averaging as averaging
+    from halfulp import checkpoint as checkpoint
+    from halfulp import formats as formats
+    from halfulp import kernels as kernels
+    from halfulp import monitor as monitor
+    from halfulp import optim as optim
+    from halfulp import schedules as schedules
+    from halfulp import theory as theory
+    from halfulp import wrappers as wrappers
     from halfulp.autodrop import AutoDrop as AutoDrop
     from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
     from halfulp.checkpoint.files import load_optimizer as load_optimizer
@@ -149,12 +157,15 @@ _HOME = {
     "stall_probability": "theory.stall",
 }
 
+_PACKAGES = ("averaging", "checkpoint", "formats", "kernels", "monitor", "optim", "schedules", "theory", "wrappers")
+"""Modules that are there after ``import halfulp`` alone; an import of them binds their name."""
+
 __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "averaging":
-        return importlib.import_module("halfulp.averaging")
+    if name in _PACKAGES:
+        return importlib.import_module(f"halfulp.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'halfulp' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"halfulp.{_HOME[name]}"), name)
@@ -163,4 +174,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_PACKAGES})

@@ -144,8 +144,13 @@ class RuleOptimizer(RuleGroups):
         bad = None
         for p in params:
             assert p.grad is not None
-            if p.grad.is_sparse:
+            if p.grad.layout != torch.strided:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
+            if p.is_meta:
+                raise RuntimeError(
+                    f"{self.registry[p].label} is on the meta device: give the model memory first "
+                    "(model.to_empty(device=...)), and build the optimizer then"
+                )
             if self.nonfinite == "raise" and bad is None and not bool(torch.isfinite(local(p.grad)).all()):
                 bad = self.registry[p].label
         if self.nonfinite == "raise" and agree(bad is not None, params):

@@ -7,6 +7,8 @@ stays in fp32 and why, bytes.
 from __future__ import annotations
 
 import difflib
+import fnmatch
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +19,12 @@ from halfulp._log import log_once
 from halfulp.distributed import is_sharded, local, local_state_shape
 from halfulp.kernels import dispatch
 from halfulp.memory import MemoryReport, MemoryRow
-from halfulp.options import GROUP_DEFAULTS, NOT_GROUP, Options
+from halfulp.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.quantizer import Quantizer
 from halfulp.registry import Registry
 from halfulp.resets import as_schedule
 from halfulp.rules.base import Rule
+from halfulp.rules.hyper import as_number
 from halfulp.rules.transforms import check_transforms, compose
 from halfulp.state import StateSlot
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
@@ -37,6 +40,7 @@ class RuleGroups(Optimizer):
     rule: ClassVar[Rule]
 
     def __init__(self, params: Any, hyper: dict[str, Any], **options: Any) -> None:
+        options = without_torch_switches(type(self).__name__, options)
         unknown = set(options) - set(Options.__annotations__)
         if unknown:
             known = [*hyper, *Options.__annotations__]
@@ -55,6 +59,10 @@ class RuleGroups(Optimizer):
         super().__init__(params, {**hyper, **GROUP_DEFAULTS, **options})
         if self.storage.keep_fp32 and not any("param_names" in g for g in self.param_groups):
             raise ValueError("keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()")
+        names = [name for g in self.param_groups for name in g.get("param_names", ())]
+        for pattern in self.storage.keep_fp32:
+            if not fnmatch.filter(names, pattern):
+                log_once(f"keep_fp32 pattern {pattern!r} fits no parameter name ({', '.join(names[:3])} ...)", level=30)
 
     def _start_caches(self) -> None:
         self._registry: Registry | None = None
@@ -88,8 +96,8 @@ class RuleGroups(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ``ValueError`` for values of a group that cannot work; rules extend it."""
-        if float(group["lr"]) < 0:
-            raise ValueError(f"lr must not be negative, got {group['lr']}")
+        if not 0.0 <= as_number("lr", group["lr"]) < math.inf:
+            raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
         if group["param_rounding"] not in ("nearest", "stochastic"):
             raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
         if not isinstance(group["seed"], int):
@@ -182,3 +190,5 @@ def _check_param(param: Tensor) -> None:
             f"parameters are float32, bfloat16 or float16 (the arithmetic is fp32); got {param.dtype} of shape "
             f"{tuple(param.shape)}"
         )
+    if param.layout != torch.strided:
+        raise ValueError(f"parameters are dense; got one of layout {param.layout}: give param.to_dense() to the model")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-__all__ = ["GROUP_DEFAULTS", "NOT_GROUP", "STORAGE_KEYS", "Options"]
+from halfulp._log import log_once
+
+__all__ = ["GROUP_DEFAULTS", "NOT_GROUP", "STORAGE_KEYS", "Options", "TorchOptions", "without_torch_switches"]
 
 STORAGE_KEYS = ("state", "rounding", "reset", "param_rounding", "seed")
 """Group keys that say how states are kept; hyper-parameters are all others."""
@@ -31,6 +33,15 @@ class Options(TypedDict, total=False):
     transforms: Sequence[Any]
 
 
+class TorchOptions(Options, total=False):
+    """Those of :class:`Options`, and the arguments of torch.optim that say how it computes."""
+
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
+
+
 GROUP_DEFAULTS: Options = {
     "state": "8bit",
     "rounding": "stochastic",
@@ -41,3 +52,28 @@ GROUP_DEFAULTS: Options = {
     "maximize": False,
 }
 NOT_GROUP = ("scale", "block_size", "min_size", "keep_fp32", "zero_floor", "nonfinite", "backend", "transforms")
+
+
+def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without torch's own: those that mean nothing here are said once, those that change results refused.
+
+    Parameters
+    ----------
+    name
+        Of the optimizer, for messages.
+    options
+        Keyword arguments, of which a copy is returned.
+
+    Raises
+    ------
+    ValueError
+        ``capturable=True`` or ``differentiable=True``.
+    """
+    kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "capturable", "differentiable")}
+    for key in ("capturable", "differentiable"):
+        if options.get(key):
+            raise ValueError(f"halfulp.{name} does not support {key}=True: leave it out")
+    for key in ("foreach", "fused"):
+        if options.get(key) is not None:
+            log_once(f"halfulp.{name} ignores {key}={options[key]}: its kernels are chosen by backend=")
+    return kept

@@ -44,7 +44,13 @@ class Registry:
         return len(self._places)
 
     def __getitem__(self, param: Tensor) -> Place:
-        return self._places[param]
+        try:
+            return self._places[param]
+        except KeyError:
+            raise KeyError(
+                f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer; "
+                "optimizer.add_param_group({'params': [...]}) adds some"
+            ) from None
 
     def __contains__(self, param: object) -> bool:
         return param in self._places

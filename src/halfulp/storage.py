@@ -46,6 +46,10 @@ class StorageOptions:
     def __post_init__(self) -> None:
         if isinstance(self.keep_fp32, str):
             object.__setattr__(self, "keep_fp32", (self.keep_fp32,))
+        if not isinstance(self.keep_fp32, (tuple, list)) or not all(isinstance(p, str) for p in self.keep_fp32):
+            raise ValueError(f"keep_fp32 is a name pattern or a list of them, got {self.keep_fp32!r}")
+        if not isinstance(self.min_size, int) or self.min_size < 0:
+            raise ValueError(f"min_size is a number of elements, 0 to quantize everything; got {self.min_size!r}")
 
 
 def slot_quantizers(

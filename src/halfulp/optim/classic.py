@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from halfulp._log import log_once
 from halfulp.engine import RuleOptimizer
-from halfulp.options import Options
+from halfulp.options import TorchOptions
 from halfulp.rules.adam import ADAM, AMSGRAD
 from halfulp.rules.base import Rule
+from halfulp.rules.hyper import as_number
 from halfulp.rules.momentum import LION
 from halfulp.rules.momentum import SGD as SGD_RULE
 
@@ -19,35 +20,17 @@ __all__ = ["SGD", "Adam", "AdamW", "Lion"]
 
 
 def _check_betas(group: dict[str, Any]) -> None:
-    if len(group["betas"]) != 2 or not all(0.0 <= b < 1.0 for b in group["betas"]):
-        raise ValueError(f"betas are two numbers in [0, 1), got {group['betas']}")
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas are two numbers in [0, 1), got {betas!r}")
+    if not all(0.0 <= as_number("each of betas", b) < 1.0 for b in betas):
+        raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
 
 
 def _check_range(group: dict[str, Any], *names: str) -> None:
     for name in names:
-        if group[name] < 0:
-            raise ValueError(f"{name} must not be negative, got {group[name]}")
-
-
-class TorchOptions(Options, total=False):
-    """Those of :class:`~halfulp.options.Options`, and the arguments of torch.optim that say how it computes."""
-
-    foreach: bool | None
-    fused: bool | None
-    capturable: bool
-    differentiable: bool
-
-
-def _torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are ours. Torch's that mean nothing here are said once; that would change results: refused."""
-    for key in ("capturable", "differentiable"):
-        if options.pop(key, False):
-            raise ValueError(f"halfulp.{name} does not support {key}=True")
-    for key in ("foreach", "fused"):
-        choice = options.pop(key, None)
-        if choice is not None:
-            log_once(f"halfulp.{name} ignores {key}={choice}: its kernels are chosen by backend=")
-    return options
+        if not 0.0 <= as_number(name, group[name]) < math.inf:
+            raise ValueError(f"{name} must not be negative, and finite; got {group[name]}")
 
 
 class Adam(RuleOptimizer):
@@ -84,7 +67,7 @@ class Adam(RuleOptimizer):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
-        super().__init__(params, hyper, **_torch_switches(type(self).__name__, {**options}))
+        super().__init__(params, hyper, **options)
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
         """AMSGrad's in groups with ``amsgrad=True``."""
@@ -148,7 +131,7 @@ class SGD(RuleOptimizer):
         hyper = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
         }  # fmt: skip
-        super().__init__(params, hyper, **_torch_switches("SGD", {**options}))
+        super().__init__(params, hyper, **options)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -177,7 +160,7 @@ class Lion(RuleOptimizer):
         lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
-        **options: Unpack[Options],
+        **options: Unpack[TorchOptions],
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, **options)
 

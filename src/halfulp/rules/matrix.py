@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,21 +53,15 @@ class MuonHyper(HyperParameters):
     eps: float = 1e-8
     fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*")
 
+    free: ClassVar[tuple[str, ...]] = ("ns_coefficients", "fallback")
+
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperParameters`."""
+        super().check()
         if self.adjust_lr_fn not in ("match_rms_adamw", "original"):
             raise ValueError(f"adjust_lr_fn is 'match_rms_adamw' or 'original', got {self.adjust_lr_fn!r}")
         if len(self.ns_coefficients) != 3 or not all(isinstance(p, str) for p in self.fallback):
             raise ValueError("ns_coefficients are three numbers, fallback a list of name patterns")
-        replace(self, ns_coefficients=MuonHyper.ns_coefficients, fallback=MuonHyper.fallback)._check_numbers()
-
-    def _check_numbers(self) -> None:
-        for name in ("lr", "weight_decay", "ns_eps", "eps", "ns_steps"):
-            if float(getattr(self, name)) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for value in (self.momentum, *self.betas):
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"momentum and betas are in [0, 1), got {self.momentum} and {self.betas}")
 
 
 def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
