@@ -1,9 +1,10 @@
 """A published battery (dieharder, `apt install dieharder`) on the random streams as the optimizers use them.
 
-Four orders of the same words, each piped into every test:
+Five orders of the same words, each piped into every test:
 
 elements     one tensor of 2**22 elements, element after element, then the next step
-small        16 elements of a small tensor in each step, for two slots in turn, step after step
+small        16 elements of a small tensor in each step, for two lanes in turn, step after step
+lanes        the lanes of two states and of the parameter in turn, element after element
 parameters   the first 16 elements of one parameter after the other, in one step, then the next step
 steps        a single element, step after step
 
@@ -28,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.rng import GOLDEN, MULTIPLIERS, hash_elements, slot_id, stream_keys
+from halfulp.rng import GOLDEN, LANES, MULTIPLIERS, hash_elements, slot_id, stream_keys
 
 Words = npt.NDArray[np.uint32]
 TESTS = {
@@ -40,12 +41,12 @@ TESTS = {
 WITH_TUPLE = {200: "4", 203: "16"}
 
 
-def words(keys: npt.NDArray[np.uint32], count: int, bare: bool) -> Words:
+def words(keys: npt.NDArray[np.uint32], count: int, bare: bool, lane: int = 0) -> Words:
     """Words of the first `count` elements under each key, shape ``(keys, count)``."""
     index = np.arange(count, dtype=np.uint32)
     x = (index if bare else index * np.uint32(GOLDEN)) ^ keys[:, :1]
     x = (x ^ (x >> np.uint32(16))) * np.uint32(MULTIPLIERS[0]) + keys[:, 1:]
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(MULTIPLIERS[1])
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(LANES[lane])
     return x ^ (x >> np.uint32(15))
 
 
@@ -55,10 +56,15 @@ def elements(bare: bool) -> Iterator[Words]:
 
 
 def small(bare: bool) -> Iterator[Words]:
-    slots = [slot_id("exp_avg"), slot_id("exp_avg_sq")]
     for start in itertools.count(1, 1 << 14):
-        keys = stream_keys(0, 3, [slots], np.arange(start, start + (1 << 14))[:, None])
-        yield words(keys.reshape(-1, 2), 16, bare)
+        keys = stream_keys(0, 3, slot_id("optimizer"), np.arange(start, start + (1 << 14)))
+        yield np.concatenate([words(keys, 16, bare, lane) for lane in (1, 2)], axis=1)
+
+
+def lanes(bare: bool) -> Iterator[Words]:
+    for step in itertools.count(1):
+        keys = stream_keys(0, 3, slot_id("optimizer"), [step])
+        yield np.stack([words(keys, 1 << 21, bare, lane) for lane in (1, 2, 0)], axis=-1)
 
 
 def parameters(bare: bool) -> Iterator[Words]:
@@ -71,7 +77,7 @@ def steps(bare: bool) -> Iterator[Words]:
         yield words(stream_keys(0, 3, slot_id("exp_avg_sq"), np.arange(start, start + (1 << 18))), 1, bare)
 
 
-ORDERS = {f.__name__: f for f in (elements, small, parameters, steps)}
+ORDERS = {f.__name__: f for f in (elements, small, lanes, parameters, steps)}
 
 
 def run(order: str, test: int, bare: bool) -> list[tuple[str, float, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from halfulp.formats import FORMATS, FRIENDLY, resolve_name
 from halfulp.kernels.work import Work
 from halfulp.quantizer import Quantizer
-from halfulp.rng import slot_id, stream_keys
+from halfulp.rng import lanes, slot_id, stream_keys
 from halfulp.rules.adam import ADAM
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule, fp32
@@ -285,9 +285,9 @@ def set_step(case: Case, work: Work, step: int) -> None:
     hyper = {**HYPER[case.rule], **dict(case.hyper)}
     ages = {"step": step, **{s.slot.name: step for s in work.states}}
     work.scalars = {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
-    names = [s.slot.name for s in work.states] + ["param"]
-    keys = stream_keys(2026, 5, [slot_id(n) for n in names], step).tolist()
-    work.keys = [(a, b) for a, b in keys]
+    key0, key1 = stream_keys(2026, 5, slot_id("optimizer"), step).tolist()
+    lane = lanes(tuple(s.slot.name for s in work.states))
+    work.keys = [(key0, key1, lane[name]) for name in work.names]
 
 
 def next_grad(case: Case, work: Work, seed: int) -> None:

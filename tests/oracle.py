@@ -179,8 +179,8 @@ def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> 
     return c
 
 
-def random_word(seed: int, parameter: int, slot: str, step: int, element: int) -> int:
-    """The word that an element of a slot gets in a step."""
+def random_word(seed: int, parameter: int, slot: str, step: int, element: int, multiplier: int = 0xD35A2D97) -> int:
+    """The word that an element of a stream gets in a step."""
     import zlib
 
     counter = [parameter & MASK, zlib.crc32(slot.encode()), step & MASK, step >> 32]
@@ -189,7 +189,7 @@ def random_word(seed: int, parameter: int, slot: str, step: int, element: int) -
     x ^= x >> 16
     x = (x * 0x21F0AAAD + k1) & MASK
     x ^= x >> 15
-    x = x * 0xD35A2D97 & MASK
+    x = x * multiplier & MASK
     return x ^ x >> 15
 
 

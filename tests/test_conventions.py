@@ -464,7 +464,7 @@ def test_stochastic_parameters_use_their_own_stream() -> None:
     optimizer = build("SGD", [p], momentum=0.0, nesterov=False, param_rounding="stochastic", seed=4)
     p.grad = grad
     optimizer.step()
-    words = random_bits(stream_keys(4, 0, slot_id("param"), 1), 0, 128).reshape(8, 16)
+    words = random_bits(stream_keys(4, 0, slot_id("optimizer"), 1), 0, 128).reshape(8, 16)
     exact = start.float() - grad.float() * torch.tensor(1e-2)
     assert torch.equal(p.detach(), encode(exact, halfulp.get_format("bf16"), words))
 

@@ -190,7 +190,7 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
             for zero_floor in (False, True):
                 quantizer = Quantizer(fmt, Scaling("fp32", "tensor"), rounding, zero_floor=zero_floor)
                 state = EmaState(work.states[0].slot, quantizer, points.shape, {})
-                for key in ((1, 2), (3, 4), (5, 6)):
+                for key in ((1, 2, 3), (3, 4, 5), (5, 6, 7)):
                     codes, scale = cpu.CODEC.quantize(state, points, key, work)
                     expected, same = reference.TORCH.quantize(state, points, key, work)
                     assert torch.equal(codes, expected)

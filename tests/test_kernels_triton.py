@@ -192,8 +192,8 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
     line[5] -= before * 4
     line[6] = got.grad.data_ptr() - before * 4
-    line[11:17] = [word for key in got.keys for word in key]
-    line[17:26] = torch.tensor([got.scalars[n] for n in backend.SCALARS_OF["adam"]]).view(torch.int32).tolist()
+    line[11:20] = [word for key in got.keys for word in key]
+    line[20:29] = torch.tensor([got.scalars[n] for n in backend.SCALARS_OF["adam"]]).view(torch.int32).tolist()
     for i, state in enumerate(got.states):
         line[7 + 2 * i] -= before * state.codes.nbytes // 2048
         line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0

@@ -12,6 +12,7 @@ import torch
 
 import halfulp
 from halfulp.formats import get_format
+from halfulp.rng import LANES
 from oracle import Stored, adam_step, f32, lion_step, random_word, sgd_step
 
 SHAPE = (6, 40)
@@ -203,18 +204,20 @@ def test_each_step_is_the_exact_model(rule: str, state: str, rounding: str) -> N
             if state == "fp32":
                 values[k] = new
             else:
-                values[k] = store(models[k], new, cols, name, t)
+                values[k] = store(models[k], new, cols, k, t)
             assert exact(optimizer.state_tensor(second, name)) == values[k], (name, t)
             if state != "fp32":
                 assert codes_of(optimizer, second, name) == [x for row in models[k] for x in row.codes], (name, t)
         assert exact(second.detach()) == model_p, t
 
 
-def store(rows: list[Stored], new: list[Fraction], cols: int, name: str, t: int) -> list[Fraction]:
+def store(rows: list[Stored], new: list[Fraction], cols: int, place: int, t: int) -> list[Fraction]:
     """Write new values row by row with the random words of this step, and read them back."""
-    back = []
+    back, lane = [], LANES[1 + place]
     for r, row in enumerate(rows):
-        row.write(new[r * cols : (r + 1) * cols], lambda i, r=r: random_word(SEED, 1, name, t, r * cols + i))
+        row.write(
+            new[r * cols : (r + 1) * cols], lambda i, r=r: random_word(SEED, 1, "optimizer", t, r * cols + i, lane)
+        )
         back += row.read()
     return back
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from halfulp.rng import hash_elements, random_bits, slot_id, stream_keys
+from halfulp.rng import LANES, hash_elements, lanes, random_bits, slot_id, stream_keys
 from oracle import philox4x32, random_word
 
 N = 1 << 20
@@ -38,23 +40,32 @@ def along_seeds() -> np.ndarray:
 
 
 def interleaved() -> np.ndarray:
-    """Few elements of each step and slot in turn, as a small tensor uses them."""
-    keys = stream_keys(1, 0, [[slot_id("exp_avg"), slot_id("exp_avg_sq")]], np.arange(1, N // 32 + 1)[:, None])
-    return np.concatenate([words(keys.reshape(-1, 2), e)[:, None] for e in range(16)], axis=1).ravel()
+    """Few elements of each step and lane in turn, as a small tensor uses them."""
+    keys = stream_keys(1, 0, slot_id("optimizer"), np.arange(1, N // 32 + 1))
+    return np.stack([words(keys, e, lane) for lane in LANES[1:3] for e in range(16)], axis=1).ravel()
 
 
-def words(keys: np.ndarray, element: int) -> np.ndarray:
+def lane_after_lane() -> np.ndarray:
+    """All lanes of one element, then of the next."""
+    key = stream_keys(0, 3, slot_id("optimizer"), 1000).tolist()
+    count = N // len(LANES)
+    return torch.stack([random_bits([*key, lane], 0, count) for lane in LANES], dim=1).flatten().numpy()
+
+
+def words(keys: np.ndarray, element: int, multiplier: int = LANES[0]) -> np.ndarray:
     """Word of one element under many keys, by numpy (checked against the torch definition below)."""
     k0, k1 = keys[:, 0].astype(np.uint64), keys[:, 1].astype(np.uint64)
     mask = np.uint64(0xFFFFFFFF)
     start = (element * 0x9E3779B9 & 0xFFFFFFFF) ^ ((element >> 32) * 0xBB67AE85 & 0xFFFFFFFF)
     x = np.uint64(start) ^ k0
     x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x21F0AAAD) + k1) & mask
-    x = ((x ^ (x >> np.uint64(15))) * np.uint64(0xD35A2D97)) & mask
+    x = ((x ^ (x >> np.uint64(15))) * np.uint64(multiplier)) & mask
     return (x ^ (x >> np.uint64(15))).astype(np.int64)
 
 
-STREAMS = {f.__name__: f for f in (along_elements, along_steps, along_parameters, along_seeds, interleaved)}
+STREAMS = {
+    f.__name__: f for f in (along_elements, along_steps, along_parameters, along_seeds, interleaved, lane_after_lane)
+}
 
 
 @pytest.fixture(scope="module", params=STREAMS)
@@ -91,7 +102,10 @@ def test_words_are_the_exact_model() -> None:
         key = stream_keys(seed, parameter, slot_id(slot), step)
         got = random_bits(key, element, 3).tolist()
         assert got == [random_word(seed, parameter, slot, step, element + i) for i in range(3)]
-        assert got == [int(words(key[None], element + i)[0]) for i in range(3)]
+        for lane in LANES:
+            got = random_bits([*key.tolist(), lane], element, 3).tolist()
+            assert got == [random_word(seed, parameter, slot, step, element + i, lane) for i in range(3)]
+            assert got == [int(words(key[None], element + i, lane)[0]) for i in range(3)]
 
 
 def test_slot_ids_are_crc32() -> None:
@@ -198,7 +212,6 @@ NEIGHBOURS = {
     "next step": ((0, 0, 1, 10), (0, 0, 1, 11)),
     "next parameter": ((0, 0, 1, 10), (0, 1, 1, 10)),
     "next slot": ((0, 0, slot_id("exp_avg"), 10), (0, 0, slot_id("exp_avg_sq"), 10)),
-    "parameter rounding": ((0, 0, slot_id("param"), 10), (0, 0, slot_id("exp_avg"), 10)),
     "next seed": ((0, 0, 1, 10), (1, 0, 1, 10)),
     "seed's high word": ((0, 0, 1, 10), (1 << 32, 0, 1, 10)),
     "parameter and step swapped": ((0, 3, 1, 10), (0, 10, 1, 3)),
@@ -237,12 +250,42 @@ def test_elements_beyond_32_bits() -> None:
     assert torch.equal(across, torch.cat([random_bits(key, (1 << 32) - 100, 100), random_bits(key, 1 << 32, 100)]))
 
 
+def shortest_dual(ratio: int) -> float:
+    """Length of the shortest vector of the dual lattice of pairs ``(x, ratio x)``, of the longest that is possible."""
+    a, b = np.array([1 << 32, 0], object), np.array([-ratio, 1], object)
+    while True:
+        if a @ a > b @ b:
+            a, b = b, a
+        times = round(Fraction(int(a @ b), int(a @ a)))
+        if times == 0:
+            return float((a @ a) ** 0.5 / ((1 << 32) * 2 / 3**0.5) ** 0.5)
+        b = b - times * a
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(range(len(LANES)), 2)))
+def test_pairs_of_lanes_fill_the_square(first: int, second: int) -> None:
+    ratio = LANES[second] * pow(LANES[first], -1, 1 << 32) % (1 << 32)
+    assert shortest_dual(ratio) > (0.55 if second < 8 else 0.3)
+    key = stream_keys(0, 3, slot_id("optimizer"), 7).tolist()
+    a, b = (random_bits([*key, LANES[i]], 0, N // 4).numpy() for i in (first, second))
+    assert stats.chisquare(np.bincount((a >> 26) * 64 + (b >> 26), minlength=4096)).pvalue > ALPHA
+    differ = np.array([((a ^ b) >> bit & 1).mean() for bit in range(32)])
+    assert np.abs(differ - 0.5).max() * 2 * np.sqrt(len(a)) < 5.5
+
+
+def test_lanes_by_name() -> None:
+    assert lanes(("exp_avg", "exp_avg_sq")) == {"param": LANES[0], "exp_avg": LANES[1], "exp_avg_sq": LANES[2]}
+    with pytest.raises(ValueError, match="11 states of a parameter, got 12"):
+        lanes(tuple("abcdefghijkl"))
+
+
+@pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("bit", range(0, 40, 3))
-def test_avalanche_of_an_element_bit(bit: int) -> None:
+def test_avalanche_of_an_element_bit(bit: int, lane: int) -> None:
     """Flipping one bit of the element flips each output bit with probability one half, over many keys."""
     keys = stream_keys(0, 0, 1, np.arange(60_000))
     elements = np.random.default_rng(bit).integers(0, 1 << 33, 4)
-    flips = np.concatenate([words(keys, int(e)) ^ words(keys, int(e) ^ (1 << bit)) for e in elements])
+    flips = np.concatenate([words(keys, int(e), lane) ^ words(keys, int(e) ^ (1 << bit), lane) for e in elements])
     rate = np.array([(flips >> b & 1).mean() for b in range(32)])
     # a two-round hash has a small bias (its authors give 0.1 %); rounding needs no more than independence
     assert np.abs(rate - 0.5).max() < 0.01

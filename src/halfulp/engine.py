@@ -22,7 +22,7 @@ from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.options import Options
 from halfulp.resets import ResetSchedule, Site, SlotSite, as_schedule
-from halfulp.rng import slot_id, stream_keys
+from halfulp.rng import lanes, slot_id, stream_keys
 from halfulp.rules.base import Rule, Scalars, fp32
 from halfulp.state import EmaState
 from halfulp.storage import format_specs
@@ -196,17 +196,11 @@ class RuleOptimizer(RuleGroups):
         return {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
 
     def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
-        names = [s.name for s in self.group_slots(group)] + ["param"]
-        registry = self.registry
-        index = [[registry[w.owner].index] for w in works]
-        keys = stream_keys(group["seed"], index, [[slot_id(n) for n in names]], [[s] for s in steps]).tolist()
-        at = {name: i for i, name in enumerate(names)}
-        places: dict[tuple[str, ...], list[int]] = {}
-        for work, of_work in zip(works, keys, strict=True):
-            own = places.get(work.names)
-            if own is None:
-                own = places[work.names] = [at[n] for n in work.names]
-            work.keys = [(of_work[i][0], of_work[i][1]) for i in own]
+        registry, lane = self.registry, lanes(tuple(s.name for s in self.group_slots(group)))
+        index = [registry[w.owner].index for w in works]
+        keys = stream_keys(group["seed"], index, slot_id("optimizer"), steps).tolist()
+        for work, (key0, key1) in zip(works, keys, strict=True):
+            work.keys = [(key0, key1, lane[name]) for name in work.names]
 
     def _create_work(self, group: dict[str, Any], param: Tensor) -> Work:
         """Find the states of a parameter; create those that are not there, and drop those of no slot any more."""

@@ -6,6 +6,12 @@ once per tensor and step. An element becomes a point of the Weyl sequence ``elem
 avalanche hash, the second key word added between them, turn (key; point) into 32 random bits. The multipliers are those
 of the two-round 32-bit hash with the lowest known bias.
 
+Streams that are drawn together, those of a parameter's states and of the parameter itself, are *lanes* of one key: they
+share the first round, which a kernel then does once an element, and differ in the multiplier of the second. The words
+of two lanes are related as successive outputs of a congruential generator are, so that multipliers were chosen whose
+ratios have good spectra (a shortest vector of 0.3 of the longest possible at least, of 0.55 among the first eight), and
+which mix as well as the first: powers of 0xADB4A92D times the first, filtered.
+
 The Weyl sequence is not decoration: two rounds on the bare index leave elements 4096 apart correlated (36 standard
 deviations in a bit over 2**20 elements). A kernel gets it for one addition per element, of ``GOLDEN``.
 """
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,11 +28,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["random_bits", "slot_id", "stream_keys"]
+__all__ = ["LANES", "lanes", "random_bits", "slot_id", "stream_keys"]
 
 _MASK = 0xFFFFFFFF
 GOLDEN, HIGH_WORD = 0x9E3779B9, 0xBB67AE85
 MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
+LANES = (
+    MULTIPLIERS[1], 0x0CA6CB77, 0x17EAB64F, 0xABB33313, 0x1C462C97, 0xD22B7363,
+    0xF2E926C3, 0x428C5A7B, 0x8FD3358F, 0x31D556B3, 0x8D934ABB, 0x7EE4A48B,
+)  # fmt: skip
+"""Multipliers of the second round: the first for a parameter, the others for its states in their order."""
 
 
 def slot_id(name: str) -> int:
@@ -80,15 +92,31 @@ def _philox(seed: int, counter: Sequence[Any], word: Callable[[int], Any]) -> tu
     return c0, c1
 
 
+@cache
+def lanes(slots: tuple[str, ...]) -> dict[str, int]:
+    """Multiplier of each state by name, and of ``"param"``; see :data:`LANES`.
+
+    Raises
+    ------
+    ValueError
+        For more states than there are lanes.
+    """
+    if len(slots) >= len(LANES):
+        raise ValueError(
+            f"random words are there for {len(LANES) - 1} states of a parameter, got {len(slots)}: {slots}"
+        )
+    return dict(zip(("param", *slots), LANES, strict=False))
+
+
 def random_bits(
-    key: tuple[int, int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu"
+    key: Sequence[int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Random words of elements ``start`` to ``start + count`` of a stream.
 
     Parameters
     ----------
     key
-        Two 32-bit words, from :func:`stream_keys`.
+        Two 32-bit words, from :func:`stream_keys`; and one of :data:`LANES`, the first if it is missing.
     start
         Global index of the first element, up to 64 bits.
     count
@@ -102,10 +130,10 @@ def random_bits(
     return hash_elements(key, torch.arange(start, start + count, dtype=torch.int64, device=device))
 
 
-def hash_elements(key: tuple[int, int] | npt.NDArray[np.uint32], element: Tensor) -> Tensor:
+def hash_elements(key: Sequence[int] | npt.NDArray[np.uint32], element: Tensor) -> Tensor:
     """Random words of given global element indices (int64 tensor of any shape); see :func:`random_bits`."""
-    k0, k1 = int(key[0]), int(key[1])
+    k0, k1, multiplier = (*(int(word) for word in key), LANES[0])[:3]
     x = ((element & _MASK) * GOLDEN & _MASK) ^ k0 ^ ((element >> 32) * HIGH_WORD & _MASK)
     x = ((x ^ (x >> 16)) * MULTIPLIERS[0] + k1) & _MASK
-    x = ((x ^ (x >> 15)) * MULTIPLIERS[1]) & _MASK
+    x = ((x ^ (x >> 15)) * multiplier) & _MASK
     return x ^ (x >> 15)

@@ -24,7 +24,7 @@ from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
 from halfulp.quantizer import Quantizer
-from halfulp.rng import hash_elements, slot_id, stream_keys
+from halfulp.rng import LANES, hash_elements, slot_id, stream_keys
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import fp32
 from halfulp.scaling import rows_and_cols
@@ -178,7 +178,7 @@ class AverageStore:
         for name, key in zip(names, keys.reshape(-1, 2).tolist(), strict=True):
             work = self._work(name, tensors, before)
             work.states[0].age += 1
-            work.scalars, work.keys, work.skipped = scalars, [(key[0], key[1]), (0, 0)], 0
+            work.scalars, work.keys, work.skipped = scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)], 0
             work.counts = None
             if counts is not None:
                 work.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))

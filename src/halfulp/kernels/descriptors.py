@@ -56,7 +56,7 @@ EVEN = np.dtype(
 SLOT = np.dtype(
     [
         ("codes", np.uintp), ("scale", np.uintp), ("format", np.uintp), ("counts", np.uintp), ("block", np.int64),
-        ("per", np.int32), ("key", np.uint32, 2), ("unused", np.int32),
+        ("per", np.int32), ("key", np.uint32, 3),
     ]
 )  # fmt: skip
 WORK = np.dtype(
@@ -64,7 +64,7 @@ WORK = np.dtype(
         ("param", np.uintp), ("grad", np.uintp), ("scalars", np.uintp), ("skipped", np.uintp),
         ("rows", np.int64), ("cols", np.int64), ("tile", np.int64), ("first_element", np.uint64),
         ("rule", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
-        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 2),
+        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("unused", np.int32),
         ("row_stride", np.int64), ("units_before", np.int64), ("slot", SLOT, 2),
     ]
 )  # fmt: skip

@@ -116,7 +116,7 @@ def _tiles_to_keep(work: Work, grad: Tensor, states: list[Tensor]) -> Tensor | N
     return tiles.join(expanded).reshape(work.param.shape)
 
 
-def _words(key: tuple[int, int], work: Work, like: Tensor) -> Tensor:
+def _words(key: SlotKey, work: Work, like: Tensor) -> Tensor:
     if work.row_stride is None:
         return random_bits(key, work.first_element, like.numel(), like.device).reshape(like.shape)
     rows, cols = rows_and_cols(like.shape)

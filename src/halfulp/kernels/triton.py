@@ -42,7 +42,7 @@ SCALARS_OF = {
 OLDEST = (3, 6)
 """Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_STATES, _KEYS, _SCALARS = 7, 11, 17
+_STATES, _KEYS, _SCALARS = 7, 11, 20
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def _launch(members: list[tuple[Work, _Prepared, Tensor]]) -> Tensor:
     for work, prepared, grad in members:
         line = prepared.line.copy()
         line[0], line[4], line[6] = program, work.first_element, grad.data_ptr()
-        line[_KEYS : _KEYS + 2 * plan.slots] = [word for key in work.keys[:-1] for word in key]
-        line[_KEYS + 4 : _KEYS + 6] = work.keys[-1]
+        line[_KEYS : _KEYS + 3 * plan.slots] = [word for key in work.keys[:-1] for word in key]
+        line[_KEYS + 6 : _KEYS + 9] = work.keys[-1]
         scalars = patterns.get(id(work.scalars))
         if scalars is None:
             packed = struct.pack(f"<{len(names)}f", *(work.scalars[n] for n in names))

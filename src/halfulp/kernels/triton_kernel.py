@@ -33,8 +33,8 @@ FIELDS = tl.constexpr(32)
 PARAM = tl.constexpr(5)
 GRAD = tl.constexpr(6)
 STATES = tl.constexpr(7)  # codes and scale of each of two
-KEYS = tl.constexpr(11)  # two words of each of two states, and of the parameter
-SCALARS = tl.constexpr(17)
+KEYS = tl.constexpr(11)  # three words of each of two states, and of the parameter
+SCALARS = tl.constexpr(20)
 
 
 @triton.jit
@@ -191,9 +191,9 @@ def store_state(
 def words_of(line, number, element, F: tl.constexpr):
     """Random words of a stream of this step, if its rounding takes any."""
     if F.stochastic:
-        key0 = tl.load(line + KEYS + 2 * number).to(tl.uint32)
-        key1 = tl.load(line + KEYS + 2 * number + 1).to(tl.uint32)
-        words = random_words(element, key0, key1)
+        key0 = tl.load(line + KEYS + 3 * number).to(tl.uint32)
+        key1 = tl.load(line + KEYS + 3 * number + 1).to(tl.uint32)
+        words = random_words(element, key0, key1, tl.load(line + KEYS + 3 * number + 2).to(tl.uint32))
     else:
         words = element
     return words

@@ -16,8 +16,8 @@ from halfulp.state import EmaState
 
 __all__ = ["SlotKey", "Work", "step_tile"]
 
-SlotKey = tuple[int, int]
-"""Two words of 32 bits: the key of a slot's random stream in this step."""
+SlotKey = tuple[int, int, int]
+"""Key and lane of a slot's random stream in this step, three words of 32 bits (:mod:`halfulp.rng`)."""
 
 
 @dataclass

@@ -58,8 +58,7 @@ typedef struct hu_slot {
     int64_t *counts; /* NULL, or two counters: updates due, updates stalled */
     int64_t block;   /* elements that share a scale, at most the columns */
     int32_t per;
-    uint32_t key[2];
-    int32_t unused;
+    uint32_t key[3];
 } hu_slot;
 
 typedef struct hu_work {
@@ -72,7 +71,8 @@ typedef struct hu_work {
     int32_t rule, slots;
     int32_t param_kind, grad_kind; /* HU_FLOAT32, HU_BFLOAT16 or HU_FLOAT16 */
     int32_t param_stochastic, maximize;
-    uint32_t param_key[2];
+    uint32_t param_key[3];
+    int32_t unused;
     int64_t row_stride;   /* elements of the whole tensor from one row to the next: random words follow its index */
     int64_t units_before; /* filled in by hu_step */
     hu_slot slot[HU_MAX_SLOTS];

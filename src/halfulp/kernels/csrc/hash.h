@@ -7,10 +7,9 @@
 #define GOLDEN 0x9E3779B9u
 #define HIGH_WORD 0xBB67AE85u
 #define MUL0 0x21F0AAADu
-#define MUL1 0xD35A2D97u
 
 typedef struct hu_stream {
-    uint32_t key[2];
+    uint32_t key[3];
     uint32_t *words;
 } hu_stream;
 
@@ -20,14 +19,19 @@ INLINE vu weyl(uint64_t element) { return ((vu)iota() + (uint32_t)element) * GOL
 /* The first shift of the hash, which no key touches: x ^ (x >> 16) of a point xor a key is this, xor the key's own. */
 INLINE vu fold(vu point) { return point ^ (point >> 16); }
 
-INLINE uint32_t folded_key(uint64_t element, const uint32_t key[2]) {
+INLINE uint32_t folded_key(uint64_t element, const uint32_t key[3]) {
     uint32_t x = key[0] ^ ((uint32_t)(element >> 32) * HIGH_WORD);
     return x ^ (x >> 16);
 }
 
-INLINE vu hash(vu folded_point, vu folded_key, vu key1) {
-    vu x = (folded_point ^ folded_key) * MUL0 + key1;
-    x = (x ^ (x >> 15)) * MUL1;
+/* The first round, which streams whose keys differ in the multiplier alone share; and the second. */
+INLINE vu first_round(vu folded_point, vu folded_key, vu key1) {
+    const vu x = (folded_point ^ folded_key) * MUL0 + key1;
+    return x ^ (x >> 15);
+}
+
+INLINE vu second_round(vu x, vu multiplier) {
+    x = x * multiplier;
     return x ^ (x >> 15);
 }
 
@@ -35,12 +39,13 @@ INLINE vu hash(vu folded_point, vu folded_key, vu key1) {
 INLINE int one_upper_half(uint64_t element, int n) { return (element + (uint64_t)n - 1) >> 32 == element >> 32; }
 
 /* Words of 64 elements from any index. */
-static void hash_unit(uint64_t element, const uint32_t key[2], uint32_t *words) {
+static void hash_unit(uint64_t element, const uint32_t key[3], uint32_t *words) {
     const vi before = seti((int32_t)folded_key(element, key)), after = seti((int32_t)folded_key(element + HU_UNIT, key));
     const int wraps = one_upper_half(element, HU_UNIT) ? HU_UNIT : (int)(-(uint32_t)element);
     for (int i = 0; i < HU_UNIT; i += VL) {
         vi folded = seli(gts(seti(wraps), iota() + i), before, after);
-        sti(words + i, (vi)hash(fold(weyl(element + (uint64_t)i)), (vu)folded, (vu)seti((int32_t)key[1])));
+        const vu x = first_round(fold(weyl(element + (uint64_t)i)), (vu)folded, setu(key[1]));
+        sti(words + i, (vi)second_round(x, setu(key[2])));
     }
 }
 

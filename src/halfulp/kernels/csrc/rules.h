@@ -132,26 +132,37 @@ INLINE void ema_difference_lane(const lanes *w, int i, vi *largest, const int sl
     largest[0] = maxs(largest[0], absi(difference));
 }
 
+/* Whether all streams share the first round of their hash, over one upper half of the index. */
+INLINE int one_first_round(const hu_piece *w, uint64_t first, int n) {
+    int same = one_upper_half(first, n);
+    for (int k = 1; k < w->streams; k++)
+        same &= w->stream[k].key[0] == w->stream[0].key[0] && w->stream[k].key[1] == w->stream[0].key[1];
+    return same;
+}
+
 #define DEFINE(rule, slots, streams) \
     static void rule##_##slots##_##streams(const hu_piece *w) { \
         const lanes local = rule##_start(w); \
         const uint64_t first = w->element; \
-        const int n = w->n, plain = one_upper_half(first, n); \
+        const int n = w->n, together = streams && one_first_round(w, first, n); \
         vi *of_slot[2] = {w->largest[0], w->largest[1]}; \
         uint32_t *words[streams + 1]; \
-        vu point = weyl(first), key0[streams + 1], key1[streams + 1]; \
+        const uint32_t *const key = w->stream[0].key; \
+        vu point = weyl(first), multiplier[streams + 1], key0 = setu(streams ? folded_key(first, key) : 0), key1 = setu(streams ? key[1] : 0); \
         for (int k = 0; k < streams; k++) { \
             words[k] = w->stream[k].words; \
-            key0[k] = (vu)seti((int32_t)folded_key(first, w->stream[k].key)); \
-            key1[k] = (vu)seti((int32_t)w->stream[k].key[1]); \
-            for (int i = 0; !plain && i < n; i += HU_UNIT) hash_unit(first + (uint64_t)i, w->stream[k].key, words[k] + i); \
+            multiplier[k] = setu(w->stream[k].key[2]); \
+            for (int i = 0; !together && i < n; i += HU_UNIT) hash_unit(first + (uint64_t)i, w->stream[k].key, words[k] + i); \
         } \
         vi worst = seti(0); \
         for (int start = 0; start < n; start += HU_UNIT) { \
             vi largest[2] = {seti(0), seti(0)}; \
             for (int j = start; j < start + HU_UNIT; j += VL) { \
                 rule##_lane(&local, j, largest, slots); \
-                for (int k = 0; plain && k < streams; k++) sti(words[k] + j, (vi)hash(fold(point), key0[k], key1[k])); \
+                if (together) { \
+                    const vu x = first_round(fold(point), key0, key1); \
+                    for (int k = 0; k < streams; k++) sti(words[k] + j, (vi)second_round(x, multiplier[k])); \
+                } \
                 point = point + VL * GOLDEN; \
             } \
             for (int k = 0; k < slots; k++) of_slot[k][start / HU_UNIT] = largest[k]; \

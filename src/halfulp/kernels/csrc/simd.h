@@ -323,6 +323,7 @@ INLINE uint32_t reduce_max(vi x) { /* of patterns without sign */
 }
 #endif
 
+INLINE vu setu(uint32_t x) { return (vu)seti((int32_t)x); }
 INLINE vf self(vm m, vf a, vf b) { return asf(seli(m, asi(a), asi(b))); }
 INLINE vi absi(vf x) { return asi(x) & 0x7fffffff; }
 

@@ -364,13 +364,13 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         if (s->counts && !measure) memcpy(t->old[k], t->state[k], 4 * (size_t)piece.n);
         if (s->format->stochastic && !measure) {
             hu_stream *stream = &piece.stream[piece.streams++];
-            stream->key[0] = s->key[0], stream->key[1] = s->key[1];
+            memcpy(stream->key, s->key, sizeof stream->key);
             stream->words = words[k] = t->words[k];
         }
     }
     if (w->param_stochastic && !measure) {
         hu_stream *stream = &piece.stream[piece.streams++];
-        stream->key[0] = w->param_key[0], stream->key[1] = w->param_key[1];
+        memcpy(stream->key, w->param_key, sizeof stream->key);
         stream->words = words[HU_MAX_SLOTS] = t->words[HU_MAX_SLOTS];
     }
     piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
