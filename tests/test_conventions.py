@@ -67,6 +67,34 @@ def assert_same(a: list[Any], b: list[Any]) -> None:
             assert type(x) is type(y)
 
 
+# ---------------------------------------------------------------- compiled training steps
+
+
+@each_optimizer
+def test_a_compiled_training_step_has_the_same_bits(name: str) -> None:
+    """The step of the optimizer is left as it is; around it, torch compiles."""
+
+    def train(net: nn.Module, optimizer: Any, x: Tensor) -> None:
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+
+    torch.compiler.reset()
+    compiled = torch.compile(train, backend="eager")
+    nets = [model(), model()]
+    plain, other = (build(name, net.parameters()) for net in nets)
+    for t in range(2):
+        x = torch.randn(3, 12, generator=torch.Generator().manual_seed(t))
+        train(nets[0], plain, x)
+        compiled(nets[1], other, x)
+    step = torch.compile(other.step, backend="eager")
+    set_grads(nets[0].parameters(), 3)
+    set_grads(nets[1].parameters(), 3)
+    plain.step()
+    step()
+    assert_same(everything(plain), everything(other))
+
+
 # ---------------------------------------------------------------- learning rates
 
 

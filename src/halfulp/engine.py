@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp import checkpoint
 from halfulp._log import log_once
 from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, window
 from halfulp.groups import RuleGroups
@@ -26,6 +25,7 @@ from halfulp.rng import lanes, slot_id, stream_keys
 from halfulp.rules.base import Rule, Scalars, fp32
 from halfulp.state import EmaState
 from halfulp.storage import format_specs
+from halfulp.validate import validate
 
 __all__ = ["Options", "RuleOptimizer"]
 
@@ -123,6 +123,7 @@ class RuleOptimizer(RuleGroups):
                 groups.setdefault(id(group), (group, []))[1].append(p)
         self._step(list(groups.values()))
 
+    @torch._disable_dynamo  # as torch does for its own: a compiled training step calls this as it is
     def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         self._check_grads([p for _, params in groups for p in params])
         by_rule: dict[Rule, list[Work]] = {}
@@ -384,7 +385,7 @@ class RuleOptimizer(RuleGroups):
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        states, groups = checkpoint.validate(self, state_dict)
+        states, groups = validate(self, state_dict)
         self.state.clear()
         self.state.update(states)
         for group, values in zip(self.param_groups, groups, strict=True):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
-from halfulp.checkpoint.validate import count
 from halfulp.distributed import shard_like
 from halfulp.groups import PARAM_DTYPES
 from halfulp.memory import MemoryReport
+from halfulp.validate import count
 
 __all__ = ["Buffers", "WeightAverage", "clean_name", "live_tensors"]
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.averaging.shards import Part, local_part
-from halfulp.checkpoint.validate import count, tensor_entries
 from halfulp.distributed import cut, is_sharded, local_state_shape
 from halfulp.formats import Format
 from halfulp.groups import PARAM_DTYPES
@@ -30,6 +29,7 @@ from halfulp.rules.base import fp32
 from halfulp.scaling import rows_and_cols
 from halfulp.state import EmaState
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
+from halfulp.validate import count, tensor_entries
 
 __all__ = ["FORMATS", "AverageStore", "Tensors"]
 

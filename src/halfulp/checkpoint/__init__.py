@@ -1,7 +1,1 @@
-"""Checkpoints: checking one before it is used, moving it between formats and libraries, files, and a self-test."""
-
-from __future__ import annotations
-
-from halfulp.checkpoint.validate import validate
-
-__all__ = ["validate"]
+"""Checkpoints: moving one between formats and libraries, files, reading others', and a self-test."""

@@ -84,7 +84,8 @@ def _read_torch(path: Path) -> Any:
             f"tensors and containers ({_reason(lines)}). Save optimizer.state_dict() alone"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is truncated, damaged or no torch file: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ValueError(f"{path} is truncated, damaged or no torch file ({reason})") from error
 
 
 def _load(path: Path) -> Any:

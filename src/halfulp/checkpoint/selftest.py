@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halfulp.checkpoint.files import read_file, write_file
-from halfulp.checkpoint.validate import validate
+from halfulp.validate import validate
 
 if TYPE_CHECKING:
     from halfulp.engine import RuleOptimizer

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from halfulp.averaging.switch import SlowWeights
-from halfulp.checkpoint.validate import count
 from halfulp.memory import MemoryReport
 from halfulp.storage import StorageOptions
+from halfulp.validate import count
 from halfulp.wrappers.base import Wrapper
 
 __all__ = ["Lookahead"]

@@ -14,9 +14,9 @@ from torch.optim.optimizer import Optimizer
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import random_words
 from halfulp.averaging.swap import Swap, check_keep
-from halfulp.checkpoint.validate import count
 from halfulp.distributed import gathered
 from halfulp.rng import slot_id, stream_keys
+from halfulp.validate import count
 from halfulp.wrappers.base import Wrapper
 
 __all__ = ["LowPass"]

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.distributed import local
+from halfulp.groups import RuleGroups
+from halfulp.options import STORAGE_KEYS
 from halfulp.rounding import storage_dtype
+from halfulp.state import EmaState
 from halfulp.storage import format_specs
-
-if TYPE_CHECKING:
-    from halfulp.engine import RuleOptimizer
-    from halfulp.state import EmaState
 
 __all__ = ["count", "tensor_entries", "validate"]
 
 
 def validate(
-    optimizer: RuleOptimizer, state_dict: dict[str, Any]
+    optimizer: RuleGroups, state_dict: dict[str, Any]
 ) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
-    from halfulp.options import STORAGE_KEYS
-
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
@@ -59,9 +56,7 @@ def validate(
     return states, values
 
 
-def _check_storage(
-    optimizer: RuleOptimizer, saved: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]
-) -> None:
+def _check_storage(optimizer: RuleGroups, saved: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]) -> None:
     name = type(optimizer).__name__
     missing = sorted(k for k in own if k not in saved and k != "param_names")
     how = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
@@ -80,9 +75,7 @@ def _check_storage(
         )
 
 
-def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
-    from halfulp.state import EmaState
-
+def _entries(optimizer: RuleGroups, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
     label = optimizer.registry[param].label
     entries: dict[str, Any] = {}
     states = [EmaState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
@@ -93,7 +86,10 @@ def _entries(optimizer: RuleOptimizer, group: dict[str, Any], param: Tensor, sav
         log_once(f"{label}: saved without states, which begin anew (forgotten, as of blocks at rest)")
     expected = {"step", *(key for state in states for key in state.keys)}
     if set(saved) != expected:
-        raise ValueError(f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)}")
+        raise ValueError(
+            f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)} for shape "
+            f"{tuple(param.shape)}. Build it with the shapes, min_size and keep_fp32 it was saved with"
+        )
     for key in ("step", *(s.age_key for s in states)):
         entries[key] = count(label, key, saved[key])
     for state in states:

@@ -1,0 +1,72 @@
+"""Imports go the way that docs/architecture.md draws: nothing in the spine leans on what stands below it."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "halfulp"
+DRAWN = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+SPINE = re.findall(r"^(\w+)(?:\.py|/)  ", DRAWN, re.MULTILINE)
+LATE = {("resets", "theory"): 'reset="auto" asks the planner'}
+"""Imports within functions that reach outside the spine, and why."""
+
+
+def unit(module: str) -> str:
+    """Top-level file or folder of a module of ours; empty for the package itself."""
+    return (*module.split("."), "")[1]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(unit, whether it happens on import) of everything of ours that a file imports; types alone do not count."""
+
+    def walk(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.ImportFrom) and node.module == "halfulp":
+            yield from ((alias.name, at_once) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("halfulp."):
+            yield unit(node.module or ""), at_once
+        elif isinstance(node, ast.Import):
+            yield from ((unit(a.name), at_once) for a in node.names if a.name.startswith("halfulp."))
+        at_once = at_once and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, at_once)
+
+    return walk(ast.parse(path.read_text()), True)
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if first not in ("__init__", "__main__"):  # public names, and the command line
+            yield first, path
+
+
+def test_the_page_names_what_there_is() -> None:
+    assert len(SPINE) > 15
+    assert set(SPINE) <= {name for name, _ in files()}
+
+
+def test_the_spine_leans_upwards_only() -> None:
+    wrong = []
+    for name, path in files():
+        if name in SPINE:
+            above = {*SPINE[: SPINE.index(name) + 1], "_log"}
+            wrong += [
+                f"{path.relative_to(ROOT)} imports {other}"
+                for other, at_once in imports(path)
+                if other not in above and (at_once or (name, other) not in LATE)
+            ]
+    assert not wrong
+
+
+def test_no_circles() -> None:
+    needs: dict[str, set[str]] = {}
+    for name, path in files():
+        needs.setdefault(name, set()).update(other for other, at_once in imports(path) if at_once and other != name)
+    assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(needs)
