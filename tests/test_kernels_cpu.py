@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,6 +102,24 @@ native.FORMAT = numpy.dtype([*native.FORMAT.descr, ("new", "i8")])
 print(backends()["cpu"])
 """
     assert "another version of halfulp: build it again" in in_another_process(code)
+
+
+def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
+    """After a pull the struct sizes may be the same and the bits others."""
+    kernels = Path(native.__file__).parent
+    (tmp_path / "csrc").mkdir()
+    for source in (kernels / "csrc").glob("*.[ch]"):
+        (tmp_path / "csrc" / source.name).write_bytes(source.read_bytes())
+    shutil.copy(native.PATH, tmp_path)
+    with (tmp_path / "csrc" / "rules.h").open("a") as file:
+        file.write("/* later */")
+    code = f"""
+from pathlib import Path
+from halfulp.kernels import backends, native
+native.PATH = Path({str(tmp_path)!r}, native.PATH.name)
+print(backends()["cpu"])
+"""
+    assert "other sources than are beside it: run python hatch_build.py" in in_another_process(code)
 
 
 def test_without_the_library_the_reference_runs_and_says_so() -> None:

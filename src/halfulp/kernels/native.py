@@ -8,6 +8,7 @@ Where it is missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512vbmi``, `
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,8 @@ def _load() -> ctypes.CDLL | str:
     sizes = (ctypes.c_int64 * 3)()
     if lib.hu_abi(sizes) != ABI or list(sizes) != [struct.itemsize for struct in (FORMAT, SLOT, WORK)]:
         return f"{PATH.name} belongs to another version of halfulp: build it again"
+    if _stale(lib):
+        return f"{PATH.name} was built from other sources than are beside it: run python hatch_build.py"
     wanted = os.environ.get("HALFULP_ISA")
     if lib.hu_choose(wanted.encode() if wanted else None):
         return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
@@ -46,6 +49,19 @@ def _load() -> ctypes.CDLL | str:
     if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork: the child has plain threads
         os.register_at_fork(after_in_child=lambda: lib.hu_set_parallel(None))
     return lib
+
+
+def _stale(lib: ctypes.CDLL) -> bool:
+    """Whether the C sources, where they are at hand, are not those of the library: its bits may be others."""
+    sources = sorted(PATH.with_name("csrc").glob("*.[ch]"))
+    if not sources:
+        return False
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    try:
+        lib.hu_sources.restype = ctypes.c_char_p
+        return bool(lib.hu_sources().decode() != digest)
+    except AttributeError:  # a library from before it told
+        return True
 
 
 def library() -> ctypes.CDLL:

@@ -25,6 +25,12 @@ EXPORT int hu_abi(int64_t sizes[3]) {
     return HU_ABI;
 }
 
+/* Hash of the sources that this was built from (hatch_build.py). */
+#ifndef HU_SOURCES
+#define HU_SOURCES ""
+#endif
+EXPORT const char *hu_sources(void) { return HU_SOURCES; }
+
 static const hu_isa *isa_at(int i) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
