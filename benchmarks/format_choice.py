@@ -9,7 +9,7 @@ are zero.
 With ``--spread SD`` the gradients are not those of a model but independent normal numbers whose standard deviation
 differs between neighbours by a log-normal factor (SD in natural logarithms): blocks as uneven as one likes.
 
-Usage: python benchmarks/format_choice.py [--steps 1500] [--spread SD] [--out table.csv]
+Usage: python benchmarks/format_choice.py [--steps 1500] [--spread SD] [--only FORMAT ...] [--out table.csv]
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Candidate:
     zeros: float = 0.0
 
 
-def candidates(shapes: list[torch.Size], betas: tuple[float, float]) -> Iterator[Candidate]:
+def candidates(shapes: list[torch.Size], betas: tuple[float, float], only: list[str] | None) -> Iterator[Candidate]:
     for slot, names in CANDIDATES.items():
-        for name in names:
+        for name in names if only is None else [n for n in names if n in only]:
             for scale in ("pow2", "fp32") if FORMATS[name].scaled else ("none",):
                 for rounding in ("nearest", "stochastic"):
                     yield candidate(slot, name, scale, rounding, shapes, betas)
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999))
     parser.add_argument("--spread", type=float)
+    parser.add_argument("--only", nargs="+", choices=sorted({n for names in CANDIDATES.values() for n in names}))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -116,7 +117,7 @@ def main() -> None:
     source = model_gradients(betas) if args.spread is None else uneven_gradients(args.spread)
     shapes = [g.shape for g in next(source)]
     exact = candidate("exp_avg", "float32", "none", "nearest", shapes, betas)
-    arms = list(candidates(shapes, betas))
+    arms = list(candidates(shapes, betas, args.only))
     for step, gradients in zip(range(args.steps), source, strict=False):
         for arm in [exact, *arms]:
             for p, gradient in zip(arm.params, gradients, strict=True):

@@ -20,7 +20,10 @@ from halfulp.scaling import Scaling
 __all__ = ["Advice", "Choice", "advise", "rate"]
 
 SIGNED = ("bfloat16", "float8_e4m3fn", "float8_e3m4", "float8_e5m2", "dynamic8", "float4_e2m1fn")
-UNSIGNED = ("bfloat16", "ufloat8_e4m4", "ufloat8_e5m3", "float8_e4m3fn", "udynamic8", "ufloat4_e3m1", "ufloat4_e2m2")
+UNSIGNED = (
+    "bfloat16", "ufloat8_e4m4", "ufloat8_e5m3", "float8_e4m3fn", "udynamic8", "ufloat4_e4m0", "ufloat4_e3m1",
+    "ufloat4_e2m2",
+)  # fmt: skip
 SAFE = 0.015
 """Relative mean squared error up to which a choice is called safe."""
 
