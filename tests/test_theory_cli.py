@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,27 @@ def test_bad_input_ends_with_the_message_alone(args: tuple[str, ...], message: s
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_tables_lose_nothing_on_a_narrow_terminal(width: int) -> None:
+    """Whole figures at any width: as rows where they fit, else on their side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from halfulp.cli.tables import print_table
+
+    text = io.StringIO()
+    table = Table(title="t")
+    for i in range(10):
+        table.add_column(f"heading{i}", no_wrap=i < 9)
+    rows = [[f"{r}.{i}2345" for i in range(9)] + ["moves, without bias"] for r in range(2)]
+    for row in rows:
+        table.add_row(*row)
+    print_table(Console(file=text, width=width), table)
+    shown = text.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(cell in shown for row in rows for cell in row[:9])
+    upright = any("heading0" in line and "heading9" in line for line in shown.splitlines())
+    assert upright is (width == 140)

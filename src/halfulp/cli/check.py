@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from halfulp.cli.tables import print_table
+
 __all__ = ["command"]
 
 
@@ -41,7 +43,7 @@ def command(
     for place, state_dict in optimizers:
         rows = movable(state_dict)
         title = f"{checkpoint.name}{': ' + place if place else ''}"
-        console.print(_table(title, rows))
+        print_table(console, _table(title, rows))
         if any(r.assumed for r in rows):
             console.print("* decay not in the file; the usual one is assumed")
         stuck = [r for r in rows if r.verdict.startswith("stuck")]
@@ -71,7 +73,7 @@ def _check_average(console: Any, average: Path, live: Path, decay: float) -> Non
     for r in rows:
         rounding, through = r.rounding or "not said", f"{r.movable:.2%}"
         table.add_row(r.name, r.dtype, rounding, f"{r.elements:,}", f"{r.gap:.1%}", through, r.verdict)
-    console.print(table)
+    print_table(console, table)
     stuck = [r for r in rows if "frozen" in r.verdict]
     if stuck:
         console.print(

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from halfulp.cli.tables import print_table
+
 __all__ = ["command"]
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -41,7 +43,7 @@ def command(
     console = Console(highlight=False)
     for beta in betas:
         curves = _curves(formats, beta, slot, model)
-        console.print(_table(curves, beta, slot, model))
+        print_table(console, _table(curves, beta, slot, model))
         console.print(_chart(curves))
         if plot is not None:
             path = plot if len(betas) == 1 else plot.with_stem(f"{plot.stem}-{beta:g}")
