@@ -72,7 +72,8 @@ class LARS(HyperOptimizer):
 class Adafactor(HyperOptimizer):
     """Adafactor: second moments by rows and columns.
 
-    Shazeer & Stern, arXiv 1804.04235; arguments and defaults as ``torch.optim.Adafactor``. Arguments:
+    Shazeer & Stern, arXiv 1804.04235; as ``torch.optim.Adafactor``, whose ``beta2_decay=-0.8``,
+    ``eps=(None, 1e-3)`` and ``d`` are ``decay_power=0.8``, ``eps`` and ``min_scale``, and ``clip`` here. Arguments:
     :class:`~halfulp.rules.factored.AdafactorHyper`.
 
     Examples

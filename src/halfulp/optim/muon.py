@@ -18,8 +18,8 @@ class Muon(HyperOptimizer):
     """Muon: the momentum of each matrix, orthogonalised; AdamW for vectors, embeddings and output layers.
 
     Jordan et al., 2024; Liu et al., arXiv 2502.16982. Which matrices go to AdamW is decided by name (`fallback`), so
-    pass
-    ``model.named_parameters()``. Arguments: :class:`~halfulp.rules.matrix.MuonHyper`.
+    pass ``model.named_parameters()``. ``torch.optim.Muon`` takes matrices only; its ``eps`` is ``ns_eps`` here, and its
+    ``adjust_lr_fn`` is ``"original"`` unless given. Arguments: :class:`~halfulp.rules.matrix.MuonHyper`.
 
     Examples
     --------
