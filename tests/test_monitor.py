@@ -351,6 +351,24 @@ def test_names_wrappers_and_what_is_not_watched() -> None:
         StallMonitor(optimizer, every=0)
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "line"),
+    [
+        (0, 1, "nothing was watched yet: the optimizer has made no step"),
+        (1, 2, "nothing was watched yet: the one step passed uncounted"),
+        (3, 10, "nothing was watched yet: all 3 steps passed uncounted"),
+        (1, 1, "every state moves as it should"),
+    ],
+)
+def test_a_table_of_nothing_does_not_say_that_all_is_well(steps: int, every: int, line: str) -> None:
+    optimizer = halfulp.AdamW([parameter(torch.float32)], state="fp32")
+    with StallMonitor(optimizer, every=every) as watch:
+        drive(optimizer, steps)
+    text = str(watch.table())
+    assert line in text
+    assert ("every state moves" in text) == bool(watch.table().rows)
+
+
 def test_rows_are_plain_and_the_table_prints() -> None:
     import json
 

@@ -111,6 +111,14 @@ class MonitorTable:
             )
         return lines
 
+    def _all_well(self) -> str:
+        if self.rows:
+            return "every state moves as it should"
+        if not self.steps:
+            return "nothing was watched yet: the optimizer has made no step"
+        seen = "the one step" if self.steps == 1 else f"all {self.steps} steps"
+        return f"nothing was watched yet: {seen} passed uncounted (see every=), or without a state that can be watched"
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
@@ -144,7 +152,7 @@ class MonitorTable:
         text = io.StringIO()
         console = Console(file=text, width=150)
         console.print(table)
-        for line in self.verdicts() or ["every state moves as it should"]:
+        for line in self.verdicts() or [self._all_well()]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         for slot, why in dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items()):
             console.print(f"not watched: {slot} ({why})", markup=False, highlight=False, soft_wrap=True)
