@@ -196,8 +196,12 @@ def test_the_command(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
 BAD = {
     "missing": (lambda p: None, "no file or folder"),
     "empty": (lambda p: p.write_bytes(b""), "is empty"),
-    "noise": (lambda p: p.write_bytes(bytes(range(200)) * 20), "damaged"),
-    "text": (lambda p: p.write_text("hello, I am a log file\n" * 50), "damaged"),
+    "noise": (lambda p: p.write_bytes(bytes(range(200)) * 20), "is neither a torch checkpoint"),
+    "text": (lambda p: p.write_text("hello, I am a log file\n" * 50), r"nor safetensors: it begins with b'hello"),
+    "json": (lambda p: p.write_text('{"a": 1}\n' * 50), "nor safetensors: it begins with"),
+    "json like safetensors": (lambda p: p.write_text("[1, 2, 3{}]"), "nor safetensors: it begins with"),
+    "one byte": (lambda p: p.write_bytes(b"P"), "nor safetensors: it begins with b'P'"),
+    "pickled numbers": (lambda p: p.write_bytes(b"\x80\x02K\x01."), "damaged"),
     "model only": (lambda p: torch.save({"weight": torch.zeros(3)}, p), "no optimizer state"),
     "no step": (
         lambda p: torch.save(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))]).state_dict(), p),

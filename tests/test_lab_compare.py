@@ -173,3 +173,4 @@ def test_bad_input_says_what_is_wrong(
         main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["something"]  # no run folder

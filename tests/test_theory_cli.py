@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 PNG = b"\x89PNG"
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
+def run(*args: str, folder: Path | None = None, columns: int | None = None) -> subprocess.CompletedProcess[str]:
+    """What a command prints into a pipe, where nothing or COLUMNS tells it a width."""
+    env = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | ({"COLUMNS": str(columns)} if columns else {})
     return subprocess.run(
-        [sys.executable, "-m", "halfulp", *args], capture_output=True, text=True, timeout=300, check=False
-    )
+        [sys.executable, "-m", "halfulp", *args], capture_output=True, text=True, timeout=300, check=False, cwd=folder,
+        env=env,
+    )  # fmt: skip
 
 
 def test_predict_prints_the_table_and_draws(tmp_path: Path) -> None:
@@ -66,14 +70,30 @@ def test_simulate_shows_the_ratchet(tmp_path: Path) -> None:
         (("plan", "-f", "fp8", "--plot", "x.gif"), ".png, .svg, .pdf"),
         (("plan", "-f", "fp8", "--plot", "/no/such/folder/x.png"), "no folder"),
         (("simulate", "--scenario", "storm"), "stationary, drop, decay, spike"),
-        (("simulate", "--steps", "0"), "at least 1"),
+        (("simulate", "--steps", "0"), "steps is at least 1, got 0"),
+        (("simulate", "--spread", "-1", "--plot", "x.svg"), "spread is a finite number of 0 or more, got -1.0"),
+        (("simulate", "--spread", "nan"), "spread is a finite number of 0 or more, got nan"),
+        (("simulate", "--reset", "-1"), "or 0 for never; got -1"),
+        (("simulate", "--coordinates", "0"), "coordinates is at least 1, got 0"),
+        (("simulate", "--beta", "1"), "beta is between 0 and 1, got 1.0"),
+        (("plan", "--parameters", "-3", "--plot", "x.svg"), "or 0 for no staggering; got -3"),
+        (("compare", "--max-mb", "-1"), "million bytes above 0, got -1"),
+        (("compare", "--max-mb", "nan"), "million bytes above 0, got nan"),
+        (("compare", "--lr", "nan"), "positive and finite, got (nan,)"),
+        (("compare", "--jobs", "0"), "jobs is at least 1, got 0"),
+        (("compare", "--seeds", "-2"), "at least 1; got -2"),
+        (("check", "x.pt", "--decay", "0.9"), "--decay 0.9 is the decay of a weight average and needs --live"),
+        (("check", "bad.txt"), "is neither a torch checkpoint (torch.save) nor safetensors"),
     ],
 )
-def test_bad_input_ends_with_the_message_alone(args: tuple[str, ...], message: str) -> None:
-    done = run(*args)
+def test_bad_input_ends_with_the_message_alone(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("hello, I am a log file")
+    done = run(*args, folder=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+    assert not done.stdout.strip()
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.txt"]  # nothing was written
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])

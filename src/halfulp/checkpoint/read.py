@@ -53,7 +53,8 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
         head = file.read(16)
     if not head:
         raise ValueError(f"{path} is empty")
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    length = int.from_bytes(head[:8], "little")  # of the header that safetensors begin with
+    if path.suffix == ".safetensors" or (head[8:9] == b"{" and 8 + length <= path.stat().st_size):
         return _read_safetensors(path)
     return _read_torch(path)
 
@@ -75,6 +76,12 @@ def _read_folder(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(262)
+    if not head.startswith((b"PK", b"\x80")) and head[257:] != b"ustar":  # zip and pickle; tar of early versions
+        raise ValueError(
+            f"{path} is neither a torch checkpoint (torch.save) nor safetensors: it begins with {head[:24]!r}"
+        )
     try:
         return _load(path)
     except pickle.UnpicklingError as error:

@@ -24,7 +24,9 @@ def command(
         Path | None,
         typer.Option(help="The live model, where CHECKPOINT is a weight average of it: can that still move?"),
     ] = None,
-    decay: Annotated[float, typer.Option(help="Decay of the weight average, with --live.")] = 0.9999,
+    decay: Annotated[
+        float | None, typer.Option(help="Decay of the weight average, with --live.", show_default="0.9999")
+    ] = None,
 ) -> None:
     """Judge which states of a saved optimizer can still move, or (--live) a saved weight average.
 
@@ -37,8 +39,13 @@ def command(
 
     console = Console(highlight=False)
     if live is not None:
-        _check_average(console, checkpoint, live, decay)
+        _check_average(console, checkpoint, live, 0.9999 if decay is None else decay)
         return
+    if decay is not None:
+        raise ValueError(
+            f"--decay {decay:g} is the decay of a weight average and needs --live, the model that is averaged; the "
+            "decays of an optimizer are in its file"
+        )
     optimizers = find_optimizers(read_saved(checkpoint))
     for place, state_dict in optimizers:
         rows = movable(state_dict)

@@ -74,6 +74,8 @@ def command(
         given["betas"] = (0.9, beta2)
     if resume is not None and (given or data or dataset or text_key or out):
         raise ValueError("--resume takes everything from the run folder; only --jobs goes with it")
+    if jobs is not None and jobs < 1:  # now, not when the run folder is there
+        raise ValueError(f"jobs is at least 1, got {jobs}")
     _run(given, resume, out, jobs, {"path": data, "dataset": dataset, "text_key": text_key, "max_mb": max_mb})
 
 

@@ -37,6 +37,8 @@ def command(
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
     check_slot(slot)
+    if parameters < 0:
+        raise ValueError(f"--parameters is a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:
         from halfulp.cli.figure import check_plot
 

@@ -61,6 +61,8 @@ def command(
         raise ValueError(f"scenario is one of {', '.join(SCENARIOS)}; got {scenario!r}")
     if steps < 1:
         raise ValueError(f"steps is at least 1, got {steps}")
+    if reset < 0:
+        raise ValueError(f"--reset is a number of steps, or 0 for never; got {reset}")
     if plot is not None:
         from halfulp.cli.figure import check_plot
 

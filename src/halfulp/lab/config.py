@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -81,8 +82,8 @@ class CompareConfig:
             raise ValueError(f"validation is at least one sequence, got {self.validation}")
         if self.gradient_blocks < 0:
             raise ValueError(f"gradient_blocks is 0 or more, got {self.gradient_blocks}")
-        if any(lr <= 0 for lr in self.lrs):
-            raise ValueError(f"learning rates are positive, got {self.lrs}")
+        if not all(0 < lr < math.inf for lr in self.lrs):
+            raise ValueError(f"learning rates are positive and finite, got {self.lrs}")
         if not all(0 < b < 1 for b in self.betas):
             raise ValueError(f"betas are between 0 and 1, got {self.betas}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:

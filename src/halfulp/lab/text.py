@@ -58,6 +58,8 @@ def load_corpus(
     """
     if path is not None and dataset is not None:
         raise ValueError("give a path or a dataset, not both")
+    if not max_mb > 0:
+        raise ValueError(f"max_mb is a number of million bytes above 0, got {max_mb}")
     if dataset is not None:
         source, documents = f"dataset {dataset}", _dataset(dataset, text_key)
     elif path is not None:

@@ -116,8 +116,16 @@ def simulate(
     >>> last.step, last.stalled < 0.05
     (50, True)
     """
-    if not 0 < beta < 1 or steps < 0 or coordinates < 1:
-        raise ValueError(f"beta is in (0, 1), steps and coordinates positive; got {beta}, {steps}, {coordinates}")
+    if not 0 < beta < 1:
+        raise ValueError(f"beta is between 0 and 1, got {beta}")
+    if steps < 0:
+        raise ValueError(f"steps is 0 or more, got {steps}")
+    if coordinates < 1:
+        raise ValueError(f"coordinates is at least 1, got {coordinates}")
+    if not 0 <= spread < math.inf:
+        raise ValueError(f"spread is a finite number of 0 or more, got {spread}")
+    if reset_every is not None and reset_every < 1:
+        raise ValueError(f"reset_every is at least 1, or None for no resets; got {reset_every}")
     if slot not in ("exp_avg", "exp_avg_sq"):
         raise ValueError(f"slot is 'exp_avg' (first moment) or 'exp_avg_sq' (second moment), got {slot!r}")
     generator = torch.Generator().manual_seed(seed)
