@@ -165,6 +165,81 @@ def test_bad_groups_are_refused_whole(group: dict[str, Any], message: str) -> No
     run(optimizer, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("AdamW", {"betas": (0.9, 1.0)}, r"betas are two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ("AdamW", {"betas": (0.9, 2.0)}, r"betas are two numbers in \[0, 1\), got \(0.9, 2.0\)"),
+        ("AdamW", {"lr": NAN}, "lr must not be negative, and finite; got nan"),
+        ("AdamW", {"lr": -1e-3}, "lr must not be negative, and finite; got -0.001"),
+        ("AdamW", {"lr": torch.tensor(INF)}, "lr must not be negative, and finite; got inf"),
+        ("AdamW", {"lr": "1e-3"}, "lr must be a number .*YAML reads 1e-3 as text"),
+        ("AdamW", {"lr": torch.ones(2)}, "lr must be a number or a tensor of one element"),
+        ("AdamW", {"eps": -1.0}, "eps must not be negative"),
+        ("AdamW", {"seed": -1}, "seed is an integer of at most 64 bits, not negative; got -1"),
+        ("AdamW", {"param_rounding": "up"}, "param_rounding is 'nearest' or 'stochastic', got 'up'"),
+        ("AdamW", {"rounding": "up"}, "rounding is 'nearest' or 'stochastic'"),
+        ("AdamW", {"state": "bf16"}, "cannot become 'bf16' between steps"),
+        ("SGD", {"momentum": -0.5}, "momentum must not be negative"),
+        ("Lion", {"betas": (1.0, 0.9)}, r"betas are two numbers in \[0, 1\)"),
+        ("Muon", {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ("Adafactor", {"clip": NAN}, "clip must be finite and not negative, got nan"),
+    ],
+)
+@pytest.mark.parametrize("reset", [None, 1])
+def test_nonsense_between_steps_changes_nothing(name: str, change: dict[str, Any], message: str, reset: Any) -> None:
+    """Refused as in the constructor, before a step of any group is counted; put right, training goes on."""
+    optimizers = []
+    for _ in range(2):
+        first, second = (list(m.named_parameters()) for m in (model(0), model(1)))
+        second = [(f"second.{n}", p) for n, p in second]
+        optimizers.append(getattr(halfulp, name)([{"params": first}, {"params": second}], lr=0.01, reset=reset))
+    optimizer, other = optimizers
+    for o in optimizers:
+        run(o, 2)
+    before, group = everything(optimizer), optimizer.param_groups[1]
+    kept = {k: group[k] for k in change}
+    for _ in range(2):
+        group.update(change)
+        set_grads([p for g in optimizer.param_groups for p in g["params"]], 5)
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        assert_same(before, everything(optimizer))
+    group.update(kept)
+    for o in optimizers:
+        run(o, 2, 2)
+    assert_same(everything(other), everything(optimizer))
+
+
+@pytest.mark.parametrize("change", [lambda g: g["lr"].fill_(NAN), lambda g: g["betas"].__setitem__(1, 1.0)])
+def test_nonsense_put_into_a_value_in_place(change: Any) -> None:
+    """Where the object in the group is the same as before."""
+    optimizer = halfulp.AdamW(model().parameters(), lr=torch.tensor(0.01), betas=[0.9, 0.99])  # type: ignore[arg-type]
+    run(optimizer, 2)
+    before = everything(optimizer)
+    change(optimizer.param_groups[0])
+    set_grads(optimizer.param_groups[0]["params"], 3)
+    with pytest.raises(ValueError, match=r"lr must not be|betas are two numbers"):
+        optimizer.step()
+    assert_same(before, everything(optimizer))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "Adafactor"])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_a_model_that_changes_dtype_under_its_optimizer(name: str, steps: int, dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(12, 20))
+    optimizer = getattr(halfulp, name)(net.named_parameters(), lr=0.01)
+    run(optimizer, steps)
+    for p in net.parameters():
+        p.grad, p.data = None, p.data.to(dtype)
+        p.grad = torch.ones_like(p)
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=rf"parameters are float32, .*got {dtype} of shape .*model.float\(\)"):
+        optimizer.step()
+    assert_same(before, everything(optimizer))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
 def test_parameters_of_other_dtypes(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="parameters are float32, bfloat16 or float16"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,18 +17,23 @@ from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, window
-from halfulp.groups import RuleGroups
+from halfulp.groups import PARAM_DTYPES, RuleGroups, check_param
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.options import Options
 from halfulp.resets import ResetSchedule, Site, SlotSite, as_schedule
 from halfulp.rng import lanes, slot_id, stream_keys
 from halfulp.rules.base import Rule, Scalars, fp32
+from halfulp.rules.hyper import is_rate
 from halfulp.state import EmaState
 from halfulp.storage import format_specs
 from halfulp.validate import validate
 
 __all__ = ["Options", "RuleOptimizer"]
+
+PLAIN = frozenset({float, int, bool, str, NoneType})
+NOT_FOLLOWED = frozenset({"params", "param_names", "lr"})
+"""Group keys whose changes need no check of the whole group: schedules change the rate in every step."""
 
 
 class RuleOptimizer(RuleGroups):
@@ -74,6 +80,7 @@ class RuleOptimizer(RuleGroups):
         super()._start_caches()
         self._works: dict[Tensor, Work] = {}
         self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
+        self._checked: dict[int, list[Any]] = {}
         self._schedules: dict[int, tuple[Any, ResetSchedule | None]] = {}
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
@@ -126,6 +133,8 @@ class RuleOptimizer(RuleGroups):
     @torch._disable_dynamo  # as torch does for its own: a compiled training step calls this as it is
     def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         self._check_grads([p for _, params in groups for p in params])
+        for group, _ in groups:
+            self._follow(group)
         by_rule: dict[Rule, list[Work]] = {}
         due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
         for (group, params), resets in zip(groups, due, strict=True):
@@ -147,6 +156,8 @@ class RuleOptimizer(RuleGroups):
             assert p.grad is not None
             if p.grad.layout != torch.strided:
                 raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
+            if p.dtype not in PARAM_DTYPES:
+                check_param(p)  # model.double() after the optimizer was built
             if p.is_meta:
                 raise RuntimeError(
                     f"{self.registry[p].label} is on the meta device: give the model memory first "
@@ -238,22 +249,25 @@ class RuleOptimizer(RuleGroups):
                     level=30,
                 )
 
-    def _follow_storage(self, group: dict[str, Any]) -> None:
-        """Take over a rounding, or other slots, after a change between steps; refuse one of formats.
+    def _follow(self, group: dict[str, Any]) -> None:
+        """Check what was changed between steps as the constructor does, and take over a rounding, or other slots.
 
-        Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without.
+        Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without. Formats cannot change.
         """
+        values = [v if v.__class__ in PLAIN else _value(v) for k, v in group.items() if k not in NOT_FOLLOWED]
+        if values == self._checked.get(id(group)) and is_rate(group["lr"]):
+            return
+        self._check_group(group)
         now = (group["state"], group["rounding"], tuple(slot.name for slot in self.group_slots(group)))
         before = self._stored_as.setdefault(id(group), now)
-        if now == before:
-            return
         if now[0] != before[0]:
             raise ValueError(
                 f"the states of a group are stored as {before[0]!r} and cannot become {now[0]!r} between steps; "
                 "build a new optimizer"
             )
-        self._check_group(group)
-        self._stored_as[id(group)] = now
+        self._checked[id(group)], self._stored_as[id(group)] = values, now
+        if now == before:
+            return
         for param in group["params"]:
             self._works.pop(param, None)
 
@@ -268,7 +282,6 @@ class RuleOptimizer(RuleGroups):
 
     def _due(self, group: dict[str, Any], params: list[Tensor]) -> list[tuple[str, ...]]:
         """Slots to reset of each parameter before its next step; an empty list without a schedule."""
-        self._follow_storage(group)
         schedule = self._schedule(group)
         if schedule is None:
             return []
@@ -393,3 +406,10 @@ class RuleOptimizer(RuleGroups):
         self._works.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+
+def _value(given: Any) -> Any:
+    """What a group's entry is now, of those that can be changed in place."""
+    if isinstance(given, Tensor):
+        return given.tolist()
+    return tuple(map(_value, given)) if isinstance(given, (tuple, list)) else given

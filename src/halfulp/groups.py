@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +23,12 @@ from halfulp.quantizer import Quantizer
 from halfulp.registry import Registry
 from halfulp.resets import as_schedule
 from halfulp.rules.base import Rule
-from halfulp.rules.hyper import as_number
+from halfulp.rules.hyper import as_number, is_rate
 from halfulp.rules.transforms import check_transforms, compose
 from halfulp.state import StateSlot
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 
-__all__ = ["PARAM_DTYPES", "RuleGroups"]
+__all__ = ["PARAM_DTYPES", "RuleGroups", "check_param"]
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -87,7 +86,7 @@ class RuleGroups(Optimizer):
         self._registry = None
         try:
             for param in group["params"]:
-                _check_param(param)
+                check_param(param)
             self._check_group(group)
         except Exception:
             self.param_groups.pop()
@@ -96,7 +95,7 @@ class RuleGroups(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ``ValueError`` for values of a group that cannot work; rules extend it."""
-        if not 0.0 <= as_number("lr", group["lr"]) < math.inf:
+        if not is_rate(as_number("lr", group["lr"])):
             raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
         if group["param_rounding"] not in ("nearest", "stochastic"):
             raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
@@ -184,11 +183,12 @@ class RuleGroups(Optimizer):
         return MemoryReport(tuple(rows), count)
 
 
-def _check_param(param: Tensor) -> None:
+def check_param(param: Tensor) -> None:
+    """Raise ``ValueError`` for a parameter that no optimizer here takes."""
     if param.dtype not in PARAM_DTYPES:
         raise ValueError(
             f"parameters are float32, bfloat16 or float16 (the arithmetic is fp32); got {param.dtype} of shape "
-            f"{tuple(param.shape)}"
+            f"{tuple(param.shape)}: use model.float(), .bfloat16() or .half()"
         )
     if param.layout != torch.strided:
         raise ValueError(f"parameters are dense; got one of layout {param.layout}: give param.to_dense() to the model")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-__all__ = ["HyperParameters", "as_number"]
+__all__ = ["HyperParameters", "as_number", "is_rate"]
 
 
 def as_number(name: str, value: Any) -> float:
@@ -34,6 +34,13 @@ def as_number(name: str, value: Any) -> float:
         pass
     hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if isinstance(value, str) else ""
     raise ValueError(f"{name} must be a number or a tensor of one element, got {value!r}{hint}")
+
+
+def is_rate(lr: Any) -> bool:
+    """Whether a value works as a learning rate: a finite number, not negative, or a tensor of one."""
+    if isinstance(lr, Tensor):
+        lr = lr.item() if lr.numel() == 1 else None
+    return isinstance(lr, (float, int)) and not isinstance(lr, bool) and 0.0 <= lr < math.inf
 
 
 def _is_number(value: Any) -> bool:
