@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import halfulp
+import halfulp.averaging
 from halfulp import _log
 from test_conventions import CLASSES, assert_same, build, everything, model, run, set_grads
 
@@ -303,6 +304,40 @@ def test_parameters_of_others() -> None:
     optimizer.param_groups[0]["params"].append(stranger)
     with pytest.raises(KeyError, match=r"shape \(3, 7\) is no parameter of this optimizer"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_dtype_as_state_has_the_bits_of_its_name(dtype: torch.dtype) -> None:
+    optimizers = [build("AdamW", model().parameters(), state=s) for s in (dtype, str(dtype).removeprefix("torch."))]
+    for optimizer in optimizers:
+        run(optimizer, 3)
+    assert_same(*map(everything, optimizers))
+    saved, named = (o.state_dict()["param_groups"] for o in optimizers)
+    assert saved == named
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (
+            lambda o: o.state_tensor("0.weight", "exp_avg"),
+            TypeError,
+            "asked for by its tensor, got '0.weight'; ",
+        ),
+        (lambda o: o.states(0), TypeError, "asked for by its tensor, got 0"),
+        (lambda o: o.coefficients("0.weight"), TypeError, "asked for by its tensor, got '0.weight'"),
+        (lambda o: halfulp.Quantizer("fp8").quantize([1.0]), TypeError, r"takes a float32 tensor, got \[1.0\]"),
+        (lambda o: halfulp.averaging.EMA(3), TypeError, "of a module or of named tensors .*; got int"),
+        (lambda o: halfulp.averaging.EMA([1, 2]), TypeError, "of a module or of named tensors .*; got list"),
+        (lambda o: build("AdamW", model().parameters(), transforms=3), ValueError, "a list of functions .*, got 3"),
+        (lambda o: build("AdamW", model().parameters(), transforms=[3]), ValueError, r"a list of .*, got \[3\]"),
+    ],
+)
+def test_values_of_another_kind(ask: Any, error: type[Exception], message: str) -> None:
+    optimizer = build("AdamW", model().named_parameters())
+    run(optimizer, 1)
+    with pytest.raises(error, match=message):
+        ask(optimizer)
 
 
 def test_nesterov_needs_momentum() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from halfulp.formats import FORMATS, FRIENDLY, Format, get_format, resolve_name
+from halfulp.quantizer import Quantizer
 from halfulp.rounding import decode, encode, storage_dtype
 from oracle import value
 
@@ -238,3 +239,29 @@ def test_questions_without_an_answer_are_errors() -> None:
 def test_a_row_that_cannot_work_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Format("mine", **fields)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_dtype_names_the_format_of_its_values(dtype: torch.dtype, signed: bool) -> None:
+    fmt = get_format(dtype, signed=signed)
+    assert (fmt.max, fmt.bits) == (torch.finfo(dtype).max, torch.finfo(dtype).bits)
+    assert fmt is FORMATS[str(dtype).removeprefix("torch.")]
+    assert Quantizer(dtype).format is fmt  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.int8, "torch.int8 is no state format; dtypes that are: torch.float32, torch.bfloat16, torch.float16"),
+        (torch.float64, "torch.float64 is no state format"),
+        (8, "given by name, as a Format or as a torch dtype; got 8"),
+        (None, "given by name, as a Format or as a torch dtype; got None"),
+    ],
+)
+def test_what_is_no_format(given: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_format(given)  # type: ignore[arg-type]

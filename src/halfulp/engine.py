@@ -47,7 +47,7 @@ class RuleOptimizer(RuleGroups):
         The rule's hyper-parameters, which become group keys.
     state
         How states are stored: ``"fp32" "bf16" "fp16" "fp8" "fp4" "int8" "int4"`` as published, ``"8bit"`` (default)
-        and ``"4bit"`` as measured best, a dtype name, a :class:`~halfulp.formats.Format`, a
+        and ``"4bit"`` as measured best, a dtype or its name, a :class:`~halfulp.formats.Format`, a
         :class:`~halfulp.quantizer.Quantizer` (with a rounding and a ``zero_floor`` of its own, which win), or a mapping
         from slot names to these. Per group.
     rounding

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
 
+import torch
+
 __all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "resolve_name"]
 
 Kind = Literal["float", "int", "codebook"]
@@ -305,12 +307,30 @@ def resolve_name(name: str, *, signed: bool) -> str:
     raise ValueError(f"unknown state format {name!r}.{hint} Known: {', '.join(known)}")
 
 
-def get_format(name: str | Format, *, signed: bool = True) -> Format:
-    """Look a format up by full or friendly name; a :class:`Format` is returned as it is.
+def get_format(name: str | Format | torch.dtype, *, signed: bool = True) -> Format:
+    """Look a format up by full or friendly name, or by torch's dtype; a :class:`Format` is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        For anything else, and dtypes that are no format of states (``torch.int8``; the name ``"int8"`` is a codebook).
 
     Examples
     --------
     >>> get_format("fp4", signed=False).name
     'ufloat4_e2m2'
     """
-    return name if isinstance(name, Format) else FORMATS[resolve_name(name, signed=signed)]
+    if isinstance(name, Format):
+        return name
+    if isinstance(name, torch.dtype):
+        of_dtype = FORMATS.get(str(name).removeprefix("torch."))
+        if of_dtype is None:
+            raise ValueError(f"{name} is no state format; dtypes that are: {', '.join(_dtypes())}; others go by name")
+        return of_dtype
+    if not isinstance(name, str):
+        raise ValueError(f"a format is given by name, as a Format or as a torch dtype; got {name!r}")
+    return FORMATS[resolve_name(name, signed=signed)]
+
+
+def _dtypes() -> list[str]:
+    return [f"torch.{name}" for name in FORMATS if isinstance(getattr(torch, name, None), torch.dtype)]

@@ -125,6 +125,8 @@ class Quantizer:
         rand_bits
             int64 words of the shape of `x` (:func:`halfulp.rng.random_bits`), needed by stochastic rounding.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"quantize takes a float32 tensor, got {x!r}: make one by torch.tensor")
         if self.stochastic and rand_bits is None:
             raise ValueError("stochastic rounding needs rand_bits, e.g. from halfulp.rng.random_bits")
         if x.dtype != torch.float32:

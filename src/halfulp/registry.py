@@ -47,6 +47,10 @@ class Registry:
         try:
             return self._places[param]
         except KeyError:
+            if not isinstance(param, Tensor):
+                raise TypeError(
+                    f"a parameter is asked for by its tensor, got {param!r}; e.g. model.get_parameter(name)"
+                ) from None
             raise KeyError(
                 f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer; "
                 "optimizer.add_param_group({'params': [...]}) adds some"

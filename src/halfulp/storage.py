@@ -62,8 +62,9 @@ def slot_quantizers(
     slots
         The rule's states.
     state
-        A format name, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of these; slots
-        that a mapping leaves out stay in fp32. Without a mapping, slots get the bits that they need at least.
+        A format name, a torch dtype, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of
+        these; slots that a mapping leaves out stay in fp32. Without a mapping, slots get the bits that they need at
+        least.
     rounding
         ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). A :class:`Quantizer` has its
         own, which wins, and so does its ``zero_floor``.
@@ -101,7 +102,7 @@ def slot_quantizers(
 def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: StorageOptions) -> Quantizer:
     if isinstance(wanted, Quantizer):
         quantizer = wanted.with_rounding(rounding)
-    elif isinstance(wanted, (str, Format)):
+    elif isinstance(wanted, (str, Format, torch.dtype)):
         fmt, floor = get_format(wanted, signed=slot.signed), options.zero_floor and not slot.signed
         quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size), rounding, floor)  # type: ignore[arg-type]
     else:

@@ -66,7 +66,13 @@ class WeightAverage:
         if buffers not in ("live", "average"):
             raise ValueError(f"buffers is 'live' or 'average', got {buffers!r}")
         if not isinstance(model, (nn.Module, Mapping)):
-            model = dict(model)
+            try:
+                model = dict(model)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    "an average is of a module or of named tensors (a mapping, or pairs as model.named_parameters()); "
+                    f"got {type(model).__name__}"
+                ) from None
         self.model, self.buffers, self.ignore = model, buffers, frozenset(ignore)
         self.live = self.pick(model)
         unknown = self.ignore - set(live_tensors(model, True))

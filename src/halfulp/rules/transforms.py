@@ -13,7 +13,7 @@ Examples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -224,6 +224,6 @@ def _master_weights(rule: Rule) -> Rule:
 
 def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
     """The transforms as a tuple; ``ValueError`` for what is none."""
-    if callable(transforms) or not all(callable(t) for t in transforms):
+    if not isinstance(transforms, Iterable) or callable(transforms) or not all(callable(t) for t in transforms):
         raise ValueError(f"transforms is a list of functions from a rule to a rule, got {transforms!r}")
     return tuple(transforms)
