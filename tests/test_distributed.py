@@ -5,6 +5,7 @@ One launch of torchrun does all cases; the tests compare what it left with a run
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import halfulp
+from halfulp import _log
 
 HERE = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(HERE))
@@ -135,3 +137,35 @@ def test_a_killed_fsdp2_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert "from step 4" in resumed.stdout
     assert_same(torch.load(tmp_path / f"{name}.pt"), alone(name, LOADED + MORE))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("Muon", "muon"), ("SOAP", "soap"), ("Adafactor", "adafactor"), ("AdamW", None), ("SGD", None)],
+)
+def test_states_that_are_whole_on_every_rank_are_said_once(
+    name: str, rule: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rules that need all elements; one rank of two, whose peer is torch's stand-in."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    _log._said.clear()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        params = [torch.nn.Parameter(DTensor.from_local(torch.ones(64, 128), mesh, [Shard(0)])) for _ in range(2)]
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        optimizer = getattr(halfulp, name)(params, lr=0.01, state="bf16", min_size=0, **options)
+        with caplog.at_level(logging.WARNING, logger="halfulp"):
+            shapes = {row.shape for row in optimizer.memory().rows if row.slot in ("exp_avg", "momentum_buffer")}
+    finally:
+        torch.distributed.destroy_process_group()
+    said = [m for m in caplog.messages if "whole on every rank" in m]
+    if rule is None:
+        assert (said, shapes) == ([], {(64, 128)})
+    else:
+        assert len(said) == 1
+        assert f"{name}: rule {rule!r} needs all elements of a sharded parameter" in said[0]
+        assert shapes <= {(128, 128)}

@@ -145,8 +145,15 @@ class RuleGroups(Optimizer):
         if reason is not None and any(not q.format.is_float32 for q in quantizers.values()):
             log_once(f"states of {place.label} stay in float32: {reason}")
             quantizers = dict.fromkeys(quantizers, FLOAT32)
+        rule = self.active_rule(group, param)
+        if is_sharded(param) and not rule.shardable:
+            log_once(
+                f"{type(self).__name__}: rule {rule.name!r} needs all elements of a sharded parameter, so that its "
+                "states are whole on every rank (memory() counts them so)",
+                level=30,
+            )
         found = []
-        for slot in self.active_rule(group, param).slots(group):
+        for slot in rule.slots(group):
             shape = slot.shape(tuple(param.shape))
             if shape is None:
                 continue
