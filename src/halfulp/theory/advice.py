@@ -1,20 +1,19 @@
-"""Which format and rounding each Adam state should have, given the betas and a memory budget.
+"""Which format, scale and rounding each Adam state should have, given the betas and a memory budget.
 
-Each candidate is ranked by what rounding does to its moment in the long run, as the theory gives it: the relative mean
-squared error of the stored value about the exact one, bias and added noise together, in units that a first and a second
-moment share (what it adds to the relative error of the update; a relative error of ``v`` counts half).
+Each candidate is ranked by what storing its moment does to AdamW's update, the other moment being exact: the mean
+squared error over the exact update's mean square (:mod:`halfulp.theory.update`). A second moment of zero counts as what
+the library's next update makes of it.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
-import numpy as np
-
-from halfulp.formats import FORMATS, Format, get_format
+from halfulp.formats import Format, get_format
+from halfulp.quantizer import Quantizer, Rounding
 from halfulp.scaling import Scaling
 
 __all__ = ["Advice", "Choice", "advise", "rate"]
@@ -26,6 +25,8 @@ UNSIGNED = (
 )  # fmt: skip
 SAFE = 0.015
 """Relative mean squared error up to which a choice is called safe."""
+LONG = 3000
+"""Steps after which a second moment under nearest rounding, which creeps on, must still be safe to be called so."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,20 @@ class Choice:
     ----------
     slot, format, rounding
         What is stored, and how.
+    scale_kind
+        ``"pow2"`` or ``"fp32"``, of blocks of 128; ``"none"`` for formats that are stored without scales.
     error
         Relative mean squared error it brings to the update.
     stalled
-        Stalled fraction at age ``3 / (1 - beta)``.
+        Stalled fraction over steps 100 to 400; of values, which under fp32 scales move with their block.
     bytes
         Bytes a parameter, scales included.
     """
 
     slot: str
     format: str
-    rounding: str
+    rounding: Rounding
+    scale_kind: Literal["none", "pow2", "fp32"]
     error: float
     stalled: float
     bytes: float
@@ -56,10 +60,18 @@ class Choice:
         """Whether the error is small beside the update's own noise."""
         return self.error <= SAFE
 
+    @property
+    def storage(self) -> str | Quantizer:
+        """For ``state=``: the format's name, or a quantizer where the scales are not the optimizers' default."""
+        if self.scale_kind != "fp32":
+            return self.format
+        return Quantizer(get_format(self.format), Scaling("fp32"), self.rounding, zero_floor=self.slot == "exp_avg_sq")
+
     def __str__(self) -> str:
         word = "safe" if self.safe else "not safe"
+        scales = "" if self.scale_kind == "none" else f", {self.scale_kind} scales"
         return (
-            f"{self.slot}: {self.format}, {self.rounding} ({word}: relative error {self.error:.2g}, "
+            f"{self.slot}: {self.format}{scales}, {self.rounding} ({word}: relative error {self.error:.2g}, "
             f"{self.stalled:.0%} of updates stall, {self.bytes:.2f} bytes)"
         )
 
@@ -73,13 +85,13 @@ class Advice:
     candidates: tuple[Choice, ...]
 
     @property
-    def state(self) -> dict[str, str]:
+    def state(self) -> dict[str, str | Quantizer]:
         """For ``state=``."""
-        return {"exp_avg": self.exp_avg.format, "exp_avg_sq": self.exp_avg_sq.format}
+        return {"exp_avg": self.exp_avg.storage, "exp_avg_sq": self.exp_avg_sq.storage}
 
     @property
-    def rounding(self) -> dict[str, str]:
-        """For ``rounding=``."""
+    def rounding(self) -> dict[str, Rounding]:
+        """For ``rounding=``; a quantizer in :attr:`state` has its own, the same."""
         return {"exp_avg": self.exp_avg.rounding, "exp_avg_sq": self.exp_avg_sq.rounding}
 
     def __str__(self) -> str:
@@ -87,14 +99,17 @@ class Advice:
         return f"{self.exp_avg}\n{self.exp_avg_sq}\n{total:.2f} bytes a parameter"
 
 
-def stored_bytes(fmt: Format, block_size: int = 128) -> float:
-    """Bytes a parameter, with one power-of-two scale a block where the format needs one."""
-    scale = Scaling("pow2", "block", block_size).dtype.itemsize / block_size if fmt.scaled else 0.0
-    return fmt.bits / 8 + scale
-
-
 @lru_cache(maxsize=512)
-def rate(fmt: str | Format, *, slot: str, beta: float, rounding: str, spread: float = 1.0) -> Choice:
+def rate(
+    fmt: str | Format,
+    *,
+    slot: str,
+    beta: float,
+    rounding: Rounding,
+    scale_kind: Literal["pow2", "fp32"] = "pow2",
+    spread: float = 1.0,
+    beta_other: float | None = None,
+) -> Choice:
     """What a format costs in a slot.
 
     Parameters
@@ -106,10 +121,13 @@ def rate(fmt: str | Format, *, slot: str, beta: float, rounding: str, spread: fl
     beta
         Decay.
     rounding
-        ``"nearest"`` or ``"stochastic"``.
+        ``"nearest"`` (a second moment with the floor, as optimizers store it) or ``"stochastic"``.
+    scale_kind
+        ``"pow2"`` or ``"fp32"``, of no account for formats without scales.
     spread
-        Deviation of the logarithm of the gradient's scale within a block. What lies below the smallest code of a block
-        counts: its update is wrong altogether. 0 for none.
+        Deviation of the logarithm of the gradient's scale within a block; 0 for even blocks.
+    beta_other
+        Decay of the other moment: by default 0.999 beside a first, and 0.9 beside a second moment.
 
     Examples
     --------
@@ -117,55 +135,35 @@ def rate(fmt: str | Format, *, slot: str, beta: float, rounding: str, spread: fl
     True
     >>> rate("float8_e4m3fn", slot="exp_avg_sq", beta=0.95, rounding="nearest").safe
     False
+    >>> rate("ufloat4_e4m0", slot="exp_avg_sq", beta=0.999, rounding="stochastic").error > 1  # a few zeros
+    True
     """
-    from halfulp.theory.stall import check_slot, stall_probability
+    from halfulp.theory.blocks import Blocks
+    from halfulp.theory.drive import GRADIENT, SQUARE
+    from halfulp.theory.stall import check_slot
+    from halfulp.theory.update import update_law
 
     check_slot(slot)
-    resolved = get_format(fmt, signed=slot == "exp_avg")
-    window = round(max(3 / (1 - beta), 3000))  # nearest rounding creeps on after the average has settled
-    stalled = stall_probability(resolved, beta=beta, rounding=rounding, slot=slot)  # type: ignore[arg-type]
-    error = 0.0
-    if not resolved.is_float32:
-        error = _rounding_error(resolved, slot, beta, rounding, window) + _underflow(resolved, slot, spread)
-    return Choice(slot, resolved.name, rounding, error, stalled, stored_bytes(resolved))
-
-
-def _rounding_error(fmt: Format, slot: str, beta: float, rounding: str, window: int) -> float:
-    from halfulp.theory.chain import Chain
-    from halfulp.theory.drive import GRADIENT, SQUARE
-    from halfulp.theory.transient import transient
-
-    if fmt.kind != "float":  # the same spacing at the place where most values are
-        levels = np.array([v for v in fmt.grid() if v > 0])
-        ratio = np.median(np.diff(levels) / levels[:-1])
-        bits = -math.log2(ratio)
-        floats = [f for f in FORMATS.values() if f.kind == "float" and f.signed and not f.is_float32]
-        fmt = min(floats, key=lambda f: abs(f.mantissa_bits - bits))
-    drive = SQUARE if slot == "exp_avg_sq" else GRADIENT
-    law = transient(Chain(fmt, beta, rounding, drive), window)
-    if slot == "exp_avg_sq":  # error of 1/sqrt(v): bias, and noise beyond that of the exact average
-        bias = law.mean[-1] / law.exact_mean[-1]
-        noise = max(law.deviation[-1] ** 2 - law.exact_deviation[-1] ** 2, 0.0) / law.mean[-1] ** 2
-        return float((bias**-0.5 - 1) ** 2 + noise / 4)
-    return float(abs(law.moment("square")[-1] / law.exact_deviation[-1] ** 2 - 1))
-
-
-def _underflow(fmt: Format, slot: str, spread: float) -> float:
-    """Share of the elements of a block that lie below half its smallest code, for log-normal sizes."""
-    if not fmt.scaled or spread == 0:
-        return 0.0
-    from scipy.special import ndtr
-
-    power = 2 if slot == "exp_avg_sq" else 1
-    largest = 2.6 * spread * power  # of 128 normal logarithms
-    reach = np.log(fmt.max / fmt.smallest) + np.log(2) * 0.5  # scales are rounded up by half an octave on average
-    return float(ndtr((largest - reach) / (spread * power)))
+    second = slot == "exp_avg_sq"
+    resolved = get_format(fmt, signed=not second)
+    if resolved.is_float32:
+        return Choice(slot, resolved.name, rounding, "none", 0.0, 0.0, 4.0)
+    stored = Quantizer(resolved, Scaling(scale_kind), rounding, second)
+    blocks = Blocks(resolved, beta, rounding, SQUARE if second else GRADIENT, scale_kind, spread=spread)
+    if beta_other is None:
+        beta_other = 0.9 if second else 0.999
+    law = update_law(blocks, beta_other)
+    error = law.error
+    if second and rounding == "nearest" and error <= SAFE:
+        error = max(error, update_law(blocks, beta_other, LONG, paths=4).error)
+    size = stored.bytes((1, blocks.block_size)) / blocks.block_size
+    return Choice(slot, resolved.name, rounding, scale_kind if resolved.scaled else "none", error, law.stalled, size)
 
 
 def advise(
     betas: tuple[float, float] = (0.9, 0.999), *, bytes_per_parameter: float = 2.1, spread: float = 1.0
 ) -> Advice:
-    """Formats and roundings of Adam's moments that lose least within a memory budget.
+    """Formats, scales and roundings of Adam's moments that lose least within a memory budget.
 
     Parameters
     ----------
@@ -186,14 +184,20 @@ def advise(
     >>> advice = advise((0.9, 0.9), bytes_per_parameter=2.1)
     >>> advice.exp_avg.bytes + advice.exp_avg_sq.bytes <= 2.1
     True
+    >>> second = advise(bytes_per_parameter=1.1).exp_avg_sq
+    >>> second.format, second.scale_kind, second.rounding
+    ('ufloat4_e4m0', 'fp32', 'nearest')
     """
+    scales: tuple[Literal["pow2", "fp32"], ...] = ("pow2", "fp32")
+    roundings: tuple[Rounding, ...] = ("nearest", "stochastic")
     rated = {
         slot: [
-            rate(name, slot=slot, beta=beta, rounding=how, spread=spread)
+            rate(name, slot=slot, beta=beta, rounding=how, scale_kind=kind, spread=spread, beta_other=other)
             for name in names
-            for how in ("nearest", "stochastic")
+            for kind in (scales if get_format(name).scaled else scales[:1])
+            for how in roundings
         ]
-        for slot, names, beta in (("exp_avg", SIGNED, betas[0]), ("exp_avg_sq", UNSIGNED, betas[1]))
+        for slot, names, beta, other in (("exp_avg", SIGNED, *betas), ("exp_avg_sq", UNSIGNED, *betas[::-1]))
     }
     pairs = [
         (m, v)

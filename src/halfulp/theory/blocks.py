@@ -230,7 +230,7 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
     seed
         Of inputs and rounding.
     """
-    ensemble = _Ensemble(blocks, sizes, seed)
+    ensemble = Ensemble(blocks, sizes, seed)
     power = 2 if blocks.drive.nonnegative else 1
 
     def inputs(level: Array) -> Single:
@@ -267,12 +267,12 @@ def follow_gradients(
     True
     """
     squares = blocks.drive.nonnegative
-    ensemble = _Ensemble(blocks, sizes, seed)
+    ensemble = Ensemble(blocks, sizes, seed)
     scaled = ((g * ensemble.unit).astype(np.float32) for g in gradients)
     return ensemble.law((g * g if squares else g for g in scaled), period)
 
 
-class _Ensemble:
+class Ensemble:
     """Stored values of all elements, the scales of their blocks, and the same averages in full precision.
 
     All in float32, as the library computes, each block in units of a power of two near its largest gradient.
@@ -320,7 +320,7 @@ class _Ensemble:
         successor += step
         self.exact *= beta
         self.exact += step
-        value, code = self._store(successor)
+        value, code = self.store(successor)
         due = successor != self.value
         counts = self._by_block(due)
         updates = max(float(counts.sum()), 1.0)
@@ -334,7 +334,7 @@ class _Ensemble:
     def _by_block(self, x: npt.NDArray[np.bool_]) -> Array:
         return np.asarray((x.astype(np.float32) @ self.ones).astype(np.float64))
 
-    def _store(self, y: Single) -> tuple[Single, Single]:
+    def store(self, y: Single) -> tuple[Single, Single]:
         """Rounded values and their codes (in units of the scale)."""
         fmt = self.blocks.format
         if not fmt.scaled:

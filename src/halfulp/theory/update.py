@@ -1,0 +1,128 @@
+"""What a stored moment does to AdamW's update, on the gradients of uneven blocks.
+
+Blocks are followed for some hundred steps: one moment is stored and rounded in each step, the other is exact, and the
+update is the library's, the bound on it included (:func:`halfulp.rules.adam.max_ratio`). What a second moment of zero
+costs is so what it costs in training: the next update divides by the root of ``(1 - beta2) g**2``, the last gradient
+alone, and is far too large; where a floor has put the smallest code instead, it is too small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.rules.adam import max_ratio
+from halfulp.theory.blocks import Blocks, Ensemble
+from halfulp.theory.sizes import draw_sizes
+
+__all__ = ["UpdateError", "update_law"]
+
+Single = npt.NDArray[np.float32]
+EPS = np.float32(1e-8)
+
+
+@dataclass(frozen=True)
+class UpdateError:
+    """Averages over blocks, and over steps after the first quarter.
+
+    Parameters
+    ----------
+    error
+        Mean squared difference to the exact update, relative to its mean square.
+    stalled
+        Share of the stored moment's updates that were lost.
+    zeros
+        Share of stored values that are zero.
+    """
+
+    error: float
+    stalled: float
+    zeros: float
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """Gradients ``(steps, blocks, elements)``, and what exact moments make of them."""
+
+    sizes: npt.NDArray[np.float64]
+    gradients: Single
+    first: Single
+    inverse_root: Single
+    updates: Single
+
+
+@lru_cache(maxsize=4)
+def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: int, steps: int, seed: int) -> _Exact:
+    """Bias-corrected first moments, inverse roots of second ones, and updates."""
+    sizes = draw_sizes(paths, block_size, spread, seed)
+    rng = np.random.Generator(np.random.SFC64(seed))
+    gradients = rng.standard_normal((steps, *sizes.shape), dtype=np.float32) * sizes.astype(np.float32)
+    first, second = np.empty_like(gradients), np.empty_like(gradients)
+    m = np.zeros(sizes.shape)
+    v = np.zeros(sizes.shape)
+    for t, g in enumerate(gradients.astype(np.float64)):
+        m += (1 - betas[0]) * (g - m)
+        v += (1 - betas[1]) * (g * g - v)
+        first[t] = m / (1 - betas[0] ** (t + 1))
+        second[t] = 1 / (np.sqrt(v / (1 - betas[1] ** (t + 1))) + EPS)
+    return _Exact(sizes, gradients, first, second, first * second)
+
+
+def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: int = 16, seed: int = 0) -> UpdateError:
+    """Error of AdamW's update with one moment stored.
+
+    Parameters
+    ----------
+    blocks
+        Storage of the moment, a second one if its drive is of squares. Gradients are independent and normal.
+    beta_other
+        Decay of the other moment.
+    steps
+        That are followed.
+    paths
+        Blocks that are followed.
+    seed
+        Of sizes, gradients and rounding.
+
+    Examples
+    --------
+    >>> from halfulp.formats import get_format
+    >>> e4m0 = Blocks(get_format("ufloat4_e4m0"), 0.999, "stochastic", spread=1.0)
+    >>> law = update_law(e4m0, 0.9)
+    >>> bool(law.zeros < 0.05), bool(law.error > 1)  # few zeros, and they cost more than all else
+    (True, True)
+    """
+    if steps < 4 or paths < 1:
+        raise ValueError(f"steps is at least 4 and paths 1, got steps={steps}, paths={paths}")
+    square = blocks.drive.nonnegative
+    betas = (beta_other, blocks.beta) if square else (blocks.beta, beta_other)
+    exact = _exact(betas, blocks.spread, paths, blocks.block_size, steps, seed)
+    ensemble = Ensemble(replace(blocks, spread=0.0), exact.sizes, seed)
+    beta, weight = np.float32(blocks.beta), np.float32(1 - blocks.beta)
+    stored = np.zeros(exact.sizes.shape, dtype=np.float32)
+    wrong = right = 0.0
+    lost = due = zeros = 0
+    for t in range(steps):
+        gradient = exact.gradients[t]
+        moment = beta * stored + weight * (gradient * gradient if square else gradient)
+        value = ensemble.store(moment)[0]
+        if t >= steps // 4:
+            bound = max_ratio(*betas, t + 1)
+            correction = np.float32(1 - blocks.beta ** (t + 1))
+            if square:
+                update = exact.first[t] / (np.sqrt(moment / correction) + EPS)
+            else:
+                update = moment / correction * exact.inverse_root[t]
+            np.clip(update, -bound, bound, out=update)
+            update -= exact.updates[t]
+            wrong += float(np.vdot(update, update))
+            right += float(np.vdot(exact.updates[t], exact.updates[t]))
+            changes = moment != stored
+            due += np.count_nonzero(changes)
+            lost += np.count_nonzero(changes & (value == stored))
+            zeros += value.size - np.count_nonzero(value)
+        stored = value
+    return UpdateError(wrong / right, lost / max(due, 1), zeros / (stored.size * (steps - steps // 4)))
