@@ -193,6 +193,50 @@ def test_the_command(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
     assert "exp_avg_sq is bfloat16, nearest" in result.output
 
 
+@pytest.mark.parametrize(
+    ("columns", "left_out"),
+    [
+        (60, "tensors, zero, rounding, elements, decay, can fall"),
+        (80, "tensors, zero, rounding, elements"),
+        (100, "tensors, zero, rounding"),
+        (None, ""),  # a pipe
+    ],
+)
+def test_the_verdict_is_there_at_every_width(
+    columns: int | None, left_out: str, bf16: torch.optim.Optimizer, tmp_path: Path
+) -> None:
+    torch.save(bf16.state_dict(), tmp_path / "optimizer.pt")
+    env = {"COLUMNS": None if columns is None else str(columns)}
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "optimizer.pt")], env=env)
+    assert result.exit_code == 0, result.output
+    table = [line for line in result.output.splitlines() if line[:1] in set("┃│┏┡└")]
+    assert len({len(line) for line in table}) == 1
+    assert len(table[0]) <= (columns or len(table[0]))
+    head = [cell.strip() for cell in table[1].split("┃")[1:-1]]
+    gone = [heading for heading in left_out.split(", ") if heading]
+    assert head == [h for h in ("slot", "format", "rounding", "decay", "tensors", "elements", "zero", "can fall",
+                                "gets through", "verdict") if h not in gone]  # fmt: skip
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line.startswith("│")]
+    assert (cells[0][0], cells[0][-1]) == ("exp_avg", "moves")
+    assert " ".join(row[-1] for row in cells[1:]) == "stuck: rises at best, cannot fall"
+    assert cells[1][head.index("gets through")] == f"{movable(bf16.state_dict())[1].gets_through:.1%}"
+    assert ("no room for" in result.output) is bool(gone)
+    assert left_out in " ".join(result.output.split())
+
+
+def test_names_of_many_tensors_fold(tmp_path: Path) -> None:
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(30)]
+    live = {name: torch.full((4, 4), 1.01) for name in names}
+    torch.save(live, tmp_path / "live.pt")
+    torch.save({name: torch.ones(4, 4, dtype=torch.bfloat16) for name in names}, tmp_path / "average.pt")
+    arguments = ["check", str(tmp_path / "average.pt"), "--live", str(tmp_path / "live.pt")]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "60"})
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines() if line[:1] == "│"]
+    assert "".join(row[0] for row in rows) == "".join(names)
+    assert sum(row[-1] == "frozen" for row in rows) == 30
+
+
 BAD = {
     "missing": (lambda p: None, "no file or folder"),
     "empty": (lambda p: p.write_bytes(b""), "is empty"),

@@ -96,13 +96,40 @@ def test_bad_input_ends_with_the_message_alone(args: tuple[str, ...], message: s
     assert [p.name for p in tmp_path.iterdir()] == ["bad.txt"]  # nothing was written
 
 
+CURVES = set("▁▂▃▄▅▆▇█")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, None])
+def test_curves_give_way_and_figures_stay(columns: int | None) -> None:
+    """At any width, and in a pipe, every figure is whole and every curve is beside its label."""
+    from typer.testing import CliRunner
+
+    from halfulp.cli import app
+
+    env = {"COLUMNS": None if columns is None else str(columns)}
+    arguments = ["simulate", "-f", "bf16", "--steps", "50", "--beta", "0.99", "--coordinates", "256"]
+    simulated = CliRunner().invoke(app, arguments, env=env).output
+    predicted = CliRunner().invoke(app, ["predict", "-f", "fp8", "-f", "bf16"], env=env).output
+    for text in (simulated, predicted):
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= (columns or 1000)
+    arms = {(name, how) for name in ("bf16", "fp8") for how in ("nearest", "stochastic")}
+    for text, names, ends in ((simulated, {"bf16"}, (58, 78)), (predicted, {"bf16", "fp8"}, (26 + 33, 26 + 52))):
+        lines = [line.rstrip() for line in text.splitlines() if line.rstrip()[-1:] in CURVES]
+        assert {tuple(line.split()[:2]) for line in lines} == {arm for arm in arms if arm[0] in names}
+        assert max(map(len, lines)) == ends[columns != 60]
+    assert predicted.splitlines()[-1].split() == ["age", "0", "log", "scale", "3000"]
+    for figure in ("48.7", "98.8", "97.2"):
+        assert figure in predicted
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 def test_tables_lose_nothing_on_a_narrow_terminal(width: int) -> None:
     """Whole figures at any width: as rows where they fit, else on their side."""
     from rich.console import Console
     from rich.table import Table
 
-    from halfulp.cli.tables import print_table
+    from halfulp._tables import print_table
 
     text = io.StringIO()
     table = Table(title="t")

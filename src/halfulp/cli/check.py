@@ -7,9 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp.cli.tables import print_table
+from halfulp._tables import output, print_table
 
 __all__ = ["command"]
+
+DROP = ("tensors", "zero", "rounding", "elements", "gap", "decay", "can fall")
+"""What a narrow terminal goes without, the first one first: never what is judged, its format, and the verdict."""
+VERDICT = 17
+"""Columns that a verdict wraps at, at the least."""
 
 
 def command(
@@ -32,12 +37,10 @@ def command(
 
     Nothing in the file is executed: torch files are loaded with weights_only.
     """
-    from rich.console import Console
-
     from halfulp.checkpoint.movable import movable
     from halfulp.checkpoint.read import find_optimizers, read_saved
 
-    console = Console(highlight=False)
+    console = output()
     if live is not None:
         _check_average(console, checkpoint, live, 0.9999 if decay is None else decay)
         return
@@ -50,7 +53,7 @@ def command(
     for place, state_dict in optimizers:
         rows = movable(state_dict)
         title = f"{checkpoint.name}{': ' + place if place else ''}"
-        print_table(console, _table(title, rows))
+        print_table(console, _table(title, rows), drop=DROP)
         if any(r.assumed for r in rows):
             console.print("* decay not in the file; the usual one is assumed")
         stuck = [r for r in rows if r.verdict.startswith("stuck")]
@@ -60,7 +63,6 @@ def command(
                 "in fp32, or round stochastically: "
                 "halfulp.AdamW(state='8bit').load_state_dict(halfulp.convert_state_dict(...))",
                 markup=False,
-                soft_wrap=True,
             )
         if not stuck:
             console.print("every state can still move")
@@ -68,6 +70,7 @@ def command(
 
 def _check_average(console: Any, average: Path, live: Path, decay: float) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from halfulp.averaging.pair import check_pair
     from halfulp.checkpoint.read import read_saved
@@ -75,19 +78,21 @@ def _check_average(console: Any, average: Path, live: Path, decay: float) -> Non
     saved = read_saved(average)
     rows = check_pair(saved, saved if live == average else read_saved(live), decay)
     table = Table(title=f"{average.name}, average of {live.name}, decay {decay:g}", title_justify="left")
-    for heading in ("tensor", "format", "rounding", "elements", "gap", "gets through", "verdict"):
-        table.add_column(heading, justify="right" if heading in ("elements", "gap", "gets through") else "left")
+    name = max(len(r.name) for r in rows)
+    table.add_column("tensor", overflow="fold", min_width=min(name, 16))
+    for heading in ("format", "rounding", "elements", "gap", "gets through"):
+        table.add_column(heading, justify="left" if heading in ("format", "rounding") else "right", no_wrap=True)
+    table.add_column("verdict", min_width=min(VERDICT, max(len(r.verdict) for r in rows)))
     for r in rows:
         rounding, through = r.rounding or "not said", f"{r.movable:.2%}"
-        table.add_row(r.name, r.dtype, rounding, f"{r.elements:,}", f"{r.gap:.1%}", through, r.verdict)
-    print_table(console, table)
+        table.add_row(Text(r.name), r.dtype, rounding, f"{r.elements:,}", f"{r.gap:.1%}", through, r.verdict)
+    print_table(console, table, drop=DROP)
     stuck = [r for r in rows if "frozen" in r.verdict]
     if stuck:
         console.print(
             f"{len(stuck)} of {len(rows)} tensors are frozen under nearest rounding; average in fp32, or "
             "stochastically: halfulp.averaging.EMA(model, state='8bit')",
             markup=False,
-            soft_wrap=True,
         )
     else:
         console.print("the average can still move")
@@ -98,9 +103,10 @@ def _table(title: str, rows: list[Any]) -> Any:
 
     table = Table(title=title, title_justify="left")
     for i, heading in enumerate(
-        ("slot", "format", "rounding", "decay", "tensors", "elements", "zero", "can fall", "gets through", "verdict")
+        ("slot", "format", "rounding", "decay", "tensors", "elements", "zero", "can fall", "gets through")
     ):
-        table.add_column(heading, justify="right" if 3 <= i <= 8 else "left", no_wrap=i < 9)
+        table.add_column(heading, justify="right" if i >= 3 else "left", no_wrap=True)
+    table.add_column("verdict", min_width=min(VERDICT, max((len(r.verdict) for r in rows), default=0)))
     for r in rows:
         table.add_row(
             r.slot, r.format, r.rounding, f"{r.beta:g}{'*' if r.assumed else ''}", str(r.tensors), f"{r.elements:,}",

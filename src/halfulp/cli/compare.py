@@ -85,7 +85,7 @@ def _run(
     import os
     import time
 
-    from rich.console import Console
+    from halfulp._tables import output
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one thread each, side by side
     from halfulp.lab import compare
@@ -96,7 +96,7 @@ def _run(
     from halfulp.lab.text import load_corpus
     from halfulp.lab.tokens import bpe_size
 
-    console = Console()
+    console = output()
     began = time.monotonic()
     if resume is not None:
         folder, config = resume, compare.load_run_folder(resume)

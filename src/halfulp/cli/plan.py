@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from halfulp._tables import output, print_table
+
 __all__ = ["command"]
 
 
@@ -29,7 +31,6 @@ def command(
     Without --format: bf16, fp8 and fp4.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from halfulp.theory.planner import DRIFTS, plan_reset
@@ -43,7 +44,7 @@ def command(
         from halfulp.cli.figure import check_plot
 
         check_plot(plot)
-    console = Console(highlight=False)
+    console = output()
     plans: dict[tuple[str, float, str], Any] = {}
     for beta in betas:
         table = Table(title=f"resets of {slot} at beta {beta:g}", title_justify="left", box=SIMPLE_HEAD)
@@ -57,7 +58,7 @@ def command(
                 )  # fmt: skip
                 plans[name, beta, how] = plan
                 table.add_row(name, how, "never" if plan.period is None else str(plan.period), plan.why)
-        console.print(table)
+        print_table(console, table)
     if parameters > 0:
         _stagger(console, plans, parameters)
     if plot is not None:

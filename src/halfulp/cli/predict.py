@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp.cli.tables import print_table
+from halfulp._tables import output, print_table
 
 __all__ = ["command"]
 
@@ -30,8 +30,6 @@ def command(
 
     Without --format: bf16, fp8 and fp4. Ages are steps since the state was zero.
     """
-    from rich.console import Console
-
     from halfulp.theory.stall import check_slot
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
@@ -40,11 +38,11 @@ def command(
         from halfulp.cli.figure import check_plot
 
         check_plot(plot)
-    console = Console(highlight=False)
+    console = output()
     for beta in betas:
         curves = _curves(formats, beta, slot, model)
         print_table(console, _table(curves, beta, slot, model))
-        console.print(_chart(curves))
+        console.print(_chart(curves, console.width))
         if plot is not None:
             path = plot if len(betas) == 1 else plot.with_stem(f"{plot.stem}-{beta:g}")
             _draw(curves, beta, slot, path)
@@ -89,19 +87,23 @@ def _table(curves: dict[tuple[str, str], Any], beta: float, slot: str, model: st
     return table
 
 
-def _chart(curves: dict[tuple[str, str], Any], width: int = 52) -> Any:
-    """A line of blocks for each curve, over the logarithm of the age."""
+def _chart(curves: dict[tuple[str, str], Any], room: int) -> Any:
+    """A line of blocks for each curve, over the logarithm of the age, beside its label in a line of `room` columns."""
     from rich.text import Text
 
     bars = " ▁▂▃▄▅▆▇█"
     text = Text()
     last = len(next(iter(curves.values()))) - 1
+    label = max(14, *(len(name) for name, _ in curves))
+    width = max(12, min(52, room - label - 13))
     for (name, how), curve in curves.items():
         ages = [round(math.expm1(math.log1p(last) * i / (width - 1))) for i in range(width)]
         line = "".join(bars[round(float(curve[a]) * 8)] for a in ages)
-        text.append(f"{name:>14} {how:<10} ", style="bold")
+        text.append(f"{name:>{label}} {how:<10} ", style="bold")
         text.append(line + "\n", style="cyan" if how == "nearest" else "green")
-    text.append(f"{'age':>25} 0 {'log scale':^{width - 4 - len(str(last))}} {last}", style="dim")
+    middle = width - 1 - len(str(last))
+    scale = "log scale" if middle >= 11 else ""
+    text.append(f"{'age':>{label + 11}} 0{scale:^{middle}}{last}", style="dim")
     return text
 
 

@@ -17,11 +17,10 @@ def command(
     ] = None,
 ) -> None:
     """Write the HTML page of a run again, and print its figures."""
-    from rich.console import Console
-
+    from halfulp._tables import output
     from halfulp.lab.report import write_report
 
-    console = Console()
+    console = output()
     if export is not None:
         from halfulp.lab.figure import check_figure_path
 

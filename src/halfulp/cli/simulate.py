@@ -9,9 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from halfulp._tables import needed, output
+
 __all__ = ["command"]
 
 BARS = " ▁▂▃▄▅▆▇█"
+CURVE = 32
+"""Columns of a curve where there is room."""
 
 
 @dataclass
@@ -51,7 +55,6 @@ def command(
     Every format and rounding sees the same gradients; rounding is the library's own. The defaults show the published
     effect: a second moment in bf16, rounded to nearest, that can only go up.
     """
-    from rich.console import Console
     from rich.live import Live
 
     from halfulp.theory.simulation import SCENARIOS
@@ -72,7 +75,7 @@ def command(
         "spread": spread, "reset_every": reset or None, "seed": seed,
     }  # fmt: skip
     arms = _arms(formats, roundings, slot, scale, options)
-    console = Console(highlight=False)
+    console = output()
     keep = max(1, steps // 400)
     with Live(console=console, refresh_per_second=8, transient=not console.is_terminal) as live:
         for step in range(1, steps + 1):
@@ -84,10 +87,10 @@ def command(
                     arm.stored.append(arm.last.mean)
                     arm.exact.append(arm.last.exact)
             if console.is_terminal and step % keep == 0:
-                live.update(_screen(arms, scenario, step, steps, slot))
-        live.update(_screen(arms, scenario, steps, steps, slot))
+                live.update(_screen(console, arms, scenario, step, steps, slot))
+        live.update(_screen(console, arms, scenario, steps, steps, slot))
     if not console.is_terminal:
-        console.print(_screen(arms, scenario, steps, steps, slot))
+        console.print(_screen(console, arms, scenario, steps, steps, slot))
     if plot is not None:
         _draw(arms, scenario, beta, slot, plot)
         console.print(f"wrote {plot}", markup=False, soft_wrap=True)
@@ -117,25 +120,40 @@ def _line(values: list[float], low: float, high: float, width: int) -> str:
     return "".join(BARS[min(8, max(0, round(8 * (v - low) / span)))] for v in picked)
 
 
-def _screen(arms: list[_Arm], scenario: str, step: int, steps: int, slot: str) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _screen(console: Any, arms: list[_Arm], scenario: str, step: int, steps: int, slot: str) -> Any:
+    """Title and table, as wide as the console: the curves give way, the numbers stay."""
+    from rich.console import Group
+    from rich.text import Text
 
     title = f"{scenario}: step {step} of {steps}, {slot}, sigma {arms[0].last.sigma:.3g}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("format", "rounding", "stalled", "stored / exact", "stored value, log scale"):
-        table.add_column(heading, justify="right" if "stal" in heading or "/" in heading else "left", no_wrap=True)
+    table = _table(arms, CURVE, "stored / exact", "stored value, log scale")
+    if needed(console, table) > console.width:
+        table = _table(arms, CURVE, "stored\n/ exact", "stored value,\nlog scale")
+        table = _table(
+            arms, CURVE - max(0, needed(console, table) - console.width), "stored\n/ exact", "stored value,\nlog scale"
+        )
+    return Group(Text(title, style="table.title"), table)
+
+
+def _table(arms: list[_Arm], width: int, ratio: str, curve: str) -> Any:
+    """Numbers and curves of every arm; no curves where less than their heading's width is left for them."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    curves = width >= max(map(len, curve.split("\n")))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("format", "rounding", "stalled", ratio, *([curve] if curves else [])):
+        table.add_column(heading, justify="right" if heading in ("stalled", ratio) else "left", no_wrap=True)
     logs = [[math.log10(max(v, 1e-30)) for v in arm.stored] for arm in arms]
-    everything = [v for curve in logs for v in curve[1:] or curve]
+    everything = [v for values in logs for v in values[1:] or values]
     low, high = min(everything, default=0.0), max(everything, default=1.0)
     low = max(low, high - 4)
-    for arm, curve in zip(arms, logs, strict=True):
-        ratio = arm.last.mean / arm.last.exact if arm.last.exact > 0 else math.nan
+    for arm, values in zip(arms, logs, strict=True):
+        share = arm.last.mean / arm.last.exact if arm.last.exact > 0 else math.nan
         colour = {"exact": "white", "nearest": "cyan"}.get(arm.rounding, "green")
-        table.add_row(
-            arm.name, arm.rounding, f"{arm.last.stalled:.1%}", f"{ratio:.3g}",
-            f"[{colour}]{_line(curve, low, high, 32)}[/]",
-        )  # fmt: skip
+        line = [Text(_line(values, low, high, width), style=colour)] if curves else []
+        table.add_row(arm.name, arm.rounding, f"{arm.last.stalled:.1%}", f"{share:.3g}", *line)
     return table
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from halfulp._tables import print_table
 from halfulp.lab.files import write_text
 from halfulp.lab.page import build_page
 from halfulp.lab.results import Comparison, load_comparison
 from halfulp.lab.words import shows
 
 __all__ = ["write_report"]
+
+DROP = ("bytes", "off 2x", "v / fp32", "predicted")
+"""What a narrow terminal goes without, the first one first."""
 
 
 def write_report(folder: Path, console: Console | None = None) -> Path:
@@ -27,7 +31,7 @@ def write_report(folder: Path, console: Console | None = None) -> Path:
     page = folder / "report.html"
     write_text(page, build_page(comparison))
     if console is not None:
-        console.print(_table(comparison))
+        print_table(console, _table(comparison), drop=DROP)
         console.print()
         for sentence in shows(comparison):
             console.print(f"- {sentence}", highlight=False)
@@ -38,11 +42,10 @@ def _table(comparison: Comparison) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
-        title="[bold]second moment of each arm",
-        title_justify="left",
-        title_style="",
+        title="second moment of each arm",
+        title_style="bold",
     )
-    table.add_column("arm", no_wrap=True)
+    table.add_column("arm", min_width=min(12, max((len(a.arm.label) for a in comparison.arms), default=0)))
     for heading in ("lost", "predicted", "v / fp32", "off 2x", "bytes", "validation"):
         table.add_column(heading, justify="right", no_wrap=True)
     for a in comparison.arms:

@@ -1,0 +1,98 @@
+"""Tables that lose no figure in a pipe or on a narrow terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+__all__ = ["needed", "output", "print_table"]
+
+UNBOUNDED = 1000
+"""Columns of a pipe: no table of ours is as wide, so each takes its natural width."""
+
+
+def output() -> Console:
+    """Standard output: of a terminal's width, or of that in COLUMNS; a pipe without it is as wide as what is printed.
+
+    Rich alone takes a pipe for 80 columns.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNBOUNDED
+    return console
+
+
+def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> None:
+    """Print a table as it is where it fits, else without some columns, else on its side, a line for each column.
+
+    Rich alone shortens what does not fit to an ellipsis, and columns down to nothing.
+
+    Parameters
+    ----------
+    console
+        Where to.
+    table
+        A column that may wrap is given its longest word at least, or its ``min_width`` if it has one.
+    drop
+        Headings of columns that may be left out, the first one first; what is left out is said.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(table.columns)
+    left_out = _fit(console, table, drop)
+    if table.title:  # by itself: within the table it would wrap at the table's width
+        console.print(Text(str(table.title), style=table.title_style or "table.title"))
+        table.title = None
+    if needed(console, table) > console.width:
+        table.columns, left_out = columns, []  # on its side there is room for all
+        side = Table(box=table.box, padding=(0, 1), show_header=False)
+        side.add_column(style="bold", no_wrap=True)
+        for _ in table.rows:
+            side.add_column(overflow="fold")
+        for column in table.columns:
+            side.add_row(column.header, *column.cells)
+        table = side
+    console.print(table)
+    if left_out:
+        console.print(f"(no room for: {', '.join(left_out)})", style="dim")
+
+
+def _fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:
+    """Take columns out of a table until it fits; returns the headings of those, in the order of `drop`."""
+    left_out: list[str] = []
+    for heading in drop:
+        if needed(console, table) <= console.width:
+            break
+        kept = [column for column in table.columns if column.header != heading]
+        if len(kept) < len(table.columns):
+            table.columns = [replace(column, _index=i) for i, column in enumerate(kept)]
+            left_out.append(heading)
+    return left_out
+
+
+def needed(console: Console, table: Table) -> int:
+    """Width at which nothing is shortened: whole cells in columns that do not wrap, whole words in others."""
+    from rich.measure import Measurement, measure_renderables
+
+    options = console.options.update(max_width=10 * UNBOUNDED)
+
+    def widths(column: Column) -> tuple[int, int]:
+        cells = measure_renderables(console, options, [column.header, *column.cells])
+        least = cells.maximum if column.no_wrap else column.min_width or cells.minimum
+        whole = max(cells.maximum, column.min_width or 0)
+        return (column.width, column.width) if column.width is not None else (least, whole)
+
+    least, whole = (sum(side) for side in zip(*map(widths, table.columns), strict=True))
+    title, table.title = table.title, None
+    frame = Measurement.get(console, options, table).maximum - whole
+    table.title = title
+    return least + frame
