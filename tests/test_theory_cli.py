@@ -145,3 +145,24 @@ def test_tables_lose_nothing_on_a_narrow_terminal(width: int) -> None:
     assert all(cell in shown for row in rows for cell in row[:9])
     upright = any("heading0" in line and "heading9" in line for line in shown.splitlines())
     assert upright is (width == 140)
+
+
+def test_the_version() -> None:
+    import halfulp
+
+    assert run("--version").stdout == f"halfulp {halfulp.__version__}\n"
+
+
+def test_help_says_the_defaults_of_a_comparison() -> None:
+    import inspect
+
+    from halfulp.cli.compare import command
+    from halfulp.lab.config import CompareConfig
+
+    config = CompareConfig()
+    special = {"seeds": len(config.seeds), "lr": config.lrs[0], "beta2": config.betas[1]}
+    parameters = inspect.signature(command, eval_str=True).parameters
+    shown = {name: p.annotation.__metadata__[0].show_default for name, p in parameters.items()}
+    said = {name: text for name, text in shown.items() if isinstance(text, str)}
+    assert said == {name: str(special.get(name, getattr(config, name, None))) for name in said}
+    assert len(said) == 13

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from typing import Annotated
 
 import typer
 
@@ -21,8 +23,31 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from halfulp import __version__
+
+        typer.echo(f"halfulp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _help(docstring: str) -> str:
+    """A docstring with a line for each paragraph: typer keeps the source's line breaks from the second one on."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n"))
+
+
 for _name in COMMANDS:
-    app.command(_name)(importlib.import_module(f"halfulp.cli.{_name}").command)
+    _command = importlib.import_module(f"halfulp.cli.{_name}").command
+    app.command(_name, help=_help(_command.__doc__))(_command)
 
 
 def main() -> None:

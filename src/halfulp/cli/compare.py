@@ -27,10 +27,15 @@ def command(
         str | None,
         typer.Option(help="Arms with commas between them: fp32, fp8-nearest, fp8-stochastic, fp8-nearest-reset300 ..."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each arm.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Paired seeds: each arm runs with each of 0 ... N-1.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each arm.", show_default="1000")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Paired seeds: each arm runs with each of 0 ... N-1.", show_default="1")
+    ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Peak learning rates with commas between them; each arm runs with each.")
+        str | None,
+        typer.Option(
+            help="Peak learning rates with commas between them; each arm runs with each.", show_default="0.002"
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A text, .jsonl or .parquet file, or a folder. Default: Python's own library.")
@@ -38,16 +43,20 @@ def command(
     dataset: Annotated[str | None, typer.Option(help="A Hugging Face dataset, NAME or NAME:CONFIGURATION.")] = None,
     text_key: Annotated[str | None, typer.Option(help="Field or column that holds the text.")] = None,
     max_mb: Annotated[float, typer.Option(help="Read at most so many million bytes of text.")] = 64.0,
-    tokenizer: Annotated[str | None, typer.Option(help="bytes, or bpe:SIZE (trained on the text).")] = None,
-    model: Annotated[str | None, typer.Option(help="llama, neox or mixtral.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Its layers.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Its attention heads.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
-    beta2: Annotated[float | None, typer.Option(help="Decay of the second moment.")] = None,
-    measure_every: Annotated[int | None, typer.Option(help="Steps between regular measurements.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="bytes, or bpe:SIZE (trained on the text).", show_default="bytes")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="llama, neox or mixtral.", show_default="llama")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of the model.", show_default="64")] = None,
+    layers: Annotated[int | None, typer.Option(help="Its layers.", show_default="2")] = None,
+    heads: Annotated[int | None, typer.Option(help="Its attention heads.", show_default="4")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step.", show_default="8")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="128")] = None,
+    beta2: Annotated[float | None, typer.Option(help="Decay of the second moment.", show_default="0.999")] = None,
+    measure_every: Annotated[
+        int | None, typer.Option(help="Steps between regular measurements.", show_default="20")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="100")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time, one thread each. Default: the cores.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/compare-DATE-TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
