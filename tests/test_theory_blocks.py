@@ -180,7 +180,7 @@ BAD = [
     (lambda: Blocks(get_format("uint4"), 0.9, "nearest", GRADIENT), "has no sign"),
     (lambda: block_law(Blocks(get_format("fp8"), 0.9, "nearest"), -1), "not negative"),
     (lambda: block_law(Blocks(get_format("fp8"), 0.9, "nearest"), 1, precision=0.0), "standard error above 0"),
-    (lambda: list(simulate(Quantizer("bfloat16"), beta=2.0, steps=1)), "beta is in"),
+    (lambda: list(simulate(Quantizer("bfloat16"), beta=2.0, steps=1)), "beta is between 0 and 1, got 2.0"),
     (lambda: list(simulate(Quantizer("bfloat16"), beta=0.9, steps=1, slot="m")), "slot is"),
 ]
 
