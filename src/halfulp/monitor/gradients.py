@@ -8,7 +8,6 @@ gradients of one size. Where the two differ, the gradients are not like that. A 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ from halfulp._log import log_once
 from halfulp.adapters import unwrap
 from halfulp.distributed import local
 from halfulp.formats import Format, get_format
+from halfulp.monitor.hooked import Hooked
 from halfulp.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GradientSample"]
 
 
-class GradientSample:
+class GradientSample(Hooked):
     """Record the gradients of a sample of blocks after each step of an optimizer; it only reads.
 
     Parameters
@@ -79,21 +79,7 @@ class GradientSample:
         self._places = list(self._choose())
         self._seen: dict[int, list[Tensor]] = {}
         self._drives: tuple[int, dict[int, RunDrive]] | None = None
-        self._hook: Any = self.optimizer.register_step_post_hook(self._after)
-
-    def __enter__(self) -> GradientSample:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop recording; what was recorded stays."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._hooks = [self.optimizer.register_step_post_hook(self._after)]
 
     # ---------------------------------------------------------------- recording
 

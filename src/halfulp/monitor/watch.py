@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from halfulp.adapters import unwrap
 from halfulp.distributed import local
 from halfulp.monitor.group import GroupWatch
+from halfulp.monitor.hooked import Hooked
 from halfulp.monitor.results import Measure, measures, rows
 from halfulp.monitor.sample import Member, coordinates
 from halfulp.monitor.table import MonitorTable
@@ -19,7 +19,7 @@ from halfulp.monitor.table import MonitorTable
 __all__ = ["StallMonitor"]
 
 
-class StallMonitor:
+class StallMonitor(Hooked):
     """Watch the states of any ``torch.optim.Optimizer``.
 
     Parameters
@@ -76,20 +76,6 @@ class StallMonitor:
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
         ]
-
-    def __enter__(self) -> StallMonitor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop watching; what was measured stays."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     # ---------------------------------------------------------------- watching
 
