@@ -26,6 +26,7 @@ import numpy.typing as npt
 from halfulp.formats import Format
 from halfulp.theory.drive import SQUARE, Drive
 from halfulp.theory.sizes import draw_sizes
+from halfulp.theory.storing import Storing
 
 __all__ = ["BlockLaw", "Blocks", "block_law", "follow", "follow_gradients"]
 
@@ -193,10 +194,9 @@ def _block_law(blocks: Blocks, steps: int, paths: int | None, precision: float, 
         first = len(laws) * BATCH
         sizes = draw_sizes(min(BATCH, wanted - first), blocks.block_size, blocks.spread, seed, first=first)
         laws.append(follow(blocks, sizes, np.ones(steps + 1), seed=seed + 2 * first))
-        together = _together(laws)
-        if paths is None and together.errors.max() <= precision:
+        if paths is None and _together(laws).errors.max() <= precision:
             break
-    return together
+    return _together(laws)
 
 
 def _together(laws: list[BlockLaw]) -> BlockLaw:
@@ -230,7 +230,7 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
     seed
         Of inputs and rounding.
     """
-    ensemble = Ensemble(blocks, sizes, seed)
+    ensemble = _Ensemble(blocks, sizes, seed)
     power = 2 if blocks.drive.nonnegative else 1
 
     def inputs(level: Array) -> Single:
@@ -267,12 +267,12 @@ def follow_gradients(
     True
     """
     squares = blocks.drive.nonnegative
-    ensemble = Ensemble(blocks, sizes, seed)
+    ensemble = _Ensemble(blocks, sizes, seed)
     scaled = ((g * ensemble.unit).astype(np.float32) for g in gradients)
     return ensemble.law((g * g if squares else g for g in scaled), period)
 
 
-class Ensemble:
+class _Ensemble:
     """Stored values of all elements, the scales of their blocks, and the same averages in full precision.
 
     All in float32, as the library computes, each block in units of a power of two near its largest gradient.
@@ -280,6 +280,7 @@ class Ensemble:
 
     def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
         self.blocks, self.rng = blocks, np.random.Generator(np.random.SFC64(seed + 1))
+        self.storing = Storing(blocks, self.rng)
         largest = np.abs(sizes).max(axis=1, keepdims=True)
         power = 2 if blocks.drive.nonnegative else 1
         self.unit = np.exp2(-np.floor(np.log2(np.where(largest > 0, largest, 1.0))))
@@ -287,11 +288,6 @@ class Ensemble:
         self.inverse_size = 1 / np.maximum(self.size, np.float32(1e-37))
         self.ones = np.ones(sizes.shape[1], dtype=np.float32)
         self.zero()
-        fmt = blocks.format
-        if fmt.kind == "codebook":
-            grid = np.array(fmt.grid(), dtype=np.float32)
-            self.levels = grid[grid >= 0] if blocks.drive.nonnegative else grid
-            self.splits = (self.levels[1:] + self.levels[:-1]) / 2
 
     def zero(self) -> None:
         """Start afresh."""
@@ -320,7 +316,7 @@ class Ensemble:
         successor += step
         self.exact *= beta
         self.exact += step
-        value, code = self.store(successor)
+        value, code = self.storing.store(successor)
         due = successor != self.value
         counts = self._by_block(due)
         updates = max(float(counts.sum()), 1.0)
@@ -333,47 +329,6 @@ class Ensemble:
 
     def _by_block(self, x: npt.NDArray[np.bool_]) -> Array:
         return np.asarray((x.astype(np.float32) @ self.ones).astype(np.float64))
-
-    def store(self, y: Single) -> tuple[Single, Single]:
-        """Rounded values and their codes (in units of the scale)."""
-        fmt = self.blocks.format
-        if not fmt.scaled:
-            code = self._round(y)
-            return code, code
-        largest = (y if self.blocks.drive.nonnegative else np.abs(y)).max(axis=1, keepdims=True)
-        scale = largest / np.float32(fmt.reach)
-        if self.blocks.scale_kind == "pow2":
-            scale = np.exp2(np.ceil(np.log2(np.where(scale > 0, scale, np.float32(1)))))
-        z = y * np.where(largest > 0, 1 / np.where(largest > 0, scale, np.float32(1)), np.float32(0))
-        code = self._level(z) if fmt.kind == "codebook" else self._round(z)
-        if self.blocks.zero_floor and self.blocks.drive.nonnegative and self.blocks.rounding == "nearest":
-            np.copyto(code, np.float32(fmt.smallest), where=(code == 0) & (z > 0))
-        return code * np.where(largest > 0, scale, np.float32(0)), code
-
-    def _round(self, z: Single) -> Single:
-        """On the grid of a float or integer format: adding a large number and taking it off rounds to its spacing."""
-        fmt = self.blocks.format
-        spacing: Single | np.float32 = np.float32(1)
-        if fmt.kind == "float":
-            octave = (z.view(np.int32) & 0x7F800000).view(np.float32)
-            if fmt.scaled:
-                np.maximum(octave, np.float32(2.0**fmt.min_exponent), out=octave)
-            spacing = octave * np.float32(fmt.epsilon)
-        if self.blocks.rounding == "stochastic":
-            dither = self.rng.random(z.shape, dtype=np.float32)
-            dither -= np.float32(0.5)
-            dither *= spacing
-            z = z + dither
-        large = spacing * np.float32(1.5 * 2**23)
-        return np.asarray((z + large) - large)
-
-    def _level(self, z: Single) -> Single:
-        """Among the levels of a codebook."""
-        if self.blocks.rounding == "nearest":
-            return np.asarray(self.levels[np.searchsorted(self.splits, z)])
-        low = np.clip(np.searchsorted(self.levels, z, side="right") - 1, 0, len(self.levels) - 2)
-        share = (z - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
-        return np.asarray(self.levels[low + (self.rng.random(z.shape, dtype=np.float32) < share)])
 
     def _observe(self) -> tuple[list[float], list[float]]:
         """Figures of the stored values, and the standard errors of lag and zeros."""

@@ -8,15 +8,16 @@ alone, and is far too large; where a floor has put the smallest code instead, it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from halfulp.rules.adam import max_ratio
-from halfulp.theory.blocks import Blocks, Ensemble
+from halfulp.theory.blocks import Blocks
 from halfulp.theory.sizes import draw_sizes
+from halfulp.theory.storing import Storing
 
 __all__ = ["UpdateError", "update_law"]
 
@@ -100,7 +101,7 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
     square = blocks.drive.nonnegative
     betas = (beta_other, blocks.beta) if square else (blocks.beta, beta_other)
     exact = _exact(betas, blocks.spread, paths, blocks.block_size, steps, seed)
-    ensemble = Ensemble(replace(blocks, spread=0.0), exact.sizes, seed)
+    storing = Storing(blocks, np.random.Generator(np.random.SFC64(seed + 1)))
     beta, weight = np.float32(blocks.beta), np.float32(1 - blocks.beta)
     stored = np.zeros(exact.sizes.shape, dtype=np.float32)
     wrong = right = 0.0
@@ -108,7 +109,7 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
     for t in range(steps):
         gradient = exact.gradients[t]
         moment = beta * stored + weight * (gradient * gradient if square else gradient)
-        value = ensemble.store(moment)[0]
+        value = storing.store(moment)[0]
         if t >= steps // 4:
             bound = max_ratio(*betas, t + 1)
             correction = np.float32(1 - blocks.beta ** (t + 1))
