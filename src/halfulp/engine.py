@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from types import NoneType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.distributed import agree, copy_back_, gathered, is_sharded, local, window
-from halfulp.groups import PARAM_DTYPES, RuleGroups, check_param
+from halfulp.groups import PARAM_DTYPES, RuleGroups, check_param, followed
 from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.options import Options
@@ -30,10 +29,6 @@ from halfulp.storage import format_specs
 from halfulp.validate import validate
 
 __all__ = ["Options", "RuleOptimizer"]
-
-PLAIN = frozenset({float, int, bool, str, NoneType})
-NOT_FOLLOWED = frozenset({"params", "param_names", "lr"})
-"""Group keys whose changes need no check of the whole group: schedules change the rate in every step."""
 
 
 class RuleOptimizer(RuleGroups):
@@ -254,7 +249,7 @@ class RuleOptimizer(RuleGroups):
 
         Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without. Formats cannot change.
         """
-        values = [v if v.__class__ in PLAIN else _value(v) for k, v in group.items() if k not in NOT_FOLLOWED]
+        values = followed(group)
         if values == self._checked.get(id(group)) and is_rate(group["lr"]):
             return
         self._check_group(group)
@@ -406,10 +401,3 @@ class RuleOptimizer(RuleGroups):
         self._works.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
-
-
-def _value(given: Any) -> Any:
-    """What a group's entry is now, of those that can be changed in place."""
-    if isinstance(given, Tensor):
-        return given.tolist()
-    return tuple(map(_value, given)) if isinstance(given, (tuple, list)) else given

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from types import NoneType
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from halfulp.rules.transforms import check_transforms, compose
 from halfulp.state import StateSlot
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 
-__all__ = ["PARAM_DTYPES", "RuleGroups", "check_param"]
+__all__ = ["PARAM_DTYPES", "RuleGroups", "check_param", "followed"]
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -199,3 +200,20 @@ def check_param(param: Tensor) -> None:
         )
     if param.layout != torch.strided:
         raise ValueError(f"parameters are dense; got one of layout {param.layout}: give param.to_dense() to the model")
+
+
+PLAIN = frozenset({float, int, bool, str, NoneType})
+NOT_FOLLOWED = frozenset({"params", "param_names", "lr"})
+"""Group keys whose changes need no check of the whole group: schedules change the rate in every step."""
+
+
+def followed(group: dict[str, Any]) -> list[Any]:
+    """What a group holds now, to be compared with what it held when it was last checked."""
+    return [v if v.__class__ in PLAIN else _value(v) for k, v in group.items() if k not in NOT_FOLLOWED]
+
+
+def _value(given: Any) -> Any:
+    """What a group's entry is now, of those that can be changed in place."""
+    if isinstance(given, Tensor):
+        return given.tolist()
+    return tuple(map(_value, given)) if isinstance(given, (tuple, list)) else given
