@@ -1,0 +1,14 @@
+"""Runs under torchrun: a script as it stands, then ends as the other workers do."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from cases import end_process
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(sys.argv[1]).parent))  # as python does for a script
+    runpy.run_path(sys.argv[1], run_name="__main__")
+    end_process()
