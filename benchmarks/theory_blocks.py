@@ -4,8 +4,9 @@ The prediction (:mod:`halfulp.theory.blocks`) follows ensembles of its own; the 
 (:mod:`halfulp.theory.simulation`) stores tensors with the library's codes and scales. Gradients, their sizes and random
 words are drawn apart. Each side takes as many blocks as its standard errors need to come below ``--precision`` (up to
 8192). Printed for some ages, for the stalled fraction of values, the lag and the share of zeros: predicted, simulated,
-difference, and the standard error of the difference; then the worst, and what differences over their standard errors
-look like (root mean square 1 and mean 0 if both follow the same law).
+difference, and the standard error of the difference; then, of all that the table ``--out`` holds, the worst, what
+differences over their standard errors look like (root mean square 1 and mean 0 if both follow the same law), and what
+is beyond 0.02. Cells that the table holds up to their last age are not run again: a run that was cut short goes on.
 
 ``--scales`` prints what a scale kind costs instead: error of Adam's update (:mod:`halfulp.theory.cost`) averaged over a
 run without resets, lag at its end, and share of zeros.
@@ -39,6 +40,7 @@ FIRST = ("float8_e4m3fn", "float8_e3m4", "float8_e5m2", "float4_e2m1fn", "int4",
 ROUNDINGS = ("nearest", "stochastic")
 KINDS = ("pow2", "fp32")
 SPREADS = (0.0, 1.0)
+AGES = (1, 3, 10, 30, 100, 300, 1000)
 
 
 @dataclass(frozen=True)
@@ -53,55 +55,106 @@ class Cell:
     beta: float
 
 
+FIGURES = ("stalled", "lag", "zeros")
+HEADER = [f.name for f in fields(Cell)] + ["age", "blocks", "blocks_simulated"]
+HEADER += [f"{n}{suffix}" for n in FIGURES for suffix in ("", "_error", "_simulated", "_simulated_error")]
+Table = dict[Cell, list[dict[str, str]]]
+"""Rows of each cell, by age, as in the file."""
+
+
+def read(path: Path | None) -> Table:
+    """What a table holds already."""
+    table: Table = {}
+    if path and path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                text = [row[f.name] for f in fields(Cell)]
+                table.setdefault(Cell(*text[:4], float(text[4]), float(text[5])), []).append(row)
+    return table
+
+
+def write(path: Path, table: Table) -> None:
+    """Replace a table by one with more in it: a run that is cut short leaves the file of the cell before."""
+    new = path.with_suffix(".new")
+    with new.open("w", newline="") as file:
+        out = csv.DictWriter(file, HEADER, lineterminator="\n")
+        out.writeheader()
+        for cell in sorted(table, key=astuple):
+            out.writerows(table[cell])
+    new.replace(path)
+
+
+def measure(cell: Cell, steps: int, precision: float, most: int, seed: int) -> list[dict[str, str]]:
+    """Both figures of a cell, and their standard errors, at some ages."""
+    square = cell.slot == "exp_avg_sq"
+    drive = SQUARE if square else GRADIENT
+    blocks = Blocks(get_format(cell.format), cell.beta, cell.rounding, drive, cell.scale, 128, cell.spread, square)
+    law = block_law(blocks, steps, precision=precision, seed=seed)
+    quantizer = Quantizer(get_format(cell.format), Scaling(cell.scale), cell.rounding, square)  # type: ignore[arg-type]
+    mean, error, count = simulate_blocks(
+        quantizer, beta=cell.beta, steps=steps, slot=cell.slot, spread=cell.spread,
+        precision=precision, most=most, seed=seed,
+    )  # fmt: skip
+    rows = []
+    for age in sorted({a for a in AGES if a < steps} | {steps}):
+        numbers = []
+        for i, name in enumerate(FIGURES):
+            mine = float(law.moment(name)[age])
+            mine = max(mine, math.log(1e-6)) if name == "lag" else mine
+            numbers += [mine, law.error(name)[age], mean[age - 1, i], error[age - 1, i]]
+        values = [*astuple(cell), age, law.paths, count, *(round(float(x), 5) for x in numbers)]
+        rows.append({name: str(x) for name, x in zip(HEADER, values, strict=True)})
+    return rows
+
+
+def difference(row: dict[str, str], name: str) -> tuple[float, float]:
+    """Predicted minus simulated, and the standard error of that."""
+    mine, sure, theirs, about = (
+        float(row[f"{name}{suffix}"]) for suffix in ("", "_error", "_simulated", "_simulated_error")
+    )
+    return mine - theirs, math.hypot(sure, about)
+
+
 def compare(cells: list[Cell], longest: int, precision: float, most: int, out: Path | None, seed: int) -> None:
-    """Print and keep both figures of every cell."""
-    names = ("stalled", "lag", "zeros")
-    header = [f.name for f in fields(Cell)] + ["age", "blocks", "blocks_simulated"]
-    header += [f"{n}{suffix}" for n in names for suffix in ("", "_error", "_simulated", "_simulated_error")]
-    rows, worst, beyond, scores = [], np.zeros(3), 0, []
+    """Print and keep both figures of every cell that the table does not hold at its last age."""
+    table = read(out)
     print(f"{'format':14} {'slot':10} {'scale':5} {'rounding':10} {'spread':>6} {'beta':>6} {'age':>5}  " +
-          "  ".join(f"{n:>7} simul. off/error" for n in names))  # fmt: skip
+          "  ".join(f"{n:>7} simul. off/error" for n in FIGURES))  # fmt: skip
     for number, cell in enumerate(cells, 4096 * seed):
-        square = cell.slot == "exp_avg_sq"
         steps = min(round(3 / (1 - cell.beta)), longest)
-        drive = SQUARE if square else GRADIENT
-        blocks = Blocks(get_format(cell.format), cell.beta, cell.rounding, drive, cell.scale, 128, cell.spread, square)
-        law = block_law(blocks, steps, precision=precision, seed=number)
-        quantizer = Quantizer(get_format(cell.format), Scaling(cell.scale), cell.rounding, square)  # type: ignore[arg-type]
-        mean, error, count = simulate_blocks(
-            quantizer, beta=cell.beta, steps=steps, slot=cell.slot, spread=cell.spread,
-            precision=precision, most=most, seed=number,
-        )  # fmt: skip
-        for age in sorted({a for a in (1, 3, 10, 30, 100, 300, 1000) if a < steps} | {steps}):
-            line, row = "", [*astuple(cell), age, law.paths, count]
-            for i, name in enumerate(names):
-                mine, sure, theirs, about = (
-                    law.moment(name)[age],
-                    law.error(name)[age],
-                    mean[age - 1, i],
-                    error[age - 1, i],
-                )
-                mine = max(mine, math.log(1e-6)) if name == "lag" else mine
-                off, both = mine - theirs, math.hypot(sure, about)
-                worst[i] = max(worst[i], abs(off))
-                beyond += abs(off) > 0.02
-                scores += [off / both] if both > 1e-4 else []
-                line += f"  {mine:7.3f} {theirs:6.3f} {off:+.3f}/{both:.3f}"
-                row += [round(float(x), 5) for x in (mine, sure, theirs, about)]
-            rows.append(row)
+        if any(int(row["age"]) >= steps for row in table.get(cell, ())):
+            continue
+        table[cell] = measure(cell, steps, precision, most, number)
+        for row in table[cell]:
+            line = ""
+            for name in FIGURES:
+                off, both = difference(row, name)
+                line += f"  {float(row[name]):7.3f} {float(row[name + '_simulated']):6.3f} {off:+.3f}/{both:.3f}"
             where = f"{cell.format:14} {cell.slot:10} {cell.scale:5} {cell.rounding:10} {cell.spread:6g} {cell.beta:6g}"
-            print(f"{where} {age:5d}{line}", flush=True)
+            print(f"{where} {row['age']:>5}{line}", flush=True)
         if out:
-            with out.open("w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([header, *rows])
+            write(out, table)
+    summarize(table)
+
+
+def summarize(table: Table) -> None:
+    """How far the two are apart in all that a table holds."""
+    found = {
+        (cell, row["age"], name): difference(row, name)
+        for cell, rows in table.items() for row in rows for name in FIGURES
+    }  # fmt: skip
+    ages = sum(map(len, table.values()))
+    print(f"{len(table)} cells, {ages} ages; worst: ", end="")
+    print(", ".join(f"{n} {max(abs(off) for (_, _, m), (off, _) in found.items() if m == n):.4f}" for n in FIGURES))
+    scores = np.array([off / both for off, both in found.values() if both > 1e-4])
     print(
-        f"{len(cells)} cells, {len(rows)} ages; worst: "
-        + ", ".join(f"{n} {w:.4f}" for n, w in zip(names, worst, strict=True))
+        f"difference over its standard error: root mean square {np.sqrt(np.mean(np.square(scores))):.2f}, "
+        f"mean {scores.mean():+.2f}, largest {np.abs(scores).max():.1f}"
     )
-    print(
-        f"beyond 0.02: {beyond} of {3 * len(rows)} figures; difference over its standard error: root mean square "
-        f"{np.sqrt(np.mean(np.square(scores))):.2f}, mean {np.mean(scores):+.2f}, largest {np.abs(scores).max():.1f}"
-    )
+    beyond = {key: pair for key, pair in found.items() if abs(pair[0]) > 0.02}
+    print(f"beyond 0.02: {len(beyond)} of {len(found)} figures")
+    for (cell, age, name), (off, both) in beyond.items():
+        print(f"  {' '.join(map(str, astuple(cell)))} age {age}: {name} {off:+.4f}, standard error {both:.4f}")
 
 
 def scales(beta: float, steps: int) -> None:

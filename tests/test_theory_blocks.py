@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.transient import transient
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import theory_blocks
 
 
 def _quantizer(name: str, kind: str, rounding: str, square: bool) -> Quantizer:
@@ -169,6 +174,26 @@ def test_resets_in_the_simulation_start_the_average_again() -> None:
     run = list(simulate(Quantizer("bfloat16"), beta=0.99, steps=61, coordinates=2048, reset_every=30))
     assert run[30].mean < 0.1 * run[29].mean
     assert run[31].stalled < run[29].stalled
+
+
+def test_the_benchmark_goes_on_where_it_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "table.csv"
+    cells = [theory_blocks.Cell("uint4", "exp_avg_sq", "pow2", "nearest", 0.0, beta) for beta in (0.5, 0.6, 0.7)]
+    options = {"longest": 4, "precision": 0.05, "most": 1024, "seed": 1}
+    theory_blocks.compare(cells, out=tmp_path / "whole.csv", **options)  # type: ignore[arg-type]
+    theory_blocks.compare(cells[:2], out=out, **options)  # type: ignore[arg-type]
+    done = out.read_text()
+    assert [row["age"] for row in theory_blocks.read(out)[cells[0]]] == ["1", "3", "4"]
+    measured = []
+    run = theory_blocks.measure
+    monkeypatch.setattr(theory_blocks, "measure", lambda cell, *rest: measured.append(cell) or run(cell, *rest))
+    theory_blocks.compare(cells, out=out, **options)  # type: ignore[arg-type]
+    assert measured == cells[2:]
+    assert out.read_text().startswith(done)
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    theory_blocks.compare(cells[:1], out=out, **{**options, "longest": 5})  # type: ignore[arg-type]
+    assert measured == [cells[2], cells[0]]
+    assert [row["age"] for row in theory_blocks.read(out)[cells[0]]] == ["1", "3", "5"]
 
 
 BAD = [

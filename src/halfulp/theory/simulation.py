@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from halfulp.quantizer import Quantizer
-from halfulp.rounding import decode, unpack4
 
 __all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
 
@@ -44,8 +43,6 @@ class Snapshot:
         Of the gradients of this step.
     stalled
         Share of updates that were lost: the stored value is what it was.
-    codes_stalled
-        Share of codes that stood still, either zero being the same (differs where a block's scale moved).
     ratio
         Sum of a row's stored values over the sum of its exact ones, averaged over rows (blocks); of squares, and
         the root taken, if signed.
@@ -53,19 +50,15 @@ class Snapshot:
         Mean stored and exact value (root mean square if signed).
     zeros
         Share of codes that are zero.
-    off_2x
-        Share of coordinates more than a factor of two from their exact value.
     """
 
     step: int
     sigma: float
     stalled: float
-    codes_stalled: float
     ratio: float
     mean: float
     exact: float
     zeros: float
-    off_2x: float
 
 
 def simulate(
@@ -137,23 +130,22 @@ def simulate(
         sizes = torch.exp(spread * torch.randn(shape, generator=generator)) * phases
     own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
     square = slot == "exp_avg_sq"
-    codes, scale = quantizer.zeros(shape, torch.device("cpu"))
+    stored = torch.zeros(shape)
     exact = torch.zeros(shape, dtype=torch.float64)
     for step in range(1, steps + 1):
         if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
-            codes, scale = quantizer.zeros(shape, torch.device("cpu"))
+            stored.zero_()
             exact.zero_()
         level = sigma((step - 1) / steps)
         grad = level * own * torch.randn(shape, generator=generator)
         drive = grad * grad if square else grad
-        stored = quantizer.dequantize(codes, scale, shape)
         successor = beta * stored + (1 - beta) * drive
         rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
-        new_codes, new_scale = quantizer.quantize(successor, rand_bits)
-        new = quantizer.dequantize(new_codes, new_scale, shape)
-        exact = beta * exact + (1 - beta) * drive.double()
-        yield _snapshot(quantizer, step, level, stored, new, successor, codes, new_codes, exact, square)
-        codes, scale = new_codes, new_scale
+        new = quantizer.dequantize(*quantizer.quantize(successor, rand_bits), shape)
+        exact *= beta
+        exact += (1 - beta) * drive.double()
+        yield _snapshot(step, level, stored, new, successor, exact, square)
+        stored = new
 
 
 class Simulated(NamedTuple):
@@ -227,33 +219,20 @@ def simulate_blocks(
             return Simulated(figures, errors, count * 128)
 
 
-def _in_units(codes: Tensor, quantizer: Quantizer) -> Tensor:
-    single = unpack4(codes, 2 * codes.shape[-1]) if quantizer.format.packed else codes
-    return decode(single, quantizer.format)
-
-
 def _snapshot(
-    quantizer: Quantizer, step: int, level: float, old: Tensor, new: Tensor, successor: Tensor, codes: Tensor,
-    new_codes: Tensor, exact: Tensor, square: bool,
-) -> Snapshot:  # fmt: skip
+    step: int, level: float, old: Tensor, new: Tensor, successor: Tensor, exact: Tensor, square: bool
+) -> Snapshot:
     due = successor != old
-    updates = max(int(due.sum()), 1)
-    stored = new.double()
-    if square:
-        mean, reference = float(stored.mean()), float(exact.mean())
-        ratio = float((stored.sum(dim=1) / exact.sum(dim=1)).mean())
-    else:
-        mean, reference = (math.sqrt(float(x.square().mean())) for x in (stored, exact))
-        ratio = math.sqrt(float((stored.square().sum(dim=1) / exact.square().sum(dim=1)).mean()))
-    quotient = stored.abs() / exact.abs().clamp_min(1e-300)
+    stored, reference = (x if square else x * x for x in (new.double(), exact))
+    stored_sums, sums = stored.sum(dim=1), reference.sum(dim=1)
+    figures = (float((stored_sums / sums).mean()), *(float(x.sum()) / new.numel() for x in (stored_sums, sums)))
+    ratio, mean, exact_mean = figures if square else (math.sqrt(x) for x in figures)
     return Snapshot(
         step=step,
         sigma=level,
-        stalled=int((due & (new == old)).sum()) / updates,
-        codes_stalled=float((_in_units(new_codes, quantizer) == _in_units(codes, quantizer)).double().mean()),
+        stalled=int((due & (new == old)).sum()) / max(int(due.sum()), 1),
         ratio=ratio,
         mean=mean,
-        exact=reference,
-        zeros=float((new == 0).double().mean()),
-        off_2x=float(((quotient > 2) | (quotient < 0.5)).double().mean()),
+        exact=exact_mean,
+        zeros=1 - int(new.count_nonzero()) / new.numel(),
     )
