@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Storing:
         if fmt.kind == "codebook":
             grid = np.array(fmt.grid(), dtype=np.float32)
             self.levels = grid[grid >= 0] if blocks.drive.nonnegative else grid
-            self.splits = (self.levels[1:] + self.levels[:-1]) / 2
+            self.middles: Single = (self.levels[1:] + self.levels[:-1]) / np.float32(2)
 
     def store(self, y: Single) -> tuple[Single, Single]:
         """Rounded values and their codes (in units of the scale)."""
@@ -70,7 +71,40 @@ class Storing:
     def _level(self, z: Single) -> Single:
         """Among the levels of a codebook."""
         if self.blocks.rounding == "nearest":
-            return np.asarray(self.levels[np.searchsorted(self.splits, z)])
-        low = np.clip(np.searchsorted(self.levels, z, side="right") - 1, 0, len(self.levels) - 2)
+            return np.asarray(self.levels[_count(self.middles, z)])
+        low = np.minimum(_count(self.levels, z, equal=True), len(self.levels) - 1) - 1
+        np.maximum(low, 0, out=low)
         share = (z - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
         return np.asarray(self.levels[low + (self.rng.random(z.shape, dtype=np.float32) < share)])
+
+
+def _count(limits: Single, z: Single, *, equal: bool = False) -> npt.NDArray[np.int64]:
+    """How many of the limits (rising) are below each number, or equal to it: by a table, not a search."""
+    ends, first = _table(limits.tobytes(), equal)
+    count = first.take(z.view(np.uint32) >> np.uint32(CUT))
+    above = ends.take(count)
+    count += above <= z if equal else above < z
+    return count
+
+
+CUT = 14
+"""Lower bits of fp32 that the table of :func:`_count` does not look at: nine of the mantissa are left."""
+
+
+@lru_cache(maxsize=16)
+def _table(limits: bytes, equal: bool) -> tuple[Single, npt.NDArray[np.int64]]:
+    """The limits and infinity; and how many are below the numbers that begin with the same upper bits of fp32."""
+    ends = np.frombuffer(limits, dtype=np.float32)
+    bits = np.arange(1 << (32 - CUT), dtype=np.uint32) << np.uint32(CUT)
+    finite = (bits & np.uint32(0x7F800000)) < np.uint32(0x7F800000)
+    side: Literal["right", "left"] = "right" if equal else "left"
+    low, high = (
+        np.searchsorted(ends, x.view(np.float32)[finite], side) for x in (bits, bits | np.uint32((1 << CUT) - 1))
+    )
+    if np.abs(high - low).max() > 1:
+        raise ValueError(
+            "two limits within a five-hundredth of each other: a table of 9 mantissa bits cannot tell them apart"
+        )
+    first = np.zeros(len(bits), dtype=np.int64)
+    first[finite] = np.minimum(low, high)
+    return np.append(ends, np.float32(np.inf)), first
