@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from halfulp import Quantizer, Scaling, get_format
 from halfulp.formats import FORMATS
@@ -16,6 +17,7 @@ from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
+from halfulp.theory.storing import Storing
 from halfulp.theory.transient import transient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -63,6 +65,28 @@ def test_first_moments(name: str, spread: float, rounding: str, kind: str) -> No
 
 
 SCALED = [f.name for f in FORMATS.values() if f.scaled]
+
+
+@pytest.mark.parametrize("kind", ["pow2", "fp32"])
+@pytest.mark.parametrize("name", SCALED)
+def test_nearest_rounding_is_the_librarys_bit_by_bit(name: str, kind: str) -> None:
+    """Levels, the middles between them, and the numbers beside both; and blocks of any size."""
+    fmt, rng = get_format(name), np.random.default_rng(0)
+    grid = np.array([x for x in fmt.grid() if abs(x) <= fmt.reach], dtype=np.float32)
+    edges = np.concatenate([grid, (grid[1:] + grid[:-1]) / 2]).astype(np.float32)
+    near = rng.choice(edges, (64, 127)) + rng.integers(-1, 2, (64, 127)) * np.float32(2**-30)
+    near[:32] = rng.choice(edges, (32, 127))
+    sizes = (
+        np.exp2(rng.uniform(-24, 0, (64, 127))) * fmt.reach * (rng.choice([-1.0, 1.0], (64, 127)) if fmt.signed else 1)
+    )
+    y = np.vstack([near, sizes]).clip(-fmt.reach if fmt.signed else 0, fmt.reach)
+    y = np.hstack([np.full((128, 1), fmt.reach), y]).astype(np.float32)
+    y[96:] *= np.exp2(rng.uniform(-20, 20, (32, 1))).astype(np.float32)
+    blocks = Blocks(fmt, 0.9, "nearest", GRADIENT if fmt.signed else SQUARE, kind, zero_floor=not fmt.signed)
+    stored, _ = Storing(blocks, rng).store(y)
+    quantizer = _quantizer(name, kind, "nearest", not fmt.signed)
+    codes, scale = quantizer.quantize(torch.from_numpy(y))
+    np.testing.assert_array_equal(stored, quantizer.dequantize(codes, scale, y.shape).numpy())
 
 
 @pytest.mark.parametrize("seed", range(8))
