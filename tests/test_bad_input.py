@@ -56,6 +56,40 @@ def test_a_bad_gradient_leaves_its_stretch_untouched(name: str, state: str, bad:
     assert optimizer.skipped == {0: 128}
 
 
+SUMS: dict[str, dict[str, Any]] = {
+    "SWATS": {}, "AMSGD": {}, "AMAdamW": {}, "AdamW": {"transforms": [halfulp.clip_global(1.0)]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_that_is_not_finite_makes_no_step(name: str, bad: float) -> None:
+    """What a rule sums over the model touches no parameter; what it sums over a parameter, not that one."""
+    params = [nn.Parameter(torch.ones(3, 300)) for _ in range(2)]
+    optimizer = getattr(halfulp, name)(params, **SUMS[name])
+    run(optimizer, 3)
+    before = [tensors(optimizer, p) for p in params]
+    set_grads(params, 9)
+    assert params[0].grad is not None
+    params[0].grad[1, 130] = bad
+    optimizer.step()
+    alone = name == "AMAdamW"
+    assert optimizer.skipped == ({0: 900} if alone else {0: 900, 1: 900})
+    after = [tensors(optimizer, p) for p in params]
+    assert_same(before[0], after[0])
+    if alone:
+        assert not torch.equal(before[1][0], after[1][0])
+    else:
+        assert_same(before[1], after[1])
+    run(optimizer, 1, 5)
+    assert not torch.equal(params[0], before[0][0])  # and it trains on
+
+
+def tensors(optimizer: Any, param: Tensor) -> list[Tensor]:
+    """Bits of a parameter and its states."""
+    return [param.detach().clone(), *(v.clone() for v in optimizer.state[param].values() if isinstance(v, Tensor))]
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_raise_changes_nothing(name: str) -> None:
     a, b = (nn.Parameter(torch.ones(3, 40)) for _ in range(2))

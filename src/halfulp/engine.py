@@ -59,8 +59,10 @@ class RuleOptimizer(RuleStates):
         are fp32.
     nonfinite
         ``"skip"`` (default): a stretch of a row (128 elements, or the blocks of the states) whose gradient or new
-        state is not finite is left untouched, counted in :attr:`skipped` and logged once. ``"raise"``: every gradient
-        is looked at before the step, and ``FloatingPointError`` leaves everything untouched; costs one more pass.
+        state is not finite is left untouched, counted in :attr:`skipped` and logged once; the whole parameter under a
+        rule that is not elementwise, and all parameters where a rule or transform needs a sum over them that is not
+        finite (SWATS, AMSGD, :func:`~halfulp.clip_global`). ``"raise"``: every gradient is looked at before the step,
+        and ``FloatingPointError`` leaves everything untouched; costs one more pass.
     backend
         ``None`` picks the fastest that serves; ``"reference"``, ``"cpu"`` or ``"triton"`` insists.
     maximize
@@ -131,9 +133,8 @@ class RuleOptimizer(RuleStates):
                 for work in self._prepare(group, params, resets):
                     by_rule.setdefault(work.rule, []).append(work)
         for rule, works in by_rule.items():
-            if rule.measure is not None:
-                dispatch.combine(rule, works)
-            dispatch.step(rule, works, self.backend)
+            able = works if rule.measure is None else dispatch.combine(rule, works)
+            dispatch.step(rule, able, self.backend)
             self._note_skipped(works)
             for work in works:
                 if work.param is not work.owner and not work.rule.shardable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from types import ModuleType
 
 from halfulp._log import log_once
@@ -55,10 +56,11 @@ def step(rule: Rule, works: list[Work], backend: str | None) -> None:
             return
 
 
-def combine(rule: Rule, works: list[Work]) -> None:
+def combine(rule: Rule, works: list[Work]) -> list[Work]:
     """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow.
 
-    A rule that measures ``per_tensor`` gets the sums of each parameter alone.
+    A rule that measures ``per_tensor`` gets the sums of each parameter alone. Returned are the works that can be done:
+    no step follows from a sum that is NaN or infinite, and its works are marked as skipped as a whole.
     """
     assert rule.measure is not None
     assert rule.combine is not None
@@ -66,10 +68,16 @@ def combine(rule: Rule, works: list[Work]) -> None:
     measured: list[dict[str, float]] = []
     for work in works:
         grad = -work.grad.float() if work.maximize else work.grad.float()
-        found = rule.measure(work.param.float(), grad, work.read(), work.scalars)
-        measured.append({name: float(value) for name, value in found.items()})
+        parts = rule.measure(work.param.float(), grad, work.read(), work.scalars)
+        measured.append({name: float(value) for name, value in parts.items()})
         for name, value in measured[-1].items():
             sums[name] = sums.get(name, 0.0) + value
+    able = []
     for work, own in zip(works, measured, strict=True):
-        combined = rule.combine(own if rule.per_tensor else sums, work.scalars)
-        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in combined.items()}}
+        found = own if rule.per_tensor else sums
+        if not all(map(math.isfinite, found.values())):
+            work.skipped = work.param.numel()
+            continue
+        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in rule.combine(found, work.scalars).items()}}
+        able.append(work)
+    return able
