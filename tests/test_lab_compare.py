@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -11,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from halfulp.lab.compare import load_run_folder, run_all
+from halfulp.lab.compare import RunStatus, load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
+from halfulp.lab.progress import ProgressView
 from lab_runs import TINY, TINY_OPTIONS, averages, bits, command, environment, figures, run, run_folder
 
 ARMS = "fp32,bf16-nearest,fp8-stochastic-reset30"
@@ -86,15 +89,18 @@ def test_killed_in_the_middle_and_resumed_is_bit_identical(straight: Path, tmp_p
     continue_and_compare(folder, straight)
 
 
-def test_interrupted_writes_a_checkpoint_and_is_resumed(straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: int, straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin(folder)
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does: every process of the group hears it
+    os.killpg(process.pid, sent)  # as Ctrl-C in a terminal or a batch system: every process of the group hears it
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert f"Continue with: halfulp compare --resume {folder}" in output
     assert "Traceback" not in output
+    assert "failed" not in output
     assert re.search(r"stopped \(step \d+", output)
+    assert re.search(r"Stopped: \d of 3 runs done; stopped .* at step \d+", output)
     continue_and_compare(folder, straight)
 
 
@@ -139,6 +145,26 @@ def test_failed_arm_is_told_and_leaves_the_others(tmp_path: Path) -> None:
     assert [s.state for s in statuses] == ["done", "failed"]
     assert "is damaged" in (statuses[1].error or "")
     assert (folder / "tokens").exists()  # what is left can be continued
+
+
+@pytest.mark.parametrize(("width", "gone"), [(100, ""), (60, "tokens/s valid. step"), (40, "loss, stalled v")])
+@pytest.mark.parametrize("height", [40, 12])
+def test_live_table_goes_without_what_has_no_room(width: int, gone: str, height: int) -> None:
+    config = CompareConfig(seeds=(0, 1))
+    runs = [RunStatus(spec, "done", 1000) for spec in config.runs()]
+    runs[-1] = RunStatus(runs[-1].spec, "running", 340, 2.3456, 2.4567, 0.976, 12345.0)
+    console = Console(force_terminal=True, width=width, height=height, file=io.StringIO(), legacy_windows=False)
+    with ProgressView(console, config) as view:
+        view(runs)
+        assert isinstance(console.file, io.StringIO)
+        seen = console.file.getvalue()
+        assert view.title(runs[-1]) in seen  # the one that is running, however low the terminal
+        assert ("and 10 done" in seen) == (height == 12)
+    seen = console.file.getvalue()
+    assert "…" not in seen
+    assert all(view.title(s) in seen for s in runs)  # the last picture is whole
+    assert not [name for name in re.split(r"[ ,]+", gone) if name and name in seen]
+    assert view.standing().startswith("17 of 18 runs done; stopped fp4 stochastic, seed 1 at step 340")
 
 
 BAD = {

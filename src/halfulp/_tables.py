@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-__all__ = ["needed", "output", "print_table"]
+__all__ = ["fit", "needed", "output", "print_table"]
 
 UNBOUNDED = 1000
 """Columns of a pipe: no table of ours is as wide, so each takes its natural width."""
@@ -48,7 +48,7 @@ def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> Non
     from rich.text import Text
 
     columns = list(table.columns)
-    left_out = _fit(console, table, drop)
+    left_out = fit(console, table, drop)
     if table.title:  # by itself: within the table it would wrap at the table's width
         console.print(Text(str(table.title), style=table.title_style or "table.title"))
         table.title = None
@@ -66,7 +66,7 @@ def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> Non
         console.print(f"(no room for: {', '.join(left_out)})", style="dim")
 
 
-def _fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:
+def fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:
     """Take columns out of a table until it fits; returns the headings of those, in the order of `drop`."""
     left_out: list[str] = []
     for heading in drop:

@@ -120,12 +120,14 @@ def _run(
         )
         config = compare.prepare_run_folder(folder, config, corpus)
     jobs = jobs if jobs is not None else min(cores(), len(config.runs()))
+    again = f"Continue with: halfulp compare --resume {folder}"
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         with ProgressView(console, config) as view:
             statuses = compare.run_all(folder, config, jobs=jobs, watch=view)
     except KeyboardInterrupt:
-        console.print(f"Stopped. Continue with: halfulp compare --resume {folder}", highlight=False, soft_wrap=True)
+        console.print(f"Stopped: {view.standing()}.", highlight=False, markup=False)
+        console.print(again, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     failed = [s for s in statuses if s.state == "failed"]
     for status in failed:
@@ -133,7 +135,8 @@ def _run(
     page = write_report(folder, console)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"Done in {minutes} min {seconds} s. Report: {page}", highlight=False, soft_wrap=True)
-    if failed:
+    if any(s.state != "done" for s in statuses):
+        console.print(again, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

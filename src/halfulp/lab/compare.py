@@ -85,6 +85,7 @@ def run_all(
     """Do every run that is not done yet, `jobs` at a time.
 
     On ``KeyboardInterrupt`` the running ones write a checkpoint and stop; the exception is raised again when they have.
+    A worker that gets SIGTERM does so too, and leaves its run stopped.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def run_all(
     finally:
         for status in statuses:
             if status.process is not None and status.process.is_alive():
-                status.process.terminate()
+                status.process.kill()  # its last checkpoint is there; it hears SIGTERM only between two steps
     if all(s.state == "done" for s in statuses):
         shutil.rmtree(folder / "tokens")
     return statuses
@@ -152,8 +153,9 @@ def _start(statuses: list[RunStatus], jobs: int, context: Any, stop: Any, folder
         status.state = "running"
 
 
-def _listen(statuses: list[RunStatus]) -> None:
+def _listen(statuses: list[RunStatus], *, stopping: bool = False) -> None:
     """Take in what the workers say within one heartbeat."""
+    silence = {"state": "failed", "error": "its process ended without a word (out of memory, or killed?)"}
     by_connection = {s.connection: s for s in statuses if s.state == "running" and s.connection is not None}
     deadline = time.monotonic() + HEARTBEAT
     while by_connection and (left := deadline - time.monotonic()) > 0:
@@ -163,7 +165,7 @@ def _listen(statuses: list[RunStatus]) -> None:
             try:
                 message = ready.recv()
             except EOFError:
-                message = {"state": "failed", "error": "its process ended without a word (out of memory, or killed?)"}
+                message = {"state": "stopped"} if stopping else silence
             for key, value in message.items():
                 setattr(status, key, value)
             if status.state != "running":
@@ -175,25 +177,27 @@ def _listen(statuses: list[RunStatus]) -> None:
 def _let_finish(statuses: list[RunStatus], watch: Callable[[list[RunStatus]], None]) -> None:
     deadline = time.monotonic() + 60
     while any(s.state == "running" for s in statuses) and time.monotonic() < deadline:
-        _listen(statuses)
+        _listen(statuses, stopping=True)
         watch(statuses)
 
 
 def _work(folder: Path, config: CompareConfig, spec: RunSpec, connection: Connection, stop: Any) -> None:
     """Body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets `stop`
+    told: list[int] = []  # a batch system sends SIGTERM to every process of the group
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     parent = multiprocessing.parent_process()
-    spoken = 0.0
+    spoken, latest = 0.0, dict[str, Any]()
 
     def say(progress: Any) -> None:
-        nonlocal spoken
-        now = time.monotonic()
+        nonlocal spoken, latest
+        now, latest = time.monotonic(), vars(progress)
         if now - spoken >= HEARTBEAT or progress.step == config.steps:
             spoken = now
-            connection.send({**vars(progress)})
+            connection.send(latest)
 
     def stopping() -> bool:
-        return stop.is_set() or (parent is not None and not parent.is_alive())
+        return bool(told) or stop.is_set() or (parent is not None and not parent.is_alive())
 
     try:
         from halfulp.lab.train import train
@@ -201,7 +205,7 @@ def _work(folder: Path, config: CompareConfig, spec: RunSpec, connection: Connec
         done = train(folder / "runs" / spec.name, folder / "tokens", config, spec, report=say, stop=stopping)
         state = "done" if done else "stopped"
         diverged = done and read_json(folder / "runs" / spec.name / "summary.json")["diverged"]
-        connection.send({"state": state, "diverged": diverged})
+        connection.send({**latest, "state": state, "diverged": diverged})
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the parent is gone; what was checkpointed is there
     except Exception:

@@ -10,11 +10,16 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from halfulp._tables import fit
 from halfulp.lab.compare import RunStatus
 from halfulp.lab.config import CompareConfig
 
 __all__ = ["ProgressView"]
 
+NARROW = ("tokens/s", "valid.", "step", "loss", "stalled v", "left")
+"""Columns that a narrow terminal goes without, the first one first."""
+SHOWN_FIRST = ("running", "failed", "stopped", "waiting", "done")
+"""Runs that a low terminal shows, the first ones first."""
 MARKS = {"waiting": "[dim]waiting", "done": "[green]done", "stopped": "[yellow]stopped", "failed": "[red]failed"}
 
 
@@ -34,6 +39,7 @@ class ProgressView:
         self.began = time.monotonic()
         self._done_before: int | None = None
         self._known: dict[str, str] = {}
+        self._statuses: list[RunStatus] = []
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> ProgressView:
@@ -45,12 +51,15 @@ class ProgressView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
+            self._live.update(self._fitted(self.table(self._statuses)))  # nothing follows: as high as it is
             self._live.stop()
 
     def __call__(self, statuses: list[RunStatus]) -> None:
         """Show the state of all runs."""
+        self._statuses = statuses
         if self._live:
-            self._live.update(self.table(statuses), refresh=True)
+            room = max(self.console.height - 4, 1)  # title, headings, what is left out, and the line of the cursor
+            self._live.update(self._fitted(self.table(statuses, room)), refresh=True)
             return
         for status in statuses:
             if self._known.get(status.spec.name) != status.state:
@@ -91,8 +100,28 @@ class ProgressView:
             return "-"
         return _clock(elapsed * (total - done) / progress)
 
-    def table(self, statuses: list[RunStatus]) -> Table:
-        """The live table."""
+    def standing(self) -> str:
+        """What is done and what is not, in a sentence, for a comparison that was stopped."""
+        counts = {state: sum(s.state == state for s in self._statuses) for state in SHOWN_FIRST}
+        parts = [f"{counts['done']} of {len(self._statuses)} runs done"]
+        at = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state in ("running", "stopped")]
+        if at:
+            parts.append(f"stopped {', '.join(at)}")
+        if counts["failed"]:
+            parts.append(f"{counts['failed']} failed")
+        if counts["waiting"]:
+            parts.append(f"{counts['waiting']} not begun")
+        return "; ".join(parts)
+
+    def _fitted(self, table: Table) -> Table:
+        fit(self.console, table, NARROW)
+        return table
+
+    def table(self, statuses: list[RunStatus], room: int | None = None) -> Table:
+        """The live table; with `room` for fewer lines than there are runs, of those that matter most, and says so."""
+        room = len(statuses) if room is None else room
+        ranked = sorted(statuses, key=lambda s: SHOWN_FIRST.index(s.state))
+        shown = {s.spec.name for s in ranked[:room]}
         elapsed = _clock(time.monotonic() - self.began)
         table = Table(
             box=None,
@@ -100,12 +129,14 @@ class ProgressView:
             title=f"[bold]halfulp compare[/]  {elapsed} elapsed, {self.eta(statuses)} left",
             title_justify="left",
             title_style="",
+            caption=_hidden(ranked[room:]),
+            caption_justify="left",
         )
         table.add_column("arm", no_wrap=True)
         table.add_column("progress", width=10)
         for heading in ("step", "loss", "valid.", "stalled v", "tokens/s", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for s in statuses:
+        for s in [s for s in statuses if s.spec.name in shown]:
             mark = MARKS.get(s.state)
             if s.diverged:
                 mark = "[red]diverged"
@@ -125,6 +156,14 @@ class ProgressView:
                 "[green]done" if s.state == "done" and not s.diverged else left,
             )
         return table
+
+
+def _hidden(statuses: list[RunStatus]) -> str | None:
+    """What is said of the runs that have no line."""
+    if not statuses:
+        return None
+    counts = {state: sum(s.state == state for s in statuses) for state in SHOWN_FIRST}
+    return "and " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
 def _number(value: float | None, spec: str) -> str:
