@@ -77,9 +77,25 @@ def constant(g: Array) -> Array:
     return g / levels(g)
 
 
-def patterned(g: Array, *, elements: int) -> Array:
+def patterned(g: Array, *, elements: int, stretch: int | None = None) -> Array:
     """The measured drive, with a pattern for so many elements."""
-    return np.stack(list(RunDrive.of(g, patterns=g.shape[2] // elements).gradients()))
+    return np.stack(list(RunDrive.of(g, patterns=g.shape[2] // elements, stretch=stretch).gradients()))
+
+
+def rest(g: Array, *, tails: bool) -> Array:
+    """The measured drive of all steps, with the true rest in place of noise, changed in each element.
+
+    With `tails`: its values at other steps, which leaves its tails and takes its order. Without: normal values of the
+    same ranks, which leaves its order and takes its tails.
+    """
+    drive = RunDrive.of(g, stretch=None)
+    together, spread = np.stack(list(drive.together())), np.stack(list(drive.spread()))
+    values = (g - together) / np.where(spread > 0, spread, 1.0)
+    if tails:
+        order = np.random.default_rng(1).random(g.shape).argsort(axis=0)
+        return together + spread * np.take_along_axis(values, order, axis=0)
+    normal = np.sort(noise(g), axis=0)
+    return together + spread * np.take_along_axis(normal, values.argsort(axis=0).argsort(axis=0), axis=0)
 
 
 SURROGATES: dict[str, Callable[[Array], Array]] = {
@@ -98,4 +114,7 @@ SURROGATES: dict[str, Callable[[Array], Array]] = {
     "normal: sizes by 30 steps, levels": partial(independent, window=30),
     "normal: sizes, levels, means": partial(independent, mean=True),
     **{f"a pattern for {n} elements": partial(patterned, elements=n) for n in (64, 32, 16, 8, 4)},
+    "one for 8, true rest without its order": partial(rest, tails=True),
+    "one for 8, true rest without its tails": partial(rest, tails=False),
+    **{f"one for 8, in stretches of {n}": partial(patterned, elements=8, stretch=n) for n in (100, 50, 25)},
 }

@@ -9,7 +9,7 @@ measured on all of the run's blocks, on half of them, and on the other half (hal
 --ladder stores surrogates of the gradients instead, each with one property destroyed, and prints by how much the
 stalled fraction moves. --foretell takes the drive of as many steps before the states' start.
 
-Usage: python benchmarks/theory_training.py [--ladder | --foretell] [--warmup 500] [--steps 301]
+Usage: python benchmarks/theory_training.py [--ladder | --foretell] [--model neox] [--seed 1] [--warmup 500]
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=301)
     parser.add_argument("--ladder", action="store_true", help="surrogates of the gradients")
     parser.add_argument("--foretell", action="store_true", help="the drive of the steps before")
+    parser.add_argument("--block", type=int, help="of --ladder: blocks of this size alone")
+    parser.add_argument("--model", choices=["llama", "neox"], default="llama")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    run = train(args.warmup, args.steps, args.steps if args.foretell else 0)
+    before = args.steps if args.foretell else 0
+    run = train(args.warmup, args.steps, before, name=args.model, seed=args.seed)
     if args.ladder:
-        ladder(run)
+        ladder(run, args.block)
     elif args.foretell:
         foretell(run)
     else:
@@ -48,7 +52,7 @@ def predicted(drives: list[RunDrive], cell: Cell) -> np.ndarray:
     state, rounding, slot = cell
     fmt = get_format(state, signed=slot == "exp_avg")
     laws = [d.law(fmt, beta=BETAS[slot], rounding=rounding, slot=slot).stalled for d in drives]
-    return np.average(laws, axis=0, weights=[d.sizes.size for d in drives])
+    return np.average(laws, axis=0, weights=[d.elements for d in drives])
 
 
 def table(run: Run, columns: dict[str, list[RunDrive]]) -> None:
@@ -72,12 +76,12 @@ def explain(run: Run) -> None:
     every = [RunDrive.of(g) for g in run.gradients.values()]
     halves = [[RunDrive.of(g[:, part::SAMPLED]) for g in run.gradients.values()] for part in (0, 1)]
     table(run, {"all blocks": every, "half of them": halves[0], "other half": halves[1]})
-    for (width, g), drive in zip(run.gradients.items(), every, strict=True):
+    for (size, g), drive in zip(run.gradients.items(), every, strict=True):
         level = np.log(np.sqrt(np.square(g).mean(axis=2))).std(axis=0).mean()
-        rest = (g - np.einsum("tbk,bke->tbe", drive.amplitudes, drive.patterns)) / drive.levels[:, :, None]
+        rest = (g - np.stack(list(drive.together()))) / np.stack(list(drive.spread()))
         print(
-            f"{width} wide: log level varies by {level:.2f} from step to step; kurtosis {kurtosis(g):.1f}, of what "
-            f"the patterns leave {kurtosis(rest / drive.sizes):.2f}; squares in the patterns {drive.shared:.2f}; zeros "
+            f"blocks of {size}: log level varies by {level:.2f} from step to step; kurtosis {kurtosis(g):.1f}, of what "
+            f"the patterns leave {kurtosis(rest):.2f}; squares in the patterns {drive.shared:.2f}; zeros "
             f"{np.mean(g == 0):.1e}"
         )
 
@@ -92,17 +96,19 @@ def foretell(run: Run) -> None:
     table(run, {"steps before": before, "any such steps": [d.later() for d in before]})
 
 
-def ladder(run: Run) -> None:
+def ladder(run: Run, block: int | None) -> None:
     """By how much the stalled fraction moves: the largest of the logged ages and both roundings, in points."""
-    halves = [g[:, ::SAMPLED].astype(float) for g in run.gradients.values()]
+    gradients = {size: g for size, g in run.gradients.items() if block in (None, size)}
+    halves = [g[:, ::SAMPLED].astype(float) for g in gradients.values()]
     shown = [(state, slot) for slot in ("exp_avg_sq", "exp_avg") for state in ("bf16", "fp8", "fp4")]
     print("| gradients |", " | ".join(f"{state} `{slot}`" for state, slot in shown), "|")
     print("| --- |" + " --- |" * len(shown))
     real = {cell: stored(halves, cell)[list(AGES)] for cell in CELLS}
-    measured = {cell: np.array([run.measured[cell, age] for age in AGES]) for cell in CELLS}
-    every = [g.astype(float) for g in run.gradients.values()]
-    line("themselves, all blocks", {c: measured[c] - stored(every, c)[list(AGES)] for c in CELLS}, shown)
-    line("themselves, half of them", {c: measured[c] - real[c] for c in CELLS}, shown)
+    if block is None:
+        measured = {cell: np.array([run.measured[cell, age] for age in AGES]) for cell in CELLS}
+        every = [g.astype(float) for g in gradients.values()]
+        line("themselves, all blocks", {c: measured[c] - stored(every, c)[list(AGES)] for c in CELLS}, shown)
+        line("themselves, half of them", {c: measured[c] - real[c] for c in CELLS}, shown)
     for name, surrogate in SURROGATES.items():
         fed = [surrogate(g) for g in halves]
         line(name, {cell: real[cell] - stored(fed, cell)[list(AGES)] for cell in CELLS}, shown)

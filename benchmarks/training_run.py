@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import halfulp
+from halfulp.scaling import Scaling
 
 AGES = (9, 29, 99, 199, 299)
 BETAS = {"exp_avg": 0.9, "exp_avg_sq": 0.999}
@@ -25,7 +26,7 @@ Cell = tuple[str, str, str]
 
 @dataclass
 class Run:
-    """Gradients by width of the matrix, ``(steps, rows, width)``, the first `before` steps before states were zeroed.
+    """Gradients by size of block, ``(steps, blocks, elements)``, the first `before` steps before states were zeroed.
 
     `measured` and `plain` are the stalled fraction of all coordinates and its plain prediction, by cell and age.
     """
@@ -43,16 +44,23 @@ def text() -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
 
-def train(warmup: int, steps: int, before: int) -> Run:
+def build(name: str, seed: int) -> torch.nn.Module:
+    """A small language model: 0.09 million parameters in blocks of 64 and 128, or 0.25 million in 96 and 128."""
+    torch.manual_seed(seed)
+    common = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    if name == "llama":
+        config = LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2, **common)
+        return LlamaForCausalLM(config)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=96, intermediate_size=384, num_attention_heads=3, **common))
+
+
+def train(warmup: int, steps: int, before: int, *, name: str = "llama", seed: int = 0) -> Run:
     """Train in fp32; after `warmup` steps, feed the gradients to one AdamW an arm, watched at every coordinate."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
-    model, data = LlamaForCausalLM(config), text()
+    model, data = build(name, seed), text()
     trainer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    matrices = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in n and "embed_in" not in n
+    ]
     arms = []
     for state in ("bf16", "fp8", "fp4"):
         for rounding in ("nearest", "stochastic"):
@@ -60,7 +68,7 @@ def train(warmup: int, steps: int, before: int) -> Run:
             optimizer = halfulp.AdamW(copies, lr=0.0, weight_decay=0.0, state=state, rounding=rounding, min_size=0)
             every = sum(p.numel() for p in matrices)
             arms.append((state, rounding, copies, optimizer, halfulp.StallMonitor(optimizer, sample=every)))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     seen: list[list[torch.Tensor]] = []
     run = Run({}, before, {}, {})
     for step in range(warmup + steps):
@@ -70,7 +78,7 @@ def train(warmup: int, steps: int, before: int) -> Run:
         model(input_ids=tokens, labels=tokens).loss.backward()
         age = step - warmup
         if age >= -before:
-            seen.append([p.grad.clone() for p in matrices if p.grad is not None])
+            seen.append([blocks(p.grad.clone()) for p in matrices if p.grad is not None])
         if age >= 0:
             for state, rounding, copies, optimizer, monitor in arms:
                 for copy, source in zip(copies, matrices, strict=True):
@@ -81,7 +89,11 @@ def train(warmup: int, steps: int, before: int) -> Run:
                         run.measured[(state, rounding, m.slot), age] = m.stalled
                         run.plain[(state, rounding, m.slot), age] = m.predicted or 0.0
         trainer.step()
-    for width in sorted({p.shape[1] for p in matrices}):
-        rows = [torch.cat([g for g in grads if g.shape[1] == width]) for grads in seen]
-        run.gradients[width] = torch.stack(rows).numpy()
+    for size in sorted({g.shape[1] for g in seen[0]}):
+        run.gradients[size] = torch.stack([torch.cat([g for g in gs if g.shape[1] == size]) for gs in seen]).numpy()
     return run
+
+
+def blocks(gradient: torch.Tensor) -> torch.Tensor:
+    """A matrix in the blocks that it is stored in; its rows hold a whole number of them."""
+    return gradient.reshape(-1, Scaling().layout(gradient.shape).block)

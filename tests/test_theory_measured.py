@@ -71,6 +71,25 @@ def test_patterns_account_for_what_elements_do_together() -> None:
     assert off[0].mean() > 4 * off[1].mean()
 
 
+def test_patterns_that_come_and_go_are_measured_in_stretches() -> None:
+    """Over the whole run the patterns would be those of its loud first steps."""
+    rng, fmt = np.random.default_rng(3), get_format("fp8")
+    g = rng.standard_normal((150, 64, 64))
+    for part, loud in enumerate((10.0, 3.0, 1.0)):
+        pattern = 2 * rng.standard_normal((64, 64))
+        steps = slice(50 * part, 50 * part + 50)
+        g[steps] = loud * (g[steps] + pattern * np.abs(rng.standard_normal((50, 64, 1))))
+    seen = replay(g, Quantizer(fmt), 0.9, False)
+    off = [
+        np.abs(
+            RunDrive.of(g, patterns=1, stretch=k).law(fmt, beta=0.9, rounding="nearest", slot="exp_avg").stalled - seen
+        )[110:].mean()
+        for k in (50, None)
+    ]
+    assert off[0] < 0.01
+    assert off[1] > 3 * off[0]
+
+
 def test_given_gradients_are_stored_as_the_library_stores_them() -> None:
     g, fmt = gradients(40).astype(np.float32).astype(float), get_format("ufloat4_e4m0")
     seen = replay(g, Quantizer(fmt, zero_floor=True), 0.99, True)
@@ -90,13 +109,21 @@ def test_what_is_measured() -> None:
 
 
 def test_later_steps_are_the_same_steps_from_elsewhere() -> None:
-    drive = RunDrive.of(gradients(50, blocks=8), patterns=2)
+    drive = RunDrive.of(gradients(50, blocks=8), patterns=2, stretch=25)
     later = drive.later(seed=1)
     assert not np.array_equal(later.levels, drive.levels)
     for block in range(8):
         start = int(np.flatnonzero(drive.levels[:, block] == later.levels[0, block])[0])
         assert np.array_equal(np.roll(drive.levels[:, block], -start), later.levels[:, block])
         assert np.array_equal(np.roll(drive.amplitudes[:, block], -start, axis=0), later.amplitudes[:, block])
+        assert np.array_equal(np.roll(drive.stretch[:, block], -start), later.stretch[:, block])
+    squares = (sum(np.square(x).sum() for x in d.gradients()) for d in (drive, later))
+    assert next(squares) == pytest.approx(next(squares), rel=0.02)
+
+
+def test_stretches_have_two_steps() -> None:
+    with pytest.raises(ValueError, match="2 steps or more"):
+        RunDrive.of(gradients(3, blocks=2), stretch=1)
 
 
 def test_patterns_are_fewer_than_elements() -> None:

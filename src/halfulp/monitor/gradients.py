@@ -171,7 +171,7 @@ class GradientSample(Hooked):
         due, lost = np.zeros(self.recorded), np.zeros(self.recorded)
         for drive in self.drives().values():
             law = drive.law(resolved, beta=beta, rounding=rounding, slot=slot, scale_kind=scale_kind, period=period)
-            updates = law.due * drive.sizes.size
+            updates = law.due * drive.elements
             due += updates
             lost += updates * (law.codes_stalled if scale_kind == "fp32" and resolved.scaled else law.stalled)
         return np.asarray(lost / np.maximum(due, 1.0))

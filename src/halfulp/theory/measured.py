@@ -3,7 +3,8 @@
 The plain theory takes independent normal gradients of one size and a constant scale. The elements of a block in a real
 run are not independent: a row of a linear layer's gradient is a sum of few outer products, so that its elements grow,
 shrink and change their signs together. A few *patterns* a block, each with an amplitude at every step, say how; what is
-left is normal noise, with a size for each element and a level for each block and step.
+left is normal noise, with a size for each element and a level for each block and step. Patterns and sizes last for some
+tens of steps, and are measured in stretches: those of a whole run would be those of its loudest steps.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ ELEMENTS_A_PATTERN = 8
 """A block has one pattern for so many elements: as many as it takes for stalled fractions within 1.5 points."""
 
 
+STRETCH = 50
+"""Steps over which patterns and sizes are taken to last."""
+
+
 @dataclass(frozen=True)
 class RunDrive:
     """What the gradients of some blocks were like.
@@ -33,22 +38,25 @@ class RunDrive:
     Parameters
     ----------
     patterns
-        What the elements of a block do together, of unit length, ``(blocks, patterns, elements)``.
+        What the elements of a block do together, of unit length, ``(stretches, blocks, patterns, elements)``.
     amplitudes
         Of each pattern at each step, ``(steps, blocks, patterns)``.
     sizes
-        Root mean square of the rest of each element, over the block's level, ``(blocks, elements)``.
+        Root mean square of the rest of each element, over the block's level, ``(stretches, blocks, elements)``.
     levels
         Root mean square of the rest of each block at each step, ``(steps, blocks)``.
+    stretch
+        That a block is in at each step, ``(steps, blocks)``.
     """
 
     patterns: Array
     amplitudes: Array
     sizes: Array
     levels: Array
+    stretch: npt.NDArray[np.intp]
 
     @classmethod
-    def of(cls, gradients: npt.ArrayLike, *, patterns: int | None = None) -> RunDrive:
+    def of(cls, gradients: npt.ArrayLike, *, patterns: int | None = None, stretch: int | None = STRETCH) -> RunDrive:
         """Measure it.
 
         Parameters
@@ -57,7 +65,9 @@ class RunDrive:
             ``(steps, blocks, elements)``, in blocks as they are stored; the first is that of the step that a state of
             age 0 meets. All blocks are of one size: measure layers of other widths by themselves.
         patterns
-            How many to keep a block; 0 makes all elements independent. ``None``: one for eight elements.
+            How many to keep a block and stretch; 0 makes all elements independent. ``None``: one for eight elements.
+        stretch
+            About how many steps patterns and sizes last; ``None``: all.
 
         Examples
         --------
@@ -76,20 +86,30 @@ class RunDrive:
         patterns = g.shape[2] // ELEMENTS_A_PATTERN if patterns is None else patterns
         if not 0 <= patterns < g.shape[2]:
             raise ValueError(f"a block of {g.shape[2]} elements has 0 to {g.shape[2] - 1} patterns, got {patterns}")
-        by_block = g.transpose(1, 0, 2)
-        _, vectors = np.linalg.eigh(by_block.transpose(0, 2, 1) @ by_block)  # largest last
-        kept = np.ascontiguousarray(vectors[:, :, g.shape[2] - patterns :].transpose(0, 2, 1))
-        amplitudes = by_block @ kept.transpose(0, 2, 1)
-        rest = (by_block - amplitudes @ kept).transpose(1, 0, 2)
-        levels = np.sqrt(np.square(rest).mean(axis=2))
-        relative = rest / np.where(levels > 0, levels, 1.0)[:, :, None]
-        return cls(kept, amplitudes.transpose(1, 0, 2), np.sqrt(np.square(relative).mean(axis=0)), levels)
+        if stretch is not None and stretch < 2:
+            raise ValueError(f"a stretch is of 2 steps or more, or None for all of them; got {stretch}")
+        parts = np.array_split(g, max(1, round(len(g) / stretch)) if stretch else 1)
+        kept = min(patterns, *(len(part) for part in parts))
+        found = [_part(part, kept) for part in parts]
+        number = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return cls(
+            np.stack([x[0] for x in found]),
+            np.concatenate([x[1] for x in found]),
+            np.stack([x[2] for x in found]),
+            np.concatenate([x[3] for x in found]),
+            np.repeat(number[:, None], g.shape[1], axis=1),
+        )
+
+    @property
+    def elements(self) -> int:
+        """Of all blocks."""
+        return self.sizes[0].size
 
     @property
     def shared(self) -> float:
         """Share of the squared gradients that lies in the patterns, averaged over the blocks."""
         together = np.square(self.amplitudes).sum(axis=(0, 2))
-        rest = np.square(self.levels).sum(axis=0) * self.sizes.shape[1]
+        rest = np.square(self.levels).sum(axis=0) * self.sizes.shape[2]
         return float(np.mean(together / (together + rest)))
 
     def later(self, seed: int = 0) -> RunDrive:
@@ -97,14 +117,27 @@ class RunDrive:
         steps, blocks = self.levels.shape
         starts = np.random.default_rng(seed).integers(steps, size=blocks)
         order, each = (np.arange(steps)[:, None] + starts) % steps, np.arange(blocks)
-        return RunDrive(self.patterns, self.amplitudes[order, each], self.sizes, self.levels[order, each])
+        return RunDrive(
+            self.patterns, self.amplitudes[order, each], self.sizes, self.levels[order, each], self.stretch[order, each]
+        )
+
+    def together(self) -> Iterator[Array]:
+        """What the elements of a block do together, ``(blocks, elements)`` at each step."""
+        each = np.arange(self.levels.shape[1])
+        for amplitude, stretch in zip(self.amplitudes, self.stretch, strict=True):
+            yield (amplitude[:, None] @ self.patterns[stretch, each])[:, 0]
+
+    def spread(self) -> Iterator[Array]:
+        """Standard deviation of the rest, ``(blocks, elements)`` at each step."""
+        each = np.arange(self.levels.shape[1])
+        for level, stretch in zip(self.levels, self.stretch, strict=True):
+            yield level[:, None] * self.sizes[stretch, each]
 
     def gradients(self, seed: int = 0) -> Iterator[Array]:
         """Gradients alike, ``(blocks, elements)`` at each step: the rest is drawn anew."""
         rng = np.random.default_rng(seed)
-        for amplitude, level in zip(self.amplitudes, self.levels, strict=True):
-            noise = level[:, None] * self.sizes * rng.standard_normal(self.sizes.shape)
-            yield (amplitude[:, None] @ self.patterns)[:, 0] + noise
+        for together, spread in zip(self.together(), self.spread(), strict=True):
+            yield together + spread * rng.standard_normal(spread.shape)
 
     def law(
         self,
@@ -135,6 +168,17 @@ class RunDrive:
         check_slot(slot)
         drive = SQUARE if slot == "exp_avg_sq" else GRADIENT
         blocks = Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative)
-        together = np.einsum("tbk,bke->be", np.square(self.amplitudes), np.square(self.patterns)) / len(self.levels)
-        rest = np.square(self.sizes) * np.square(self.levels).mean(axis=0)[:, None]
-        return follow_gradients(blocks, self.gradients(seed), np.sqrt(together + rest), period=period, seed=seed)
+        squares = sum(np.square(t) + np.square(s) for t, s in zip(self.together(), self.spread(), strict=True))
+        sizes = np.sqrt(squares / len(self.levels))
+        return follow_gradients(blocks, self.gradients(seed), sizes, period=period, seed=seed)
+
+
+def _part(g: Array, patterns: int) -> tuple[Array, Array, Array, Array]:
+    """Patterns, amplitudes, sizes and levels of one stretch."""
+    by_block = g.transpose(1, 0, 2)
+    kept = np.linalg.svd(by_block, full_matrices=False)[2][:, :patterns]
+    amplitudes = by_block @ kept.transpose(0, 2, 1)
+    rest = (by_block - amplitudes @ kept).transpose(1, 0, 2)
+    levels = np.sqrt(np.square(rest).mean(axis=2))
+    relative = rest / np.where(levels > 0, levels, 1.0)[:, :, None]
+    return kept, amplitudes.transpose(1, 0, 2), np.sqrt(np.square(relative).mean(axis=0)), levels
