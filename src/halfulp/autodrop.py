@@ -47,7 +47,8 @@ class AutoDrop(LRScheduler):
     Raises
     ------
     ValueError
-        For numbers that cannot work.
+        A `factor` outside (0, 1), a threshold that is not positive, a negative `min_lr`, a `patience` below 1, or
+        another `keep`.
 
     Examples
     --------

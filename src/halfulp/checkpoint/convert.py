@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,9 +77,20 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
             if ours and entries and set(entries) == {"step"}:  # forgotten states
                 out["state"][new] = {"step": int(entries["step"])}
             elif entries:
-                make = _to_ours if ours else _to_torch
-                out["state"][new] = make(to, group, hyper, param, label, entries, saved)
+                place = _Place(to, {**group, **_rule_keys(hyper)}, hyper, param, label)
+                out["state"][new] = (_to_ours if ours else _to_torch)(place, entries, saved)
     return {**{k: copy.deepcopy(v) for k, v in target.items() if k not in out}, **out}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the states of a parameter go: `group` as it will be, and the hyper-parameters loaded with them."""
+
+    to: Any
+    group: Mapping[str, Any]
+    hyper: Mapping[str, Any]
+    param: Tensor
+    label: str
 
 
 def _check_form(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> None:
@@ -160,22 +172,14 @@ def _finite(values: Tensor, name: str, label: str) -> Tensor:
     return values
 
 
-def _to_ours(
-    to: Any,
-    group: dict[str, Any],
-    hyper: Mapping[str, Any],
-    param: Tensor,
-    label: str,
-    entries: Mapping[Any, Any],
-    saved: Mapping[str, Any],
-) -> dict[str, Any]:
-    slots = to.slot_storage({**group, **_rule_keys(hyper)}, param)
-    kind = f"halfulp.{type(to).__name__}"
+def _to_ours(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    param, label, kind = place.param, place.label, f"halfulp.{type(place.to).__name__}"
+    slots = place.to.slot_storage(place.group, param)
     states = _decoded(entries, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
     step = _step(entries)
     ages = {name: state.age for name, state in states.items()}
     known = [a for a in ages.values() if a is not None]
-    _check_counted(known, step, hyper, label)
+    _check_counted(known, step, place.hyper, label)
     step = max(known, default=1) if step is None else step  # torch's SGD counts no steps
     made: dict[str, Any] = {"step": step}
     for slot, _, quantizer in slots:
@@ -212,17 +216,9 @@ def _step(entries: Mapping[Any, Any]) -> int | None:
     return None if step is None else int(step)
 
 
-def _to_torch(
-    to: torch.optim.Optimizer,
-    group: dict[str, Any],
-    hyper: Mapping[str, Any],
-    param: Tensor,
-    label: str,
-    entries: Mapping[Any, Any],
-    saved: Mapping[str, Any],
-) -> dict[str, Any]:
-    kind = f"torch.optim.{type(to).__name__}"
-    names = _torch_slots(to, hyper)
+def _to_torch(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    param, label, hyper, kind = place.param, place.label, place.hyper, f"torch.optim.{type(place.to).__name__}"
+    names = _torch_slots(place.to, hyper)
     states = _decoded(entries, saved, dict.fromkeys(names, param.shape), label, kind, ("max_exp_avg_sq",))
     values = {n: _finite(s.values(), n, label).to(param.device, torch.float32, copy=True) for n, s in states.items()}
     ages = {n: s.age for n, s in states.items() if s.age is not None}

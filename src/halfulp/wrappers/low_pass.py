@@ -52,7 +52,8 @@ class LowPass(Wrapper):
     Raises
     ------
     ValueError
-        For numbers that cannot work.
+        A negative `gamma` or `growth`, less than one sample, a growth without its `steps`, a seed of more than 63 bits,
+        or another `keep`.
 
     Examples
     --------
