@@ -230,13 +230,16 @@ def _small(name: str) -> halfulp.engine.RuleOptimizer:
 # ---------------------------------------------------------------- the page
 
 
-def body(folder: Path) -> list[str]:
-    rows, times, stalls = loss_rows(folder), time_rows(folder), rules_stall.read(folder / "rules_stall.csv")
+def finished(rows: Rows) -> dict[str, Losses]:
     known = {key[1] for key in rows.found}
     found = {name: losses(name, rows, None) for name in names() if name in known}
-    unfinished = [n for n in names() if n not in found or math.isnan(mean(found[n].by_state["fp32"]))]
-    found = {name: of for name, of in found.items() if name not in unfinished}
-    plot(found)
+    return {name: of for name, of in found.items() if not math.isnan(mean(of.by_state["fp32"]))}
+
+
+def body(folder: Path) -> list[str]:
+    rows, times, stalls = loss_rows(folder), time_rows(folder), rules_stall.read(folder / "rules_stall.csv")
+    found = finished(rows)
+    unfinished = [n for n in names() if n not in found]
     notes = notes_of(stalls)
     missing = [n for n in names() if n not in {r.optimizer for r in stalls}]
     agree = [r for r in stalls if abs(r.off) <= rules_stall.BOUND]
@@ -296,14 +299,20 @@ def body(folder: Path) -> list[str]:
     ]
 
 
+def written_anew(page: str, folder: Path) -> str:
+    """The page with what stands between its marks made of the CSVs in a folder."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([before + BEGIN, "", *body(folder), "", END]) + after
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the CSVs")
     args = parser.parse_args()
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    plot(finished(loss_rows(args.results)))
     partial = PAGE.with_suffix(".partial")
-    partial.write_text("\n".join([before + BEGIN, "", *body(args.results), "", END]) + after)
+    partial.write_text(written_anew(PAGE.read_text(), args.results))
     partial.replace(PAGE)
 
 

@@ -16,6 +16,7 @@ import halfulp
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if p.exists()]
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 OPTIONAL = {"triton"}
 """Modules that may be missing: no wheel exists for every platform."""
 
@@ -57,8 +58,25 @@ def test_docstrings(name: str) -> None:
     assert results.failed == 0
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ +(.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
 def test_relative_links_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
             if not re.match(r"[a-z]+:", target):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                there = page.parent / target if target else page
+                assert there.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in headings(there), f"{page.name}: {target}#{anchor}"
+
+
+def test_page_of_optimizers_is_what_its_figures_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes a figure or the words around it by hand, or a rule, runs ``benchmarks/optimizers_page.py``."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    writer = importlib.import_module("optimizers_page")
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    assert writer.BEGIN in page
+    assert writer.written_anew(page, ROOT / "docs" / "results") == page
