@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
-def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False

@@ -21,7 +21,7 @@ def launch(ranks, out, *arguments, worker="averages.py"):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
          str(HERE / worker), str(out), *map(str, arguments)],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

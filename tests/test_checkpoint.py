@@ -412,7 +412,7 @@ TREES = st.recursive(
 
 
 @given(TREES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_tree_of_plain_things_comes_back(tree: Any) -> None:
     back = unpack(*pack(tree))
     assert type(back) is type(tree)

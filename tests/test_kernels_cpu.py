@@ -70,7 +70,7 @@ FEW = [
 def in_another_process(code: str, **env: str) -> str:
     folder = str(Path(__file__).parent)
     whole = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, folder]), "OMP_NUM_THREADS": "1", **env}
-    done = subprocess.run([sys.executable, "-c", code], env=whole, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=whole, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

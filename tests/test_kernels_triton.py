@@ -108,7 +108,7 @@ def test_tensors_of_different_kinds() -> None:
     compare(*(replace(BASE, formats=pair, shape=s) for pair in MAIN_PAIRS for s in [(2, 130), (5,)]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_storage(data: st.DataObject) -> None:
     """Shapes, formats, scalings and dtypes that no list foresaw."""

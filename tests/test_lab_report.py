@@ -293,7 +293,7 @@ def dump(page: Path, profile: Path, *flags: str) -> tuple[str, str]:
             browser(), *FLAGS, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0",
             "--virtual-time-budget=2000", *flags, "--dump-dom", page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=90, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return done.stdout, done.stderr
 

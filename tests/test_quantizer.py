@@ -108,7 +108,7 @@ def test_wide_formats_have_no_scale(name: str) -> None:
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("fmt", [f for f in SCALED if f.kind != "codebook"], ids=str)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.0, 1.0, 3.0, 10.0]))
 def test_quantizing_again_changes_nothing(fmt: Format, rounding: str, seed: int, spread: float) -> None:
     """Idempotence under power-of-two scales: an unchanged state keeps every value, whatever the random words."""
@@ -120,7 +120,7 @@ def test_quantizing_again_changes_nothing(fmt: Format, rounding: str, seed: int,
 
 
 @pytest.mark.parametrize("fmt", [f for f in SCALED if f.kind == "float"], ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), shift=st.integers(-12, 12))
 def test_idempotent_while_the_scale_moves(fmt: Format, seed: int, shift: int) -> None:
     """One element of a block changes by any power of two: every other one keeps its value while it has its full

@@ -95,7 +95,7 @@ def test_stochastic_is_the_exact_model(fmt: Format) -> None:
     assert not wrong, wrong[:5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=st.lists(floats, min_size=1, max_size=20), word=words, floor=st.booleans())
 def test_any_float_in_any_format(x: list[float], word: int, floor: bool) -> None:
     for fmt in NARROW:
@@ -309,7 +309,7 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
         encode(torch.ones(3, dtype=dtype), FORMATS["float8_e4m3fn"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(0, 4), cols=st.integers(0, 17), seed=st.integers(0, 1000))
 def test_pack_and_unpack(rows: int, cols: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

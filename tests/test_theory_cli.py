@@ -17,7 +17,7 @@ def run(*args: str, folder: Path | None = None, columns: int | None = None) -> s
     """What a command prints into a pipe, where nothing or COLUMNS tells it a width."""
     env = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | ({"COLUMNS": str(columns)} if columns else {})
     return subprocess.run(
-        [sys.executable, "-m", "halfulp", *args], capture_output=True, text=True, timeout=300, check=False, cwd=folder,
+        [sys.executable, "-m", "halfulp", *args], capture_output=True, text=True, timeout=600, check=False, cwd=folder,
         env=env,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ LONGER = {"ddpm_ema", "finetune_minilm", "teacher_digits"}
 def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=400, env=env, cwd=cwd, check=False
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=600, env=env, cwd=cwd, check=False
     )
 
 

@@ -324,7 +324,7 @@ def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path, monkeypatch
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(here / "wrapped.py"),
          str(tmp_path / "found.pt")],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     found, alone = torch.load(tmp_path / "found.pt"), wrapped.run(cases.build_model())
