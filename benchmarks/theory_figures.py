@@ -13,10 +13,10 @@ import torch
 
 from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, stall_probability
 from halfulp.cli.figure import PALETTE, figure, save
-from halfulp.theory.blocks import Blocks, follow
+from halfulp.theory.blocks import Blocks, block_law, follow
 from halfulp.theory.chain import Chain
 from halfulp.theory.published import BETA, CELLS, STALLED
-from halfulp.theory.simulation import SCENARIOS, simulate
+from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.transient import transient
 
@@ -89,14 +89,18 @@ def blocks(out: Path) -> None:
                             sizes=torch.from_numpy(sizes)))  # fmt: skip
         axes[0].plot(law.ages[1:], law.zeros[1:], color=colour, label=f"{name}: predicted")
         axes[0].plot([s.step for s in run], [s.zeros for s in run], color=colour, ls=":", label="simulation")
+    fmt = get_format("float8_e4m3fn")
     for kind, colour in (("pow2", PALETTE[0]), ("fp32", PALETTE[1])):
         for how, style in (("nearest", "-"), ("stochastic", "--")):
-            run = list(simulate(Quantizer(get_format("float8_e4m3fn"), Scaling(kind), how, True), beta=0.99,  # type: ignore[arg-type]
-                                steps=500, coordinates=4096))  # fmt: skip
-            axes[1].plot([s.step for s in run], [s.ratio for s in run], color=colour, ls=style, label=f"{kind}, {how}")
+            law = block_law(Blocks(fmt, 0.99, how, scale_kind=kind), 500, precision=0.005)
+            seen = simulate_blocks(Quantizer(fmt, Scaling(kind), how, True), beta=0.99, steps=500)  # type: ignore[arg-type]
+            axes[1].plot(law.ages, np.exp(law.lag), color=colour, ls=style, label=f"{kind}, {how}")
+            axes[1].plot(law.ages[10::20], np.exp(seen.figures[9::20, 1]), ".", color=colour, ms=5)
     axes[0].set(xlabel="age in steps", ylabel="share of codes that are zero", ylim=(0, 1),
                 title="underflow: log-normal blocks, stochastic")  # fmt: skip
-    axes[1].set(xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, beta 0.99")
+    axes[1].set(
+        xlabel="age in steps", ylabel="stored / exact", title="E4M3 in homogeneous blocks, beta 0.99 (dots: simulation)"
+    )
     axes[0].legend(fontsize=8, ncol=3, loc="lower right", bbox_to_anchor=(1.0, 0.15))
     axes[1].legend()
     save(fig, out / "theory_blocks.png")
