@@ -158,7 +158,7 @@ def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ``value * density + offset`` is the position of a value among the codes.
     """
     levels = torch.tensor(fmt.levels, dtype=torch.float64)
-    density, offset = torch.empty(len(levels) - 1), torch.empty(len(levels) - 1)
+    density, offset = torch.empty((2, len(levels) - 1), dtype=torch.float32)
     for first, last in itertools.pairwise(even_stretches(fmt)):
         density[first:last] = (last - first) / (levels[last] - levels[first])
         offset[first:last] = first - levels[first] * density[first].double()

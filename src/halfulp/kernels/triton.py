@@ -222,4 +222,4 @@ def _levels(fmt: Format, device: torch.device) -> Tensor:
 @cache
 def _none(device: torch.device) -> Tensor:
     """In place of a codebook that is never read."""
-    return torch.zeros(1, device=device)
+    return torch.zeros(1, dtype=torch.float32, device=device)

@@ -243,7 +243,7 @@ def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
     """Levels, middles, densities and offsets of a codebook, 256 each, filled up with infinity."""
     from halfulp.rounding import codebook_tables
 
-    tables = torch.full((4, 256), math.inf)
+    tables = torch.full((4, 256), math.inf, dtype=torch.float32)
     for row, values in zip(tables, codebook_tables(fmt), strict=True):
         row[: len(values)] = values
     return tables.to(device)

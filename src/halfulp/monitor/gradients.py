@@ -97,7 +97,11 @@ class GradientSample(Hooked):
         found: dict[int, list[Tensor]] = {}
         for param, width, index in self._places:
             grad = param.grad
-            values = torch.zeros(index.shape) if grad is None else torch.take(local(grad), index).float().cpu()
+            values = (
+                torch.zeros(index.shape, dtype=torch.float32)
+                if grad is None
+                else torch.take(local(grad), index).float().cpu()
+            )
             found.setdefault(width, []).append(values)
         for width, parts in found.items():
             self._seen.setdefault(width, []).append(torch.cat(parts))

@@ -38,7 +38,7 @@ def _gravity_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
     def start(param: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return (torch.randn(param.shape, generator=generator) * deviation).to(param.device)
+        return (torch.randn(param.shape, generator=generator, dtype=torch.float32) * deviation).to(param.device)
 
     return (StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), like="grad", init=start),)
 

@@ -126,18 +126,18 @@ def simulate(
     width = quantizer.scaling.block_size if shared else 1
     if sizes is None:
         shape = (max(1, coordinates // width), width)
-        phases = 2 ** torch.rand((shape[0], 1), generator=generator)
-        sizes = torch.exp(spread * torch.randn(shape, generator=generator)) * phases
+        phases = 2 ** torch.rand((shape[0], 1), generator=generator, dtype=torch.float32)
+        sizes = torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float32)) * phases
     own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
     square = slot == "exp_avg_sq"
-    stored = torch.zeros(shape)
+    stored = torch.zeros(shape, dtype=torch.float32)
     exact = torch.zeros(shape, dtype=torch.float64)
     for step in range(1, steps + 1):
         if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
             stored.zero_()
             exact.zero_()
         level = sigma((step - 1) / steps)
-        grad = level * own * torch.randn(shape, generator=generator)
+        grad = level * own * torch.randn(shape, generator=generator, dtype=torch.float32)
         drive = grad * grad if square else grad
         successor = beta * stored + (1 - beta) * drive
         rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
