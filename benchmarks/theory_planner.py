@@ -13,7 +13,14 @@ the same drift) of the drifts: what a single period loses against the best singl
 
 ``--blocks`` does the same for formats without exponent: the cost of a cycle in simulated blocks, at a constant scale.
 
-Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks]
+``--gains`` prints the plans of every format, beta and rounding, and what each gains: the worst regret without resets
+over that of the plan, both plus 1. In brackets what the criterion would plan, and gain, where it cannot tell that from
+none or resets of an exact state gain as much.
+
+``--stochastic`` checks by brute force whether a second moment in powers of two gains from resets under stochastic
+rounding at 0.9999 (four groups of coordinates give the standard error).
+
+Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks | --gains | --stochastic]
        OMP_NUM_THREADS=1 python benchmarks/theory_planner.py --time
 """
 
@@ -44,6 +51,7 @@ BETAS = (
     (0.95, 0.999),
 )
 TIMED_BETAS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
+GAIN_BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
 DRIFTS = (0.01, 0.04, 0.07, 0.09)
 """E-folds of sigma per window: inside the planner's range, but none of its own (0, .025, .1)."""
 
@@ -55,11 +63,27 @@ def round_bits(x: np.ndarray, mantissa_bits: int) -> np.ndarray:
     return ((bits + half - np.uint32(1) + ((bits >> keep) & np.uint32(1))) >> keep << keep).view(np.float32)
 
 
+def round_bits_stochastically(x: np.ndarray, mantissa_bits: int, rng: np.random.Generator) -> np.ndarray:
+    """The same up or down at random, by the value's place between the two."""
+    dropped = np.uint32(23 - mantissa_bits)
+    up = rng.integers(0, 1 << 32, x.shape, dtype=np.uint32) >> (np.uint32(32) - dropped)
+    return ((x.view(np.uint32) + up) >> dropped << dropped).view(np.float32)
+
+
 def brute_force(
-    mantissa_bits: int, beta1: float, beta2: float, drift: float, steps: int, n: int, share: float = 1.0
+    mantissa_bits: int,
+    beta1: float,
+    beta2: float,
+    drift: float,
+    steps: int,
+    n: int,
+    share: float = 1.0,
+    *,
+    rounding: str = "nearest",
+    seed: int = 0,
 ) -> np.ndarray:
     """Cycle-averaged cost of every period up to `steps`; a coordinate has a gradient in a `share` of the steps."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     sigma = (2.0 ** (rng.random(n) / 2)).astype(np.float32)
     fall = math.exp(-drift * (1 - beta2))
     m = np.zeros(n, np.float32)
@@ -80,7 +104,10 @@ def brute_force(
             young / (1 - beta1**t) / np.sqrt(np.maximum(v / np.float32(1 - beta2**t), 1e-30))
         )  # before v is rounded for storage
         errors[t - 1] = np.mean((update - m / (sigma * share**0.5)) ** 2) / variance
-        v = round_bits(v, mantissa_bits)
+        if rounding == "stochastic":
+            v = round_bits_stochastically(v, mantissa_bits, rng)
+        elif rounding == "nearest":
+            v = round_bits(v, mantissa_bits)
     return np.cumsum(errors) / np.arange(1, steps + 1)
 
 
@@ -104,6 +131,42 @@ def compare_with_blocks() -> None:
                 flush=True,
             )
     print(f"{len(regrets)} cells: mean regret {np.mean(regrets):.3f}, worst {np.max(regrets):.3f}")
+
+
+def gains() -> None:
+    """What every plan gains over no reset."""
+    for how in ("nearest", "stochastic"):
+        print(f"{how:16}" + "".join(f"{beta:>22g}" for beta in GAIN_BETAS))
+        for fmt in FORMATS.values():
+            cells = []
+            for beta in GAIN_BETAS:
+                plan = plan_reset(fmt, beta=beta, rounding=how)
+                best = int(plan.regret.argmin())
+                gain = f"x{(1 + plan.regret[-1]) / (1 + plan.regret[best]):.3g}"
+                word = "never" if plan.period is None else f"{plan.period} {gain}"
+                if plan.period is None and best + 1 < len(plan.regret) and len(plan.costs):
+                    word += f" ({best + 1} {gain})"
+                cells.append(f"{word:>22}")
+            print(f"{fmt.name:16}" + "".join(cells), flush=True)
+
+
+def stochastic_gain(n: int) -> None:
+    """Powers of two under stochastic rounding at 0.9999: the planned period and none, and an exact state's cost."""
+    period = plan_reset("ufloat4_e4m0", beta=0.9999, rounding="stochastic").period
+    assert period is not None
+    print(f"cost with resets every {period} steps and without, and the difference (standard error)")
+    for drift in (0.0, 0.025, 0.1):
+        for how in ("stochastic", "exact"):
+            costs = np.stack([
+                brute_force(0, 0.9, 0.9999, drift, 60_000, n // 4, rounding=how, seed=s)[[period - 1, -1]]
+                for s in range(4)
+            ])  # fmt: skip
+            apart = costs[:, 1] - costs[:, 0]
+            print(
+                f"{drift:6g} {how:10} {costs[:, 0].mean():8.5f} {costs[:, 1].mean():8.5f} {apart.mean():+8.5f} "
+                f"({apart.std(ddof=1) / 2:.5f})",
+                flush=True,
+            )
 
 
 def time_plans() -> None:
@@ -140,9 +203,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="betas (0.9, 0.999) and (0.9, 0.99) only")
     parser.add_argument("--blocks", action="store_true", help="formats without exponent, against simulated blocks")
     parser.add_argument("--time", action="store_true", help="processor time of a plan")
+    parser.add_argument("--gains", action="store_true", help="plans of every format, beta and rounding")
+    parser.add_argument("--stochastic", action="store_true", help="powers of two under stochastic rounding at 0.9999")
     args = parser.parse_args()
-    if args.time or args.blocks:
-        (time_plans if args.time else compare_with_blocks)()
+    for chosen, run in ((args.time, time_plans), (args.blocks, compare_with_blocks), (args.gains, gains)):
+        if chosen:
+            run()
+            return
+    if args.stochastic:
+        stochastic_gain(args.coordinates)
         return
     print(
         f"{'format':14} {'beta1':>5} {'beta2':>6} {'plan':>6} {'best':>6} "

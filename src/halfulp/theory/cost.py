@@ -8,6 +8,8 @@ moments were reset at age 0. Relative to the variance of the fp32 first moment t
 Once the first moment is old (``t > 2 / (1 - beta1)``) the moments are nearly independent, ``W1 = E s / sqrt(v_hat)``
 and ``W2 = E s**2 / v_hat``. Before, ``m_hat`` is large just where ``v_hat`` is: their ratio has a second moment near 1,
 so ``W2 = 1``, and ``W1 = E sqrt(v_hat) / s``. The expectations are the chain's: no constant is fitted.
+
+The same error of a second moment that is not rounded says what a reset does beside rounding: it forgets an old scale.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from halfulp.theory.blocks import BlockLaw
 from halfulp.theory.transient import Transient
 
-__all__ = ["cycle_cost", "update_error"]
+__all__ = ["cycle_cost", "exact_error", "neglected", "update_error"]
 
 Array = npt.NDArray[np.float64]
 
@@ -38,11 +40,46 @@ def update_error(law: Transient | BlockLaw, beta1: float, steps: int) -> Array:
     root, inverse_root, inverse = (
         np.interp(t, law.ages, law.moment(name)) for name in ("root", "inverse_root", "inverse")
     )
+    return _error(beta1, t, root / np.sqrt(scale), inverse_root * np.sqrt(scale), inverse * scale)
+
+
+def exact_error(law: Transient, beta1: float, steps: int) -> Array:
+    """``D_t`` of the same second moment in full precision, under the same drift.
+
+    A weighted sum of squares is nearly a gamma variable of its mean and variance: exactly while all weights are alike,
+    and old sums are narrow.
+    """
+    from scipy.special import gammaln
+
+    t = np.arange(1, steps + 1)
+    mean, deviation = law.exact_mean[1 : steps + 1], law.exact_deviation[1 : steps + 1]
+    scale = law.drive.mean * -np.expm1(t * np.log(law.beta))
+    half = (mean / deviation) ** 2  # of the degrees of freedom
+
+    def moment(power: float) -> Array:
+        # from its third input on a sum of squares has a mean inverse, which a gamma variable of few degrees lacks
+        shape = np.maximum(half, 1.5 if power == -1 else 0.5)
+        return np.asarray(np.exp(power * np.log(mean / scale / shape) + gammaln(shape + power) - gammaln(shape)))
+
+    return _error(beta1, t, moment(0.5), moment(-0.5), moment(-1.0))
+
+
+def _error(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array) -> Array:
+    """``D_t`` from the averages of ``v_hat``'s powers 1/2, -1/2 and -1."""
     young = t <= 2 / (1 - beta1)
     decayed = beta1**t
-    w1 = np.where(young, root / np.sqrt(scale), inverse_root * np.sqrt(scale))
-    w2 = np.where(young, 1.0, inverse * scale)
+    w1 = np.where(young, root, inverse_root)
+    w2 = np.where(young, 1.0, inverse)
     return np.asarray((1 + decayed) / (1 - decayed) * w2 - 2 * (1 + decayed) * w1 + 1)
+
+
+def neglected(beta1: float, beta2: float) -> float:
+    """Relative covariance of ``m**2`` and ``v``, which :func:`update_error` takes as independent, in the long run.
+
+    They have seen the same gradients: with weights ``a_i`` in `m` and ``c_i`` in `v` it is
+    ``2 sum a_i**2 c_i / sum a_i**2``. An error of a cycle is known to so much of itself, at best.
+    """
+    return 2 * (1 - beta2) * (1 - beta1**2) / (1 - beta1**2 * beta2)
 
 
 def cycle_cost(error: Array) -> Array:

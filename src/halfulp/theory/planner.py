@@ -4,20 +4,30 @@ A reset wipes out what rounding has done to a second moment, at the price of a f
 chain's law through a cycle and takes the period ``K`` at which the mean error of Adam's update over a cycle
 (:mod:`halfulp.theory.cost`) is least. Since the gradient's scale falls in training at a rate that is not known, it
 takes the ``K`` whose cost is least above the best possible one in the worst of a few drifts:
-``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon.
+``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon, and where no reset costs no more
+than that plan, as far as the criterion can tell:
+
+- A reset is to undo what rounding did. What a state in full precision would gain from it as well (it forgets an old
+  scale, if that falls) is not to its credit.
+- Since the drift is not known, a plan costs up to its own regret more than the best one, and costs are known but for
+  what the criterion neglects (:func:`~halfulp.theory.cost.neglected`). No reset has to cost more than both together.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from halfulp.formats import Format, get_format
 from halfulp.theory.stall import Slot, check_slot, stall_curve
+
+if TYPE_CHECKING:
+    from halfulp.theory.transient import Transient
 
 __all__ = ["DRIFTS", "ResetPlan", "plan_reset"]
 
@@ -107,7 +117,7 @@ def plan_reset(
 @lru_cache(maxsize=256)
 def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...]) -> ResetPlan:
     from halfulp.theory.chain import Chain
-    from halfulp.theory.cost import cycle_cost, update_error
+    from halfulp.theory.rising_unit import block_transient
     from halfulp.theory.transient import transients
 
     horizon = math.ceil(max(6 / (1 - beta), 3000))
@@ -119,43 +129,47 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
         why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
         return ResetPlan(None, why, curve)
     if fmt.kind != "float":
-        return _block_plan(fmt, beta, rounding, beta1, horizon)
+        # in homogeneous blocks with power-of-two scales, at a constant gradient
+        return _decide((block_transient(fmt, beta, rounding, horizon),), beta1, horizon, (0.0,))
     # few phases and points: the cost of a period is flat around the best one, the flatter the finer the format
     phases = 8 if fmt.mantissa_bits < 6 else 4 if fmt.mantissa_bits < 10 else 3
     chain = Chain(fmt, beta, rounding, phases=phases, fineness=2)
-    laws = transients(chain, drifts, horizon)
-    costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
+    return _decide(transients(chain, drifts, horizon), beta1, horizon, drifts)
+
+
+def _decide(laws: tuple[Transient, ...], beta1: float, horizon: int, drifts: tuple[float, ...]) -> ResetPlan:
+    from halfulp.theory.cost import cycle_cost, exact_error, neglected, update_error
+
     curve = laws[0].stalled[:horizon]
-    return _decide(costs, curve, drifts)
-
-
-def _block_plan(fmt: Format, beta: float, rounding: str, beta1: float, horizon: int) -> ResetPlan:
-    """Plan of a format without exponent, in homogeneous blocks with power-of-two scales and a constant gradient."""
-    from halfulp.theory.cost import cycle_cost, update_error
-    from halfulp.theory.rising_unit import block_transient
-
-    law = block_transient(fmt, beta, rounding, horizon)
-    return _decide(cycle_cost(update_error(law, beta1, horizon))[None], law.stalled[:horizon], (0.0,))
-
-
-def _decide(costs: Array, curve: Array, drifts: tuple[float, ...]) -> ResetPlan:
-    horizon = costs.shape[1]
+    costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
     plan = ResetPlan(None, "", curve, costs, drifts)
-    best = int(plan.regret.argmin()) + 1
-    low, last = costs[:, best - 1], costs[:, -1]
-    if best == horizon:
+    best = int(plan.regret.argmin())
+    low, last = costs[:, best], costs[:, -1]
+    if best == horizon - 1:
         why = (
             f"Never: up to {horizon} steps, no reset costs less. Rounding makes the update's mean squared error "
             f"{low.max():.2g} of the update's variance, at worst."
         )
-        return ResetPlan(None, why, curve, costs, drifts)
+        return replace(plan, why=why)
+    exact = np.stack([cycle_cost(exact_error(law, beta1, horizon)) for law in laws])
+    by_rounding = replace(plan, costs=costs + np.maximum(exact[:, -1:] - exact, 0.0))
+    never, margin = by_rounding.regret[-1], neglected(beta1, laws[0].beta)
+    if never <= 2 * by_rounding.regret[best] + margin:
+        reason = "what is gained is within what not knowing the gradient's drift costs"
+        if plan.regret[-1] > 2 * plan.regret[best] + margin:
+            reason = "what is gained, a state that is not rounded would gain too while the gradient's scale falls"
+        why = (
+            f"Never: with a reset every {best + 1} steps the update's mean squared error would be {_span(low)} of the "
+            f"update's variance, and is {_span(last)} without; {reason}."
+        )
+        return replace(plan, why=why)
     why = (
-        f"Every {best} steps: the update's mean squared error is then {_span(low)} of the update's variance, and "
-        f"{_span(last)} without resets. At the end of a cycle {curve[best - 1]:.1%} of the updates stall."
+        f"Every {best + 1} steps: the update's mean squared error is then {_span(low)} of the update's variance, and "
+        f"{_span(last)} without resets. At the end of a cycle {curve[best]:.1%} of the updates stall."
     )
-    return ResetPlan(best, why, curve, costs, drifts)
+    return replace(plan, period=best + 1, why=why)
 
 
 def _span(values: Array) -> str:
-    low, high = f"{values.min():.2g}", f"{values.max():.2g}"
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
     return low if low == high else f"{low} to {high}"

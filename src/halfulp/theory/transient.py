@@ -73,21 +73,19 @@ class Transient:
     @property
     def exact_mean(self) -> Array:
         """Mean of the same EMA in full precision."""
-        log_beta, ages = math.log(self.beta), self.ages.astype(float)
-        start = self.start * np.exp(ages * log_beta)
-        if not self.fall:
-            return np.asarray(start + self.drive.mean * -np.expm1(ages * log_beta))
-        # sum of (1 - beta) beta**(t - j) decay**j over the inputs j = 1 .. t, in units of today's scale
-        decay = math.exp(-self.fall)
-        ratio = self.beta / decay
-        tail = (1 - self.beta) * -np.expm1(ages * math.log(ratio)) / (1 - ratio)
-        return np.asarray(start + self.drive.mean * tail)
+        start = self.start * np.exp(self.ages * math.log(self.beta))
+        return np.asarray(start + self.drive.mean * (1 - self.beta) * self._inputs(1))
 
     @property
     def exact_deviation(self) -> Array:
-        """Standard deviation of the same EMA in full precision (no drift)."""
-        factor = (1 - self.beta) / (1 + self.beta) * -np.expm1(2 * self.ages * math.log(self.beta))
-        return np.asarray(np.sqrt(self.drive.variance * factor))
+        """Standard deviation of the same EMA in full precision."""
+        return np.asarray((1 - self.beta) * np.sqrt(self.drive.variance * self._inputs(2)))
+
+    def _inputs(self, power: int) -> Array:
+        """Sum over the inputs so far of their weight in today's unit, ``(beta * exp(fall))**age``, to a power."""
+        log_ratio = power * (math.log(self.beta) + self.fall)
+        ages = self.ages.astype(float)
+        return np.asarray(np.expm1(ages * log_ratio) / math.expm1(log_ratio) if log_ratio else ages)
 
     @property
     def lag(self) -> Array:
