@@ -190,6 +190,21 @@ def test_clip_grad_norm_and_zero_grad(name: str) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["AdamW", "SWATS", "Gravity"])
+def test_a_step_within_inference_mode_is_a_step(name: str) -> None:
+    """The first, which makes the states, too; torch's own leave states behind that no later step can change."""
+    a, b = model(), model()
+    x, y = (getattr(halfulp, name)(m.parameters(), lr=1e-2, min_size=0) for m in (a, b))
+    run(x, 1)
+    set_grads(b.parameters(), 0)
+    with torch.inference_mode():
+        y.step()
+    run(x, 2, 1)
+    run(y, 2, 1)
+    assert_same(everything(x), everything(y))
+    assert not any(v.is_inference() for p in b.parameters() for v in y.state[p].values() if isinstance(v, Tensor))
+
+
 @each_optimizer
 def test_closures_run_with_gradients_and_return_the_loss(name: str) -> None:
     net = model()

@@ -158,6 +158,7 @@ class EmaState:
     def __post_init__(self) -> None:
         self.scale_key, self.age_key = f"{self.slot.name}_scale", f"{self.slot.name}_age"
 
+    @torch.inference_mode(False)  # states made within inference_mode could never be changed outside
     def create(self, param: Tensor) -> None:
         """Put the initial state of a parameter, of age 0, into the dictionary."""
         codes, scale = self._initial(param)
