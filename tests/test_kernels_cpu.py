@@ -104,6 +104,24 @@ print(backends()["cpu"])
     assert "another version of halfulp: build it again" in in_another_process(code)
 
 
+def test_missing_kernels_are_told_without_being_asked_for() -> None:
+    code = """
+import pathlib, sys, torch, halfulp
+from halfulp.kernels import native
+native.PATH = pathlib.Path("nowhere.so")
+sys.stderr = sys.stdout  # what a program shows that has set up no logging
+parameters = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(2)]
+optimizer = halfulp.AdamW(parameters)
+for _ in range(2):
+    for p in parameters:
+        p.grad = torch.ones(64, 64)
+    optimizer.step()
+"""
+    lines = in_another_process(code).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("kernel 'cpu' not used: there are no compiled kernels")
+
+
 def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
     """After a pull the struct sizes may be the same and the bits others."""
     kernels = Path(native.__file__).parent

@@ -47,7 +47,8 @@ def step(rule: Rule, works: list[Work], backend: str | None) -> None:
                 continue
             if backend is not None:
                 raise RuntimeError(f"backend {name!r} cannot do this step: {reason}")
-            log_once(f"kernel {name!r} not used: {reason}")
+            runs = module.status().startswith("available")  # all there, but not for this tensor
+            log_once(f"kernel {name!r} not used: {reason}", level=20 if runs else 30)
             others.append(work)
         if mine:
             module.step(rule, mine)

@@ -25,7 +25,10 @@ PATH = Path(__file__).with_name("_cpu.so")
 def _load() -> ctypes.CDLL | str:
     """The library, or the reason why there is none."""
     if not PATH.exists():
-        return "this installation has no compiled kernels (built without a C compiler)"
+        return (
+            "there are no compiled kernels, and steps in torch operations are slow: install a C compiler and halfulp "
+            "again; in a checkout, python hatch_build.py"
+        )
     try:
         lib = ctypes.CDLL(str(PATH))
     except OSError as error:
