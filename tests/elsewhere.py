@@ -15,7 +15,9 @@ import numpy as np
 from halfulp.kernels.descriptors import EVEN, FORMAT, SCALARS, WORK
 
 CSRC = Path(__file__).resolve().parent.parent / "src" / "halfulp" / "kernels" / "csrc"
-TABLES = {"values": 2048} | dict.fromkeys(("levels", "middles", "density", "offset"), 1024) | {"even": EVEN.itemsize}
+TABLES = (
+    {"values": 2048} | dict.fromkeys(("levels", "middles", "density", "start", "base"), 1024) | {"even": EVEN.itemsize}
+)
 """Bytes of the tables of a format of 8 bits; one of 4 has 16 values."""
 
 

@@ -90,10 +90,8 @@ def neighbours(table: Sequence[tuple[Fraction, int]], x: Fraction) -> tuple[tupl
 
 def fraction_bits(fmt: Any) -> int:
     """Bits of the random word that stochastic rounding uses."""
-    if fmt.name == "bfloat16":
+    if fmt.name == "bfloat16" or fmt.kind == "codebook":
         return 16
-    if fmt.kind == "codebook":
-        return 24
     p = fmt.mantissa_bits if fmt.kind == "float" else fmt.bits - fmt.signed
     return min(24, 29 - p)
 
@@ -146,23 +144,31 @@ def _encode_codebook(fmt: Any, x: float, word: int | None, zero_floor: bool) -> 
         code = bisect.bisect_left(middles, y)
         return code + 1 if zero_floor and levels[code] == 0 and y > 0 else code
     low = min(bisect.bisect_right(levels, y) - 1, len(levels) - 2)
-    density, offset = _evenly(fmt)[low]
-    near = min(max(round(f32(f32(y * density) + offset)), low), low + 1)
-    fixed = round(f32(f32(f32(y - levels[near]) * density) * 2**24))
-    return near + ((fixed + (word >> 8)) >> 24)
+    level, code, gap = _evenly(fmt)[low]
+    bits = fraction_bits(fmt)
+    fixed = round(f32(f32(y - level) * f32(2**bits / gap)))
+    return code + ((fixed + (word >> (32 - bits))) >> bits)
 
 
 @cache
-def _evenly(fmt: Any) -> list[tuple[Fraction, Fraction]]:
-    """Density of codes and offset of each gap, averaged over neighbouring gaps that differ by 1e-4 at most."""
+def _evenly(fmt: Any) -> list[tuple[Fraction, int, Fraction]]:
+    """Of each gap: the level next to zero of the run of gaps that it belongs to, its code, and the mean gap of the run.
+
+    Gaps of a run differ by 1e-4 at most from one to the next; no run passes zero.
+    """
     levels, made = _levels(fmt)[0], []
     gaps = [b - a for a, b in itertools.pairwise(levels)]
     while len(made) < len(gaps):
         first = last = len(made)
-        while last + 1 < len(gaps) and abs(gaps[last + 1] - gaps[last]) <= Fraction(1, 10000) * gaps[last + 1]:
+        while (
+            last + 1 < len(gaps)
+            and levels[last + 1] != 0
+            and abs(gaps[last + 1] - gaps[last]) <= Fraction(1, 10000) * gaps[last + 1]
+        ):
             last += 1
-        density = f32((last + 1 - first) / (levels[last + 1] - levels[first]))
-        made += [(density, f32(first - levels[first] * density))] * (last + 1 - first)
+        gap = (levels[last + 1] - levels[first]) / (last + 1 - first)
+        code = min((first, last + 1), key=lambda c: abs(levels[c]))
+        made += [(levels[code], code, gap)] * (last + 1 - first)
     return made
 
 

@@ -48,7 +48,7 @@ int main(void) {
     for (int64_t i = 1; i <= head[2]; i++) {
         hu_format *f = (hu_format *)regions[i].here;
         move(&f->values), move(&f->levels), move(&f->middles), move(&f->density);
-        move(&f->offset), move(&f->even);
+        move(&f->start), move(&f->base), move(&f->even);
     }
     hu_step(works, head[0], (int)head[1]);
     for (int64_t i = 1 + head[2]; i < count; i++) fwrite(regions[i].here, 1, regions[i].bytes, stdout);

@@ -216,7 +216,11 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
     levels = torch.tensor(fmt.levels)
     levels = levels[levels.abs() <= fmt.reach]
     points = torch.cat([levels, (levels[1:] + levels[:-1]) / 2, torch.linspace(-1, 1, 4096) * fmt.reach])
-    points = torch.cat([points, *(torch.nextafter(points, torch.tensor(side)) for side in (-9.0, 9.0))])
+    away = torch.tensor(
+        [k * side for k in (1, 2, 3, 5, 10, 50, 100, 1000, 10000) for side in (-1, 1)], dtype=torch.int32
+    )
+    points = torch.cat([points, (points.view(torch.int32) + away[:, None]).view(torch.float32).flatten()])  # by units
+    points = points[points.isfinite()]
     points = points[(points.abs() <= fmt.reach) & (points >= fmt.levels[0])]
     points[0] = fmt.reach  # the scale becomes one
     work = make_work(Case())

@@ -11,10 +11,9 @@ of the mantissa runs into the exponent by itself. ``x / q`` is a multiplication 
 and ``F`` covers every bit that a normal fp32 value loses: the probability of rounding up is exact, not approximate.
 (Below the smallest normal number of the format, the probability is rounded to a multiple of ``2**-F``.)
 
-Among the levels of a codebook the near one ``L`` is found by arithmetic, as a position among the codes that is rounded,
-and the code is ``floor((round((x - L) * density * 2**24) + (w >> 8)) / 2**24)`` above that of ``L``, the difference
-being negative where ``L`` is the upper neighbour. A value that is a level stays what it is. Density is one over the gap
-between levels; gaps that differ by the rounding of the levels to fp32 share it.
+A codebook is read as stretches of evenly spaced levels, each counted from its end next to zero, a level ``S`` with code
+``c``: stochastic codes are ``c + floor((round((x - S) * density) + (w >> (32 - F))) / 2**F)``, where ``density`` is
+``2**F`` over the gap, and ``F`` is 16, or less if a level would not stay what it is.
 
 A linear integer grid is the degenerate float that has subnormals only. Values beyond the largest are saturated,
 infinities too; a NaN becomes the format's NaN code, or zero where there is none.
@@ -24,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,19 +123,20 @@ def _bfloat16_code(magnitude: Tensor, rand_bits: Tensor | None) -> Tensor:
 
 
 def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floor: bool) -> Tensor:
-    levels, middles, density, offset = (t.to(x.device) for t in codebook_tables(fmt))
+    tables = codebook_tables(fmt)
     y = torch.nan_to_num(x, nan=0.0, posinf=fmt.max, neginf=fmt.levels[0])
     y = y.clamp(fmt.levels[0], fmt.max).contiguous()
     if rand_bits is None:
-        code = torch.searchsorted(middles, y)
+        code = torch.searchsorted(tables.middles.to(x.device), y)
         if zero_floor:
             code = torch.where((code == fmt.nan_code) & (y > 0), code + 1, code)
     else:
-        low = (torch.searchsorted(levels, y, right=True) - 1).clamp(0, len(fmt.levels) - 2)
-        near = torch.round(y * density[low] + offset[low]).to(torch.int64)
-        near = torch.minimum(torch.maximum(near, low), low + 1)
-        fixed = torch.round((y - levels[near]) * density[low] * 16777216.0).to(torch.int64)
-        code = near + ((fixed + (rand_bits >> 8)) >> 24)
+        levels, density, start, base = (
+            t.to(x.device) for t in (tables.levels, tables.density, tables.start, tables.base)
+        )
+        gap = (torch.searchsorted(levels, y, right=True) - 1).clamp(0, len(levels) - 2)
+        fixed = torch.round((y - start[gap]) * density[gap]).to(torch.int32) + base[gap]
+        code = (fixed + (rand_bits >> (32 - tables.fraction)).to(torch.int32)) >> tables.fraction
     return code.to(torch.uint8)
 
 
@@ -145,24 +146,56 @@ EVEN = 1e-4
 
 @cache
 def even_stretches(fmt: Format) -> tuple[int, ...]:
-    """Codes at which a codebook's gap changes: its first code, the ends of its evenly spaced stretches, its last."""
+    """Codes at which a codebook's gap changes, or its sign: its first code, what lies between, its last."""
     gaps = [high - low for low, high in itertools.pairwise(fmt.levels)]
-    changes = [i for i in range(1, len(gaps)) if abs(gaps[i] - gaps[i - 1]) > EVEN * gaps[i]]
+    changes = [
+        i for i in range(1, len(gaps)) if fmt.levels[i] == 0 or abs(gaps[i] - gaps[i - 1]) > EVEN * gaps[i]
+    ]  # fmt: skip
     return (0, *changes, len(gaps))
 
 
-@cache
-def codebook_tables(fmt: Format) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Levels, middles between neighbours, and of each gap its density of codes and an offset; fp32 on the CPU.
+class Codebook(NamedTuple):
+    """What encoding needs of a codebook of ``n`` levels; tensors on the CPU."""
 
-    ``value * density + offset`` is the position of a value among the codes.
+    levels: Tensor
+    """fp32, ``(n,)``, rising."""
+    middles: Tensor
+    """Between neighbours, rounded to fp32: ``(n - 1,)``, as all below."""
+    density: Tensor
+    """fp32: ``2**fraction`` over the gap."""
+    start: Tensor
+    """fp32: the level that the gap's stretch is counted from."""
+    base: Tensor
+    """int32: the code of that level, times ``2**fraction``."""
+    fraction: int
+    """Bits by which a stochastic code is finer than the codes."""
+
+
+@cache
+def codebook_tables(fmt: Format) -> Codebook:
+    """Tables of a codebook; of ``fraction``, the largest up to 16 that leaves every level as it is.
+
+    Raises
+    ------
+    ValueError
+        If even 8 bits do not: the levels are too uneven to be told apart in fp32.
     """
     levels = torch.tensor(fmt.levels, dtype=torch.float64)
-    density, offset = torch.empty((2, len(levels) - 1), dtype=torch.float32)
-    for first, last in itertools.pairwise(even_stretches(fmt)):
-        density[first:last] = (last - first) / (levels[last] - levels[first])
-        offset[first:last] = first - levels[first] * density[first].double()
-    return levels.float(), ((levels[1:] + levels[:-1]) / 2).float(), density, offset
+    middles = ((levels[1:] + levels[:-1]) / 2).float()
+    for fraction in range(16, 7, -1):
+        density, start = torch.empty((2, len(levels) - 1), dtype=torch.float32)
+        base = torch.empty(len(levels) - 1, dtype=torch.int32)
+        exact = True
+        for first, last in itertools.pairwise(even_stretches(fmt)):
+            anchor = min(first, last, key=lambda code: abs(fmt.levels[code]))
+            density[first:last] = (last - first) / (levels[last] - levels[first]) * 2**fraction
+            start[first:last], base[first:last] = levels[anchor], anchor << fraction
+            inside = levels[first : last + 1].float()
+            fixed = torch.round((inside - start[first]) * density[first]).to(torch.int32) + base[first]
+            exact = exact and torch.equal(fixed, torch.arange(first, last + 1, dtype=torch.int32) << fraction)
+        if exact:
+            return Codebook(levels.float(), middles, density, start, base, fraction)
+    raise ValueError(f"{fmt.name}: levels of a codebook are at least 2**-16 of the largest apart, evenly or not")
 
 
 @cache

@@ -105,11 +105,9 @@ def codebook_code(x, words, levels, F: tl.constexpr):
     if F.stochastic:
         count = search(levels, y, False)
         low = tl.minimum(tl.maximum(count - 1, 0), F.last_gap)
-        density = tl.load(levels + 512 + low)
-        near = round_signed(y * density + tl.load(levels + 768 + low))
-        near = tl.minimum(tl.maximum(near, low), low + 1)
-        share = (y - tl.load(levels + near)) * density
-        code = near + ((round_signed(share * 16777216.0) + (words >> 8).to(tl.int32)) >> 24)
+        share = (y - tl.load(levels + 768 + low)) * tl.load(levels + 512 + low)
+        fixed = round_signed(share) + tl.load(levels + 1024 + low).to(tl.int32)
+        code = (fixed + (words >> F.drop).to(tl.int32)) >> F.fraction
     else:
         code = search(levels + 256, y, True)
         if F.zero_floor:

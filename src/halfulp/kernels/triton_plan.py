@@ -16,7 +16,7 @@ import torch
 from halfulp.formats import Format, get_format
 from halfulp.kernels.work import Work
 from halfulp.quantizer import Quantizer
-from halfulp.rounding import grid_constants
+from halfulp.rounding import codebook_tables, grid_constants
 from halfulp.scaling import rows_and_cols
 
 __all__ = ["LARGEST_TILE", "Plan", "Stored", "Tiling", "plan_of", "tiling"]
@@ -195,6 +195,8 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
     fmt, scaling = quantizer.format, quantizer.scaling
     grid = fmt.kind != "codebook"
     p, smallest, fraction = grid_constants(fmt) if grid and not fmt.is_float32 else (0, 0, 24)
+    if not grid:
+        fraction = codebook_tables(fmt).fraction
     mantissa, exponent = math.frexp(fmt.reach)
     power = block & (block - 1) == 0
     return Stored(
@@ -240,12 +242,10 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
 
 
 def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
-    """Levels, middles, densities and offsets of a codebook, 256 each, filled up with infinity."""
-    from halfulp.rounding import codebook_tables
-
-    tables = torch.full((4, 256), math.inf, dtype=torch.float32)
-    for row, values in zip(tables, codebook_tables(fmt), strict=True):
-        row[: len(values)] = values
+    """Levels, middles, densities, starts and bases of a codebook, 256 each, filled up with infinity."""
+    tables = torch.full((5, 256), math.inf, dtype=torch.float32)
+    for row, values in zip(tables, codebook_tables(fmt)[:-1], strict=True):
+        row[: len(values)] = values  # a base, the code times a power of two, is an fp32 number too
     return tables.to(device)
 
 

@@ -42,54 +42,56 @@ INLINE vi lifted(const hu_format *f, vf y, vi code) { /* zero_floor of a codeboo
     return f->zero_floor ? count_where(code, andm(eqs(code, seti(f->zero_code)), ltf(setf(0), y))) : code;
 }
 
-/* Code of the level near y, and what rounding adds to it, in 2**-24 of a gap. */
-INLINE vi dithered(vi near, vf distance, vf density, vu word) {
-    vi fixed = cvt_rn(distance * density * setf(16777216.0f));
-    return near + ((vi)((vu)fixed + (word >> 8)) >> 24);
-}
-
 /* Any codebook. */
 INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
     y = minf(maxf(y, setf(f->levels[0])), setf(f->max));
     if (!stochastic) return lifted(f, y, search(f->middles, y, 0));
-    const vi low = mins(maxs(search(f->levels, y, 1) - 1, seti(0)), seti(f->top_code - 1));
-    const vf density = gatherf(f->density, low);
-    const vi near = mins(maxs(cvt_rn(y * density + gatherf(f->offset, low)), low), low + 1);
-    return dithered(near, y - gatherf(f->levels, near), density, word);
+    const vi gap = mins(maxs(search(f->levels, y, 1) - 1, seti(0)), seti(f->top_code - 1));
+    const vi fixed = cvt_rn((y - gatherf(f->start, gap)) * gatherf(f->density, gap)) + gatheri(f->base, gap);
+    return (vi)shr((vu)fixed + shr(word, 32 - f->fraction), f->fraction);
 }
 
-/* The stretch of a codebook that a magnitude lies in. */
+/* The stretch of a codebook of even ones that a magnitude lies in. */
 INLINE vi even_stretch(const hu_even *e, vf magnitude) {
-#if VL == 16
-    const vi exponent = maxs(asi(magnitude), seti(96 << 23)) >> 23; /* the five bits that count: above 2**-31 */
+#if VL > 4
+    const vi exponent = asi(magnitude) >> 23;
     const vi stretch = count_where(pick32i(e->first, exponent), lef(pick32(e->next, exponent), magnitude));
     return count_where(stretch, lef(pick32(e->second, exponent), magnitude));
 #else
     vi stretch = seti(0);
-    for (int i = 1; i < HU_STRETCHES; i++) stretch = count_where(stretch, lef(setf(e->start[i]), magnitude));
+    for (int i = 1; i < HU_STRETCHES; i++) stretch = count_where(stretch, lef(setf(e->border[i]), magnitude));
     return stretch;
 #endif
 }
 
-/* Position of y among the codes of a codebook of even stretches: the code of a level, in between elsewhere. */
-INLINE vf position(const hu_even *e, vf y, vf *density, const int is_signed) {
-    const vi stretch = even_stretch(e, asf(absi(y)));
-    *density = pick16(e->density, stretch);
-    const vf offset = is_signed ? pick32(e->offset, stretch | ((asi(y) >> 27) & HU_STRETCHES)) : pick16(e->offset, stretch);
-    return y * *density + offset;
+/* Position of y among the codes of a codebook of even stretches, in units of 2**-16. */
+INLINE vi position(const hu_format *f, vf y, const int is_signed) {
+    const hu_even *e = f->even;
+    const vi stretch = even_stretch(e, absf_least(y, 0x1p-31f));
+    const vf density = pick16(e->density, stretch);
+#if VL == 16
+    if (is_signed) {
+        const vi side = stretch | ((asi(y) >> 27) & HU_STRETCHES);
+        return cvt_rn((y - pick32(e->start, side)) * density) + pick32i(e->base, side);
+    }
+#endif
+    const vf x = is_signed ? asf(absi(y)) : y;
+    const vi at = cvt_rn((x - pick16(e->start, stretch)) * density) + asi(pick16((const float *)e->base, stretch));
+    return is_signed ? seli(gts(seti(0), asi(y)), seti(f->zero_code << 17) - at, at) : at;
 }
 
-/* book_code of four vectors that a scale keeps within the format's reach: to rounding, which packing with saturation
- * takes off. */
-INLINE void even_codes4(const hu_format *f, const vf y[4], const vu word[4], vi code[4], const int is_signed, const int stochastic) {
-    for (int j = 0; j < 4; j++) {
-        vf density;
-        const vf at = position(f->even, y[j], &density, is_signed);
-        const vi near = maxs(cvt_rn(stochastic ? at : at - setf(0.5f)), seti(0)); /* the level, or middle, next to y */
-        const vf level = gatherf(stochastic ? f->levels : f->middles, near & 255);
-        code[j] = stochastic ? dithered(near, y[j] - level, density, word[j])
-                             : lifted(f, y[j], count_where(near, ltf(level, y[j])));
+/* book_code of a number that a scale keeps within the format's reach: to rounding, which packing with saturation takes off.
+ * At the middle between two codes a position is half way or one unit off it: two units further on it decides alone. */
+INLINE vi even_code(const hu_format *f, vf y, vu word, const int is_signed, const int stochastic) {
+    const vi at = position(f, y, is_signed);
+    if (stochastic) return (vi)((vu)at + (word >> 16)) >> 16;
+    const vi above = at + 0x8001;
+    vi code = above >> 16;
+    if (__builtin_expect(countm(eqs(above & 0xfffc, seti(0))), 0)) {
+        const vi below = maxs(at >> 16, seti(0)); /* the next middle is this level's, or decides nothing */
+        code = count_where(below, ltf(gatherf(f->middles, below & 255), y));
     }
+    return lifted(f, y, code);
 }
 
 INLINE vi code_of(const hu_format *f, vf y, vu word, const int kind, const int is_signed, const int stochastic) {
@@ -199,7 +201,7 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
                 word[j] = stochastic ? (vu)ldi(words + i + j * VL) : (vu)seti(0);
             }
             if (kind == HU_BOOK && bits == 8 && f->even) {
-                even_codes4(f, y, word, code, is_signed, stochastic);
+                for (int j = 0; j < 4; j++) code[j] = even_code(f, y[j], word[j], is_signed, stochastic);
                 store_bytes(codes + i, saturate_bytes(code[0], code[1], code[2], code[3]));
                 continue;
             }

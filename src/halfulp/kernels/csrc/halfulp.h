@@ -26,10 +26,11 @@ enum { EMA_WEIGHT };
 enum { EMA_DIFFERENCE_DECAY };
 
 /* A codebook of few evenly spaced stretches of codes, which are the same on both sides of zero: where they begin, by
- * magnitude, and what makes a position among the codes of a number, value * density + offset (rounding.py). */
+ * magnitude, and rounding.Codebook's figures of each. */
 #define HU_STRETCHES 16
 typedef struct hu_even {
-    float start[HU_STRETCHES], density[HU_STRETCHES], offset[2 * HU_STRETCHES]; /* offsets of the negative side follow */
+    float border[HU_STRETCHES], density[HU_STRETCHES], start[2 * HU_STRETCHES]; /* those of the negative side follow */
+    int32_t base[2 * HU_STRETCHES];
     /* for exponents from 2**-31 to 1: the stretch of the smallest number, and where the next two begin */
     int32_t first[32];
     float next[32], second[32];
@@ -47,7 +48,8 @@ typedef struct hu_format {
     const float *values;       /* decoded value of every code: 16; or 256, and their bytes, the lowest of all first */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
     const float *middles;      /* codebook: middles between levels, padded likewise */
-    const float *density, *offset; /* codebook: of each gap, 255 */
+    const float *density, *start;  /* codebook: of each gap, 255, as in rounding.Codebook */
+    const int32_t *base;
     const hu_even *even;           /* NULL where the gaps of a codebook differ too often, or its sides */
 } hu_format;
 

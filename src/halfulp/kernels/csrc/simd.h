@@ -58,7 +58,10 @@ INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm512_mask_mov_epi32((__m512i)b, 
 INLINE vu shl(vu x, int n) { return (vu)_mm512_sllv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm512_i32gather_ps((__m512i)i, t, 4); }
-INLINE vf pick16(const float *t, vi i) { return (vf)_mm512_permutexvar_ps((__m512i)i, _mm512_loadu_ps(t)); } /* low bits of i */
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm512_i32gather_epi32((__m512i)i, t, 4); }
+INLINE vf absf_least(vf x, float least) { return (vf)_mm512_range_ps((__m512)x, _mm512_set1_ps(least), 11); } /* |x|, or that */
+/* low bits of i count */
+INLINE vf pick16(const float *t, vi i) { return (vf)_mm512_permutexvar_ps((__m512i)i, _mm512_loadu_ps(t)); }
 INLINE vf pick32(const float *t, vi i) { return (vf)_mm512_permutex2var_ps(_mm512_loadu_ps(t), (__m512i)i, _mm512_loadu_ps(t + 16)); }
 INLINE vi pick32i(const int32_t *t, vi i) { return (vi)_mm512_permutex2var_epi32(_mm512_loadu_si512(t), (__m512i)i, _mm512_loadu_si512(t + 16)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
@@ -159,12 +162,15 @@ INLINE int countm(vm m) { return __builtin_popcount(_mm256_movemask_ps((__m256)m
 INLINE vu shl(vu x, int n) { return (vu)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm256_i32gather_ps(t, (__m256i)i, 4); }
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm256_i32gather_epi32(t, (__m256i)i, 4); }
 INLINE vf pick16(const float *t, vi i) { /* i is below 16 */
     __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), (__m256i)i);
     __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), (__m256i)i);
     return (vf)_mm256_blendv_ps(low, high, (__m256)(i << 28));
 }
-INLINE vf pick32(const float *t, vi i) { return gatherf(t, i); }
+INLINE vf pick32(const float *t, vi i) { return gatherf(t, i & 31); }
+INLINE vi pick32i(const int32_t *t, vi i) { return gatheri(t, i & 31); }
+INLINE vf absf_least(vf x, float least) { return (vf)_mm256_max_ps((__m256)(asi(x) & 0x7fffffff), _mm256_set1_ps(least)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { /* x holds 16-bit values */
@@ -264,8 +270,10 @@ INLINE int countm(vm m) { return -(m[0] + m[1] + m[2] + m[3]); }
 INLINE vu shl(vu x, int n) { return x << n; }
 INLINE vu shr(vu x, int n) { return x >> n; }
 INLINE vf gatherf(const float *t, vi i) { return (vf){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
+INLINE vi gatheri(const int32_t *t, vi i) { return (vi){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
 INLINE vf pick16(const float *t, vi i) { return gatherf(t, i); }
 INLINE vf pick32(const float *t, vi i) { return gatherf(t, i); }
+INLINE vf absf_least(vf x, float least) { return maxf(asf(asi(x) & 0x7fffffff), setf(least)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE vi ldu16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE void stu16(uint16_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint16_t)x[i]; }
