@@ -7,7 +7,8 @@ stand the plain prediction, of independent normal gradients of one size and a co
 measured on all of the run's blocks, on half of them, and on the other half (halfulp.theory.measured).
 
 --ladder stores surrogates of the gradients instead, each with one property destroyed, and prints by how much the
-stalled fraction moves. --foretell takes the drive of as many steps before the states' start.
+stalled fraction moves. --foretell takes the drive of as many steps before the states' start, and shows what of the
+steps after it would have to be known.
 
 Usage: python benchmarks/theory_training.py [--ladder | --foretell] [--model neox] [--seed 1] [--warmup 500]
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from theory_surrogates import SURROGATES, stored
+from theory_surrogates import SURROGATES, levels, stored
 from training_run import AGES, BETAS, CELLS, Cell, Run, train
 
 from halfulp import get_format
@@ -25,6 +26,8 @@ from halfulp.theory.measured import RunDrive
 
 SAMPLED = 2
 """Every second block is in the sample."""
+COURSES = 8
+"""That a run may take, drawn for the spread of a forecast."""
 
 
 def main() -> None:
@@ -82,8 +85,13 @@ def explain(run: Run) -> None:
         print(
             f"blocks of {size}: log level varies by {level:.2f} from step to step; kurtosis {kurtosis(g):.1f}, of what "
             f"the patterns leave {kurtosis(rest):.2f}; squares in the patterns {drive.shared:.2f}; zeros "
-            f"{np.mean(g == 0):.1e}"
+            f"{np.mean(g == 0):.1e}; {kept(drive) / g.size:.0%} as many figures as gradients"
         )
+
+
+def kept(drive: RunDrive) -> int:
+    """Figures in a drive."""
+    return drive.patterns.size + drive.amplitudes.size + drive.sizes.size + drive.levels.size
 
 
 def kurtosis(g: np.ndarray) -> float:
@@ -92,8 +100,46 @@ def kurtosis(g: np.ndarray) -> float:
 
 
 def foretell(run: Run) -> None:
-    before = [RunDrive.of(g[: run.before]) for g in run.gradients.values()]
-    table(run, {"steps before": before, "any such steps": [d.later() for d in before]})
+    """The steps before for those after: at the logged ages, at all from age 10 on, and on average over these."""
+    early = [g[: run.before].astype(float) for g in run.gradients.values()]
+    later = [g[run.before :].astype(float) for g in run.gradients.values()]
+    drives = [RunDrive.of(g) for g in early]
+    rng = np.random.default_rng(0)
+    alike = [_turned(g, rng) for g in early]
+    fed = {
+        "their levels, in the steps after": [g / levels(g) * levels(a) for g, a in zip(later, alike, strict=True)],
+        "steps alike, levels of those after": [a / levels(a) * levels(g) for g, a in zip(later, alike, strict=True)],
+    }
+    for cell in CELLS:
+        seen = stored(later, cell)
+        curves = {
+            "the steps before": predicted(drives, cell),
+            "steps alike": predicted([d.later() for d in drives], cell),
+            **{name: stored(gradients, cell) for name, gradients in fed.items()},
+        }
+        courses = [predicted([d.later(k, together=True) for d in drives], cell) for k in range(COURSES)]
+        spread = np.std(courses, axis=0, ddof=1)
+        named = f"{cell[0]:4} {cell[1]:10} {cell[2]:10}"
+        for name, curve in curves.items():
+            off = 100 * (seen - curve)
+            print(
+                f"{named} {name:35} logged ages {np.abs(off[list(AGES)]).max():5.1f}  any {np.abs(off[10:]).max():5.1f}"
+                f"  root mean square {np.sqrt(np.square(off[10:]).mean()):5.1f}  average {off[10:].mean():+5.1f}"
+            )
+        within = np.abs(seen - curves["steps alike"])[10:] <= 2 * spread[10:]
+        averages = 100 * np.std([c[10:].mean() for c in courses], ddof=1)
+        print(
+            f"{named} {COURSES} courses of steps alike: deviation of an age "
+            f"{100 * np.sqrt(np.square(spread[10:]).mean()):.1f}, of the average {averages:.1f}; {within.mean():.0%} "
+            "of the ages within two deviations",
+            flush=True,
+        )
+
+
+def _turned(g: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each block from a step of its own on, going round."""
+    order = (np.arange(len(g))[:, None] + rng.integers(len(g), size=g.shape[1])) % len(g)
+    return np.take_along_axis(g, order[:, :, None], axis=0)
 
 
 def ladder(run: Run, block: int | None) -> None:

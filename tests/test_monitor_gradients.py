@@ -20,12 +20,16 @@ def together(step: int, rows: int = 64, cols: int = 256) -> torch.Tensor:
     return torch.randn(rows, 1, generator=now).abs() * pattern + torch.randn(rows, cols, generator=now)
 
 
-def train(steps: int, **options: Any) -> tuple[AdamW, StallMonitor, GradientSample, nn.Parameter]:
+def train(
+    steps: int, *, first: int = 0, uneven: float = 0.0, **options: Any
+) -> tuple[AdamW, StallMonitor, GradientSample, nn.Parameter]:
+    """On steps that are larger and smaller by a log-normal factor of deviation `uneven`."""
     weight = nn.Parameter(torch.ones(64, 256))
     optimizer = AdamW([weight], **options)
     monitor, sample = StallMonitor(optimizer, every=1), GradientSample(optimizer, blocks=128)
-    for step in range(steps):
-        weight.grad = together(step)
+    for step in range(first, first + steps):
+        size = np.exp(uneven * np.random.default_rng(step).standard_normal())
+        weight.grad = float(size) * together(step)
         optimizer.step()
     return optimizer, monitor, sample, weight
 
@@ -40,6 +44,21 @@ def test_it_explains_what_the_monitor_counts_and_plain_theory_does_not(scale: st
         if m.slot == "exp_avg":
             assert m.predicted is not None
             assert abs(m.predicted - m.stalled) > 0.03
+
+
+@pytest.mark.parametrize(("fmt", "slot"), [("fp8", "exp_avg"), ("fp4", "exp_avg"), ("bf16", "exp_avg_sq")])
+def test_it_foretells_the_average_and_says_how_far_steps_are_from_it(fmt: str, slot: str) -> None:
+    """Steps 0 to 59 for 60 to 119, the state being zero before each."""
+    beta, found = 0.9 if slot == "exp_avg" else 0.999, {}
+    for uneven in (0.0, 0.5):
+        seen = train(60, uneven=uneven)[2]
+        later = train(60, first=60, uneven=uneven)[2].stalled(fmt, beta=beta, rounding="nearest", slot=slot)  # type: ignore[arg-type]
+        expected, deviation = seen.foretell(fmt, beta=beta, rounding="nearest", slot=slot)  # type: ignore[arg-type]
+        off = (later - expected)[10:]
+        assert abs(off.mean()) < 0.015
+        assert np.mean(np.abs(off) <= 2 * deviation[10:] + 0.01) > 0.85  # 0.01: that of 128 blocks
+        found[uneven] = float(np.sqrt(np.square(deviation[10:]).mean()))
+    assert found[0.5] > 2 * found[0.0]
 
 
 def test_resets_are_followed() -> None:
@@ -118,3 +137,5 @@ def test_bad_arguments() -> None:
         GradientSample(optimizer)
     with pytest.raises(RuntimeError, match="two steps"):
         GradientSample(optimizer, min_size=0).drives()
+    with pytest.raises(ValueError, match="two courses"):
+        train(3)[2].foretell("fp8", beta=0.9, rounding="nearest", courses=1)

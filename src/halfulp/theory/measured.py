@@ -112,11 +112,21 @@ class RunDrive:
         rest = np.square(self.levels).sum(axis=0) * self.sizes.shape[2]
         return float(np.mean(together / (together + rest)))
 
-    def later(self, seed: int = 0) -> RunDrive:
-        """The drive of other steps that are alike: each block begins at a step of its own, and goes round."""
+    def later(self, seed: int = 0, *, together: bool = False) -> RunDrive:
+        """The drive of other steps that are alike, in the same order from another one on, going round.
+
+        Parameters
+        ----------
+        seed
+            Of where they begin.
+        together
+            All blocks begin at one step: a single course that such a run may take. Otherwise each begins at a step of
+            its own: what is to be expected.
+        """
         steps, blocks = self.levels.shape
-        starts = np.random.default_rng(seed).integers(steps, size=blocks)
-        order, each = (np.arange(steps)[:, None] + starts) % steps, np.arange(blocks)
+        starts = np.random.default_rng(seed).integers(steps, size=1 if together else blocks)
+        order = (np.arange(steps)[:, None] + np.broadcast_to(starts, blocks)) % steps
+        each = np.arange(blocks)
         return RunDrive(
             self.patterns, self.amplitudes[order, each], self.sizes, self.levels[order, each], self.stretch[order, each]
         )
