@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halfulp._log import log_once
 from halfulp.kernels import native, reference
-from halfulp.kernels.descriptors import DTYPES, SCALARS, WORK, Rows, describe, describe_slot, misfit
+from halfulp.kernels.descriptors import DTYPES, SCALARS, WORK, Rows, describe, describe_slot
 from halfulp.kernels.work import SlotKey, Work
 from halfulp.quantizer import Quantizer
 from halfulp.rounding import storage_dtype
@@ -52,10 +52,10 @@ def supports(rule: Rule, work: Work) -> str | None:
             reason = f"it works on the CPU, and the parameter is on {param.device.type}"
         if reason is not None:
             return reason
-        why = misfit(work)
-        if why is not None:
-            log_once(f"kernel 'cpu': {why}; its states are decoded and encoded in C, its rule runs in torch")
-        work.plan = _Plan(param.shape, param.dtype, None if why else describe(work))
+        row = describe(work)
+        if isinstance(row, str):
+            log_once(f"kernel 'cpu': {row}; its states are decoded and encoded in C, its rule runs in torch")
+        work.plan = _Plan(param.shape, param.dtype, None if isinstance(row, str) else row)
     return None if param.is_contiguous() else "the parameter is not contiguous"
 
 
@@ -145,7 +145,7 @@ def _address(x: Tensor) -> int:
 def _read(state: EmaState) -> Tensor:
     """A state decoded in C; see :meth:`EmaState.read`."""
     out = torch.empty(state.shape, dtype=torch.float32)
-    slot = describe_slot(state)
+    slot = describe_slot(state.quantizer, state.shape)
     slot["codes"] = _address(state.codes)
     if state.scale is not None:
         slot["scale"] = _address(state.scale)
@@ -160,7 +160,7 @@ def _quantize(state: EmaState, x: Tensor, key: SlotKey, work: Work) -> tuple[Ten
     codes = torch.empty(quantizer.codes_shape(x.shape), dtype=storage_dtype(quantizer.format))
     shape = quantizer.scale_shape(x.shape)
     scale = None if shape is None else torch.empty(shape, dtype=quantizer.scaling.dtype)
-    slot = describe_slot(state)
+    slot = describe_slot(state.quantizer, state.shape)
     slot["codes"], slot["key"] = codes.data_ptr(), key
     if scale is not None:
         slot["scale"] = scale.data_ptr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from halfulp.kernels.work import Work, step_tile
 from halfulp.quantizer import Quantizer
 from halfulp.rounding import codebook_tables, decode_table, even_stretches, grid_constants
 from halfulp.scaling import rows_and_cols
-from halfulp.state import EmaState
 
-__all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot", "misfit"]
+__all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot"]
 
 Rows = npt.NDArray[np.void]
 
@@ -71,40 +70,46 @@ WORK = np.dtype(
 )  # fmt: skip
 
 
-def misfit(work: Work) -> str | None:
-    """Why a piece of work has no fused kernel; ``None`` if it has."""
+def describe(work: Work) -> Rows | str:
+    """``hu_work`` of a piece of work, an array of one: all of it that does not change from step to step.
+
+    A string, where there is no fused kernel: why.
+    """
     if work.rule.name not in RULES:
         return f"rule {work.rule.name!r} has no fused kernel"
     if any(s.shape != work.param.shape for s in work.states):
         return "a state has another shape than its parameter"
-    quantizers = tuple(s.quantizer for s in work.states)
-    *_, tile = step_tile(work.param.shape, quantizers)
-    blocks = [q.scaling.layout(work.param.shape).block for q in quantizers if q.format.scaled]
+    made = _description(work.rule.name, work.param.shape, work.param.dtype, work.quantizers, work.row_stride)
+    if isinstance(made, str):
+        return made
+    made = made.copy()
+    made["first_element"] = work.first_element
+    return made
+
+
+@lru_cache(maxsize=4096)
+def _description(
+    rule: str, shape: torch.Size, dtype: torch.dtype, quantizers: tuple[Quantizer, ...], row_stride: int | None
+) -> Rows | str:
+    """The same for all parameters of a shape and kind."""
+    rows, cols, tile = step_tile(shape, quantizers)
+    blocks = [q.scaling.layout(shape).block for q in quantizers if q.format.scaled]
     small = math.lcm(1, *(b for b in blocks if b <= MAX_TILE))
     if tile > MAX_TILE and (small > MAX_TILE or any(b != tile for b in blocks if b > MAX_TILE)):
         return f"blocks of {blocks} elements do not fit into each other"
-    return None
-
-
-def describe(work: Work) -> Rows:
-    """``hu_work`` of a piece of work, an array of one: all of it that does not change from step to step."""
     made = np.zeros(1, WORK)
     row = made[0]
-    quantizers = tuple(s.quantizer for s in work.states)
-    rows, cols = rows_and_cols(work.param.shape)
-    tile = step_tile(work.param.shape, quantizers)[2]
-    blocks = [q.scaling.layout(work.param.shape).block for q in quantizers if q.format.scaled]
+    rows, cols = rows_and_cols(shape)
     odd = cols % 2 == 1 and any(q.format.packed for q in quantizers)
-    if work.row_stride in (None, cols) and not odd and cols and all(cols % b == 0 for b in (tile, *blocks)):
+    if row_stride in (None, cols) and not odd and cols and all(cols % b == 0 for b in (tile, *blocks)):
         rows, cols = 1, rows * cols  # no tile is short at the end of a row: one long row has the same tiles
-    elif tile == rows * cols and rows > 1 and not odd and work.row_stride is None and _whole(quantizers):
+    elif tile == rows * cols and rows > 1 and not odd and row_stride is None and _whole(quantizers):
         rows, cols = 1, tile
     row["tile"], row["rows"], row["cols"] = tile, rows, cols
-    row["row_stride"] = cols if work.row_stride is None else work.row_stride
-    row["first_element"], row["rule"], row["slots"] = work.first_element, RULES[work.rule.name], len(work.states)
-    row["param_kind"] = DTYPES[work.param.dtype]
-    for k, state in enumerate(work.states):
-        row["slot"][k] = describe_slot(state)[0]
+    row["row_stride"] = cols if row_stride is None else row_stride
+    row["rule"], row["slots"], row["param_kind"] = RULES[rule], len(quantizers), DTYPES[dtype]
+    for k, quantizer in enumerate(quantizers):
+        row["slot"][k] = describe_slot(quantizer, shape)[0]
         if rows == 1 and row["slot"][k]["per"] == PER["row"]:
             row["slot"][k]["per"] = PER["block"]  # what were rows may be blocks of the one long row now
     return made
@@ -114,13 +119,13 @@ def _whole(quantizers: tuple[Quantizer, ...]) -> bool:
     return all(not q.format.scaled or q.scaling.per == "tensor" for q in quantizers)
 
 
-def describe_slot(state: EmaState) -> Rows:
+def describe_slot(quantizer: Quantizer, shape: torch.Size) -> Rows:
     """``hu_slot`` of a state, an array of one, without its addresses and key."""
     made = np.zeros(1, SLOT)
-    slot, quantizer = made[0], state.quantizer
+    slot = made[0]
     slot["format"] = _format(quantizer).ctypes.data
     if quantizer.format.scaled:
-        slot["block"] = quantizer.scaling.layout(state.shape).block
+        slot["block"] = quantizer.scaling.layout(shape).block
         slot["per"] = PER[quantizer.scaling.per]
     return made
 

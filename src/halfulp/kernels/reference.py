@@ -110,7 +110,7 @@ def _tiles_to_keep(work: Work, grad: Tensor, states: list[Tensor]) -> Tensor | N
     """Mask of the elements that a step leaves as they were, of the parameter's shape; ``None`` for none."""
     if all(_finite(x) for x in (grad, *states)):
         return None
-    tiles = Layout(*step_tile(work.param.shape, tuple(s.quantizer for s in work.states)))
+    tiles = Layout(*step_tile(work.param.shape, work.quantizers))
     bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in (grad, *states)]).any(0)
     expanded = bad.unsqueeze(-1).expand(tiles.rows, tiles.blocks, max(tiles.block, 1))
     return tiles.join(expanded).reshape(work.param.shape)

@@ -71,7 +71,7 @@ def _prepare(rule: Rule, work: Work) -> _Prepared | str:
     wide = work.grad.data_ptr() % 16 == 0 or not work.grad.is_contiguous()  # a copy starts at an aligned address
     seen = (
         rule.name, work.grad.dtype, work.param_rounding, flags, wide, work.param.stride(),
-        *(t.data_ptr() for t in tensors), *(s.quantizer for s in work.states),
+        *(t.data_ptr() for t in tensors), *work.quantizers,
     )  # fmt: skip
     known = _prepared.get(id(work))
     if known is not None and known[0]() is work and known[1].seen == seen:
@@ -104,7 +104,7 @@ def _tiling(rule: Rule, work: Work, tensors: list[Tensor]) -> Tiling | str:
         return "parameter, gradient and states on different devices"
     if any(s.shape != work.param.shape for s in work.states):
         return "state of another shape than its parameter"
-    return tiling(work.param.shape, tuple(s.quantizer for s in work.states))
+    return tiling(work.param.shape, work.quantizers)
 
 
 @cache
