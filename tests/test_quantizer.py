@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import halfulp
 from halfulp.formats import FORMATS, Format
 from halfulp.quantizer import Quantizer
 from halfulp.rng import random_bits
@@ -281,3 +283,29 @@ def test_names_and_rounding() -> None:
     assert q.with_rounding("stochastic").stochastic
     assert not Quantizer(FORMATS["float32"], rounding="stochastic").stochastic
     assert hash(q) == hash(Quantizer("fp8"))  # type: ignore[arg-type]
+
+
+def test_formats_of_your_own_are_told_apart_by_their_values() -> None:
+    """Codes of one must not be read by another of the same name, nor by ours."""
+    levels = {d: (0.0, *(2.0 ** (-k / d) for k in range(254, -1, -1))) for d in (8, 4)}
+    finer, coarser = (Format("mine", "codebook", 8, False, levels=levels[d]) for d in (8, 4))
+    alike = replace(FORMATS["float8_e4m3fn"], special="none")
+    assert Quantizer(alike).spec != Quantizer("float8_e4m3fn").spec
+    param = nn.Parameter(torch.ones(64, 64))
+
+    def optimizer(fmt: Format) -> halfulp.AdamW:
+        return halfulp.AdamW([param], state={"exp_avg": "fp8", "exp_avg_sq": fmt})
+
+    first = optimizer(finer)
+    param.grad = torch.ones(64, 64)
+    first.step()
+    saved = first.state_dict()
+    again = optimizer(finer)
+    again.load_state_dict(saved)
+    assert torch.equal(again.state_tensor(param, "exp_avg_sq"), first.state_tensor(param, "exp_avg_sq"))
+    with pytest.raises(ValueError, match="mine#"):
+        optimizer(coarser).load_state_dict(saved)
+    with pytest.raises(ValueError, match="mine#"):
+        halfulp.AdamW([param], state={"exp_avg": "fp8", "exp_avg_sq": "fp8"}).load_state_dict(saved)
+    with pytest.raises(ValueError, match="a format of your own, whose values are not in the file"):
+        halfulp.convert_state_dict(saved, to=halfulp.AdamW([param]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -60,16 +61,28 @@ class Quantizer:
 
     @property
     def spec(self) -> str:
-        """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data."""
+        """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data.
+
+        A format that is none of :data:`~halfulp.formats.FORMATS` is named with a fingerprint of its values, as in
+        ``mine#1f3a90bc:pow2:block128``: another of the same name would decode the codes to something else.
+        """
+        name = self.format.name
+        if FORMATS.get(name) != self.format:
+            name = f"{name}#{hashlib.sha256(repr(self.format).encode()).hexdigest()[:8]}"
         if not self.format.scaled:
-            return self.format.name
+            return name
         shared = f"block{self.scaling.block_size}" if self.scaling.per == "block" else self.scaling.per
-        return f"{self.format.name}:{self.scaling.kind}:{shared}"
+        return f"{name}:{self.scaling.kind}:{shared}"
 
     @classmethod
     def from_spec(cls, spec: str) -> Quantizer:
-        """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text."""
+        """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text, and for a format of your own."""
         name, *rest = spec.split(":")
+        if "#" in name:
+            raise ValueError(
+                f"{spec!r} is a format of your own, whose values are not in the file: it can only be loaded into an "
+                "optimizer or average that is built with this Format"
+            )
         wrong = ValueError(
             f"not a storage spec: {spec!r}; expected e.g. 'bfloat16', 'float8_e4m3fn:pow2:block128' or 'int4:fp32:row'"
         )
