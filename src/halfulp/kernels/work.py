@@ -69,8 +69,6 @@ class Work:
     row_stride: int | None = None
     counts: Tensor | None = None
     owner: Tensor = field(init=False)
-    quantizers: tuple[Quantizer, ...] = field(init=False)
-    """Of the states."""
     low: bool = field(init=False)
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
@@ -80,9 +78,13 @@ class Work:
 
     def __post_init__(self) -> None:
         self.owner = self.param
-        self.quantizers = tuple(s.quantizer for s in self.states)
         self.low = any(not q.format.is_float32 for q in self.quantizers)
         self.names = (*(s.slot.name for s in self.states), "param")
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Of the states."""
+        return tuple(s.quantizer for s in self.states)
 
     def read(self) -> dict[str, Tensor]:
         """Every state by name, decoded to fp32."""
