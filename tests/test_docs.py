@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import types
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import halfulp
+from halfulp.optim.described import parameters
+from halfulp.options import TorchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if p.exists()]
@@ -56,6 +59,32 @@ def test_docstrings(name: str) -> None:
         pytest.skip(f"{error.name} is not installed")
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert results.failed == 0
+
+
+def test_public_names_say_what_they_take_and_show_it() -> None:
+    """Every argument of the signature is described, and no other; an example, which the test above runs."""
+    holes = []
+    for name in halfulp.__all__:
+        value = getattr(halfulp, name)
+        given = inspect.signature(value).parameters.values()
+        rest = {p.name for p in given if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        wanted = {p.name for p in given if p.name[0] != "_"} - rest
+        allowed = wanted | rest | (set(TorchOptions.__annotations__) if rest else set())
+        found = set(parameters(value.__doc__))
+        if ">>> " not in (value.__doc__ or ""):
+            holes.append(f"{name}: no example")
+        if not wanted <= found <= allowed:
+            holes.append(f"{name}: describes {sorted(found)}, takes {sorted(wanted)}")
+    assert not holes, "\n".join(holes)
+
+
+def test_arguments_of_optimizers_stand_in_the_order_of_the_signature() -> None:
+    for cls in halfulp.optim.OPTIMIZERS:
+        found = list(parameters(cls.__doc__))
+        given = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        assert found[: len(given)] == given, cls.__name__
+        assert found[0] == "params"
+        assert {"state", "rounding", "reset", "nonfinite", "block_size", "transforms"} <= set(found)
 
 
 def headings(page: Path) -> set[str]:

@@ -310,6 +310,13 @@ def resolve_name(name: str, *, signed: bool) -> str:
 def get_format(name: str | Format | torch.dtype, *, signed: bool = True) -> Format:
     """Look a format up by full or friendly name, or by torch's dtype; a :class:`Format` is returned as it is.
 
+    Parameters
+    ----------
+    name
+        What to look up.
+    signed
+        Whether the state holds negative values: friendly names mean another format where it does not.
+
     Raises
     ------
     ValueError

@@ -34,7 +34,15 @@ class Options(TypedDict, total=False):
 
 
 class TorchOptions(Options, total=False):
-    """Those of :class:`Options`, and the arguments of torch.optim that say how it computes."""
+    """Those of :class:`Options`, and the arguments of torch.optim that say how it computes.
+
+    Parameters
+    ----------
+    foreach, fused
+        Taken and ignored, which is logged once: `backend` chooses the kernels.
+    capturable, differentiable
+        Only ``False``; anything else is a ``ValueError``.
+    """
 
     foreach: bool | None
     fused: bool | None

@@ -78,7 +78,16 @@ class Site:
 
 @runtime_checkable
 class ResetSchedule(Protocol):
-    """Anything that answers which slots of a parameter to reset before its next step."""
+    """Anything that answers which slots of a parameter to reset before its next step.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> class Once:
+    ...     def due(self, site):
+    ...         return site.names if site.step == 100 else ()
+    >>> optimizer = halfulp.AdamW([torch.nn.Parameter(torch.ones(64, 64))], reset=Once())
+    """
 
     def due(self, site: Site) -> tuple[str, ...]:
         """Slots to reset now; empty for none."""
@@ -88,6 +97,18 @@ class ResetSchedule(Protocol):
 @dataclass(frozen=True)
 class Every:
     """Reset every slot (or those named) of every parameter each `period` steps.
+
+    Parameters
+    ----------
+    period
+        In steps, at least 1.
+    names
+        Slots; all without.
+
+    Raises
+    ------
+    ValueError
+        For a period below 1.
 
     Examples
     --------
@@ -115,7 +136,18 @@ class Every:
 
 @dataclass(frozen=True)
 class Staggered(Every):
-    """As :class:`Every`, but the parameters take turns over the period, so that no step resets the whole model."""
+    """As :class:`Every`, but the parameters take turns over the period, so that no step resets the whole model.
+
+    Parameters
+    ----------
+    period, names
+        As of :class:`Every`.
+
+    Examples
+    --------
+    >>> [Staggered(300).offset(Site(step=0, index=i, count=3, slots=())) for i in range(3)]
+    [0, 100, 200]
+    """
 
     def offset(self, site: Site) -> int:
         """Step, modulo the period, at which this parameter is reset."""
@@ -134,6 +166,12 @@ class Planned:
     ----------
     stagger
         Let the parameters take turns.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), state="fp8", rounding="nearest", reset=Planned(stagger=True))
     """
 
     stagger: bool = False

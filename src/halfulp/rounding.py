@@ -222,6 +222,20 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
 def round_to(x: Tensor, fmt: Format | str, rand_bits: Tensor | None = None) -> Tensor:
     """Nearest or stochastic rounding of fp32 values to the grid of a format, without scale; returns fp32.
 
+    Parameters
+    ----------
+    x
+        float32, of any shape.
+    fmt
+        The format, or its name.
+    rand_bits
+        Random words of 32 bits as int64, of the shape of `x`, for stochastic rounding; nearest, ties to even, without.
+
+    Returns
+    -------
+    Tensor
+        float32, of the shape of `x`. Beyond the largest number: the largest, or infinity where the format has one.
+
     Examples
     --------
     >>> import torch

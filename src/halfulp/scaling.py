@@ -70,6 +70,18 @@ class Scaling:
         ``"block"``: `block_size` consecutive elements of a row; ``"row"``: a row; ``"tensor"``: all.
     block_size
         Even and positive; the last block of a row may be short.
+
+    Raises
+    ------
+    ValueError
+        For another kind or sharing, and an odd block.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> quantizer = halfulp.Quantizer("int8", Scaling("fp32", per="block", block_size=64))
+    >>> quantizer.bytes((256, 256))  # a byte each, and four for every 64
+    69632
     """
 
     kind: Literal["pow2", "fp32"] = "pow2"

@@ -16,6 +16,18 @@ Factor = Callable[[int], float]
 def linear_to_zero(steps: int, warmup: float = 0.1) -> Factor:
     """D2Z: linear warm-up over a share of the steps, then linear decay to zero (Bergsma et al., 2502.15938).
 
+    Parameters
+    ----------
+    steps
+        Of the run; the factor is 0 from there on.
+    warmup
+        Share of them, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        For a share outside [0, 1], and for a run without steps.
+
     Examples
     --------
     >>> factor = linear_to_zero(100)
@@ -26,12 +38,30 @@ def linear_to_zero(steps: int, warmup: float = 0.1) -> Factor:
 
 
 def warmup_stable_decay(steps: int, warmup: float = 0.05, decay: float = 0.2) -> Factor:
-    """Linear warm-up, a plateau, and linear decay to zero; `warmup` and `decay` are shares of the steps.
+    """Linear warm-up, a plateau, and linear decay to zero.
+
+    Parameters
+    ----------
+    steps
+        Of the run.
+    warmup, decay
+        Shares of them.
+
+    Returns
+    -------
+    Factor
+        Of the step, from 0; for ``torch.optim.lr_scheduler.LambdaLR``.
 
     Raises
     ------
     ValueError
         Unless the shares are in [0, 1] and together at most 1, and there is a step.
+
+    Examples
+    --------
+    >>> factor = warmup_stable_decay(100, warmup=0.1, decay=0.2)
+    >>> factor(5), factor(50), factor(90), factor(100)
+    (0.5, 1.0, 0.5, 0.0)
     """
     if steps < 1 or warmup < 0 or decay < 0 or warmup + decay > 1 + 1e-9:
         raise ValueError(f"shares of {steps} steps must be at least 0 and together at most 1, got {warmup} and {decay}")
@@ -100,6 +130,18 @@ def scale_adam(
 
     ``lr * sqrt(kappa)``, ``1 - beta`` times `kappa`, ``eps / sqrt(kappa)``. A larger batch thus lowers beta2, and
     with it the stalled fraction.
+
+    Parameters
+    ----------
+    kappa
+        New batch size over the old one.
+    lr, betas, eps
+        Adam's, at the old batch size.
+
+    Returns
+    -------
+    dict
+        The same three for the new one.
 
     Raises
     ------

@@ -29,10 +29,25 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     The file is written under a temporary name beside `path`, flushed to disk and renamed: a crash leaves the old file.
     Works for any optimizer whose state dictionary holds plain tensors, numbers, text and containers of them.
 
+    Parameters
+    ----------
+    optimizer
+        Any of ``torch.optim``'s kind.
+    path
+        Of the file; its folder is there.
+
     Raises
     ------
     ValueError
         For anything else in it; the message says where.
+
+    Examples
+    --------
+    >>> import tempfile, torch, halfulp
+    >>> optimizer = halfulp.AdamW(torch.nn.Linear(64, 64).parameters(), state="fp8")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     halfulp.save_optimizer(optimizer, f"{folder}/optimizer.safetensors")
+    ...     halfulp.load_optimizer(optimizer, f"{folder}/optimizer.safetensors")
     """
     write_file(optimizer.state_dict(), path)
 
@@ -53,6 +68,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     ------
     ValueError
         A file that is not ours, truncated or damaged, or a state that does not fit.
+
+    Examples
+    --------
+    >>> import tempfile, torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> before, after = torch.optim.AdamW(model.parameters()), halfulp.AdamW(model.parameters(), state="fp8")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     halfulp.save_optimizer(before, f"{folder}/optimizer.safetensors")
+    ...     halfulp.load_optimizer(after, f"{folder}/optimizer.safetensors", convert=True)
     """
     from halfulp.checkpoint.convert import convert_state_dict
 

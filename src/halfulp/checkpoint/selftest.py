@@ -28,6 +28,11 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
     Both ways are tried: ``torch.save`` with ``weights_only``, and the library's own files. The optimizer stays as it
     is.
 
+    Parameters
+    ----------
+    optimizer
+        Ours or another.
+
     Returns
     -------
     int

@@ -6,6 +6,7 @@ import inspect
 from typing import Any, ClassVar
 
 from halfulp.engine import RuleOptimizer
+from halfulp.optim.described import described
 from halfulp.options import Options
 from halfulp.rules.hyper import HyperParameters
 
@@ -21,6 +22,14 @@ class HyperOptimizer(RuleOptimizer):
         As for ``torch.optim``.
     args, options
         The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.options.Options`.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> from halfulp.rules.adopt import ADOPT, ADOPTHyper
+    >>> class Mine(halfulp.HyperOptimizer):  # see docs/own-optimizer.md
+    ...     rule, hyper = ADOPT, ADOPTHyper
+    >>> optimizer = Mine(torch.nn.Linear(64, 64).parameters(), lr=1e-3, state="fp8")
     """
 
     hyper: ClassVar[type[HyperParameters]]
@@ -29,6 +38,7 @@ class HyperOptimizer(RuleOptimizer):
         super().__init_subclass__(**kwargs)
         if "hyper" in cls.__dict__:
             cls.__signature__ = _signature(cls.hyper)  # type: ignore[attr-defined]
+            described(cls, cls.hyper)
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         names = self.hyper.names()

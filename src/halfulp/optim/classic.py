@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from halfulp.engine import RuleOptimizer
+from halfulp.optim.described import described
 from halfulp.options import TorchOptions
 from halfulp.rules.adam import ADAM, AMSGRAD
 from halfulp.rules.base import Rule
@@ -33,11 +34,27 @@ def _check_range(group: dict[str, Any], *names: str) -> None:
             raise ValueError(f"{name} must not be negative, and finite; got {group[name]}")
 
 
+@described
 class Adam(RuleOptimizer):
     """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.options.Options`.
 
     Kingma & Ba, arXiv 1412.6980. With ``state="fp32"`` it follows ``torch.optim.Adam`` to a few units in the last place
     a step (each operation here rounds separately, see ``docs/bit-contract.md``).
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    betas
+        Decays of the first and of the second moment.
+    eps
+        Added to the root of the second moment, bias-corrected.
+    weight_decay
+        ``weight_decay * param`` is added to the gradient.
+    amsgrad
+        Divide by the largest second moment so far.
+    decoupled_weight_decay
+        Shrink parameters by ``lr * weight_decay`` a step instead, as :class:`AdamW`.
 
     Examples
     --------
@@ -79,10 +96,16 @@ class Adam(RuleOptimizer):
         _check_range(group, "eps", "weight_decay")
 
 
+@described
 class AdamW(Adam):
     """AdamW (decoupled weight decay) with states in any format; arguments as ``torch.optim.AdamW``.
 
     Loshchilov & Hutter, arXiv 1711.05101.
+
+    Parameters
+    ----------
+    weight_decay
+        Parameters shrink by ``lr * weight_decay`` a step.
 
     Examples
     --------
@@ -106,8 +129,22 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
 
+@described
 class SGD(RuleOptimizer):
     """SGD with momentum, Nesterov, dampening and weight decay, its buffer in any format; as ``torch.optim.SGD``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    momentum
+        Decay of the buffer; 0: there is none.
+    dampening
+        Of the gradient that goes into the buffer, but for the first.
+    weight_decay
+        ``weight_decay * param`` is added to the gradient.
+    nesterov
+        Step along gradient plus `momentum` times buffer.
 
     Examples
     --------
@@ -140,10 +177,20 @@ class SGD(RuleOptimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 
+@described
 class Lion(RuleOptimizer):
     """Lion with its momentum in any format; decoupled weight decay.
 
     Chen et al., arXiv 2302.06675.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    betas
+        Weight of the buffer in the step, whose sign is taken, and its decay.
+    weight_decay
+        Parameters shrink by ``lr * weight_decay`` a step.
 
     Examples
     --------

@@ -18,7 +18,15 @@ __all__ = ["MADGRAD", "MADGRADHyper"]
 
 @dataclass(frozen=True)
 class MADGRADHyper(HyperParameters):
-    """Of MADGRAD; weight decay is coupled by default, as in the authors' code."""
+    """Of MADGRAD; weight decay is coupled by default, as in the authors' code.
+
+    Parameters
+    ----------
+    momentum
+        Share of the way to the new point that is left out in each step.
+    eps
+        Added to the cube root of the sum of squares, and to `lr`.
+    """
 
     lr: float | Tensor = 1e-2
     decoupled_weight_decay: bool = False

@@ -32,7 +32,15 @@ MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, 
 
 @dataclass(frozen=True)
 class AdamHyper(HyperParameters):
-    """Hyper-parameters of the Adam family."""
+    """Hyper-parameters of the Adam family.
+
+    Parameters
+    ----------
+    betas
+        Decays of the first and of the second moment.
+    eps
+        Added to the root of the second moment, bias-corrected.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -26,7 +26,15 @@ __all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
 
 @dataclass(frozen=True)
 class AMSGDHyper(HyperParameters):
-    """Of AM-SGD: `lam` weighs the old direction in the proximal term; `max_momentum` limits the coefficient."""
+    """Of AM-SGD.
+
+    Parameters
+    ----------
+    lam
+        Weight of the old direction in the proximal term.
+    max_momentum
+        Limit of the coefficient.
+    """
 
     lr: float | Tensor = 0.1
     decoupled_weight_decay: bool = False
@@ -78,7 +86,19 @@ AMSGD = with_weight_decay(
 
 @dataclass(frozen=True)
 class AMAdamWHyper(HyperParameters):
-    """Of AM-AdamW: the first of `betas` limits the coefficient of each tensor; `lam` as in AM-SGD."""
+    """Of AM-AdamW.
+
+    Parameters
+    ----------
+    betas
+        Limit of each tensor's coefficient; decay of the second moment.
+    eps
+        Added to the root of the second moment, bias-corrected.
+    weight_decay, decoupled_weight_decay
+        Parameters shrink by ``lr * weight_decay`` a step; `decoupled_weight_decay` must be true.
+    lam
+        Weight of the old direction in the proximal term.
+    """
 
     betas: tuple[float, float] = (0.89, 0.999)
     eps: float = 1e-8

@@ -18,7 +18,15 @@ __all__ = ["ADOPT", "ADOPTHyper"]
 
 @dataclass(frozen=True)
 class ADOPTHyper(AdamHyper):
-    """Of ADOPT; with `clip`, the normalised gradient of step t is limited to ``(t - 1)**0.25``."""
+    """Of ADOPT.
+
+    Parameters
+    ----------
+    eps
+        Least value of the root of the second moment.
+    clip
+        Limit the normalised gradient of step t to ``(t - 1)**0.25``.
+    """
 
     betas: tuple[float, float] = (0.9, 0.9999)
     eps: float = 1e-6

@@ -99,6 +99,10 @@ class AdafactorHyper(HyperParameters):
         Largest root mean square of an update.
     eps
         Added to squared gradients.
+    min_scale
+        Least root mean square of the weights that the rate is multiplied by.
+    relative_step
+        Whether the rate falls as ``1 / sqrt(step)``, with `lr` as its cap.
     """
 
     lr: float | Tensor = 1e-2
@@ -171,7 +175,17 @@ ADAFACTOR = Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, 
 
 @dataclass(frozen=True)
 class CAMEHyper(HyperParameters):
-    """Of CAME: `betas` of the update, of its second moment, of the residual; `eps` added to the latter two's drives."""
+    """Of CAME.
+
+    Parameters
+    ----------
+    betas
+        Decays of the update, of the second moment, and of the residual.
+    eps
+        Added to squared gradients, and to squared residuals.
+    clip
+        Largest root mean square of an update.
+    """
 
     lr: float | Tensor = 2e-4
     betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)
@@ -224,9 +238,17 @@ CAME = with_weight_decay(Rule("came", _came_slots, _came_scalars, _came, element
 
 @dataclass(frozen=True)
 class SMMFHyper(HyperParameters):
-    """Of SMMF: decay of the first moment, its growth a step, and the power of the second moment's decay.
+    """Of SMMF.
 
-    The paper takes ``decay_power`` 0.5 for convolutional networks and 0.8 for transformers.
+    Parameters
+    ----------
+    eps
+        Added to the root of the second moment.
+    momentum, growth
+        The first moment's decay in step t is ``momentum * growth**(t - 1)``.
+    decay_power
+        The second moment's decay in step t is ``1 - t**-decay_power``. The paper takes 0.5 for convolutional networks
+        and 0.8 for transformers.
     """
 
     eps: float = 1e-8

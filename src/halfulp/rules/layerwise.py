@@ -29,6 +29,8 @@ class AdamPHyper(AdamHyper):
 
     Parameters
     ----------
+    eps
+        Added to the root of the second moment, bias-corrected, and to norms.
     delta
         Weights count as scale-invariant where the cosine with their gradient is below ``delta / sqrt(dimension)``.
     wd_ratio
@@ -76,10 +78,14 @@ ADAMP = Rule("adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False)
 
 @dataclass(frozen=True)
 class LAMBHyper(AdamHyper):
-    """Of LAMB; weight decay is part of the update whose norm is set.
+    """Of LAMB.
 
     Parameters
     ----------
+    eps
+        Added to the root of the second moment, corrected as `bias_correction` says.
+    weight_decay, decoupled_weight_decay
+        ``weight_decay * param`` is part of the update whose norm is set, whatever `decoupled_weight_decay` says.
     max_norm
         Limit of the norm of the weights; ``None``: none. The paper names no value; other libraries take 10.
     bias_correction
@@ -128,7 +134,18 @@ LAMB = Rule("lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False)
 
 @dataclass(frozen=True)
 class LARSHyper(HyperParameters):
-    """Of LARS; weight decay is coupled."""
+    """Of LARS.
+
+    Parameters
+    ----------
+    momentum
+        Of the buffer, to which each scaled gradient is added whole.
+    weight_decay, decoupled_weight_decay
+        ``weight_decay * param`` is added to the gradients of tensors of two and more dimensions;
+        `decoupled_weight_decay` must be false.
+    trust_coefficient
+        Norm of a tensor's scaled gradient over that of its weights.
+    """
 
     lr: float | Tensor = 1.0
     momentum: float = 0.9

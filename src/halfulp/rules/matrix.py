@@ -30,6 +30,8 @@ class MuonHyper(HyperParameters):
 
     Parameters
     ----------
+    momentum, nesterov
+        Decay of the average of gradients, and whether the new gradient goes in once more.
     adjust_lr_fn
         ``"match_rms_adamw"``: updates have the size of AdamW's, so that both parts share a learning rate;
         ``"original"``: steps are scaled by ``sqrt(max(1, rows / columns))`` only.
@@ -198,7 +200,15 @@ SOAP = with_weight_decay(Rule("soap", _soap_slots, _soap_scalars, _soap, element
 
 @dataclass(frozen=True)
 class CondaHyper(AdamHyper):
-    """Of Conda: steps between two bases, and the factor of steps taken in one."""
+    """Of Conda.
+
+    Parameters
+    ----------
+    period
+        Steps from one basis to the next.
+    update_scale
+        Factor of steps that are taken in a basis, those of matrices.
+    """
 
     period: int = 2000
     update_scale: float = 1.0

@@ -24,7 +24,17 @@ __all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumH
 
 @dataclass(frozen=True)
 class GravityHyper(HyperParameters):
-    """Of Gravity; velocities start at random with deviation ``alpha / lr``, from `init_seed`."""
+    """Of Gravity.
+
+    Parameters
+    ----------
+    momentum
+        Where the decay of the velocity ends; in step t it is ``(momentum * t + 1) / (t + 2)``.
+    alpha
+        Velocities start at random, with deviation ``alpha / lr``.
+    init_seed
+        Of these.
+    """
 
     lr: float | Tensor = 0.1
     momentum: float = 0.9
@@ -64,7 +74,15 @@ GRAVITY = with_weight_decay(Rule("gravity", _gravity_slots, _gravity_scalars, _g
 
 @dataclass(frozen=True)
 class ComplexMomentumHyper(HyperParameters):
-    """Of complex momentum: modulus and phase of the coefficient. 0 is heavy-ball, pi negative momentum."""
+    """Of complex momentum.
+
+    Parameters
+    ----------
+    momentum
+        Modulus of the coefficient.
+    phase
+        Its phase, in [0, pi]: 0 is heavy-ball, pi negative momentum.
+    """
 
     lr: float | Tensor = 1e-2
     momentum: float = 0.9
@@ -132,6 +150,8 @@ class CoReHyper(HyperParameters):
         Decay of the gradient at the start and in the end, steps between, decay of the squared gradient.
     steps, etas
         Smallest and largest step size; factors after a change of sign and without.
+    eps
+        Added to the root of the second moment, bias-corrected.
     """
 
     weight_decay: float = 0.1

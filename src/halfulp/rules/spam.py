@@ -22,6 +22,8 @@ class SPAMHyper(AdamHyper):
 
     Parameters
     ----------
+    eps
+        Added to the root of the second moment, not bias-corrected, as the authors do.
     threshold
         A coordinate is a spike where its squared gradient exceeds `threshold` times its second moment; 0: never.
     period

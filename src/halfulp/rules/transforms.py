@@ -96,10 +96,21 @@ def clip_global(max_norm: float) -> Transform:
     As ``torch.nn.utils.clip_grad_norm_`` over the optimizer's parameters, without a second pass over the gradients in
     the training loop. Parameters of different rules (Muon's matrices and its fallback) are clipped apart.
 
+    Parameters
+    ----------
+    max_norm
+        Largest Euclidean norm of all gradients together.
+
     Raises
     ------
     ValueError
         For a norm that is not positive, or a rule that needs sums over the model itself.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), transforms=[halfulp.clip_global(1.0)])
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}")
@@ -130,6 +141,22 @@ def clip_coordinates(fraction: float = 0.1) -> Transform:
     """Clip the largest `fraction` of each gradient tensor, by magnitude, to the largest of the others.
 
     Coordinate-wise clipping of Pan & Li (arXiv 2306.00204); how the threshold is chosen is ours.
+
+    Parameters
+    ----------
+    fraction
+        Of the elements of each tensor, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        For any other fraction.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.SGD(model.parameters(), lr=0.1, transforms=[halfulp.clip_coordinates(0.1)])
     """
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"fraction is in [0, 1), got {fraction}")
@@ -151,6 +178,23 @@ def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolut
 
     During the first `warmup` steps each tensor's norm is limited to `absolute` instead, and the smallest norm seen is
     kept. (The paper limits the norm of the whole model there.) One fp32 number a tensor.
+
+    Parameters
+    ----------
+    relative
+        Of the average norm: what a tensor's norm may be.
+    beta
+        Decay of the average.
+    warmup
+        Steps, by the age of the average.
+    absolute
+        What a norm may be during the warm-up.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), transforms=[halfulp.adagc(warmup=20)])
     """
     return partial(_adagc, relative, beta, warmup, absolute)
 

@@ -30,7 +30,13 @@ def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 @dataclass(frozen=True)
 class AdaBeliefHyper(AdamHyper):
-    """Of AdaBelief; `eps` is added inside the second moment every step, and to its root."""
+    """Of AdaBelief.
+
+    Parameters
+    ----------
+    eps
+        Added inside the second moment every step, and to its root.
+    """
 
     eps: float = 1e-16
 
@@ -55,7 +61,13 @@ ADABELIEF = with_weight_decay(Rule("adabelief", lambda h: (EXP_AVG, SURPRISE_SQ)
 
 @dataclass(frozen=True)
 class AdaMomentumHyper(AdamHyper):
-    """Of AdaMomentum; `eps` is added inside the second moment every step, and nowhere else."""
+    """Of AdaMomentum.
+
+    Parameters
+    ----------
+    eps
+        Added inside the second moment every step, and nowhere else.
+    """
 
     weight_decay: float = 5e-4
     decoupled_weight_decay: bool = False
@@ -120,7 +132,15 @@ EXADAM = with_weight_decay(Rule("exadam", _two_moments, _exadam_scalars, _exadam
 
 @dataclass(frozen=True)
 class AdaModHyper(AdamHyper):
-    """Of AdaMod; the third of `betas` is the memory of the rates."""
+    """Of AdaMod.
+
+    Parameters
+    ----------
+    betas
+        Decays of the first moment, of the second, and of the average of the rates.
+    eps
+        Added to the root of the second moment, not bias-corrected.
+    """
 
     betas: tuple[float, float, float] = (0.9, 0.99, 0.9999)  # type: ignore[assignment]
 
@@ -164,7 +184,19 @@ ADAMOD = with_weight_decay(Rule("adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES)
 
 @dataclass(frozen=True)
 class AdaBoundHyper(AdamHyper):
-    """Of AdaBound: rates end at `final_lr`, at a pace `gamma`; `amsbound` divides by the largest second moment."""
+    """Of AdaBound.
+
+    Parameters
+    ----------
+    eps
+        Added to the root of the second moment, not bias-corrected.
+    final_lr
+        Where the rates end; it follows a schedule of `lr`.
+    gamma
+        Pace of the bounds: in step t they are ``1 - 1 / (gamma t + 1)`` and ``1 + 1 / (gamma t)`` times `final_lr`.
+    amsbound
+        Divide by the largest second moment so far (AMSBound).
+    """
 
     final_lr: float = 0.1
     gamma: float = 1e-3

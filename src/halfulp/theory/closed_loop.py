@@ -26,6 +26,8 @@ class Measured:
         Reset when the stalled fraction of a second moment reaches this; ``None``: whatever.
     min_age
         Never before this age: a young state is noisy by itself.
+    monitor
+        What :meth:`attach` sets; ``None``: no resets.
 
     Examples
     --------

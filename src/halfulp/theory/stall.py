@@ -98,7 +98,19 @@ def stall_curve(
 ) -> npt.NDArray[np.float64]:
     """Build-up after a reset: entry ``t - 1`` is the stalled fraction of the update of step ``t``.
 
-    Parameters are those of :func:`stall_probability`; the update of step ``t`` meets a state of age ``t - 1``.
+    The update of step ``t`` meets a state of age ``t - 1``.
+
+    Parameters
+    ----------
+    fmt, beta, rounding, slot, model
+        As of :func:`stall_probability`.
+    steps
+        Length of the curve.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, of shape ``(steps,)``.
 
     Examples
     --------
