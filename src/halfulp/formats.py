@@ -296,6 +296,11 @@ def resolve_name(name: str, *, signed: bool) -> str:
     ------
     ValueError
         For an unknown name; the message lists the known ones and the nearest spelling.
+
+    Examples
+    --------
+    >>> resolve_name("8bit", signed=True), resolve_name("8bit", signed=False)
+    ('float8_e4m3fn', 'ufloat8_e5m3')
     """
     if name in FRIENDLY:
         return FRIENDLY[name][0 if signed else 1]

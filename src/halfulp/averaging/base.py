@@ -58,6 +58,12 @@ class WeightAverage:
         Names that are not averaged; the model's own are used.
     options
         Of the store.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> issubclass(halfulp.averaging.EMA, WeightAverage)  # as every average: update(), swap(), state_dict()
+    True
     """
 
     kind: ClassVar[str] = "average"

@@ -25,6 +25,8 @@ class BEMA(EMA):
 
     Parameters
     ----------
+    model
+        A module, or its named parameters.
     ema_power, bias_power, scaling, offset
         kappa, eta, gamma and rho of the paper. ``bias_power=None`` leaves the correction out. Beware: 0 does not, it
         adds the whole way, by the formula (other code reads 0 as "off").
@@ -34,6 +36,8 @@ class BEMA(EMA):
         phi of the paper; its ``n`` counts steps, not updates.
     start_state
         How the start is stored; in the dtype of the average without.
+    options
+        As for :class:`~halfulp.averaging.ema.EMA`.
 
     Examples
     --------

@@ -35,6 +35,18 @@ def trainer_callback(
         Whether evaluations are of the average.
     name
         Of the file, for a trainer with several averages (of which one evaluates).
+    options
+        Of :class:`~halfulp.averaging.ema.EMA`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without transformers.
+
+    Examples
+    --------
+    ``Trainer(model, args, callbacks=[trainer_callback(decay=0.999, state="8bit")])``; run for real in
+    ``tests/test_averaging_methods.py``.
     """
     base: Any = transformers_base()
     name += ".safetensors"
@@ -79,6 +91,23 @@ def lightning_callback(
     """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does; state in checkpoints.
 
     The average moves when the optimizer has stepped, also under gradient accumulation.
+
+    Parameters
+    ----------
+    make, evaluate, options
+        As of :func:`trainer_callback`; evaluations are those of the validation loop.
+    name
+        Key of the state in checkpoints, for a trainer with several averages (of which one evaluates).
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without Lightning.
+
+    Examples
+    --------
+    ``lightning.Trainer(callbacks=[lightning_callback(decay=0.999, state="8bit")])``; run for real in
+    ``tests/test_averaging_methods.py``.
     """
     base: Any = lightning_base()
     build = make or (lambda model: EMA(model, **options))

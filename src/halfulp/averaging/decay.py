@@ -31,6 +31,19 @@ class Warmup:
 
     The warm-up of ema-pytorch and of Crowson's k-diffusion. With `power` 2/3 a decay of 0.9999 is reached at about a
     million updates, with 3/4 at 215 000; 1 gives the uniform mean until `decay` is reached.
+
+    Parameters
+    ----------
+    decay, min_decay
+        Largest and smallest decay.
+    inv_gamma, power
+        Of the formula; positive.
+
+    Examples
+    --------
+    >>> schedule = Warmup(decay=0.999)
+    >>> [round(schedule(n), 3) for n in (1, 10, 1000, 100_000)]
+    [0.0, 0.785, 0.99, 0.999]
     """
 
     decay: float = 0.9999
@@ -52,7 +65,18 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Ramp:
-    """``min(decay, (1 + n) / (10 + n))``: the ramp of TensorFlow and diffusers."""
+    """``min(decay, (1 + n) / (10 + n))``: the ramp of TensorFlow and diffusers.
+
+    Parameters
+    ----------
+    decay
+        Where it ends.
+
+    Examples
+    --------
+    >>> Ramp(0.99)(8), Ramp(0.99)(10_000)
+    (0.5, 0.99)
+    """
 
     decay: float = 0.9999
 
@@ -66,7 +90,18 @@ class Ramp:
 
 @dataclass(frozen=True)
 class MeanTeacher:
-    """``min(1 - 1 / n, decay)``: the uniform mean until `decay` is reached (Tarvainen & Valpola, arXiv 1703.01780)."""
+    """``min(1 - 1 / n, decay)``: the uniform mean until `decay` is reached (Tarvainen & Valpola, arXiv 1703.01780).
+
+    Parameters
+    ----------
+    decay
+        Where it ends.
+
+    Examples
+    --------
+    >>> MeanTeacher(0.99)(4), MeanTeacher(0.99)(1000)
+    (0.75, 0.99)
+    """
 
     decay: float = 0.999
 
@@ -86,6 +121,11 @@ class Uniform:
     ----------
     counts_start
         Whether the weights that the average started from are one of those averaged.
+
+    Examples
+    --------
+    >>> Uniform()(4), Uniform(counts_start=True)(4)
+    (0.75, 0.8)
     """
 
     counts_start: bool = False
@@ -137,7 +177,21 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` to `end` in `steps` updates, in a straight line; `end` from there on."""
+    """From `start` to `end` in `steps` updates, in a straight line; `end` from there on.
+
+    Parameters
+    ----------
+    start, end
+        Decays of the first update, and of update `steps`.
+    steps
+        Updates, at least 1.
+
+    Examples
+    --------
+    >>> schedule = Linear(0.5, 1.0, 11)
+    >>> schedule(1), schedule(6), schedule(99)
+    (0.5, 0.75, 1.0)
+    """
 
     start: float
     end: float
@@ -153,7 +207,21 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """From `start` to `end` in `steps` updates, along half a cosine (BYOL and DINO: to 1); `end` from there on."""
+    """From `start` to `end` in `steps` updates, along half a cosine (BYOL and DINO: to 1); `end` from there on.
+
+    Parameters
+    ----------
+    start, end
+        Decays of the first update, and of update `steps`.
+    steps
+        Updates, at least 1.
+
+    Examples
+    --------
+    >>> schedule = Cosine(0.5, 1.0, 11)
+    >>> schedule(1), round(schedule(6), 3), schedule(99)
+    (0.5, 0.75, 1.0)
+    """
 
     start: float = 0.996
     end: float = 1.0
@@ -190,6 +258,13 @@ def scale_decay(decay: float, batch_ratio: float) -> float:
     Busbridge et al., How to Scale Your EMA, arXiv 2307.13813. The optimizer follows its own rule (SGD: ``lr`` times the
     factor; Adam: times its square root). The smaller decay also loses fewer updates.
 
+    Parameters
+    ----------
+    decay
+        At the old batch size, in [0, 1].
+    batch_ratio
+        New batch size over the old one.
+
     Examples
     --------
     >>> round(scale_decay(0.999, 8), 6)
@@ -204,6 +279,11 @@ def scale_decay(decay: float, batch_ratio: float) -> float:
 def half_life(decay: float) -> float:
     """Updates after which half of an average is left: ``log(1/2) / log(decay)``.
 
+    Parameters
+    ----------
+    decay
+        In [0, 1].
+
     Examples
     --------
     >>> round(half_life(0.999), 1)
@@ -216,17 +296,38 @@ def half_life(decay: float) -> float:
 
 
 def power_width(gamma: float) -> float:
-    """Relative width of the power profile of an exponent: ``sqrt((g + 1) / ((g + 2)^2 (g + 3)))``."""
+    """Relative width of the power profile of an exponent: ``sqrt((g + 1) / ((g + 2)^2 (g + 3)))``.
+
+    Parameters
+    ----------
+    gamma
+        The exponent, as of :class:`PowerLaw`.
+
+    Examples
+    --------
+    >>> round(power_width(6.94), 3)
+    0.1
+    """
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def power_exponent(sigma: float) -> float:
     """Exponent of the power profile of a relative width: the root of ``power_width(gamma) == sigma``.
 
+    Parameters
+    ----------
+    sigma
+        The width.
+
     Raises
     ------
     ValueError
         Outside ``(0, 1 / sqrt(12)]``, the width of the uniform mean.
+
+    Examples
+    --------
+    >>> round(power_exponent(0.1), 2)
+    6.94
     """
     if not 0 < sigma <= power_width(0.0):
         raise ValueError(f"a relative width lies in (0, {power_width(0.0):.4f}], got {sigma}")

@@ -55,6 +55,19 @@ class AveragedModel(_Called):
     and the options of :class:`~halfulp.averaging.ema.EMA` come on top. There is no second model: :attr:`module` is the
     live one. ``avg_fn`` and ``multi_avg_fn`` must be linear, as torch's own are: the decay is read off them.
 
+    Parameters
+    ----------
+    model
+        A module.
+    device
+        Ignored, which is logged once: averages lie where the model does.
+    avg_fn, multi_avg_fn
+        As torch has them; one of them, or the uniform mean without.
+    use_buffers
+        Average floating-point buffers too, in fp32.
+    options
+        Of :class:`~halfulp.averaging.ema.EMA`.
+
     Examples
     --------
     >>> import torch
@@ -138,6 +151,25 @@ class EMAPytorch(_Called):
 
     There is no second model; :attr:`ema_model` is the live one with averages where ``swap`` puts them. Arguments that
     concern the second model are refused.
+
+    Parameters
+    ----------
+    model
+        A module.
+    ema_model
+        Only ``None``.
+    param_or_buffer_names_no_ema
+        Names that are not averaged.
+    beta
+        Largest decay.
+    update_after_step, update_every
+        Steps until the first update, and from one to the next.
+    inv_gamma, power, min_value
+        Of the warm-up of the decay: see :class:`~halfulp.averaging.decay.Warmup`.
+    include_online_model
+        Ignored.
+    options
+        Of :class:`~halfulp.averaging.ema.EMA`.
 
     Examples
     --------

@@ -167,6 +167,17 @@ class TemporalEnsemble(EMA):
 
     Soutif-Cormerais et al., Improving Online Continual Learning Performance and Stability with Temporal Ensembles,
     arXiv 2306.16817. Training goes on as without it, bit for bit.
+
+    Parameters
+    ----------
+    model, decay, options
+        As for :class:`EMA`.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ensemble = halfulp.averaging.TemporalEnsemble(torch.nn.Linear(4, 4), state="8bit")
+    >>> ensemble.update()
     """
 
     kind = "temporal_ensemble"
@@ -179,6 +190,11 @@ class SWA(EMA):
     """Stochastic weight averaging: the uniform mean of the weights at each update (Izmailov et al., arXiv 1803.05407).
 
     Call :meth:`update` once an epoch, or every ``update_every`` steps, in the part of training that is to be averaged.
+
+    Parameters
+    ----------
+    model, options
+        As for :class:`EMA`.
 
     Examples
     --------

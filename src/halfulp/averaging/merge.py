@@ -64,6 +64,18 @@ def slerp(start: Named, first: Named, second: Named, t: float = 0.5) -> dict[str
 def liti(start: Named, model: Named, eta: float = 0.3) -> dict[str, Tensor]:
     """Linear interpolation towards the start: ``(1 - eta) * start + eta * model``.
 
+    Parameters
+    ----------
+    start, model
+        Named tensors of one form.
+    eta
+        Share of `model`.
+
+    Raises
+    ------
+    ValueError
+        Different names or shapes.
+
     Examples
     --------
     >>> import torch
@@ -90,6 +102,18 @@ def warp(start: Named, runs: Sequence[Named], eta: float = 0.3) -> dict[str, Ten
         The runs' weights, e.g. of their averages.
     eta
         See :func:`liti`.
+
+    Raises
+    ------
+    ValueError
+        As of :func:`slerp`, and without any run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> zero, x, y = (dict(w=torch.tensor(v)) for v in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]))
+    >>> warp(zero, [x, y], eta=0.5)["w"]
+    tensor([0.3536, 0.3536])
     """
     if not runs:
         raise ValueError("there are no runs to merge")

@@ -35,6 +35,11 @@ def profile_product(a: Profile, b: Profile) -> float:
 
     The profile of ``(gamma, T)`` is ``(gamma + 1) * t ** gamma / T ** (gamma + 1)`` on ``[0, T]``.
 
+    Parameters
+    ----------
+    a, b
+        Exponent and time of each.
+
     Examples
     --------
     >>> profile_product((0.0, 2.0), (0.0, 4.0))
@@ -57,6 +62,11 @@ class Reconstruction:
         Exponent and time of each snapshot.
     error
         L2 distance of the combined profile from the one asked for, relative to the latter's norm.
+
+    Examples
+    --------
+    >>> Reconstruction((1.5, -0.5), ((0.0, 1.0), (0.0, 2.0)), 0.1).norm1
+    2.0
     """
 
     weights: tuple[float, ...]
@@ -83,6 +93,17 @@ def reconstruct_weights(profiles: Sequence[Profile], wanted: Profile) -> Reconst
         Exponent and time of each snapshot; later ones than the wanted time are not used (weight 0).
     wanted
         Exponent and time.
+
+    Raises
+    ------
+    ValueError
+        No snapshot is as early.
+
+    Examples
+    --------
+    >>> found = reconstruct_weights([(16.97, 1000.0), (6.94, 1000.0)], (6.94, 1000.0))
+    >>> [abs(round(w, 6)) for w in found.weights]
+    [0.0, 1.0]
     """
     used = [i for i, (_, t) in enumerate(profiles) if t <= wanted[1]]
     if not used:

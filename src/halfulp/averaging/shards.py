@@ -42,6 +42,18 @@ def whole(state_dict: Any) -> Any:
     """A state dictionary with every DTensor gathered, one after the other, into the host's memory.
 
     Every rank must call it; a state without DTensors is returned as it is. Averages load either form.
+
+    Parameters
+    ----------
+    state_dict
+        Of an average, or any nest of mappings.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ema = halfulp.averaging.EMA(torch.nn.Linear(4, 4))
+    >>> halfulp.averaging.whole(ema.state_dict())["updates"]
+    0
     """
     if isinstance(state_dict, Mapping):
         return {key: whole(value) for key, value in state_dict.items()}

@@ -52,6 +52,11 @@ def watch(ema: EMA) -> Iterator[dict[str, Watched]]:
 
     The kernels count every element. The walk of the weights is measured on a sample of them.
 
+    Parameters
+    ----------
+    ema
+        The average.
+
     Examples
     --------
     >>> import torch, halfulp.averaging

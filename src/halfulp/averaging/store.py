@@ -70,6 +70,16 @@ class AverageStore:
         As for the optimizers.
     label
         Name of the random stream; averages that live side by side take different ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> live = {"w": torch.zeros(64, 64)}
+    >>> store = AverageStore(live, state="bf16", rounding="nearest")
+    >>> _ = live["w"].fill_(1.0)
+    >>> store.update(live, 0.5, 1)  # decay, and number of the update
+    >>> float(store.read("w").mean())
+    0.5
     """
 
     def __init__(

@@ -23,6 +23,8 @@ class SwitchEMA(EMA):
 
     Parameters
     ----------
+    model, options
+        As for :class:`~halfulp.averaging.ema.EMA`.
     decay
         0.9998 a step, as published.
     switch_every
@@ -73,8 +75,16 @@ class ElasticReset(EMA):
 
     Parameters
     ----------
+    model, decay, options
+        As for :class:`~halfulp.averaging.ema.EMA`.
     every
         Steps from one reset to the next; 0 leaves it to calls of :meth:`reset`.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ema = halfulp.averaging.ElasticReset(torch.nn.Linear(4, 4), every=1000, state="8bit")
+    >>> ema.update(); ema.reset()
     """
 
     kind = "elastic_reset"
@@ -125,6 +135,16 @@ class SlowWeights:
         Share of the way.
     options
         Of :class:`~halfulp.averaging.store.AverageStore`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> fast = {"w": torch.zeros(4)}
+    >>> slow = SlowWeights(fast, alpha=0.5)
+    >>> _ = fast["w"].add_(1.0)
+    >>> slow.synchronize(fast, 1)
+    >>> fast["w"]
+    tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], alpha: float = 0.5, **options: Any) -> None:

@@ -54,6 +54,11 @@ class WalkStall:
     gone
         Share of the way of the exact average that the stored one has gone, at the end (its projection). 1 for
         stochastic; NaN for the long run of nearest.
+
+    Examples
+    --------
+    >>> walk_stall("bf16", decay=0.999, step=1e-5, rounding="stochastic").gone
+    1.0
     """
 
     stalled: float

@@ -23,6 +23,8 @@ class LAWA(WeightAverage):
 
     Parameters
     ----------
+    model
+        A module, or its named parameters.
     size, every
         Snapshots kept, and steps between them.
     options

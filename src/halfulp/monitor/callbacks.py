@@ -25,6 +25,15 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
         See :class:`~halfulp.monitor.StallMonitor` and :func:`~halfulp.monitor.log_to`.
     logger
         A further logger, see :func:`~halfulp.monitor.loggers.as_sink`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without transformers.
+
+    Examples
+    --------
+    ``Trainer(model, args, callbacks=[trainer_callback()])``; run for real in ``tests/test_monitor_loggers.py``.
     """
     sink = None if logger is None else as_sink(logger)
     base: Any = transformers_base()
@@ -57,6 +66,20 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
     """A Lightning ``Callback`` that watches every optimizer of the trainer and logs through the module's logger.
 
     The final tables, one an optimizer, are ``callback.tables``. Works with ``lightning`` and ``pytorch_lightning``.
+
+    Parameters
+    ----------
+    sample, every, prefix
+        See :class:`~halfulp.monitor.StallMonitor` and :func:`~halfulp.monitor.log_to`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without Lightning.
+
+    Examples
+    --------
+    ``lightning.Trainer(callbacks=[lightning_callback()])``; run for real in ``tests/test_monitor_loggers.py``.
     """
     base: Any = lightning_base()
 

@@ -21,7 +21,24 @@ __all__ = ["Measure", "measures", "rows"]
 class Measure:
     """What one slot looked like in one step, over the sample of the whole model; see the package for the terms.
 
-    `age` is the age of the states that the update met, the median over the parameters.
+    Parameters
+    ----------
+    slot, format, rounding
+        Of the states: most of the sample is stored so.
+    beta, drive
+        Decay, and what is averaged: ``"grad"``, ``"grad_sq"`` or ``"other"``.
+    age
+        Of the states that the update met, the median over the parameters.
+    stalled, lag, ratio, off_2x
+        As the package says.
+    predictable
+        Whether theory has an answer.
+
+    Examples
+    --------
+    >>> found = Measure("exp_avg_sq", "bfloat16", "nearest", 0.999, "grad_sq", 300, 0.67, 0.0, 1.0, 0.0)
+    >>> round(found.predicted, 2)
+    0.68
     """
 
     slot: str

@@ -17,8 +17,23 @@ ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
 class Row:
     """One slot of one parameter over the counted steps; the terms are those of :mod:`halfulp.monitor`.
 
-    `weights_lost` and `weights_moved` are ``None`` for parameters of 32 bits; `weights_moved` also where the update's
-    size is not known. `predicted` is NaN where theory has no answer.
+    Parameters
+    ----------
+    parameter, slot, format, rounding, beta
+        Which state it is, how it is stored, and its decay.
+    updates
+        Updates that were due in the sample.
+    stalled, predicted
+        Share of them that was lost; what theory gives, NaN where it has no answer.
+    lag, ratio, off_2x
+        Distance to the fp32 shadow.
+    weights_lost, weights_moved
+        Of 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
+
+    Examples
+    --------
+    >>> Row("w", "exp_avg_sq", "bfloat16", "nearest", 0.999, 1000, 0.97, 0.97, 0.6, 1.9, 0.3, None).verdict[:60]
+    'exp_avg_sq is bfloat16, nearest: 97% of updates lost, v is 1'
     """
 
     parameter: str
@@ -63,7 +78,20 @@ class Row:
 class MonitorTable:
     """Rows of all slots. ``print(table)`` shows them with a verdict for each slot.
 
-    `skipped` says which states were not watched, and why.
+    Parameters
+    ----------
+    rows
+        One a slot and parameter.
+    steps
+        Counted ones.
+    skipped
+        States that were not watched, by parameter and slot, and why.
+
+    Examples
+    --------
+    >>> row = Row("w", "exp_avg_sq", "float32", "nearest", 0.999, 1000, 0.0, 0.0, 0.0, 1.0, 0.0, None)
+    >>> MonitorTable((row,), steps=10).verdicts()
+    []
     """
 
     rows: tuple[Row, ...]

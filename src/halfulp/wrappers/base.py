@@ -27,6 +27,14 @@ class Wrapper(Optimizer):
     ------
     TypeError
         If `optimizer` is none.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> inside = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    >>> around = halfulp.Lookahead(inside)
+    >>> isinstance(around, Wrapper), around.param_groups is inside.param_groups
+    (True, True)
     """
 
     key: ClassVar[str]
