@@ -31,7 +31,7 @@ class Elsewhere:
         build = [compiler, *exact, *flags, f"-I{CSRC}", "-static", "-pthread", *sources, "-lm", "-o", self.command[-1]]
         subprocess.run(build, check=True)
 
-    def hu_step(self, address: int, count: int, threads: int) -> None:
+    def hu_step(self, address: int, count: int, threads: int) -> int:
         """As the library's, on `count` rows of :data:`WORK` at `address`."""
         rows = np.frombuffer(ctypes.string_at(address, count * WORK.itemsize), WORK)
         formats: dict[int, int] = {}
@@ -64,3 +64,4 @@ class Elsewhere:
             ctypes.memmove(at, made[:size], size)
             made = made[size:]
         assert not made
+        return sum(ctypes.c_int64.from_address(int(at)).value for at in rows["skipped"])

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern void hu_step(hu_work *works, int64_t count, int threads);
+extern int64_t hu_step(hu_work *works, int64_t count, int threads);
 
 typedef struct region {
     uint64_t address, bytes;

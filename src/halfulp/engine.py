@@ -20,13 +20,15 @@ from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.lifetime import RuleStates
 from halfulp.options import Options
-from halfulp.rng import lanes, slot_id, stream_keys
+from halfulp.rng import lanes, slot_id, step_keys
 from halfulp.rules.base import Rule, Scalars, fp32
 from halfulp.rules.hyper import is_rate
 from halfulp.storage import format_specs
 from halfulp.validate import validate
 
 __all__ = ["Options", "RuleOptimizer"]
+
+STREAM = slot_id("optimizer")
 
 
 class RuleOptimizer(RuleStates):
@@ -198,9 +200,9 @@ class RuleOptimizer(RuleStates):
         return {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
 
     def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
-        registry, lane = self.registry, lanes(tuple(s.name for s in self.group_slots(group)))
+        registry, lane = self.registry, lanes(self._stored_as[id(group)][2])
         index = [registry[w.owner].index for w in works]
-        keys = stream_keys(group["seed"], index, slot_id("optimizer"), steps).tolist()
+        keys = step_keys(group["seed"], index, STREAM, steps)
         for work, (key0, key1) in zip(works, keys, strict=True):
             work.keys = [(key0, key1, lane[name]) for name in work.names]
 

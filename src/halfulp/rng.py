@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["LANES", "lanes", "random_bits", "slot_id", "stream_keys"]
+__all__ = ["LANES", "lanes", "random_bits", "slot_id", "step_keys", "stream_keys"]
 
 _MASK = 0xFFFFFFFF
 GOLDEN, HIGH_WORD = 0x9E3779B9, 0xBB67AE85
@@ -68,15 +68,17 @@ def stream_keys(
     [1713891541, 3781805453]
     """
     arrays = np.broadcast_arrays(*(np.asarray(x, np.uint64) for x in (parameter, slot, step)))
-    shape = (*arrays[0].shape, 2)
-    if arrays[0].size <= _FEW:
-        words = [_philox(seed, [int(x) for x in one], int) for one in zip(*(x.flat for x in arrays), strict=True)]
-        return np.array(words, np.uint32).reshape(shape)
     return np.stack(_philox(seed, arrays, np.uint64), axis=-1).astype(np.uint32)
 
 
-_FEW = 16
-"""Keys that take less time one by one, as Python's integers, than as arrays of numpy."""
+def step_keys(seed: int, parameters: Sequence[int], slot: int, steps: Sequence[int]) -> list[Sequence[int]]:
+    """:func:`stream_keys` of one slot of several parameters, as lists of two integers.
+
+    Few are made one by one, in Python's integers: numpy takes as long for one as for sixteen.
+    """
+    if len(parameters) > 16:
+        return list(stream_keys(seed, parameters, slot, steps).tolist())
+    return [_philox(seed, (p, slot, t), int) for p, t in zip(parameters, steps, strict=True)]
 
 
 def _philox(seed: int, counter: Sequence[Any], word: Callable[[int], Any]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ same code as the reference (:class:`~halfulp.kernels.reference.Codec`).
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -79,61 +80,87 @@ class _Batch:
     works: list[Work]
     rows: Rows = field(init=False)
     skipped: npt.NDArray[np.int64] = field(init=False)
-    slots: list[tuple[int, list[int] | slice, list[EmaState]]] = field(init=False)
-    scaled: list[tuple[int, list[int], list[EmaState]]] = field(init=False)
+    packed: struct.Struct = field(init=False)
+    scalars: bytearray = field(init=False)
+    first_scalar: int = field(init=False)
+    columns: dict[str, npt.NDArray[Any]] = field(init=False)
+    slots: list[_SlotColumns] = field(init=False)
+    held: dict[str, list[Any]] = field(init=False, default_factory=dict)
+    """What columns hold that seldom change: comparing lists takes less time than writing one into a column."""
 
     def __post_init__(self) -> None:
         self.rows = np.frombuffer(bytearray(b"".join(w.plan.row.tobytes() for w in self.works)), WORK)
         self.skipped = np.zeros(len(self.works), np.int64)
         self.rows["skipped"] = self.skipped.ctypes.data + 8 * np.arange(len(self.works), dtype=np.uintp)
         most = max(len(w.states) for w in self.works)
-        self.slots, self.scaled = [], []
-        for k in range(most):
-            having = [i for i, w in enumerate(self.works) if len(w.states) > k]
-            states = [self.works[i].states[k] for i in having]
-            self.slots.append((k, slice(None) if len(having) == len(self.works) else having, states))
-            with_scale = [i for i in having if self.works[i].states[k].quantizer.format.scaled]
-            if with_scale:
-                self.scaled.append((k, with_scale, [self.works[i].states[k] for i in with_scale]))
+        self.slots = [_SlotColumns(self.rows["slot"][:, k], k, self.works) for k in range(most)]
+        self.columns = {name: self.rows[name] for name in WORK.names or ()}
+        self.packed = struct.Struct(f"{len(SCALARS[self.rule.name])}f")
+        self.scalars = bytearray(self.packed.size * len(self.works))
+        self.first_scalar = np.frombuffer(self.scalars, np.uint8).ctypes.data
 
     def step(self) -> None:
         """Fill in what changes from step to step, and do it."""
-        works, rows = self.works, self.rows
+        works = self.works
         grads = [w.grad if w.grad.is_contiguous() else w.grad.contiguous() for w in works]
-        scalars = self._scalars()
-        rows["param"] = [w.param.data_ptr() for w in works]
-        rows["grad"] = [g.data_ptr() for g in grads]
-        rows["grad_kind"] = [DTYPES[g.dtype] for g in grads]
-        rows["maximize"] = [w.maximize for w in works]
-        rows["param_stochastic"] = [w.param_rounding == "stochastic" for w in works]
-        rows["param_stochastic"] &= rows["param_kind"] != 0
-        rows["param_key"] = [w.keys[-1] for w in works]
-        for k, at, states in self.slots:
-            slot = rows["slot"][:, k]
-            slot["codes"][at] = [_address(s.codes) for s in states]
-            slot["key"][at] = [w.keys[k] for w in works] if isinstance(at, slice) else [works[i].keys[k] for i in at]
-            slot["counts"] = [0 if w.counts is None else w.counts[k].data_ptr() for w in works]
-        for k, at, states in self.scaled:
-            rows["slot"]["scale"][at, k] = [_address(s.scale) for s in states]  # type: ignore[arg-type]
-        self.skipped[:] = 0
-        native.library().hu_step(rows.ctypes.data, len(works), torch.get_num_threads())
-        del grads, scalars  # alive until here
-        if self.skipped.any():
+        self._fill_scalars()
+        self._hold("param", [w.param.data_ptr() for w in works])
+        self._hold("grad", [g.data_ptr() for g in grads])
+        self._hold("grad_kind", [DTYPES[g.dtype] for g in grads])
+        self._hold("maximize", [w.maximize for w in works])
+        self._hold(
+            "param_stochastic",
+            [w.param_rounding == "stochastic" and w.param.dtype is not torch.float32 for w in works],
+        )
+        self.columns["param_key"][:] = [w.keys[-1] for w in works]
+        for columns in self.slots:
+            columns.fill(works)
+        skipped = native.library().hu_step(self.rows.ctypes.data, len(works), torch.get_num_threads())
+        del grads  # alive until here
+        if skipped:
             for work, count in zip(works, self.skipped.tolist(), strict=True):
                 work.skipped = count
+            self.skipped[:] = 0
 
-    def _scalars(self) -> list[Any]:
-        """Give every row the address of its scalars; returns what must stay alive."""
-        names, addresses = SCALARS[self.rule.name], []
-        made: dict[int, tuple[int, npt.NDArray[np.float32]]] = {}
+    def _hold(self, name: str, values: list[Any]) -> None:
+        if self.held.get(name) != values:
+            self.columns[name][:] = self.held[name] = values
+
+    def _fill_scalars(self) -> None:
+        """Write the scalars of this step, each set once, and give every row the address of its own."""
+        names, made, addresses = SCALARS[self.rule.name], dict[int, int](), []
         for work in self.works:
-            known = made.get(id(work.scalars))
-            if known is None:
-                array = np.array([work.scalars[n] for n in names], np.float32)
-                known = made[id(work.scalars)] = (array.ctypes.data, array)
-            addresses.append(known[0])
-        self.rows["scalars"] = addresses
-        return list(made.values())
+            at = made.get(id(work.scalars))
+            if at is None:
+                at = made[id(work.scalars)] = self.packed.size * len(made)
+                self.packed.pack_into(self.scalars, at, *[work.scalars[n] for n in names])
+            addresses.append(self.first_scalar + at)
+        self._hold("scalars", addresses)
+
+
+class _SlotColumns:
+    """The columns of one slot, and the works that have it."""
+
+    def __init__(self, rows: Rows, slot: int, works: list[Work]) -> None:
+        self.slot = slot
+        self.codes, self.scale, self.key, self.counts = (rows[n] for n in ("codes", "scale", "key", "counts"))
+        self.having = [i for i, w in enumerate(works) if len(w.states) > slot]
+        self.scaled = [i for i in self.having if works[i].states[slot].quantizer.format.scaled]
+        self.all = len(self.having) == len(works)
+        self.held: list[list[int]] = []
+
+    def fill(self, works: list[Work]) -> None:
+        """Addresses where they have changed, and the keys of this step."""
+        k = self.slot
+        addresses = [
+            [_address(works[i].states[k].codes) for i in self.having],
+            [_address(works[i].states[k].scale) for i in self.scaled],  # type: ignore[arg-type]
+            [0 if w.counts is None else w.counts[k].data_ptr() for w in works],
+        ]
+        if addresses != self.held:
+            self.codes[self.having], self.scale[self.scaled], self.counts[:] = addresses
+            self.held = addresses
+        self.key[slice(None) if self.all else self.having] = [works[i].keys[k] for i in self.having]
 
 
 def _address(x: Tensor) -> int:

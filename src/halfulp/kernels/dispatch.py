@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import cache
 from types import ModuleType
 
 from halfulp._log import log_once
@@ -24,6 +25,7 @@ def check_backend(name: str | None) -> None:
         raise ValueError(f"backend is None or one of {', '.join(BACKENDS)}; got {name!r}")
 
 
+@cache
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"halfulp.kernels.{name}")
 

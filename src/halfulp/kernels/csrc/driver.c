@@ -112,18 +112,21 @@ static void work_on(void *data) {
 #endif
 }
 
-/* One step of `count` parameters. */
-EXPORT void hu_step(hu_work *works, int64_t count, int threads) {
+/* One step of `count` parameters; returns the sum of what they have skipped. */
+EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     int64_t units = 0, elements = 0;
     for (int64_t i = 0; i < count; i++) {
         works[i].units_before = units;
         units += chosen->units(&works[i]);
         elements += works[i].rows * works[i].cols;
     }
-    if (!units) return;
+    if (!units) return 0;
     const int64_t average = (elements + units - 1) / units, most = (elements + GRAIN - 1) / GRAIN;
     job j = {works, count, units, 0, average >= GRAIN ? 1 : GRAIN / average};
     in_parallel(work_on, &j, most < threads ? (int)most : threads);
+    int64_t skipped = 0;
+    for (int64_t i = 0; i < count; i++) skipped += *works[i].skipped;
+    return skipped;
 }
 
 /* A stored state to fp32, and fp32 (finite) to stored codes and scales. */
