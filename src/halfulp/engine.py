@@ -21,7 +21,7 @@ from halfulp.kernels.work import Work
 from halfulp.lifetime import RuleStates
 from halfulp.options import Options
 from halfulp.rng import lanes, slot_id, step_keys
-from halfulp.rules.base import Rule, Scalars, fp32
+from halfulp.rules.base import Rule, Scalars, all_fp32
 from halfulp.rules.hyper import is_rate
 from halfulp.storage import format_specs
 from halfulp.validate import validate
@@ -94,7 +94,6 @@ class RuleOptimizer(RuleStates):
 
     # ---------------------------------------------------------------- the step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.
 
@@ -107,7 +106,8 @@ class RuleOptimizer(RuleStates):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
+        with torch.no_grad():
+            self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
         return loss
 
     @torch.no_grad()
@@ -123,8 +123,13 @@ class RuleOptimizer(RuleStates):
                 groups.setdefault(id(group), (group, []))[1].append(p)
         self._step(list(groups.values()))
 
-    @torch._disable_dynamo  # as torch does for its own: a compiled training step calls this as it is
     def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        if torch.compiler.is_compiling():  # a compiled training step calls it as it is, as torch's own are called
+            torch.compiler.disable(self._make_step)(groups)
+        else:
+            self._make_step(groups)
+
+    def _make_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         self._check_grads([p for _, params in groups for p in params])
         for group, _ in groups:
             self._follow(group)
@@ -197,7 +202,7 @@ class RuleOptimizer(RuleStates):
     def _scalars(self, group: dict[str, Any], work: Work, step: int) -> Scalars:
         hyper = {**group, "bound_update": group["bound_update"] and work.low}
         ages = {"step": step, **{s.slot.name: s.age for s in work.states}}
-        return {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
+        return all_fp32(work.rule.scalars(hyper, ages))
 
     def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
         registry, lane = self.registry, lanes(self._stored_as[id(group)][2])

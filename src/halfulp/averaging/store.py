@@ -25,7 +25,7 @@ from halfulp.memory import MemoryReport, MemoryRow
 from halfulp.quantizer import Quantizer
 from halfulp.rng import LANES, hash_elements, slot_id, stream_keys
 from halfulp.rules.average import DIFFERENCE, EMA
-from halfulp.rules.base import fp32
+from halfulp.rules.base import all_fp32
 from halfulp.scaling import rows_and_cols
 from halfulp.state import EmaState
 from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
@@ -181,7 +181,7 @@ class AverageStore:
         counts
             Adds up, for each name, the updates that were due and those of them that stalled: int64 of shape (1, 2).
         """
-        scalars = {k: fp32(v) for k, v in self.rule.scalars({"decay": decay}, {}).items()}
+        scalars = all_fp32(self.rule.scalars({"decay": decay}, {}))
         names = list(self._averaged)
         keys = stream_keys(self.seed, [[a.index] for a in self._averaged.values()], [slot_id(self.label)], step)
         works = []

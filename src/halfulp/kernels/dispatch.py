@@ -9,7 +9,7 @@ from types import ModuleType
 
 from halfulp._log import log_once
 from halfulp.kernels.work import Work
-from halfulp.rules.base import Rule, fp32
+from halfulp.rules.base import Rule, all_fp32
 
 __all__ = ["BACKENDS", "check_backend", "combine", "step"]
 
@@ -81,6 +81,6 @@ def combine(rule: Rule, works: list[Work]) -> list[Work]:
         if not all(map(math.isfinite, found.values())):
             work.skipped = work.param.numel()
             continue
-        work.scalars = {**work.scalars, **{k: fp32(v) for k, v in rule.combine(found, work.scalars).items()}}
+        work.scalars = {**work.scalars, **all_fp32(rule.combine(found, work.scalars))}
         able.append(work)
     return able

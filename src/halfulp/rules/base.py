@@ -27,7 +27,7 @@ from torch import Tensor
 
 from halfulp.state import Hyper, StateSlot
 
-__all__ = ["Ages", "Rule", "Scalars", "States", "clamp", "fp32", "norm", "sqrt", "total"]
+__all__ = ["Ages", "Rule", "Scalars", "States", "all_fp32", "clamp", "fp32", "norm", "sqrt", "total"]
 
 Scalars = dict[str, float]
 States = dict[str, Tensor]
@@ -111,6 +111,15 @@ def fp32(value: Any) -> float:
         return float(struct.unpack("f", struct.pack("f", float(value)))[0])
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
+
+
+def all_fp32(scalars: Scalars) -> dict[str, float]:
+    """:func:`fp32` of each."""
+    form = f"{len(scalars)}f"
+    try:
+        return dict(zip(scalars, struct.unpack(form, struct.pack(form, *scalars.values())), strict=True))
+    except OverflowError:
+        return {name: fp32(value) for name, value in scalars.items()}
 
 
 def clamp(x: Tensor, bound: float) -> Tensor:
