@@ -54,14 +54,17 @@ def exact_error(law: Transient, beta1: float, steps: int) -> Array:
     t = np.arange(1, steps + 1)
     mean, deviation = law.exact_mean[1 : steps + 1], law.exact_deviation[1 : steps + 1]
     scale = law.drive.mean * -np.expm1(t * np.log(law.beta))
-    half = (mean / deviation) ** 2  # of the degrees of freedom
-
-    def moment(power: float) -> Array:
-        # from its third input on a sum of squares has a mean inverse, which a gamma variable of few degrees lacks
-        shape = np.maximum(half, 1.5 if power == -1 else 0.5)
-        return np.asarray(np.exp(power * np.log(mean / scale / shape) + gammaln(shape + power) - gammaln(shape)))
-
-    return _error(beta1, t, moment(0.5), moment(-0.5), moment(-1.0))
+    unit, half = mean / scale, (mean / deviation) ** 2  # half of the degrees of freedom
+    rising = np.exp(gammaln(half + 0.5) - gammaln(half))
+    # from its third input on a sum of squares has a mean inverse, which a gamma variable of few degrees lacks
+    enough = np.maximum(half, 1.5)
+    return _error(
+        beta1,
+        t,
+        rising * np.sqrt(unit / half),
+        rising / (enough - 0.5) * np.sqrt(half / unit),
+        half / (enough - 1) / unit,
+    )
 
 
 def _error(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array) -> Array:
