@@ -9,9 +9,11 @@ import pytest
 
 import halfulp
 from halfulp.formats import FORMATS, get_format
+from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.published import BETA, CELLS, STALLED
+from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Walk, sampled_law
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import transient, transients
 from theory_oracle import round_free, simulate
@@ -279,3 +281,40 @@ def test_bad_input(call: object, message: str) -> None:
 def test_float32_loses_nothing() -> None:
     assert halfulp.stall_probability("fp32", beta=0.999, rounding="nearest") == 0.0
     assert not halfulp.stall_curve("fp32", beta=0.999, rounding="nearest", steps=5).any()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(
+    ("name", "drive"), [("udynamic8", SQUARE), ("uint4", SQUARE), ("dynamic8", GRADIENT), ("int4", GRADIENT)]
+)
+def test_strides_of_blocks_are_single_steps(name: str, drive: Drive, rounding: str) -> None:
+    """Stalling of integers and codebooks, several steps at a time from age 128 on, against every step of blocks."""
+    fmt, beta = get_format(name), 0.996
+    law = sampled_law(fmt, beta, rounding, drive, 255)
+    blocks = block_law(Blocks(fmt, beta, rounding, drive), 255, paths=384)
+    assert np.diff(law.ages)[0] == 1
+    assert np.diff(law.ages)[-1] == 2
+    apart = np.interp(blocks.ages, law.ages, law.stalled) - blocks.stalled
+    error = blocks.error("stalled").max()  # of an ensemble of 384 blocks; the other has 256
+    assert abs(apart[1:130]).max() < 5.5 * error
+    assert abs(apart[130:]).max() < 5.5 * error
+    assert abs(apart[130:].mean()) < 2.5 * error
+
+
+def test_a_scale_that_comes_and_goes_loses_less() -> None:
+    """Half of a value of a dynamic codebook is none: an update in which the scale changes is seldom lost."""
+    walk = _Walk(Blocks(get_format("udynamic8"), 0.999, "nearest"))
+    walk.exponent = np.full(PHASES * BLOCKS, 8)  # scales of 1/256 to 1/128, far from the largest code
+    walk.code = np.full((PHASES * BLOCKS, 128), 200)
+    calm = walk._stalled()
+    walk.code[:, 0] = len(walk.levels) - 1  # the next step may well leave the grid
+    walk.exponent = np.full(PHASES * BLOCKS, -10)
+    assert calm > 0.99
+    assert walk._stalled() < 0.9 * calm
+
+
+def test_sampled_blocks_refuse_what_has_a_chain() -> None:
+    with pytest.raises(ValueError, match="is not an integer or codebook"):
+        sampled_law(get_format("fp8"), 0.9, "nearest", SQUARE, 3)
+    with pytest.raises(ValueError, match="must not be negative"):
+        sampled_law(get_format("uint4"), 0.9, "nearest", SQUARE, -1)

@@ -136,11 +136,10 @@ def _chain_curve(fmt: Format, beta: float, rounding: str, slot: Slot, last: int)
 
     drive = SQUARE if slot == "exp_avg_sq" else GRADIENT
     if fmt.kind != "float":
-        from halfulp.theory.blocks import Blocks, block_law
+        from halfulp.theory.sampled_blocks import sampled_law
 
-        steps = 1 << max(last, 63).bit_length()  # kept by length: few lengths, few computations
-        blocks = block_law(Blocks(fmt, beta, rounding, drive), steps, paths=128)
-        return blocks.ages.astype(np.float64), blocks.stalled
+        sampled = sampled_law(fmt, beta, rounding, drive, last)
+        return sampled.ages.astype(np.float64), sampled.stalled
     law = transient(Chain(fmt, beta, rounding, drive), last)
     return law.ages.astype(np.float64), law.stalled
 

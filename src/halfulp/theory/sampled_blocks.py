@@ -1,0 +1,288 @@
+"""Stalling of formats without exponent, in even blocks with a power-of-two scale, up to any age.
+
+An ensemble of blocks is followed, each with its own scale. The first steps are taken one by one, stored as the library
+stores. After that the elements of a block take 2, 4, 8 ... steps at a time, as the chain does: their next codes are
+drawn from a power of the chain's transition matrix on the block's grid, and the scale is set anew from the largest. So
+what the elements of a block have in common, its scale, is followed in each block; a chain whose unit doubles for the
+typical block (:mod:`halfulp.theory.rising_unit`) has it double too late, and never fall.
+
+The stalled fraction is the chain's probability at each stored code, averaged over the ensemble. A step in which the
+block's scale changes loses only what the other scale can hold, and loses there: the values of dynamic codebooks are not
+on the grid of half their scale, and the largest element of a block goes to and fro at an octave's end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.formats import Format
+from halfulp.theory.blocks import Blocks
+from halfulp.theory.drive import Drive
+from halfulp.theory.grid import Grid
+from halfulp.theory.storing import Storing
+from halfulp.theory.transition import Step
+
+__all__ = ["SampledLaw", "sampled_law"]
+
+Array = npt.NDArray[np.float64]
+Single = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
+
+PHASES, BLOCKS = 16, 16
+"""Positions of the gradient's scale within an octave, and blocks of each."""
+BLOCK_SIZE = 128
+STRIDES = 64
+"""Strides of each length: one is at most an age over this."""
+BEYOND = 1.25
+"""What outgrows its block within a stride is followed so far above the block's largest code."""
+
+
+@dataclass(frozen=True)
+class SampledLaw:
+    """Stalled fraction at some ages.
+
+    Parameters
+    ----------
+    ages
+        Every one up to 128, then fewer and fewer.
+    stalled
+        Of the update that a state of each age meets.
+    """
+
+    ages: Index
+    stalled: Array
+
+
+def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: int) -> SampledLaw:
+    """Stalled fraction of a state in homogeneous blocks of 128 with power-of-two scales, up to an age of `steps`.
+
+    Parameters
+    ----------
+    fmt
+        An integer or a codebook, of 8 bits or fewer.
+    beta, rounding, drive
+        As of :class:`~halfulp.theory.blocks.Blocks`. Nearest rounding never gives zero in a second moment.
+    steps
+        Last age, at least. Laws are kept by length, of which there is one to an octave.
+
+    Examples
+    --------
+    >>> from halfulp.formats import get_format
+    >>> from halfulp.theory.drive import SQUARE
+    >>> law = sampled_law(get_format("uint4"), 0.999, "nearest", SQUARE, 1000)
+    >>> bool(law.stalled[law.ages == 100] > 0.95)
+    True
+    """
+    if fmt.kind == "float" or fmt.bits > 8:
+        raise ValueError(
+            f"{fmt.name} is not an integer or codebook of 8 bits: ask for halfulp.theory.transient.transient"
+        )
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    return _law(Blocks(fmt, beta, rounding, drive), 1 << max(steps, 63).bit_length())
+
+
+@lru_cache(maxsize=64)
+def _law(blocks: Blocks, steps: int) -> SampledLaw:
+    walk = _Walk(blocks)
+    while walk.ages[-1] < steps:
+        walk.advance()
+    return SampledLaw(np.array(walk.ages), np.array(walk.stalled))
+
+
+class _Walk:
+    """The ensemble: values in the gradient's unit at first, then codes, and the exponent of each block's scale."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks, self.rng = blocks, np.random.Generator(np.random.SFC64(0))
+        self.storing = Storing(blocks, self.rng)
+        self.phases = 2.0 ** ((np.arange(PHASES) + 0.5) / PHASES)
+        self.phase = np.repeat(np.arange(PHASES), BLOCKS)
+        self.value = np.zeros((PHASES * BLOCKS, BLOCK_SIZE), dtype=np.float32)
+        self.ages, self.stalled, self.stride = [0], [0.0], 1
+        levels = np.array(blocks.format.grid())
+        low = 0.0 if blocks.drive.nonnegative else -blocks.format.reach
+        self.levels = levels[(levels >= low) & (levels <= blocks.format.reach)]
+        self.step = Step(_grid(self.levels, blocks), blocks.drive, blocks.beta, blocks.rounding)
+        self.offset = int(np.searchsorted(self.step.grid.points, self.levels[0]))
+        self.matrices: dict[tuple[int, int], Array] = {}
+        self.cumulated: dict[tuple[int, int], Array] = {}
+        self.tables: dict[tuple[int, int], Array] = {}
+        self.other = {up: _positions(self.levels, self.levels / 2.0**up) for up in (1, -1)}
+
+    def advance(self) -> None:
+        """Go on by a stride."""
+        if min(self.ages[-1], 1 / (1 - self.blocks.beta)) >= 2 * STRIDES * self.stride:
+            if self.stride == 1:
+                self._encode()
+            self.stride *= 2
+            self.matrices = {key: matrix @ matrix for key, matrix in self.matrices.items()}
+            self.cumulated = {}
+        if self.stride == 1:
+            self._single()
+        else:
+            self._together()
+
+    def _encode(self) -> None:
+        """Codes and exponents from the values."""
+        largest = np.abs(self.value).max(axis=1).astype(np.float64)
+        self.exponent = np.ceil(np.log2(largest / self.blocks.format.reach)).astype(np.int64)
+        self.code = self._nearest(self.value / np.exp2(self.exponent)[:, None])
+
+    def _single(self) -> None:
+        """One step of every element, stored as the library does; its stalled fraction is that met at the last age."""
+        beta, drive = np.float32(self.blocks.beta), self.blocks.drive
+        noise = drive.sample(self.rng, self.value.size).reshape(self.value.shape)
+        inputs = (noise * self.phases[self.phase, None]).astype(np.float32)
+        successor = beta * self.value + np.float32(1 - self.blocks.beta) * inputs
+        value, _ = self.storing.store(successor)
+        due = successor != self.value
+        self.stalled[-1] = np.count_nonzero((value == self.value) & due) / max(int(np.count_nonzero(due)), 1)
+        self.value = value
+        self.ages.append(self.ages[-1] + 1)
+        self.stalled.append(self.stalled[-1])
+
+    def _together(self) -> None:
+        """Several steps at a time."""
+        points, reach = self.step.grid.points, float(self.blocks.format.reach)
+        where = np.empty_like(self.code)
+        for key, members in self._groups():
+            rows = self.code[members] + self.offset
+            drawn = np.searchsorted(self._rising(key), rows + self.rng.random(rows.shape), side="right")
+            where[members] = drawn - rows * len(points)
+        values = points[where]
+        largest = np.abs(values).max(axis=1)
+        up = np.ceil(np.log2(np.where(largest > 0, largest / reach, 1.0))).astype(np.int64)
+        self.code = where - self.offset
+        moved = np.flatnonzero(up)
+        self.code[moved] = self._place(values[moved] / np.exp2(up[moved])[:, None])
+        self.exponent[moved] += up[moved]
+        self.ages.append(self.ages[-1] + self.stride)
+        self.stalled.append(self._stalled())
+        live = {key for key, _ in self._groups()}
+        self.matrices = {key: matrix for key, matrix in self.matrices.items() if key in live}
+        self.cumulated = {key: rising for key, rising in self.cumulated.items() if key in live}
+
+    def _rising(self, key: tuple[int, int]) -> Array:
+        """Cumulative probabilities of a stride, row after row: one list that rises by 1 a row."""
+        if key not in self.matrices:
+            matrix = self._matrix(self._scale(key))
+            for _ in range(int(math.log2(self.stride))):
+                matrix = matrix @ matrix
+            self.matrices[key] = matrix
+        if key not in self.cumulated:
+            rising = np.minimum(np.cumsum(self.matrices[key], axis=1), 1.0)
+            rising[:, -1] = 1.0
+            rising += np.arange(len(rising), dtype=np.float64)[:, None]
+            self.cumulated[key] = rising.ravel()
+        return self.cumulated[key]
+
+    def _matrix(self, scale: float) -> Array:
+        """Law of a step, by points.
+
+        Just beyond the largest code the next scale's grid holds: what stochastic rounding would leave at the largest
+        code, which that grid may not have, goes to the points beside it, and keeps the mean.
+        """
+        matrix = np.asarray(self.step.matrix(scale, 0, len(self.step.grid)).toarray())
+        if self.blocks.rounding == "nearest":
+            return matrix
+        points, drive = self.step.grid.points, self.blocks.drive
+        gain, last = (1 - self.blocks.beta) * scale, self.offset + len(self.levels) - 1
+        for at, out in ((last, 1), (self.offset, -1))[: 1 if drive.nonnegative else 2]:
+            if self.levels[at - self.offset] / 2 in self.levels:
+                continue
+            # in terms of -y below zero: a normal drive without mean is even
+            start = out * self.blocks.beta * points
+            inner, end, outer = (out * points[at + k * out] for k in (-1, 0, 1))
+            far, near = (outer - start) / gain, (end - start) / gain
+            (cdf_far, mean_far), (cdf_near, mean_near) = drive.cdf_and_mean(far), drive.cdf_and_mean(near)
+            shared = (far * cdf_far - mean_far - near * cdf_near + mean_near) / (far - near)
+            mass = np.minimum(np.maximum(shared - cdf_near, 0.0), matrix[:, at])
+            matrix[:, at] -= mass
+            matrix[:, at - out] += mass * (outer - end) / (outer - inner)
+            matrix[:, at + out] += mass * (end - inner) / (outer - inner)
+        return matrix
+
+    def _groups(self) -> list[tuple[tuple[int, int], Index]]:
+        """Blocks of one phase and one scale."""
+        return [
+            ((phase, int(e)), np.flatnonzero((self.phase == phase) & (self.exponent == e)))
+            for phase in range(PHASES)
+            for e in np.unique(self.exponent[self.phase == phase])
+        ]
+
+    def _scale(self, key: tuple[int, int]) -> float:
+        return float(self.phases[key[0]]) / 2.0 ** key[1]
+
+    def _stalled(self) -> float:
+        total = 0.0
+        for (phase, exponent), members in self._groups():
+            code = self.code[members]
+            stalls, within, within_half = self._table((phase, exponent))
+            rises = -np.expm1(within[code].sum(axis=1))
+            falls = np.exp(within_half[code].sum(axis=1))
+            stays = stalls[code].sum(axis=1)
+            total += float(stays.sum() - (rises + falls) @ stays)
+            for up, chance in ((1, rises), (-1, falls)):
+                some = np.flatnonzero(chance > 1e-6)
+                if len(some):
+                    there = self.other[up][code[some]]
+                    lost = np.where(there >= 0, self._table((phase, exponent + up))[0][there], 0.0)
+                    total += float(chance[some] @ lost.sum(axis=1))
+        return total / self.code.size
+
+    def _table(self, key: tuple[int, int]) -> Array:
+        """By code: how likely its update is lost, and logs of how likely it stays within the largest code, and half."""
+        if key not in self.tables:
+            inside = slice(self.offset, self.offset + len(self.levels))
+            gain = (1 - self.blocks.beta) * self._scale(key)
+            rows = [self.step.stalls(self._scale(key))[inside]]
+            for end in (self.blocks.format.reach, self.blocks.format.reach / 2):
+                within = self.blocks.drive.cdf((end - self.blocks.beta * self.levels) / gain)
+                if not self.blocks.drive.nonnegative:
+                    within = within - self.blocks.drive.cdf((-end - self.blocks.beta * self.levels) / gain)
+                rows.append(np.log(np.maximum(within, 1e-300)))
+            self.tables[key] = np.stack(rows)
+        return self.tables[key]
+
+    def _nearest(self, values: Array) -> Index:
+        return np.asarray(np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, values))
+
+    def _place(self, values: Array) -> Index:
+        """Codes of values on another block's scale."""
+        if self.blocks.rounding == "nearest":
+            code = self._nearest(values)
+            if self.blocks.drive.nonnegative:
+                code[(code == 0) & (values > 0)] = 1
+            return code
+        low = np.clip(np.searchsorted(self.levels, values, side="right") - 1, 0, len(self.levels) - 2)
+        share = (values - self.levels[low]) / (self.levels[low + 1] - self.levels[low])
+        return np.asarray(low + (self.rng.random(values.shape) < share), dtype=np.int64)
+
+
+def _positions(levels: Array, values: Array) -> Index:
+    """Where the values are among the levels, -1 where they are not."""
+    at = np.minimum(np.searchsorted(levels, values), len(levels) - 1)
+    return np.where(levels[at] == values, at, -1)
+
+
+def _grid(levels: Array, blocks: Blocks) -> Grid:
+    """The codes of a block, and above them some of the next scale's: what outgrows the block is rounded to these."""
+    reach = blocks.format.reach
+    above = 2 * levels[(2 * levels > reach) & (2 * levels <= BEYOND * reach)]
+    below = 2 * levels[(2 * levels < -reach) & (2 * levels >= -BEYOND * reach)]
+    points = np.concatenate([below, levels, above])
+    gaps, infinity = np.diff(points), np.array([math.inf])
+    split = (points[1:] + points[:-1]) / 2
+    if blocks.drive.nonnegative:
+        split[0] = 0.0  # the floor
+    if len(above):
+        split[len(below) + len(levels) - 1] = reach  # from here on the scale is the next
+    if len(below):
+        split[len(below) - 1] = -reach
+    return Grid(points, np.concatenate([infinity, gaps]), np.concatenate([gaps, infinity]), split, False)
