@@ -88,6 +88,8 @@ TORCH: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
 @pytest.mark.parametrize("case", TORCH)
 def test_torch_agrees_over_100_random_steps(case: str) -> None:
     name, arguments, ours_only, tolerance = TORCH[case]
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch {torch.__version__} has no {name}")
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(6, 9, generator=generator)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.double())
