@@ -74,9 +74,9 @@ def stream_keys(
 def step_keys(seed: int, parameters: Sequence[int], slot: int, steps: Sequence[int]) -> list[Sequence[int]]:
     """:func:`stream_keys` of one slot of several parameters, as lists of two integers.
 
-    Few are made one by one, in Python's integers: numpy takes as long for one as for sixteen.
+    Few are made one by one, in Python's integers: numpy takes as long for one as for twelve.
     """
-    if len(parameters) > 16:
+    if len(parameters) > 12:
         return list(stream_keys(seed, parameters, slot, steps).tolist())
     return [_philox(seed, (p, slot, t), int) for p, t in zip(parameters, steps, strict=True)]
 

@@ -7,7 +7,7 @@ It holds no reference to the model: tensors are handed in by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from halfulp.kernels import dispatch
 from halfulp.kernels.work import Work
 from halfulp.memory import MemoryReport, MemoryRow
 from halfulp.quantizer import Quantizer
-from halfulp.rng import LANES, hash_elements, slot_id, stream_keys
+from halfulp.rng import LANES, hash_elements, slot_id, step_keys
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import all_fp32
 from halfulp.scaling import rows_and_cols
@@ -183,9 +183,9 @@ class AverageStore:
         """
         scalars = all_fp32(self.rule.scalars({"decay": decay}, {}))
         names = list(self._averaged)
-        keys = stream_keys(self.seed, [[a.index] for a in self._averaged.values()], [slot_id(self.label)], step)
+        keys = self._keys(self.label, step)
         works = []
-        for name, key in zip(names, keys.reshape(-1, 2).tolist(), strict=True):
+        for name, key in zip(names, keys, strict=True):
             work = self._work(name, tensors, before)
             work.states[0].age += 1
             work.scalars, work.keys, work.skipped = scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)], 0
@@ -208,6 +208,11 @@ class AverageStore:
         work.param = work.owner = param
         work.grad, work.first_element, work.row_stride = live.tensor, live.first_element, live.row_stride
         return work
+
+    def _keys(self, label: str, step: int) -> list[Sequence[int]]:
+        """Keys of a step's random words, for every average."""
+        index = [a.index for a in self._averaged.values()]
+        return step_keys(self.seed, index, slot_id(label), [step] * len(index))
 
     def _note_skipped(self, name: str, elements: int) -> None:
         self.skipped[name] = self.skipped.get(name, 0) + elements
@@ -233,15 +238,14 @@ class AverageStore:
     @torch.no_grad()
     def write(self, tensors: Tensors, step: int) -> None:
         """Store given tensors as they are, rounded as the store rounds, with the random bits of a step."""
-        for name, averaged in self._averaged.items():
+        for (name, averaged), key in zip(self._averaged.items(), self._keys(f"{self.label}/write", step), strict=True):
             state, part = averaged.state, self._part(name, tensors)
             if not bool(torch.isfinite(part.tensor).all()):
                 self._note_skipped(name, part.tensor.numel())
                 continue
             words = None
             if state.quantizer.stochastic:
-                key = stream_keys(self.seed, averaged.index, slot_id(f"{self.label}/write"), step)
-                words = random_words((int(key[0]), int(key[1])), part)
+                words = random_words((key[0], key[1]), part)
             codes, scale = state.quantizer.quantize(part.tensor.float(), words)
             state.codes.copy_(codes)
             if scale is not None and state.scale is not None:

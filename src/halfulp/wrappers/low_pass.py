@@ -15,7 +15,7 @@ from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import random_words
 from halfulp.averaging.swap import Swap, check_keep
 from halfulp.distributed import gathered
-from halfulp.rng import slot_id, stream_keys
+from halfulp.rng import slot_id, step_keys
 from halfulp.validate import count
 from halfulp.wrappers.base import Wrapper
 
@@ -128,8 +128,8 @@ class LowPass(Wrapper):
         live, number = self.trained, {name: i for i, name in enumerate(self.named)}
 
         def noisy(name: str) -> Tensor:
-            key = stream_keys(self.seed, number[name], slot_id(self.key), self.draws - 1)
-            return self._noisy(live[name], (int(key[0]), int(key[1])))
+            (key,) = step_keys(self.seed, [number[name]], slot_id(self.key), [self.draws - 1])
+            return self._noisy(live[name], (key[0], key[1]))
 
         swap = Swap(live, noisy, {}, self.keep, None)
         self.draws += 1
