@@ -92,14 +92,14 @@ def _description(
     rule: str, shape: torch.Size, dtype: torch.dtype, quantizers: tuple[Quantizer, ...], row_stride: int | None
 ) -> Rows | str:
     """The same for all parameters of a shape and kind."""
-    rows, cols, tile = step_tile(shape, quantizers)
+    rows, cols = rows_and_cols(shape)
+    tile = step_tile(shape, quantizers)[2]
     blocks = [q.scaling.layout(shape).block for q in quantizers if q.format.scaled]
     small = math.lcm(1, *(b for b in blocks if b <= MAX_TILE))
     if tile > MAX_TILE and (small > MAX_TILE or any(b != tile for b in blocks if b > MAX_TILE)):
         return f"blocks of {blocks} elements do not fit into each other"
     made = np.zeros(1, WORK)
     row = made[0]
-    rows, cols = rows_and_cols(shape)
     odd = cols % 2 == 1 and any(q.format.packed for q in quantizers)
     if row_stride in (None, cols) and not odd and cols and all(cols % b == 0 for b in (tile, *blocks)):
         rows, cols = 1, rows * cols  # no tile is short at the end of a row: one long row has the same tiles
@@ -162,10 +162,12 @@ def even_stretches_of(fmt: Format) -> Rows | None:
     """``hu_even`` of a codebook, an array of one; ``None`` where its gaps differ too often, or its two sides."""
     *tables, fraction = codebook_tables(fmt)
     levels, middles, density, start, base = (table.numpy() for table in tables)
-    halves = np.rint((middles - start) * density).astype(np.int32) + base - (np.arange(len(middles)) << 16)
     ends = levels[list(even_stretches(fmt))]
     borders, below = ends[ends > 0][:-1], -ends[ends < 0][:0:-1]
-    if fraction != 16 or np.abs(halves - (1 << 15)).max() > 1:
+    if fraction != 16:
+        return None
+    halves = np.rint((middles - start) * density).astype(np.int32) + base - (np.arange(len(middles)) << 16)
+    if np.abs(halves - (1 << 15)).max() > 1:  # even_code of encode.h counts on it
         return None
     if len(borders) >= STRETCHES or borders[:1].min(initial=1) < 2.0**-30 or fmt.max >= 2:
         return None

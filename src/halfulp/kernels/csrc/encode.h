@@ -75,7 +75,7 @@ INLINE vi position(const hu_format *f, vf y, const int is_signed) {
         return cvt_rn((y - pick32(e->start, side)) * density) + pick32i(e->base, side);
     }
 #endif
-    const vf x = is_signed ? asf(absi(y)) : y;
+    const vf x = is_signed ? asf(absi(y)) : y; /* of a negative number: its mirror, as many codes below zero's */
     const vi at = cvt_rn((x - pick16(e->start, stretch)) * density) + asi(pick16((const float *)e->base, stretch));
     return is_signed ? seli(gts(seti(0), asi(y)), seti(f->zero_code << 17) - at, at) : at;
 }
