@@ -15,23 +15,22 @@ SCRIPT = """
 import json, sys, time
 import torch
 before = set(sys.modules)
-torch_took = time.process_time()  # processor time: what else runs here must not decide
+start = time.process_time()  # processor time: what else runs here must not decide
 import halfulp
 from halfulp import AdamW, Quantizer
-took = time.process_time() - torch_took
-print(json.dumps([took, torch_took, sorted({m.split(".")[0] for m in set(sys.modules) - before})]))
+took = time.process_time() - start
+print(json.dumps([took, sorted({m.split(".")[0] for m in set(sys.modules) - before})]))
 """
 
 
 def test_import_time_and_modules() -> None:
-    times, limits, modules = [], [], set()
+    times, modules = [], set()
     for _ in range(3):
         out = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, check=True)
-        seconds, torch_seconds, loaded = json.loads(out.stdout.splitlines()[-1])
+        seconds, loaded = json.loads(out.stdout.splitlines()[-1])
         times.append(seconds)
-        limits.append(0.2 * max(1.0, torch_seconds))  # torch takes a second where 0.2 s is the limit
         modules |= set(loaded)
-    assert statistics.median(times) < statistics.median(limits)
+    assert statistics.median(times) < 0.2
     optional = {"matplotlib", "plotly", "transformers", "tokenizers", "datasets", "pyarrow", "triton", "typer", "rich"}
     assert not modules & optional
 
