@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
@@ -102,7 +103,7 @@ class ProgressView:
 
     def standing(self) -> str:
         """What is done and what is not, in a sentence, for a comparison that was stopped."""
-        counts = {state: sum(s.state == state for s in self._statuses) for state in SHOWN_FIRST}
+        counts = Counter(s.state for s in self._statuses)
         parts = [f"{counts['done']} of {len(self._statuses)} runs done"]
         at = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state in ("running", "stopped")]
         if at:
@@ -162,8 +163,8 @@ def _hidden(statuses: list[RunStatus]) -> str | None:
     """What is said of the runs that have no line."""
     if not statuses:
         return None
-    counts = {state: sum(s.state == state for s in statuses) for state in SHOWN_FIRST}
-    return "and " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    counts = Counter(s.state for s in statuses)
+    return "and " + ", ".join(f"{counts[state]} {state}" for state in SHOWN_FIRST if counts[state])
 
 
 def _number(value: float | None, spec: str) -> str:
