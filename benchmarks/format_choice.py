@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from halfulp import AdamW, Quantizer, Scaling
-from halfulp.formats import FORMATS
+from halfulp.numbers.formats import FORMATS
 
 CANDIDATES = {
     "exp_avg": ["bfloat16", "float8_e4m3fn", "float8_e3m4", "float8_e5m2", "dynamic8", "linear8",

@@ -218,10 +218,10 @@ def never_rounded() -> str:
     return "; ".join(found)
 
 
-def _small(name: str) -> halfulp.engine.RuleOptimizer:
+def _small(name: str) -> halfulp.engine.optimizer.RuleOptimizer:
     import torch
 
-    made: halfulp.engine.RuleOptimizer = getattr(halfulp, name)(
+    made: halfulp.engine.optimizer.RuleOptimizer = getattr(halfulp, name)(
         [("weight", torch.nn.Parameter(torch.zeros(8, 8)))], **ARGUMENTS.get(name, {})
     )
     return made

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.rng import GOLDEN, LANES, MULTIPLIERS, hash_elements, slot_id, stream_keys
+from halfulp.numbers.rng import GOLDEN, LANES, MULTIPLIERS, hash_elements, slot_id, stream_keys
 
 Words = npt.NDArray[np.uint32]
 TESTS = {

@@ -3,7 +3,7 @@
 Each optimizer of the library steps on gradients ``N(0, sigma**2)``, ``sigma`` one factor a row times one a column,
 either from an octave. Its engine counts the updates that were due and those that left the stored value as it was, over
 two octaves of age; ``StallMonitor`` watches the later one and has to agree. The prediction is made from what the rule
-declares of the slot (:meth:`halfulp.state.StateSlot.likeness`) and nothing else.
+declares of the slot (:meth:`halfulp.rules.slots.StateSlot.likeness`) and nothing else.
 
     python benchmarks/rules_stall.py                        # 15 minutes; rows already in the CSV are kept
     python benchmarks/rules_stall.py --optimizers ADOPT     # one of them, printed

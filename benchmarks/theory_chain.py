@@ -31,7 +31,7 @@ import torch
 from theory_monte_carlo import GROUPS, Cell, monte_carlo
 
 from halfulp import get_format
-from halfulp.formats import FORMATS
+from halfulp.numbers.formats import FORMATS
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.transient import transient

@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from halfulp.formats import Format
-from halfulp.rounding import decode, encode
+from halfulp.numbers.formats import Format
+from halfulp.numbers.rounding import decode, encode
 from halfulp.theory.drive import Drive
 
 GROUPS = 10

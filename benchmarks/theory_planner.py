@@ -33,7 +33,7 @@ import time
 import numpy as np
 
 from halfulp import get_format, plan_reset
-from halfulp.formats import FORMATS
+from halfulp.numbers.formats import FORMATS
 from halfulp.theory import planner, rising_unit, stall, transient
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.cost import cycle_cost, update_error

@@ -11,7 +11,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import halfulp
-from halfulp.scaling import Scaling
+from halfulp.numbers.scaling import Scaling
 
 AGES = (9, 29, 99, 199, 299)
 BETAS = {"exp_avg": 0.9, "exp_avg_sq": 0.999}

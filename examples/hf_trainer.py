@@ -6,7 +6,7 @@ from _text import model, rows
 from transformers import Trainer, TrainingArguments
 
 from halfulp import StallMonitor
-from halfulp.trainers import TrainerFactory
+from halfulp.training.trainers import TrainerFactory
 
 arguments = TrainingArguments(
     tempfile.mkdtemp(), max_steps=20, per_device_train_batch_size=8, learning_rate=3e-3, logging_steps=5,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import halfulp
-from halfulp.adapters import adapter_for
-from halfulp.formats import dynamic_levels
+from halfulp.libraries import adapter_for
 from halfulp.monitor import StallMonitor
+from halfulp.numbers.formats import dynamic_levels
 
 DYNAMIC = {signed: torch.tensor(dynamic_levels(signed)) for signed in (True, False)}
 LINEAR4 = torch.linspace(0, 1, 17)[1:]

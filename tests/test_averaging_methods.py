@@ -25,7 +25,7 @@ from halfulp.averaging import (
     TemporalEnsemble,
     TemporaryTeachers,
 )
-from halfulp.rounding import round_to
+from halfulp.numbers.rounding import round_to
 
 
 def net(seed=0):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import halfulp
 import halfulp.averaging
-from halfulp import _log
+from halfulp.numbers import log as _log
 from test_conventions import CLASSES, assert_same, build, everything, model, run, set_grads
 
 NAN, INF = float("nan"), float("inf")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import halfulp
 from halfulp.checkpoint.files import pack, unpack
+from halfulp.numbers.rounding import round_to
 from halfulp.optim import OPTIMIZERS
-from halfulp.rounding import round_to
 
 STATES = ["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4", "8bit", "4bit"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp import _log
-from halfulp.rng import random_bits, slot_id, stream_keys
-from halfulp.rounding import encode
+from halfulp.numbers import log as _log
+from halfulp.numbers.rng import random_bits, slot_id, stream_keys
+from halfulp.numbers.rounding import encode
 
 CLASSES = {
     "AdamW": (halfulp.AdamW, {}), "Adam": (halfulp.Adam, {"weight_decay": 0.1}),

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import halfulp
-from halfulp import _log
+from halfulp.numbers import log as _log
 
 HERE = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(HERE))

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import halfulp
+from halfulp.engine.options import TorchOptions
 from halfulp.optim.described import parameters
-from halfulp.options import TorchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if p.exists()]

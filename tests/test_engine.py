@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfulp.engine import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from halfulp.formats import FORMATS, FRIENDLY, Format, get_format, resolve_name
-from halfulp.quantizer import Quantizer
-from halfulp.rounding import decode, encode, storage_dtype
-from oracle import value
+from halfulp.numbers.formats import FORMATS, FRIENDLY, Format, get_format, resolve_name
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rounding import decode, encode, storage_dtype
+from support.oracle import value
 
 ML_DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name)) for name in FORMATS if hasattr(ml_dtypes, name) and name != "int4"

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfulp.formats import FORMATS, Format
 from halfulp.kernels import cpu, native, reference
-from halfulp.quantizer import Quantizer
+from halfulp.kernels.stored import EmaState
+from halfulp.numbers.formats import FORMATS, Format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.scaling import Scaling
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule, Scalars, States
-from halfulp.scaling import Scaling
-from halfulp.state import EmaState
-from kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
+from support.kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 

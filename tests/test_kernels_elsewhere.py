@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elsewhere import Elsewhere
 from halfulp.kernels import native
-from kernel_cases import AVERAGES, CASES, Case
+from support.elsewhere import Elsewhere
+from support.kernel_cases import AVERAGES, CASES, Case
 from test_kernels_cpu import run
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from halfulp.kernels import pieces, reference
-from halfulp.scaling import Scaling
-from kernel_cases import Case, assert_same_bits, make_work
+from halfulp.numbers.scaling import Scaling
+from support.kernel_cases import Case, assert_same_bits, make_work
 
 BASE = Case(shape=(70, 256))
 CASES = [

@@ -20,14 +20,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfulp import SGD, AdamW, Lion, _log
+from halfulp import SGD, AdamW, Lion
 from halfulp.kernels import dispatch, reference
 from halfulp.kernels import triton as backend
 from halfulp.kernels.triton_plan import LARGEST_TILE, plan_of, tiling
 from halfulp.kernels.work import Work
-from halfulp.quantizer import Quantizer
-from halfulp.scaling import Scaling, rows_and_cols
-from kernel_cases import (
+from halfulp.numbers import log as _log
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.scaling import Scaling, rows_and_cols
+from support.kernel_cases import (
     CASES,
     FORMAT_PAIRS,
     MAIN_PAIRS,
@@ -379,11 +380,11 @@ def test_without_the_interpreter() -> None:
 
 
 def test_ptx(tmp_path: Path) -> None:
-    """Compiled down to machine code for two architectures (``tests/triton_ptx.py``), it rounds every operation.
+    """Compiled down to machine code for two architectures (``tests/support/triton_ptx.py``), it rounds every operation.
 
     No contraction, no approximation, no flushing of subnormals: what the bits of the reference ask for.
     """
-    script = Path(__file__).with_name("triton_ptx.py")
+    script = Path(__file__).parent / "support" / "triton_ptx.py"
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     clean["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(

@@ -18,7 +18,7 @@ from halfulp.lab.compare import RunStatus, load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
 from halfulp.lab.progress import ProgressView
-from lab_runs import TINY, TINY_OPTIONS, averages, bits, command, environment, figures, run, run_folder
+from support.lab_runs import TINY, TINY_OPTIONS, averages, bits, command, environment, figures, run, run_folder
 
 ARMS = "fp32,bf16-nearest,fp8-stochastic-reset30"
 PATIENCE = 300

@@ -10,7 +10,7 @@ import pytest
 from halfulp import stall_curve
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.results import Comparison, load_comparison
-from lab_runs import TINY, run_folder, train_all
+from support.lab_runs import TINY, run_folder, train_all
 
 ARMS = ("bf16-nearest", "bf16-stochastic", "fp8-nearest", "fp8-stochastic")
 SETTLED = 200

@@ -23,7 +23,7 @@ from halfulp.lab.report import write_report
 from halfulp.lab.results import Interval, load_comparison
 from halfulp.lab.svg import spread, ticks
 from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
-from lab_runs import TINY, run, run_folder, train_all
+from support.lab_runs import TINY, run, run_folder, train_all
 
 ARMS = (
     "fp32",

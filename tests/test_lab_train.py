@@ -16,7 +16,7 @@ from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, write_json
 from halfulp.lab.model import MODELS, build_model
 from halfulp.lab.train import is_measured, learning_rate
-from lab_runs import TINY, averages, bits, figures, run_folder, summaries, train_all
+from support.lab_runs import TINY, averages, bits, figures, run_folder, summaries, train_all
 
 ARMS = ("fp32", "bf16-nearest", "fp8-stochastic-reset8", "fp4-stochastic", "int8-nearest")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.engine import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.optim import OPTIMIZERS
 
 STATES = ("fp32", "bf16", "fp8", "fp4", "int8")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import halfulp
-from halfulp.formats import get_format
-from halfulp.rng import LANES
-from oracle import Stored, adam_step, f32, lion_step, random_word, sgd_step
+from halfulp.numbers.formats import get_format
+from halfulp.numbers.rng import LANES
+from support.oracle import Stored, adam_step, f32, lion_step, random_word, sgd_step
 
 SHAPE = (6, 40)
 STEPS = 1000

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import halfulp
-from halfulp.formats import FORMATS, Format
-from halfulp.quantizer import Quantizer
-from halfulp.rng import random_bits
-from halfulp.rounding import storage_dtype
-from halfulp.scaling import Scaling, rows_and_cols
-from oracle import Stored
+from halfulp.numbers.formats import FORMATS, Format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rng import random_bits
+from halfulp.numbers.rounding import storage_dtype
+from halfulp.numbers.scaling import Scaling, rows_and_cols
+from support.oracle import Stored
 
 ALL = list(FORMATS.values())
 NARROW = [f for f in ALL if not f.is_float32]

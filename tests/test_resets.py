@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import halfulp
-from halfulp import AdamW, Every, Planned, Staggered, _log, plan_reset
-from halfulp.resets import Site, as_schedule
+from halfulp import AdamW, Every, Planned, Staggered, plan_reset
+from halfulp.engine.resets import Site, as_schedule
+from halfulp.numbers import log as _log
 
 BETAS = (0.9, 0.999)
 
@@ -169,7 +170,7 @@ def test_staggered(count: int, period: int) -> None:
 
 
 def site(step: int, index: int, count: int) -> Site:
-    from halfulp.resets import SlotSite
+    from halfulp.engine.resets import SlotSite
 
     slot = SlotSite("exp_avg_sq", halfulp.get_format("fp8"), "nearest", False, "grad_sq", 0.999, step)
     return Site(step, index, count, (slot,))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from halfulp.rng import LANES, hash_elements, lanes, random_bits, slot_id, stream_keys
-from oracle import philox4x32, random_word
+from halfulp.numbers.rng import LANES, hash_elements, lanes, random_bits, slot_id, stream_keys
+from support.oracle import philox4x32, random_word
 
 N = 1 << 20
 ALPHA = 1e-6  # of a single test: a few hundred p-values are drawn, all from fixed seeds

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfulp.formats import FORMATS, Format
-from halfulp.rng import random_bits
-from halfulp.rounding import decode, encode, pack4, round_to, unpack4
-from oracle import encode as exact_encode
-from oracle import fraction_bits
-from oracle import value as exact_value
+from halfulp.numbers.formats import FORMATS, Format
+from halfulp.numbers.rng import random_bits
+from halfulp.numbers.rounding import decode, encode, pack4, round_to, unpack4
+from support.oracle import encode as exact_encode
+from support.oracle import fraction_bits
+from support.oracle import value as exact_value
 
 NARROW = [f for f in FORMATS.values() if not f.is_float32]
 ML_FLOATS = {

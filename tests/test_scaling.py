@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfulp.formats import FORMATS, Format
-from halfulp.scaling import Layout, Scaling, rows_and_cols
-from oracle import pow2_scale
+from halfulp.numbers.formats import FORMATS, Format
+from halfulp.numbers.scaling import Layout, Scaling, rows_and_cols
+from support.oracle import pow2_scale
 
 SCALED = [f for f in FORMATS.values() if f.scaled]
 TINY, HUGE = 2.0**-149, 3.4028234663852886e38

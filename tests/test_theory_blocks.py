@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from halfulp import Quantizer, Scaling, get_format
-from halfulp.formats import FORMATS
+from halfulp.numbers.formats import FORMATS
 from halfulp.theory.blocks import Blocks, block_law, follow
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import halfulp
-from halfulp.formats import FORMATS, get_format
+from halfulp.numbers.formats import FORMATS, get_format
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.drive import GRADIENT, SQUARE, Drive
@@ -16,7 +16,7 @@ from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Walk, sampled_law
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import transient, transients
-from theory_oracle import round_free, simulate
+from support.theory_oracle import round_free, simulate
 
 # Stalled fraction of the update applied to a state of age 10, 100, 300, 1000, 3000; beta 0.999.
 BUILD_UP = {

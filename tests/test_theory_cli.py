@@ -129,7 +129,7 @@ def test_tables_lose_nothing_on_a_narrow_terminal(width: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from halfulp._tables import print_table
+    from halfulp.lab.tables import print_table
 
     text = io.StringIO()
     table = Table(title="t")

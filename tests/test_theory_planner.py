@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import halfulp
-from halfulp.formats import FORMATS, get_format
-from halfulp.resets import Site, Staggered
+from halfulp.engine.resets import Site, Staggered
+from halfulp.numbers.formats import FORMATS, get_format
 from halfulp.theory.advice import advise, rate
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
@@ -20,7 +20,7 @@ from halfulp.theory.cost import cycle_cost, exact_error, neglected, update_error
 from halfulp.theory.rising_unit import block_transient
 from halfulp.theory.transient import transients
 from halfulp.theory.update import update_law
-from theory_oracle import round_free
+from support.theory_oracle import round_free
 
 
 @pytest.mark.parametrize(("fmt", "low", "high"), [("fp8", 270, 330), ("fp4", 160, 200), ("bf16", 2200, 2800)])

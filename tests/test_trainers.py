@@ -1,4 +1,4 @@
-"""Trainers: every example runs for real, killed runs go on with the same bits, and the pieces of halfulp.trainers."""
+"""Trainers: every example runs for real, killed runs go on with the same bits, and the pieces of our own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.trainers import TrainerFactory, groups_by_name, release_gradients
+from halfulp.training.trainers import TrainerFactory, groups_by_name, release_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {

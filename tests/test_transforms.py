@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import halfulp
-from halfulp.engine import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.rules.base import Rule
 from halfulp.rules.transforms import Transform, compose, with_weight_decay
 from test_matrix import STATES, stored_bytes

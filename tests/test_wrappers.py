@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.wrappers import Wrapper
+from halfulp.training import Wrapper
 
 Make = Callable[[Any], torch.optim.Optimizer]
 BASES: dict[str, Make] = {

@@ -12,22 +12,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halfulp import averaging as averaging
     from halfulp import checkpoint as checkpoint
-    from halfulp import formats as formats
     from halfulp import kernels as kernels
     from halfulp import monitor as monitor
     from halfulp import optim as optim
-    from halfulp import schedules as schedules
     from halfulp import theory as theory
-    from halfulp import wrappers as wrappers
-    from halfulp.autodrop import AutoDrop as AutoDrop
+    from halfulp import training as training
     from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
     from halfulp.checkpoint.files import load_optimizer as load_optimizer
     from halfulp.checkpoint.files import save_optimizer as save_optimizer
     from halfulp.checkpoint.selftest import check_roundtrip as check_roundtrip
-    from halfulp.formats import Format as Format
-    from halfulp.formats import get_format as get_format
+    from halfulp.engine.resets import Every as Every
+    from halfulp.engine.resets import Planned as Planned
+    from halfulp.engine.resets import ResetSchedule as ResetSchedule
+    from halfulp.engine.resets import Staggered as Staggered
     from halfulp.monitor import GradientSample as GradientSample
     from halfulp.monitor import StallMonitor as StallMonitor
+    from halfulp.numbers import formats as formats
+    from halfulp.numbers.formats import Format as Format
+    from halfulp.numbers.formats import get_format as get_format
+    from halfulp.numbers.quantizer import Quantizer as Quantizer
+    from halfulp.numbers.rounding import round_to as round_to
+    from halfulp.numbers.scaling import Scaling as Scaling
     from halfulp.optim import ADOPT as ADOPT
     from halfulp.optim import AMSGD as AMSGD
     from halfulp.optim import CAME as CAME
@@ -64,36 +69,32 @@ if TYPE_CHECKING:
     from halfulp.optim import Muon as Muon
     from halfulp.optim import SubsetNorm as SubsetNorm
     from halfulp.optim import SubspaceMomentum as SubspaceMomentum
-    from halfulp.quantizer import Quantizer as Quantizer
-    from halfulp.resets import Every as Every
-    from halfulp.resets import Planned as Planned
-    from halfulp.resets import ResetSchedule as ResetSchedule
-    from halfulp.resets import Staggered as Staggered
-    from halfulp.rounding import round_to as round_to
     from halfulp.rules.transforms import adagc as adagc
     from halfulp.rules.transforms import clip_coordinates as clip_coordinates
     from halfulp.rules.transforms import clip_global as clip_global
     from halfulp.rules.transforms import master_weights as master_weights
-    from halfulp.scaling import Scaling as Scaling
-    from halfulp.schedules import linear_to_zero as linear_to_zero
-    from halfulp.schedules import refined as refined
-    from halfulp.schedules import scale_adam as scale_adam
-    from halfulp.schedules import warmup_stable_decay as warmup_stable_decay
     from halfulp.theory.closed_loop import Measured as Measured
     from halfulp.theory.planner import plan_reset as plan_reset
     from halfulp.theory.stall import stall_curve as stall_curve
     from halfulp.theory.stall import stall_probability as stall_probability
-    from halfulp.wrappers import Lookahead as Lookahead
-    from halfulp.wrappers import LowPass as LowPass
+    from halfulp.training import Lookahead as Lookahead
+    from halfulp.training import LowPass as LowPass
+    from halfulp.training import schedules as schedules
+    from halfulp.training import trainers as trainers
+    from halfulp.training.autodrop import AutoDrop as AutoDrop
+    from halfulp.training.schedules import linear_to_zero as linear_to_zero
+    from halfulp.training.schedules import refined as refined
+    from halfulp.training.schedules import scale_adam as scale_adam
+    from halfulp.training.schedules import warmup_stable_decay as warmup_stable_decay
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "warmup_stable_decay": "schedules",
-    "scale_adam": "schedules",
-    "linear_to_zero": "schedules",
-    "refined": "schedules",
-    "AutoDrop": "autodrop",
+    "warmup_stable_decay": "training.schedules",
+    "scale_adam": "training.schedules",
+    "linear_to_zero": "training.schedules",
+    "refined": "training.schedules",
+    "AutoDrop": "training.autodrop",
     "ADOPT": "optim",
     "AMAdamW": "optim",
     "AMSGD": "optim",
@@ -114,30 +115,30 @@ _HOME = {
     "Conda": "optim",
     "DiffGrad": "optim",
     "EXAdam": "optim",
-    "Every": "resets",
+    "Every": "engine.resets",
     "FRUGAL": "optim",
-    "Format": "formats",
+    "Format": "numbers.formats",
     "Gravity": "optim",
     "HyperOptimizer": "optim",
     "LAMB": "optim",
     "LARS": "optim",
     "Lion": "optim",
-    "Lookahead": "wrappers",
-    "LowPass": "wrappers",
+    "Lookahead": "training",
+    "LowPass": "training",
     "MADGRAD": "optim",
     "MicroAdam": "optim",
     "Measured": "theory.closed_loop",
     "Muon": "optim",
-    "Planned": "resets",
-    "Quantizer": "quantizer",
-    "ResetSchedule": "resets",
+    "Planned": "engine.resets",
+    "Quantizer": "numbers.quantizer",
+    "ResetSchedule": "engine.resets",
     "SGD": "optim",
     "SMMF": "optim",
     "SOAP": "optim",
     "SPAM": "optim",
     "SWATS": "optim",
-    "Scaling": "scaling",
-    "Staggered": "resets",
+    "Scaling": "numbers.scaling",
+    "Staggered": "engine.resets",
     "GradientSample": "monitor",
     "StallMonitor": "monitor",
     "SubsetNorm": "optim",
@@ -147,25 +148,38 @@ _HOME = {
     "clip_coordinates": "rules.transforms",
     "clip_global": "rules.transforms",
     "convert_state_dict": "checkpoint.convert",
-    "get_format": "formats",
+    "get_format": "numbers.formats",
     "load_optimizer": "checkpoint.files",
     "master_weights": "rules.transforms",
     "plan_reset": "theory.planner",
-    "round_to": "rounding",
+    "round_to": "numbers.rounding",
     "save_optimizer": "checkpoint.files",
     "stall_curve": "theory.stall",
     "stall_probability": "theory.stall",
 }
 
-_PACKAGES = ("averaging", "checkpoint", "formats", "kernels", "monitor", "optim", "schedules", "theory", "wrappers")
-"""Modules that are there after ``import halfulp`` alone; an import of them binds their name."""
+_MODULES = {
+    "averaging": "averaging",
+    "checkpoint": "checkpoint",
+    "formats": "numbers.formats",
+    "kernels": "kernels",
+    "monitor": "monitor",
+    "numbers": "numbers",
+    "optim": "optim",
+    "schedules": "training.schedules",
+    "theory": "theory",
+    "trainers": "training.trainers",
+    "training": "training",
+    "wrappers": "training",
+}
+"""Modules that are there after ``import halfulp`` alone, under a short name where they have one."""
 
 __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"halfulp.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"halfulp.{_MODULES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'halfulp' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"halfulp.{_HOME[name]}"), name)
@@ -174,4 +188,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_PACKAGES})
+    return sorted({*globals(), *_HOME, *_MODULES})

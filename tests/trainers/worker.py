@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from halfulp import AdamW
-from halfulp.trainers import TrainerFactory
+from halfulp.training.trainers import TrainerFactory
 
 STEPS, SAVED, KILLED = 10, 4, 6
 """Steps in all, of the checkpoint, and that the killed run has made when it ends."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
-from halfulp.distributed import shard_like
-from halfulp.groups import PARAM_DTYPES
-from halfulp.memory import MemoryReport
-from halfulp.validate import count
+from halfulp.engine.groups import PARAM_DTYPES
+from halfulp.engine.loading import count
+from halfulp.engine.memory import MemoryReport
+from halfulp.engine.sharding import shard_like
 
 __all__ = ["Buffers", "WeightAverage", "clean_name", "live_tensors"]
 
@@ -95,7 +95,7 @@ class WeightAverage:
         self._swap: Swap | None = None
 
     def _store(self, names: set[str], **options: Any) -> AverageStore:
-        from halfulp.storage import StorageOptions
+        from halfulp.engine.storage import StorageOptions
 
         keys = ("scale", "block_size", "min_size", "keep_fp32")
         storage = {k: options.pop(k) for k in keys if k in options}

@@ -11,7 +11,7 @@ from halfulp.averaging.base import Model
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
-from halfulp.storage import StorageOptions
+from halfulp.engine.storage import StorageOptions
 
 __all__ = ["BEMA"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from halfulp._callbacks import lightning_base, transformers_base
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import whole
 from halfulp.checkpoint.files import read_file, write_file
+from halfulp.monitor.bases import lightning_base, transformers_base
 
 __all__ = ["lightning_callback", "trainer_callback"]
 

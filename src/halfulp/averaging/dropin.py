@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfulp._log import log_once
 from halfulp.averaging.base import clean_name
 from halfulp.averaging.decay import Uniform
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
+from halfulp.numbers.log import log_once
 
 __all__ = ["AveragedModel", "EMAPytorch"]
 

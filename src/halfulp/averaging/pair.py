@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from halfulp.averaging.base import clean_name
-from halfulp.quantizer import Quantizer
-from halfulp.storage import FLOAT32
+from halfulp.engine.storage import FLOAT32
+from halfulp.numbers.quantizer import Quantizer
 
 __all__ = ["PairRow", "check_pair"]
 

@@ -22,7 +22,7 @@ from halfulp.averaging.decay import PowerLaw, power_exponent
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
 from halfulp.checkpoint.files import read_file, write_file
-from halfulp.validate import count
+from halfulp.engine.loading import count
 
 __all__ = ["PostHocEMA", "Profile", "Reconstruction", "profile_product", "reconstruct_weights"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halfulp.distributed import gathered, is_sharded, local, window
+from halfulp.engine.sharding import gathered, is_sharded, local, window
 
 __all__ = ["Part", "local_part", "whole"]
 
@@ -22,7 +22,7 @@ class Part:
     tensor
         The local values: a view that shares memory with the tensor, without its autograd history.
     first_element, row_stride
-        Its place in the whole, see :class:`~halfulp.distributed.Window`; random bits follow it.
+        Its place in the whole, see :class:`~halfulp.engine.sharding.Window`; random bits follow it.
     """
 
     tensor: Tensor

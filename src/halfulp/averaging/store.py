@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp._log import log_once
 from halfulp.averaging.shards import Part, local_part
-from halfulp.distributed import cut, is_sharded, local_state_shape
-from halfulp.formats import Format
-from halfulp.groups import PARAM_DTYPES
+from halfulp.engine.groups import PARAM_DTYPES
+from halfulp.engine.loading import count, tensor_entries
+from halfulp.engine.memory import MemoryReport, MemoryRow
+from halfulp.engine.sharding import cut, is_sharded, local_state_shape
+from halfulp.engine.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 from halfulp.kernels import dispatch
+from halfulp.kernels.stored import EmaState
 from halfulp.kernels.work import Work
-from halfulp.memory import MemoryReport, MemoryRow
-from halfulp.quantizer import Quantizer
-from halfulp.rng import LANES, hash_elements, slot_id, step_keys
+from halfulp.numbers.formats import Format
+from halfulp.numbers.log import log_once
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rng import LANES, hash_elements, slot_id, step_keys
+from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import all_fp32
-from halfulp.scaling import rows_and_cols
-from halfulp.state import EmaState
-from halfulp.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
-from halfulp.validate import count, tensor_entries
 
 __all__ = ["FORMATS", "AverageStore", "Tensors"]
 
@@ -58,8 +58,8 @@ class AverageStore:
         What is averaged, by name: float32, bfloat16 or float16; plain tensors or DTensors cut along dimension 0. The
         averages start as copies of them. Their order numbers the random streams.
     state, rounding
-        As for the optimizers: a format name, a :class:`~halfulp.formats.Format` or a
-        :class:`~halfulp.quantizer.Quantizer`; ``"stochastic"`` or ``"nearest"``.
+        As for the optimizers: a format name, a :class:`~halfulp.numbers.formats.Format` or a
+        :class:`~halfulp.numbers.quantizer.Quantizer`; ``"stochastic"`` or ``"nearest"``.
     storage
         Scales, and which tensors stay in fp32.
     seed

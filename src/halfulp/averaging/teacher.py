@@ -13,7 +13,7 @@ from halfulp.averaging.base import clean_name
 from halfulp.averaging.decay import Cosine, Decay, MeanTeacher
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.swap import follow
-from halfulp.memory import MemoryReport
+from halfulp.engine.memory import MemoryReport
 
 __all__ = ["Teacher", "TemporaryTeachers"]
 

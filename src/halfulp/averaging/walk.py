@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from halfulp.averaging.base import WeightAverage
-from halfulp.formats import Format, get_format
-from halfulp.quantizer import Rounding
+from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.quantizer import Rounding
 
 __all__ = ["WalkStall", "predict", "walk_stall"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.averaging.base import Model, WeightAverage
-from halfulp.validate import count
+from halfulp.engine.loading import count
 
 __all__ = ["LAWA"]
 

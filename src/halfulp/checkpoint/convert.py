@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp._log import log_once
 from halfulp.checkpoint.decode import SavedState, saved_states
-from halfulp.storage import format_specs
+from halfulp.engine.storage import format_specs
+from halfulp.numbers.log import log_once
 
 __all__ = ["convert_state_dict"]
 
@@ -59,7 +59,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     >>> new.param_groups[0]["lr"]
     0.0003
     """
-    from halfulp.engine import RuleOptimizer
+    from halfulp.engine.optimizer import RuleOptimizer
 
     _check_form(state_dict, to)
     ours = isinstance(to, RuleOptimizer)
@@ -118,7 +118,7 @@ def _params(
 
 
 def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    from halfulp.options import STORAGE_KEYS
+    from halfulp.engine.options import STORAGE_KEYS
 
     out = copy.deepcopy(dict(own))
     keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
@@ -197,7 +197,7 @@ def _to_ours(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]
 
 def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
     """Hyper-parameters that decide which slots there are (momentum = 0 has none)."""
-    from halfulp.options import STORAGE_KEYS
+    from halfulp.engine.options import STORAGE_KEYS
 
     return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.adapters.base import Codec, Plain
-from halfulp.adapters.bitsandbytes import bitsandbytes_codec
-from halfulp.adapters.ours import QuantizerCodec
-from halfulp.adapters.torch_optim import plain_format
-from halfulp.adapters.torchao import KINDS, inner, torchao_codec, torchao_parts
-from halfulp.quantizer import Quantizer
+from halfulp.libraries.base import Codec, Plain
+from halfulp.libraries.bitsandbytes import bitsandbytes_codec
+from halfulp.libraries.ours import QuantizerCodec
+from halfulp.libraries.torch_optim import plain_format
+from halfulp.libraries.torchao import KINDS, inner, torchao_codec, torchao_parts
+from halfulp.numbers.quantizer import Quantizer
 
 __all__ = ["SavedState", "group_roundings", "group_specs", "library", "saved_states"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp._files import write_bytes
+from halfulp.checkpoint.atomic import write_bytes
 
 __all__ = ["load_optimizer", "pack", "read_file", "save_optimizer", "unpack", "write_file"]
 

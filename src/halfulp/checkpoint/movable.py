@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.adapters.base import Codebook, Codec, Plain
-from halfulp.adapters.ours import QuantizerCodec
 from halfulp.checkpoint.decode import SavedState, saved_states
-from halfulp.formats import FORMATS, Format
+from halfulp.libraries.base import Codebook, Codec, Plain
+from halfulp.libraries.ours import QuantizerCodec
+from halfulp.numbers.formats import FORMATS, Format
 
 __all__ = ["Movable", "movable"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from halfulp.checkpoint.files import read_file, write_file
-from halfulp.validate import validate
+from halfulp.engine.loading import validate
 
 if TYPE_CHECKING:
-    from halfulp.engine import RuleOptimizer
+    from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = ["check_roundtrip"]
 
@@ -50,7 +50,7 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
     >>> halfulp.check_roundtrip(optimizer)
     2
     """
-    from halfulp.engine import RuleOptimizer
+    from halfulp.engine.optimizer import RuleOptimizer
 
     state_dict = optimizer.state_dict()
     if isinstance(optimizer, RuleOptimizer):
@@ -71,7 +71,7 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
 
 def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """States of the smallest parameter of each storage: its own, or noise."""
-    from halfulp.state import EmaState
+    from halfulp.kernels.stored import EmaState
 
     chosen: dict[Any, tuple[int, int, dict[str, Any], Tensor]] = {}
     number = 0

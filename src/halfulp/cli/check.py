@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp._tables import output, print_table
+from halfulp.lab.tables import output, print_table
 
 __all__ = ["command"]
 

@@ -94,7 +94,7 @@ def _run(
     import os
     import time
 
-    from halfulp._tables import output
+    from halfulp.lab.tables import output
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one thread each, side by side
     from halfulp.lab import compare

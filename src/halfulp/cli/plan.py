@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp._tables import output, print_table
+from halfulp.lab.tables import output, print_table
 
 __all__ = ["command"]
 
@@ -67,7 +67,7 @@ def command(
 
 
 def _stagger(console: Any, plans: dict[tuple[str, float, str], Any], parameters: int) -> None:
-    from halfulp.resets import Site, Staggered
+    from halfulp.engine.resets import Site, Staggered
 
     for (name, beta, how), plan in plans.items():
         if plan.period is None:

@@ -17,8 +17,8 @@ def command(
     ] = None,
 ) -> None:
     """Write the HTML page of a run again, and print its figures."""
-    from halfulp._tables import output
     from halfulp.lab.report import write_report
+    from halfulp.lab.tables import output
 
     console = output()
     if export is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp._tables import needed, output
+from halfulp.lab.tables import needed, output
 
 __all__ = ["command"]
 
@@ -97,9 +97,9 @@ def command(
 
 
 def _arms(formats: list[str], roundings: list[str], slot: str, scale: str, options: dict[str, Any]) -> list[_Arm]:
-    from halfulp.formats import get_format
-    from halfulp.quantizer import Quantizer
-    from halfulp.scaling import Scaling
+    from halfulp.numbers.formats import get_format
+    from halfulp.numbers.quantizer import Quantizer
+    from halfulp.numbers.scaling import Scaling
     from halfulp.theory.simulation import simulate
 
     arms = []

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from halfulp._log import log_once
 from halfulp.kernels import native, reference
 from halfulp.kernels.descriptors import DTYPES, SCALARS, WORK, Rows, describe, describe_slot
+from halfulp.kernels.stored import EmaState
 from halfulp.kernels.work import SlotKey, Work
-from halfulp.quantizer import Quantizer
-from halfulp.rounding import storage_dtype
+from halfulp.numbers.log import log_once
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rounding import storage_dtype
+from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule
-from halfulp.scaling import rows_and_cols
-from halfulp.state import EmaState
 
 __all__ = ["status", "step", "supports"]
 

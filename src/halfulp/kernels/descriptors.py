@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.formats import Format
 from halfulp.kernels.work import Work, step_tile
-from halfulp.quantizer import Quantizer
-from halfulp.rounding import codebook_tables, decode_table, even_stretches, grid_constants
-from halfulp.scaling import rows_and_cols
+from halfulp.numbers.formats import Format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
+from halfulp.numbers.scaling import rows_and_cols
 
 __all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot"]
 

@@ -7,8 +7,8 @@ import math
 from functools import cache
 from types import ModuleType
 
-from halfulp._log import log_once
 from halfulp.kernels.work import Work
+from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule, all_fp32
 
 __all__ = ["BACKENDS", "check_backend", "combine", "step"]

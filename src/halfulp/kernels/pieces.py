@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
+from halfulp.kernels.stored import EmaState
 from halfulp.kernels.work import Work
-from halfulp.scaling import rows_and_cols
-from halfulp.state import EmaState
+from halfulp.numbers.scaling import rows_and_cols
 
 __all__ = ["PIECE", "pieces"]
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.formats import get_format
 from halfulp.kernels.pieces import pieces
+from halfulp.kernels.stored import EmaState
 from halfulp.kernels.work import SlotKey, Work, step_tile
-from halfulp.quantizer import Quantizer
-from halfulp.rng import hash_elements, random_bits
-from halfulp.rounding import encode, pack4, unpack4
+from halfulp.numbers.formats import get_format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rng import hash_elements, random_bits
+from halfulp.numbers.rounding import encode, pack4, unpack4
+from halfulp.numbers.scaling import Layout, rows_and_cols
 from halfulp.rules.base import Rule
-from halfulp.scaling import Layout, rows_and_cols
-from halfulp.state import EmaState
 
 __all__ = ["Codec", "status", "step", "supports"]
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.formats import Format
 from halfulp.kernels.triton_plan import Plan, Stored, Tiling, codebook, plan_of, tiling
 from halfulp.kernels.work import Work
+from halfulp.numbers.formats import Format
 from halfulp.rules.base import Rule
 
 __all__ = ["FIELDS", "SCALARS_OF", "constants", "options", "status", "step", "supports"]

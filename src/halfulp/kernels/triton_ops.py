@@ -54,7 +54,7 @@ def not_finite(x):
 
 @triton.jit
 def random_words(element, key0, key1, multiplier):
-    """Random words (uint32) of global elements (int64): ``halfulp.rng.hash_elements``."""
+    """Random words (uint32) of global elements (int64): ``halfulp.numbers.rng.hash_elements``."""
     x = (element.to(tl.uint32) * 0x9E3779B9) ^ key0 ^ ((element >> 32).to(tl.uint32) * 0xBB67AE85)
     x = (x ^ (x >> 16)) * 0x21F0AAAD + key1
     x = (x ^ (x >> 15)) * multiplier

@@ -13,11 +13,11 @@ from functools import lru_cache
 
 import torch
 
-from halfulp.formats import Format, get_format
 from halfulp.kernels.work import Work
-from halfulp.quantizer import Quantizer
-from halfulp.rounding import codebook_tables, grid_constants
-from halfulp.scaling import rows_and_cols
+from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rounding import codebook_tables, grid_constants
+from halfulp.numbers.scaling import rows_and_cols
 
 __all__ = ["LARGEST_TILE", "Plan", "Stored", "Tiling", "plan_of", "tiling"]
 
@@ -34,7 +34,7 @@ class Stored:
     """Constants of one stored tensor: a state, or the parameter.
 
     ``float32``, ``bfloat16``, ``float16``, ``codebook`` and ``integer`` choose the code path; the numbers are those of
-    :func:`halfulp.rounding.encode` and :class:`halfulp.scaling.Scaling`, ready to use on fp32 bit patterns.
+    :func:`halfulp.numbers.rounding.encode` and :class:`halfulp.numbers.scaling.Scaling`, ready to use on fp32 bits.
     """
 
     name: str

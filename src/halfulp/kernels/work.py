@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.quantizer import Quantizer, Rounding
+from halfulp.kernels.stored import EmaState
+from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule, Scalars
-from halfulp.scaling import rows_and_cols
-from halfulp.state import EmaState
 
 __all__ = ["SlotKey", "Work", "step_tile"]
 
 SlotKey = tuple[int, int, int]
-"""Key and lane of a slot's random stream in this step, three words of 32 bits (:mod:`halfulp.rng`)."""
+"""Key and lane of a slot's random stream in this step, three words of 32 bits (:mod:`halfulp.numbers.rng`)."""
 
 
 @dataclass

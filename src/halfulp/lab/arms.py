@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from halfulp.formats import get_format
+from halfulp.numbers.formats import get_format
 
 __all__ = ["DEFAULT_ARMS", "PUBLISHED_PERIODS", "Arm", "parse_arm", "reset_period"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from halfulp.formats import get_format
 from halfulp.lab.results import ArmResult, Comparison
 from halfulp.lab.svg import spread
+from halfulp.numbers.formats import get_format
 
 __all__ = ["check_figure_path", "draw"]
 

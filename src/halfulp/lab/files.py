@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from halfulp._files import write_bytes
+from halfulp.checkpoint.atomic import write_bytes
 
 __all__ = ["read_json", "read_jsonl", "write_bytes", "write_json", "write_text"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from halfulp.engine.storage import StorageOptions
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.monitor import GradientSample
 from halfulp.optim import AdamW
-from halfulp.storage import StorageOptions
 
 __all__ = ["own_prediction", "sample_gradients"]
 

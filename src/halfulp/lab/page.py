@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from halfulp.formats import get_format
 from halfulp.lab.arms import Arm
 from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries
 from halfulp.lab.svg import Chart, Line, format_value
 from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
+from halfulp.numbers.formats import get_format
 
 __all__ = ["build_page", "style"]
 

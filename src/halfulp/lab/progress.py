@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from halfulp._tables import fit
 from halfulp.lab.compare import RunStatus
 from halfulp.lab.config import CompareConfig
+from halfulp.lab.tables import fit
 
 __all__ = ["ProgressView"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from halfulp._tables import print_table
 from halfulp.lab.files import write_text
 from halfulp.lab.page import build_page
 from halfulp.lab.results import Comparison, load_comparison
+from halfulp.lab.tables import print_table
 from halfulp.lab.words import shows
 
 __all__ = ["write_report"]

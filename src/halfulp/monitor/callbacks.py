@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from halfulp._callbacks import lightning_base, transformers_base
+from halfulp.monitor.bases import lightning_base, transformers_base
 from halfulp.monitor.loggers import as_sink, figures
 from halfulp.monitor.table import MonitorTable
 from halfulp.monitor.watch import StallMonitor
@@ -106,7 +106,7 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
 
 
 def _finish(watch: StallMonitor) -> MonitorTable:
-    from halfulp._log import log
+    from halfulp.numbers.log import log
 
     watch.close()
     table = watch.table()

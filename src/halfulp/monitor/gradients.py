@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from halfulp._log import log_once
-from halfulp.adapters import unwrap
-from halfulp.distributed import local
-from halfulp.formats import Format, get_format
+from halfulp.engine.sharding import local
+from halfulp.libraries import unwrap
 from halfulp.monitor.hooked import Hooked
-from halfulp.scaling import Scaling
+from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.log import log_once
+from halfulp.numbers.scaling import Scaling
 
 if TYPE_CHECKING:
     from halfulp.theory.measured import RunDrive
@@ -167,7 +167,7 @@ class GradientSample(Hooked):
         fmt, beta, rounding, slot
             As for :func:`halfulp.stall_curve`.
         scale_kind
-            See :class:`halfulp.scaling.Scaling`. With fp32 scales, codes are counted as the monitor does.
+            See :class:`halfulp.numbers.scaling.Scaling`. With fp32 scales, codes are counted as the monitor does.
         period
             Steps between resets of the state.
         """

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.adapters import adapter_for
-from halfulp.adapters.base import Adapter, Law, Skipped, Stored, WeightStep
-from halfulp.distributed import local
+from halfulp.engine.sharding import local
+from halfulp.libraries import adapter_for
+from halfulp.libraries.base import Adapter, Law, Skipped, Stored, WeightStep
 from halfulp.monitor.sample import Bucket, Member, Tally, gather, precise
 
 __all__ = ["GroupWatch"]

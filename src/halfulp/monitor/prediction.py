@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import FORMATS
-from halfulp.state import Likeness
+from halfulp.numbers.formats import FORMATS
+from halfulp.rules.slots import Likeness
 
 if TYPE_CHECKING:
     from halfulp.theory.drive import Drive
@@ -44,7 +44,7 @@ def predicted_like(fmt: str, rounding: str, like: Likeness) -> float | None:
     fmt, rounding
         How the state is stored.
     like
-        What it is like: see :meth:`halfulp.state.StateSlot.likeness`.
+        What it is like: see :meth:`halfulp.rules.slots.StateSlot.likeness`.
 
     Examples
     --------

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.adapters.base import Adapter, Codec, Law, Stored
-from halfulp.distributed import local
+from halfulp.engine.sharding import local
+from halfulp.libraries.base import Adapter, Codec, Law, Stored
 from halfulp.monitor.prediction import AgeBins
-from halfulp.rng import hash_elements, slot_id, stream_keys
+from halfulp.numbers.rng import hash_elements, slot_id, stream_keys
 
 __all__ = ["Bucket", "Member", "Tally", "coordinates", "gather", "precise"]
 

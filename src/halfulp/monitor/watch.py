@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.adapters import unwrap
-from halfulp.distributed import local
+from halfulp.engine.sharding import local
+from halfulp.libraries import unwrap
 from halfulp.monitor.group import GroupWatch
 from halfulp.monitor.hooked import Hooked
 from halfulp.monitor.results import Measure, measures, rows
@@ -25,8 +25,8 @@ class StallMonitor(Hooked):
     Parameters
     ----------
     optimizer
-        One of ours, of torch's, or of a library that :mod:`halfulp.adapters` knows; also inside a wrapper that keeps it
-        as ``.optimizer``.
+        One of ours, of torch's, or of a library that :mod:`halfulp.libraries` knows; also inside a wrapper that keeps
+        it as ``.optimizer``.
     sample
         Coordinates watched in all, shared out over the tensors by size (at least 64 of each). The choice is fixed: the
         same model gives the same coordinates.

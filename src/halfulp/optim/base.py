@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-from halfulp.engine import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.options import Options
 from halfulp.optim.described import described
-from halfulp.options import Options
 from halfulp.rules.hyper import HyperParameters
 
 __all__ = ["HyperOptimizer"]
@@ -21,7 +21,7 @@ class HyperOptimizer(RuleOptimizer):
     params
         As for ``torch.optim``.
     args, options
-        The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.options.Options`.
+        The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.engine.options.Options`.
 
     Examples
     --------

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from halfulp.engine import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.options import TorchOptions
 from halfulp.optim.described import described
-from halfulp.options import TorchOptions
 from halfulp.rules.adam import ADAM, AMSGRAD
 from halfulp.rules.base import Rule
 from halfulp.rules.hyper import as_number
@@ -36,7 +36,7 @@ def _check_range(group: dict[str, Any], *names: str) -> None:
 
 @described
 class Adam(RuleOptimizer):
-    """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.options.Options`.
+    """Adam with states in any format; arguments as ``torch.optim.Adam``, and :class:`~halfulp.engine.options.Options`.
 
     Kingma & Ba, arXiv 1412.6980. With ``state="fp32"`` it follows ``torch.optim.Adam`` to a few units in the last place
     a step (each operation here rounds separately, see ``docs/bit-contract.md``).

@@ -10,9 +10,9 @@ import itertools
 import re
 from typing import Any, TypeVar
 
-from halfulp.engine import RuleOptimizer
-from halfulp.options import TorchOptions
-from halfulp.storage import StorageOptions
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.options import TorchOptions
+from halfulp.engine.storage import StorageOptions
 
 __all__ = ["described", "parameters"]
 

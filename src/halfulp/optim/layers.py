@@ -90,7 +90,7 @@ class Adafactor(HyperOptimizer):
 class AdaLomo(HyperOptimizer):
     """AdaLomo: Adafactor with a given rate, made to run during the backward pass.
 
-    Lv et al., arXiv 2310.10195. See :func:`~halfulp.trainers.release_gradients`. Arguments:
+    Lv et al., arXiv 2310.10195. See :func:`~halfulp.training.trainers.release_gradients`. Arguments:
     :class:`~halfulp.rules.factored.AdaLomoHyper`.
 
     Examples

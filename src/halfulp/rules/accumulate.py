@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["MADGRAD", "MADGRADHyper"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.hyper import HyperParameters
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
     "ADAM",

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
 from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.slots import Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
 
 __all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
 

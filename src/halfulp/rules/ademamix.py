@@ -9,8 +9,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, max_ratio, moment_scalars, moments
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.slots import Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
 
 __all__ = ["ADEMAMIX", "AdEMAMixHyper"]
 

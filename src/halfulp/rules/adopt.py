@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.slots import Hyper, Likeness, Shape
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape
 
 __all__ = ["ADOPT", "ADOPTHyper"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = ["DIFFERENCE", "EMA"]
 

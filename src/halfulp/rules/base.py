@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = ["Ages", "Rule", "Scalars", "States", "all_fp32", "clamp", "fp32", "norm", "sqrt", "total"]
 

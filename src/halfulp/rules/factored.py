@@ -14,8 +14,8 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, sqrt
 from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["ADAFACTOR", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper", "nearest_square"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm
 from halfulp.rules.hyper import HyperParameters
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = ["ADAMP", "LAMB", "LARS", "AdamPHyper", "LAMBHyper", "LARSHyper"]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.slots import Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Shape, StateSlot
 
 __all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", "SOAPHyper", "orthogonalise"]
 

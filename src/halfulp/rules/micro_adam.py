@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import AdamHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.slots import Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Shape, StateSlot
 
 __all__ = ["MICRO_ADAM", "MicroAdamHyper"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = ["LION", "SGD"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from halfulp.rules.adam import max_ratio
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumHyper", "GravityHyper"]
 

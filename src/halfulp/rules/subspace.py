@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = [
     "FRUGAL", "SUBSET_NORM", "SUBSPACE_MOMENTUM", "FRUGALHyper", "SubsetNormHyper", "SubspaceMomentumHyper",

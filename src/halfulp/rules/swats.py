@@ -11,8 +11,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, total
+from halfulp.rules.slots import Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, StateSlot
 
 __all__ = ["SWATS", "SWATSHyper"]
 

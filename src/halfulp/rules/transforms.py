@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
-from halfulp.state import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
     "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "master_weights",

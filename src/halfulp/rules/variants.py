@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
-from halfulp.state import Hyper, Likeness, Shape, StateSlot
 
 __all__ = [
     "ADABELIEF", "ADABOUND", "ADAMOD", "ADAMOMENTUM", "DIFFGRAD", "EXADAM", "AdaBeliefHyper", "AdaBoundHyper",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from halfulp.formats import Format, get_format
-from halfulp.quantizer import Quantizer, Rounding
-from halfulp.scaling import Scaling
+from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.scaling import Scaling
 
 __all__ = ["Advice", "Choice", "advise", "rate"]
 

@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.drive import SQUARE, Drive
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.storing import Storing
@@ -47,7 +47,7 @@ class Blocks:
     format, beta, rounding, drive
         As of :class:`~halfulp.theory.chain.Chain`. A format without scales has its exponents free.
     scale_kind
-        ``"pow2"`` or ``"fp32"``, see :class:`halfulp.scaling.Scaling`.
+        ``"pow2"`` or ``"fp32"``, see :class:`halfulp.numbers.scaling.Scaling`.
     block_size
         Elements that share a scale.
     spread
@@ -174,7 +174,7 @@ def block_law(
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> law = block_law(Blocks(get_format("fp4", signed=False), 0.9, "stochastic", spread=1.0), 30)
     >>> bool(0.5 < law.zeros[-1] < 0.9), bool(law.errors.max() <= 0.01)
     (True, True)
@@ -260,7 +260,7 @@ def follow_gradients(
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> steps = np.random.default_rng(0).standard_normal((50, 16, 64))
     >>> law = follow_gradients(Blocks(get_format("bf16"), 0.99, "nearest"), steps, np.ones((16, 64)))
     >>> bool(0.1 < law.stalled[-1] < 0.2)

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.drive import SQUARE, Drive
 from halfulp.theory.grid import Grid, fixed_grid, free_grid
 from halfulp.theory.transition import Step

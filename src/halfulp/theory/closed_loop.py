@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from halfulp.resets import Site
+from halfulp.engine.resets import Site
 
 __all__ = ["Measured"]
 
@@ -59,7 +59,7 @@ class Measured:
         return monitor
 
     def due(self, site: Site) -> tuple[str, ...]:
-        """See :class:`~halfulp.resets.ResetSchedule`."""
+        """See :class:`~halfulp.engine.resets.ResetSchedule`."""
         if self.monitor is None or site.step == 0:
             return ()
         if self._asked != self.monitor.steps:

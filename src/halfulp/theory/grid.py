@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.drive import Drive
 
 __all__ = ["Grid", "fixed_grid", "free_grid"]

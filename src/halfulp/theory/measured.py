@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.blocks import BlockLaw, Blocks, follow_gradients
 from halfulp.theory.drive import GRADIENT, SQUARE
 

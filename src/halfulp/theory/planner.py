@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format, get_format
+from halfulp.numbers.formats import Format, get_format
 from halfulp.theory.stall import Slot, check_slot, stall_curve
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.chain import Chain
 from halfulp.theory.transient import Transient, Walk
 from halfulp.theory.window import Window
@@ -45,7 +45,7 @@ def block_transient(fmt: Format, beta: float, rounding: str, steps: int, *, bloc
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> law = block_transient(get_format("uint4"), 0.999, "nearest", 1000)
     >>> law.stalled[[10, 100, 1000]].round(2)
     array([0.74, 0.97, 1.  ])

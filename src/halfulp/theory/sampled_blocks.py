@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format
+from halfulp.numbers.formats import Format
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.drive import Drive
 from halfulp.theory.grid import Grid
@@ -72,7 +72,7 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> from halfulp.theory.drive import SQUARE
     >>> law = sampled_law(get_format("uint4"), 0.999, "nearest", SQUARE, 1000)
     >>> bool(law.stalled[law.ages == 100] > 0.95)

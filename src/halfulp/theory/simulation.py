@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from halfulp.quantizer import Quantizer
+from halfulp.numbers.quantizer import Quantizer
 
 __all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
 

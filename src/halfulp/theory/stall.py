@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.formats import Format, get_format
+from halfulp.numbers.formats import Format, get_format
 
 __all__ = ["stall_curve", "stall_probability"]
 

@@ -61,7 +61,7 @@ def stationary(chain: Chain) -> Stationary:
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> law = stationary(Chain(get_format("fp8"), 0.999, "stochastic"))
     >>> round(law.mean, 3), round(law.stalled, 3)
     (1.0, 0.988)

@@ -118,7 +118,7 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> law = transient(Chain(get_format("fp8"), 0.999, "nearest"), 1000)
     >>> law.stalled[[10, 100, 1000]].round(2)
     array([0.49, 0.93, 1.  ])

@@ -90,7 +90,7 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
 
     Examples
     --------
-    >>> from halfulp.formats import get_format
+    >>> from halfulp.numbers.formats import get_format
     >>> e4m0 = Blocks(get_format("ufloat4_e4m0"), 0.999, "stochastic", spread=1.0)
     >>> law = update_law(e4m0, 0.9)
     >>> bool(law.zeros < 0.05), bool(law.error > 1)  # few zeros, and they cost more than all else

@@ -1,0 +1,281 @@
+"""The engine under every optimizer: steps and checkpoints around a pure rule.
+
+A step goes: reset the slots that are due, add one to the ages, compute the rule's scalars (after sums over the whole
+model, if the rule asks for them), and hand each parameter as a piece of :class:`~halfulp.kernels.work.Work` to a
+backend, which decodes the states, applies the rule, and encodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.groups import PARAM_DTYPES, check_param, followed
+from halfulp.engine.lifetime import RuleStates
+from halfulp.engine.loading import validate
+from halfulp.engine.options import Options
+from halfulp.engine.sharding import agree, copy_back_, gathered, is_sharded, local
+from halfulp.engine.storage import format_specs
+from halfulp.kernels import dispatch
+from halfulp.kernels.work import Work
+from halfulp.numbers.log import log_once
+from halfulp.numbers.rng import lanes, slot_id, step_keys
+from halfulp.rules.base import Rule, Scalars, all_fp32
+from halfulp.rules.hyper import is_rate
+
+__all__ = ["Options", "RuleOptimizer"]
+
+STREAM = slot_id("optimizer")
+
+
+class RuleOptimizer(RuleStates):
+    """Base of every optimizer here: a rule, run on states in any format.
+
+    Parameters
+    ----------
+    params
+        Parameters, named parameters or groups, as for ``torch.optim``. float32, bfloat16 or float16, dense.
+    hyper
+        The rule's hyper-parameters, which become group keys.
+    state
+        How states are stored: ``"fp32" "bf16" "fp16" "fp8" "fp4" "int8" "int4"`` as published, ``"8bit"`` (default)
+        and ``"4bit"`` as measured best, a dtype or its name, a :class:`~halfulp.numbers.formats.Format`, a
+        :class:`~halfulp.numbers.quantizer.Quantizer` (with a rounding and a ``zero_floor`` of its own, which win), or
+        a mapping from slot names to these. Per group.
+    rounding
+        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names. Per group.
+    reset
+        ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
+        function. Per group.
+    param_rounding
+        How 16-bit parameters are rounded: ``"nearest"`` (default) or ``"stochastic"``. Per group.
+    seed
+        Of the random bits; part of the checkpoint.
+    scale, block_size, min_size, keep_fp32, zero_floor
+        See :class:`~halfulp.engine.storage.StorageOptions`.
+    bound_update
+        Limit each coordinate of an update to what exact arithmetic allows (Adam family); does nothing where all states
+        are fp32.
+    nonfinite
+        ``"skip"`` (default): a stretch of a row (128 elements, or the blocks of the states) whose gradient or new
+        state is not finite is left untouched, counted in :attr:`skipped` and logged once; the whole parameter under a
+        rule that is not elementwise, and all parameters where a rule or transform needs a sum over them that is not
+        finite (SWATS, AMSGD, :func:`~halfulp.clip_global`). ``"raise"``: every gradient is looked at before the step,
+        and ``FloatingPointError`` leaves everything untouched; costs one more pass.
+    backend
+        ``None`` picks the fastest that serves; ``"reference"``, ``"cpu"`` or ``"triton"`` insists.
+    maximize
+        Ascend.
+    transforms
+        Functions from a rule to a rule, the first closest to the gradient: :mod:`halfulp.rules.transforms`.
+    """
+
+    def _start_caches(self) -> None:
+        super()._start_caches()
+        self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
+        self._checked: dict[int, list[Any]] = {}
+        self.skipped: dict[int, int] = {}
+        """Elements left untouched because something was not finite: parameter number -> count over all steps."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch, with our own attributes; caches are left out."""
+        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "transforms", "storage", "reset_log", "skipped")}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch; caches start anew."""
+        super().__setstate__(state)
+        kept: dict[str, Any] = {k: state[k] for k in ("reset_log", "skipped") if k in state}
+        self._start_caches()
+        self.__dict__.update(kept)
+
+    # ---------------------------------------------------------------- the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Parameters
+        ----------
+        closure
+            Re-evaluates the model and returns the loss, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
+        return loss
+
+    @torch.no_grad()
+    def step_parameters(self, params: Iterable[Tensor]) -> None:
+        """One step of some parameters alone, with the bits it has in :meth:`step`; those without gradient are left out.
+
+        Hooks of the optimizer are not called. A rule that sums over the model sums over these parameters.
+        """
+        groups: dict[int, tuple[dict[str, Any], list[Tensor]]] = {}
+        for p in params:
+            if p.grad is not None:
+                group = self.registry[p].group
+                groups.setdefault(id(group), (group, []))[1].append(p)
+        self._step(list(groups.values()))
+
+    def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        if torch.compiler.is_compiling():  # a compiled training step calls it as it is, as torch's own are called
+            torch.compiler.disable(self._make_step)(groups)
+        else:
+            self._make_step(groups)
+
+    def _make_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        self._check_grads([p for _, params in groups for p in params])
+        for group, _ in groups:
+            self._follow(group)
+        by_rule: dict[Rule, list[Work]] = {}
+        due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
+        for (group, params), resets in zip(groups, due, strict=True):
+            if params:
+                for work in self._prepare(group, params, resets):
+                    by_rule.setdefault(work.rule, []).append(work)
+        for rule, works in by_rule.items():
+            able = works if rule.measure is None else dispatch.combine(rule, works)
+            dispatch.step(rule, able, self.backend)
+            self._note_skipped(works)
+            for work in works:
+                if work.param is not work.owner and not work.rule.shardable:
+                    copy_back_(work.owner, work.param)
+
+    def _check_grads(self, params: list[Tensor]) -> None:
+        bad = None
+        for p in params:
+            assert p.grad is not None
+            if p.grad.layout != torch.strided:
+                raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
+            if p.dtype not in PARAM_DTYPES:
+                check_param(p)  # model.double() after the optimizer was built
+            if p.is_meta:
+                raise RuntimeError(
+                    f"{self.registry[p].label} is on the meta device: give the model memory first "
+                    "(model.to_empty(device=...)), and build the optimizer then"
+                )
+            if self.nonfinite == "raise" and bad is None and not bool(torch.isfinite(local(p.grad)).all()):
+                bad = self.registry[p].label
+        if self.nonfinite == "raise" and agree(bad is not None, params):
+            raise FloatingPointError(
+                f"the gradient of {bad or 'a parameter on another rank'} is not finite; nothing was changed. Skip this "
+                "step, or use nonfinite='skip' to leave out the stretches concerned"
+            )
+
+    def _prepare(self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]) -> list[Work]:
+        """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
+        works = [self._works.get(p) or self._create_work(group, p) for p in params]
+        scalars: dict[tuple[Any, ...], Scalars] = {}
+        steps = []
+        for i, (p, work) in enumerate(zip(params, works, strict=True)):
+            entries = self.state[p]
+            if due and due[i]:
+                self._reset(p, work.states, entries["step"], due[i])
+            step = entries["step"] = entries["step"] + 1
+            steps.append(step)
+            key: tuple[Any, ...] = (work.rule, work.low, step)
+            for state in work.states:
+                age = entries[state.age_key] = entries[state.age_key] + 1
+                key = (*key, age)
+            found = scalars.get(key)
+            if found is None:
+                found = scalars[key] = self._scalars(group, work, step)
+            work.scalars, work.grad = found, p.grad  # type: ignore[assignment]
+            if is_sharded(p):
+                self._localize(work)
+            work.maximize, work.param_rounding, work.skipped = group["maximize"], group["param_rounding"], 0
+        self._set_keys(group, works, steps)
+        return works
+
+    def _localize(self, work: Work) -> None:
+        """Give a sharded parameter's work the local parts, or the whole where the rule needs it."""
+        fetch = local if work.rule.shardable else gathered
+        work.param = fetch(work.owner.detach())
+        work.grad = fetch(work.grad.redistribute(placements=work.owner.placements))  # type: ignore[attr-defined]
+
+    def _scalars(self, group: dict[str, Any], work: Work, step: int) -> Scalars:
+        hyper = {**group, "bound_update": group["bound_update"] and work.low}
+        ages = {"step": step, **{s.slot.name: s.age for s in work.states}}
+        return all_fp32(work.rule.scalars(hyper, ages))
+
+    def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
+        registry, lane = self.registry, lanes(self._stored_as[id(group)][2])
+        index = [registry[w.owner].index for w in works]
+        keys = step_keys(group["seed"], index, STREAM, steps)
+        for work, (key0, key1) in zip(works, keys, strict=True):
+            work.keys = [(key0, key1, lane[name]) for name in work.names]
+
+    def _note_skipped(self, works: list[Work]) -> None:
+        for work in works:
+            if work.skipped:
+                place = self.registry[work.owner]
+                self.skipped[place.index] = self.skipped.get(place.index, 0) + work.skipped
+                log_once(
+                    f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
+                    "optimizer.skipped)",
+                    level=30,
+                )
+
+    def _follow(self, group: dict[str, Any]) -> None:
+        """Check what was changed between steps as the constructor does, and take over a rounding, or other slots.
+
+        Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without. Formats cannot change.
+        """
+        values = followed(group)
+        if values == self._checked.get(id(group)) and is_rate(group["lr"]):
+            return
+        self._check_group(group)
+        now = (group["state"], group["rounding"], tuple(slot.name for slot in self.group_slots(group)))
+        before = self._stored_as.setdefault(id(group), now)
+        if now[0] != before[0]:
+            raise ValueError(
+                f"the states of a group are stored as {before[0]!r} and cannot become {now[0]!r} between steps; "
+                "build a new optimizer"
+            )
+        self._checked[id(group)], self._stored_as[id(group)] = values, now
+        if now == before:
+            return
+        for param in group["params"]:
+            self._works.pop(param, None)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch; plain tensors and numbers only, formats by their full names."""
+        packed: dict[str, Any] = super().state_dict()
+        for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
+            quantizers = self.group_quantizers(group)
+            saved["state"] = format_specs(quantizers)
+            saved["rounding"] = ",".join(f"{name}={q.rounding}" for name, q in quantizers.items())
+            reset = group["reset"]
+            saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
+        return packed
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, into an optimizer built with the same formats.
+
+        Hyper-parameters and the seed come from the checkpoint, formats and rounding from this optimizer. Everything is
+        checked before anything is changed; tensors keep their dtype and move to the parameter's device.
+
+        Raises
+        ------
+        ValueError
+            Another library's, format's or model's checkpoint; the message says what differs and how to convert.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        states, groups = validate(self, state_dict)
+        self.state.clear()
+        self.state.update(states)
+        for group, values in zip(self.param_groups, groups, strict=True):
+            group.update(values)
+        self._works.clear()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)

@@ -1,0 +1,243 @@
+"""When to set states back to zero.
+
+A reset zeroes the moments *and* their ages, so that bias correction starts again with them; restarting the moments
+alone makes the first Adam step 3.16 times too large at betas (0.9, 0.999).
+
+A schedule is any object with ``due(site) -> tuple of slot names``: it is asked before each step of each parameter
+and names the slots to reset. An integer stands for :class:`Every`, ``"auto"`` for :class:`Planned`, a function of the
+:class:`Site` for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from halfulp.numbers.formats import Format
+from halfulp.numbers.log import log_once
+
+if TYPE_CHECKING:
+    from halfulp.kernels.stored import EmaState
+    from halfulp.rules.slots import Hyper, Shape
+
+__all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedule"]
+
+
+@dataclass(frozen=True)
+class SlotSite:
+    """What a schedule may know of one slot.
+
+    `whole_first`: after a reset it takes its first input as it is, so that nothing builds up from zero.
+    """
+
+    name: str
+    format: Format
+    rounding: str
+    signed: bool
+    drive: str
+    decay: float
+    age: int
+    whole_first: bool = False
+
+    @classmethod
+    def of(cls, state: EmaState, hyper: Hyper, shape: Shape) -> SlotSite:
+        """That of a state under hyper-parameters and the scalars of the last step; `shape` is the parameter's."""
+        slot, stored, like = state.slot, state.quantizer, state.slot.likeness(hyper, shape, state.age)
+        return cls(
+            slot.name, stored.format, stored.rounding, slot.signed, slot.drive, slot.coefficients(hyper)[0], state.age,
+            like is not None and like.whole_first,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a schedule may know when it is asked.
+
+    Parameters
+    ----------
+    step
+        Steps of this parameter done so far.
+    index, count
+        Number of the parameter and how many the optimizer has.
+    slots
+        Its states.
+    """
+
+    step: int
+    index: int
+    count: int
+    slots: tuple[SlotSite, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all slots."""
+        return tuple(s.name for s in self.slots)
+
+
+@runtime_checkable
+class ResetSchedule(Protocol):
+    """Anything that answers which slots of a parameter to reset before its next step.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> class Once:
+    ...     def due(self, site):
+    ...         return site.names if site.step == 100 else ()
+    >>> optimizer = halfulp.AdamW([torch.nn.Parameter(torch.ones(64, 64))], reset=Once())
+    """
+
+    def due(self, site: Site) -> tuple[str, ...]:
+        """Slots to reset now; empty for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Every:
+    """Reset every slot (or those named) of every parameter each `period` steps.
+
+    Parameters
+    ----------
+    period
+        In steps, at least 1.
+    names
+        Slots; all without.
+
+    Raises
+    ------
+    ValueError
+        For a period below 1.
+
+    Examples
+    --------
+    >>> Every(300).due(Site(step=600, index=0, count=1, slots=()))
+    ()
+    """
+
+    period: int
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"a reset period is at least 1 step, got {self.period}")
+
+    def offset(self, site: Site) -> int:
+        """Step, modulo the period, at which this parameter is reset."""
+        return 0
+
+    def due(self, site: Site) -> tuple[str, ...]:
+        """See :class:`ResetSchedule`."""
+        if site.step == 0 or site.step % self.period != self.offset(site):
+            return ()
+        return tuple(n for n in site.names if self.names is None or n in self.names)
+
+
+@dataclass(frozen=True)
+class Staggered(Every):
+    """As :class:`Every`, but the parameters take turns over the period, so that no step resets the whole model.
+
+    Parameters
+    ----------
+    period, names
+        As of :class:`Every`.
+
+    Examples
+    --------
+    >>> [Staggered(300).offset(Site(step=0, index=i, count=3, slots=())) for i in range(3)]
+    [0, 100, 200]
+    """
+
+    def offset(self, site: Site) -> int:
+        """Step, modulo the period, at which this parameter is reset."""
+        return site.index * self.period // site.count
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Reset when the planner says so for the format, rounding and decay of each second moment, or never.
+
+    The moments of a parameter are reset together. States without a second moment follow their own plan. Never, too,
+    where the second moment starts from its first square as it is (ADOPT, Adafactor): a reset would put the scale back
+    to that of a single gradient, and ``E[1 / v]`` right after it has no finite value.
+
+    Parameters
+    ----------
+    stagger
+        Let the parameters take turns.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), state="fp8", rounding="nearest", reset=Planned(stagger=True))
+    """
+
+    stagger: bool = False
+
+    def period(self, site: Site) -> int | None:
+        """Planned period of a parameter, in steps; ``None`` for never."""
+        planned = [s for s in site.slots if s.drive == "grad_sq"] or [s for s in site.slots if s.drive == "grad"]
+        started = next((s for s in planned if s.whole_first), None)
+        if started is not None:
+            log_once(
+                f"reset='auto': never for {started.name}, which starts from its first square rather than from zero; a "
+                "reset would put its scale back to that of a single gradient"
+            )
+            return None
+        beta1 = next((s.decay for s in site.slots if s.drive == "grad"), 0.9)
+        periods = [_planned_period(s.format, s.rounding, s.decay, s.signed, beta1) for s in planned]
+        return min((p for p in periods if p is not None), default=None)
+
+    def due(self, site: Site) -> tuple[str, ...]:
+        """See :class:`ResetSchedule`."""
+        period = self.period(site)
+        if period is None:
+            return ()
+        return (Staggered if self.stagger else Every)(period).due(site)
+
+
+@cache
+def _planned_period(fmt: Format, rounding: str, beta: float, signed: bool, beta1: float) -> int | None:
+    if fmt.is_float32 or not 0.0 < beta < 1.0:
+        return None
+    from halfulp.theory.planner import plan_reset
+
+    if signed:
+        return plan_reset(fmt, beta=beta, rounding=rounding, slot="exp_avg").period
+    return plan_reset(fmt, beta=beta, rounding=rounding, slot="exp_avg_sq", beta1=beta1).period
+
+
+@dataclass(frozen=True)
+class _Function:
+    function: Callable[[Site], tuple[str, ...] | bool]
+
+    def due(self, site: Site) -> tuple[str, ...]:
+        answer = self.function(site)
+        if isinstance(answer, bool):
+            return site.names if answer else ()
+        return tuple(answer)
+
+
+def as_schedule(reset: object) -> ResetSchedule | None:
+    """Make a schedule of what a user may pass as ``reset=``.
+
+    Parameters
+    ----------
+    reset
+        ``None``: never. An integer: :class:`Every`. ``"auto"``: :class:`Planned`. A :class:`ResetSchedule`. A function
+        of the :class:`Site` that returns slot names, or True for all.
+    """
+    if reset is None:
+        return None
+    if isinstance(reset, Integral) and not isinstance(reset, bool):
+        return Every(int(reset))
+    if reset == "auto":
+        return Planned()
+    if isinstance(reset, ResetSchedule) and not isinstance(reset, type):
+        return reset
+    if callable(reset) and not isinstance(reset, type):
+        return _Function(reset)
+    raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")

@@ -1,0 +1,209 @@
+"""Sharded parameters (``DTensor``, as of FSDP2 and tensor parallelism): which part of the whole a rank holds.
+
+States of a sharded parameter are sharded like it, as DTensors, so that ``torch.distributed.checkpoint`` saves them from
+any number of ranks and loads them into any other. Random bits follow the element's index in the whole tensor and blocks
+never cross a row, so that a shard has the bits that the whole would have.
+
+Elementwise rules run on the local shard. A rule that is not elementwise, or needs sums over the model, would need other
+ranks' elements: its parameters are gathered before the step, every rank does the same step on the whole, and keeps its
+own part of the result; the states are then whole on every rank.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.numbers.log import log_once
+from halfulp.numbers.scaling import rows_and_cols
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    from halfulp.numbers.quantizer import Quantizer
+
+__all__ = [
+    "Window",
+    "agree",
+    "copy_back_",
+    "cut",
+    "gathered",
+    "is_sharded",
+    "local",
+    "local_state_shape",
+    "shard_like",
+    "window",
+]
+
+
+def is_sharded(x: object) -> bool:
+    """Whether a tensor is a DTensor (looked up without importing ``torch.distributed.tensor``)."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """Part of a tensor that this rank holds, sharing its memory; a plain tensor is returned as it is."""
+    if not is_sharded(x):
+        return x
+    part: Tensor = x.to_local()  # type: ignore[attr-defined]
+    return part.wait() if hasattr(part, "wait") else part
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The whole of a tensor, on every rank; a plain tensor is returned as it is."""
+    whole: Tensor = x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+    return whole
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a tensor that a rank holds.
+
+    Parameters
+    ----------
+    shape, offset
+        Of the local part, in the whole.
+    first_element
+        Index of its first element in the whole, flattened.
+    row_stride
+        Elements of the whole between the starts of two of its rows.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    first_element: int
+    row_stride: int
+
+
+def window(param: Tensor) -> Window:
+    """What this rank holds of a parameter.
+
+    Raises
+    ------
+    ValueError
+        A shard along a dimension behind the second that is not whole, whose rows would not be contiguous stretches.
+    """
+    whole = tuple(param.shape)
+    stride = rows_and_cols(whole)[1]
+    if not is_sharded(param):
+        return Window(whole, (0,) * len(whole), 0, stride)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sharded: DTensor = param  # type: ignore[assignment]
+    shape, offset = compute_local_shape_and_global_offset(whole, sharded.device_mesh, sharded.placements)
+    if any(n != m for n, m in zip(shape[2:], whole[2:], strict=True)):
+        raise ValueError(
+            f"a parameter of shape {whole} is sharded as {sharded.placements}; halfulp takes shards along the "
+            "first two dimensions"
+        )
+    first, inner = 0, 1
+    for size, start in zip(reversed(whole), reversed(offset), strict=True):
+        first, inner = first + start * inner, inner * size
+    return Window(tuple(shape), tuple(offset), 0 if 0 in shape else first, stride)
+
+
+def shard_like(param: Tensor, part: Tensor) -> Tensor:
+    """A DTensor of which each rank holds `part`, placed as a parameter is; `part` itself for a plain parameter.
+
+    The parts' dimension 0 is that of the parameter; along the others (bytes of packed codes, scales of blocks) a shard
+    of the parameter is taken as a shard of the state.
+    """
+    if not is_sharded(param):
+        return part
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    sharded: DTensor = param  # type: ignore[assignment]
+    mesh = sharded.device_mesh
+    if not all(isinstance(p, (Shard, Replicate)) for p in sharded.placements):
+        raise ValueError(f"a parameter is placed as {sharded.placements}; halfulp takes Shard and Replicate")
+    if any(isinstance(p, Shard) and p.dim > 0 for p in sharded.placements):
+        whole = _summed_shape(sharded, part)
+    else:
+        whole = (param.shape[0], *part.shape[1:])
+    stride: list[int] = []
+    step = 1
+    for size in reversed(whole):
+        stride.insert(0, step)
+        step *= size
+    return DTensor.from_local(
+        part, mesh, sharded.placements, run_check=False, shape=torch.Size(whole), stride=tuple(stride)
+    )
+
+
+def cut(like: Tensor, whole: Tensor) -> Tensor:
+    """A DTensor placed as another is, of which this rank holds its part of a whole tensor; no communication.
+
+    Raises
+    ------
+    ValueError
+        Where the whole does not have the shape of `like`, or the parts of `like` are not those of the whole: shards
+        inside blocks of a scaled state, see :func:`local_state_shape`.
+    """
+    here = window(like)
+    if tuple(whole.shape) != tuple(like.shape) or here.shape != tuple(local(like).shape):
+        raise ValueError(
+            f"a whole of shape {tuple(whole.shape)} cannot be cut into the parts of {tuple(like.shape)}, of which this "
+            f"rank holds {tuple(local(like).shape)}"
+        )
+    part = whole.to(like.device)
+    for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
+        part = part.narrow(dim, min(start, whole.shape[dim]), size)
+    return shard_like(like, part.contiguous().clone())
+
+
+def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:
+    """Shape of the whole of which every rank holds `part`: sizes summed up along each sharded dimension."""
+    from torch.distributed.tensor import Shard
+
+    shape = list(part.shape)
+    for axis, placement in enumerate(param.placements):
+        if isinstance(placement, Shard):
+            size = torch.tensor([shape[placement.dim]], device=part.device)
+            torch.distributed.all_reduce(size, group=param.device_mesh.get_group(axis))
+            shape[placement.dim] = int(size)
+    return tuple(shape)
+
+
+def copy_back_(param: Tensor, whole: Tensor) -> None:
+    """Put this rank's part of a whole tensor into a sharded parameter."""
+    here = window(param)
+    part = whole
+    for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
+        part = part.narrow(dim, min(start, whole.shape[dim]), size)
+    local(param).copy_(part)
+
+
+def agree(flag: bool, params: list[Any]) -> bool:
+    """Whether a flag is set on any rank that holds a part of the parameters."""
+    meshes = {p.device_mesh for p in params if is_sharded(p)}
+    for mesh in meshes:
+        for axis in range(mesh.ndim):
+            seen = torch.tensor([int(flag)], device=mesh.device_type)
+            torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MAX, group=mesh.get_group(axis))
+            flag = bool(seen)
+    return flag
+
+
+def local_state_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
+    """Shape of this rank's part of a state shaped like its sharded parameter."""
+    here = window(param)
+    if quantizer.format.scaled and here.shape != tuple(param.shape):
+        if quantizer.scaling.per == "tensor":
+            raise ValueError(
+                f"a scale per tensor cannot be kept on a parameter that is sharded as {param.placements}: use blocks "  # type: ignore[attr-defined]
+                "or rows"
+            )
+        block = quantizer.scaling.layout(tuple(param.shape)).block
+        inner = torch.Size(param.shape[2:]).numel()
+        cut = [n * inner for n in (here.offset[1:2] + here.shape[1:2]) if here.shape[1:] != tuple(param.shape[1:])]
+        if any(n % block for n in cut):
+            log_once(
+                f"a parameter of shape {tuple(param.shape)} is sharded inside its blocks of {block}: its states are "
+                "not those of the whole, bit for bit"
+            )
+    return here.shape

@@ -1,0 +1,135 @@
+"""From ``state=`` and ``rounding=`` to one quantizer a slot; and which tensors stay in fp32, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.log import log_once
+from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.scaling import Scaling
+from halfulp.rules.slots import StateSlot
+
+__all__ = ["StorageOptions", "format_specs", "fp32_reason", "slot_quantizers"]
+
+FLOAT32 = Quantizer(get_format("float32"))
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """What holds for the whole optimizer.
+
+    Parameters
+    ----------
+    scale, block_size
+        Kind of the scales (``"pow2"`` or ``"fp32"``) and elements that share one; a :class:`Quantizer` passed as a
+        state overrides them.
+    min_size
+        Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything.
+    keep_fp32
+        Name pattern or patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
+    zero_floor
+        Non-negative states never round a positive value to zero under nearest rounding.
+    """
+
+    scale: str = "pow2"
+    block_size: int = 128
+    min_size: int = 4096
+    keep_fp32: Sequence[str] = ()
+    zero_floor: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep_fp32, str):
+            object.__setattr__(self, "keep_fp32", (self.keep_fp32,))
+        if not isinstance(self.keep_fp32, (tuple, list)) or not all(isinstance(p, str) for p in self.keep_fp32):
+            raise ValueError(f"keep_fp32 is a name pattern or a list of them, got {self.keep_fp32!r}")
+        if not isinstance(self.min_size, int) or self.min_size < 0:
+            raise ValueError(f"min_size is a number of elements, 0 to quantize everything; got {self.min_size!r}")
+
+
+def slot_quantizers(
+    slots: Sequence[StateSlot], state: Any, rounding: Any, options: StorageOptions
+) -> tuple[Quantizer, ...]:
+    """Quantizer of each slot.
+
+    Parameters
+    ----------
+    slots
+        The rule's states.
+    state
+        A format name, a torch dtype, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of
+        these; slots that a mapping leaves out stay in fp32. Without a mapping, slots get the bits that they need at
+        least.
+    rounding
+        ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). A :class:`Quantizer` has its
+        own, which wins, and so does its ``zero_floor``.
+    options
+        The rest.
+
+    Raises
+    ------
+    ValueError
+        Unknown format, rounding or slot name; a format without sign for a signed slot.
+    """
+    names = [s.name for s in slots]
+    for what, given in (("state", state), ("rounding", rounding)):
+        unknown = set(given) - set(names) if isinstance(given, Mapping) else set()
+        if unknown and names:
+            raise ValueError(f"{what}= names {sorted(unknown)}, but the states of this optimizer are {names}")
+    quantizers = []
+    for slot in slots:
+        by_slot = isinstance(state, Mapping)
+        wanted = state.get(slot.name, "float32") if by_slot else state
+        how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else slot.rounding or rounding
+        if how not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
+        if isinstance(wanted, Quantizer):
+            how = wanted.rounding if by_slot else slot.rounding or wanted.rounding
+        quantizer = FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options)
+        if quantizer.format.bits < slot.least_bits and not by_slot:
+            wider = _quantizer(slot, "8bit", how, options)
+            log_once(f"{slot.name} is stored as {wider.format.name}: {quantizer.format.name} loses too much of it")
+            quantizer = wider
+        quantizers.append(quantizer)
+    return tuple(quantizers)
+
+
+def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: StorageOptions) -> Quantizer:
+    if isinstance(wanted, Quantizer):
+        quantizer = wanted.with_rounding(rounding)
+    elif isinstance(wanted, (str, Format, torch.dtype)):
+        fmt, floor = get_format(wanted, signed=slot.signed), options.zero_floor and not slot.signed
+        quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size), rounding, floor)  # type: ignore[arg-type]
+    else:
+        raise ValueError(
+            f"a state is stored as a format name, a Format or a Quantizer, or by slot in a mapping; got {wanted!r}"
+        )
+    if slot.signed and not quantizer.format.signed:
+        raise ValueError(f"{slot.name} takes negative values, and {quantizer.format.name} has no sign")
+    return quantizer
+
+
+def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:
+    """Why the states of a parameter stay in fp32; ``None`` if they do not."""
+    if param.ndim < 2 and options.min_size > 0:
+        return f"{param.ndim}-D tensor"
+    if param.numel() < options.min_size:
+        return f"{param.numel()} elements, fewer than min_size={options.min_size}"
+    pattern = next((p for p in options.keep_fp32 if name is not None and fnmatch.fnmatchcase(name, p)), None)
+    return None if pattern is None else f"name matches keep_fp32 pattern {pattern!r}"
+
+
+def format_specs(quantizers: Mapping[str, Quantizer]) -> str:
+    """Storage of every slot as one line of text, by the formats' full names; goes into checkpoints.
+
+    Examples
+    --------
+    >>> format_specs({"exp_avg": Quantizer("float8_e4m3fn")})
+    'exp_avg=float8_e4m3fn:pow2:block128'
+    """
+    return ",".join(f"{name}={q.spec}" for name, q in quantizers.items())

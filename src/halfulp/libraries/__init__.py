@@ -1,0 +1,52 @@
+"""Which library an optimizer is of, and how its states are read. Adding a library is adding a file and a line here.
+
+An adapter is chosen by what lies in the optimizer's state, not by its class, so that wrappers and subclasses work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from halfulp.libraries.base import Adapter
+from halfulp.libraries.bitsandbytes import BitsAndBytes
+from halfulp.libraries.heavyball import HeavyBall
+from halfulp.libraries.optimi import Optimi
+from halfulp.libraries.ours import Ours
+from halfulp.libraries.pytorch_optimizer import PytorchOptimizer
+from halfulp.libraries.torch_optim import TorchOptim
+from halfulp.libraries.torchao import TorchAO
+
+__all__ = ["ADAPTERS", "adapter_for", "unwrap"]
+
+ADAPTERS: list[Adapter] = [
+    Ours(),
+    TorchAO(),
+    BitsAndBytes(),
+    HeavyBall(),
+    Optimi(),
+    PytorchOptimizer(),
+    TorchOptim(),
+]
+"""Every adapter, in the order they are asked; torch's last, since it takes anything."""
+
+
+def adapter_for(optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> Adapter:
+    """Adapter for the entries that an optimizer keeps for a parameter."""
+    return next(a for a in ADAPTERS if a.recognises(optimizer, entries))
+
+
+def unwrap(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside wrappers that keep it as ``.optimizer`` (Accelerate, Lightning and others)."""
+    seen: set[int] = set()
+    while id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            break
+        optimizer = inner
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"a torch.optim.Optimizer, or a wrapper of one, is watched; got {type(optimizer).__name__}")
+    return optimizer

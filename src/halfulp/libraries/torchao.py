@@ -1,0 +1,104 @@
+"""torchao's low-bit optimizers: states are tensor subclasses that hold codes, scales of blocks and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.libraries.base import Codebook, Codec, Group, Located, Skipped, Stored, WeightStep
+from halfulp.libraries.torch_optim import TorchOptim, betas_of
+from halfulp.libraries.weights import adam_update
+from halfulp.numbers.rounding import decode_table
+
+__all__ = ["Fp8", "TorchAO", "torchao_codec", "torchao_parts"]
+
+KINDS = ("OptimState8bit", "OptimState4bit", "OptimStateFp8")
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """float8_e4m3fn codes times an fp32 scale for each block."""
+
+    block: int
+    format: str = "float8_e4m3fn"
+    rounding: str = "nearest"
+
+    def locate(self, shape: torch.Size, index: Tensor) -> Located:
+        """See :class:`~halfulp.libraries.base.Codec`."""
+        return Located((index, index // self.block))
+
+    def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See :class:`~halfulp.libraries.base.Codec`; the scale moves, so that codes are compared."""
+        from halfulp.numbers.formats import FORMATS
+
+        codes, scale = parts
+        return decode_table(FORMATS[self.format]).to(codes.device)[codes.long()] * scale, codes
+
+
+def inner(state: Tensor) -> Tensor:
+    """The low-bit tensor inside a distributed one; any other as it is."""
+    to_local = getattr(state, "to_local", None)
+    return state if to_local is None else to_local()
+
+
+def torchao_codec(state: Any) -> Codec:
+    """How a state of torchao is decoded."""
+    if type(state).__name__ == "OptimStateFp8":
+        return Fp8(state.block_size)
+    levels = tuple(state.qmap.tolist())
+    if type(state).__name__ == "OptimState4bit":
+        return Codebook(
+            "dynamic4" if state.signed else "linear4 (1/16 to 1)", levels, state.block_size, high_first=True
+        )
+    return Codebook("dynamic8" if state.signed else "udynamic8", levels, state.block_size)
+
+
+def torchao_parts(state: Any) -> tuple[Tensor, Tensor]:
+    """Codes (as bytes) and scales of a state of torchao."""
+    codes = state.codes.view(torch.uint8) if type(state).__name__ == "OptimStateFp8" else state.codes
+    return codes, state.scale
+
+
+class TorchAO(TorchOptim):
+    """The adapter of ``torchao.optim``. Small tensors keep plain states, of the parameter's dtype."""
+
+    name = "torchao"
+
+    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+        """See :class:`~halfulp.libraries.base.Adapter`."""
+        if any(type(inner(v)).__name__ in KINDS for v in entries.values() if isinstance(v, Tensor)):
+            return True
+        return type(optimizer).__module__.startswith("torchao.") and hasattr(optimizer, "bf16_stochastic_round")
+
+    def stored(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
+    ) -> list[Stored | Skipped]:
+        """See :class:`~halfulp.libraries.base.Adapter`."""
+        low = {k: v for k, v in entries.items() if isinstance(v, Tensor) and type(inner(v)).__name__ in KINDS}
+        found = super().stored(optimizer, group, param, {k: v for k, v in entries.items() if k not in low})
+        found = [
+            Stored(s.slot, s.law, s.codec, s.tensors, entries, s.key) if isinstance(s, Stored) else s for s in found
+        ]
+        for key, outer in low.items():
+            law, state = self.law(optimizer, group, key), inner(outer)
+            if key == "max_exp_avg_sq" or law is None:
+                found.append(Skipped(key, "a running maximum, not an average"))
+            else:
+                found.append(Stored(key, law, torchao_codec(state), torchao_parts(state), entries, key))
+        return found
+
+    def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
+        """Whether weight decay leaves the gradient alone."""
+        return bool(getattr(optimizer, "is_adamw", type(optimizer).__name__.startswith("AdamW")))
+
+    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
+        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, which torchao keeps for the step."""
+        betas = betas_of(group)
+        if betas is None or group.get("amsgrad"):
+            return "AMSGrad's maximum is not watched"
+        decoupled = self.decoupled(optimizer, group)
+        return adam_update(group, step, step.exact, (betas[0], betas[1]), decoupled=decoupled)

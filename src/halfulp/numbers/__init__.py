@@ -1,0 +1,1 @@
+"""What a code means: formats, rounding, scales, quantizers and random bits."""

@@ -1,0 +1,235 @@
+"""Quantizer = format x scaling x rounding: how one state tensor is stored."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfulp.numbers.formats import FORMATS, Format, get_format
+from halfulp.numbers.rounding import decode, encode, pack4, storage_dtype, unpack4
+from halfulp.numbers.scaling import Scaling, rows_and_cols
+
+__all__ = ["Quantizer", "Rounding"]
+
+DEFAULT_SCALING = Scaling()
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a tensor is stored: a format, the scales of its blocks, and the rounding.
+
+    Parameters
+    ----------
+    format
+        A :class:`~halfulp.numbers.formats.Format`, or its name (a friendly name is taken as of a signed slot).
+    scaling
+        Ignored by formats of 16 and 32 bits, which are stored without scale.
+    rounding
+        ``"nearest"`` (even) or ``"stochastic"``.
+    zero_floor
+        A non-negative state never rounds a positive value to zero under nearest rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> q = Quantizer("float8_e4m3fn")
+    >>> codes, scale = q.quantize(torch.tensor([[1.0, -0.3, 0.02]]))
+    >>> q.dequantize(codes, scale, (1, 3))
+    tensor([[ 1.0000, -0.3125,  0.0195]])
+    """
+
+    format: Format
+    scaling: Scaling = DEFAULT_SCALING
+    rounding: Rounding = "nearest"
+    zero_floor: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", get_format(self.format))
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether :meth:`quantize` takes random words."""
+        return self.rounding == "stochastic" and not self.format.is_float32
+
+    @property
+    def spec(self) -> str:
+        """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data.
+
+        A format that is none of :data:`~halfulp.numbers.formats.FORMATS` is named with a fingerprint of its values, as
+        in ``mine#1f3a90bc:pow2:block128``: another of the same name would decode the codes to something else.
+        """
+        name = self.format.name
+        if FORMATS.get(name) != self.format:
+            name = f"{name}#{hashlib.sha256(repr(self.format).encode()).hexdigest()[:8]}"
+        if not self.format.scaled:
+            return name
+        shared = f"block{self.scaling.block_size}" if self.scaling.per == "block" else self.scaling.per
+        return f"{name}:{self.scaling.kind}:{shared}"
+
+    @classmethod
+    def from_spec(cls, spec: str) -> Quantizer:
+        """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text, and for a format of your own."""
+        name, *rest = spec.split(":")
+        if "#" in name:
+            raise ValueError(
+                f"{spec!r} is a format of your own, whose values are not in the file: it can only be loaded into an "
+                "optimizer or average that is built with this Format"
+            )
+        wrong = ValueError(
+            f"not a storage spec: {spec!r}; expected e.g. 'bfloat16', 'float8_e4m3fn:pow2:block128' or 'int4:fp32:row'"
+        )
+        if name not in FORMATS or len(rest) != (2 if FORMATS[name].scaled else 0):
+            raise wrong
+        if not rest:
+            return cls(FORMATS[name])
+        kind, shared = rest
+        per, size = ("block", shared[5:]) if shared.startswith("block") else (shared, str(DEFAULT_SCALING.block_size))
+        try:
+            return cls(FORMATS[name], Scaling(kind, per, int(size)))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise wrong from error
+
+    def with_rounding(self, rounding: Rounding) -> Quantizer:
+        """The same storage, rounded otherwise."""
+        return replace(self, rounding=rounding)
+
+    def codes_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored codes of a tensor: its own, or ``(rows, bytes a row)`` where two codes share a byte."""
+        if not self.format.packed:
+            return tuple(shape)
+        rows, cols = rows_and_cols(shape)
+        return (rows, (cols + 1) // 2)
+
+    def scale_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int] | None:
+        """Shape ``(rows, blocks)`` of the stored scales, ``(1, 1)`` for one of a whole tensor, ``None`` without."""
+        if not self.format.scaled:
+            return None
+        layout = self.scaling.layout(shape)
+        return (layout.rows, layout.blocks)
+
+    def bytes(self, shape: torch.Size | tuple[int, ...]) -> int:
+        """Bytes that a tensor of this shape takes, scales included."""
+        codes = _product(self.codes_shape(shape)) * storage_dtype(self.format).itemsize
+        scale = self.scale_shape(shape)
+        return codes + (_product(scale) * self.scaling.dtype.itemsize if scale else 0)
+
+    def zeros(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Codes and scales of an all-zero tensor."""
+        zero = self.format.encode_exact(0.0) if self.format.kind == "codebook" else 0
+        codes = torch.full(self.codes_shape(shape), zero, dtype=storage_dtype(self.format), device=device)
+        scale = self.scale_shape(shape)
+        return codes, None if scale is None else torch.zeros(scale, dtype=self.scaling.dtype, device=device)
+
+    def quantize(self, x: Tensor, rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Codes and scales of a finite fp32 tensor.
+
+        Parameters
+        ----------
+        x
+            fp32, any shape.
+        rand_bits
+            int64 words of the shape of `x` (:func:`halfulp.numbers.rng.random_bits`), needed by stochastic rounding.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"quantize takes a float32 tensor, got {x!r}: make one by torch.tensor")
+        if self.stochastic and rand_bits is None:
+            raise ValueError("stochastic rounding needs rand_bits, e.g. from halfulp.numbers.rng.random_bits")
+        if x.dtype != torch.float32:
+            raise TypeError(f"quantize takes float32, got {x.dtype}; convert with .float()")
+        rand_bits = rand_bits if self.stochastic else None
+        if not self.format.scaled:
+            return encode(x, self.format, rand_bits, zero_floor=self.zero_floor), None
+        layout = self.scaling.layout(x.shape)
+        blocks = layout.split(x)
+        scale = self.scaling.from_absmax(
+            blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, layout.blocks), self.format
+        )
+        y = layout.join(blocks * self.scaling.inverses(scale).unsqueeze(-1))
+        words = None if rand_bits is None else rand_bits.reshape(y.shape)
+        codes = encode(y.contiguous(), self.format, words, zero_floor=self.zero_floor)
+        if self.format.packed:
+            codes = pack4(codes.reshape(rows_and_cols(x.shape)))
+        return codes.reshape(self.codes_shape(x.shape)), scale
+
+    def dequantize(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """The stored tensor as fp32 of the given shape."""
+        if scale is None:
+            return decode(codes, self.format).reshape(shape)
+        if self.format.packed:
+            codes = unpack4(codes, rows_and_cols(shape)[1])
+        layout = self.scaling.layout(shape)
+        blocks = layout.split(decode(codes, self.format)) * self.scaling.values(scale).unsqueeze(-1)
+        return layout.join(blocks).reshape(shape)
+
+    def units(self, x: Tensor) -> Tensor:
+        """Scale of each element, float64, that :meth:`quantize` gives a finite fp32 tensor; 1 without scales."""
+        if not self.format.scaled:
+            return torch.ones_like(x, dtype=torch.float64)
+        layout = self.scaling.layout(x.shape)
+        blocks = layout.split(x)
+        scale = self.scaling.values(self.scaling.from_absmax(blocks.abs().amax(dim=-1), self.format))
+        return layout.join(scale.double().unsqueeze(-1).expand(blocks.shape).contiguous()).reshape(x.shape)
+
+    def spacing(self, x: Tensor) -> Tensor:
+        """Distance between the two stored values around each element of a finite fp32 tensor, float64.
+
+        Of a scaled format, with the scales that :meth:`quantize` gives this tensor (0 in blocks of zeros).
+
+        Examples
+        --------
+        >>> Quantizer("bfloat16").spacing(torch.tensor([1.0, 3.0])).tolist()
+        [0.0078125, 0.015625]
+        """
+        fmt, units = self.format, self.units(x)
+        y = x.double() / units.clamp_min(2.0**-1000)
+        if fmt.kind == "float":
+            exponent = torch.frexp(y)[1].double() - 1
+            return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits) * units
+        grid = torch.tensor(fmt.grid(), dtype=torch.float64, device=x.device)
+        above = torch.searchsorted(grid, y, right=True).clamp(1, len(grid) - 1)
+        return (grid[above] - grid[above - 1]) * units
+
+    def gather(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...], index: Tensor) -> Tensor:
+        """Values of single elements, by flat index (int64, one dimension), without decoding the others."""
+        code, block, odd = self.locate(shape, index)
+        picked = self.pick(codes.flatten()[code], odd)
+        return self.decode_picked(picked, None if scale is None else scale.flatten()[block])
+
+    def locate(self, shape: torch.Size | tuple[int, ...], index: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Flat indices of elements into the codes and into the scales (``None`` without).
+
+        The third is 1 for elements in the high half of a byte, 0 in the low half; ``None`` where none share one.
+        """
+        code, odd = index, None
+        if self.format.packed:
+            cols = rows_and_cols(shape)[1]
+            row, col = index // cols, index % cols
+            code, odd = row * ((cols + 1) // 2) + col // 2, col % 2
+        if not self.format.scaled:
+            return code, None, odd
+        layout = self.scaling.layout(shape)
+        return code, index // layout.cols * layout.blocks + index % layout.cols // layout.block, odd
+
+    def pick(self, codes: Tensor, odd: Tensor | None) -> Tensor:
+        """Single codes from gathered bytes, see :meth:`locate`."""
+        return codes if odd is None else torch.where(odd == 0, codes & 15, codes >> 4)
+
+    def decode_picked(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        """Values of single codes, each with the stored scale of its block."""
+        values = decode(codes, self.format)
+        return values if scale is None else values * self.scaling.values(scale)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total

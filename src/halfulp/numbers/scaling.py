@@ -1,0 +1,135 @@
+"""Scales: which elements share one, and how it follows from their largest magnitude.
+
+``pow2`` (the default) stores the exponent alone, in one byte (E8M0: 0 is the scale of an all-zero block, otherwise the
+scale is ``2**(byte - 127)``, byte 1 to 253). It is the smallest power of two for which no element exceeds the format's
+maximum. Dividing by it is exact, so that re-quantizing an unchanged value gives the same value: the grid stands still.
+
+``fp32`` stores ``absmax / max`` in four bytes and uses the whole range of the format, but the grid moves with the
+largest element of each block. Blocks whose scale would be below the smallest normal fp32 number are stored as zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfulp.numbers.formats import Format
+
+__all__ = ["Layout", "Scaling"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tensor as rows of blocks. Blocks never cross a row: cutting dimension 0 cuts codes and scales alike.
+
+    ``rows`` is dimension 0 and ``cols`` the product of the others; a tensor of one dimension or none is a single row.
+    """
+
+    rows: int
+    cols: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks a row (the last may be short)."""
+        return math.ceil(self.cols / self.block) if self.block else 0
+
+    def split(self, x: Tensor) -> Tensor:
+        """View or zero-padded copy of shape ``(rows, blocks, block)``."""
+        x = x.reshape(self.rows, self.cols)
+        missing = self.blocks * self.block - self.cols
+        if missing:
+            x = torch.nn.functional.pad(x, (0, missing))
+        return x.reshape(self.rows, self.blocks, self.block)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Undo :meth:`split`: shape ``(rows, cols)``."""
+        return x.reshape(self.rows, self.blocks * self.block)[:, : self.cols]
+
+
+def rows_and_cols(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a shape, see :class:`Layout`."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which elements share a scale, and its kind.
+
+    Parameters
+    ----------
+    kind
+        ``"pow2"`` or ``"fp32"``, see the module.
+    per
+        ``"block"``: `block_size` consecutive elements of a row; ``"row"``: a row; ``"tensor"``: all.
+    block_size
+        Even and positive; the last block of a row may be short.
+
+    Raises
+    ------
+    ValueError
+        For another kind or sharing, and an odd block.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> quantizer = halfulp.Quantizer("int8", Scaling("fp32", per="block", block_size=64))
+    >>> quantizer.bytes((256, 256))  # a byte each, and four for every 64
+    69632
+    """
+
+    kind: Literal["pow2", "fp32"] = "pow2"
+    per: Literal["block", "row", "tensor"] = "block"
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pow2", "fp32"):
+            raise ValueError(f"scale kind is 'pow2' or 'fp32', got {self.kind!r}")
+        if self.per not in ("block", "row", "tensor"):
+            raise ValueError(f"a scale is shared per 'block', 'row' or 'tensor', got {self.per!r}")
+        size = self.block_size
+        if not isinstance(size, int) or isinstance(size, bool) or size < 2 or size % 2:
+            raise ValueError(f"block_size is an even number of at least 2 elements, got {size!r}")
+
+    def layout(self, shape: torch.Size | tuple[int, ...]) -> Layout:
+        """Blocks of a tensor of this shape."""
+        rows, cols = rows_and_cols(shape)
+        if self.per == "block":
+            return Layout(rows, cols, min(self.block_size, cols))
+        if self.per == "row":
+            return Layout(rows, cols, cols)
+        return Layout(1, rows * cols, rows * cols)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of a stored scale."""
+        return torch.uint8 if self.kind == "pow2" else torch.float32
+
+    def from_absmax(self, absmax: Tensor, fmt: Format) -> Tensor:
+        """Stored scales from the largest magnitude of each block (fp32, finite)."""
+        if self.kind == "fp32":
+            scale = absmax / absmax.new_full((), fmt.reach)  # torch on CUDA multiplies by the reciprocal of a number
+            # a reach below 1 may take it beyond the largest number
+            return torch.where(scale < 2.0**-126, 0.0, scale.clamp_max(torch.finfo(torch.float32).max))
+        mantissa, exponent = math.frexp(fmt.reach)  # reach = mantissa * 2**exponent, mantissa in [1/2, 1)
+        mantissa_field = int((2 * mantissa - 1) * 2**23)
+        bits = absmax.view(torch.int32)
+        code = ((bits + (0x7FFFFF - mantissa_field)) >> 23) - (exponent - 1)
+        return torch.where(bits == 0, 0, code.clamp(1, 253)).to(torch.uint8)
+
+    def values(self, scale: Tensor) -> Tensor:
+        """Stored scales as fp32 factors."""
+        return scale if self.kind == "fp32" else (scale.to(torch.int32) << 23).view(torch.float32)
+
+    def inverses(self, scale: Tensor) -> Tensor:
+        """Factor that divides by each scale: exact for ``pow2``, rounded for ``fp32``; 0 for an all-zero block."""
+        if self.kind == "fp32":
+            return torch.where(scale > 0, 1.0 / scale, 0.0)
+        code = scale.to(torch.int32)
+        return torch.where(code > 0, (254 - code) << 23, 0).view(torch.float32)

@@ -1,0 +1,67 @@
+"""The C kernels on a machine that is not there: built for it, and run by an emulator, one process a step.
+
+:class:`Elsewhere` takes the place of the library of :mod:`halfulp.kernels.native`: it hands over all memory that a step
+reads, and puts back what the step made of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from halfulp.kernels.descriptors import EVEN, FORMAT, SCALARS, WORK
+
+CSRC = Path(__file__).resolve().parents[2] / "src" / "halfulp" / "kernels" / "csrc"
+TABLES = (
+    {"values": 2048} | dict.fromkeys(("levels", "middles", "density", "start", "base"), 1024) | {"even": EVEN.itemsize}
+)
+"""Bytes of the tables of a format of 8 bits; one of 4 has 16 values."""
+
+
+class Elsewhere:
+    """A stand-in for the compiled library: ``hu_step`` alone."""
+
+    def __init__(self, compiler: str, emulator: list[str], folder: Path, flags: list[str]) -> None:
+        self.command = [*emulator, str(folder / "replay")]
+        sources = [str(CSRC / "step.c"), str(CSRC / "driver.c"), str(Path(__file__).with_name("replay.c"))]
+        exact = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-DHU_ISA=baseline"]
+        build = [compiler, *exact, *flags, f"-I{CSRC}", "-static", "-pthread", *sources, "-lm", "-o", self.command[-1]]
+        subprocess.run(build, check=True)
+
+    def hu_step(self, address: int, count: int, threads: int) -> int:
+        """As the library's, on `count` rows of :data:`WORK` at `address`."""
+        rows = np.frombuffer(ctypes.string_at(address, count * WORK.itemsize), WORK)
+        formats: dict[int, int] = {}
+        data: dict[int, int] = {}
+        for row in rows:
+            cells = int(row["rows"]) * int(row["cols"])
+            data[int(row["param"])] = cells * (2 if row["param_kind"] else 4)
+            data[int(row["grad"])] = cells * (2 if row["grad_kind"] else 4)
+            data[int(row["scalars"])] = 4 * len(list(SCALARS.values())[row["rule"]])
+            data[int(row["skipped"])] = 8
+            for slot in row["slot"][: row["slots"]]:
+                at = int(slot["format"])
+                formats[at] = FORMAT.itemsize
+                form = np.frombuffer(ctypes.string_at(at, FORMAT.itemsize), FORMAT)[0]
+                for name, size in TABLES.items():
+                    data[int(form[name])] = 64 if form["bits"] == 4 and name == "values" else size
+                columns = (row["cols"] + 1) // 2 if form["bits"] == 4 else row["cols"] * (form["bits"] // 8)
+                data[int(slot["codes"])] = int(row["rows"]) * int(columns)
+                data[int(slot["counts"])] = 16
+                if form["scale"]:
+                    blocks = int(row["rows"]) * -(-int(row["cols"]) // int(slot["block"])) if slot["block"] else 0
+                    scales = {0: blocks, 1: int(row["rows"]), 2: 1}[int(slot["per"])]
+                    data[int(slot["scale"])] = scales * (1 if form["scale"] == 1 else 4)
+        data.pop(0, None)
+        regions = [(address, rows.nbytes), *formats.items(), *((a, n) for a, n in data.items() if n)]
+        said = np.array([count, threads, len(formats), len(regions)], np.int64).tobytes()
+        said += b"".join(np.array(r, np.uint64).tobytes() + ctypes.string_at(*r) for r in regions)
+        made = subprocess.run(self.command, input=said, capture_output=True, check=True).stdout
+        for at, size in regions[1 + len(formats) :]:
+            ctypes.memmove(at, made[:size], size)
+            made = made[size:]
+        assert not made
+        return sum(ctypes.c_int64.from_address(int(at)).value for at in rows["skipped"])
