@@ -3,27 +3,19 @@
 Checkpoints are those of ``torch.distributed.checkpoint``, and files of the gathered averages.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from halfulp.averaging import EMA
+from halfulp.checkpoint.files import read_file
+from support.distributed import averages
+from support.processes import torchrun
+
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # so says dcp in one process
-HERE = Path(__file__).parent / "distributed"
-sys.path.insert(0, str(HERE))
-import averages  # noqa: E402
 
 
-def launch(ranks, out, *arguments, worker="averages.py"):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         str(HERE / worker), str(out), *map(str, arguments)],
-        capture_output=True, text=True, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+def launch(ranks, out, *arguments, worker="averages"):
+    done = torchrun(worker, ranks, out, *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(out, weights_only=True)
 
@@ -84,15 +76,12 @@ def test_two_ranks_resume_what_one_process_has_saved(tmp_path, expected):
 
 def test_trainer_under_fsdp2(tmp_path):
     """The average of a sharded model, and what the Trainer's checkpoint has of it, are those of one process."""
-    import average_trainer as trainer
-
-    from halfulp.averaging import EMA
-    from halfulp.checkpoint.files import read_file
+    from support.distributed import average_trainer as trainer
 
     model = trainer.build()
     model.save_pretrained(tmp_path / "model")
     start = {n: t.clone() for n, t in model.state_dict().items()}
-    found = launch(2, tmp_path / "found.pt", tmp_path, worker="average_trainer.py")
+    found = launch(2, tmp_path / "found.pt", tmp_path, worker="average_trainer")
 
     def follow(ema, steps):
         for step in steps:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import halfulp
 import halfulp.averaging
 from halfulp.numbers import log as _log
-from test_conventions import CLASSES, assert_same, build, everything, model, run, set_grads
+from support.optimizers import CLASSES, assert_same, build, everything, model, run, set_grads
 
 NAN, INF = float("nan"), float("inf")
 STATES = ["fp32", "bf16", "fp8", "fp4", "int8", "4bit"]

@@ -6,9 +6,6 @@ One launch of torchrun does all cases; the tests compare what it left with a run
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,8 @@ import torch
 
 import halfulp
 from halfulp.numbers import log as _log
-
-HERE = Path(__file__).parent / "distributed"
-sys.path.insert(0, str(HERE))
-from cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train  # noqa: E402
+from support.distributed.cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train
+from support.processes import torchrun
 
 MORE = 3
 """Steps after loading."""
@@ -34,20 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("distributed")
 
 
-def torchrun(out: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         str(HERE / "worker.py"), str(out), *arguments],
-        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-
-
 def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
     """Run the worker under torchrun once; later calls find its results."""
     out = folder / name
     if not out.exists():
         out.mkdir()
-        done = torchrun(out, ranks, *arguments)
+        done = torchrun("worker", ranks, out, *arguments)
         assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -128,12 +115,12 @@ def test_a_killed_fsdp2_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     arguments = ("--cases", name, "--steps", str(LOADED + MORE), "--keep", str(kept))
-    killed = torchrun(tmp_path, ranks, *arguments, "--die", "6")
+    killed = torchrun("worker", ranks, tmp_path, *arguments, "--die", "6")
     assert killed.returncode != 0
     assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-4000:]
     assert not (tmp_path / f"{name}.pt").exists()
     assert {found.name for found in kept.iterdir()} == {"2", "4", "6.tmp"}
-    resumed = torchrun(tmp_path, ranks, *arguments)
+    resumed = torchrun("worker", ranks, tmp_path, *arguments)
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert "from step 4" in resumed.stdout
     assert_same(torch.load(tmp_path / f"{name}.pt"), alone(name, LOADED + MORE))

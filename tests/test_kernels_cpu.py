@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,27 +18,16 @@ from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule, Scalars, States
+from support.cpu_runs import FEW, assert_cpu_has_the_bits
 from support.kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
+from support.processes import python
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 
 
-def run(case: Case, steps: int = 2) -> None:
-    got, expected = make_work(case), make_work(case)
-    assert cpu.supports(got.rule, got) is None
-    assert got.plan.row is not None
-    for step in range(steps):
-        cpu.step(got.rule, [got])
-        reference.step(expected.rule, [expected])
-        assert_same_bits(got, expected)
-        for work in (got, expected):
-            next_grad(case, work, step + 1)
-            set_step(case, work, case.age + step + 1)
-
-
 @pytest.mark.parametrize("case", [*CASES, *AVERAGES], ids=lambda c: c.id)
 def test_same_bits_as_the_reference(case: Case) -> None:
-    run(case)
+    assert_cpu_has_the_bits(case)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -59,39 +46,24 @@ def test_many_tensors_and_any_number_of_threads(threads: int) -> None:
         assert_same_bits(mine, theirs)
 
 
-FEW = [
-    Case(formats=pair, rounding=rounding, shape=shape, data=data)
-    for pair in (("fp8", "8bit"), ("bf16", "fp16"), ("fp4", "4bit"), ("int8", "int4"))
-    for rounding in ("nearest", "stochastic")
-    for shape, data in (((3, 200), "normal"), ((2, 2049), "specials"), ((64, 64), "wide"))
-]
-
-
-def in_another_process(code: str, **env: str) -> str:
-    folder = str(Path(__file__).parent)
-    whole = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, folder]), "OMP_NUM_THREADS": "1", **env}
-    done = subprocess.run([sys.executable, "-c", code], env=whole, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 @pytest.mark.parametrize("isa", native.isas()[1:] if native.why_not() is None else [])
 def test_every_instruction_set(isa: str) -> None:
     code = f"""
 from halfulp.kernels import backends
-from test_kernels_cpu import CASES, FEW, run
+from support.cpu_runs import FEW, assert_cpu_has_the_bits
+from support.kernel_cases import CASES
 assert backends()["cpu"] == "available ({isa})"
 chosen = [*FEW, *CASES[::9]]
 for case in chosen:
-    run(case)
+    assert_cpu_has_the_bits(case)
 print(len(chosen))
 """
-    assert int(in_another_process(code, HALFULP_ISA=isa)) > 50
+    assert int(python(code, HALFULP_ISA=isa)) > 50
 
 
 def test_an_instruction_set_that_is_not_there_is_named() -> None:
     code = "from halfulp.kernels import backends; print(backends()['cpu'])"
-    assert "HALFULP_ISA=mmx is not available" in in_another_process(code, HALFULP_ISA="mmx")
+    assert "HALFULP_ISA=mmx is not available" in python(code, HALFULP_ISA="mmx")
 
 
 def test_a_library_with_other_structs_is_refused() -> None:
@@ -101,7 +73,7 @@ from halfulp.kernels import backends, native
 native.FORMAT = numpy.dtype([*native.FORMAT.descr, ("new", "i8")])
 print(backends()["cpu"])
 """
-    assert "another version of halfulp: build it again" in in_another_process(code)
+    assert "another version of halfulp: build it again" in python(code)
 
 
 def test_missing_kernels_are_told_without_being_asked_for() -> None:
@@ -117,7 +89,7 @@ for _ in range(2):
         p.grad = torch.ones(64, 64)
     optimizer.step()
 """
-    lines = in_another_process(code).splitlines()
+    lines = python(code).splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("kernel 'cpu' not used: there are no compiled kernels")
 
@@ -137,7 +109,7 @@ from halfulp.kernels import backends, native
 native.PATH = Path({str(tmp_path)!r}, native.PATH.name)
 print(backends()["cpu"])
 """
-    assert "other sources than are beside it: run python hatch_build.py" in in_another_process(code)
+    assert "other sources than are beside it: run python hatch_build.py" in python(code)
 
 
 def test_without_the_library_the_reference_runs_and_says_so() -> None:
@@ -156,7 +128,7 @@ except RuntimeError as error:
     print(error)
 print(backends()["cpu"])
 """
-    lines = in_another_process(code).splitlines()
+    lines = python(code).splitlines()
     assert "cannot do this step" in lines[0]
     assert "install a C compiler" in lines[1]
 
@@ -327,7 +299,7 @@ before = status("VmRSS")
 optimizer.step()
 print(status("VmHWM") - before)
 """
-    assert int(in_another_process(code)) <= 1024 + 2 * 64
+    assert int(python(code)) <= 1024 + 2 * 64
 
 
 def test_a_process_forked_after_a_step_can_step() -> None:
@@ -344,4 +316,4 @@ if child == 0:
     os._exit(0)
 print(os.waitpid(child, 0)[1])
 """
-    assert in_another_process(code) == "0"
+    assert python(code) == "0"

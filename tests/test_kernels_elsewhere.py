@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from halfulp.kernels import native
+from support.cpu_runs import assert_cpu_has_the_bits
 from support.elsewhere import Elsewhere
 from support.kernel_cases import AVERAGES, CASES, Case
-from test_kernels_cpu import run
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 pytestmark = [
@@ -30,4 +30,4 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
 @pytest.mark.parametrize("case", [*CASES, *AVERAGES][::7], ids=lambda c: c.id)
 def test_arm_has_the_bits_of_the_reference(case: Case, arm: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: arm)
-    run(case)
+    assert_cpu_has_the_bits(case)

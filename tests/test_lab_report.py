@@ -263,7 +263,7 @@ def test_labels_are_spread_and_ticks_are_round() -> None:
     assert all(b - a >= 15 for a, b in itertools.pairwise(places))
     assert places[-1] <= 100
     assert ticks((0, 1), False) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert ticks((1, 1000), True) == [1.0, 10.0, 100.0, 1000.0] or ticks((1, 1000), True)[0] == 1.0
+    assert ticks((1, 1000), True) == [1.0, 10.0, 100.0, 1000.0]
     assert ticks((0.5, 2.0), True) == [0.5, 1.0, 2.0]
 
 

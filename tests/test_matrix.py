@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import halfulp
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.optim import OPTIMIZERS
+from support.optimizers import STATES, stored_bytes
 
-STATES = ("fp32", "bf16", "fp8", "fp4", "int8")
 CELLS = [("fp32", "nearest")] + [(s, r) for s in STATES[1:] for r in ("nearest", "stochastic")]
 STEPS = 30
 UNTRAINED = math.log(128)
@@ -78,12 +78,6 @@ def train(model: nn.Module, o: Any, first: int, steps: int) -> list[float]:
         o.step()
         losses.append(float(loss.detach()))
     return losses
-
-
-def stored_bytes(o: torch.optim.Optimizer) -> int:
-    """Bytes of the memory behind all tensors of state."""
-    tensors = [v for entries in o.state.values() for v in entries.values() if torch.is_tensor(v)]
-    return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 def assert_same_entries(one: dict[str, Any], two: dict[str, Any]) -> None:

@@ -7,18 +7,14 @@ turns.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+import rules_stall
 import torch
 
 import halfulp
 from halfulp.optim import OPTIMIZERS
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import rules_stall
 
 CASES = [
     ("AdamW", "bf16", "nearest"), ("ADOPT", "bf16", "stochastic"), ("AMAdamW", "fp8", "nearest"),

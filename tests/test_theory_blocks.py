@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import theory_blocks
 import torch
 
 from halfulp import Quantizer, Scaling, get_format
@@ -19,9 +19,6 @@ from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.storing import Storing
 from halfulp.theory.transient import transient
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import theory_blocks
 
 
 def _quantizer(name: str, kind: str, rounding: str, square: bool) -> Quantizer:

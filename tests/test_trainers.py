@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import halfulp
 from halfulp.training.trainers import TrainerFactory, groups_by_name, release_gradients
+from support.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {
@@ -28,8 +29,6 @@ EXAMPLES = {
     "plain_torch": 4.2,
 }
 """What the loss, ln(256) = 5.55 at the start, is below after 20 steps: the last one, for `hf_trainer` the mean."""
-SCRIPT = str(ROOT / "tests" / "distributed" / "script.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT)
 LONGER = {"ddpm_ema", "finetune_minilm", "teacher_digits"}
 """Experiments of their own: too long for the tests, or in need of more than the extra ``dev`` installs."""
 
@@ -49,8 +48,8 @@ def outputs() -> dict[str, str]:
 
 def output(name: str, outputs: dict[str, str], cwd: Path) -> str:
     if name not in outputs:
-        launch = TORCHRUN if name == "fsdp2" else ()
-        done = run_python(*launch, str(ROOT / "examples" / f"{name}.py"), cwd=cwd)
+        script = str(ROOT / "examples" / f"{name}.py")
+        done = torchrun("script", 2, script, cwd=cwd) if name == "fsdp2" else run_python(script, cwd=cwd)
         assert done.returncode == 0, done.stderr[-4000:]
         outputs[name] = done.stdout
     return outputs[name]

@@ -12,7 +12,7 @@ import halfulp
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.rules.base import Rule
 from halfulp.rules.transforms import Transform, compose, with_weight_decay
-from test_matrix import STATES, stored_bytes
+from support.optimizers import STATES, stored_bytes
 
 ALL: dict[str, list[Transform]] = {
     "clip_global": [halfulp.clip_global(1.0)],

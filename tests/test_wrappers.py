@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,8 @@ from torch import Tensor, nn
 
 import halfulp
 from halfulp.training import Wrapper
+from support.distributed import cases, wrapped
+from support.processes import torchrun
 
 Make = Callable[[Any], torch.optim.Optimizer]
 BASES: dict[str, Make] = {
@@ -316,16 +314,9 @@ def test_the_radius_grows_along_half_a_cosine() -> None:
 # ---------------------------------------------------------------- sharded models
 
 
-def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path) -> None:
     """Noise, its removal, slow weights in bf16; FSDP2 on two ranks with rows that do not divide."""
-    here = Path(__file__).parent / "distributed"
-    monkeypatch.syspath_prepend(here)
-    wrapped, cases = importlib.import_module("wrapped"), importlib.import_module("cases")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(here / "wrapped.py"),
-         str(tmp_path / "found.pt")],
-        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+    done = torchrun("wrapped", 2, tmp_path / "found.pt")
     assert done.returncode == 0, done.stderr[-4000:]
     found, alone = torch.load(tmp_path / "found.pt"), wrapped.run(cases.build_model())
     for key in ("start", "noisy", "restored", "end"):

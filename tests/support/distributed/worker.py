@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES, LOADED, build_model, collect, counted, leave, optimizer_of, train
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import halfulp
+from support.distributed.cases import CASES, LOADED, build_model, collect, counted, leave, optimizer_of, train
 
 EVERY = 2
 """Steps from one kept checkpoint to the next."""

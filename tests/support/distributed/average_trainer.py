@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import leave
 from torch.distributed.tensor import DTensor
 from transformers import DistributedConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from halfulp.averaging import trainer_callback, whole
+from support.distributed.cases import leave
 
 STEPS, SAVED = 4, 2
 OPTIONS = {"decay": 0.9, "state": "8bit"}

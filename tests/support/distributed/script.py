@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from cases import end_process
+from support.distributed.cases import end_process
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(sys.argv[1]).parent))  # as python does for a script

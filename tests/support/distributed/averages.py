@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from cases import leave
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from halfulp.averaging import BEMA, EMA, LAWA, whole
 from halfulp.checkpoint.files import read_file, write_file
+from support.distributed.cases import leave
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"state": "fp32"},

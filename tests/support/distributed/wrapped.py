@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import build_model, leave, train
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import halfulp
+from support.distributed.cases import build_model, leave, train
 
 
 def whole(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Modules that run under torchrun, as ``python -m torch.distributed.run ... -m support.distributed.NAME``."""

@@ -1,0 +1,68 @@
+"""Small models, optimizers on them, and all bits of both; what many test modules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import halfulp
+
+STATES = ("fp32", "bf16", "fp8", "fp4", "int8")
+"""A friendly name of every kind."""
+CLASSES = {
+    "AdamW": (halfulp.AdamW, {}), "Adam": (halfulp.Adam, {"weight_decay": 0.1}),
+    "SGD": (halfulp.SGD, {"momentum": 0.9, "nesterov": True}), "Lion": (halfulp.Lion, {}),
+}  # fmt: skip
+each_optimizer = pytest.mark.parametrize("name", CLASSES)
+
+
+def build(name: str, params: Any, **more: Any) -> Any:
+    make, arguments = CLASSES[name]
+    return make(params, **{"lr": 1e-2, "min_size": 0, "block_size": 16, **arguments, **more})
+
+
+def model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 5)).to(dtype)
+
+
+def set_grads(params: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def run(optimizer: Any, steps: int, first: int = 0) -> None:
+    for t in range(first, first + steps):
+        set_grads([p for g in optimizer.param_groups for p in g["params"]], t)
+        optimizer.step()
+
+
+def everything(optimizer: Any) -> list[Any]:
+    """All bits: parameters, states, ages."""
+    found: list[Any] = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            found.append(p.detach().clone())
+            found += [v.clone() if isinstance(v, Tensor) else v for _, v in sorted(optimizer.state.get(p, {}).items())]
+    return found
+
+
+def assert_same(a: list[Any], b: list[Any]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+        else:
+            assert x == y
+            assert type(x) is type(y)
+
+
+def stored_bytes(o: torch.optim.Optimizer) -> int:
+    """Bytes of the memory behind all tensors of state."""
+    tensors = [v for entries in o.state.values() for v in entries.values() if torch.is_tensor(v)]
+    return sum(t.untyped_storage().nbytes() for t in tensors)

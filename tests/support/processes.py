@@ -1,0 +1,36 @@
+"""Other processes of the tests: a piece of code, and modules under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment for another one, which finds what this one imports and runs on one thread."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1", **more}
+
+
+def python(code: str, timeout: float = 600, **env: str) -> str:
+    """What a piece of code prints; it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def torchrun(
+    module: str, ranks: int, *arguments: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of ``support.distributed`` on `ranks` processes, without a network and without a GPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [*command, "-m", f"support.distributed.{module}", *map(str, arguments)],
+        capture_output=True, text=True, timeout=600, cwd=cwd, check=False,
+        env=environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
+    )  # fmt: skip
