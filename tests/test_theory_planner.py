@@ -324,3 +324,17 @@ def test_advice_within_a_budget(budget: float, spread: float) -> None:
     )
     with pytest.raises(ValueError, match="smallest pair takes"):
         advise((0.9, 0.95), bytes_per_parameter=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "steady", "drifting"), [("bf16", 4734, 2394), ("fp8", None, 2838), ("fp4", None, 2976)]
+)
+def test_a_tuned_rate_wants_fewer_resets(fmt: str, steady: int | None, drifting: int) -> None:
+    """Without drift a frozen 8- or 4-bit state errs by a common factor only, which the rate takes out."""
+    periods = [
+        plan_reset(fmt, beta=0.999, rounding="nearest", criterion="residual", drifts=drifts).period
+        for drifts in ((0.0,), (0.0, 0.1, 0.2))
+    ]
+    assert periods == [steady, drifting]
+    with pytest.raises(ValueError, match="criterion"):
+        plan_reset(fmt, beta=0.999, rounding="nearest", criterion="loss")  # type: ignore[arg-type]

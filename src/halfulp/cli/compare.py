@@ -57,6 +57,17 @@ def command(
         int | None, typer.Option(help="Steps between regular measurements.", show_default="20")
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="100")] = None,
+    scale_model: Annotated[
+        int | None,
+        typer.Option(help="Train a scale model of a long run, so many times shorter (8: bf16, 4: fp8, 2: fp4)."),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option("--format", help="Format that a scale model models.", show_default="bf16")
+    ] = None,
+    regime: Annotated[
+        str | None,
+        typer.Option(help="Gradients' scale in a scale model: constant, falling or jumping.", show_default="constant"),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time, one thread each. Default: the cores.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/compare-DATE-TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
@@ -65,6 +76,10 @@ def command(
 
     Without options: a small LLaMA on the source of Python's standard library, nine arms, a few minutes on two cores.
     Ctrl-C leaves a run that --resume continues to the same bits.
+
+    With --scale-model it shows what rounding costs in loss: windows and grid are coarsened by a factor, so that a short
+    run stalls as one of 20,000 steps does. Rates are tuned for every arm and seeds are paired. --steps are then those
+    of the long run, and --arms are "fp32", "nearest", "nearest + reset", "stochastic" and more.
     """
     given: dict[str, Any] = {
         "steps": steps, "tokenizer": tokenizer, "model": model, "hidden": hidden, "layers": layers, "heads": heads,
@@ -81,11 +96,34 @@ def command(
         given["lrs"] = _numbers(lr, "--lr")
     if beta2 is not None:
         given["betas"] = (0.9, beta2)
-    if resume is not None and (given or data or dataset or text_key or out):
+    source = {"path": data, "dataset": dataset, "text_key": text_key, "max_mb": max_mb}
+    if scale_model is None and (state is not None or regime is not None):
+        raise ValueError("--format and --regime go with --scale-model")
+    if resume is not None and (given or scale_model or data or dataset or text_key or out):
         raise ValueError("--resume takes everything from the run folder; only --jobs goes with it")
     if jobs is not None and jobs < 1:  # now, not when the run folder is there
         raise ValueError(f"jobs is at least 1, got {jobs}")
-    _run(given, resume, out, jobs, {"path": data, "dataset": dataset, "text_key": text_key, "max_mb": max_mb})
+    from halfulp.cli.scale_model import is_scale_model, run_scale
+
+    if scale_model is not None or (resume is not None and is_scale_model(resume)):
+        chosen = {"factor": scale_model, "format": state, "regime": regime}
+        run_scale(
+            {**_for_scale(given), **{k: v for k, v in chosen.items() if v is not None}}, resume, out, jobs, source
+        )
+    else:
+        _run(given, resume, out, jobs, source)
+
+
+def _for_scale(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of an ordinary comparison in the words of a scale model's."""
+    names = {
+        "steps": "steps", "hidden": "hidden", "layers": "layers", "heads": "heads", "batch": "batch",
+        "context": "context", "model": "architecture", "arms": "arms", "lrs": "lrs", "betas": "betas", "seeds": "seeds",
+    }  # fmt: skip
+    strange = sorted(set(given) - set(names))
+    if strange:
+        raise ValueError(f"--{strange[0].replace('_', '-')} does not go with --scale-model")
+    return {names[k]: len(v) if k == "seeds" else v for k, v in given.items()}
 
 
 def _run(

@@ -59,6 +59,8 @@ class Chart:
         Of the view box; text is 12 units high.
     label_width
         Room for labels at the right.
+    x_format
+        ``"step"`` (whole numbers), or as `y_format`.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Chart:
     height: int = 230
     label_width: int = 16
     reference: float | None = None
+    x_format: str = "step"
     lines: list[Line] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
@@ -85,6 +88,10 @@ class Chart:
         """Vertical position of a value; values beyond the axis stand at its end."""
         low, high = self.y_range
         return _place(min(max(value, low), high), self.y_range, self.log_y, self.height - MARGIN_BOTTOM, MARGIN_TOP)
+
+    def x_text(self, value: float) -> str:
+        """A place on the horizontal axis in its words."""
+        return f"{value:,.0f}" if self.x_format == "step" else format_value(value, self.x_format)
 
     def text(self, value: float) -> str:
         """A value in the words of the axis."""
@@ -117,7 +124,9 @@ class Chart:
         for value in ticks(self.x_range, self.log_x):
             x = self.x(value)
             parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:,.0f}</text>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{self.x_text(value)}</text>'
+            )
         parts.append(f'<line class="axis" x1="{MARGIN_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
         return parts
 
@@ -160,7 +169,7 @@ class Chart:
                 "label": line.label,
                 "css": line.css,
                 "points": [
-                    [round(self.x(x), 1), int(x), self.text(y)]
+                    [round(self.x(x), 1), int(x) if self.x_format == "step" else x, self.text(y)]
                     for x, y in zip(line.x, line.y, strict=True)
                     if math.isfinite(y) and (not self.log_x or x > 0)
                 ],

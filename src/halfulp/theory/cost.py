@@ -20,7 +20,7 @@ import numpy.typing as npt
 from halfulp.theory.blocks import BlockLaw
 from halfulp.theory.transient import Transient
 
-__all__ = ["cycle_cost", "exact_error", "neglected", "update_error"]
+__all__ = ["cycle_cost", "exact_error", "exact_parts", "neglected", "residual_cost", "update_error", "update_parts"]
 
 Array = npt.NDArray[np.float64]
 
@@ -35,16 +35,31 @@ def update_error(law: Transient | BlockLaw, beta1: float, steps: int) -> Array:
     beta1
         Decay of the first moment.
     """
+    square, product = update_parts(law, beta1, steps)
+    return np.asarray(square - 2 * product + 1)
+
+
+def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> tuple[Array, Array]:
+    """Mean square of the update, and its mean product with the exact one: ``D_t`` is square - 2 product + 1.
+
+    Arguments are those of :func:`update_error`.
+    """
     t = np.arange(1, steps + 1)
     scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v over this is v_hat over the true second moment
     root, inverse_root, inverse = (
         np.interp(t, law.ages, law.moment(name)) for name in ("root", "inverse_root", "inverse")
     )
-    return _error(beta1, t, root / np.sqrt(scale), inverse_root * np.sqrt(scale), inverse * scale)
+    return _parts(beta1, t, root / np.sqrt(scale), inverse_root * np.sqrt(scale), inverse * scale)
 
 
 def exact_error(law: Transient, beta1: float, steps: int) -> Array:
-    """``D_t`` of the same second moment in full precision, under the same drift.
+    """``D_t`` of the same second moment in full precision, under the same drift."""
+    square, product = exact_parts(law, beta1, steps)
+    return np.asarray(square - 2 * product + 1)
+
+
+def exact_parts(law: Transient, beta1: float, steps: int) -> tuple[Array, Array]:
+    """:func:`update_parts` of the same second moment in full precision, under the same drift.
 
     A weighted sum of squares is nearly a gamma variable of its mean and variance: exactly while all weights are alike,
     and old sums are narrow.
@@ -58,7 +73,7 @@ def exact_error(law: Transient, beta1: float, steps: int) -> Array:
     rising = np.exp(gammaln(half + 0.5) - gammaln(half))
     # from its third input on a sum of squares has a mean inverse, which a gamma variable of few degrees lacks
     enough = np.maximum(half, 1.5)
-    return _error(
+    return _parts(
         beta1,
         t,
         rising * np.sqrt(unit / half),
@@ -67,13 +82,15 @@ def exact_error(law: Transient, beta1: float, steps: int) -> Array:
     )
 
 
-def _error(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array) -> Array:
-    """``D_t`` from the averages of ``v_hat``'s powers 1/2, -1/2 and -1."""
+def _parts(
+    beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array
+) -> tuple[Array, Array]:
+    """The parts of ``D_t`` from the averages of ``v_hat``'s powers 1/2, -1/2 and -1."""
     young = t <= 2 / (1 - beta1)
     decayed = beta1**t
     w1 = np.where(young, root, inverse_root)
     w2 = np.where(young, 1.0, inverse)
-    return np.asarray((1 + decayed) / (1 - decayed) * w2 - 2 * (1 + decayed) * w1 + 1)
+    return np.asarray((1 + decayed) / (1 - decayed) * w2), np.asarray((1 + decayed) * w1)
 
 
 def neglected(beta1: float, beta2: float) -> float:
@@ -88,3 +105,25 @@ def neglected(beta1: float, beta2: float) -> float:
 def cycle_cost(error: Array) -> Array:
     """Mean error of a cycle of each length: entry ``K - 1`` is the mean over ages ``1 .. K``."""
     return np.cumsum(error) / np.arange(1, len(error) + 1)
+
+
+def residual_cost(parts: list[tuple[Array, Array]]) -> Array:
+    """Mean error of a cycle of each length that is left once every update is multiplied by the best common factor.
+
+    A learning rate that is tuned takes the factor out. It is one for all laws: tensors whose gradients fall at
+    different rates share the learning rate.
+
+    Parameters
+    ----------
+    parts
+        :func:`update_parts` of each law.
+
+    Returns
+    -------
+    numpy.ndarray
+        Entry ``K - 1`` is the error for cycles of `K` steps, relative to the variance of the exact update.
+    """
+    count = np.arange(1, len(parts[0][0]) + 1) * len(parts)
+    square = np.sum([np.cumsum(s) for s, _ in parts], axis=0) / count
+    product = np.sum([np.cumsum(p) for _, p in parts], axis=0) / count
+    return np.asarray(1 - product**2 / square)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,10 @@ from halfulp.theory.stall import Slot, check_slot, stall_curve
 if TYPE_CHECKING:
     from halfulp.theory.transient import Transient
 
-__all__ = ["DRIFTS", "ResetPlan", "plan_reset"]
+__all__ = ["DRIFTS", "Criterion", "ResetPlan", "plan_reset"]
 
 Array = npt.NDArray[np.float64]
+Criterion = Literal["total", "residual"]
 
 DRIFTS = (0.0, 0.025, 0.1)
 """E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` that a plan has to stand."""
@@ -78,6 +79,7 @@ def plan_reset(
     slot: Slot = "exp_avg_sq",
     beta1: float = 0.9,
     drifts: tuple[float, ...] = DRIFTS,
+    criterion: Criterion = "total",
 ) -> ResetPlan:
     """Best period of resets of a state, or never.
 
@@ -89,6 +91,9 @@ def plan_reset(
         Decay of the first moment beside a second moment.
     drifts
         Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; one, if measured.
+    criterion
+        ``"total"``: the whole error of the update, which is right at a given learning rate. ``"residual"``: what is
+        left of it after the best common factor of all updates, which a tuned learning rate takes out.
 
     Returns
     -------
@@ -111,11 +116,15 @@ def plan_reset(
         raise ValueError(f"beta1 is in [0, 1), got {beta1}")
     if not drifts or any(not 0 <= r < math.inf for r in drifts):
         raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts}")
-    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts))
+    if criterion not in ("total", "residual"):
+        raise ValueError(f"criterion is 'total' or 'residual', got {criterion!r}")
+    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts), criterion)
 
 
 @lru_cache(maxsize=256)
-def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...]) -> ResetPlan:
+def _plan(
+    fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...], criterion: Criterion
+) -> ResetPlan:
     from halfulp.theory.chain import Chain
     from halfulp.theory.rising_unit import block_transient
     from halfulp.theory.transient import transients
@@ -130,18 +139,26 @@ def _plan(fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, dri
         return ResetPlan(None, why, curve)
     if fmt.kind != "float":
         # in homogeneous blocks with power-of-two scales, at a constant gradient
-        return _decide((block_transient(fmt, beta, rounding, horizon),), beta1, horizon, (0.0,))
+        return _decide((block_transient(fmt, beta, rounding, horizon),), beta1, horizon, (0.0,), criterion)
     # few phases and points: the cost of a period is flat around the best one, the flatter the finer the format
     phases = 8 if fmt.mantissa_bits < 6 else 4 if fmt.mantissa_bits < 10 else 3
     chain = Chain(fmt, beta, rounding, phases=phases, fineness=2)
-    return _decide(transients(chain, drifts, horizon), beta1, horizon, drifts)
+    return _decide(transients(chain, drifts, horizon), beta1, horizon, drifts, criterion)
 
 
-def _decide(laws: tuple[Transient, ...], beta1: float, horizon: int, drifts: tuple[float, ...]) -> ResetPlan:
-    from halfulp.theory.cost import cycle_cost, exact_error, neglected, update_error
+def _decide(
+    laws: tuple[Transient, ...], beta1: float, horizon: int, drifts: tuple[float, ...], criterion: Criterion
+) -> ResetPlan:
+    from halfulp.theory.cost import cycle_cost, exact_parts, neglected, residual_cost, update_parts
+
+    def weigh(parts: list[tuple[Array, Array]]) -> Array:
+        """Cost of every period, a row a drift; one row where all drifts share a factor."""
+        if criterion == "residual":
+            return residual_cost(parts)[np.newaxis]
+        return np.stack([cycle_cost(square - 2 * product + 1) for square, product in parts])
 
     curve = laws[0].stalled[:horizon]
-    costs = np.stack([cycle_cost(update_error(law, beta1, horizon)) for law in laws])
+    costs = weigh([update_parts(law, beta1, horizon) for law in laws])
     plan = ResetPlan(None, "", curve, costs, drifts)
     best = int(plan.regret.argmin())
     low, last = costs[:, best], costs[:, -1]
@@ -151,7 +168,7 @@ def _decide(laws: tuple[Transient, ...], beta1: float, horizon: int, drifts: tup
             f"{low.max():.2g} of the update's variance, at worst."
         )
         return replace(plan, why=why)
-    exact = np.stack([cycle_cost(exact_error(law, beta1, horizon)) for law in laws])
+    exact = weigh([exact_parts(law, beta1, horizon) for law in laws])
     by_rounding = replace(plan, costs=costs + np.maximum(exact[:, -1:] - exact, 0.0))
     never, margin = by_rounding.regret[-1], neglected(beta1, laws[0].beta)
     if never <= 2 * by_rounding.regret[best] + margin:

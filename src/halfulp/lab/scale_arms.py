@@ -1,0 +1,93 @@
+"""Arms of a scale model: how the states of a run are rounded, and when they are reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halfulp.numbers.quantizer import Rounding
+from halfulp.theory.planner import Criterion, plan_reset
+from halfulp.theory.similitude import ScaleModel
+
+__all__ = ["ARMS", "DEFAULT_ARMS", "PUBLISHED", "ScaleArm", "period_of"]
+
+PUBLISHED = {7: 1000, 3: 300, 2: 200, 1: 200}
+"""Reset periods by fraction bits of the second moment's format (arXiv 2603.16731)."""
+
+
+@dataclass(frozen=True)
+class ScaleArm:
+    """One way to keep the states of a run.
+
+    Parameters
+    ----------
+    rounding
+        ``None``: fp32. ``"nearest"`` or ``"stochastic"``.
+    reset
+        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding; ``"rate-free"``: its
+        period where a tuned rate is assumed to remove a common factor; ``"half"``, ``"double"``: of the planned one;
+        ``"published"``: that of the paper, shortened by the factor of the model.
+    slots
+        What a reset sets to zero.
+    spare_embedding
+        Leave the embedding out of resets.
+    staggered
+        Let the parameters take turns over a period.
+    rewarm
+        Raise the rate again over the first tenth of each cycle.
+    stored
+        Which moments are rounded.
+    embedding_fp32
+        Keep the states of the embedding in fp32.
+    """
+
+    rounding: Rounding | None = None
+    reset: str | None = None
+    slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    spare_embedding: bool = False
+    staggered: bool = False
+    rewarm: bool = False
+    stored: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    embedding_fp32: bool = False
+
+
+ARMS: dict[str, ScaleArm] = {
+    "fp32": ScaleArm(),
+    "fp32 + reset": ScaleArm(None, "planned"),
+    "nearest": ScaleArm("nearest"),
+    "nearest + reset": ScaleArm("nearest", "planned"),
+    "nearest + reset, rate-free": ScaleArm("nearest", "rate-free"),
+    "nearest + reset, half": ScaleArm("nearest", "half"),
+    "nearest + reset, double": ScaleArm("nearest", "double"),
+    "nearest + reset, published": ScaleArm("nearest", "published"),
+    "nearest + reset, second moment": ScaleArm("nearest", "planned", slots=("exp_avg_sq",)),
+    "nearest + reset, embedding spared": ScaleArm("nearest", "planned", spare_embedding=True),
+    "nearest + reset, staggered": ScaleArm("nearest", "planned", staggered=True),
+    "nearest + reset, re-warmed": ScaleArm("nearest", "planned", rewarm=True),
+    "nearest, embedding fp32": ScaleArm("nearest", embedding_fp32=True),
+    "nearest, first moment only": ScaleArm("nearest", stored=("exp_avg",)),
+    "nearest, second moment only": ScaleArm("nearest", stored=("exp_avg_sq",)),
+    "stochastic": ScaleArm("stochastic"),
+    "stochastic + reset": ScaleArm("stochastic", "planned"),
+    "stochastic, first moment only": ScaleArm("stochastic", stored=("exp_avg",)),
+    "stochastic, second moment only": ScaleArm("stochastic", stored=("exp_avg_sq",)),
+}
+"""Every arm by name."""
+
+DEFAULT_ARMS = ("fp32", "nearest", "nearest + reset", "stochastic")
+
+
+def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
+    """Steps between resets of an arm in a model; ``None`` for never.
+
+    A plan is made for the model's own format, betas and nearest rounding, whatever the arm rounds: the arms with resets
+    then differ in nothing else.
+    """
+    if arm.reset is None:
+        return None
+    if arm.reset == "published":
+        return model.period(PUBLISHED.get(model.second.mantissa_bits, 300))
+    beta1, beta2 = model.model_betas
+    criterion: Criterion = "residual" if arm.reset == "rate-free" else "total"
+    plan = plan_reset(model.formats[1], beta=beta2, rounding="nearest", beta1=beta1, criterion=criterion)
+    factor = {"half": 0.5, "double": 2.0}.get(arm.reset, 1.0)
+    return None if plan.period is None else max(2, round(plan.period * factor))

@@ -1,0 +1,253 @@
+"""What a scale model's experiment found: figures, one HTML page, a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from halfulp.lab.files import read_json, write_text
+from halfulp.lab.results import Interval
+from halfulp.lab.scale import ScaleConfig, best_rate, finals, ladder, load_results
+from halfulp.lab.scale_arms import ARMS
+from halfulp.lab.svg import Chart, Line
+from halfulp.lab.tables import print_table
+
+__all__ = ["ScaleArmResult", "ScaleResults", "load_scale_model", "write_scale_report"]
+
+PUBLISHED = {
+    "bf16": {"nearest": 0.026, "nearest + reset, published": 0.003, "stochastic": 0.001, "stochastic + reset": 0.0},
+    "fp8": {"nearest": 0.038, "nearest + reset, published": 0.004, "stochastic": 0.005, "stochastic + reset": 0.0},
+    "fp4": {"nearest": 0.044, "nearest + reset, published": 0.011, "stochastic": 0.027, "stochastic + reset": 0.005},
+}
+"""Final validation loss less fp32's, LLaMA-100M on C4, at one learning rate (arXiv 2603.16731)."""
+
+SIZE: dict[str, Any] = {"width": 560, "height": 320, "label_width": 210}
+
+
+@dataclass(frozen=True)
+class ScaleArmResult:
+    """One arm.
+
+    Parameters
+    ----------
+    name, period
+        Of the arm; steps between its resets.
+    rates, losses
+        Its ladder: validation loss at each rate, NaN where a run diverged.
+    own_rate
+        The best of them.
+    own, common
+        Validation loss less fp32's at its best rate, seed by seed: of the arm at its own best rate, and at fp32's.
+    diverged
+        Final runs that diverged.
+    shares, stalled, ratio
+        Over the final runs at the own rate, by share of the run: mean stalled fraction of the second moment, and mean
+        stored value over fp32's.
+    """
+
+    name: str
+    period: int | None
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    own_rate: float
+    own: Interval | None
+    common: Interval | None
+    diverged: int
+    shares: tuple[float, ...]
+    stalled: tuple[float, ...]
+    ratio: tuple[float, ...]
+
+    @property
+    def css(self) -> str:
+        """Classes of its lines."""
+        arm = ARMS[self.name]
+        if arm.rounding is None:
+            return "b32 reset" if arm.reset else "b32"
+        colour = {"nearest": "b8", "stochastic": "b16"}[arm.rounding]
+        return f"{colour} reset" if arm.reset else colour
+
+
+@dataclass(frozen=True)
+class ScaleResults:
+    """An experiment read back."""
+
+    config: ScaleConfig
+    arms: tuple[ScaleArmResult, ...]
+    common_rate: float
+    base: Interval
+
+    def published(self, arm: str) -> float | None:
+        """The published difference of an arm, where the paper has the format and the arm."""
+        return PUBLISHED.get(self.config.format, {}).get(
+            "nearest + reset, published" if arm == "nearest + reset" else arm
+        )
+
+
+def load_scale_model(folder: Path) -> ScaleResults:
+    """Read a run folder whose final runs are done, of fp32 at least.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is none.
+    ValueError
+        It has no final runs yet.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no run folder of a scale model: it has no config.json")
+    config = ScaleConfig.from_json(read_json(path))
+    ladders = load_results(folder, ladder(config))
+    done = {} if len(ladders) < len(config.arms) else load_results(folder, finals(config, ladders))
+    if "fp32" not in done:
+        raise ValueError(f"{folder} has no final runs of fp32 yet; continue it with --resume {folder}")
+    common = best_rate(ladders["fp32"])
+    base = dict(zip(_seeds(done["fp32"], common), _losses(done["fp32"], common), strict=True))
+    arms = tuple(_arm(name, ladders[name], done[name], common, base) for name in config.arms if name in done)
+    whole = Interval.of([loss for loss in base.values() if loss is not None])
+    if whole is None:
+        raise ValueError(f"every final run of fp32 in {folder} diverged: give smaller rates by --lr")
+    return ScaleResults(config, arms, common, whole)
+
+
+def _seeds(result: dict[str, Any], rate: float) -> list[int]:
+    return [seed for seed, lr in result["replicas"] if lr == rate]
+
+
+def _losses(result: dict[str, Any], rate: float) -> list[float | None]:
+    pairs = zip(result["replicas"], result["validation"], strict=True)
+    return [loss for (_, lr), loss in pairs if lr == rate]
+
+
+def _arm(
+    name: str, climbed: dict[str, Any], final: dict[str, Any], common: float, base: dict[int, float | None]
+) -> ScaleArmResult:
+    own = best_rate(climbed)
+    rates = tuple(dict.fromkeys(lr for _, lr in climbed["replicas"]))
+    losses = [[x if x is not None else float("nan") for x in _losses(climbed, lr)] for lr in rates]
+
+    def against(rate: float) -> Interval | None:
+        pairs = zip(_seeds(final, rate), _losses(final, rate), strict=True)
+        gaps = [(loss, base.get(seed)) for seed, loss in pairs]
+        return Interval.of([x - y for x, y in gaps if x is not None and y is not None])
+
+    last = final["rows"][-1]["step"]
+    mine = [i for i, (_, lr) in enumerate(final["replicas"]) if lr == own]
+    mean = {k: tuple(float(np.mean([row[k][i] for i in mine])) for row in final["rows"]) for k in ("stalled", "ratio")}
+    return ScaleArmResult(
+        name, final["period"], rates, tuple(float(np.mean(x)) for x in losses), own, against(own), against(common),
+        sum(x is None for x in final["validation"]), tuple(r["step"] / last for r in final["rows"]),
+        mean["stalled"], mean["ratio"],
+    )  # fmt: skip
+
+
+def signed(interval: Interval | None) -> str:
+    """A difference with its 95 % interval."""
+    if interval is None:
+        return "-"
+    return f"{interval.mean:+.3f}" + ("" if interval.half is None else f" ± {interval.half:.3f}")
+
+
+def sentences(results: ScaleResults) -> list[str]:
+    """What the figures say, and no more."""
+    arms = {a.name: a for a in results.arms}
+    said = []
+    nearest = arms.get("nearest")
+    if nearest is not None and nearest.own is not None and nearest.own.half is not None:
+        sure = nearest.own.mean - nearest.own.half > 0
+        what = "costs" if sure else "has no cost that these seeds resolve:"
+        said.append(f"Nearest rounding {what} {signed(nearest.own)} nats at its own best rate.")
+        for name in ("nearest + reset", "stochastic"):
+            other = arms.get(name)
+            if sure and other is not None and other.own is not None:
+                share = 1 - max(other.own.mean, 0.0) / nearest.own.mean
+                said.append(f"{name.capitalize()}: {signed(other.own)} nats; {share:.0%} of the loss is recovered.")
+    diverged = [f"{a.name} ({a.diverged})" for a in results.arms if a.diverged]
+    if diverged:
+        said.append(f"Runs that diverged are left out of the differences: {', '.join(diverged)}.")
+    return said
+
+
+def _charts(results: ScaleResults) -> dict[str, str]:
+    config = results.config
+    finite = [x for a in results.arms for x in a.losses if np.isfinite(x)]
+    low, high = min(finite), max(finite)
+    pad = max(0.02, 0.06 * (high - low))
+    rates = Chart(
+        "Validation loss by peak learning rate", (min(config.lrs), max(config.lrs)), (low - pad, high + pad),
+        log_x=True, x_format="number", **SIZE,
+    )  # fmt: skip
+    for arm in results.arms:
+        rates.add(Line(arm.name, arm.rates, arm.losses, arm.css))
+    stalled = Chart("Stalled fraction of the second moment", (0, 100), (0.0, 1.0), "percent", **SIZE)
+    ratio = Chart("Stored second moment over fp32", (0, 100), _ratio_range(results), "times", log_y=True, **SIZE)
+    for arm in results.arms:
+        percent = [100 * s for s in arm.shares]
+        if ARMS[arm.name].rounding is not None:
+            stalled.add(Line(arm.name, percent, arm.stalled, arm.css, dots=True))
+        ratio.add(Line(arm.name, percent, arm.ratio, arm.css))
+    for rounding, css in (("nearest", "b8"), ("stochastic", "b16")):
+        if rounding in {ARMS[a.name].rounding for a in results.arms}:
+            shares, original, model = config.model.stalled(rounding)
+            stalled.add(Line(f"{rounding}: predicted, original", list(100 * shares), list(original), css, direct=False))
+            stalled.add(
+                Line(f"{rounding}: predicted, model", list(100 * shares), list(model), f"{css} own", direct=False)
+            )
+    return {"rates": rates.render(), "stalled": stalled.render(), "ratio": ratio.render()}
+
+
+def _ratio_range(results: ScaleResults) -> tuple[float, float]:
+    found = [r for a in results.arms for r in a.ratio if r > 0]
+    return min(0.5, 0.9 * min(found)), max(2.0, 1.1 * max(found))
+
+
+def build_scale_page(results: ScaleResults) -> str:
+    """The page."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the report needs the jinja2 package: pip install 'halfulp[lab]'") from error
+    loader = jinja2.PackageLoader("halfulp.lab", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["signed"] = signed
+    return environment.get_template("scale.html.j2").render(
+        results=results,
+        config=results.config,
+        model=results.config.model,
+        charts=_charts(results),
+        said=sentences(results),
+    )
+
+
+def write_scale_report(folder: Path, console: Console | None = None) -> Path:
+    """Write ``report.html`` into a run folder, and print its table to `console`.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    results = load_scale_model(folder)
+    page = folder / "report.html"
+    write_text(page, build_scale_page(results))
+    if console is not None:
+        table = Table(box=None, pad_edge=False, title="validation loss less fp32's, nats", title_style="bold")
+        table.add_column("arm", min_width=12)
+        for heading in ("reset every", "best rate", "own rate", "fp32's rate", "stalled", "published"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for arm in results.arms:
+            known = results.published(arm.name)
+            table.add_row(
+                arm.name, str(arm.period or "-"), f"{arm.own_rate:g}", signed(arm.own), signed(arm.common),
+                f"{arm.stalled[-1]:.1%}", "-" if known is None else f"{known:+.3f}",
+            )  # fmt: skip
+        print_table(console, table, drop=("reset every", "published"))
+        console.print()
+        for sentence in sentences(results):
+            console.print(f"- {sentence}", highlight=False)
+    return page
