@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.base import Ages, Rule, Scalars, States, cbrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -66,7 +65,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     total = states["grad_sum"] + grad * c["weight"]
     total_sq = states["grad_sum_sq"] + (grad * grad) * c["weight"]
-    root = torch.pow(total_sq.double(), 1 / 3).float() + c["eps"]
+    root = cbrt(total_sq) + c["eps"]
     target = states["initial_param"] - total / root
     param = param + (target - param) * c["move"]
     return param, {"grad_sum": total, "grad_sum_sq": total_sq, "initial_param": states["initial_param"]}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, sqrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import Hyper, StateSlot
 
@@ -135,7 +134,7 @@ def _amsgrad_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> 
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
     exp_avg, exp_avg_sq = moments(grad, states, c)
-    largest = torch.maximum(states["max_exp_avg_sq"], exp_avg_sq)
+    largest = maximum(states["max_exp_avg_sq"], exp_avg_sq)
     denominator = sqrt(largest) * c["inv_sqrt_correction2"] + c["eps"]
     param = param * c["keep"] - clamp(exp_avg / denominator, c["bound"]) * c["step_size"]
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": largest}

@@ -5,9 +5,10 @@ declaration of its states and the scalars ``c`` that a step needs. States go in 
 format: the engine decodes the states, calls it, and encodes what it returns.
 
 Every tensor operation of an elementwise rule must round separately, since a kernel has to reproduce it bit by bit:
-plain ``+ - * /``, :func:`sqrt` of this module, comparisons and ``where``. Not ``lerp``, ``addcmul``, ``addcdiv`` or
-``add(alpha=)``, which fuse or reorder. Scalars are computed once in Python floats and rounded to fp32. Sums over a
-tensor go through :func:`total`, whose bits do not depend on the number of threads.
+plain ``+ - * /``, the functions of this module, ``torch.clamp``, comparisons and ``torch.where``. Not ``lerp``,
+``addcmul``, ``addcdiv`` or ``add(alpha=)``, which fuse or reorder. Scalars are computed once in Python floats and
+rounded to fp32. Sums over a tensor go through :func:`total`, whose bits do not depend on the number of threads. From
+such a rule kernels are generated (:mod:`halfulp.rules.program`).
 
 A rule that needs a figure of the whole model (a global norm, an inner product) gives ``measure``: sums of each
 parameter, which the engine adds up over all parameters of the optimizer, and ``combine``, which turns them into
@@ -24,10 +25,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
+from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.slots import Hyper, StateSlot
 
-__all__ = ["Ages", "Rule", "Scalars", "States", "all_fp32", "clamp", "fp32", "norm", "sqrt", "total"]
+__all__ = [
+    "Ages", "Rule", "Scalars", "States", "all_fp32", "bits", "cbrt", "clamp", "exp", "fp32", "from_bits", "larger",
+    "largest", "maximum", "minimum", "norm", "rounded", "sigmoid", "smaller", "sqrt", "total",
+]  # fmt: skip
 
 Scalars = dict[str, float]
 States = dict[str, Tensor]
@@ -77,32 +83,163 @@ class Rule:
         return self.elementwise and self.measure is None
 
 
+# ---------------------------------------------------------------- functions of values, the same bits everywhere
+
+
 def sqrt(x: Tensor) -> Tensor:
     """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values)."""
+    if has_torch_function((x,)):
+        return handle_torch_function(sqrt, (x,), x)
     return x.double().sqrt().float()
 
 
-def total(x: Tensor) -> Tensor:
-    """Sum of all elements in float64, as a tensor without dimensions; the same bits for any number of threads.
+def larger(a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where it is larger, else ``b``: also where either is a NaN."""
+    if has_torch_function((a, b)):
+        return handle_torch_function(larger, (a, b), a, b)
+    return torch.where(a > b, a, b)
 
-    Rows of 1024 elements are summed first, each by one thread, then the rows' sums.
+
+def smaller(a: Tensor, b: Tensor) -> Tensor:
+    """``a`` where it is smaller, else ``b``: also where either is a NaN."""
+    if has_torch_function((a, b)):
+        return handle_torch_function(smaller, (a, b), a, b)
+    return torch.where(a < b, a, b)
+
+
+def maximum(a: Tensor, b: Tensor) -> Tensor:
+    """``torch.maximum``, of two zeros the second; a NaN in either is one in the result."""
+    return torch.where(a != a, a, larger(a, b))
+
+
+def minimum(a: Tensor, b: Tensor) -> Tensor:
+    """``torch.minimum``, of two zeros the second; a NaN in either is one in the result."""
+    return torch.where(a != a, a, smaller(a, b))
+
+
+def clamp(x: Tensor, bound: float) -> Tensor:
+    """Limit to ``[-bound, bound]``; a NaN stays."""
+    return torch.clamp(x, -bound, bound)
+
+
+def bits(x: Tensor) -> Tensor:
+    """Patterns of fp32 values, as int32."""
+    if has_torch_function((x,)):
+        return handle_torch_function(bits, (x,), x)
+    return x.view(torch.int32)
+
+
+def from_bits(x: Tensor) -> Tensor:
+    """fp32 values of patterns."""
+    if has_torch_function((x,)):
+        return handle_torch_function(from_bits, (x,), x)
+    return x.view(torch.float32)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Nearest integers, ties to even, as int32."""
+    if has_torch_function((x,)):
+        return handle_torch_function(rounded, (x,), x)
+    return x.round().to(torch.int32)
+
+
+def exp(x: Tensor) -> Tensor:
+    """``e**x``, within 1 unit in the last place.
+
+    A power of two times a polynomial of degree 6 on ``[-ln 2 / 2, ln 2 / 2]``, with Cephes' coefficients.
+    """
+    x = torch.clamp(x, -104.0, 89.0)  # 0 below, infinity above
+    whole = rounded(x * 1.44269504)
+    times = whole.float()
+    rest = x - times * 0.693359375 - times * -2.12194440e-4
+    y = rest * 1.9875691500e-4 + 1.3981999507e-3
+    for coefficient in (8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = y * rest + coefficient
+    y = y * (rest * rest) + rest + 1.0
+    half = whole >> 1  # two powers, since one would be beyond fp32 at the ends
+    return y * from_bits((half + 127) << 23) * from_bits(((whole - half) + 127) << 23)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """``1 / (1 + e**-x)``, within 2.5 units in the last place."""
+    power = exp(-x.abs())
+    return torch.where(x < 0, power, 1.0) / (power + 1.0)
+
+
+def cbrt(x: Tensor) -> Tensor:
+    """Cube root, within 1 unit in the last place: two of Halley's steps from a third of the pattern."""
+    size = x.abs()
+    tiny, huge = size < 1e-30, size > 1e30  # whose cubes would leave fp32
+    inner = torch.where(tiny, size * 2.0**72, torch.where(huge, size * 2.0**-72, size))
+    y = from_bits(rounded(bits(inner).float() * (1 / 3)) + 0x2A5137A0)
+    for _ in range(2):
+        cube = y * y * y
+        y = y - y * ((cube - inner) / (cube + cube + inner))
+    y = torch.where(tiny, y * 2.0**-24, torch.where(huge, y * 2.0**24, y))
+    y = torch.where(x < 0, -y, y)
+    return torch.where((size > 0) & (size < math.inf), y, x)  # zeros, infinities and NaN are their own
+
+
+ROW = 1024
+"""Elements whose sum is taken at once."""
+
+
+def total(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Sum over all elements of ``x``, or of ``x * y``, in float64; the same bits everywhere.
+
+    The tensor is rows (dimension 0) of columns. Stretches of 1024 elements of a row, the last filled up with zeros, are
+    halved until one number is left: element i is added to element i + 512, then i to i + 256, and so on. The sums of
+    all stretches, in their order, are added up in the same way, until one is left.
+
+    Parameters
+    ----------
+    x, y
+        fp32 tensors of one shape. Their products are exact.
+
+    Returns
+    -------
+    A tensor without dimensions.
 
     Examples
     --------
     >>> total(torch.ones(3000)).item()
     3000.0
     """
-    flat = x.reshape(-1).double()
-    while flat.numel() > 1024:
-        rows = math.ceil(flat.numel() / 1024)
-        flat = torch.nn.functional.pad(flat, (0, rows * 1024 - flat.numel())).reshape(rows, 1024).sum(dim=1)
-    return flat.sum()
+    if has_torch_function((x, y)):
+        return handle_torch_function(total, (x, y), x, y)
+    wide = x.double() if y is None else x.double() * y.double()
+    if not wide.numel():
+        return wide.new_zeros(())
+    sums = _stretches(wide.reshape(rows_and_cols(wide.shape)))
+    while sums.numel() > 1:
+        sums = _stretches(sums.reshape(1, -1))
+    return sums.sum() + 0.0
+
+
+def _stretches(x: Tensor) -> Tensor:
+    """Sum of each stretch of each row."""
+    rows, cols = x.shape
+    width = ROW if cols > ROW else 1 << max(cols - 1, 0).bit_length()  # zeros beyond change nothing
+    x = torch.nn.functional.pad(x, (0, -cols % width)).reshape(rows, -1, width)
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x
+
+
+def largest(x: Tensor) -> Tensor:
+    """Largest magnitude of all elements, as a float64 tensor without dimensions; 0 without any, NaN where one is."""
+    if has_torch_function((x,)):
+        return handle_torch_function(largest, (x,), x)
+    return x.abs().max().double() if x.numel() else x.new_zeros((), dtype=torch.float64)
 
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm, by :func:`total`, as an fp32 tensor without dimensions."""
-    x = x.double()
-    return total(x * x).sqrt().float()
+    return total(x, x).sqrt().float()
+
+
+# ---------------------------------------------------------------- scalars
 
 
 def fp32(value: Any) -> float:
@@ -120,8 +257,3 @@ def all_fp32(scalars: Scalars) -> dict[str, float]:
         return dict(zip(scalars, struct.unpack(form, struct.pack(form, *scalars.values())), strict=True))
     except OverflowError:
         return {name: fp32(value) for name, value in scalars.items()}
-
-
-def clamp(x: Tensor, bound: float) -> Tensor:
-    """Limit to ``[-bound, bound]``."""
-    return torch.clamp(x, -bound, bound)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import AdamHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt
 from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -76,9 +76,9 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     if not c["keep_states"]:
         states = {name: torch.zeros_like(state) for name, state in states.items()}
-    if math.isfinite(c["threshold"]):
+    if c["threshold"] != math.inf:
         limit = sqrt(states["exp_avg_sq"] * c["threshold"])
-        grad = torch.minimum(torch.maximum(grad, -limit), limit)
+        grad = minimum(maximum(grad, -limit), limit)
     exp_avg, exp_avg_sq = moments(grad, states, c)
     step = normalise(exp_avg, exp_avg_sq, c) * c["rate"]
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}

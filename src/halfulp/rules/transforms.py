@@ -84,8 +84,7 @@ def with_weight_decay(rule: Rule) -> Rule:
 
     def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
         grad = couple(param, grad, c)
-        kept = param if c["decay_keep"] == 1.0 else param * c["decay_keep"]
-        return rule.update(kept, grad, states, c)
+        return rule.update(param * c["decay_keep"], grad, states, c)
 
     return replace(inner, name=rule.name, update=update)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, minimum, sigmoid, sqrt
 from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -91,7 +91,7 @@ PREVIOUS = StateSlot("previous_grad", signed=True, drive="grad")
 
 def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     exp_avg, exp_avg_sq = moments(grad, states, c)
-    friction = torch.sigmoid((states["previous_grad"] - grad).abs().double()).float()
+    friction = sigmoid((states["previous_grad"] - grad).abs())
     step = friction * normalise(exp_avg, exp_avg_sq, c)
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "previous_grad": grad}
 
@@ -171,7 +171,7 @@ def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     exp_avg, exp_avg_sq = moments(grad, states, c)
     rate = _rate(exp_avg_sq, c)
     average = states["exp_avg_lr"] * c["beta3"] + rate * c["weight3"]
-    step = clamp(torch.minimum(rate, average) * exp_avg, c["lr"] * c["bound"])  # no more than Adam's
+    step = clamp(minimum(rate, average) * exp_avg, c["lr"] * c["bound"])  # no more than Adam's
     return param - step, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_lr": average}
 
 
@@ -218,7 +218,7 @@ def _adabound(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[
     exp_avg, exp_avg_sq = moments(grad, states, c)
     new, square = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, exp_avg_sq
     if "max_exp_avg_sq" in states:
-        square = new["max_exp_avg_sq"] = torch.maximum(states["max_exp_avg_sq"], exp_avg_sq)
+        square = new["max_exp_avg_sq"] = maximum(states["max_exp_avg_sq"], exp_avg_sq)
     return param - torch.clamp(_rate(square, c), c["low"], c["high"]) * exp_avg, new
 
 

@@ -1,0 +1,239 @@
+"""Programs: what a rule does, as a straight line of operations from which code can be generated.
+
+:func:`halfulp.rules.tracing.trace` runs a rule's ``update`` (or ``measure``) on symbols instead of tensors. What comes
+out are :class:`Branches`: one :class:`Program` for each way that the rule's conditions on its scalars can go
+(``c["l2"] != 0.0``). A rule stays ordinary torch code; what a program cannot say raises
+:class:`~halfulp.rules.tracing.ProgramError`, which names the operation, the file and the line.
+
+A program is a list of operations, each the definition of one value, numbered by its place in the list. Values have one
+of three types: ``float`` (fp32), ``mask`` and ``int`` (int32). Every operation rounds by itself, to nearest even,
+subnormals kept. A value is *uniform* if it depends on nothing but scalars, numbers and constants: it is the same for
+all elements of a tensor.
+
+========================= ============ ===========================================================================
+operation                 result       meaning
+========================= ============ ===========================================================================
+``param``, ``grad``       float        the parameter and its gradient, element by element
+``state`` [k]             float        the k-th of ``Program.states``, decoded
+``number`` [k]            float        the k-th of ``Program.numbers``: a state of one element; uniform
+``scalar`` [k]            float        the k-th of ``Program.scalars``, rounded to fp32; uniform
+``constant`` [x]          float        x, which fp32 has exactly; uniform
+``add sub mul div``       float        ``a + b``, ...
+``neg abs sqrt``          float        sign bit flipped; sign bit cleared; correctly rounded root
+``sign``                  float        ``(0 < a) - (a < 0)``: zero for zeros of both signs and NaN
+``max min``               float        ``a if a > b else b``, ``a if a < b else b``: b, if either is a NaN or both zero
+``lt le eq ne``           mask         IEEE comparison: with a NaN false, but ``ne`` true
+``and or not``            mask         of masks
+``select``                float        ``b if a else c``, a mask first
+``bits``                  int          the pattern of a float
+``from_bits``             float        the float of a pattern
+``rounded``               int          nearest integer, ties to even; of numbers below 2**31 (else any int)
+``to_float``              float        of an int, rounded to nearest even
+``add_int`` [n]           int          ``a + n``, modulo 2**32
+``sub_int``               int          ``a - b``, modulo 2**32
+``shift_left`` [n]        int          ``a << n``
+``shift_right`` [n]       int          ``a >> n``, the sign bit repeated
+========================= ============ ===========================================================================
+
+Outputs are numbers of values: ``param`` (``None`` where the rule leaves it alone), ``new_states`` and ``new_numbers``
+in the order of ``states`` and ``numbers``, and ``sums``. No two operations of a program are the same, and each is
+needed for an output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from halfulp.rules.base import Scalars, fp32
+from halfulp.rules.slots import StateSlot
+
+__all__ = ["TYPES", "Branches", "Op", "Program", "Sum", "evaluate", "is_number"]
+
+FLOATS = (
+    "param", "grad", "state", "number", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs", "sqrt", "sign",
+    "max", "min", "select", "from_bits", "to_float",
+)  # fmt: skip
+MASKS = ("lt", "le", "eq", "ne", "and", "or", "not")
+INTS = ("bits", "rounded", "add_int", "sub_int", "shift_left", "shift_right")
+TYPES = {name: kind for names, kind in ((FLOATS, "float"), (MASKS, "mask"), (INTS, "int")) for name in names}
+"""Type of the result of every operation."""
+
+
+class Op(NamedTuple):
+    """One operation: its name, the values it takes, and what it is *of* (see the table above)."""
+
+    name: str
+    args: tuple[int, ...] = ()
+    of: float | int | None = None
+
+
+class Sum(NamedTuple):
+    """An output of ``measure``, a float64 over all elements of the tensor.
+
+    `kind` is ``"sum"``: of ``a * b``, exact products in float64, in the order of :func:`halfulp.rules.base.total`
+    (``b`` is ``None``: of ``a``); or ``"largest"``: the largest magnitude of ``a``, NaN above all.
+    """
+
+    name: str
+    kind: str
+    a: int
+    b: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A straight line of operations; see the module.
+
+    Parameters
+    ----------
+    states, numbers
+        Names of the states that it reads: those of the parameter's shape, and those of one element.
+    scalars
+        Expressions in ``c``, the rule's scalars, in the order of their first use: evaluated in Python floats, each
+        rounded once to fp32.
+    ops, param, new_states, new_numbers, sums
+        Operations and outputs.
+    """
+
+    states: tuple[str, ...]
+    numbers: tuple[str, ...]
+    scalars: tuple[str, ...]
+    ops: tuple[Op, ...]
+    param: int | None
+    new_states: tuple[int, ...]
+    new_numbers: tuple[int, ...]
+    sums: tuple[Sum, ...] = ()
+
+    @cached_property
+    def uniform(self) -> tuple[bool, ...]:
+        """Of each value, whether it is the same for all elements."""
+        found: list[bool] = []
+        for name, args, _ in self.ops:
+            leaf = name in ("number", "scalar", "constant")
+            found.append(leaf or (bool(args) and all(found[i] for i in args)))
+        return tuple(found)
+
+    @cached_property
+    def uniforms(self) -> tuple[int, ...]:
+        """Uniform values, constants apart, that element-wise operations and outputs take: a kernel's inputs."""
+        taken = [i for k, op in enumerate(self.ops) if not self.uniform[k] for i in op.args]
+        taken += [i for i in (self.param, *self.new_states) if i is not None]
+        taken += [i for s in self.sums for i in (s.a, s.b) if i is not None]
+        return tuple(i for i in sorted(set(taken)) if self.uniform[i] and self.ops[i].name != "constant")
+
+    def reads(self, name: str) -> bool:
+        """Whether an operation of this name is in it."""
+        return any(op.name == name for op in self.ops)
+
+    @cached_property
+    def code(self) -> str:
+        """All of it that code depends on, one operation a line; no names of states, no expressions of scalars."""
+        lines = [f"{len(self.states)} states, {len(self.numbers)} numbers"]
+        for k, (name, args, of) in enumerate(self.ops):
+            shown = [] if of is None else [f"[{of!r}]"]
+            lines.append(" ".join([f"%{k} = {name}", *shown, *(f"%{i}" for i in args)]))
+        lines.append(f"param {self.param} states {self.new_states} numbers {self.new_numbers}")
+        lines += [f"{s.kind} {s.a} {s.b}" for s in self.sums]
+        return "\n".join(lines)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that name the code."""
+        return hashlib.sha256(self.code.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _scalar_values(self) -> Callable[[Scalars], tuple[float, ...]]:
+        return _function(f"({''.join(f'{source}, ' for source in self.scalars)})")
+
+    def scalar_values(self, c: Scalars) -> tuple[float, ...]:
+        """Its scalars in a step, rounded to fp32."""
+        return tuple(map(fp32, self._scalar_values(c)))
+
+
+def _function(expression: str) -> Any:
+    """A function of ``c`` from an expression that symbols have put together."""
+    return eval(f"lambda c: {expression}", {"inf": float("inf"), "nan": float("nan")})
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The programs of a rule under given states, and which of them a step takes."""
+
+    programs: tuple[Program, ...]
+    source: str
+    """Expression in ``c`` whose value is the number of the program."""
+
+    @cached_property
+    def number(self) -> Callable[[Scalars], int]:
+        """Number of the program that scalars choose."""
+        chosen: Callable[[Scalars], int] = _function(self.source)
+        return chosen
+
+    def choose(self, c: Scalars) -> Program:
+        """The program that scalars choose."""
+        return self.programs[self.number(c)]
+
+
+def is_number(slot: StateSlot) -> bool:
+    """Whether a state is one number a tensor, whatever the shape of the parameter."""
+    return slot.shape((2, 3)) == ()
+
+
+def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda args, of: function(*args)
+
+
+EVALUATE: dict[str, Callable[..., Any]] = {
+    "add": _of_numpy(np.add), "sub": _of_numpy(np.subtract), "mul": _of_numpy(np.multiply), "div": _of_numpy(np.divide),
+    "neg": _of_numpy(np.negative), "abs": _of_numpy(np.abs), "sqrt": _of_numpy(np.sqrt),
+    "sign": _of_numpy(lambda a: np.float32(a > 0) - np.float32(a < 0)),
+    "max": _of_numpy(lambda a, b: np.where(a > b, a, b)), "min": _of_numpy(lambda a, b: np.where(a < b, a, b)),
+    "lt": _of_numpy(np.less), "le": _of_numpy(np.less_equal), "eq": _of_numpy(np.equal),
+    "ne": _of_numpy(np.not_equal), "and": _of_numpy(np.logical_and), "or": _of_numpy(np.logical_or),
+    "not": _of_numpy(np.logical_not), "select": _of_numpy(np.where),
+    "bits": _of_numpy(lambda a: np.asarray(a).view(np.int32)),
+    "from_bits": _of_numpy(lambda a: np.asarray(a).view(np.float32)),
+    "rounded": _of_numpy(lambda a: np.rint(a).astype(np.int32)),
+    "to_float": _of_numpy(lambda a: np.asarray(a).astype(np.float32)),
+    "add_int": lambda args, of: args[0] + np.int32(of), "sub_int": _of_numpy(np.subtract),
+    "shift_left": lambda args, of: args[0] << of, "shift_right": lambda args, of: args[0] >> of,
+}  # fmt: skip
+
+
+def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = False) -> list[Any]:
+    """Every value of a program, in numpy.
+
+    Parameters
+    ----------
+    program
+        The program.
+    values
+        By the name of an operation: ``param`` and ``grad``, fp32 arrays; ``state``, ``number`` and ``scalar``, lists of
+        arrays and numbers.
+    only_uniform
+        Leave out what is not uniform (``None`` in its place).
+
+    Returns
+    -------
+    A list with one entry an operation.
+    """
+    found: list[Any] = []
+    with np.errstate(all="ignore"):
+        for k, (name, args, of) in enumerate(program.ops):
+            if only_uniform and not program.uniform[k]:
+                found.append(None)
+            elif name in EVALUATE:
+                found.append(EVALUATE[name]([found[i] for i in args], of))
+            elif name == "constant":
+                found.append(np.float32(of))
+            elif name in ("param", "grad"):
+                found.append(values[name])
+            else:
+                found.append(np.float32(values[name][of]) if name != "state" else values[name][of])
+    return found
