@@ -332,9 +332,9 @@ def test_advice_within_a_budget(budget: float, spread: float) -> None:
 def test_a_tuned_rate_wants_fewer_resets(fmt: str, steady: int | None, drifting: int) -> None:
     """Without drift a frozen 8- or 4-bit state errs by a common factor only, which the rate takes out."""
     periods = [
-        plan_reset(fmt, beta=0.999, rounding="nearest", criterion="residual", drifts=drifts).period
+        halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion="residual", drifts=drifts).period
         for drifts in ((0.0,), (0.0, 0.1, 0.2))
     ]
     assert periods == [steady, drifting]
     with pytest.raises(ValueError, match="criterion"):
-        plan_reset(fmt, beta=0.999, rounding="nearest", criterion="loss")  # type: ignore[arg-type]
+        halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion="loss")  # type: ignore[arg-type]
