@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from halfulp.kernels import cpu, native, reference
-from halfulp.kernels.stored import EmaState
+from halfulp.kernels.binding import Stored
 from halfulp.numbers.formats import FORMATS, Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule, Scalars, States
 from support.cpu_runs import FEW, assert_cpu_has_the_bits
-from support.kernel_cases import AVERAGES, CASES, Case, assert_same_bits, make_work, next_grad, set_step
+from support.kernel_cases import AVERAGES, CASES, Case, assert_same_bits, bound_anew, make_step, next_grad, set_step
 from support.processes import python
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -33,15 +33,15 @@ def test_same_bits_as_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_many_tensors_and_any_number_of_threads(threads: int) -> None:
     cases = [c for c in CASES if c.rule == "adam"][::5]
-    got, expected = [make_work(c) for c in cases], [make_work(c) for c in cases]
-    assert all(cpu.supports(w.rule, w) is None for w in got)
+    got, expected = [make_step(c) for c in cases], [make_step(c) for c in cases]
+    assert all(cpu.supports(w.binding.rule, w) is None for w in got)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        cpu.step(got[0].rule, got)
+        cpu.step(got[0].binding.rule, got)
     finally:
         torch.set_num_threads(before)
-    reference.step(expected[0].rule, expected)
+    reference.step(expected[0].binding.rule, expected)
     for mine, theirs in zip(got, expected, strict=True):
         assert_same_bits(mine, theirs)
 
@@ -144,10 +144,10 @@ OWN = Rule("own", ADAM.slots, ADAM.scalars, _scaled)
 
 @pytest.mark.parametrize("case", [c for c in [*FEW, *CASES[::5]] if c.rule == "adam"], ids=lambda c: c.id)
 def test_states_of_any_rule_are_coded_in_c(case: Case) -> None:
-    got, expected = make_work(case), make_work(case)
-    got.rule = expected.rule = OWN
+    got, expected = make_step(case), make_step(case)
+    got, expected = (bound_anew(step, rule=OWN) for step in (got, expected))
     assert cpu.supports(OWN, got) is None
-    assert got.plan.row is None
+    assert got.binding.plan.row is None
     cpu.step(OWN, [got])
     reference.step(OWN, [expected])
     assert_same_bits(got, expected)
@@ -159,12 +159,13 @@ def test_formats_with_long_fractions() -> None:
     for rounding in ("nearest", "stochastic"):
         works = []
         for step in (cpu.step, reference.step):
-            work = make_work(Case(formats=("float8_e3m4", "ufloat8_e4m4"), rounding=rounding))
-            state = EmaState(work.states[1].slot, replace(work.states[1].quantizer, format=fine), work.param.shape, {})
-            state.create(work.param)
-            work.states = (work.states[0], state)
-            assert cpu.supports(work.rule, work) is None
-            step(work.rule, [work])
+            work = make_step(Case(formats=("float8_e3m4", "ufloat8_e4m4"), rounding=rounding))
+            first, second = work.binding.states
+            quantizer = replace(second.quantizer, format=fine)
+            state = Stored(second.slot, quantizer, second.shape, *quantizer.zeros(second.shape, torch.device("cpu")))
+            work = bound_anew(work, states=(first, state))
+            assert cpu.supports(work.binding.rule, work) is None
+            step(work.binding.rule, [work])
             works.append(work)
         assert_same_bits(*works)
 
@@ -195,14 +196,16 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
     points = points[points.isfinite()]
     points = points[(points.abs() <= fmt.reach) & (points >= fmt.levels[0])]
     points[0] = fmt.reach  # the scale becomes one
-    work = make_work(Case())
+    work = make_step(Case())
     chosen = native.chosen()
     native.library().hu_choose(isa.encode())
     try:
         for rounding in ("nearest", "stochastic"):
             for zero_floor in (False, True):
                 quantizer = Quantizer(fmt, Scaling("fp32", "tensor"), rounding, zero_floor=zero_floor)
-                state = EmaState(work.states[0].slot, quantizer, points.shape, {})
+                state = Stored(
+                    work.binding.states[0].slot, quantizer, points.shape, *quantizer.zeros(points.shape, points.device)
+                )
                 for key in ((1, 2, 3), (3, 4, 5), (5, 6, 7)):
                     codes, scale = cpu.CODEC.quantize(state, points, key, work)
                     expected, same = reference.TORCH.quantize(state, points, key, work)
@@ -215,11 +218,11 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
 
 @pytest.mark.parametrize("case", [*FEW, Case(scaling=Scaling("fp32", "tensor"), shape=(3, 1500))], ids=lambda c: c.id)
 def test_counts_of_due_and_stalled_updates(case: Case) -> None:
-    works = [make_work(case), make_work(case)]
+    works = [make_step(case), make_step(case)]
     for work, backend in zip(works, (cpu, reference), strict=True):
-        work.counts = torch.zeros(len(work.states), 2, dtype=torch.int64)
-        assert backend.supports(work.rule, work) is None
-        backend.step(work.rule, [work])
+        work.counts = torch.zeros(len(work.binding.states), 2, dtype=torch.int64)
+        assert backend.supports(work.binding.rule, work) is None
+        backend.step(work.binding.rule, [work])
     assert works[0].counts is not None
     assert works[1].counts is not None
     assert works[0].counts.tolist() == works[1].counts.tolist()
@@ -229,37 +232,37 @@ def test_counts_of_due_and_stalled_updates(case: Case) -> None:
 
 @pytest.mark.parametrize("stride", [200, 333])
 def test_shards_of_columns_draw_the_words_of_the_whole(stride: int) -> None:
-    works = [make_work(Case()), make_work(Case())]
+    works = [make_step(Case()), make_step(Case())]
     for work, backend in zip(works, (cpu, reference), strict=True):
-        work.first_element, work.row_stride = 77, stride
-        assert backend.supports(work.rule, work) is None
-        backend.step(work.rule, [work])
+        work = bound_anew(work, first_element=77, row_stride=stride)
+        assert backend.supports(work.binding.rule, work) is None
+        backend.step(work.binding.rule, [work])
     assert_same_bits(*works)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_unaligned_and_strided_inputs(offset: int) -> None:
-    got, expected = make_work(Case(shape=(5, 301))), make_work(Case(shape=(5, 301)))
-    for name in ("param", "grad"):
-        old = getattr(got, name)
-        moved = torch.empty(old.numel() + offset)[offset:].view_as(old).copy_(old)
-        setattr(got, name, moved)
-    got.grad = got.grad.t().contiguous().t()
-    assert cpu.supports(got.rule, got) is None
-    cpu.step(got.rule, [got])
-    reference.step(expected.rule, [expected])
+    got, expected = make_step(Case(shape=(5, 301))), make_step(Case(shape=(5, 301)))
+    param, grad = (
+        torch.empty(old.numel() + offset)[offset:].view_as(old).copy_(old) for old in (got.binding.param, *got.inputs)
+    )
+    got = replace(bound_anew(got, param=param), inputs=(grad,))
+    got.inputs = (got.inputs[0].t().contiguous().t(),)
+    assert cpu.supports(got.binding.rule, got) is None
+    cpu.step(got.binding.rule, [got])
+    reference.step(expected.binding.rule, [expected])
     assert_same_bits(got, expected)
-    got.param = torch.empty(301, 5).t()
-    assert cpu.supports(got.rule, got) == "the parameter is not contiguous"
+    got = bound_anew(got, param=torch.empty(301, 5).t())
+    assert cpu.supports(got.binding.rule, got) == "the parameter is not contiguous"
 
 
 def test_flush_to_zero_of_the_caller_changes_nothing() -> None:
-    got, expected = make_work(Case(data="tiny")), make_work(Case(data="tiny"))
-    reference.step(expected.rule, [expected])
+    got, expected = make_step(Case(data="tiny")), make_step(Case(data="tiny"))
+    reference.step(expected.binding.rule, [expected])
     assert torch.set_flush_denormal(True)
     try:
-        assert cpu.supports(got.rule, got) is None
-        cpu.step(got.rule, [got])
+        assert cpu.supports(got.binding.rule, got) is None
+        cpu.step(got.binding.rule, [got])
     finally:
         torch.set_flush_denormal(False)
     assert_same_bits(got, expected)
@@ -267,16 +270,17 @@ def test_flush_to_zero_of_the_caller_changes_nothing() -> None:
 
 def test_tensors_that_move_between_steps() -> None:
     """Parameters, gradients and states may be other tensors in the next step; their places are looked up each time."""
-    got, expected = make_work(Case()), make_work(Case())
+    got, expected = make_step(Case()), make_step(Case())
     for step in range(3):
-        assert cpu.supports(got.rule, got) is None
-        cpu.step(got.rule, [got])
-        reference.step(expected.rule, [expected])
+        assert cpu.supports(got.binding.rule, got) is None
+        cpu.step(got.binding.rule, [got])
+        reference.step(expected.binding.rule, [expected])
         assert_same_bits(got, expected)
-        got.param, got.grad = got.param.clone(), got.grad.clone()
-        for state in got.states:
-            for key in (state.slot.name, state.scale_key):
-                state.entries[key] = state.entries[key].clone()
+        states = tuple(
+            replace(s, codes=s.codes.clone(), scale=None if s.scale is None else s.scale.clone())
+            for s in got.binding.states
+        )
+        got = bound_anew(got, param=got.binding.param.clone(), states=states)
         for work in (got, expected):
             next_grad(Case(), work, step + 1)
             set_step(Case(), work, 8 + step)

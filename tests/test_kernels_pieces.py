@@ -9,7 +9,7 @@ import torch
 
 from halfulp.kernels import pieces, reference
 from halfulp.numbers.scaling import Scaling
-from support.kernel_cases import Case, assert_same_bits, make_work
+from support.kernel_cases import Case, assert_same_bits, make_step
 
 BASE = Case(shape=(70, 256))
 CASES = [
@@ -24,13 +24,13 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_same_bits_skipped_and_counted_as_the_whole(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = make_work(case), make_work(case)
+    whole, cut = make_step(case), make_step(case)
     for work in (whole, cut):
-        work.counts = torch.zeros(len(work.states), 2, dtype=torch.int64)
-    reference.step(whole.rule, [whole])
+        work.counts = torch.zeros(len(work.binding.states), 2, dtype=torch.int64)
+    reference.step(whole.binding.rule, [whole])
     monkeypatch.setattr(pieces, "PIECE", 1000)
     assert len(pieces.pieces(cut)) > 5
-    reference.step(cut.rule, [cut])
+    reference.step(cut.binding.rule, [cut])
     assert_same_bits(cut, whole)
     assert whole.counts is not None
     assert cut.counts is not None
@@ -44,5 +44,5 @@ def test_same_bits_skipped_and_counted_as_the_whole(case: Case, monkeypatch: pyt
 )  # fmt: skip
 def test_what_cannot_be_cut_stays_whole(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", 1000)
-    work = make_work(case)
+    work = make_step(case)
     assert pieces.pieces(work) == [work]

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from halfulp import SGD, AdamW, Lion
 from halfulp.kernels import dispatch, reference
 from halfulp.kernels import triton as backend
+from halfulp.kernels.binding import Step
 from halfulp.kernels.triton_plan import LARGEST_TILE, plan_of, tiling
-from halfulp.kernels.work import Work
 from halfulp.numbers import log as _log
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling, rows_and_cols
@@ -36,7 +36,8 @@ from support.kernel_cases import (
     SHAPES,
     Case,
     assert_same_bits,
-    make_work,
+    bound_anew,
+    make_step,
     next_grad,
     set_step,
 )
@@ -55,20 +56,22 @@ REFUSED = {
 """Cases left to the reference: one scale over rows of 4-bit codes of odd length."""
 
 
-def on_cpu(work: Work) -> Work:
+def on_cpu(work: Step) -> Step:
     """A copy for comparing."""
-    entries = {k: v.cpu() if isinstance(v, torch.Tensor) else v for s in work.states for k, v in s.entries.items()}
-    states = tuple(replace(s, entries=entries) for s in work.states)
-    return replace(work, param=work.param.cpu(), grad=work.grad.cpu(), states=states)
+    binding = work.binding
+    states = tuple(
+        replace(s, codes=s.codes.cpu(), scale=None if s.scale is None else s.scale.cpu()) for s in binding.states
+    )
+    return bound_anew(work, param=binding.param.cpu(), states=states)
 
 
-def compare(*cases: Case, works: tuple[list[Work], list[Work]] | None = None) -> list[Work]:
+def compare(*cases: Case, works: tuple[list[Step], list[Step]] | None = None) -> list[Step]:
     """One step of all cases together, on both backends; returns what the kernel made."""
-    got, expected = works or ([make_work(c, device=DEVICE) for c in cases], [make_work(c) for c in cases])
+    got, expected = works or ([make_step(c, device=DEVICE) for c in cases], [make_step(c) for c in cases])
     for work in got:
-        assert backend.supports(work.rule, work) is None
-    backend.step(got[0].rule, got)
-    reference.step(expected[0].rule, expected)
+        assert backend.supports(work.binding.rule, work) is None
+    backend.step(got[0].binding.rule, got)
+    reference.step(expected[0].binding.rule, expected)
     for a, b in zip(got, expected, strict=True):
         assert_same_bits(on_cpu(a), b)
     return got
@@ -80,14 +83,14 @@ def test_case(case: Case) -> None:
 
 
 def test_the_refused_cases_are_those() -> None:
-    refused = {c.id for c in CASES if backend.supports(RULES[c.rule], make_work(c, device=DEVICE)) is not None}
+    refused = {c.id for c in CASES if backend.supports(RULES[c.rule], make_step(c, device=DEVICE)) is not None}
     assert refused == REFUSED
 
 
 @pytest.mark.parametrize("rule", ["adam", "lion", "sgd"])
 def test_several_steps(rule: str) -> None:
     case = replace(BASE, rule=rule, formats=("fp4", "8bit") if rule == "adam" else ("fp4",), shape=(3, 129))
-    got, expected = make_work(case, device=DEVICE), make_work(case)
+    got, expected = make_step(case, device=DEVICE), make_step(case)
     for step in range(1, 5):
         for work in (got, expected):
             set_step(case, work, step)
@@ -129,8 +132,8 @@ def test_any_storage(data: st.DataObject) -> None:
         first_element=data.draw(st.sampled_from([0, 128, (1 << 32) - 5, (1 << 33) + 1])),
         maximize=data.draw(st.booleans()),
     )
-    work = make_work(case, device=DEVICE)
-    if backend.supports(work.rule, work) is None:
+    work = make_step(case, device=DEVICE)
+    if backend.supports(work.binding.rule, work) is None:
         compare(case)
     else:
         assert not all(s.per == "row" for s in case.scaling), "rows as short as these always fit a program"
@@ -140,10 +143,10 @@ def test_any_storage(data: st.DataObject) -> None:
 def test_any_stored_bytes(formats: tuple[str, str]) -> None:
     """Codes and scales that no step of ours writes: NaN codes, the lowest integer, infinite scales."""
     case = replace(BASE, formats=formats, shape=(8, 300))
-    got, expected = make_work(case, device=DEVICE), make_work(case)
+    got, expected = make_step(case, device=DEVICE), make_step(case)
     for work in (got, expected):
         generator = torch.Generator().manual_seed(7)
-        for stored in (t for s in work.states for t in (s.codes, s.scale) if t is not None):
+        for stored in (t for s in work.binding.states for t in (s.codes, s.scale) if t is not None):
             old = stored.view(torch.uint8)
             old.copy_(torch.randint(0, 256, old.shape, generator=generator, dtype=torch.uint8))
     compare(works=([got], [expected]))
@@ -151,9 +154,9 @@ def test_any_stored_bytes(formats: tuple[str, str]) -> None:
 
 def test_strided_gradient() -> None:
     case = replace(BASE, shape=(64, 96))
-    got, expected = make_work(case, device=DEVICE), make_work(case)
-    got.grad = got.grad.t().contiguous().t()
-    assert not got.grad.is_contiguous()
+    got, expected = make_step(case, device=DEVICE), make_step(case)
+    got.inputs = (got.inputs[0].t().contiguous().t(),)
+    assert not got.inputs[0].is_contiguous()
     compare(works=([got], [expected]))
 
 
@@ -161,11 +164,11 @@ def test_strided_gradient() -> None:
 def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors that start anywhere; the promise to the compiler is only made where it holds."""
     case = replace(BASE, formats=formats, shape=(4, 256))
-    shifted, expected = make_work(case, device=DEVICE), make_work(case)
-    buffer = torch.zeros(shifted.param.numel() + 1, device=DEVICE)
+    shifted, expected = make_step(case, device=DEVICE), make_step(case)
+    buffer = torch.zeros(shifted.binding.param.numel() + 1, device=DEVICE)
     param = buffer[1:].view(case.shape)
-    shifted.param = param.copy_(shifted.param)
-    plans = [backend._prepare(w.rule, w).launch[1] for w in (shifted, make_work(case, device=DEVICE))]
+    shifted = bound_anew(shifted, param=param.copy_(shifted.binding.param))
+    plans = [backend._prepare(w.binding.rule, w).launch[1] for w in (shifted, make_step(case, device=DEVICE))]
     assert [p.aligned for p in plans] == [False, True]
     compare(works=([shifted], [expected]))
 
@@ -181,24 +184,24 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     from halfulp.kernels.triton_kernel import step_kernel
 
     case = replace(BASE, formats=formats, shape=shape)
-    got, expected = make_work(case, device=DEVICE), make_work(case)
-    expected.first_element = before
-    reference.step(expected.rule, [expected])
+    got, expected = make_step(case, device=DEVICE), make_step(case)
+    expected = bound_anew(expected, first_element=before)
+    reference.step(expected.binding.rule, [expected])
     whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
-    cut = tiling(torch.Size(whole), tuple(s.quantizer for s in got.states))
+    cut = tiling(torch.Size(whole), tuple(s.quantizer for s in got.binding.states))
     assert not isinstance(cut, str)
     plan, stored = plan_of(got, cut, True)
-    line = backend._prepare(got.rule, got).line.copy()
+    line = backend._prepare(got.binding.rule, got).line.copy()
     line[0] = -before // (cut.tile * cut.tiles_a_program)
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
     line[5] -= before * 4
-    line[6] = got.grad.data_ptr() - before * 4
+    line[6] = got.inputs[0].data_ptr() - before * 4
     line[11:20] = [word for key in got.keys for word in key]
     line[20:29] = torch.tensor([got.scalars[n] for n in backend.SCALARS_OF["adam"]]).view(torch.int32).tolist()
-    for i, state in enumerate(got.states):
+    for i, state in enumerate(got.binding.states):
         line[7 + 2 * i] -= before * state.codes.nbytes // 2048
         line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
-    tables = [backend._levels(s.quantizer.format, got.param.device) for s in got.states]
+    tables = [backend._levels(s.quantizer.format, got.binding.param.device) for s in got.binding.states]
     skipped = torch.zeros(1, dtype=torch.int64, device=DEVICE)
     programs = 2048 // (cut.tile * cut.tiles_a_program)
     table = torch.tensor(line, device=DEVICE)
@@ -206,26 +209,23 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     assert_same_bits(on_cpu(got), expected)
 
 
-def _make(**changes: Any) -> Work:
-    return make_work(replace(BASE, **changes), device=DEVICE)
+def _make(**changes: Any) -> Step:
+    return make_step(replace(BASE, **changes), device=DEVICE)
 
 
-def _columns_first() -> Work:
+def _columns_first() -> Step:
     work = _make(shape=(6, 8))
-    work.param = work.param.t().contiguous().t()
-    return work
+    return bound_anew(work, param=work.binding.param.t().contiguous().t())
 
 
-def _double_gradient() -> Work:
+def _double_gradient() -> Step:
     work = _make()
-    work.grad = work.grad.double()
-    return work
+    return replace(work, inputs=(work.inputs[0].double(),))
 
 
-def _meta() -> Work:
+def _meta() -> Step:
     work = _make()
-    work.param = work.param.to("meta")
-    return work
+    return bound_anew(work, param=work.binding.param.to("meta"))
 
 
 REASONS = [
@@ -243,33 +243,28 @@ REASONS = [
 @pytest.mark.parametrize(("make", "reason"), REASONS, ids=[r for _, r in REASONS])
 def test_reasons(make: Any, reason: str) -> None:
     work = make()
-    assert reason in (backend.supports(work.rule, work) or "")
+    assert reason in (backend.supports(work.binding.rule, work) or "")
 
 
-def test_a_piece_of_work_is_prepared_once() -> None:
-    work = make_work(BASE, device=DEVICE)
-    first = backend._prepare(work.rule, work)
+def test_a_binding_is_prepared_once() -> None:
+    work = make_step(BASE, device=DEVICE)
+    first = backend._prepare(work.binding.rule, work)
     next_grad(BASE, work, 1)
     set_step(BASE, work, 9)
-    assert backend._prepare(work.rule, work) is first
-    state = work.states[0]
-    state.quantizer = state.quantizer.with_rounding("nearest")
-    assert backend._prepare(work.rule, work) is not first
+    assert backend._prepare(work.binding.rule, work) is first
     work.maximize = True
-    second = backend._prepare(work.rule, work)
+    second = backend._prepare(work.binding.rule, work)
     assert second is not first
-    work.states[0].entries["exp_avg"] = work.states[0].codes.clone()
-    assert backend._prepare(work.rule, work) is not second
-    number = id(work)
-    assert number in backend._prepared
-    del work
-    assert number not in backend._prepared
+    other = bound_anew(work, states=tuple(replace(s, codes=s.codes.clone()) for s in work.binding.states))
+    assert backend._prepare(other.binding.rule, other) is not second
 
 
 def test_unknown_rule_and_too_many_tiles() -> None:
-    work = make_work(BASE, device=DEVICE)
-    assert "no fused kernel for the rule 'nadam'" in str(backend.supports(replace(work.rule, name="nadam"), work))
-    small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.states)
+    work = make_step(BASE, device=DEVICE)
+    assert "no fused kernel for the rule 'nadam'" in str(
+        backend.supports(replace(work.binding.rule, name="nadam"), work)
+    )
+    small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.binding.states)
     assert "at most 2**31" in str(tiling(torch.Size((1 << 16, 1 << 17)), small))
     assert not isinstance(tiling(torch.Size((1 << 16, 1 << 17)), (Quantizer("fp8"),)), str)
 
@@ -321,9 +316,9 @@ def test_optimizers(cls: Any, options: dict[str, Any]) -> None:
 
 def test_tensors_on_the_cpu_come_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "step", lambda *_: pytest.fail("the Triton backend was not asked for"))
-    work, expected = make_work(BASE), make_work(BASE)
-    dispatch.step(work.rule, [work], None)
-    reference.step(expected.rule, [expected])
+    work, expected = make_step(BASE), make_step(BASE)
+    dispatch.step(work.binding.rule, [work], None)
+    reference.step(expected.binding.rule, [expected])
     assert_same_bits(work, expected)
 
 
@@ -335,10 +330,10 @@ def test_what_it_cannot_do_goes_to_the_reference(
     monkeypatch.setattr(dispatch, "BACKENDS", ("triton", "reference"))
     monkeypatch.setattr(_log, "_said", set())
     refused = replace(BASE, scaling=Scaling("pow2", "row"), shape=(1, LARGEST_TILE + 1))
-    got, expected = ([make_work(c, device=d) for c in (BASE, refused, refused)] for d in (DEVICE, "cpu"))
+    got, expected = ([make_step(c, device=d) for c in (BASE, refused, refused)] for d in (DEVICE, "cpu"))
     with caplog.at_level(logging.INFO, "halfulp"):
-        dispatch.step(got[0].rule, got, None)
-    reference.step(expected[0].rule, expected)
+        dispatch.step(got[0].binding.rule, got, None)
+    reference.step(expected[0].binding.rule, expected)
     for a, b in zip(got, expected, strict=True):
         assert_same_bits(on_cpu(a), b)
     assert [r.message for r in caplog.records] == [

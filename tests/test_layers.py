@@ -28,7 +28,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         if isinstance(node, ast.ImportFrom) and node.module == "halfulp":
-            yield from ((alias.name, at_once) for alias in node.names)
+            yield from ((a.name, at_once) for a in node.names if a.name != "__version__")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("halfulp."):
             yield unit(node.module or ""), at_once
         elif isinstance(node, ast.Import):

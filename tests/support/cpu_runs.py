@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halfulp.kernels import cpu, reference
-from support.kernel_cases import Case, assert_same_bits, make_work, next_grad, set_step
+from support.kernel_cases import Case, assert_same_bits, make_step, next_grad, set_step
 
 FEW = [
     Case(formats=pair, rounding=rounding, shape=shape, data=data)
@@ -16,12 +16,12 @@ FEW = [
 
 def assert_cpu_has_the_bits(case: Case, steps: int = 2) -> None:
     """Run a case on both; after each step all results are the same bits."""
-    got, expected = make_work(case), make_work(case)
-    assert cpu.supports(got.rule, got) is None
-    assert got.plan.row is not None
+    got, expected = make_step(case), make_step(case)
+    assert cpu.supports(got.binding.rule, got) is None
+    assert got.binding.plan.row is not None
     for step in range(steps):
-        cpu.step(got.rule, [got])
-        reference.step(expected.rule, [expected])
+        cpu.step(got.binding.rule, [got])
+        reference.step(expected.binding.rule, [expected])
         assert_same_bits(got, expected)
         for work in (got, expected):
             next_grad(case, work, step + 1)

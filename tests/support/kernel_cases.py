@@ -1,7 +1,7 @@
 """The cases that every kernel is compared on with the reference, bit for bit. Data only; no backend is imported here.
 
-A :class:`Case` says what is stored how, over which shape and values; :func:`make_work` builds the same piece of work as
-often as it is asked, so that one copy goes through the reference and another through a kernel; :func:`assert_same_bits`
+A :class:`Case` says what is stored how, over which shape and values; :func:`make_step` builds the same step as often as
+it is asked, so that one copy goes through the reference and another through a kernel; :func:`assert_same_bits`
 compares everything a step may change. Shapes are small: an interpreter has to get through them too.
 """
 
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.kernels.stored import EmaState
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Binding, Step, Stored
 from halfulp.numbers.formats import FORMATS, FRIENDLY, resolve_name
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import lanes, slot_id, stream_keys
@@ -247,69 +246,62 @@ def quantizers_of(case: Case) -> tuple[Quantizer, ...]:
     )
 
 
-def make_work(case: Case, seed: int = 0, device: str = "cpu") -> Work:
-    """A piece of work of this case; equal arguments give equal bits in new tensors."""
+def make_step(case: Case, seed: int = 0, device: str = "cpu") -> Step:
+    """A step of this case; equal arguments give equal bits in new tensors."""
     rule, hyper = RULES[case.rule], {**HYPER[case.rule], **dict(case.hyper)}
     slots, quantizers = rule.slots(hyper), quantizers_of(case)
     flat_param, flat_grad, flat_states = values_of(case, seed)
     shape = torch.Size(case.shape)
-    entries: dict[str, Any] = {"step": case.age}
     states = []
     for slot, quantizer, values in zip(slots, quantizers, flat_states, strict=False):
-        state = EmaState(slot, quantizer, shape, entries)
-        state.create(torch.empty(shape, device=device))
-        nearest = quantizer.with_rounding("nearest")
-        codes, scale = nearest.quantize(values.reshape(shape))
-        state.codes.copy_(codes)
-        if scale is not None and state.scale is not None:
-            state.scale.copy_(scale)
-        state.age = case.age
-        states.append(state)
-    work = Work(
-        rule,
-        flat_param.reshape(shape).to(device, case.param_dtype),
-        flat_grad.reshape(shape).to(device, case.grad_dtype or case.param_dtype),
-        tuple(states),
-        {},
-        case.param_rounding,  # type: ignore[arg-type]
-        [],
-        case.first_element,
-        case.maximize,
-    )
-    set_step(case, work, case.age)
-    return work
+        codes, scale = quantizer.with_rounding("nearest").quantize(values.reshape(shape))
+        stored = Stored(slot, quantizer, shape, codes.to(device), None if scale is None else scale.to(device))
+        states.append(stored)
+    param = flat_param.reshape(shape).to(device, case.param_dtype)
+    grad = flat_grad.reshape(shape).to(device, case.grad_dtype or case.param_dtype)
+    binding = Binding(rule, param if rule.has_param else None, tuple(states), case.first_element)
+    inputs = (grad, param)[: len(rule.inputs)]
+    step = Step(binding, inputs, {}, [], case.param_rounding, case.maximize)  # type: ignore[arg-type]
+    set_step(case, step, case.age)
+    return step
 
 
-def set_step(case: Case, work: Work, step: int) -> None:
+def set_step(case: Case, step: Step, number: int) -> None:
     """Scalars and random streams of a step, with every state at that age."""
     hyper = {**HYPER[case.rule], **dict(case.hyper)}
-    ages = {"step": step, **{s.slot.name: step for s in work.states}}
-    work.scalars = {k: fp32(v) for k, v in work.rule.scalars(hyper, ages).items()}
-    key0, key1 = stream_keys(2026, 5, slot_id("optimizer"), step).tolist()
-    lane = lanes(tuple(s.slot.name for s in work.states))
-    work.keys = [(key0, key1, lane[name]) for name in work.names]
+    ages = {"step": number, **{s.slot.name: number for s in step.binding.states}}
+    step.scalars = {k: fp32(v) for k, v in step.binding.rule.scalars(hyper, ages).items()}
+    key0, key1 = stream_keys(2026, 5, slot_id("optimizer"), number).tolist()
+    lane = lanes(tuple(s.slot.name for s in step.binding.states))
+    step.keys = [(key0, key1, lane[name]) for name in step.binding.names]
+    step.skipped = 0
 
 
-def next_grad(case: Case, work: Work, seed: int) -> None:
+def next_grad(case: Case, step: Step, seed: int) -> None:
     """Another gradient, of another seed, for a further step."""
-    grad = values_of(case, seed)[1]
-    work.grad = grad.reshape(work.param.shape).to(work.param.device, work.grad.dtype)
+    grad = values_of(case, seed)[1].reshape(case.shape)
+    step.inputs = (grad.to(step.binding.device, step.inputs[0].dtype), *step.inputs[1:])
 
 
-def results(work: Work) -> dict[str, Tensor]:
+def bound_anew(step: Step, **changes: Any) -> Step:
+    """The step with a binding of other tensors, or another place."""
+    return replace(step, binding=replace(step.binding, **changes))
+
+
+def results(step: Step) -> dict[str, Tensor]:
     """Everything that a step may change, by name."""
-    found = {"param": work.param}
-    for state in work.states:
+    found = {} if step.binding.param is None else {"param": step.binding.param}
+    for state in step.binding.states:
         found[state.slot.name] = state.codes
         if state.scale is not None:
-            found[state.scale_key] = state.scale
+            found[f"{state.slot.name}_scale"] = state.scale
     return found
 
 
-def assert_same_bits(work: Work, expected: Work) -> None:
+def assert_same_bits(step: Step, expected: Step) -> None:
     """All results equal as bits (the payload of a NaN parameter apart: torch's own casts disagree on it)."""
-    assert work.skipped == expected.skipped, f"skipped {work.skipped} elements, the reference {expected.skipped}"
-    for (name, got), want in zip(results(work).items(), results(expected).values(), strict=True):
+    assert step.skipped == expected.skipped, f"skipped {step.skipped} elements, the reference {expected.skipped}"
+    for (name, got), want in zip(results(step).items(), results(expected).values(), strict=True):
         assert got.dtype == want.dtype
         assert got.shape == want.shape
         same = _bits(got) == _bits(want)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,8 +67,17 @@ def variants() -> list[Variant]:
             variant = Variant(optimizer.__name__, made.active_rule(group, param), dict(group))
             found.setdefault((variant.rule, repr(sorted(choice.items()))), variant)
     for rule in (EMA, DIFFERENCE):
-        found[rule] = Variant(rule.name, rule, {"decay": 0.999})  # type: ignore[index]
+        found[rule] = Variant(rule.name, _as_of_gradients(rule), {"decay": 0.999})  # type: ignore[index]
     return list(found.values())
+
+
+def _as_of_gradients(average: Rule) -> Rule:
+    """A weight average as a rule of a parameter and a gradient, its second and its first input."""
+
+    def update(param: Any, grad: Any, states: Any, c: Any) -> Any:
+        return param, average.update(*(grad, param)[: len(average.inputs)], states, c)
+
+    return replace(average, update=update, inputs=("grad",), has_param=True)
 
 
 VARIANTS = variants()

@@ -23,7 +23,7 @@ from halfulp.kernels import triton as backend
 from halfulp.kernels.triton_kernel import step_kernel
 from halfulp.kernels.triton_plan import plan_of, tiling
 from halfulp.numbers.scaling import Scaling
-from support.kernel_cases import Case, make_work
+from support.kernel_cases import Case, make_step
 
 BASE = Case()
 COMPILED = [
@@ -43,8 +43,8 @@ SIGNATURE = {"table": "*i64", "skipped": "*i64", "levels0": "*fp32", "levels1": 
 
 def compile_case(case: Case, capability: int, aligned: bool) -> dict[str, Any]:
     """Instructions of a case's kernel, counted."""
-    work = make_work(case)
-    cut = tiling(work.param.shape, tuple(s.quantizer for s in work.states))
+    work = make_step(case)
+    cut = tiling(work.binding.param.shape, tuple(s.quantizer for s in work.binding.states))
     assert not isinstance(cut, str), cut
     plan, stored = plan_of(work, cut, aligned)
     constants = backend.constants(plan, stored)

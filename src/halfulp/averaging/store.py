@@ -19,10 +19,10 @@ from halfulp.engine.groups import PARAM_DTYPES
 from halfulp.engine.loading import count, tensor_entries
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.sharding import cut, is_sharded, local_state_shape
+from halfulp.engine.slot_state import SlotState
 from halfulp.engine.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 from halfulp.kernels import dispatch
-from halfulp.kernels.stored import EmaState
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Binding, Step, plain
 from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
@@ -45,7 +45,7 @@ class _Averaged:
     """One averaged tensor: its number, its storage, and why it stays in fp32 if it does."""
 
     index: int
-    state: EmaState
+    state: SlotState
     kept_fp32: str | None
 
 
@@ -106,7 +106,7 @@ class AverageStore:
         self.skipped: dict[str, int] = {}
         """Elements left as they were because a live value was not finite: name -> count over all updates."""
         self._averaged: dict[str, _Averaged] = {}
-        self._works: dict[str, Work] = {}
+        self._bindings: dict[str, Binding] = {}
         """Kept from update to update, since backends keep notes on them."""
         self.add(tensors)
 
@@ -126,12 +126,12 @@ class AverageStore:
             log_once(f"the average of {name} stays in float32: {reason}")
         quantizer, sharded = self.quantizer if reason is None else FLOAT32, is_sharded(tensor)
         shape = torch.Size(local_state_shape(tensor, quantizer) if sharded else tensor.shape)
-        state = EmaState(self.slot, quantizer, shape, {}, sharded)
+        state = SlotState(self.slot, quantizer, shape, {}, sharded)
         state.create(tensor)
         return _Averaged(index, state, reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_works": {}}  # a backend's notes hold addresses: not for a copy
+        return {**self.__dict__, "_bindings": {}}  # a backend's notes hold addresses: not for a copy
 
     # ---------------------------------------------------------------- reading
 
@@ -144,7 +144,7 @@ class AverageStore:
     def __contains__(self, name: object) -> bool:
         return name in self._averaged
 
-    def state_of(self, name: str) -> EmaState:
+    def state_of(self, name: str) -> SlotState:
         """Storage of one average; ``KeyError`` for a name that is not averaged."""
         if name not in self._averaged:
             raise KeyError(f"{name!r} is not averaged")
@@ -184,30 +184,34 @@ class AverageStore:
         scalars = all_fp32(self.rule.scalars({"decay": decay}, {}))
         names = list(self._averaged)
         keys = self._keys(self.label, step)
-        works = []
+        steps = []
         for name, key in zip(names, keys, strict=True):
-            work = self._work(name, tensors, before)
-            work.states[0].age += 1
-            work.scalars, work.keys, work.skipped = scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)], 0
-            work.counts = None
+            weight = self._part(name, tensors)
+            inputs = (weight.tensor,) if before is None else (weight.tensor, self._part(name, before).tensor)
+            one = Step(self._binding(name, weight), inputs, scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)])
             if counts is not None:
-                work.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
-            works.append(work)
-        dispatch.step(self.rule, works, self.backend)
-        for name, work in zip(names, works, strict=True):
-            if work.skipped:
-                self._note_skipped(name, work.skipped)
+                one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
+            steps.append(one)
+        for averaged in self._averaged.values():
+            averaged.state.age += 1
+        dispatch.step(self.rule, steps, self.backend)
+        for name, one in zip(names, steps, strict=True):
+            if one.skipped:
+                self._note_skipped(name, one.skipped)
 
-    def _work(self, name: str, tensors: Tensors, before: Tensors | None) -> Work:
-        """What a backend gets for a name: made once, then pointed at the present tensors."""
-        averaged, live = self._averaged[name], self._part(name, tensors)
-        param = live.tensor if before is None else self._part(name, before).tensor
-        work = self._works.get(name)
-        if work is None:
-            work = self._works[name] = Work(self.rule, param, live.tensor, (averaged.state,), {}, "nearest", [])
-        work.param = work.owner = param
-        work.grad, work.first_element, work.row_stride = live.tensor, live.first_element, live.row_stride
-        return work
+    def _binding(self, name: str, weight: Part) -> Binding:
+        """The stored average of a name, bound: made once, and again where its tensors are other ones."""
+        state, binding = self._averaged[name].state, self._bindings.get(name)
+        place = (weight.first_element, weight.row_stride)
+        if (
+            binding is None
+            or binding.states[0].codes is not state.codes
+            or binding.states[0].scale is not state.scale
+            or (binding.first_element, binding.row_stride) != place
+            or not binding.intact()
+        ):
+            binding = self._bindings[name] = Binding(self.rule, None, (state.stored(),), *place)
+        return binding
 
     def _keys(self, label: str, step: int) -> list[Sequence[int]]:
         """Keys of a step's random words, for every average."""
@@ -225,8 +229,7 @@ class AverageStore:
         shape = self._averaged[name].state.shape
         if part.tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(part.tensor.shape)}, its average {tuple(shape)}")
-        tensor = part.tensor
-        return part if tensor.is_contiguous() else replace(part, tensor=tensor.contiguous())
+        return replace(part, tensor=plain(part.tensor))
 
     @torch.no_grad()
     def copy_from(self, tensors: Tensors) -> None:
@@ -247,9 +250,7 @@ class AverageStore:
             if state.quantizer.stochastic:
                 words = random_words((key[0], key[1]), part)
             codes, scale = state.quantizer.quantize(part.tensor.float(), words)
-            state.codes.copy_(codes)
-            if scale is not None and state.scale is not None:
-                state.scale.copy_(scale)
+            state.stored().write_(codes, scale)
             state.age = 0
 
     # ---------------------------------------------------------------- memory and checkpoints
@@ -283,7 +284,7 @@ class AverageStore:
             for key, own in state.entries.items():
                 if is_sharded(own) and isinstance(entries[key], Tensor) and not is_sharded(entries[key]):
                     entries[key] = cut(own, entries[key])
-            fresh = EmaState(state.slot, state.quantizer, state.shape, {}, state.sharded)
+            fresh = SlotState(state.slot, state.quantizer, state.shape, {}, state.sharded)
             fresh.entries[state.age_key] = count(name, state.age_key, entries[state.age_key])
             tensor_entries(name, fresh, entries, state.codes.device)
             checked[name] = fresh.entries

@@ -71,7 +71,7 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
 
 def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """States of the smallest parameter of each storage: its own, or noise."""
-    from halfulp.kernels.stored import EmaState
+    from halfulp.engine.slot_state import SlotState
 
     chosen: dict[Any, tuple[int, int, dict[str, Any], Tensor]] = {}
     number = 0
@@ -91,7 +91,7 @@ def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, d
         for slot, shape, quantizer in optimizer.slot_storage(group, param):
             noise = torch.randn(shape, generator=generator, dtype=torch.float32)
             codes, scale = quantizer.with_rounding("nearest").quantize(noise if slot.signed else noise.square())
-            state = EmaState(slot, quantizer, shape, entries)
+            state = SlotState(slot, quantizer, shape, entries)
             entries[slot.name], entries[state.age_key] = codes.to(param.device), 2
             if scale is not None:
                 entries[state.scale_key] = scale.to(param.device)

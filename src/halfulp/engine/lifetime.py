@@ -1,13 +1,15 @@
 """States of the parameters: they come with a first step, begin anew at a reset, and go when they are forgotten.
 
 Each parameter that has made a step has an entry in ``optimizer.state``: its count of steps, and codes, scale and age of
-each of its slots. The pieces of work that the engine hands to a backend look into it.
+each of its slots. Bindings, which a backend gets, hold the tensors of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,12 +17,61 @@ from torch import Tensor
 
 from halfulp.engine.groups import RuleGroups
 from halfulp.engine.resets import ResetSchedule, Site, SlotSite, as_schedule
-from halfulp.engine.sharding import window
-from halfulp.kernels.stored import EmaState
-from halfulp.kernels.work import Work
+from halfulp.engine.sharding import gathered, is_sharded, local, window
+from halfulp.engine.slot_state import SlotState
+from halfulp.kernels.binding import Binding
 from halfulp.numbers.log import log_once
+from halfulp.rules.base import Rule, Scalars
 
 __all__ = ["RuleStates"]
+
+
+@dataclass(eq=False)
+class Bound:
+    """A parameter with its states: what is known of it from step to step.
+
+    Parameters
+    ----------
+    owner
+        The optimizer's parameter.
+    rule, states
+        What it follows, and what it has.
+    binding
+        What a backend gets, and the entries that it was made of.
+    scalars
+        Of the last step.
+    """
+
+    owner: Tensor
+    rule: Rule
+    states: tuple[SlotState, ...]
+    low: bool = field(init=False)
+    names: tuple[str, ...] = field(init=False)
+    binding: Binding | None = None
+    held: list[Any] = field(init=False, default_factory=list)
+    scalars: Scalars = field(init=False, default_factory=dict)
+    counts: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.low = any(not s.quantizer.format.is_float32 for s in self.states)
+        self.names = (*(s.slot.name for s in self.states), "param")
+
+    def bind(self) -> Binding:
+        """The binding to the present tensors: the last one as long as they are the same."""
+        held = [s.entries.get(key) for s in self.states for key in (s.slot.name, s.scale_key)]
+        binding = self.binding
+        if binding is not None and all(map(is_, held, self.held)) and not is_sharded(self.owner) and binding.intact():
+            return binding
+        param, first, stride = self.owner.detach(), 0, None
+        if is_sharded(self.owner):
+            param = local(param) if self.rule.shardable else gathered(param)
+            if self.rule.shardable:
+                here = window(self.owner)
+                first = here.first_element
+                stride = None if here.shape[1:] == tuple(self.owner.shape[1:]) else here.row_stride
+        self.held = held
+        self.binding = Binding(self.rule, param, tuple(s.stored() for s in self.states), first, stride)
+        return self.binding
 
 
 class RuleStates(RuleGroups):
@@ -28,12 +79,12 @@ class RuleStates(RuleGroups):
 
     def _start_caches(self) -> None:
         super()._start_caches()
-        self._works: dict[Tensor, Work] = {}
+        self._bound: dict[Tensor, Bound] = {}
         self._schedules: dict[int, tuple[Any, ResetSchedule | None]] = {}
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
 
-    def _create_work(self, group: dict[str, Any], param: Tensor) -> Work:
+    def _bind(self, group: dict[str, Any], param: Tensor) -> Bound:
         """Find the states of a parameter; create those that are not there, and drop those of no slot any more."""
         entries = self.state[param]
         entries.setdefault("step", 0)
@@ -43,19 +94,12 @@ class RuleStates(RuleGroups):
         for state in states:
             if state.slot.name not in entries:
                 state.create(param)
-        assert param.grad is not None
-        work = Work(self.active_rule(group, param), param, param.grad, states, {}, group["param_rounding"], [])
-        if self._on_shards(group, param):
-            here = window(param)
-            work.first_element = here.first_element
-            if here.shape[1:] != tuple(param.shape[1:]):
-                work.row_stride = here.row_stride
-        self._works[param] = work
-        return work
+        bound = self._bound[param] = Bound(param, self.active_rule(group, param), states)
+        return bound
 
-    def _states_over(self, entries: dict[str, Any], group: dict[str, Any], param: Tensor) -> tuple[EmaState, ...]:
+    def _states_over(self, entries: dict[str, Any], group: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
         sharded = self._on_shards(group, param)
-        return tuple(EmaState(slot, q, shape, entries, sharded) for slot, shape, q in self.slot_storage(group, param))
+        return tuple(SlotState(slot, q, shape, entries, sharded) for slot, shape, q in self.slot_storage(group, param))
 
     # ---------------------------------------------------------------- resets
 
@@ -71,19 +115,19 @@ class RuleStates(RuleGroups):
         schedule = self._schedule(group)
         if schedule is None:
             return []
-        return [self._due_slots(schedule, group, self._works.get(p) or self._create_work(group, p)) for p in params]
+        return [self._due_slots(schedule, group, self._bound.get(p) or self._bind(group, p)) for p in params]
 
-    def _due_slots(self, schedule: ResetSchedule, group: dict[str, Any], work: Work) -> tuple[str, ...]:
-        hyper = {**group, **work.scalars}
-        sites = tuple(SlotSite.of(s, hyper, work.owner.shape) for s in work.states)
-        step: int = self.state[work.owner]["step"]
-        due = schedule.due(Site(step, self.registry[work.owner].index, len(self.registry), sites))
+    def _due_slots(self, schedule: ResetSchedule, group: dict[str, Any], bound: Bound) -> tuple[str, ...]:
+        hyper = {**group, **bound.scalars}
+        sites = tuple(SlotSite.of(s, hyper, bound.owner.shape) for s in bound.states)
+        step: int = self.state[bound.owner]["step"]
+        due = schedule.due(Site(step, self.registry[bound.owner].index, len(self.registry), sites))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
         return due
 
-    def _reset(self, param: Tensor, states: tuple[EmaState, ...], step: int, names: tuple[str, ...]) -> None:
+    def _reset(self, param: Tensor, states: tuple[SlotState, ...], step: int, names: tuple[str, ...]) -> None:
         for state in states:
             if state.slot.name in names:
                 state.reset_(param)
@@ -129,18 +173,18 @@ class RuleStates(RuleGroups):
             if entries:
                 for key in set(entries) - {"step"}:
                     del entries[key]
-            self._works.pop(p, None)
+            self._bound.pop(p, None)
 
     # ---------------------------------------------------------------- queries
 
-    def states(self, param: Tensor) -> tuple[EmaState, ...]:
+    def states(self, param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter that has made a step; ``KeyError`` for any other."""
         entries = self.state.get(param)
         if not entries:
             raise KeyError(f"{self.registry[param].label} has no state yet: it has made no step")
-        work = self._works.get(param)
-        if work is not None:
-            return work.states
+        bound = self._bound.get(param)
+        if bound is not None:
+            return bound.states
         found = self._states_over(entries, self.registry[param].group, param)
         return tuple(state for state in found if state.slot.name in entries)
 
@@ -153,6 +197,6 @@ class RuleStates(RuleGroups):
 
     def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
         """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
-        work = self._works.get(param)
-        hyper = {**self.registry[param].group, **(work.scalars if work is not None else {})}
+        bound = self._bound.get(param)
+        hyper = {**self.registry[param].group, **(bound.scalars if bound is not None else {})}
         return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}

@@ -11,10 +11,9 @@ from torch import Tensor
 from halfulp.engine.groups import RuleGroups
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.engine.sharding import local
+from halfulp.engine.slot_state import SlotState
 from halfulp.engine.storage import format_specs
-from halfulp.kernels.stored import EmaState
 from halfulp.numbers.log import log_once
-from halfulp.numbers.rounding import storage_dtype
 
 __all__ = ["count", "tensor_entries", "validate"]
 
@@ -78,7 +77,7 @@ def _check_storage(optimizer: RuleGroups, saved: dict[str, Any], own: dict[str, 
 def _entries(optimizer: RuleGroups, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
     label = optimizer.registry[param].label
     entries: dict[str, Any] = {}
-    states = [EmaState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
+    states = [SlotState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
     if not isinstance(saved, dict):
         raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
     if states and set(saved) == {"step"}:
@@ -97,14 +96,10 @@ def _entries(optimizer: RuleGroups, group: dict[str, Any], param: Tensor, saved:
     return entries
 
 
-def tensor_entries(label: str, state: EmaState, saved: dict[str, Any], device: torch.device) -> None:
+def tensor_entries(label: str, state: SlotState, saved: dict[str, Any], device: torch.device) -> None:
     """Copy the saved codes and scales of one state into its entries; ``ValueError`` where they do not fit."""
-    q = state.quantizer
-    wanted = [(state.slot.name, q.codes_shape(state.shape), storage_dtype(q.format))]
-    scale = q.scale_shape(state.shape)
-    if scale is not None:
-        wanted.append((state.scale_key, scale, q.scaling.dtype))
-    for key, shape, dtype in wanted:
+    keys = (state.slot.name, state.scale_key)
+    for key, (dtype, shape) in zip(keys, state.quantizer.stored_as(state.shape), strict=False):
         tensor = saved[key]
         if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != tuple(shape) or tensor.dtype != dtype:
             found = (

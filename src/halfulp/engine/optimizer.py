@@ -1,7 +1,7 @@
 """The engine under every optimizer: steps and checkpoints around a pure rule.
 
 A step goes: reset the slots that are due, add one to the ages, compute the rule's scalars (after sums over the whole
-model, if the rule asks for them), and hand each parameter as a piece of :class:`~halfulp.kernels.work.Work` to a
+model, if the rule asks for them), and hand each parameter as a :class:`~halfulp.kernels.binding.Step` to a
 backend, which decodes the states, applies the rule, and encodes.
 """
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.groups import PARAM_DTYPES, check_param, followed
-from halfulp.engine.lifetime import RuleStates
+from halfulp.engine.lifetime import Bound, RuleStates
 from halfulp.engine.loading import validate
 from halfulp.engine.options import Options
 from halfulp.engine.sharding import agree, copy_back_, gathered, is_sharded, local
 from halfulp.engine.storage import format_specs
+from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Step
 from halfulp.numbers.log import log_once
 from halfulp.numbers.rng import lanes, slot_id, step_keys
 from halfulp.rules.base import Rule, Scalars, all_fp32
@@ -133,19 +134,21 @@ class RuleOptimizer(RuleStates):
         self._check_grads([p for _, params in groups for p in params])
         for group, _ in groups:
             self._follow(group)
-        by_rule: dict[Rule, list[Work]] = {}
+        by_rule: dict[Rule, list[tuple[Bound, Step]]] = {}
         due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
         for (group, params), resets in zip(groups, due, strict=True):
             if params:
-                for work in self._prepare(group, params, resets):
-                    by_rule.setdefault(work.rule, []).append(work)
-        for rule, works in by_rule.items():
-            able = works if rule.measure is None else dispatch.combine(rule, works)
-            dispatch.step(rule, able, self.backend)
-            self._note_skipped(works)
-            for work in works:
-                if work.param is not work.owner and not work.rule.shardable:
-                    copy_back_(work.owner, work.param)
+                for bound, step in self._prepare(group, params, resets):
+                    by_rule.setdefault(bound.rule, []).append((bound, step))
+        for rule, pairs in by_rule.items():
+            steps = [step for _, step in pairs]
+            dispatch.step(rule, steps if rule.measure is None else combine(rule, steps), self.backend)
+            for bound, step in pairs:
+                if step.skipped:
+                    self._note_skipped(bound.owner, step.skipped)
+                if not rule.shardable and is_sharded(bound.owner):
+                    assert step.binding.param is not None
+                    copy_back_(bound.owner, step.binding.param)
 
     def _check_grads(self, params: list[Tensor]) -> None:
         bad = None
@@ -168,59 +171,55 @@ class RuleOptimizer(RuleStates):
                 "step, or use nonfinite='skip' to leave out the stretches concerned"
             )
 
-    def _prepare(self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]) -> list[Work]:
+    def _prepare(
+        self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]
+    ) -> list[tuple[Bound, Step]]:
         """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
-        works = [self._works.get(p) or self._create_work(group, p) for p in params]
+        bounds = [self._bound.get(p) or self._bind(group, p) for p in params]
         scalars: dict[tuple[Any, ...], Scalars] = {}
-        steps = []
-        for i, (p, work) in enumerate(zip(params, works, strict=True)):
+        steps, numbers = [], []
+        for i, (p, bound) in enumerate(zip(params, bounds, strict=True)):
             entries = self.state[p]
             if due and due[i]:
-                self._reset(p, work.states, entries["step"], due[i])
-            step = entries["step"] = entries["step"] + 1
-            steps.append(step)
-            key: tuple[Any, ...] = (work.rule, work.low, step)
-            for state in work.states:
+                self._reset(p, bound.states, entries["step"], due[i])
+            number = entries["step"] = entries["step"] + 1
+            numbers.append(number)
+            key: tuple[Any, ...] = (bound.rule, bound.low, number)
+            for state in bound.states:
                 age = entries[state.age_key] = entries[state.age_key] + 1
                 key = (*key, age)
             found = scalars.get(key)
             if found is None:
-                found = scalars[key] = self._scalars(group, work, step)
-            work.scalars, work.grad = found, p.grad  # type: ignore[assignment]
+                found = scalars[key] = self._scalars(group, bound, number)
+            bound.scalars, grad = found, p.grad
+            assert grad is not None
             if is_sharded(p):
-                self._localize(work)
-            work.maximize, work.param_rounding, work.skipped = group["maximize"], group["param_rounding"], 0
-        self._set_keys(group, works, steps)
-        return works
+                grad = (local if bound.rule.shardable else gathered)(grad.redistribute(placements=p.placements))  # type: ignore[attr-defined]
+            step = Step(bound.bind(), (grad,), found, [], group["param_rounding"], group["maximize"], bound.counts)
+            steps.append(step)
+        self._set_keys(group, bounds, steps, numbers)
+        return list(zip(bounds, steps, strict=True))
 
-    def _localize(self, work: Work) -> None:
-        """Give a sharded parameter's work the local parts, or the whole where the rule needs it."""
-        fetch = local if work.rule.shardable else gathered
-        work.param = fetch(work.owner.detach())
-        work.grad = fetch(work.grad.redistribute(placements=work.owner.placements))  # type: ignore[attr-defined]
+    def _scalars(self, group: dict[str, Any], bound: Bound, step: int) -> Scalars:
+        hyper = {**group, "bound_update": group["bound_update"] and bound.low}
+        ages = {"step": step, **{s.slot.name: s.age for s in bound.states}}
+        return all_fp32(bound.rule.scalars(hyper, ages))
 
-    def _scalars(self, group: dict[str, Any], work: Work, step: int) -> Scalars:
-        hyper = {**group, "bound_update": group["bound_update"] and work.low}
-        ages = {"step": step, **{s.slot.name: s.age for s in work.states}}
-        return all_fp32(work.rule.scalars(hyper, ages))
-
-    def _set_keys(self, group: dict[str, Any], works: list[Work], steps: list[int]) -> None:
+    def _set_keys(self, group: dict[str, Any], bounds: list[Bound], steps: list[Step], numbers: list[int]) -> None:
         registry, lane = self.registry, lanes(self._stored_as[id(group)][2])
-        index = [registry[w.owner].index for w in works]
-        keys = step_keys(group["seed"], index, STREAM, steps)
-        for work, (key0, key1) in zip(works, keys, strict=True):
-            work.keys = [(key0, key1, lane[name]) for name in work.names]
+        index = [registry[b.owner].index for b in bounds]
+        keys = step_keys(group["seed"], index, STREAM, numbers)
+        for bound, step, (key0, key1) in zip(bounds, steps, keys, strict=True):
+            step.keys = [(key0, key1, lane[name]) for name in bound.names]
 
-    def _note_skipped(self, works: list[Work]) -> None:
-        for work in works:
-            if work.skipped:
-                place = self.registry[work.owner]
-                self.skipped[place.index] = self.skipped.get(place.index, 0) + work.skipped
-                log_once(
-                    f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
-                    "optimizer.skipped)",
-                    level=30,
-                )
+    def _note_skipped(self, param: Tensor, elements: int) -> None:
+        place = self.registry[param]
+        self.skipped[place.index] = self.skipped.get(place.index, 0) + elements
+        log_once(
+            f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
+            "optimizer.skipped)",
+            level=30,
+        )
 
     def _follow(self, group: dict[str, Any]) -> None:
         """Check what was changed between steps as the constructor does, and take over a rounding, or other slots.
@@ -242,7 +241,7 @@ class RuleOptimizer(RuleStates):
         if now == before:
             return
         for param in group["params"]:
-            self._works.pop(param, None)
+            self._bound.pop(param, None)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -276,6 +275,6 @@ class RuleOptimizer(RuleStates):
         self.state.update(states)
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
-        self._works.clear()
+        self._bound.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

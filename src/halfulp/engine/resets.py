@@ -20,7 +20,7 @@ from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 
 if TYPE_CHECKING:
-    from halfulp.kernels.stored import EmaState
+    from halfulp.engine.slot_state import SlotState
     from halfulp.rules.slots import Hyper, Shape
 
 __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedule"]
@@ -43,7 +43,7 @@ class SlotSite:
     whole_first: bool = False
 
     @classmethod
-    def of(cls, state: EmaState, hyper: Hyper, shape: Shape) -> SlotSite:
+    def of(cls, state: SlotState, hyper: Hyper, shape: Shape) -> SlotSite:
         """That of a state under hyper-parameters and the scalars of the last step; `shape` is the parameter's."""
         slot, stored, like = state.slot, state.quantizer, state.slot.likeness(hyper, shape, state.age)
         return cls(

@@ -1,14 +1,14 @@
 """Backends: the same step, bit for bit, on different machinery. :func:`step` picks one for each parameter.
 
-A backend is one module with ``supports(rule, work) -> str | None`` (the reason why not) and
-``step(rule, works) -> None``. The reference supports everything; the others are tried before it.
+A backend is one module with ``supports(rule, step) -> str | None`` (the reason why not) and
+``step(rule, steps) -> None``. The reference supports everything; the others are tried before it.
 """
 
 from __future__ import annotations
 
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Binding, Step, Stored
 
-__all__ = ["Work", "backends"]
+__all__ = ["Binding", "Step", "Stored", "backends"]
 
 
 def backends() -> dict[str, str]:

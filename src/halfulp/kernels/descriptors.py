@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
-from typing import Any
+import threading
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.kernels.work import Work, step_tile
+from halfulp.kernels.binding import Binding, step_tile
 from halfulp.numbers.formats import Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
@@ -19,6 +21,8 @@ from halfulp.numbers.scaling import rows_and_cols
 __all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot"]
 
 Rows = npt.NDArray[np.void]
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 
 MAX_TILE = 1024
 """Elements that one pass holds (``HU_CAP``); larger tiles take two passes, in which small blocks must fit this."""
@@ -70,28 +74,40 @@ WORK = np.dtype(
 )  # fmt: skip
 
 
-def describe(work: Work) -> Rows | str:
-    """``hu_work`` of a piece of work, an array of one: all of it that does not change from step to step.
+def kept(make: Callable[[Key], Made]) -> Callable[[Key], Made]:
+    """A cache that makes each thing once, whatever threads ask for it: C holds addresses of what it keeps."""
+    lock, found = threading.RLock(), dict[Key, Made]()
+
+    @wraps(make)
+    def get(key: Key) -> Made:
+        with lock:
+            if key not in found:
+                found[key] = make(key)
+            return found[key]
+
+    return get
+
+
+def describe(binding: Binding) -> Rows | str:
+    """``hu_work`` of a binding, an array of one: all of it that does not change from step to step.
 
     A string, where there is no fused kernel: why.
     """
-    if work.rule.name not in RULES:
-        return f"rule {work.rule.name!r} has no fused kernel"
-    if any(s.shape != work.param.shape for s in work.states):
+    if binding.rule.name not in RULES:
+        return f"rule {binding.rule.name!r} has no fused kernel"
+    if any(s.shape != binding.shape for s in binding.states):
         return "a state has another shape than its parameter"
-    made = _description(work.rule.name, work.param.shape, work.param.dtype, work.quantizers, work.row_stride)
+    made = _description(binding.rule.name, binding.shape, binding.quantizers, binding.row_stride)
     if isinstance(made, str):
         return made
     made = made.copy()
-    made["first_element"] = work.first_element
+    made["first_element"] = binding.first_element
     return made
 
 
 @lru_cache(maxsize=4096)
-def _description(
-    rule: str, shape: torch.Size, dtype: torch.dtype, quantizers: tuple[Quantizer, ...], row_stride: int | None
-) -> Rows | str:
-    """The same for all parameters of a shape and kind."""
+def _description(rule: str, shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None) -> Rows | str:
+    """The same for all bindings of a shape and kind."""
     rows, cols = rows_and_cols(shape)
     tile = step_tile(shape, quantizers)[2]
     blocks = [q.scaling.layout(shape).block for q in quantizers if q.format.scaled]
@@ -107,7 +123,7 @@ def _description(
         rows, cols = 1, tile
     row["tile"], row["rows"], row["cols"] = tile, rows, cols
     row["row_stride"] = cols if row_stride is None else row_stride
-    row["rule"], row["slots"], row["param_kind"] = RULES[rule], len(quantizers), DTYPES[dtype]
+    row["rule"], row["slots"] = RULES[rule], len(quantizers)
     for k, quantizer in enumerate(quantizers):
         row["slot"][k] = describe_slot(quantizer, shape)[0]
         if rows == 1 and row["slot"][k]["per"] == PER["row"]:
@@ -130,7 +146,7 @@ def describe_slot(quantizer: Quantizer, shape: torch.Size) -> Rows:
     return made
 
 
-@cache
+@kept
 def _format(quantizer: Quantizer) -> Rows:
     """``hu_format`` of a quantizer, an array of one; what it points to is kept alive by :func:`_tables`."""
     fmt = quantizer.format
@@ -157,7 +173,7 @@ def _format(quantizer: Quantizer) -> Rows:
     return made
 
 
-@cache
+@kept
 def even_stretches_of(fmt: Format) -> Rows | None:
     """``hu_even`` of a codebook, an array of one; ``None`` where its gaps differ too often, or its two sides."""
     *tables, fraction = codebook_tables(fmt)
@@ -194,7 +210,7 @@ def even_stretches_of(fmt: Format) -> Rows | None:
     return made
 
 
-@cache
+@kept
 def _tables(fmt: Format) -> dict[str, npt.NDArray[Any]]:
     tables: dict[str, npt.NDArray[Any]] = {"values": decode_table(fmt).numpy()}
     if fmt.kind == "codebook":

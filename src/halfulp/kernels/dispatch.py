@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import math
 from functools import cache
 from types import ModuleType
 
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Step
 from halfulp.numbers.log import log_once
-from halfulp.rules.base import Rule, all_fp32
+from halfulp.rules.base import Rule
 
-__all__ = ["BACKENDS", "check_backend", "combine", "step"]
+__all__ = ["BACKENDS", "check_backend", "step"]
 
 BACKENDS = ("cpu", "triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
@@ -30,57 +29,30 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"halfulp.kernels.{name}")
 
 
-def step(rule: Rule, works: list[Work], backend: str | None) -> None:
-    """Do the step of every parameter, each on the first backend that supports it, or on the one asked for."""
-    left = works
+def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
+    """Do the step of every binding, each on the first backend that supports it, or on the one asked for."""
+    left = steps
     for name in BACKENDS if backend is None else (backend,):
         device = DEVICES.get(name) if backend is None else None
-        if device is not None and all(w.param.device.type != device for w in left):
+        if device is not None and all(s.binding.device.type != device for s in left):
             continue
         module = _module(name)
         mine, others = [], []
-        for work in left:
-            if device is not None and work.param.device.type != device:
-                others.append(work)
+        for one in left:
+            if device is not None and one.binding.device.type != device:
+                others.append(one)
                 continue
-            reason = module.supports(rule, work)
+            reason = module.supports(rule, one)
             if reason is None:
-                mine.append(work)
+                mine.append(one)
                 continue
             if backend is not None:
                 raise RuntimeError(f"backend {name!r} cannot do this step: {reason}")
             runs = module.status().startswith("available")  # all there, but not for this tensor
             log_once(f"kernel {name!r} not used: {reason}", level=20 if runs else 30)
-            others.append(work)
+            others.append(one)
         if mine:
             module.step(rule, mine)
         left = others
         if not left:
             return
-
-
-def combine(rule: Rule, works: list[Work]) -> list[Work]:
-    """Sum up what the rule measures over all parameters, in their order, and give each the scalars that follow.
-
-    A rule that measures ``per_tensor`` gets the sums of each parameter alone. Returned are the works that can be done:
-    no step follows from a sum that is NaN or infinite, and its works are marked as skipped as a whole.
-    """
-    assert rule.measure is not None
-    assert rule.combine is not None
-    sums: dict[str, float] = {}
-    measured: list[dict[str, float]] = []
-    for work in works:
-        grad = -work.grad.float() if work.maximize else work.grad.float()
-        parts = rule.measure(work.param.float(), grad, work.read(), work.scalars)
-        measured.append({name: float(value) for name, value in parts.items()})
-        for name, value in measured[-1].items():
-            sums[name] = sums.get(name, 0.0) + value
-    able = []
-    for work, own in zip(works, measured, strict=True):
-        found = own if rule.per_tensor else sums
-        if not all(map(math.isfinite, found.values())):
-            work.skipped = work.param.numel()
-            continue
-        work.scalars = {**work.scalars, **all_fp32(rule.combine(found, work.scalars))}
-        able.append(work)
-    return able

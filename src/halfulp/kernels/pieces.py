@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from halfulp.kernels.stored import EmaState
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Binding, Step, Stored
 from halfulp.numbers.scaling import rows_and_cols
 
 __all__ = ["PIECE", "pieces"]
@@ -21,37 +21,37 @@ PIECE = 1 << 17
 """Elements of a piece, about."""
 
 
-def pieces(work: Work) -> list[Work]:
-    """Stretches of rows of a piece of work, over views of its tensors; the whole where it cannot or need not be cut.
+def pieces(step: Step) -> list[Step]:
+    """A step as steps over stretches of rows, views of its tensors; the whole where it cannot or need not be cut.
 
     What may be cut is on the CPU, follows an elementwise rule, and has no scale of a whole tensor and no state of
     another shape than the parameter.
     """
-    param = work.param
-    rows, cols = rows_and_cols(param.shape)
+    binding = step.binding
+    rows, cols = rows_and_cols(binding.shape)
     height = max(1, PIECE // max(cols, 1))
     if (
-        not work.rule.elementwise
-        or param.device.type != "cpu"
+        not binding.rule.elementwise
+        or binding.device.type != "cpu"
         or rows <= height
-        or any(s.shape != param.shape for s in work.states)
-        or any(s.quantizer.format.scaled and s.quantizer.scaling.per == "tensor" for s in work.states)
+        or any(s.shape != binding.shape for s in binding.states)
+        or any(q.format.scaled and q.scaling.per == "tensor" for q in binding.quantizers)
     ):
-        return [work]
-    return [_rows(work, start, min(start + height, rows), cols) for start in range(0, rows, height)]
+        return [step]
+    return [_rows(step, start, min(start + height, rows), cols) for start in range(0, rows, height)]
 
 
-def _rows(work: Work, start: int, stop: int, cols: int) -> Work:
-    stride = cols if work.row_stride is None else work.row_stride
-    states = tuple(_state_rows(s, start, stop) for s in work.states)
-    return replace(
-        work, param=work.param[start:stop], grad=work.grad[start:stop], states=states,
-        first_element=work.first_element + start * stride,
-    )  # fmt: skip
+def _rows(step: Step, start: int, stop: int, cols: int) -> Step:
+    whole = step.binding
+    stride = cols if whole.row_stride is None else whole.row_stride
 
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[start:stop]
 
-def _state_rows(state: EmaState, start: int, stop: int) -> EmaState:
-    entries = {state.slot.name: state.codes[start:stop], state.age_key: state.age}
-    if state.scale is not None:
-        entries[state.scale_key] = state.scale[start:stop]
-    return EmaState(state.slot, state.quantizer, torch.Size((stop - start, *state.shape[1:])), entries)
+    states = tuple(
+        Stored(s.slot, s.quantizer, torch.Size((stop - start, *s.shape[1:])), s.codes[start:stop], cut(s.scale))
+        for s in whole.states
+    )
+    first = whole.first_element + start * stride
+    binding = Binding(whole.rule, cut(whole.param), states, first, whole.row_stride)
+    return replace(step, binding=binding, inputs=tuple(x[start:stop] for x in step.inputs))

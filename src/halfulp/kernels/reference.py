@@ -1,7 +1,7 @@
 """The definition of a step, in torch operations: decode, apply the rule, encode. Runs on any device; slow.
 
-A stretch of a row (:func:`~halfulp.kernels.work.step_tile`) in which the gradient or a new state is not finite is left
-as it was, parameter and states alike, bit for bit; under a rule that is not elementwise, the whole tensor is.
+A stretch of a row (:func:`~halfulp.kernels.binding.step_tile`) in which the gradient or a new state is not finite is
+left as it was, parameter and states alike, bit for bit; under a rule that is not elementwise, the whole tensor is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, step_tile
 from halfulp.kernels.pieces import pieces
-from halfulp.kernels.stored import EmaState
-from halfulp.kernels.work import SlotKey, Work, step_tile
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import hash_elements, random_bits
@@ -26,8 +25,8 @@ from halfulp.rules.base import Rule
 __all__ = ["Codec", "status", "step", "supports"]
 
 
-def supports(rule: Rule, work: Work) -> str | None:
-    """Reason why this backend cannot do a piece of work: never any."""
+def supports(rule: Rule, step: Step) -> str | None:
+    """Reason why this backend cannot do a step: never any."""
     return None
 
 
@@ -48,57 +47,56 @@ class Codec:
         Codes and scales of a state's new values (finite fp32), with the key of its random stream.
     """
 
-    read: Callable[[EmaState], Tensor]
-    quantize: Callable[[EmaState, Tensor, SlotKey, Work], tuple[Tensor, Tensor | None]]
+    read: Callable[[Stored], Tensor]
+    quantize: Callable[[Stored, Tensor, SlotKey, Step], tuple[Tensor, Tensor | None]]
 
 
-def _quantize(state: EmaState, x: Tensor, key: SlotKey, work: Work) -> tuple[Tensor, Tensor | None]:
-    return state.quantizer.quantize(x, _words(key, work, x) if state.quantizer.stochastic else None)
+def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tensor, Tensor | None]:
+    return state.quantizer.quantize(x, _words(key, step, x) if state.quantizer.stochastic else None)
 
 
-TORCH = Codec(EmaState.read, _quantize)
+TORCH = Codec(Stored.read, _quantize)
 
 
-def step(rule: Rule, works: list[Work], codec: Codec = TORCH) -> None:
-    """Do the step of every parameter."""
-    for work in works:
-        parts = pieces(work)
+def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
+    """Do the step of every binding."""
+    for one in steps:
+        parts = pieces(one)
         for part in parts:
             _step_one(rule, part, codec)
-        work.skipped = sum(part.skipped for part in parts)
+        one.skipped = sum(part.skipped for part in parts)
 
 
-def _step_one(rule: Rule, work: Work, codec: Codec) -> None:
-    count = work.param.numel()
+def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
+    binding = step.binding
+    count = binding.shape.numel()
     if count == 0:
         return
-    grad = work.grad.float()
-    grad = -grad if work.maximize else grad
-    old = {s.slot.name: codec.read(s) for s in work.states}
-    param, updated = rule.update(work.param.float(), grad, old, work.scalars)
-    states = [updated[s.slot.name] for s in work.states]
+    wide, inputs = step.wide()
+    old = {s.slot.name: codec.read(s) for s in binding.states}
+    param, updated = rule.apply(wide, inputs, old, step.scalars)
+    states = [updated[s.slot.name] for s in binding.states]
     if rule.elementwise:
-        keep = _tiles_to_keep(work, grad, states)
-        work.skipped = 0 if keep is None else int(keep.sum())
-    elif all(_finite(x) for x in (grad, *states)):
+        keep = _tiles_to_keep(binding, [inputs[0], *states])
+        step.skipped = 0 if keep is None else int(keep.sum())
+    elif all(_finite(x) for x in (inputs[0], *states)):
         keep = None
     else:
-        work.skipped = count
+        step.skipped = count
         return
-    for k, (state, new) in enumerate(zip(work.states, states, strict=True)):
+    for k, (state, new) in enumerate(zip(binding.states, states, strict=True)):
         finite = new if keep is None else torch.where(keep, 0.0, new)
-        codes, scale = codec.quantize(state, finite, work.keys[k], work)
+        codes, scale = codec.quantize(state, finite, step.keys[k], step)
         if keep is not None:
             codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
-        state.codes.copy_(codes)
-        if scale is not None and state.scale is not None:
-            state.scale.copy_(scale)
-        if work.counts is not None:
+        state.write_(codes, scale)
+        if step.counts is not None:
             before = old[state.slot.name]
             due = new != before if keep is None else (new != before) & ~keep
-            work.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
-    param = _round_param(param, work)
-    work.param.copy_(param if keep is None else torch.where(keep, work.param, param))
+            step.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
+    if param is not None and binding.param is not None:
+        param = _round_param(param, binding.param, step)
+        binding.param.copy_(param if keep is None else torch.where(keep, binding.param, param))
 
 
 def _finite(x: Tensor) -> bool:
@@ -106,30 +104,31 @@ def _finite(x: Tensor) -> bool:
     return x.numel() == 0 or all(math.isfinite(float(extreme)) for extreme in torch.aminmax(x))
 
 
-def _tiles_to_keep(work: Work, grad: Tensor, states: list[Tensor]) -> Tensor | None:
-    """Mask of the elements that a step leaves as they were, of the parameter's shape; ``None`` for none."""
-    if all(_finite(x) for x in (grad, *states)):
+def _tiles_to_keep(binding: Binding, values: list[Tensor]) -> Tensor | None:
+    """Mask of the elements that a step leaves as they were, of the binding's shape; ``None`` for none."""
+    if all(_finite(x) for x in values):
         return None
-    tiles = Layout(*step_tile(work.param.shape, work.quantizers))
-    bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in (grad, *states)]).any(0)
+    tiles = Layout(*step_tile(binding.shape, binding.quantizers))
+    bad = torch.stack([tiles.split(~torch.isfinite(x)).any(-1) for x in values]).any(0)
     expanded = bad.unsqueeze(-1).expand(tiles.rows, tiles.blocks, max(tiles.block, 1))
-    return tiles.join(expanded).reshape(work.param.shape)
+    return tiles.join(expanded).reshape(binding.shape)
 
 
-def _words(key: SlotKey, work: Work, like: Tensor) -> Tensor:
-    if work.row_stride is None:
-        return random_bits(key, work.first_element, like.numel(), like.device).reshape(like.shape)
+def _words(key: SlotKey, step: Step, like: Tensor) -> Tensor:
+    first, stride = step.binding.first_element, step.binding.row_stride
+    if stride is None:
+        return random_bits(key, first, like.numel(), like.device).reshape(like.shape)
     rows, cols = rows_and_cols(like.shape)
-    starts = work.first_element + work.row_stride * torch.arange(rows, device=like.device)
+    starts = first + stride * torch.arange(rows, device=like.device)
     return hash_elements(key, starts.unsqueeze(1) + torch.arange(cols, device=like.device)).reshape(like.shape)
 
 
-def _round_param(param: Tensor, work: Work) -> Tensor:
-    if work.param.dtype == torch.float32 or work.param_rounding == "nearest":
-        return param.to(work.param.dtype)
-    fmt = get_format(str(work.param.dtype).removeprefix("torch."))
-    rounded = encode(param, fmt, _words(work.keys[-1], work, param))
-    return torch.where(torch.isfinite(param), rounded, param.to(work.param.dtype))
+def _round_param(new: Tensor, param: Tensor, step: Step) -> Tensor:
+    if param.dtype == torch.float32 or step.param_rounding == "nearest":
+        return new.to(param.dtype)
+    fmt = get_format(str(param.dtype).removeprefix("torch."))
+    rounded = encode(new, fmt, _words(step.keys[-1], step, new))
+    return torch.where(torch.isfinite(new), rounded, new.to(param.dtype))
 
 
 def _restore(

@@ -2,7 +2,7 @@
 
 Tensors that are stored alike (same formats, rounding, dtypes, branches of the rule) go into one launch, however many
 they are: their addresses, sizes, random keys and scalars stand in one table that is uploaded once a step. A program
-finds its tensor in it by bisection and takes a few tiles (:func:`halfulp.kernels.work.step_tile`) of it. Nothing is
+finds its tensor in it by bisection and takes a few tiles (:func:`halfulp.kernels.binding.step_tile`) of it. Nothing is
 autotuned: how many elements a program takes follows from the block sizes alone, so that the first step costs one
 compilation for each kind of launch and later ones nothing.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import struct
-import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.kernels.binding import Binding, Step, plain
 from halfulp.kernels.triton_plan import Plan, Stored, Tiling, codebook, plan_of, tiling
-from halfulp.kernels.work import Work
 from halfulp.numbers.formats import Format
 from halfulp.rules.base import Rule
 
@@ -47,7 +46,7 @@ _STATES, _KEYS, _SCALARS = 7, 11, 20
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What does not change from step to step: found once for a piece of work, and again if `seen` changes."""
+    """What does not change from step to step: found once for a binding, and again if `seen` changes."""
 
     seen: tuple[Any, ...]
     launch: tuple[torch.device, Plan, tuple[Stored, ...]]
@@ -55,56 +54,50 @@ class _Prepared:
     line: list[int]
 
 
-_prepared: dict[int, tuple[weakref.ref[Work], _Prepared]] = {}
-
-
-def supports(rule: Rule, work: Work) -> str | None:
-    """Reason why a piece of work cannot be done here; ``None`` if it can."""
-    found = _prepare(rule, work)
+def supports(rule: Rule, step: Step) -> str | None:
+    """Reason why a step cannot be done here; ``None`` if it can."""
+    found = _prepare(rule, step)
     return found if isinstance(found, str) else None
 
 
-def _prepare(rule: Rule, work: Work) -> _Prepared | str:
-    """The constants of a piece of work, kept as long as it lives; or the reason why it cannot be done."""
-    tensors = [work.param, *(t for s in work.states for t in (s.codes, s.scale) if t is not None)]
-    flags = (work.scalars.get("l2", 0.0) != 0.0, work.scalars.get("nesterov", 0.0) != 0.0, work.maximize)
-    wide = work.grad.data_ptr() % 16 == 0 or not work.grad.is_contiguous()  # a copy starts at an aligned address
-    seen = (
-        rule.name, work.grad.dtype, work.param_rounding, flags, wide, work.param.stride(),
-        *(t.data_ptr() for t in tensors), *work.quantizers,
-    )  # fmt: skip
-    known = _prepared.get(id(work))
-    if known is not None and known[0]() is work and known[1].seen == seen:
-        return known[1]
-    cut = _tiling(rule, work, tensors)
-    if isinstance(cut, str):
-        return cut
-    aligned = wide and cut.cols % 32 == 0 and cut.tile % 32 == 0 and all(t.data_ptr() % 16 == 0 for t in tensors)
-    plan, stored = plan_of(work, cut, aligned)
-    made = _Prepared(seen, _intern((work.param.device, plan, stored)), cut, _line(work, cut))
-    number = id(work)
-    _prepared[number] = (weakref.ref(work, lambda _: _prepared.pop(number, None)), made)
-    return made
-
-
-def _tiling(rule: Rule, work: Work, tensors: list[Tensor]) -> Tiling | str:
-    """How a parameter is cut into tiles, or the reason why it is not for this backend."""
-    reason = _no_device(work.param.device.type)
+def _prepare(rule: Rule, step: Step) -> _Prepared | str:
+    """The constants of a step, kept with its binding; or the reason why it cannot be done."""
+    reason = _no_device(step.binding.device.type)
     if reason is not None:
         return reason
-    if rule.name not in SCALARS_OF:
+    if rule.name not in SCALARS_OF or len(step.inputs) != 1:
         return f"no fused kernel for the rule {rule.name!r}"
-    if work.param.dtype not in _DTYPES or work.grad.dtype not in _DTYPES:
-        return f"parameter in {work.param.dtype} with a gradient in {work.grad.dtype}"
-    if work.row_stride is not None:
+    binding, grad = step.binding, step.inputs[0]
+    flags = (step.scalars.get("l2", 0.0) != 0.0, step.scalars.get("nesterov", 0.0) != 0.0, step.maximize)
+    wide = grad.data_ptr() % 16 == 0 or plain(grad) is not grad  # a copy starts at an aligned address
+    seen = (rule.name, grad.dtype, step.param_rounding, flags, wide)
+    known = binding.plan
+    if type(known) is _Prepared and known.seen == seen:
+        return known
+    cut = _tiling(step)
+    if isinstance(cut, str):
+        return cut
+    aligned = wide and cut.cols % 32 == 0 and cut.tile % 32 == 0 and all(a % 16 == 0 for a in binding.seen[0])
+    plan, stored = plan_of(step, cut, aligned)
+    binding.plan = _Prepared(seen, _intern((binding.device, plan, stored)), cut, _line(binding, cut))
+    return binding.plan
+
+
+def _tiling(step: Step) -> Tiling | str:
+    """How a parameter is cut into tiles, or the reason why it is not for this backend."""
+    binding, grad = step.binding, step.inputs[0]
+    assert binding.param is not None
+    if binding.param.dtype not in _DTYPES or grad.dtype not in _DTYPES:
+        return f"parameter in {binding.param.dtype} with a gradient in {grad.dtype}"
+    if binding.row_stride is not None:
         return "parameter sharded along its columns"
-    if not all(t.is_contiguous() for t in tensors):
+    if not all(plain(x) is x for x in binding.tensors):
         return "parameter or state that is not contiguous"
-    if any(t.device != work.param.device for t in (*tensors, work.grad)):
+    if any(x.device != binding.device for x in (*binding.tensors, grad)):
         return "parameter, gradient and states on different devices"
-    if any(s.shape != work.param.shape for s in work.states):
+    if any(s.shape != binding.shape for s in binding.states):
         return "state of another shape than its parameter"
-    return tiling(work.param.shape, work.quantizers)
+    return tiling(binding.shape, binding.quantizers)
 
 
 @cache
@@ -136,42 +129,42 @@ def _no_device(kind: str) -> str | None:
     return None
 
 
-def step(rule: Rule, works: list[Work]) -> None:
-    """Do the step of every parameter: one launch for each set of tensors that are stored alike.
+def step(rule: Rule, steps: list[Step]) -> None:
+    """Do the step of every binding: one launch for each set of tensors that are stored alike.
 
     The counts of skipped elements are read once at the end, which waits for the launches.
     """
-    launches: dict[int, list[tuple[Work, _Prepared, Tensor]]] = {}
-    for work in works:
-        work.skipped = 0
-        if work.param.numel() == 0:
+    launches: dict[int, list[tuple[Step, _Prepared, Tensor]]] = {}
+    for one in steps:
+        one.skipped = 0
+        if one.binding.shape.numel() == 0:
             continue
-        prepared = _prepare(rule, work)
+        prepared = _prepare(rule, one)
         if isinstance(prepared, str):
             raise RuntimeError(f"the Triton backend cannot do this step: {prepared}")
-        launches.setdefault(id(prepared.launch), []).append((work, prepared, work.grad.contiguous()))
+        launches.setdefault(id(prepared.launch), []).append((one, prepared, plain(one.inputs[0])))
     counts = [_launch(members) for members in launches.values()]
     for members, count in zip(launches.values(), counts, strict=True):
-        for (work, _, _), skipped in zip(members, count.tolist(), strict=True):
-            work.skipped = skipped
+        for (one, _, _), skipped in zip(members, count.tolist(), strict=True):
+            one.skipped = skipped
 
 
-def _launch(members: list[tuple[Work, _Prepared, Tensor]]) -> Tensor:
+def _launch(members: list[tuple[Step, _Prepared, Tensor]]) -> Tensor:
     """Start one kernel over some tensors; returns how many elements of each were skipped (on their device)."""
     from halfulp.kernels import triton_kernel
 
     device, plan, stored = members[0][1].launch
     names, patterns = SCALARS_OF[plan.rule], dict[int, tuple[int, ...]]()
     lines, program = [], 0
-    for work, prepared, grad in members:
+    for one, prepared, grad in members:
         line = prepared.line.copy()
-        line[0], line[4], line[6] = program, work.first_element, grad.data_ptr()
-        line[_KEYS : _KEYS + 3 * plan.slots] = [word for key in work.keys[:-1] for word in key]
-        line[_KEYS + 6 : _KEYS + 9] = work.keys[-1]
-        scalars = patterns.get(id(work.scalars))
+        line[0], line[4], line[6] = program, one.binding.first_element, grad.data_ptr()
+        line[_KEYS : _KEYS + 3 * plan.slots] = [word for key in one.keys[:-1] for word in key]
+        line[_KEYS + 6 : _KEYS + 9] = one.keys[-1]
+        scalars = patterns.get(id(one.scalars))
         if scalars is None:
-            packed = struct.pack(f"<{len(names)}f", *(work.scalars[n] for n in names))
-            scalars = patterns[id(work.scalars)] = struct.unpack(f"<{len(names)}i", packed)
+            packed = struct.pack(f"<{len(names)}f", *(one.scalars[n] for n in names))
+            scalars = patterns[id(one.scalars)] = struct.unpack(f"<{len(names)}i", packed)
         line[_SCALARS : _SCALARS + len(names)] = scalars
         lines.append(line)
         program += prepared.cut.programs
@@ -179,7 +172,7 @@ def _launch(members: list[tuple[Work, _Prepared, Tensor]]) -> Tensor:
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
     skipped = torch.zeros(len(members), dtype=torch.int64, device=device)
-    levels = [_levels(s.quantizer.format, device) for s in members[0][0].states]
+    levels = [_levels(s.quantizer.format, device) for s in members[0][0].binding.states]
     levels += [_none(device)] * (2 - len(levels))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         triton_kernel.step_kernel[(program,)](
@@ -203,12 +196,13 @@ def options(plan: Plan) -> dict[str, int | bool]:
     return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
 
 
-def _line(work: Work, cut: Tiling) -> list[int]:
+def _line(binding: Binding, cut: Tiling) -> list[int]:
     """What stays of a tensor's line in the table: sizes and addresses, but that of the gradient."""
+    assert binding.param is not None
     line = [0] * FIELDS
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
-    line[5] = work.param.data_ptr()
-    for i, state in enumerate(work.states):
+    line[5] = binding.param.data_ptr()
+    for i, state in enumerate(binding.states):
         line[_STATES + 2 * i] = state.codes.data_ptr()
         line[_STATES + 1 + 2 * i] = 0 if state.scale is None else state.scale.data_ptr()
     return line

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from halfulp.kernels.work import Work
+from halfulp.kernels.binding import Step
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, grid_constants
@@ -133,7 +133,7 @@ class Tiling:
 
 
 def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str:
-    """Cut a parameter into tiles, those of :func:`halfulp.kernels.work.step_tile`; or the reason why it cannot be.
+    """Cut a parameter into tiles, those of :func:`halfulp.kernels.binding.step_tile`; or the reason why it cannot be.
 
     A tile here is never cut to the row: a short row is a tile that is not full.
     """
@@ -165,15 +165,16 @@ def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str
     return cut
 
 
-def plan_of(work: Work, cut: Tiling, aligned: bool) -> tuple[Plan, tuple[Stored, ...]]:
-    """Constants that a piece of work needs: of the launch, and of the states and the parameter (last)."""
-    scalars, grad = work.scalars, work.grad.dtype
+def plan_of(step: Step, cut: Tiling, aligned: bool) -> tuple[Plan, tuple[Stored, ...]]:
+    """Constants that a step needs: of the launch, and of the states and the parameter (last)."""
+    binding, scalars, grad = step.binding, step.scalars, step.inputs[0].dtype
+    assert binding.param is not None
     plan = Plan(
-        rule=work.rule.name,
-        slots=len(work.states),
+        rule=binding.rule.name,
+        slots=len(binding.states),
         l2=scalars.get("l2", 0.0) != 0.0,
         nesterov=scalars.get("nesterov", 0.0) != 0.0,
-        maximize=work.maximize,
+        maximize=step.maximize,
         grad_float32=grad == torch.float32,
         grad_bfloat16=grad == torch.bfloat16,
         tile=cut.tile,
@@ -183,10 +184,10 @@ def plan_of(work: Work, cut: Tiling, aligned: bool) -> tuple[Plan, tuple[Stored,
     )
     stored = [
         _stored(state.quantizer, cut.tile, cut.padded, block)
-        for state, block in zip(work.states, cut.blocks, strict=True)
+        for state, block in zip(binding.states, cut.blocks, strict=True)
     ]
-    name = str(work.param.dtype).removeprefix("torch.")
-    param = Quantizer(get_format(name), rounding=work.param_rounding)
+    name = str(binding.param.dtype).removeprefix("torch.")
+    param = Quantizer(get_format(name), rounding=step.param_rounding)
     return plan, (*stored, _stored(param, cut.tile, cut.padded, cut.tile))
 
 

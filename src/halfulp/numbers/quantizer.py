@@ -115,6 +115,17 @@ class Quantizer:
         layout = self.scaling.layout(shape)
         return (layout.rows, layout.blocks)
 
+    def stored_as(self, shape: torch.Size | tuple[int, ...]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of the codes, and of the scales of a format that has them.
+
+        Examples
+        --------
+        >>> Quantizer("fp4").stored_as((4, 256))
+        [(torch.uint8, (4, 128)), (torch.uint8, (4, 2))]
+        """
+        codes, scale = (storage_dtype(self.format), self.codes_shape(shape)), self.scale_shape(shape)
+        return [codes] if scale is None else [codes, (self.scaling.dtype, scale)]
+
     def bytes(self, shape: torch.Size | tuple[int, ...]) -> int:
         """Bytes that a tensor of this shape takes, scales included."""
         codes = _product(self.codes_shape(shape)) * storage_dtype(self.format).itemsize

@@ -1,4 +1,4 @@
-"""Averages of weights: the gradient's place is taken by the live weight, and the parameter is only read."""
+"""Averages of weights: rules that read the weight, and have no parameter to change."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     return {"weight": 1.0 - hyper["decay"]}
 
 
-def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+def _update(weight: Tensor, states: States, c: Scalars) -> States:
     average = states["average"]
-    return param, {"average": average + (grad - average) * c["weight"]}
+    return {"average": average + (weight - average) * c["weight"]}
 
 
-EMA = Rule("ema", _slots, _scalars, _update)
-"""``average <- average + (live - average) * weight``: ``grad`` is the live weight, ``param`` comes back unchanged."""
+EMA = Rule("ema", _slots, _scalars, _update, inputs=("weight",), has_param=False)
+"""``average <- average + (weight - average) * (1 - decay)``."""
 
 
 def _difference_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -35,10 +35,12 @@ def _difference_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     return {"decay": hyper["decay"]}
 
 
-def _difference_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    return param, {"difference": (states["difference"] + (param - grad)) * c["decay"]}
+def _difference_update(weight: Tensor, previous: Tensor, states: States, c: Scalars) -> States:
+    return {"difference": (states["difference"] + (previous - weight)) * c["decay"]}
 
 
-DIFFERENCE = Rule("ema_difference", _difference_slots, _difference_scalars, _difference_update)
-"""The same average as its difference to the live weight: ``param`` is the live weight before the optimizer's step,
-``grad`` the one after it."""
+DIFFERENCE = Rule(
+    "ema_difference", _difference_slots, _difference_scalars, _difference_update, inputs=("weight", "previous"),
+    has_param=False,
+)  # fmt: skip
+"""The same average as its difference to the weight; ``previous`` is the weight before the optimizer's step."""

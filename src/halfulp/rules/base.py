@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ __all__ = [
 Scalars = dict[str, float]
 States = dict[str, Tensor]
 Ages = Mapping[str, int]
-Update = Callable[[Tensor, Tensor, States, Scalars], tuple[Tensor, States]]
+Update = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Rule:
         Numbers that a step needs, from the hyper-parameters and the age of each slot *in* this step (1 in the first),
         by slot name, and ``"step"``, which no reset touches. In Python floats; the engine rounds them to fp32.
     update
-        The rule: parameter, gradient, states by name, scalars. Must return every state that it was given.
+        The rule: parameter, gradient, states by name, scalars; returns the new parameter and every state that it was
+        given. Without a parameter it returns the states alone.
     elementwise
-        Whether each element of the parameter depends on the same element of the gradient and the states alone. Only
+        Whether each element of the parameter depends on the same element of the inputs and the states alone. Only
         then is a stretch with a value that is not finite left out by itself; otherwise the whole tensor is.
     measure
         Sums over one parameter, as float64 tensors without dimensions, by name.
@@ -66,6 +67,11 @@ class Rule:
     per_tensor
         The sums that ``combine`` gets are those of the parameter alone. (Computed before the update, so that its
         scalars, from which slots take a varying decay, are known outside.)
+    inputs
+        What `update` reads besides, by name and in its order: the gradient, for an optimizer. A weight average reads
+        weights, and has no parameter.
+    has_param
+        Whether `update` takes a parameter first, and returns it changed.
     """
 
     name: str
@@ -73,9 +79,20 @@ class Rule:
     scalars: Callable[[Hyper, Ages], Scalars]
     update: Update
     elementwise: bool = True
-    measure: Callable[[Tensor, Tensor, States, Scalars], Mapping[str, Tensor]] | None = None
+    measure: Callable[..., Mapping[str, Tensor]] | None = None
     combine: Callable[[Mapping[str, float], Scalars], Scalars] | None = None
     per_tensor: bool = False
+    inputs: tuple[str, ...] = ("grad",)
+    has_param: bool = True
+
+    def apply(
+        self, param: Tensor | None, inputs: Sequence[Tensor], states: States, scalars: Scalars
+    ) -> tuple[Tensor | None, States]:
+        """:attr:`update` of fp32 tensors; the parameter, taken and returned, is ``None`` where the rule has none."""
+        if not self.has_param:
+            return None, self.update(*inputs, states, scalars)
+        new, updated = self.update(param, *inputs, states, scalars)
+        return new, updated
 
     @property
     def shardable(self) -> bool:

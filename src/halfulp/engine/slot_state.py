@@ -1,4 +1,4 @@
-"""The states of one parameter, over the entries of the optimizer's state dictionary."""
+"""One state of one parameter over the entries of the optimizer's state dictionary: making, resetting, reading."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import gathered, local, shard_like
+from halfulp.kernels.binding import Stored
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.slots import StateSlot
 
-__all__ = ["EmaState"]
+__all__ = ["SlotState"]
 
 
 @dataclass
-class EmaState:
+class SlotState:
     """One slot of one parameter: how it is stored, over the entries of the optimizer's state dictionary.
 
     Parameters
@@ -81,6 +82,10 @@ class EmaState:
     def age(self, value: int) -> None:
         self.entries[self.age_key] = value
 
+    def stored(self) -> Stored:
+        """The state as a backend sees it."""
+        return Stored(self.slot, self.quantizer, self.shape, self.codes, self.scale)
+
     def read(self) -> Tensor:
         """The state as fp32."""
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
@@ -95,9 +100,7 @@ class EmaState:
     def reset_(self, param: Tensor) -> None:
         """Set the state to its initial value and its age to zero, in place."""
         codes, scale = self._initial(param)
-        self.codes.copy_(codes)
-        if scale is not None and self.scale is not None:
-            self.scale.copy_(scale)
+        self.stored().write_(codes, scale)
         self.age = 0
 
     def bytes(self) -> int:

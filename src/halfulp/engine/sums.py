@@ -1,0 +1,37 @@
+"""Sums over the model, which some rules need before any parameter is updated."""
+
+from __future__ import annotations
+
+import math
+
+from halfulp.kernels.binding import Step
+from halfulp.rules.base import Rule, all_fp32
+
+__all__ = ["combine"]
+
+
+def combine(rule: Rule, steps: list[Step]) -> list[Step]:
+    """Add up what the rule measures over all parameters, in their order, and give each the scalars that follow.
+
+    A rule that measures ``per_tensor`` gets the sums of each parameter alone. Returned are the steps that can be done:
+    none follows from a sum that is NaN or infinite, and its steps are marked as skipped as a whole.
+    """
+    assert rule.measure is not None
+    assert rule.combine is not None
+    sums: dict[str, float] = {}
+    measured: list[dict[str, float]] = []
+    for step in steps:
+        param, inputs = step.wide()
+        parts = rule.measure(param, *inputs, step.binding.read(), step.scalars)
+        measured.append({name: float(value) for name, value in parts.items()})
+        for name, value in measured[-1].items():
+            sums[name] = sums.get(name, 0.0) + value
+    able = []
+    for step, own in zip(steps, measured, strict=True):
+        found = own if rule.per_tensor else sums
+        if not all(map(math.isfinite, found.values())):
+            step.skipped = step.binding.shape.numel()
+            continue
+        step.scalars = {**step.scalars, **all_fp32(rule.combine(found, step.scalars))}
+        able.append(step)
+    return able
