@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from halfulp.cli.compare import _Interrupt
 from halfulp.lab.compare import RunStatus, load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
@@ -91,11 +92,17 @@ def test_killed_in_the_middle_and_resumed_is_bit_identical(straight: Path, tmp_p
     continue_and_compare(folder, straight)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: int, straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]],
+    ids=["ctrl-c", "sigterm", "three at once"],
+)
+def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: list[int], straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin(folder)
-    os.killpg(process.pid, sent)  # as Ctrl-C in a terminal or a batch system: every process of the group hears it
+    for number in sent:
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal or a batch system: the whole group hears it
+        time.sleep(0.005)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert f"Continue with: halfulp compare --resume {folder}" in output
@@ -104,6 +111,26 @@ def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: int, straight: Pat
     assert re.search(r"stopped \(step \d+", output)
     assert re.search(r"Stopped: \d of 3 runs done; stopped .* at step \d+", output)
     continue_and_compare(folder, straight)
+
+
+def test_a_second_interrupt_does_not_wait_and_says_what_is_lost() -> None:
+    config = CompareConfig(arms=("fp32", "bf16-nearest", "fp8-nearest"), steps=90, checkpoint_every=30)
+    view = ProgressView(Console(file=io.StringIO()), config)
+    states = ("stopped", "running", "waiting")
+    view([RunStatus(spec, state, 40) for spec, state in zip(config.runs(), states, strict=True)])
+    assert view.standing() == (
+        "0 of 3 runs done; stopped fp32 at step 40; ended without a checkpoint, up to 30 steps to be done again: "
+        "bf16-nearest at step 40; 1 not begun"
+    )
+    interrupt = _Interrupt()
+    raised = []
+    for at in (0.0, 0.005, 0.9, 1.1, 1.2):
+        interrupt.clock = lambda at=at: at  # type: ignore[method-assign, misc]
+        try:
+            interrupt(signal.SIGINT, None)
+        except KeyboardInterrupt:
+            raised.append(at)
+    assert raised == [0.0, 1.1]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the workers in /proc")

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from halfulp.checkpoint.atomic import write_bytes
 
-__all__ = ["load_optimizer", "pack", "read_file", "save_optimizer", "unpack", "write_file"]
+__all__ = [
+    "FORMAT", "load_optimizer", "pack", "read_file", "read_safetensors", "save_optimizer", "unpack", "unpack_file",
+    "write_file",
+]  # fmt: skip
 
 FORMAT = "halfulp-optimizer-1"
 
@@ -93,21 +96,38 @@ def write_file(tree: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     write_bytes(Path(path), data)
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, opened once: another may be renamed into its place meanwhile.
+
+    Raises
+    ------
+    ValueError
+        A file that is none, or truncated.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    return tensors, metadata
+
+
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a state dictionary that :func:`write_file` wrote; ``ValueError`` if it is another file or damaged."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is a safetensors file, but not of an optimizer saved by halfulp")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    return unpack_file(path, *read_safetensors(path))
+
+
+def unpack_file(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The state dictionary in the content of a file; see :func:`read_file`."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file, but not of an optimizer saved by halfulp")
     if str(_crc(tensors)) != metadata.get("crc32"):
         raise ValueError(f"{path} is damaged: its tensors do not have the checksum that was written with them")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,8 @@ def command(
     """Train on real text under several state formats, measure what they lose, and write one HTML page.
 
     Without options: a small LLaMA on the source of Python's standard library, nine arms, a few minutes on two cores.
-    Ctrl-C leaves a run that --resume continues to the same bits.
+    Ctrl-C leaves a run that --resume continues to the same bits; a second one, a second later, does not wait for the
+    checkpoints.
 
     With --scale-model it shows what rounding costs in loss: windows and grid are coarsened by a factor, so that a short
     run stalls as one of 20,000 steps does. Rates are tuned for every arm and seeds are paired. --steps are then those
@@ -130,7 +132,6 @@ def _run(
     given: dict[str, Any], resume: Path | None, out: Path | None, jobs: int | None, source: dict[str, Any]
 ) -> None:
     import os
-    import time
 
     from halfulp.lab.tables import output
 
@@ -159,7 +160,9 @@ def _run(
         config = compare.prepare_run_folder(folder, config, corpus)
     jobs = jobs if jobs is not None else min(cores(), len(config.runs()))
     again = f"Continue with: halfulp compare --resume {folder}"
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         with ProgressView(console, config) as view:
             statuses = compare.run_all(folder, config, jobs=jobs, watch=view)
@@ -178,5 +181,20 @@ def _run(
         raise typer.Exit(1)
 
 
-def _as_interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+class _Interrupt:
+    """A signal handler that raises ``KeyboardInterrupt`` once; a second signal counts from `pause` seconds on.
+
+    Terminals, shells and batch systems often send several at once: checkpoints are being written then.
+    """
+
+    pause = 1.0
+
+    def __init__(self) -> None:
+        self.clock = time.monotonic
+        self.first: float | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = self.clock()
+        if self.first is None or now - self.first >= self.pause:
+            self.first = now
+            raise KeyboardInterrupt

@@ -48,10 +48,19 @@ def _load() -> ctypes.CDLL | str:
     wanted = os.environ.get("HALFULP_ISA")
     if lib.hu_choose(wanted.encode() if wanted else None):
         return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
-    lib.hu_set_parallel(openmp_of_torch())
+    lib.hu_set_parallel(None if _forked() else openmp_of_torch())
     if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork: the child has plain threads
         os.register_at_fork(after_in_child=lambda: lib.hu_set_parallel(None))
     return lib
+
+
+def _forked() -> bool:
+    """Whether this process was forked and has started no program since: torch's threads may have been the parent's."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return bool(int(fields[6]) & 0x40)  # PF_FORKNOEXEC; it is 0 after an exec
 
 
 def _stale(lib: ctypes.CDLL) -> bool:

@@ -80,10 +80,10 @@ class WeightAverages:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers, by path: ``8bit/averages/NAME/KEY`` ..."""
+        """Those of each storage, under its name."""
         module = {n: p.detach() for n, p in self.averaged.module.named_parameters()}
         torch_s = {"updates": int(self.averaged.n_averaged), "averages": module}
-        return _flat({state: ema.state_dict() for state, ema in self.emas.items()} | {"bf16": torch_s})
+        return {state: ema.state_dict() for state, ema in self.emas.items()} | {"bf16": torch_s}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -94,30 +94,16 @@ class WeightAverages:
         ValueError
             It is of other averages.
         """
-        saved: dict[str, Any] = {}
-        for path, value in state_dict.items():
-            *folders, key = path.split("/")
-            place = saved
-            for folder in folders:
-                place = place.setdefault(folder, {})
-            place[key] = value
         own = dict(self.averaged.module.named_parameters())
-        module = saved.get("bf16", {}).get("averages", {})
-        if saved.keys() != {*self.emas, "bf16"} or module.keys() != own.keys():
+        module = state_dict.get("bf16", {}).get("averages", {})
+        if state_dict.keys() != {*self.emas, "bf16"} or module.keys() != own.keys():
             raise ValueError("the averages of the weights that were saved are not those of this run")
         for state, ema in self.emas.items():
-            ema.load_state_dict(saved[state])
+            ema.load_state_dict(state_dict[state])
         for name, param in own.items():
             param.copy_(module[name])
-        self.averaged.n_averaged.fill_(saved["bf16"]["updates"])
+        self.averaged.n_averaged.fill_(state_dict["bf16"]["updates"])
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors.values()]).sum().sqrt())
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{path}{key}/") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return out

@@ -84,7 +84,8 @@ def run_all(
 ) -> list[RunStatus]:
     """Do every run that is not done yet, `jobs` at a time.
 
-    On ``KeyboardInterrupt`` the running ones write a checkpoint and stop; the exception is raised again when they have.
+    On ``KeyboardInterrupt`` the running ones write a checkpoint and stop; the exception is raised again when they have,
+    or at a second one: runs that have written none are still ``"running"`` then.
     A worker that gets SIGTERM does so too, and leaves its run stopped.
 
     Parameters

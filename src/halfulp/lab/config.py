@@ -120,12 +120,17 @@ class CompareConfig:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> CompareConfig:
-        """From ``config.json``; unknown keys are a ``ValueError``."""
+        """From ``config.json``; unknown keys, and values of another kind, are a ``ValueError``."""
+        if not isinstance(values, dict):
+            raise ValueError(f"config.json holds a {type(values).__name__} instead of a configuration")
         unknown = set(values) - {f.name for f in fields(CompareConfig)}
         if unknown:
             raise ValueError(f"config.json has unknown keys {sorted(unknown)}: it was written by another version")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return CompareConfig(**given)
+        try:
+            return CompareConfig(**given)
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"config.json has a value of another kind than was written: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from halfulp.checkpoint.atomic import write_bytes
 
-__all__ = ["read_json", "read_jsonl", "write_bytes", "write_json", "write_text"]
+__all__ = ["read_json", "read_jsonl", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,14 +24,23 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; ``ValueError`` names the file if it is none."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line without its end (a process killed while writing) is left out."""
+    """Rows of a JSON-lines file; a last line without its end (a process killed while writing) is left out.
+
+    ``ValueError`` names the file if it is damaged.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        rows = [json.loads(line) for line in lines[:-1]]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} is damaged: a line of it is no row")
+    return rows

@@ -105,9 +105,13 @@ class ProgressView:
         """What is done and what is not, in a sentence, for a comparison that was stopped."""
         counts = Counter(s.state for s in self._statuses)
         parts = [f"{counts['done']} of {len(self._statuses)} runs done"]
-        at = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state in ("running", "stopped")]
+        at = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state == "stopped"]
         if at:
             parts.append(f"stopped {', '.join(at)}")
+        lost = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state == "running"]
+        if lost:
+            every = self.config.checkpoint_every
+            parts.append(f"ended without a checkpoint, up to {every} steps to be done again: {', '.join(lost)}")
         if counts["failed"]:
             parts.append(f"{counts['failed']} failed")
         if counts["waiting"]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from halfulp.lab.files import read_json, write_bytes, write_json
+from halfulp.checkpoint.atomic import write_bytes
+from halfulp.lab.files import read_json, write_json
 from halfulp.lab.text import Corpus
 
 __all__ = ["Tokens", "bpe_size", "prepare_tokens"]
