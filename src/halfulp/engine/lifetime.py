@@ -62,9 +62,9 @@ class Bound:
         binding = self.binding
         if binding is not None and all(map(is_, held, self.held)) and not is_sharded(self.owner) and binding.intact():
             return binding
-        param, first, stride = self.owner.detach(), 0, None
+        param, first, stride = self.owner, 0, None  # itself: an alias would not notice that its data is replaced
         if is_sharded(self.owner):
-            param = local(param) if self.rule.shardable else gathered(param)
+            param = local(param.detach()) if self.rule.shardable else gathered(param.detach())
             if self.rule.shardable:
                 here = window(self.owner)
                 first = here.first_element
