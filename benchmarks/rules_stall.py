@@ -3,7 +3,7 @@
 Each optimizer of the library steps on gradients ``N(0, sigma**2)``, ``sigma`` one factor a row times one a column,
 either from an octave. Its engine counts the updates that were due and those that left the stored value as it was, over
 two octaves of age; ``StallMonitor`` watches the later one and has to agree. The prediction is made from what the rule
-declares of the slot (:meth:`halfulp.rules.slots.StateSlot.likeness`) and nothing else.
+declares of the slot (:meth:`halfulp.rules.slots.StateSlot.average`) and nothing else.
 
     python benchmarks/rules_stall.py                        # 15 minutes; rows already in the CSV are kept
     python benchmarks/rules_stall.py --optimizers ADOPT     # one of them, printed
@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 import halfulp
-from halfulp.monitor.prediction import predicted_like
+from halfulp.monitor.prediction import predicted
 from halfulp.optim import OPTIMIZERS
+from halfulp.rules.drives import Drive
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"weight": (128, 128), "embedding": (128, 128), "bias": (2048,)}
@@ -134,11 +135,11 @@ def simulate(
                 decay = stored.slot.decay(hyper)
                 changing = tally.decays and decay != tally.decays[-1]  # each decay has a law of its own: few will do
                 if step in (places[:: samples // 4] if changing else places):
-                    like = stored.slot.likeness(hyper, tuple(p.shape), stored.age - 1)
-                    value = math.nan if like is None else predicted_like(tally.format, rounding, like)
+                    met = stored.slot.average(hyper, tuple(p.shape), stored.age - 1)
+                    value = None if met is None else predicted(tally.format, rounding, met)
                     tally.predictions.append((stored.shape.numel(), math.nan if value is None else value))
                     tally.decays.append(decay)
-                    tally.likes.append("" if like is None else describe(like))
+                    tally.likes.append("" if met is None else describe(met[0]))
                 if step == window[1]:
                     due, stalled = counts.tolist()
                     tally.add(due, stalled, stored.shape.numel() * (window[1] - window[0] + 1))
@@ -171,14 +172,14 @@ class _Tally:
         return self.format, decay, self.likes[0], self.due / self.all, simulated, predicted
 
 
-def describe(like: Any) -> str:
-    """A likeness in a few words."""
-    words = {"grad": "gradients", "grad_sq": "squares"}[like.drive]
-    if like.shared != 1:
-        words += f", {like.shared:g} shared"
-    if like.ratio:
-        words += f", mean {like.ratio:.0f} deviations"
-    if like.whole_first:
+def describe(drive: Drive) -> str:
+    """A drive in a few words."""
+    words = f"{drive.kind}s"
+    if drive.shared != 1:
+        words += f", {drive.shared:g} shared"
+    if drive.ratio:
+        words += f", mean {drive.ratio:.0f} deviations"
+    if drive.whole_first:
         words += ", first one whole"
     return words
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from halfulp import Quantizer, Scaling, get_format
+from halfulp.rules.drives import GRADIENT, SQUARE
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.cost import cycle_cost, update_error
-from halfulp.theory.drive import GRADIENT, SQUARE
 from halfulp.theory.simulation import simulate_blocks
 
 SECOND = (

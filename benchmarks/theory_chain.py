@@ -32,8 +32,8 @@ from theory_monte_carlo import GROUPS, Cell, monte_carlo
 
 from halfulp import get_format
 from halfulp.numbers.formats import FORMATS
+from halfulp.rules.drives import GRADIENT, SQUARE, Drive
 from halfulp.theory.chain import Chain
-from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.transient import transient
 
 BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
@@ -72,9 +72,9 @@ def at_random(count: int, seed: int, grid: str | None) -> Iterator[tuple[float, 
         beta = 1 - 10 ** rng.uniform(-4, -0.4)
         drive = SQUARE if rng.random() < 0.5 else GRADIENT
         if rng.random() < 0.3:
-            drive = Drive("square", dof=float(rng.integers(2, 12)))
+            drive = Drive("square", shared=float(rng.integers(2, 12)))
         elif rng.random() < 0.3:
-            drive = Drive("normal", ratio=float(rng.uniform(0, 2)))
+            drive = Drive("gradient", ratio=float(rng.uniform(0, 2)))
         rounding = str(rng.choice(["nearest", "stochastic"]))
         if grid == "fixed":
             names = [f.name for f in FORMATS.values() if not f.is_float32 and (f.signed or drive.nonnegative)]

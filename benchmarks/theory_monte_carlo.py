@@ -18,7 +18,7 @@ import torch
 
 from halfulp.numbers.formats import Format
 from halfulp.numbers.rounding import decode, encode
-from halfulp.theory.drive import Drive
+from halfulp.rules.drives import Drive
 
 GROUPS = 10
 MARGIN = 1e-3

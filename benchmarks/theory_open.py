@@ -22,9 +22,9 @@ import numpy as np
 from theory_planner import brute_force, round_bits
 
 from halfulp import get_format, plan_reset
+from halfulp.rules.drives import Drive
 from halfulp.theory.chain import Chain
 from halfulp.theory.cost import cycle_cost, update_error
-from halfulp.theory.drive import Drive
 from halfulp.theory.transient import transient, transients
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8)

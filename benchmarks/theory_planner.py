@@ -34,7 +34,7 @@ import numpy as np
 
 from halfulp import get_format, plan_reset
 from halfulp.numbers.formats import FORMATS
-from halfulp.theory import planner, rising_unit, stall, transient
+from halfulp.theory import planner, predict, rising_unit, transient
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.cost import cycle_cost, update_error
 
@@ -191,7 +191,7 @@ def time_plans() -> None:
 
 def forget() -> None:
     """Everything that plans keep in memory."""
-    for module in (planner, stall, transient, rising_unit):
+    for module in (planner, predict, transient, rising_unit):
         for cached in vars(module).values():
             if hasattr(cached, "cache_clear"):
                 cached.cache_clear()

@@ -12,8 +12,8 @@ import numpy as np
 from training_run import BETAS, Cell
 
 from halfulp import get_format
+from halfulp.rules.drives import GRADIENT, SQUARE
 from halfulp.theory.blocks import Blocks, follow_gradients
-from halfulp.theory.drive import GRADIENT, SQUARE
 from halfulp.theory.measured import RunDrive
 
 Array = np.ndarray

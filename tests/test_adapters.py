@@ -241,13 +241,13 @@ def test_fakes_are_recognised_and_decoded(name: str) -> None:
     with StallMonitor(optimizer, sample=10**6, every=1) as watch:
         drive(optimizer, weight, 30)
         rows = {r.slot: r for r in watch.table().rows}
-        buckets = {b.slot: b for w in watch._watches.values() for b in w.buckets}
+        readers = {r.slot: r for w in watch._watches.values() for r in w.binding.readers}
         assert adapter_for(optimizer, optimizer.state[weight]).name == name.split()[0]
         assert set(rows) == {"exp_avg", "exp_avg_sq"}
         for slot, value in zip(
             ("exp_avg", "exp_avg_sq"), optimizer.unpack(weight, optimizer.state[weight]), strict=True
         ):
-            read = buckets[slot].read()[0]
+            read = readers[slot].read()[0]
             assert torch.allclose(read, value.flatten().double(), rtol=1e-6, atol=0.0)
     for row in rows.values():
         assert row.format != "float32"

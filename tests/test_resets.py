@@ -14,6 +14,7 @@ import halfulp
 from halfulp import AdamW, Every, Planned, Staggered, plan_reset
 from halfulp.engine.resets import Site, as_schedule
 from halfulp.numbers import log as _log
+from halfulp.rules.drives import GRADIENT, SQUARE
 
 BETAS = (0.9, 0.999)
 
@@ -150,8 +151,8 @@ def test_functions_and_objects() -> None:
     site = seen[-1]
     assert (site.step, site.index, site.count) == (4, 1, 2)
     assert [(s.name, s.format.name, s.rounding, s.signed, s.drive, s.decay, s.age) for s in site.slots] == [
-        ("exp_avg", "float8_e4m3fn", "stochastic", True, "grad", 0.9, 2),
-        ("exp_avg_sq", "float8_e4m3fn", "stochastic", False, "grad_sq", 0.999, 2),
+        ("exp_avg", "float8_e4m3fn", "stochastic", True, GRADIENT, 0.9, 2),
+        ("exp_avg_sq", "float8_e4m3fn", "stochastic", False, SQUARE, 0.999, 2),
     ]
 
 
@@ -172,7 +173,7 @@ def test_staggered(count: int, period: int) -> None:
 def site(step: int, index: int, count: int) -> Site:
     from halfulp.engine.resets import SlotSite
 
-    slot = SlotSite("exp_avg_sq", halfulp.get_format("fp8"), "nearest", False, "grad_sq", 0.999, step)
+    slot = SlotSite("exp_avg_sq", halfulp.get_format("fp8"), "nearest", False, SQUARE, 0.999, step)
     return Site(step, index, count, (slot,))
 
 
@@ -211,12 +212,13 @@ def test_auto_never_resets_what_starts_from_its_first_square(name: str, caplog: 
     with caplog.at_level("INFO", logger="halfulp"):
         run(optimizer, 3)
     site = site_of(optimizer)
-    second = next(s for s in site.slots if s.drive == "grad_sq")
-    assert second.whole_first
+    second = next(s for s in site.slots if s.averages("square"))
+    assert second.drive is not None
+    assert second.drive.whole_first
     assert Planned().period(site) is None
     assert "never for exp_avg_sq, which starts from its first square" in caplog.text
     if name == "ADOPT":
-        zero = Site(site.step, 0, 1, tuple(replace(s, whole_first=False) for s in site.slots))
+        zero = Site(site.step, 0, 1, tuple(replace(s, drive=SQUARE) if s is second else s for s in site.slots))
         assert Planned().period(zero) == plan_reset("fp8", beta=0.9999, rounding="nearest").period
 
 

@@ -53,5 +53,5 @@ def test_every_state_has_a_prediction_or_a_reason() -> None:
         for slot in optimizer.group_slots(group):
             why = rules_stall.reason(name, slot.name)
             used |= {key for key in rules_stall.REASONS if key in ((name, slot.name), (name, "*"))}
-            assert slot.exact or why or slot.likeness(group, (8, 8), 10) is not None, (name, slot.name)
+            assert slot.exact or why or slot.average(group, (8, 8), 10) is not None, (name, slot.name)
     assert used == set(rules_stall.REASONS)

@@ -12,9 +12,9 @@ import torch
 
 from halfulp import Quantizer, Scaling, get_format
 from halfulp.numbers.formats import FORMATS
+from halfulp.rules.drives import GRADIENT, SQUARE, Drive
 from halfulp.theory.blocks import Blocks, block_law, follow
 from halfulp.theory.chain import Chain
-from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.storing import Storing

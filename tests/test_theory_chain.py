@@ -9,11 +9,11 @@ import pytest
 
 import halfulp
 from halfulp.numbers.formats import FORMATS, get_format
+from halfulp.rules.drives import GRADIENT, SQUARE, Drive
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
-from halfulp.theory.drive import GRADIENT, SQUARE, Drive
 from halfulp.theory.published import BETA, CELLS, STALLED
-from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Walk, sampled_law
+from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Sampled, sampled_law
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import transient, transients
 from support.theory_oracle import round_free, simulate
@@ -170,14 +170,14 @@ def test_mostly_zero_gradients() -> None:
 
 def test_shared_second_moment_of_many_coordinates_stalls_more_evenly() -> None:
     one = transient(Chain(get_format("fp8"), 0.9, "nearest", SQUARE), 30)
-    many = transient(Chain(get_format("fp8"), 0.9, "nearest", Drive("square", dof=64)), 30)
+    many = transient(Chain(get_format("fp8"), 0.9, "nearest", Drive("square", shared=64)), 30)
     assert many.deviation[-1] < one.deviation[-1]
     assert many.exact_deviation[-1] == pytest.approx(one.exact_deviation[-1] / 8)
 
 
 def test_a_weight_average_stands_still_where_it_starts() -> None:
     """A weight of size 1 that moved by a tenth: a bf16 average at 0.9999 never follows, a stochastic one does."""
-    drive = Drive("normal", ratio=110.0)  # mean 110 deviations; the average starts at 100
+    drive = Drive("gradient", ratio=110.0)  # mean 110 deviations; the average starts at 100
     stuck, moving = (
         transient(Chain(get_format("bf16"), 0.9999, r, drive), 2000, start=100.0).mean[-1] for r in ROUNDINGS
     )
@@ -260,7 +260,7 @@ BAD = [
     (lambda: Chain(get_format("uint4"), 0.9, "nearest"), "has no free exponent"),
     (lambda: Chain(get_format("ufloat4_e2m2"), 0.9, "nearest", GRADIENT), "has no sign"),
     (lambda: Chain(get_format("fp8"), 0.9, "nearest", scale=-1.0), "scale is a positive number"),
-    (lambda: Drive("square", dof=0), "degrees of freedom"),
+    (lambda: Drive("square", shared=0), "shared squares"),
     (lambda: Drive("square", mixture=((0.5, 1.0),)), "add up to 1"),
     (lambda: transient(Chain(get_format("fp8"), 0.9, "nearest"), -1), "not be negative"),
     (lambda: transients(Chain(get_format("fp8"), 0.9, "nearest", scale=1.0), (0.1,), 3), "free grid"),
@@ -303,7 +303,7 @@ def test_strides_of_blocks_are_single_steps(name: str, drive: Drive, rounding: s
 
 def test_a_scale_that_comes_and_goes_loses_less() -> None:
     """Half of a value of a dynamic codebook is none: an update in which the scale changes is seldom lost."""
-    walk = _Walk(Blocks(get_format("udynamic8"), 0.999, "nearest"))
+    walk = _Sampled(Blocks(get_format("udynamic8"), 0.999, "nearest"))
     walk.exponent = np.full(PHASES * BLOCKS, 8)  # scales of 1/256 to 1/128, far from the largest code
     walk.code = np.full((PHASES * BLOCKS, 128), 200)
     calm = walk._stalled()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from halfulp import Quantizer, get_format
+from halfulp.rules.drives import GRADIENT, SQUARE
 from halfulp.theory.blocks import Blocks, block_law, follow_gradients
-from halfulp.theory.drive import GRADIENT, SQUARE
 from halfulp.theory.measured import RunDrive
 
 

@@ -17,7 +17,7 @@ from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.closed_loop import Measured
 from halfulp.theory.cost import cycle_cost, exact_error, neglected, update_error
-from halfulp.theory.rising_unit import block_transient
+from halfulp.theory.rising_unit import block_transients
 from halfulp.theory.transient import transients
 from halfulp.theory.update import update_law
 from support.theory_oracle import round_free
@@ -142,7 +142,7 @@ def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float
 @pytest.mark.parametrize("name", ["linear8", "uint4", "int4", "dynamic8", "udynamic8", "ufloat4_e2m2"])
 def test_a_unit_that_doubles_as_in_blocks(name: str, rounding: str) -> None:
     fmt = get_format(name)
-    chain = block_transient(fmt, 0.99, rounding, 100)
+    (chain,) = block_transients(fmt, 0.99, rounding, (0.0,), 100)
     blocks = block_law(Blocks(fmt, 0.99, rounding), 100, paths=64)
     # elements of a block share its unit, so that 64 blocks are noisy at a single age
     np.testing.assert_allclose(chain.stalled[5:], blocks.stalled[5:], atol=0.1)
@@ -152,9 +152,9 @@ def test_a_unit_that_doubles_as_in_blocks(name: str, rounding: str) -> None:
 
 def test_the_rising_unit_refuses_what_has_no_scale() -> None:
     with pytest.raises(ValueError, match="stored without scales"):
-        block_transient(get_format("bf16"), 0.9, "nearest", 3)
+        block_transients(get_format("bf16"), 0.9, "nearest", (0.0,), 3)
     with pytest.raises(ValueError, match="must not be negative"):
-        block_transient(get_format("uint4"), 0.9, "nearest", -1)
+        block_transients(get_format("uint4"), 0.9, "nearest", (0.0,), -1)
 
 
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 3), ("fp4", 2)])

@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from halfulp.rules.transforms import master_weights as master_weights
     from halfulp.theory.closed_loop import Measured as Measured
     from halfulp.theory.planner import plan_reset as plan_reset
-    from halfulp.theory.stall import stall_curve as stall_curve
-    from halfulp.theory.stall import stall_probability as stall_probability
+    from halfulp.theory.predict import stall_curve as stall_curve
+    from halfulp.theory.predict import stall_probability as stall_probability
     from halfulp.training import Lookahead as Lookahead
     from halfulp.training import LowPass as LowPass
     from halfulp.training import schedules as schedules
@@ -154,8 +154,8 @@ _HOME = {
     "plan_reset": "theory.planner",
     "round_to": "numbers.rounding",
     "save_optimizer": "checkpoint.files",
-    "stall_curve": "theory.stall",
-    "stall_probability": "theory.stall",
+    "stall_curve": "theory.predict",
+    "stall_probability": "theory.predict",
 }
 
 _MODULES = {

@@ -1,22 +1,24 @@
-"""How many updates of a weight average are lost, measured while it moves.
+"""How many updates of a weight average are lost: measured while it moves, and predicted from what is stored.
 
-What to expect is in :mod:`halfulp.averaging.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
+The theory is in :mod:`halfulp.theory.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
-from halfulp.averaging.walk import SAMPLE, predict
+from halfulp.theory.walk import SAMPLE, WalkStall, check_walk, constant_spacing, expected, float_spacing
 
-__all__ = ["Watched", "watch"]
+__all__ = ["Watched", "predict", "watch"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Watched:
     step
         Standard deviation of a step of the weights: their way in the block over the root of the number of updates.
     predicted
-        Stalled fraction that theory gives for weights that walk so (:func:`~halfulp.averaging.walk.predict`): from a
+        Stalled fraction that theory gives for weights that walk so (:func:`predict`): from a
         copy if the average began in the block, else in the long run. ``None`` for what stays in fp32, for averages
         stored as differences, and where nothing moved.
     """
@@ -44,6 +46,56 @@ class Watched:
     def fraction(self) -> float:
         """Stalled fraction; NaN where nothing was due."""
         return self.stalled / self.due if self.due else math.nan
+
+
+def predict(
+    average: WeightAverage, decay: float, step: float | Mapping[str, float], updates: int | None = None
+) -> dict[str, WalkStall]:
+    """Prediction for each tensor of an average, from what is stored now; :func:`watch` measures.
+
+    Tensors that stay in fp32 are left out.
+
+    Parameters
+    ----------
+    average
+        Any average that stores weights themselves (no differences).
+    decay
+        Of its updates.
+    step
+        Standard deviation of a weight's step, absolute; or by name, of the tensors asked for. With Adam and gradients
+        that are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change
+        their sum.
+    updates
+        Over so many updates, from a copy of the weights; the long run without.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ema = halfulp.averaging.EMA(torch.nn.Linear(64, 64), 0.9999, state="bf16", rounding="nearest")
+    >>> halfulp.averaging.predict(ema, 0.9999, step=1e-3, updates=1000)["weight"].gone < 0.1
+    True
+    """
+    by_name = step if isinstance(step, Mapping) else dict.fromkeys(average.live, step)
+    check_walk(decay, min(by_name.values()), updates)
+    if getattr(average, "difference", False):
+        raise ValueError("an average stored as a difference has no spacing of its own: predictions are of direct ones")
+    found = {}
+    for name in by_name:
+        quantizer = average.store.state_of(name).quantizer
+        values = average.store.read(name)
+        if quantizer.format.is_float32 or not bool(values.any()):
+            continue
+        every = max(1, values.numel() // SAMPLE)
+        weights, units, spacing = (
+            x.flatten()[::every].double() for x in (values, quantizer.units(values), quantizer.spacing(values))
+        )
+        keep = units > 0  # not blocks of zeros
+        weights, units, spacing = weights[keep], units[keep], spacing[keep]
+        fmt = quantizer.format
+        follow = float_spacing(fmt, units) if fmt.kind == "float" else constant_spacing(spacing)
+        size, steps = weights.square().mean().sqrt(), torch.full_like(weights, by_name[name])
+        found[name] = expected(weights, follow, steps, size, 1.0 - decay, quantizer.rounding, updates)
+    return found
 
 
 @contextmanager

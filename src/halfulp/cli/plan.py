@@ -33,11 +33,11 @@ def command(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from halfulp.rules.drives import as_drive
     from halfulp.theory.planner import DRIFTS, plan_reset
-    from halfulp.theory.stall import check_slot
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
-    check_slot(slot)
+    as_drive(slot)
     if parameters < 0:
         raise ValueError(f"--parameters is a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:
@@ -53,9 +53,7 @@ def command(
         table.add_column("why")
         for name in formats:
             for how in ("nearest", "stochastic"):
-                plan = plan_reset(
-                    name, beta=beta, rounding=how, slot=slot, beta1=beta1, drifts=tuple(drifts or DRIFTS)  # type: ignore[arg-type]
-                )  # fmt: skip
+                plan = plan_reset(name, beta=beta, rounding=how, slot=slot, beta1=beta1, drifts=tuple(drifts or DRIFTS))
                 plans[name, beta, how] = plan
                 table.add_row(name, how, "never" if plan.period is None else str(plan.period), plan.why)
         print_table(console, table)

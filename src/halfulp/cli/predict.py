@@ -30,10 +30,10 @@ def command(
 
     Without --format: bf16, fp8 and fp4. Ages are steps since the state was zero.
     """
-    from halfulp.theory.stall import check_slot
+    from halfulp.rules.drives import as_drive
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
-    check_slot(slot)
+    as_drive(slot)
     if plot is not None:
         from halfulp.cli.figure import check_plot
 
@@ -50,7 +50,7 @@ def command(
 
 
 def _curves(formats: list[str], beta: float, slot: str, model: str) -> dict[tuple[str, str], Any]:
-    from halfulp.theory.stall import stall_curve
+    from halfulp.theory.predict import stall_curve
 
     window = 3 / (1 - beta) if 0 < beta < 1 else 1
     steps = math.ceil(max(window, 10)) + 1

@@ -21,35 +21,35 @@ from halfulp.numbers.log import log_once
 
 if TYPE_CHECKING:
     from halfulp.engine.slot_state import SlotState
-    from halfulp.rules.slots import Hyper, Shape
+    from halfulp.rules.slots import Drive, Hyper, Shape
 
 __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedule"]
 
 
 @dataclass(frozen=True)
 class SlotSite:
-    """What a schedule may know of one slot.
-
-    `whole_first`: after a reset it takes its first input as it is, so that nothing builds up from zero.
-    """
+    """What a schedule may know of one slot; `drive` is what it averages, ``None`` for what is no plain average."""
 
     name: str
     format: Format
     rounding: str
     signed: bool
-    drive: str
+    drive: Drive | None
     decay: float
     age: int
-    whole_first: bool = False
 
     @classmethod
     def of(cls, state: SlotState, hyper: Hyper, shape: Shape) -> SlotSite:
         """That of a state under hyper-parameters and the scalars of the last step; `shape` is the parameter's."""
-        slot, stored, like = state.slot, state.quantizer, state.slot.likeness(hyper, shape, state.age)
+        slot, stored = state.slot, state.quantizer
+        drive = None if slot.alike else slot.averages(hyper, shape)
         return cls(
-            slot.name, stored.format, stored.rounding, slot.signed, slot.drive, slot.coefficients(hyper)[0], state.age,
-            like is not None and like.whole_first,
-        )  # fmt: skip
+            slot.name, stored.format, stored.rounding, slot.signed, drive, slot.coefficients(hyper)[0], state.age
+        )
+
+    def averages(self, kind: str) -> bool:
+        """Whether it averages the gradient (or its square) of each element."""
+        return self.drive is not None and self.drive.kind == kind
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,15 @@ class Planned:
 
     def period(self, site: Site) -> int | None:
         """Planned period of a parameter, in steps; ``None`` for never."""
-        planned = [s for s in site.slots if s.drive == "grad_sq"] or [s for s in site.slots if s.drive == "grad"]
-        started = next((s for s in planned if s.whole_first), None)
+        planned = [s for s in site.slots if s.averages("square")] or [s for s in site.slots if s.averages("gradient")]
+        started = next((s for s in planned if s.drive is not None and s.drive.whole_first), None)
         if started is not None:
             log_once(
                 f"reset='auto': never for {started.name}, which starts from its first square rather than from zero; a "
                 "reset would put its scale back to that of a single gradient"
             )
             return None
-        beta1 = next((s.decay for s in site.slots if s.drive == "grad"), 0.9)
+        beta1 = next((s.decay for s in site.slots if s.averages("gradient")), 0.9)
         periods = [_planned_period(s.format, s.rounding, s.decay, s.signed, beta1) for s in planned]
         return min((p for p in periods if p is not None), default=None)
 
@@ -207,7 +207,7 @@ def _planned_period(fmt: Format, rounding: str, beta: float, signed: bool, beta1
 
     if signed:
         return plan_reset(fmt, beta=beta, rounding=rounding, slot="exp_avg").period
-    return plan_reset(fmt, beta=beta, rounding=rounding, slot="exp_avg_sq", beta1=beta1).period
+    return plan_reset(fmt, beta=beta, rounding=rounding, beta1=beta1).period
 
 
 @dataclass(frozen=True)

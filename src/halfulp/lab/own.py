@@ -39,7 +39,7 @@ def own_prediction(sample: GradientSample, optimizer: AdamW, spec: RunSpec) -> d
     out = {}
     for slot, (quantizer, beta) in stored.items():
         lost = sample.stalled(
-            quantizer.format, beta=beta, rounding=quantizer.rounding, slot=slot,  # type: ignore[arg-type]
+            quantizer.format, beta=beta, rounding=quantizer.rounding, slot=slot,
             scale_kind=quantizer.scaling.kind, period=spec.period,
         )  # fmt: skip
         out[slot] = np.round(lost, 4).tolist()

@@ -25,10 +25,10 @@ def age_at(step: int, period: int | None) -> int:
 
 @lru_cache(maxsize=64)
 def _curve(fmt: str, rounding: str, beta: float, slot: str, steps: int) -> tuple[float, ...] | None:
-    from halfulp.theory.stall import stall_curve
+    from halfulp.theory.predict import stall_curve
 
     try:
-        return tuple(stall_curve(fmt, beta=beta, rounding=rounding, steps=steps, slot=slot))  # type: ignore[arg-type]
+        return tuple(stall_curve(fmt, beta=beta, rounding=rounding, steps=steps, slot=slot))
     except ValueError:  # a format or decay that theory has no answer for
         return None
 

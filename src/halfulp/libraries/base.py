@@ -1,12 +1,13 @@
 """What an adapter tells about the states of an optimizer: where they lie, how they are coded, how they should move.
 
-An adapter answers for one library. For one parameter it lists its states as :class:`Stored`: the tensors that hold it,
-a codec that decodes single elements of them, and the law that its exact successor follows.
+An adapter answers for one library. For one parameter it lists its states as :class:`Stored`: the tensors that hold it
+and a codec that decodes single elements of them. How they move in exact arithmetic is a rule, in the terms of this
+library's own optimizers (:class:`Followed`): the rule that the optimizer follows, or averages alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,42 +15,77 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AUXILIARY", "Adapter", "Codebook", "Codec", "Law", "Located", "Plain", "Skipped", "Stored", "WeightStep"]
+from halfulp.rules.base import Rule
+from halfulp.rules.slots import Hyper, StateSlot
+
+__all__ = [
+    "COMPENSATED",
+    "Adapter",
+    "Codebook",
+    "Codec",
+    "Followed",
+    "Located",
+    "Plain",
+    "Skipped",
+    "Stored",
+    "averages",
+]
 
 Group = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Law:
-    """How a state moves in exact arithmetic: ``beta * state + gain * drive``.
+class Followed:
+    """The rule that a parameter follows in exact arithmetic.
 
     Parameters
     ----------
-    drive
-        ``"grad"``, ``"grad_sq"``, ``"grad_max"`` (the larger of ``beta * state`` and ``|grad| + gain``, as in
-        Adamax), or ``"none"``: a state that is read but not judged.
-    coefficients
-        ``(beta, gain)`` from the group's hyper-parameters and the age of the state in this step (1 in the first).
-    decay
-        The beta of the long run, from the hyper-parameters; ``None`` for what is no average.
-    predictable
-        Whether the build-up that theory predicts by age applies: the state starts at zero and its decay is constant.
+    rule
+        Its states are those that are stored, by name; one without a drive is read, but not judged.
+    hyper
+        Hyper-parameters of the rule, from the group and the parameter; asked in each step, after it.
+    weights
+        Why the rule does not say how the weights move; ``None`` where it does.
+    apart
+        Whether hyper-parameters differ between parameters of one rule.
     """
 
-    drive: str
-    coefficients: Callable[[Group, int], tuple[float, float]]
-    decay: Callable[[Group], float] | None = None
-    predictable: bool = True
-
-    def advance(self, old: Tensor, grad: Tensor, beta: float | Tensor, gain: float | Tensor) -> Tensor:
-        """The exact successor of a state (float64)."""
-        if self.drive == "grad_max":
-            return torch.maximum(old * beta, grad.abs() + gain)
-        return old * beta + (grad * grad if self.drive == "grad_sq" else grad) * gain
+    rule: Rule
+    hyper: Callable[[Group, Tensor], Hyper]
+    weights: str | None = None
+    apart: bool = False
 
 
-AUXILIARY = Law("none", lambda group, age: (0.0, 0.0))
-"""For states that the weight update needs, but that are no average."""
+@lru_cache(maxsize=256)
+def averages(slots: tuple[StateSlot, ...]) -> Rule:
+    """A rule of plain averages, ``beta * state + gain * drive``, that leaves the weights alone.
+
+    Decays may ask the hyper-parameters for ``"age"``, that of the state in the step (1 in the first). ``"l2"`` is
+    weight decay that is added to the gradient before the states see it.
+    """
+
+    def scalars(hyper: Hyper, ages: Mapping[str, int]) -> dict[str, float]:
+        found = {"l2": hyper.get("l2", 0.0)}
+        for slot in slots:
+            beta, gain = slot.coefficients({**hyper, "age": ages[slot.name]})
+            found |= {f"{slot.name} beta": beta, f"{slot.name} gain": gain}
+        return found
+
+    def update(param: Tensor, grad: Tensor, states: dict[str, Tensor], c: dict[str, float]) -> Any:
+        if c["l2"] != 0.0:
+            grad = grad + param * c["l2"]
+        new = {}
+        for slot in slots:
+            drive = slot.averages({}, ())
+            x = grad * grad if drive is not None and drive.kind == "square" else grad
+            new[slot.name] = states[slot.name] * c[f"{slot.name} beta"] + x * c[f"{slot.name} gain"]
+        return param, new
+
+    return Rule("averages", lambda hyper: slots, scalars, update)
+
+
+COMPENSATED = "compensated: what the weights lose is kept beside them"
+"""Why the movement of 16-bit weights says nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +109,11 @@ class Codec(Protocol):
         """``"nearest"`` or ``"stochastic"``."""
         ...
 
+    @property
+    def moving(self) -> bool:
+        """Whether scales of blocks move the values although the codes stand."""
+        ...
+
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """Where the elements of a flat index lie in the stored tensors."""
         ...
@@ -80,7 +121,7 @@ class Codec(Protocol):
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
         """Values (floating point) of gathered elements, and marks that are equal where the stored state stood still.
 
-        The marks are the values, except where a scale in fp32 moves them although the code stands: then the codes.
+        The marks are the values, except where a scale moves them although the code stands: then the codes.
         """
         ...
 
@@ -91,6 +132,7 @@ class Plain:
 
     format: str
     rounding: str = "nearest"
+    moving = False
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`Codec`."""
@@ -122,6 +164,7 @@ class Codebook:
     block: int
     high_first: bool = False
     rounding: str = "nearest"
+    moving = True
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`Codec`."""
@@ -150,8 +193,8 @@ class Stored:
     ----------
     slot
         Its name: the field's (``exp_avg`` ...), whatever the library calls it.
-    law, codec
-        How it moves, how it is coded.
+    codec
+        How it is coded.
     tensors
         What holds it, one for each index of the codec's :class:`Located`.
     holder, key
@@ -159,7 +202,6 @@ class Stored:
     """
 
     slot: str
-    law: Law
     codec: Codec
     tensors: tuple[Tensor, ...]
     holder: Mapping[Any, Any]
@@ -172,28 +214,6 @@ class Skipped:
 
     slot: str
     reason: str
-
-
-@dataclass(frozen=True)
-class WeightStep:
-    """What a weight update is computed from: sampled coordinates of one group, all of float64.
-
-    Parameters
-    ----------
-    weight, grad
-        Before the step; the gradient with its sign turned under ``maximize``, without weight decay.
-    before, exact, after
-        The states, by slot: as stored before the step, their exact successors, as stored after it.
-    age
-        Of the states in this step, one for each element (1 in the first).
-    """
-
-    weight: Tensor
-    grad: Tensor
-    before: Mapping[str, Tensor]
-    exact: Mapping[str, Tensor]
-    after: Mapping[str, Tensor]
-    age: Tensor
 
 
 class Adapter(Protocol):
@@ -219,10 +239,8 @@ class Adapter(Protocol):
         """Steps that a state has seen since it was zero, ``None`` where the library does not say. May synchronise."""
         ...
 
-    def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
-        """Weight decay that is added to the gradient before the states see it; 0 where it is decoupled."""
-        ...
-
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """What the exact update would add to the weights, or why it is not known."""
+    def follows(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
+    ) -> Followed:
+        """How a parameter and its states move, given the slots of it that can be read."""
         ...

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Codebook, Group, Law, Plain, Skipped, Stored, WeightStep
-from halfulp.libraries.torch_optim import GRAD, GRAD_SQ, SUM, averaging, beta, betas_of, plain_format
-from halfulp.libraries.weights import adam_update, lion_update, number
+from halfulp.libraries.base import Codebook, Followed, Group, Plain, Skipped, Stored, averages
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, number, plain_format
+from halfulp.rules.adam import ADAM
+from halfulp.rules.momentum import LION
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = ["BitsAndBytes", "bitsandbytes_codec"]
 
 
-def _momentum(group: Group, age: int) -> tuple[float, float]:
-    return (0.0, 1.0) if age == 1 else (beta(0)(group), 1.0)
+def _momentum(hyper: Hyper) -> float:
+    return 0.0 if hyper.get("age") == 1 else beta(0)(hyper)
 
 
-SLOTS: dict[str, dict[str, tuple[str, Law]]] = {
-    "adam": {"state1": ("exp_avg", GRAD), "state2": ("exp_avg_sq", GRAD_SQ)},
-    "lamb": {"state1": ("exp_avg", GRAD), "state2": ("exp_avg_sq", GRAD_SQ)},
-    "lion": {"state1": ("exp_avg", averaging("grad", beta(1)))},
-    "momentum": {"state1": ("momentum_buffer", Law("grad", _momentum, beta(0)))},
-    "lars": {"state1": ("momentum_buffer", Law("grad", _momentum, beta(0)))},
-    "rmsprop": {"state1": ("square_avg", averaging("grad_sq", beta(0)))},
-    "adagrad": {"state1": ("sum", SUM)},
+BUFFER = StateSlot("momentum_buffer", True, _momentum, GRADIENT, gain=lambda h: 1.0)
+SLOTS: dict[str, tuple[StateSlot, ...]] = {
+    "adam": (ADAM_SLOTS["exp_avg"], ADAM_SLOTS["exp_avg_sq"]),
+    "lamb": (ADAM_SLOTS["exp_avg"], ADAM_SLOTS["exp_avg_sq"]),
+    "lion": (LION_SLOT,),
+    "momentum": (BUFFER,),
+    "lars": (BUFFER,),
+    "rmsprop": (StateSlot("square_avg", False, beta(0), SQUARE),),
+    "adagrad": (SUM,),
 }
-"""What the states are, by the name that an optimizer of bitsandbytes carries."""
+"""What ``state1`` and ``state2`` are, by the name that an optimizer of bitsandbytes carries."""
+COUPLED = ("momentum", "lars", "rmsprop", "adagrad")
+"""Those that add weight decay to the gradient."""
 
 
 def bitsandbytes_codec(entries: Mapping[Any, Any], which: str, numel: int) -> Codebook:
@@ -52,42 +57,45 @@ class BitsAndBytes:
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
     ) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
-        kind = getattr(optimizer, "optimizer_name", "adam" if "state2" in entries else "momentum")
-        slots = SLOTS.get(kind)
+        slots = SLOTS.get(self._kind(optimizer, entries), ())
         found: list[Stored | Skipped] = []
-        for key in ("state1", "state2"):
+        for place, key in enumerate(("state1", "state2")):
             tensor, which = entries.get(key), key[-1]
             if tensor is None:
                 continue
-            if slots is None or key not in slots:
-                found.append(Skipped(key, f"the states of {kind!r} are not known here"))
+            if place >= len(slots):
+                found.append(Skipped(key, f"the states of {self._kind(optimizer, entries)!r} are not known here"))
                 continue
-            slot, law = slots[key]
+            slot = slots[place].name
             if tensor.shape != param.shape:
                 found.append(Skipped(slot, f"of shape {tuple(tensor.shape)}, the parameter {tuple(param.shape)}"))
             elif tensor.dtype != torch.uint8:
-                found.append(Stored(slot, law, Plain(plain_format(tensor)), (tensor,), entries, key))
+                found.append(Stored(slot, Plain(plain_format(tensor)), (tensor,), entries, key))
             elif f"absmax{which}" not in entries:
                 found.append(Skipped(slot, "not blockwise: its scale is of the whole tensor"))
             else:
                 codec = bitsandbytes_codec(entries, which, param.numel())
-                found.append(Stored(slot, law, codec, (tensor, entries[f"absmax{which}"]), entries, key))
+                found.append(Stored(slot, codec, (tensor, entries[f"absmax{which}"]), entries, key))
         return found
+
+    def _kind(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> str:
+        return str(getattr(optimizer, "optimizer_name", "adam" if "state2" in entries else "momentum"))
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return int(entries["step"]) if "step" in entries else None
 
-    def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
-        """See :class:`~halfulp.libraries.base.Adapter`; Adam, LAMB and Lion decay the weights, not the gradient."""
-        coupled = getattr(optimizer, "optimizer_name", "adam") in ("momentum", "lars", "rmsprop", "adagrad")
-        return number(group.get("weight_decay", 0.0)) if coupled else 0.0
+    def follows(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
+    ) -> Followed:
+        """See :class:`~halfulp.libraries.base.Adapter`."""
+        kind = self._kind(optimizer, optimizer.state[param])
+        known = SLOTS.get(kind, ())
+        if kind in ("adam", "lion") and all(slot.name in slots for slot in known):
+            return Followed(ADAM if kind == "adam" else LION, lambda group, param: adam_hyper(group, decoupled=True))
 
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments."""
-        kind, betas = getattr(optimizer, "optimizer_name", "adam"), betas_of(group)
-        if kind == "adam" and betas is not None:
-            return adam_update(group, step, step.exact, (betas[0], betas[1]), decoupled=True)
-        if kind == "lion" and betas is not None:
-            return lion_update(group, step, (betas[0], betas[1]), decoupled=True)
-        return f"the update of {kind!r} is not computed here"
+        def hyper(group: Group, param: Tensor) -> Hyper:
+            return {**group, "l2": number(group.get("weight_decay", 0.0)) if kind in COUPLED else 0.0}
+
+        plain = tuple(slot for slot in known if slot.name in slots)
+        return Followed(averages(plain), hyper, f"the update of {kind!r} is not computed here")

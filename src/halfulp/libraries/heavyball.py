@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Group, Law, Plain, Skipped, Stored, WeightStep
+from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
 from halfulp.libraries.optimi import debiased
-from halfulp.libraries.torch_optim import averaging, betas_of, plain_format
-from halfulp.libraries.weights import number
+from halfulp.libraries.torch_optim import beta, betas_of, number, plain_format
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = ["HeavyBall"]
 
 
-def _first(group: Group) -> float:
-    betas = betas_of(group)
-    return number(group["beta"]) if betas is None else betas[0]
+def _first(hyper: Hyper) -> float:
+    return betas_of(hyper)[0] if betas_of(hyper) else number(hyper["beta"])
 
 
-def _second(group: Group) -> float:
-    betas = betas_of(group)
-    if betas is None:
-        raise KeyError("betas")
-    return betas[1]
-
-
-LAWS: tuple[tuple[str, str, Law], ...] = (
-    ("update_by_adam_exp_avg_sq", "exp_avg_sq", debiased("grad_sq", _second)),
-    ("update_by_adam_exp_avg", "exp_avg", debiased("grad", _first)),
-    ("heavyball_momentum_momentum", "momentum_buffer", Law("grad", lambda g, age: (_first(g), 1.0), _first)),
-    ("nesterov_momentum_momentum", "momentum_buffer", Law("grad", lambda g, age: (_first(g), 1.0), _first)),
-    ("nesterov_ema_momentum", "exp_avg", averaging("grad", _first)),
+BUFFER = StateSlot("momentum_buffer", True, _first, GRADIENT, gain=lambda h: 1.0)
+SLOTS: tuple[tuple[str, StateSlot], ...] = (
+    ("update_by_adam_exp_avg_sq", debiased("exp_avg_sq", beta(1), SQUARE)),
+    ("update_by_adam_exp_avg", debiased("exp_avg", _first, GRADIENT)),
+    ("heavyball_momentum_momentum", BUFFER),
+    ("nesterov_momentum_momentum", BUFFER),
+    ("nesterov_ema_momentum", StateSlot("exp_avg", True, _first, GRADIENT)),
 )
-"""(start of the key, slot, law): the transforms that average the gradient itself, which is the first of a chain."""
+"""(start of the key, slot): the transforms that average the gradient itself, which is the first of a chain."""
+
+
+def _slot(key: Any) -> StateSlot | None:
+    return next((slot for start, slot in SLOTS if str(key).startswith(start)), None)
 
 
 class HeavyBall:
@@ -59,15 +56,15 @@ class HeavyBall:
         for key, tensor in holder.items():
             if not isinstance(tensor, Tensor) or tensor.ndim == 0:
                 continue
-            known = next(((slot, law) for start, slot, law in LAWS if str(key).startswith(start)), None)
-            if known is None:
+            slot = _slot(key)
+            if slot is None:
                 found.append(Skipped(str(key), "the transform it belongs to is not known here"))
             elif tensor.numel() != param.numel() or not tensor.is_floating_point():
-                found.append(Skipped(known[0], f"stored as {tensor.dtype} of shape {tuple(tensor.shape)}"))
+                found.append(Skipped(slot.name, f"stored as {tensor.dtype} of shape {tuple(tensor.shape)}"))
             else:
                 fmt = plain_format(tensor)
                 codec = Plain(fmt, "stochastic" if fmt == "bfloat16" else "nearest")
-                found.append(Stored(known[0], known[1], codec, (tensor,), holder, key))
+                found.append(Stored(slot.name, codec, (tensor,), holder, key))
         return found
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
@@ -75,10 +72,12 @@ class HeavyBall:
         step = entries[0].get("step")
         return None if step is None else int(step)
 
-    def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
+    def follows(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
+    ) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`; heavyball decays the weights."""
-        return 0.0
-
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        return "the update of a heavyball chain is not computed here"
+        kept = (_slot(key) for key in optimizer.state[param][0])
+        plain = tuple(slot for slot in kept if slot is not None and slot.name in slots)
+        return Followed(
+            averages(plain), lambda group, param: group, "the update of a heavyball chain is not computed here"
+        )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import local
-from halfulp.libraries.base import Group, Law, Located, Skipped, Stored, WeightStep
-from halfulp.libraries.weights import adam_update, lion_update, sgd_update
+from halfulp.libraries.base import COMPENSATED, Followed, Group, Located, Skipped, Stored, averages
 from halfulp.numbers.quantizer import Quantizer
+from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.transforms import MASTER
 
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
-    from halfulp.rules.slots import StateSlot
 
 __all__ = ["Ours", "QuantizerCodec"]
 
@@ -37,6 +38,11 @@ class QuantizerCodec:
         """See :class:`~halfulp.libraries.base.Codec`."""
         return self.quantizer.rounding
 
+    @property
+    def moving(self) -> bool:
+        """See :class:`~halfulp.libraries.base.Codec`."""
+        return self.quantizer.format.scaled and self.quantizer.scaling.kind == "fp32"
+
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`~halfulp.libraries.base.Codec`."""
         code, scale, odd = self.quantizer.locate(shape, index)
@@ -44,11 +50,9 @@ class QuantizerCodec:
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
         """See :class:`~halfulp.libraries.base.Codec`; an fp32 scale moves, so that there the codes are compared."""
-        scale = parts[1] if len(parts) > 1 else None
         codes = self.quantizer.pick(parts[0], extra)
-        values = self.quantizer.decode_picked(codes, scale)
-        moving = scale is not None and self.quantizer.scaling.kind == "fp32"
-        return values, codes if moving else values
+        values = self.quantizer.decode_picked(codes, parts[1] if len(parts) > 1 else None)
+        return values, codes if self.moving else values
 
 
 def _base() -> type[RuleOptimizer]:
@@ -73,48 +77,58 @@ class Ours:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
         assert isinstance(optimizer, _base())
+        whole = _samples(optimizer, group, param)
         for state in optimizer.states(param):
-            slot = state.slot
-            if slot.drive not in ("grad", "grad_sq"):
+            slot, shape = state.slot, tuple(local(param).shape)
+            if tuple(state.shape) != shape:
+                found.append(Skipped(slot.name, f"of shape {tuple(state.shape)}, the parameter {shape}"))
+            elif not whole and (slot.alike or slot.averages(group, shape) is None):
                 found.append(Skipped(slot.name, "the rule declares no simple law for it"))
-            elif slot.init is not None:
+            elif not whole and slot.init is not None:
                 found.append(Skipped(slot.name, "it starts from a value of its own"))
-            elif tuple(state.shape) != tuple(local(param).shape):
-                shapes = f"of shape {tuple(state.shape)}, the parameter {tuple(local(param).shape)}"
-                found.append(Skipped(slot.name, shapes))
             else:
                 tensors = (state.codes,) if state.scale is None else (state.codes, state.scale)
-                codec = QuantizerCodec(state.quantizer)
-                found.append(Stored(slot.name, _law(optimizer, param, slot), codec, tensors, state.entries, slot.name))
+                found.append(Stored(slot.name, QuantizerCodec(state.quantizer), tensors, state.entries, slot.name))
         return found
+
+    def follows(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
+    ) -> Followed:
+        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, as the bit contract has it."""
+        assert isinstance(optimizer, _base())
+        rule = optimizer.active_rule(dict(group), param)
+        why = COMPENSATED if MASTER in rule.slots(group) else None
+        if _samples(optimizer, group, param):
+            return Followed(rule, lambda group, param: group, why)
+        plain = tuple(_with_coefficients(s.slot) for s in optimizer.states(param) if s.slot.name in slots)
+
+        def hyper(group: Group, param: Tensor) -> Hyper:
+            """With the coefficients of the step, which sums over the model may have changed."""
+            coupled = not group.get("decoupled_weight_decay", True)
+            l2 = float(group.get("weight_decay", 0.0)) if coupled else 0.0
+            return {**group, "l2": l2, **optimizer.coefficients(param)}
+
+        why = why or f"the update of the rule {rule.name!r} is not computed here"
+        return Followed(averages(plain), hyper, why, apart=rule.per_tensor)
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         age: int | None = entries.get(f"{slot}_age")
         return age
 
-    def l2(self, optimizer: torch.optim.Optimizer, group: Group) -> float:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        coupled = not group.get("decoupled_weight_decay", optimizer.rule.name != "sgd")  # type: ignore[attr-defined]
-        return float(group["weight_decay"]) if coupled else 0.0
 
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, as the bit contract has it."""
-        rule = "+".join(r.name for r in optimizer.active_rules(group))  # type: ignore[attr-defined]
-        if rule == "adam":
-            return adam_update(group, step, step.exact, group["betas"], decoupled=bool(group["decoupled_weight_decay"]))
-        if rule == "sgd":
-            return sgd_update(group, step, step.exact)
-        if rule == "lion":
-            return lion_update(group, step, group["betas"], decoupled=True)
-        return f"the update of the rule {rule!r} is not computed here"
+def _samples(optimizer: RuleOptimizer, group: Group, param: Tensor) -> bool:
+    """Whether the rule of a parameter can be run on a sample of its elements."""
+    rule = optimizer.active_rule(dict(group), param)
+    shape = tuple(local(param).shape)
+    return rule.shardable and all(slot.shape(shape) == shape for slot in rule.slots(group))
 
 
-def _law(optimizer: RuleOptimizer, param: Tensor, slot: StateSlot) -> Law:
-    def coefficients(group: Group, age: int) -> tuple[float, float]:
-        if slot.name == "momentum_buffer":  # torch starts it with the gradient itself, and so do we
-            return (0.0, 1.0) if age == 1 else slot.coefficients(group)
-        return optimizer.coefficients(param)[slot.name]
+@cache
+def _with_coefficients(slot: StateSlot) -> StateSlot:
+    """A slot that takes its decay and gain from the hyper-parameters, under its own name."""
 
-    plain = slot.like is None  # what starts whole or starts anew has another build-up than its age says
-    return Law(slot.drive, coefficients, lambda group: coefficients(group, 2)[0], predictable=plain)
+    def decay(hyper: Hyper) -> float:
+        return float(hyper[slot.name][0])
+
+    return replace(slot, decay=decay, gain=lambda hyper: float(hyper[slot.name][1]))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Group, Law, Located, Skipped, Stored, WeightStep
-from halfulp.libraries.optimi import debiased
-from halfulp.libraries.torch_optim import GRAD, GRAD_SQ, TorchOptim, averaging, beta, betas_of
-from halfulp.libraries.weights import adam_update, lion_update
+from halfulp.libraries.base import Followed, Group, Located, Skipped, Stored
+from halfulp.libraries.optimi import DEBIASED
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim, adam_hyper, beta, betas_of
+from halfulp.rules.adam import ADAM
+from halfulp.rules.base import Rule
+from halfulp.rules.momentum import LION
+from halfulp.rules.slots import GRADIENT, Drive, Hyper, StateSlot
 
 __all__ = ["Companded", "PytorchOptimizer"]
 
@@ -22,6 +25,14 @@ SQUARE_EMAS = ("AdamP", "AdEMAMix", "ADOPT", "AdaBound", "AdaMod", "DiffGrad", "
 """Optimizers whose ``exp_avg_sq`` averages the bare squared gradient with ``betas[1]``."""
 
 
+def _started(hyper: Hyper) -> float:
+    return 0.0 if hyper.get("age") == 1 else beta(1)(hyper)
+
+
+ADOPT_SQ = StateSlot("exp_avg_sq", False, _started, Drive("square", whole_first=True))
+SLOW = StateSlot("exp_avg_slow", True, beta(2), GRADIENT)
+
+
 @dataclass(frozen=True)
 class Companded:
     """Codes of 8 bits in groups of 32 with an fp16 scale: the root of ``v`` linearly, ``m`` through a softsign."""
@@ -29,6 +40,7 @@ class Companded:
     signed: bool
     format: str = "companded8"
     rounding: str = "nearest"
+    moving = True
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`~halfulp.libraries.base.Codec`."""
@@ -54,22 +66,25 @@ class PytorchOptimizer(TorchOptim):
             return True
         return any(base.__module__.startswith("pytorch_optimizer.") for base in type(optimizer).__mro__)
 
-    def law(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> Law | None:
-        """Law of the state under a key; ``None`` where none fits."""
+    def slot(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> StateSlot | None:
+        """The plain average under a key; ``None`` where it is none."""
         kind = type(optimizer).__name__
         if kind == "StableAdamW":
-            plain = {"exp_avg": ("grad", beta(0)), "exp_avg_sq": ("grad_sq", beta(1))}
-            return debiased(*plain[key]) if key in plain else None
+            return DEBIASED.get(key)
         if kind == "Lion" and key == "exp_avg":
-            return averaging("grad", beta(1))
+            return LION_SLOT
         if kind == "AdEMAMix" and key == "exp_avg_slow":
-            return None if group.get("t_alpha_beta3") else averaging("grad", beta(2))
-        if key == "exp_avg" and kind in GRAD_EMAS:
-            return GRAD
-        if key == "exp_avg_sq" and kind in SQUARE_EMAS:
-            # ADOPT's second moment starts as the squared gradient itself
-            return Law("grad_sq", _started, beta(1), predictable=False) if kind == "ADOPT" else GRAD_SQ
+            return None if group.get("t_alpha_beta3") else SLOW
+        if (key == "exp_avg" and kind in GRAD_EMAS) or (key == "exp_avg_sq" and kind in SQUARE_EMAS):
+            return ADOPT_SQ if kind == "ADOPT" else ADAM_SLOTS[key]
         return None
+
+    def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
+        """The rule that the optimizer follows as a whole, and its hyper-parameters; or why there is none."""
+        kind = type(optimizer).__name__
+        if kind == "Lion" and len(betas_of(group)) >= 2 and self.decoupled(optimizer, group):
+            return LION, adam_hyper(group, decoupled=True)
+        return f"the update of pytorch-optimizer's {kind} is not computed here"
 
     def stored(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
@@ -77,30 +92,22 @@ class PytorchOptimizer(TorchOptim):
         """See :class:`~halfulp.libraries.base.Adapter`."""
         packed = {k for k in entries if isinstance(k, str) and "::" in k}
         found = super().stored(optimizer, group, param, {k: v for k, v in entries.items() if k not in packed})
-        found = [
-            Stored(s.slot, s.law, s.codec, s.tensors, entries, s.key) if isinstance(s, Stored) else s for s in found
-        ]
-        for slot, law in (("exp_avg", GRAD), ("exp_avg_sq", GRAD_SQ)):
+        found = [replace(s, holder=entries) if isinstance(s, Stored) else s for s in found]
+        for slot in ADAM_SLOTS:
             key = f"{slot}::quantized"
             if key in entries:
                 tensors = (entries[key], entries[f"{slot}::scales"])
-                found.append(Stored(slot, law, Companded(slot == "exp_avg"), tensors, entries, key))
+                found.append(Stored(slot, Companded(slot == "exp_avg"), tensors, entries, key))
         return found
+
+    def follows(
+        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
+    ) -> Followed:
+        """See :class:`~halfulp.libraries.base.Adapter`; companded states are FlashAdamW's."""
+        if any(isinstance(k, str) and k.endswith("::quantized") for k in optimizer.state[param]):
+            return Followed(ADAM, lambda group, param: adam_hyper(group, decoupled=True))
+        return super().follows(optimizer, group, param, slots)
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
         """Whether weight decay leaves the gradient alone."""
         return bool(group.get("weight_decouple", True))
-
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        kind, betas = type(optimizer).__name__, betas_of(group)
-        if kind == "FlashAdamW" and betas is not None:
-            return adam_update(group, step, step.exact, (betas[0], betas[1]), decoupled=True)
-        if kind == "Lion" and betas is not None:
-            return lion_update(group, step, (betas[0], betas[1]), decoupled=self.decoupled(optimizer, group))
-        return f"the update of pytorch-optimizer's {kind} is not computed here"
-
-
-def _started(group: Group, age: int) -> tuple[float, float]:
-    value = beta(1)(group)
-    return (0.0, 1.0) if age == 1 else (value, 1.0 - value)

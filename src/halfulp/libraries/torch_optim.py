@@ -2,102 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import AUXILIARY, Group, Law, Plain, Skipped, Stored, WeightStep
-from halfulp.libraries.weights import adam_update, lion_update, number, rmsprop_update, sgd_update
+from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
+from halfulp.libraries.torch_rules import ADAMAX, RMSPROP
+from halfulp.rules.adam import ADAM, AMSGRAD
+from halfulp.rules.base import Rule
+from halfulp.rules.momentum import LION, SGD
+from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, StateSlot
 
-__all__ = ["NOT_AVERAGES", "TorchOptim", "beta", "betas_of", "plain_format"]
+__all__ = [
+    "ADAM_SLOTS", "LION_SLOT", "NOT_AVERAGES", "SUM", "TorchOptim", "adam_hyper", "beta", "betas_of", "number",
+    "plain_format",
+]  # fmt: skip
 
 Optimizer = torch.optim.Optimizer
+Decay = Callable[[Hyper], float]
 
 
-def betas_of(group: Group) -> tuple[float, ...] | None:
-    """The decays of a group: ``betas``, or ``beta1``, ``beta2`` ...; ``None`` without."""
-    if "betas" in group:
+def number(value: Any) -> float:
+    """A hyper-parameter, which may be a tensor of one element, as a float."""
+    return float(value)
+
+
+def betas_of(group: Group) -> tuple[float, ...]:
+    """The decays of a group: ``betas``, or ``beta1``, ``beta2`` ...; empty without."""
+    if group.get("betas") is not None:
         return tuple(number(b) for b in group["betas"])
-    if "beta1" in group:
-        return tuple(number(group[k]) for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
-    return None
+    return tuple(number(group[k]) for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
 
 
-def beta(which: int) -> Callable[[Group], float]:
+def beta(which: int) -> Decay:
     """A function that gives the decay number `which` of a group."""
-
-    def decay(group: Group) -> float:
-        betas = betas_of(group)
-        if betas is None or len(betas) <= which:
-            raise KeyError("betas")
-        return betas[which]
-
-    return decay
+    return lambda group: betas_of(group)[which]
 
 
-def averaging(drive: str, decay: Callable[[Group], float]) -> Law:
-    """Law of an EMA whose gain is ``1 - beta``."""
-
-    def coefficients(group: Group, age: int) -> tuple[float, float]:
-        value = decay(group)
-        return value, 1.0 - value
-
-    return Law(drive, coefficients, decay)
-
-
-def _momentum(group: Group, age: int) -> tuple[float, float]:
-    if age == 1:  # torch starts the buffer with the gradient itself, undampened
-        return 0.0, 1.0
-    return number(group["momentum"]), 1.0 - number(group.get("dampening", 0.0))
+def adam_hyper(group: Group, *, decoupled: bool) -> Hyper:
+    """Hyper-parameters of :data:`~halfulp.rules.adam.ADAM`, and of Lion, from the group of another library."""
+    return {
+        "lr": number(group["lr"]), "betas": betas_of(group)[:2], "eps": number(group.get("eps", 0.0)),
+        "weight_decay": number(group.get("weight_decay") or 0.0), "decoupled_weight_decay": decoupled,
+        "bound_update": False,
+    }  # fmt: skip
 
 
-def _sum(group: Group, age: int) -> tuple[float, float]:
-    return 1.0, 1.0
+def _heavy_ball(hyper: Hyper) -> float:
+    return 0.0 if hyper.get("age") == 1 else number(hyper["momentum"])
 
 
-GRAD = averaging("grad", beta(0))
-GRAD_SQ = averaging("grad_sq", beta(1))
-HEAVY_BALL = Law("grad", _momentum, lambda g: number(g["momentum"]))
-MAXIMUM = Law("grad_max", lambda g, age: (beta(1)(g), number(g["eps"])))
-SUM = Law("grad_sq", _sum)
+def _undampened(hyper: Hyper) -> float:  # torch starts the buffer with the gradient itself
+    return 1.0 if hyper.get("age") == 1 else 1.0 - number(hyper.get("dampening", 0.0))
 
+
+@cache
+def _named(key: str) -> Decay:
+    return lambda hyper: number(hyper[key])
+
+
+def _one(hyper: Hyper) -> float:
+    return 1.0
+
+
+def _adafactor_decay(hyper: Hyper) -> float:
+    """Of transformers' Adafactor: it grows with the step; before any, that of step 1000."""
+    return 1.0 - float(hyper.get("age", 1000)) ** number(hyper["decay_rate"])
+
+
+ADAM_SLOTS = {
+    "exp_avg": StateSlot("exp_avg", True, beta(0), GRADIENT),
+    "exp_avg_sq": StateSlot("exp_avg_sq", False, beta(1), SQUARE),
+}
+LION_SLOT = StateSlot("exp_avg", True, beta(1), GRADIENT)
+HEAVY_BALL = StateSlot("momentum_buffer", True, _heavy_ball, GRADIENT, gain=_undampened)
+MUON_BUFFER = StateSlot("momentum_buffer", True, lambda h: number(h["momentum"]), GRADIENT)
+SUM = StateSlot("sum", False, _one, SQUARE, gain=_one)
+ADAFACTOR_SQ = StateSlot("exp_avg_sq", False, _adafactor_decay, Drive("square", whole_first=True))
+
+FACTORED = "factored: it has no element per weight"
 NOT_AVERAGES = {
-    "max_exp_avg_sq": AUXILIARY,
     "exp_avg_var": "an average of (grad - exp_avg)**2, which has no simple law",
     "acc_delta": "an average of the updates, which has no simple law",
     "mu_product": None,
     "step": None,
     "kahan_comp": None,
     "previous_grad": "a copy, not an average",
-    "row_var": "factored: it has no element per weight",
-    "col_var": "factored: it has no element per weight",
+    "row_var": FACTORED,
+    "col_var": FACTORED,
+    "exp_avg_sq_row": FACTORED,
+    "exp_avg_sq_col": FACTORED,
     "variance": "Adafactor's decay grows with the step and its drive is clipped",
 }
-"""States known not to follow a simple law: how they are read, or why not; ``None`` for what is no state at all."""
-
-
-def law_of(optimizer: Optimizer, group: Group, key: str) -> Law | None:
-    """Law of a state by its key and the group's hyper-parameters; ``None`` where none fits."""
-    has_betas = betas_of(group) is not None
-    if key in ("exp_avg", "exp_avg_sq", "exp_inf") and has_betas:
-        if key == "exp_avg" and type(optimizer).__name__ == "Lion":
-            return averaging("grad", beta(1))
-        return {"exp_avg": GRAD, "exp_avg_sq": GRAD_SQ, "exp_inf": MAXIMUM}[key]
-    if key == "momentum_buffer" and "momentum" in group:
-        if "alpha" in group:  # RMSprop: a sum of updates, needed for the weights
-            return AUXILIARY
-        if "ns_steps" in group:  # Muon
-            return averaging("grad", lambda g: number(g["momentum"]))
-        return HEAVY_BALL
-    if key in ("square_avg", "grad_avg"):
-        where = "alpha" if "alpha" in group else "rho"
-        if where in group:
-            return averaging("grad_sq" if key == "square_avg" else "grad", lambda g: number(g[where]))
-    if key == "sum" and "lr_decay" in group:
-        return SUM
-    return None
+"""States known to be no plain average: why not; ``None`` for what is no state at all."""
 
 
 def plain_format(tensor: Tensor) -> str:
@@ -117,43 +117,88 @@ class TorchOptim:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return True
 
-    def law(self, optimizer: Optimizer, group: Group, key: str) -> Law | None:
-        """Law of the state under a key; ``None`` where none fits."""
-        return law_of(optimizer, group, key)
+    def slot(self, optimizer: Optimizer, group: Group, key: str) -> StateSlot | None:
+        """The plain average under a key, by the group's hyper-parameters; ``None`` where it is none."""
+        betas = len(betas_of(group))
+        if "clip_threshold" in group and "decay_rate" in group:  # transformers' Adafactor; its exp_avg is of updates
+            return ADAFACTOR_SQ if key == "exp_avg_sq" else None
+        if key in ADAM_SLOTS and betas >= 2:
+            return LION_SLOT if type(optimizer).__name__ == "Lion" else ADAM_SLOTS[key]
+        if key == "momentum_buffer" and "momentum" in group and "alpha" not in group:  # RMSprop's is of updates
+            return MUON_BUFFER if "ns_steps" in group else HEAVY_BALL
+        where = "alpha" if "alpha" in group else "rho"
+        if key in ("square_avg", "grad_avg") and where in group:
+            drive = SQUARE if key == "square_avg" else GRADIENT
+            return StateSlot(key, not drive.nonnegative, _named(where), drive)
+        return SUM if key == "sum" and "lr_decay" in group else None
+
+    def rule(self, optimizer: Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
+        """The rule that the optimizer follows as a whole, and its hyper-parameters; or why there is none."""
+        kind, decoupled = type(optimizer).__name__, self.decoupled(optimizer, group)
+        if len(betas_of(group)) >= 2:
+            hyper = adam_hyper(group, decoupled=decoupled)
+            if kind in ("Adam", "AdamW"):
+                return AMSGRAD if group.get("amsgrad") else ADAM, hyper
+            if kind == "Lion" and decoupled:
+                return LION, hyper
+            if kind == "Adamax":
+                return ADAMAX, hyper
+        if kind == "SGD":
+            return SGD, {**{k: number(group.get(k, 0.0)) for k in ("lr", "momentum", "dampening", "weight_decay")},
+                         "nesterov": bool(group.get("nesterov"))}  # fmt: skip
+        if kind == "RMSprop":
+            return RMSPROP, group
+        return f"the update of {kind} is not computed here"
 
     def stored(
         self, optimizer: Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
     ) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
+        whole = self.rule(optimizer, group)
+        names = {} if isinstance(whole, str) else {s.name for s in whole[0].slots(whole[1])}
         for key, tensor in entries.items():
             if not isinstance(tensor, Tensor) or not isinstance(key, str) or tensor.ndim == 0:
                 continue
-            known = NOT_AVERAGES.get(key, "")
-            if known is None:
+            why = NOT_AVERAGES.get(key, "")
+            if why is None:
                 continue
-            law = known if isinstance(known, Law) else self.law(optimizer, group, key)
-            if isinstance(known, str) and known and law is None:
-                found.append(Skipped(key, known))
-            elif law is None:
-                found.append(Skipped(key, f"{type(optimizer).__name__} gives it no law that is known here"))
+            if key not in names and self.slot(optimizer, group, key) is None:
+                found.append(Skipped(key, why or f"{type(optimizer).__name__} gives it no law that is known here"))
             elif tensor.shape != param.shape:
                 found.append(Skipped(key, f"of shape {tuple(tensor.shape)}, the parameter {tuple(param.shape)}"))
             elif not tensor.is_floating_point():
                 found.append(Skipped(key, f"stored as {tensor.dtype}, which nothing says how to decode"))
             else:
-                found.append(Stored(key, law, Plain(plain_format(tensor), self.rounding), (tensor,), entries, key))
+                found.append(Stored(key, Plain(plain_format(tensor), self.rounding), (tensor,), entries, key))
         return found
+
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
+        """See :class:`~halfulp.libraries.base.Adapter`."""
+        whole = self.rule(optimizer, group)
+        if not isinstance(whole, str):
+            rule, hyper = whole
+            absent = [s.name for s in rule.slots(hyper) if s.name not in slots]
+            if not absent:
+                return Followed(rule, lambda group, param: self._hyper(optimizer, group))
+            whole = f"the update needs {', '.join(absent)}, which is not watched"
+        plain = (self.slot(optimizer, group, name) for name in slots)
+        kept = tuple(slot for slot in plain if slot is not None)
+        return Followed(averages(kept), lambda group, param: {**group, "l2": self._l2(optimizer, group)}, whole)
+
+    def _hyper(self, optimizer: Optimizer, group: Group) -> Hyper:
+        whole = self.rule(optimizer, group)
+        assert not isinstance(whole, str)
+        return whole[1]
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         step = entries.get("step", group.get("step"))
         return int(step) if isinstance(step, (int, float, Tensor)) else None
 
-    def l2(self, optimizer: Optimizer, group: Group) -> float:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        decay = number(group.get("weight_decay") or 0.0)
-        return 0.0 if decay == 0.0 or self.decoupled(optimizer, group) else decay
+    def _l2(self, optimizer: Optimizer, group: Group) -> float:
+        """Weight decay that is added to the gradient."""
+        return 0.0 if self.decoupled(optimizer, group) else number(group.get("weight_decay") or 0.0)
 
     def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
         """Whether weight decay leaves the gradient alone."""
@@ -161,17 +206,3 @@ class TorchOptim:
             if key in group:
                 return bool(group[key])
         return type(optimizer).__name__ in ("AdamW", "Lion", "NAdamW", "Muon", "Adafactor")
-
-    def weight_update(self, optimizer: Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`; from the states as stored, which is what torch uses."""
-        kind, betas, decoupled = type(optimizer).__name__, betas_of(group), self.decoupled(optimizer, group)
-        if kind in ("Adam", "AdamW") and betas is not None:
-            second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-            return adam_update(group, step, step.after, betas[:2], decoupled=decoupled, second=second)  # type: ignore[arg-type]
-        if kind == "SGD":
-            return sgd_update(group, step, step.after)
-        if kind == "Lion" and betas is not None:
-            return lion_update(group, step, betas[:2], decoupled=decoupled)  # type: ignore[arg-type]
-        if kind == "RMSprop":
-            return rmsprop_update(group, step, step.after)
-        return f"the update of {kind} is not computed here"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Codebook, Codec, Group, Located, Skipped, Stored, WeightStep
-from halfulp.libraries.torch_optim import TorchOptim, betas_of
-from halfulp.libraries.weights import adam_update
+from halfulp.libraries.base import Codebook, Codec, Group, Located, Skipped, Stored
+from halfulp.libraries.torch_optim import ADAM_SLOTS, TorchOptim, adam_hyper
 from halfulp.numbers.rounding import decode_table
+from halfulp.rules.adam import ADAM, AMSGRAD
+from halfulp.rules.base import Rule
+from halfulp.rules.slots import Hyper
 
 __all__ = ["Fp8", "TorchAO", "torchao_codec", "torchao_parts"]
 
@@ -26,6 +28,7 @@ class Fp8:
     block: int
     format: str = "float8_e4m3fn"
     rounding: str = "nearest"
+    moving = True
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`~halfulp.libraries.base.Codec`."""
@@ -80,25 +83,20 @@ class TorchAO(TorchOptim):
         """See :class:`~halfulp.libraries.base.Adapter`."""
         low = {k: v for k, v in entries.items() if isinstance(v, Tensor) and type(inner(v)).__name__ in KINDS}
         found = super().stored(optimizer, group, param, {k: v for k, v in entries.items() if k not in low})
-        found = [
-            Stored(s.slot, s.law, s.codec, s.tensors, entries, s.key) if isinstance(s, Stored) else s for s in found
-        ]
+        found = [replace(s, holder=entries) if isinstance(s, Stored) else s for s in found]
         for key, outer in low.items():
-            law, state = self.law(optimizer, group, key), inner(outer)
-            if key == "max_exp_avg_sq" or law is None:
-                found.append(Skipped(key, "a running maximum, not an average"))
+            state = inner(outer)
+            if key in ADAM_SLOTS:
+                found.append(Stored(key, torchao_codec(state), torchao_parts(state), entries, key))
             else:
-                found.append(Stored(key, law, torchao_codec(state), torchao_parts(state), entries, key))
+                found.append(Skipped(key, "a running maximum, not an average"))
         return found
+
+    def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper]:
+        """Adam, or AMSGrad."""
+        hyper = adam_hyper(group, decoupled=self.decoupled(optimizer, group))
+        return AMSGRAD if group.get("amsgrad") else ADAM, hyper
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
         """Whether weight decay leaves the gradient alone."""
         return bool(getattr(optimizer, "is_adamw", type(optimizer).__name__.startswith("AdamW")))
-
-    def weight_update(self, optimizer: torch.optim.Optimizer, group: Group, step: WeightStep) -> Tensor | str:
-        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, which torchao keeps for the step."""
-        betas = betas_of(group)
-        if betas is None or group.get("amsgrad"):
-            return "AMSGrad's maximum is not watched"
-        decoupled = self.decoupled(optimizer, group)
-        return adam_update(group, step, step.exact, (betas[0], betas[1]), decoupled=decoupled)

@@ -21,6 +21,7 @@ from halfulp.monitor.hooked import Hooked
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.scaling import Scaling
+from halfulp.rules.drives import Drive, as_drive
 
 if TYPE_CHECKING:
     from halfulp.theory.measured import RunDrive
@@ -156,7 +157,7 @@ class GradientSample(Hooked):
         *,
         beta: float,
         rounding: Literal["nearest", "stochastic"],
-        slot: Literal["exp_avg", "exp_avg_sq"] = "exp_avg_sq",
+        slot: str | Drive = "exp_avg_sq",
         scale_kind: Literal["pow2", "fp32"] = "pow2",
         period: int | None = None,
     ) -> npt.NDArray[np.float64]:
@@ -172,7 +173,13 @@ class GradientSample(Hooked):
             Steps between resets of the state.
         """
         return _lost(
-            self.drives().values(), get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, scale_kind, period
+            self.drives().values(),
+            get_format(fmt, signed=not as_drive(slot).nonnegative),
+            beta,
+            rounding,
+            slot,
+            scale_kind,
+            period,
         )
 
     def foretell(
@@ -181,7 +188,7 @@ class GradientSample(Hooked):
         *,
         beta: float,
         rounding: Literal["nearest", "stochastic"],
-        slot: Literal["exp_avg", "exp_avg_sq"] = "exp_avg_sq",
+        slot: str | Drive = "exp_avg_sq",
         scale_kind: Literal["pow2", "fp32"] = "pow2",
         period: int | None = None,
         courses: int = 8,
@@ -205,7 +212,7 @@ class GradientSample(Hooked):
         """
         if courses < 2:
             raise ValueError(f"a deviation takes two courses or more, got courses={courses}")
-        stored = get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, scale_kind, period
+        stored = get_format(fmt, signed=not as_drive(slot).nonnegative), beta, rounding, slot, scale_kind, period
         drives = self.drives().values()
         found = [_lost([d.later(k, together=True) for d in drives], *stored) for k in range(courses)]
         return _lost([d.later() for d in drives], *stored), np.std(found, axis=0, ddof=1)
@@ -216,7 +223,7 @@ def _lost(
     fmt: Format,
     beta: float,
     rounding: str,
-    slot: str,
+    slot: str | Drive,
     scale_kind: str,
     period: int | None,
 ) -> npt.NDArray[np.float64]:

@@ -27,9 +27,9 @@ def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
             value = getattr(m, name)
             if value is not None and math.isfinite(value):
                 found[f"{prefix}/{m.slot}/{name}"] = float(value)
-    lost = watch.weights_lost()
-    if lost is not None:
-        found[f"{prefix}/weights/lost"] = lost
+    for name, value in (("lost", watch.weights_lost()), ("moved", watch.weights_moved())):
+        if value is not None:
+            found[f"{prefix}/weights/{name}"] = value
     return found
 
 

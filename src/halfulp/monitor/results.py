@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from halfulp.monitor.binding import Member
+from halfulp.monitor.counts import Seen
 from halfulp.monitor.group import GroupWatch
-from halfulp.monitor.prediction import predicted
-from halfulp.monitor.sample import Bucket
-from halfulp.monitor.table import Row
+from halfulp.monitor.prediction import Average, predicted
+from halfulp.monitor.table import Row, Weights
 
-__all__ = ["Measure", "measures", "rows"]
+__all__ = ["Measure", "measures", "rows", "weights"]
 
 
 @dataclass
@@ -26,17 +27,19 @@ class Measure:
     slot, format, rounding
         Of the states: most of the sample is stored so.
     beta, drive
-        Decay, and what is averaged: ``"grad"``, ``"grad_sq"`` or ``"other"``.
+        Decay, and the kind of what is averaged: ``"gradient"`` or ``"square"``.
     age
         Of the states that the update met, the median over the parameters.
     stalled, lag, ratio, off_2x
         As the package says.
-    predictable
-        Whether theory has an answer.
+    average
+        What theory is asked about: drive, decay and age of the average that the update met; ``None`` for nothing.
 
     Examples
     --------
-    >>> found = Measure("exp_avg_sq", "bfloat16", "nearest", 0.999, "grad_sq", 300, 0.67, 0.0, 1.0, 0.0)
+    >>> from halfulp.rules.slots import SQUARE
+    >>> met = SQUARE, 0.999, 300
+    >>> found = Measure("exp_avg_sq", "bfloat16", "nearest", 0.999, "square", 300, 0.67, 0.0, 1.0, 0.0, met)
     >>> round(found.predicted, 2)
     0.68
     """
@@ -51,14 +54,12 @@ class Measure:
     lag: float
     ratio: float
     off_2x: float
-    predictable: bool = True
+    average: Average | None = None
 
     @property
     def predicted(self) -> float | None:
         """Stalled fraction that theory gives at this age; ``None`` where it has no answer."""
-        if not self.predictable:
-            return None
-        return predicted(self.format, self.beta, self.rounding, self.drive, self.age)
+        return predicted(self.format, self.rounding, self.average)
 
 
 def distance(stored: Tensor, shadow: Tensor) -> tuple[float, float, float]:
@@ -76,87 +77,72 @@ def distance(stored: Tensor, shadow: Tensor) -> tuple[float, float, float]:
     return lag, float(stored.mean()) / mean if mean > 0 else math.inf, float(off)
 
 
-def beta_of(bucket: Bucket, watch: GroupWatch) -> float:
-    """Decay of a state; 1 for a plain sum."""
-    law = bucket.law
-    return float(law.coefficients(watch.group, 2)[0] if law.decay is None else law.decay(watch.group))
-
-
 def measures(watches: Iterable[GroupWatch]) -> list[Measure]:
     """Figures of each slot in the last counted step.
 
     Summed over the states that are stored alike: the low format of most of the sample, float32 only where all are.
     """
-    by_slot: dict[str, list[tuple[Bucket, GroupWatch]]] = {}
+    by_slot: dict[str, list[Seen]] = {}
     for watch in watches:
-        for bucket in watch.buckets:
-            if bucket.last is not None:
-                by_slot.setdefault(bucket.slot, []).append((bucket, watch))
+        for seen in watch.counts.seen:
+            by_slot.setdefault(seen.reader.slot, []).append(seen)
     return [_measure(slot, found) for slot, found in by_slot.items()]
 
 
-def _measure(slot: str, found: list[tuple[Bucket, GroupWatch]]) -> Measure:
+def _measure(slot: str, found: list[Seen]) -> Measure:
     sizes: dict[str, int] = {}
-    for bucket, _ in found:
-        sizes[bucket.codec.format] = sizes.get(bucket.codec.format, 0) + bucket.shadow.numel()
+    for seen in found:
+        name = seen.reader.codec.format
+        sizes[name] = sizes.get(name, 0) + seen.stored.numel()
     low = {name: n for name, n in sizes.items() if name != "float32"}
     chosen = max(low or sizes, key=lambda name: sizes[name])
-    mine = [(b, w) for b, w in found if b.codec.format == chosen]
-    first, watch = mine[0]
-    ages = sorted(age for b, _ in mine for age in b.met)
-    updates, stalled = (sum(float(b.last[:, i].sum()) for b, _ in mine if b.last is not None) for i in (0, 1))
+    mine = [seen for seen in found if seen.reader.codec.format == chosen]
+    met = sorted((pair for seen in mine for pair in seen.met.values()), key=lambda pair: pair[1])
+    average, age = met[len(met) // 2]
+    updates, stalled = (sum(float(seen.updates[:, i].sum()) for seen in mine) for i in (0, 1))
     lag, ratio, off = distance(
-        torch.cat([b.after.cpu() for b, _ in mine if b.after is not None]),
-        torch.cat([b.reference.cpu() for b, _ in mine if b.reference is not None]),
+        torch.cat([seen.stored.cpu() for seen in mine]), torch.cat([seen.shadow.cpu() for seen in mine])
     )
     return Measure(
-        slot=slot,
-        format=chosen,
-        rounding=first.codec.rounding,
-        beta=beta_of(first, watch),
-        drive=first.law.drive,
-        age=ages[len(ages) // 2],
-        stalled=stalled / max(updates, 1),
-        lag=lag,
-        ratio=ratio,
-        off_2x=off,
-        predictable=first.law.predictable,
-    )
+        slot, chosen, mine[0].reader.codec.rounding, mine[0].beta, mine[0].kind, age,
+        stalled / max(updates, 1), lag, ratio, off, average,
+    )  # fmt: skip
+
+
+def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
+    """What became of the updates of each 16-bit parameter, over all counted steps."""
+    for watch in watches:
+        watch.counts.flush()
+        for member, tally in watch.counts.weights.items():
+            if member.low and tally.due:
+                moved = tally.moved / tally.intended if tally.intended else None
+                yield Weights(member.name, math.prod(member.shape), tally.lost / tally.due, moved)
 
 
 def rows(watches: Iterable[GroupWatch]) -> list[Row]:
     """Figures of every slot of every parameter over all counted steps."""
-    found = []
-    for watch in watches:
-        weights = [] if watch.weight_counts is None else watch.weight_counts.tolist()
-        for bucket in watch.buckets:
-            if bucket.after is None or bucket.reference is None:
-                continue
-            bucket.flush()
-            known = bucket.law.decay if bucket.law.predictable else None
-            decay = None if known is None else known(watch.group)
-            for i, piece in enumerate(bucket.slices()):
-                member, tally = watch.members[bucket.members[i]], bucket.tallies[i]
-                lag, ratio, off = distance(bucket.after[piece], bucket.reference[piece])
-                expected = tally.ages.mean_prediction(
-                    bucket.codec.format, decay, bucket.codec.rounding, bucket.law.drive
-                )
-                due, lost, intended, moved = weights[bucket.members[i]] if weights else (0, 0, 0, 0)
-                found.append(
-                    Row(
-                        parameter=member.name,
-                        slot=bucket.slot,
-                        format=bucket.codec.format,
-                        rounding=bucket.codec.rounding,
-                        beta=beta_of(bucket, watch),
-                        updates=round(tally.updates),
-                        stalled=tally.stalled / tally.updates if tally.updates else 0.0,
-                        predicted=math.nan if expected is None else expected,
-                        lag=lag,
-                        ratio=ratio,
-                        off_2x=off,
-                        weights_lost=lost / due if due and member.low else None,
-                        weights_moved=moved / intended if intended and member.low else None,
-                    )
-                )
-    return found
+    watches = list(watches)
+    moved = {w.parameter: w for w in weights(watches)}
+    seen = [(watch, seen) for watch in watches for seen in dict.fromkeys(watch.counts.latest.values())]
+    return [row for watch, each in seen for row in _rows(watch, each, moved)]
+
+
+def _rows(watch: GroupWatch, seen: Seen, moved: dict[str, Weights]) -> Iterator[Row]:
+    reader = seen.reader
+    for (member, stored), (_, shadow) in zip(reader.split(seen.stored), reader.split(seen.shadow), strict=True):
+        if watch.counts.latest[member, reader.slot] is seen:
+            yield _row(watch, seen, member, distance(stored, shadow), moved.get(member.name))
+
+
+def _row(
+    watch: GroupWatch, seen: Seen, member: Member, apart: tuple[float, float, float], weights: Weights | None
+) -> Row:
+    codec, slot = seen.reader.codec, seen.reader.slot
+    tally = watch.counts.tallies[member, slot]
+    expected = tally.ages.mean_prediction(codec.format, codec.rounding)
+    return Row(
+        member.name, slot, codec.format, codec.rounding, seen.beta, round(tally.updates),
+        tally.stalled / tally.updates if tally.updates else 0.0, math.nan if expected is None else expected, *apart,
+        None if weights is None else weights.lost, None if weights is None else weights.moved,
+        math.prod(member.shape), codec.moving,
+    )  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["MonitorTable", "Row"]
+__all__ = ["MonitorTable", "Row", "Weights", "lost_of"]
 
+LONGEST = 48
+"""Characters of a parameter's name that a table shows."""
 ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
 
 
@@ -29,6 +31,10 @@ class Row:
         Distance to the fp32 shadow.
     weights_lost, weights_moved
         Of 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
+    elements
+        Of the parameter.
+    scale_moves
+        Scales of blocks follow their largest element, so that values move where codes stand.
 
     Examples
     --------
@@ -49,12 +55,19 @@ class Row:
     off_2x: float
     weights_lost: float | None
     weights_moved: float | None = None
+    elements: int = 1
+    scale_moves: bool = False
 
     @property
     def verdict(self) -> str:
-        """What is wrong, and what to do, in a line; ``"fine"`` otherwise."""
+        """What is wrong, and what to do, in a line; ``"fine"`` otherwise.
+
+        Lost updates alone are wrong under nearest rounding, unless scales of blocks move: codes that stand still decay
+        with their block there.
+        """
         wrong = self.ratio > 1.25 or self.ratio < 0.8 or self.off_2x > 0.25
-        if self.format == "float32" or not (wrong or (self.rounding == "nearest" and self.stalled > 0.5)):
+        lost = self.rounding == "nearest" and self.stalled > 0.5 and not self.scale_moves
+        if self.format == "float32" or not (wrong or lost):
             return "fine"
         name = ABBREVIATIONS.get(self.slot, self.slot)
         if self.ratio > 1.25:
@@ -75,6 +88,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Share of updates that a 16-bit parameter lost, and of the intended movement that took place, if known."""
+
+    parameter: str
+    elements: int
+    lost: float
+    moved: float | None
+
+
+def lost_of(weights: Iterable[Weights]) -> float | None:
+    """Share of updates of 16-bit weights that was lost, each parameter by its elements; ``None`` without any."""
+    found = list(weights)
+    return _weighted([(w.lost, w.elements) for w in found]) if found else None
+
+
+@dataclass(frozen=True)
 class MonitorTable:
     """Rows of all slots. ``print(table)`` shows them with a verdict for each slot.
 
@@ -86,6 +115,8 @@ class MonitorTable:
         Counted ones.
     skipped
         States that were not watched, by parameter and slot, and why.
+    weights
+        Of each 16-bit parameter.
 
     Examples
     --------
@@ -97,13 +128,17 @@ class MonitorTable:
     rows: tuple[Row, ...]
     steps: int
     skipped: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    weights: tuple[Weights, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dictionaries, e.g. for ``pandas.DataFrame`` or JSON."""
         return [asdict(row) for row in self.rows]
 
     def by_slot(self) -> dict[str, Row]:
-        """One row a slot and format: means over the parameters, weighted by updates (geometric for the ratio)."""
+        """One row a slot and format: means over the parameters, weighted by updates (geometric for the ratio).
+
+        What weights lost is weighted by their elements.
+        """
         merged: dict[str, Row] = {}
         for slot, fmt in dict.fromkeys((r.slot, r.format) for r in self.rows):
             rows = [r for r in self.rows if (r.slot, r.format) == (slot, fmt)]
@@ -121,21 +156,22 @@ class MonitorTable:
                 off_2x=_mean(rows, "off_2x"),
                 weights_lost=_optional_mean(rows, "weights_lost"),
                 weights_moved=_optional_mean(rows, "weights_moved"),
+                elements=sum(r.elements for r in rows),
+                scale_moves=rows[0].scale_moves,
             )
         return merged
 
     def verdicts(self) -> list[str]:
         """One line for each slot and format that is not fine, and one for 16-bit weights that lose updates."""
-        merged = self.by_slot().values()
-        lines = [row.verdict for row in merged if row.verdict != "fine"]
-        lost = next((r for r in merged if r.weights_lost is not None and r.weights_lost > 0.5), None)
-        if lost is not None and (lost.weights_moved is None or lost.weights_moved < 0.8):
-            moved = (
-                "" if lost.weights_moved is None else f", {max(lost.weights_moved, 0):.0%} of their movement took place"
-            )
+        lines = [row.verdict for row in self.by_slot().values() if row.verdict != "fine"]
+        bad = [w for w in self.weights if w.lost > 0.5 and w.moved is not None and w.moved < 0.8]
+        if bad:
+            lost, moved = (_weighted([(getattr(w, name), w.elements) for w in bad]) for name in ("lost", "moved"))
+            total = sum(w.elements for w in self.weights)
             lines.append(
-                f"16-bit weights: {lost.weights_lost:.0%} of updates lost{moved}; keep fp32 weights, or use "
-                "halfulp's param_rounding='stochastic'"
+                f"16-bit weights: {lost:.0%} of updates lost in {len(bad)} of {len(self.weights)} tensors "
+                f"({sum(w.elements for w in bad):,} of {total:,} weights), {max(moved, 0):.0%} of their movement took "
+                "place; keep fp32 weights, or round them stochastically (halfulp's param_rounding='stochastic')"
             )
         return lines
 
@@ -153,17 +189,8 @@ class MonitorTable:
 
         table = Table(title=f"updates lost over {self.steps} steps", title_justify="left")
         headings = (
-            "slot",
-            "parameter",
-            "format",
-            "rounding",
-            "stalled",
-            "predicted",
-            "lag",
-            "ratio",
-            "off 2x",
-            "weights",
-        )
+            "slot", "parameter", "format", "rounding", "stalled", "predicted", "lag", "ratio", "off 2x", "weights",
+        )  # fmt: skip
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="left" if i < 4 else "right", no_wrap=True)
         merged = list(self.by_slot().values())
@@ -173,7 +200,7 @@ class MonitorTable:
                 lost = "" if r.weights_lost is None else f"{r.weights_lost:.1%}"
                 prediction = "" if math.isnan(r.predicted) else f"{r.predicted:.1%}"
                 table.add_row(
-                    r.slot, r.parameter, r.format, r.rounding, f"{r.stalled:.1%}", prediction,
+                    r.slot, shortened(r.parameter), r.format, r.rounding, f"{r.stalled:.1%}", prediction,
                     f"{r.lag:+.2f}", f"{r.ratio:.3g}", f"{r.off_2x:.1%}", lost,
                 )  # fmt: skip
             table.add_section()
@@ -202,5 +229,23 @@ def _geometric_mean(rows: list[Row]) -> float:
 
 
 def _optional_mean(rows: list[Row], name: str) -> float | None:
-    values = [float(getattr(r, name)) for r in rows if getattr(r, name) is not None]
-    return sum(values) / len(values) if values else None
+    values = [(float(getattr(r, name)), r.elements) for r in rows if getattr(r, name) is not None]
+    return _weighted(values) if values else None
+
+
+def _weighted(values: list[tuple[float, int]]) -> float:
+    return sum(value * weight for value, weight in values) / max(sum(weight for _, weight in values), 1)
+
+
+def shortened(name: str) -> str:
+    """A name that fits into a table: long ones lose their middle.
+
+    Examples
+    --------
+    >>> len(shortened("base_model.model.model.layers.11.self_attn.q_proj.lora_A.default.weight"))
+    48
+    """
+    if len(name) <= LONGEST:
+        return name
+    left = (LONGEST - 3) // 2
+    return f"{name[:left]}...{name[left + 3 - LONGEST :]}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +13,12 @@ from torch import Tensor
 
 from halfulp.engine.sharding import local
 from halfulp.libraries import unwrap
+from halfulp.monitor.binding import Member, coordinates
 from halfulp.monitor.group import GroupWatch
 from halfulp.monitor.hooked import Hooked
-from halfulp.monitor.results import Measure, measures, rows
-from halfulp.monitor.sample import Member, coordinates
-from halfulp.monitor.table import MonitorTable
+from halfulp.monitor.results import Measure, measures, rows, weights
+from halfulp.monitor.table import MonitorTable, lost_of
+from halfulp.numbers.log import log
 
 __all__ = ["StallMonitor"]
 
@@ -68,7 +72,7 @@ class StallMonitor(Hooked):
         self.steps = 0
         self._names = {} if model is None else {p: n for n, p in model.named_parameters()}
         self._watches: dict[tuple[int, torch.device], GroupWatch] = {}
-        self._known: set[Tensor] = set()
+        self._layout: list[Any] = []
         self._began = False
         self._loaded: dict[str, Tensor] = {}
         self._reports: list[Callable[[int], None]] = []
@@ -79,13 +83,31 @@ class StallMonitor(Hooked):
 
     # ---------------------------------------------------------------- watching
 
-    def _params(self) -> Iterator[tuple[int, dict[str, Any], Tensor, str]]:
+    def _params(self) -> Iterator[tuple[int, Tensor, str]]:
         number = 0
         for at, group in enumerate(self.optimizer.param_groups):
             names = group.get("param_names")
             for i, param in enumerate(group["params"]):
-                yield at, group, param, names[i] if names else self._names.get(param, f"parameter {number}")
+                yield at, param, names[i] if names else self._names.get(param, f"parameter {number}")
                 number += 1
+
+    @contextmanager
+    def _harmless(self, watch: GroupWatch | None = None) -> Iterator[None]:
+        """No error of the monitor reaches the training: it ends the watching of a group, or the monitor."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = "a parameter group" if watch is not None else "the optimizer"
+            log.warning(
+                f"StallMonitor: watching {what} ended with {type(error).__name__}: {error} (in {place.name}, "
+                f"{Path(place.filename).name}, line {place.lineno}); the training goes on, and what was counted stays"
+            )
+            if watch is None:
+                self.close()
+            else:
+                watch.stopped = True
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._began = False
@@ -103,50 +125,66 @@ class StallMonitor(Hooked):
             return (args[0], watched, *args[2:]), kwargs
         return args, {**kwargs, "closure": watched}
 
-    @torch.no_grad()
     def _begin(self) -> None:
+        with self._harmless():
+            self._follow()
+            counting = (self.steps + 1) % self.every == 0
+            for watch in self._alive():
+                with self._harmless(watch):
+                    watch.before(counting)
+            if self._loaded:
+                self._restore()
+            self._began = True
+
+    def _alive(self) -> list[GroupWatch]:
+        return [watch for watch in self._watches.values() if not watch.stopped]
+
+    def _follow(self) -> None:
+        """Watch the parameters that the optimizer has now, each from its first gradient on."""
+        groups = self.optimizer.param_groups
+        layout = [
+            (at, param, param.dtype, param.shape, param.device, param.grad is None)
+            for at, group in enumerate(groups) for param in group["params"]
+        ]  # fmt: skip
         for (at, _), watch in self._watches.items():
-            watch.group = self.optimizer.param_groups[at]  # load_state_dict makes new ones
-        if any(p.grad is not None and p not in self._known for g in self.optimizer.param_groups for p in g["params"]):
-            self._meet()
-        counting = (self.steps + 1) % self.every == 0
-        for watch in self._watches.values():
-            watch.before(counting)
-            watch.gather_grads()
-        if self._loaded:
-            self._restore()
-        self._began = True
-
-    def _meet(self) -> None:
-        """Watch parameters that have a gradient for the first time."""
-        params = list(self._params())
-        total = sum(local(p).numel() for _, _, p, _ in params)
-        for number, (at, group, param, name) in enumerate(params):
-            if param in self._known or param.grad is None or param.grad.is_sparse:
-                continue
-            self._known.add(param)
-            size = local(param).numel()
-            index = coordinates(param, number, max(64, round(self.sample * size / max(total, 1))))
-            key = (at, param.device)
+            watch.group = groups[at] if at < len(groups) else watch.group  # load_state_dict makes new ones
+        if len(layout) == len(self._layout) and all(map(_alike, layout, self._layout)):
+            return
+        self._layout = layout
+        known = {m.param: m for watch in self._watches.values() for m in watch.members if not m.changed}
+        wanted: dict[tuple[int, torch.device], list[Member]] = {key: [] for key in self._watches}
+        total = sum(local(p).numel() for _, p, *_ in layout)
+        for number, (at, param, name) in enumerate(self._params()):
+            member = known.get(param)
+            if member is None:
+                if param.grad is None or param.grad.is_sparse or param.is_meta:
+                    continue
+                member = Member.of(param, name, number, _count(self.sample, param, total))
+            wanted.setdefault((at, param.device), []).append(member)
+        for key, members in wanted.items():
             if key not in self._watches:
-                self._watches[key] = GroupWatch(self.optimizer, group, param.device)
-            self._watches[key].add(Member(param, name, index))
+                self._watches[key] = GroupWatch(self.optimizer, groups[key[0]], key[1])
+            watch = self._watches[key]
+            if members != watch.members and not watch.stopped:
+                with self._harmless(watch):
+                    watch.set_members(members)
 
-    @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._began:
             return
         self._began = False
         self.steps += 1
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the step did nothing
-            return
-        scale = getattr(optimizer, "grad_scale", None)
-        for watch in self._watches.values():
-            watch.after(1.0 if scale is None else float(scale))
-        if self.steps % self.every == 0:
-            for report in self._reports:
-                report(self.steps)
+        with self._harmless():
+            found_inf = getattr(optimizer, "found_inf", None)
+            if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the step did nothing
+                return
+            scale = getattr(optimizer, "grad_scale", None)
+            for watch in self._alive():
+                with self._harmless(watch):
+                    watch.after(1.0 if scale is None else float(scale))
+            if self.steps % self.every == 0:
+                for report in self._reports:
+                    report(self.steps)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -155,7 +193,7 @@ class StallMonitor(Hooked):
 
         What was counted so far is not in it.
         """
-        numbers = {param: number for number, (_, _, param, _) in enumerate(self._params())}
+        numbers = {param: number for number, (_, param, _) in enumerate(self._params())}
         return {
             f"{numbers[param]}.{slot}": shadow.clone()
             for watch in self._watches.values()
@@ -170,25 +208,31 @@ class StallMonitor(Hooked):
         RuntimeError
             This monitor has seen a step already.
         ValueError
-            In the next step, if the shadows do not fit.
+            The shadows do not fit the parameters.
         """
         if self.steps:
             raise RuntimeError(f"load shadows before the first step; this monitor has seen {self.steps}")
+        params = [param for _, param, _ in self._params()]
+        total = sum(local(p).numel() for p in params)
+        for key, shadow in state_dict.items():
+            number = int(key.split(".")[0])
+            if number >= len(params):
+                raise ValueError(f"shadows of {number + 1} parameters for an optimizer of {len(params)}")
+            size = len(coordinates(params[number], number, _count(self.sample, params[number], total)))
+            if shadow.numel() != size:
+                raise ValueError(
+                    f"the loaded shadow {key} has {shadow.numel()} elements, the sample {size}: use the same model and "
+                    "the same sample="
+                )
         self._loaded = dict(state_dict)
 
     def _restore(self) -> None:
-        numbers = {param: number for number, (_, _, param, _) in enumerate(self._params())}
+        numbers = {param: number for number, (_, param, _) in enumerate(self._params())}
         for watch in self._watches.values():
             for param, slot, shadow in watch.shadows():
                 loaded = self._loaded.pop(f"{numbers[param]}.{slot}", None)
-                if loaded is None:
-                    continue
-                if loaded.shape != shadow.shape:
-                    raise ValueError(
-                        f"the loaded shadow of {slot} of parameter {numbers[param]} has {loaded.numel()} elements, the "
-                        f"sample {shadow.numel()}: use the same model and the same sample="
-                    )
-                shadow.copy_(loaded)
+                if loaded is not None:
+                    shadow.copy_(loaded)
 
     # ---------------------------------------------------------------- results
 
@@ -198,24 +242,42 @@ class StallMonitor(Hooked):
 
     def table(self) -> MonitorTable:
         """Figures of every slot of every parameter over all counted steps, with a verdict for each slot; printable."""
-        return MonitorTable(tuple(rows(self._watches.values())), self.steps, self.skipped)
+        watches = self._watches.values()
+        return MonitorTable(tuple(rows(watches)), self.steps, self.skipped, tuple(weights(watches)))
 
     def weights_lost(self) -> float | None:
-        """Share of the updates of 16-bit weights lost so far; ``None`` where there are none."""
-        counts = [w.weight_counts.sum(0).tolist() for w in self._watches.values() if w.weight_counts is not None]
-        due = sum(c[0] for c in counts)
-        return sum(c[1] for c in counts) / due if due else None
+        """Share of the updates of 16-bit weights lost so far; ``None`` where there are none.
+
+        Each parameter counts by its elements.
+        """
+        return lost_of(weights(self._watches.values()))
+
+    def weights_moved(self) -> float | None:
+        """How much of the intended movement of 16-bit weights took place, 1 is right; ``None`` where not known."""
+        tallies = [t for watch in self._watches.values() for t in watch.counts.flushed_weights()]
+        intended = sum(t.intended for t in tallies)
+        return sum(t.moved for t in tallies) / intended if intended else None
 
     @property
     def weight_notes(self) -> list[str]:
         """Why the size of a weight update is not known, where it is not (see :mod:`halfulp.monitor`)."""
-        return sorted({w.weight_reason for w in self._watches.values() if w.weight_reason is not None})
+        reasons = {watch.counts.weight_reason for watch in self._watches.values() if watch.binding.any_low}
+        return sorted(why for why in reasons if why is not None)
 
     @property
     def skipped(self) -> dict[tuple[str, str], str]:
         """States that are not watched: (parameter, slot) -> why."""
-        return {key: why for watch in self._watches.values() for key, why in watch.skipped.items()}
+        return {key: why for watch in self._watches.values() for key, why in watch.binding.skipped.items()}
 
     def on_step(self, report: Callable[[int], None]) -> None:
         """Call ``report(steps)`` after each step that was counted."""
         self._reports.append(report)
+
+
+def _alike(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[1] is b[1] and a[0] == b[0] and a[2:] == b[2:]
+
+
+def _count(sample: int, param: Tensor, total: int) -> int:
+    """Elements of a parameter in a sample."""
+    return max(64, round(sample * local(param).numel() / max(total, 1)))

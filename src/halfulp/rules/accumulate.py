@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, cbrt
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["MADGRAD", "MADGRADHyper"]
@@ -43,16 +44,13 @@ def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
     # Inputs grow as the root of time, so that a sum of t of them has the relative size of t/2 (its deviation) or
     # t/1.5 (its mean) equal ones; and a sum is the start of an average that forgets nothing.
-    def sum_like(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad", NO_FORGETTING, age / 2)
-
-    def sum_sq_like(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad_sq", NO_FORGETTING, age / 1.5)
+    def seen(share: float) -> Callable[[Hyper, Shape, int], tuple[float, float]]:
+        return lambda h, shape, age: (NO_FORGETTING, age / share)
 
     # Nothing limits a step where rounding has made the sum of squares zero beside the other: it takes 8 bits.
     return (
-        StateSlot("grad_sum", signed=True, decay=one, like=sum_like),
-        StateSlot("grad_sum_sq", signed=False, decay=one, like=sum_sq_like, least_bits=8),
+        StateSlot("grad_sum", signed=True, decay=one, drive=GRADIENT, alike=True, stalls_as=seen(2)),
+        StateSlot("grad_sum_sq", signed=False, decay=one, drive=SQUARE, alike=True, stalls_as=seen(1.5), least_bits=8),
         StateSlot("initial_param", signed=True, decay=one, init=lambda p: p, exact=True),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, sqrt
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = [
     "ADAM",
@@ -23,8 +23,8 @@ __all__ = [
     "normalise",
 ]
 
-EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive="grad")
-EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq")
+EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT)
+EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE)
 MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, rounding="nearest")
 """A running maximum: stochastic rounding would keep every overshoot for ever."""
 

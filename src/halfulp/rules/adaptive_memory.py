@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
@@ -74,7 +74,7 @@ def _amsgd(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
     return param - direction * c["lr"], {"momentum_buffer": direction}
 
 
-DIRECTION = StateSlot("momentum_buffer", signed=True, decay=_memory, drive="grad")
+DIRECTION = StateSlot("momentum_buffer", signed=True, decay=_memory, drive=GRADIENT)
 AMSGD = with_weight_decay(
     Rule("amsgd", lambda h: (DIRECTION,), _amsgd_scalars, _amsgd, True, _amsgd_measure, _amsgd_combine)
 )
@@ -115,8 +115,8 @@ class AMAdamWHyper(HyperParameters):
 def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     # The decay is (w + momentum) / (w + 1), w being lam times the preconditioner: next to nothing for usual gradients.
     return (
-        StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), like="grad"),
-        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive="grad_sq"),
+        StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), drive=GRADIENT, alike=True),
+        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE),
         StateSlot("momentum_product", signed=False, shape=lambda s: (), init=lambda p: p.new_ones(()), exact=True),
         StateSlot("last_lr", signed=False, shape=lambda s: (), exact=True),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, max_ratio, moment_scalars, moments
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["ADEMAMIX", "AdEMAMixHyper"]
@@ -54,7 +54,7 @@ def _half_life(beta: float) -> float:
     return math.log(0.5) / math.log(beta) - 1
 
 
-SLOW = StateSlot("exp_avg_slow", signed=True, decay=lambda h: h.get("beta3", h["betas"][2]), drive="grad")
+SLOW = StateSlot("exp_avg_slow", signed=True, decay=lambda h: h.get("beta3", h["betas"][2]), drive=GRADIENT)
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:

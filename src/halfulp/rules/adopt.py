@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
-from halfulp.rules.slots import Hyper, Likeness, Shape
+from halfulp.rules.slots import Drive, Hyper
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["ADOPT", "ADOPTHyper"]
@@ -56,11 +56,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]}
 
 
-def _like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-    """The second moment starts from the first square, and so never is small."""
-    return Likeness("grad_sq", hyper["betas"][1], age, whole_first=True)
-
-
-SLOTS = (replace(EXP_AVG, drive="other", like="grad"), replace(EXP_AVG_SQ, like=_like))
+# the second moment starts from the first square, and so never is small
+SLOTS = (replace(EXP_AVG, alike=True), replace(EXP_AVG_SQ, drive=Drive("square", whole_first=True)))
 ADOPT = with_weight_decay(Rule("adopt", lambda h: SLOTS, _scalars, _update))
 """ADOPT (Taniguchi et al., arXiv 2411.02853): gradients are divided by the second moment of the step before."""

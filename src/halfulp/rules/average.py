@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import WEIGHT, Hyper, StateSlot
 
 __all__ = ["DIFFERENCE", "EMA"]
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (StateSlot("average", signed=True, decay=lambda h: h["decay"], drive="weight", init=lambda weight: weight),)
+    return (StateSlot("average", signed=True, decay=lambda h: h["decay"], drive=WEIGHT, init=lambda weight: weight),)
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -28,7 +28,7 @@ EMA = Rule("ema", _slots, _scalars, _update, inputs=("weight",), has_param=False
 
 
 def _difference_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (StateSlot("difference", signed=True, decay=lambda h: h["decay"], drive="weight"),)
+    return (StateSlot("difference", signed=True, decay=lambda h: h["decay"], drive=WEIGHT),)
 
 
 def _difference_scalars(hyper: Hyper, ages: Ages) -> Scalars:

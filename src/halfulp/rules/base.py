@@ -104,10 +104,14 @@ class Rule:
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values)."""
+    """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values).
+
+    Of a float64 tensor, with which the monitor runs a rule, in float64.
+    """
     if has_torch_function((x,)):
         return handle_torch_function(sqrt, (x,), x)
-    return x.double().sqrt().float()
+    root = x.double().sqrt()
+    return root if x.dtype == torch.float64 else root.float()
 
 
 def larger(a: Tensor, b: Tensor) -> Tensor:
@@ -140,10 +144,10 @@ def clamp(x: Tensor, bound: float) -> Tensor:
 
 
 def bits(x: Tensor) -> Tensor:
-    """Patterns of fp32 values, as int32."""
+    """Patterns of fp32 values (float64 ones are rounded), as int32."""
     if has_torch_function((x,)):
         return handle_torch_function(bits, (x,), x)
-    return x.view(torch.int32)
+    return x.float().view(torch.int32)
 
 
 def from_bits(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, sqrt
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["ADAFACTOR", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper", "nearest_square"]
@@ -38,11 +38,10 @@ def _whole(shape: Shape) -> Shape | None:
 def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> StateSlot:
     """Mean square of each row (`dim` 0) or column (1)."""
 
-    def like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-        shared = math.prod(shape[1:]) if dim == 0 else shape[0]
-        return Likeness("grad_sq", decay(hyper), age, shared, whole_first=whole_first)
+    def drive(hyper: Hyper, shape: Shape) -> Drive:
+        return Drive("square", math.prod(shape[1:]) if dim == 0 else shape[0], whole_first=whole_first)
 
-    return StateSlot(name, False, decay, like=like, shape=(_rows, _cols)[dim])
+    return StateSlot(name, False, decay, drive, alike=True, shape=(_rows, _cols)[dim])
 
 
 def _mean(x: Tensor, dim: int) -> Tensor:
@@ -127,20 +126,15 @@ def _growing(hyper: Hyper) -> float:
     return float(hyper.get("decay", 1 - 1000.0 ** -hyper["decay_power"]))
 
 
-def _like_growing(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-    """The first decay is zero."""
-    return Likeness("grad_sq", _growing(hyper), age, whole_first=True)
-
-
 def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     moments = (
         _mean_sq("exp_avg_sq_row", _growing, 0, whole_first=True),
         _mean_sq("exp_avg_sq_col", _growing, 1, whole_first=True),
-        StateSlot("exp_avg_sq", False, _growing, drive="grad_sq", like=_like_growing, shape=_whole),
+        StateSlot("exp_avg_sq", False, _growing, drive=Drive("square", whole_first=True), shape=_whole),
     )
     if hyper["momentum"] == 0:
         return moments
-    return (*moments, StateSlot("exp_avg", signed=True, decay=lambda h: h["momentum"], like="grad"))
+    return (*moments, StateSlot("exp_avg", signed=True, decay=lambda h: h["momentum"], drive=GRADIENT, alike=True))
 
 
 def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -198,10 +192,10 @@ def _came_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         return lambda h: float(h["betas"][i])
 
     return (
-        StateSlot("exp_avg", True, beta(0), like="grad"),
+        StateSlot("exp_avg", True, beta(0), GRADIENT, alike=True),
         _mean_sq("exp_avg_sq_row", beta(1), 0),
         _mean_sq("exp_avg_sq_col", beta(1), 1),
-        StateSlot("exp_avg_sq", False, beta(1), drive="grad_sq", shape=_whole),
+        StateSlot("exp_avg_sq", False, beta(1), drive=SQUARE, shape=_whole),
         _mean_sq("exp_avg_res_row", beta(2), 0),
         _mean_sq("exp_avg_res_col", beta(2), 1),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
 __all__ = ["ADAMP", "LAMB", "LARS", "AdamPHyper", "LAMBHyper", "LARSHyper"]
 
@@ -173,6 +173,6 @@ def _lars(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param - buffer * c["lr"], {"momentum_buffer": buffer}
 
 
-LARS_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], like="grad", gain=lambda h: 1.0)
+LARS_BUFFER = StateSlot("momentum_buffer", True, lambda h: h["momentum"], GRADIENT, alike=True, gain=lambda h: 1.0)
 LARS = Rule("lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False)
 """LARS (You et al., arXiv 1708.03888): momentum on gradients scaled to the norm of the weights."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", "SOAPHyper", "orthogonalise"]
@@ -97,13 +97,13 @@ def _muon(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param - step * (c["lr"] * size), {"momentum_buffer": buffer}
 
 
-MUON_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], drive="grad")
+MUON_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], drive=GRADIENT)
 MUON = with_weight_decay(Rule("muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False))
 """Muon (Jordan et al., 2024), with the sizes of Liu et al. (arXiv 2502.16982); in fp32."""
 MUON_FALLBACK = ADAM
 
 
-TURNED_SQ = replace(EXP_AVG_SQ, drive="other", like="grad_sq", least_bits=8)
+TURNED_SQ = replace(EXP_AVG_SQ, alike=True, least_bits=8)
 """Second moment in a basis that turns. Beside a first moment in another basis no bound of exact arithmetic limits the
 step where 4 bits have rounded it to zero."""
 
@@ -143,7 +143,7 @@ def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     for side, name in enumerate(("left", "right")):
         shape = _square(side, hyper["max_dim"])
         slots += [
-            StateSlot(f"gram_{name}", True, lambda h: h["betas"][1], like="grad", shape=shape),  # type: ignore[arg-type]
+            StateSlot(f"gram_{name}", True, lambda h: h["betas"][1], GRADIENT, alike=True, shape=shape),  # type: ignore[arg-type]
             StateSlot(f"basis_{name}", True, shape=shape, exact=True),  # type: ignore[arg-type]
         ]
     return tuple(slots)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
 __all__ = ["LION", "SGD"]
 
@@ -19,7 +19,7 @@ def _sgd_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
             "momentum_buffer",
             signed=True,
             decay=lambda h: h["momentum"],
-            drive="grad",
+            drive=GRADIENT,
             gain=lambda h: 1.0 - h["dampening"],
         ),
     )
@@ -52,7 +52,7 @@ SGD = Rule("sgd", _sgd_slots, _sgd_scalars, _sgd_update)
 
 
 def _lion_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][1], drive="grad"),)
+    return (StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][1], drive=GRADIENT),)
 
 
 def _lion_scalars(hyper: Hyper, ages: Ages) -> Scalars:

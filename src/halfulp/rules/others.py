@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from halfulp.rules.adam import max_ratio
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumHyper", "GravityHyper"]
@@ -50,7 +49,9 @@ def _gravity_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         generator = torch.Generator().manual_seed(seed)
         return (torch.randn(param.shape, generator=generator, dtype=torch.float32) * deviation).to(param.device)
 
-    return (StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), like="grad", init=start),)
+    return (
+        StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), drive=GRADIENT, alike=True, init=start),
+    )
 
 
 def _gravity_scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -111,13 +112,13 @@ def _complex_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def decay(h: Hyper) -> float:
         return float(h["momentum"])
 
-    def like(part: int) -> Callable[[Hyper, Shape, int], Likeness]:
-        return lambda h, shape, age: Likeness("grad", _correlations(h["momentum"], h["phase"])[part], age)
+    def part(name: str, which: int) -> StateSlot:
+        def stalls_as(h: Hyper, shape: Shape, age: int) -> tuple[float, float]:
+            return _correlations(h["momentum"], h["phase"])[which], age
 
-    return (
-        StateSlot("momentum_real", True, decay, like=like(0)),
-        StateSlot("momentum_imag", True, decay, like=like(1)),
-    )
+        return StateSlot(name, True, decay, GRADIENT, alike=True, stalls_as=stalls_as)
+
+    return part("momentum_real", 0), part("momentum_imag", 1)
 
 
 def _correlations(size: float, phase: float) -> tuple[float, float]:
@@ -179,8 +180,8 @@ def _core_beta(hyper: Hyper, step: float) -> float:
 def _core_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     first = float(hyper["lr"])
     return (
-        StateSlot("exp_avg", True, lambda h: h.get("beta1", h["betas"][1]), drive="grad"),
-        StateSlot("exp_avg_sq", False, lambda h: h["betas"][3], drive="grad_sq"),
+        StateSlot("exp_avg", True, lambda h: h.get("beta1", h["betas"][1]), drive=GRADIENT),
+        StateSlot("exp_avg_sq", False, lambda h: h["betas"][3], drive=SQUARE),
         StateSlot("step_size", False, init=lambda p: torch.full_like(p, first)),
     )
 

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from halfulp.numbers.quantizer import Rounding
+from halfulp.rules.drives import GRADIENT, SQUARE, WEIGHT, Drive
 
-__all__ = ["Hyper", "Likeness", "Shape", "StateSlot"]
+__all__ = ["GRADIENT", "SQUARE", "WEIGHT", "Drive", "Hyper", "Shape", "StateSlot"]
 
 Hyper = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -28,37 +29,6 @@ def _no_decay(hyper: Hyper) -> float:
 
 def _like_param(shape: Shape) -> Shape | None:
     return shape
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """A plain average, zero at first, whose updates stall as those of some state do.
-
-    Stalling does not depend on the scale of what is averaged, only on how it varies; so many a state that averages
-    something else than gradients or their squares stalls as one that does.
-
-    Parameters
-    ----------
-    drive
-        ``"grad"``: independent normal inputs; ``"grad_sq"``: squares of such.
-    decay
-        Of the average.
-    age
-        Updates that it has seen when the update in question meets it.
-    shared
-        Number of squares whose mean is one input (``"grad_sq"``).
-    ratio
-        Mean over deviation of the inputs (``"grad"``).
-    whole_first
-        Whether the first input is taken as it is, so that nothing builds up from zero.
-    """
-
-    drive: str
-    decay: float
-    age: float
-    shared: float = 1.0
-    ratio: float = 0.0
-    whole_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +45,14 @@ class StateSlot:
         The coefficient ``beta`` of ``beta * state + gain * drive``, from the group's hyper-parameters, over which the
         scalars of the last step are laid (for a decay that changes from step to step).
     drive
-        What the state averages: ``"grad"`` or ``"grad_sq"``, element by element; ``"other"`` for anything else.
-    like
-        What its updates stall like, where `drive` does not say: ``"grad"`` or ``"grad_sq"`` at its decay and age, or a
-        function of the hyper-parameters (with the scalars of the last step), the parameter's shape and the age that
-        the update meets. Of an ``"other"`` state without it nothing is predicted.
+        What the state averages, see :class:`~halfulp.rules.drives.Drive`; a function of the hyper-parameters and the
+        parameter's shape where it depends on these. Of a state without it nothing is predicted.
+    alike
+        Its inputs are not the gradients of the same element (or their squares) but something that varies as these do.
+    stalls_as
+        Decay and age of the plain average from zero whose updates stall as its own, where these are not `decay` and
+        the steps since it was zero: a function of the hyper-parameters (with the scalars of the last step), the
+        parameter's shape and the age that the update meets; ``None`` for none.
     gain
         The factor of the drive, ``1 - beta`` unless given.
     shape
@@ -99,8 +72,9 @@ class StateSlot:
     name: str
     signed: bool
     decay: Callable[[Hyper], float] = _no_decay
-    drive: str = "other"
-    like: str | Callable[[Hyper, Shape, int], Likeness] | None = None
+    drive: Drive | Callable[[Hyper, Shape], Drive] | None = None
+    alike: bool = False
+    stalls_as: Callable[[Hyper, Shape, int], tuple[float, float] | None] | None = None
     gain: Callable[[Hyper], float] | None = None
     shape: Callable[[Shape], Shape | None] = _like_param
     exact: bool = False
@@ -113,15 +87,23 @@ class StateSlot:
         beta = self.decay(hyper)
         return beta, 1.0 - beta if self.gain is None else self.gain(hyper)
 
-    def likeness(self, hyper: Hyper, shape: Shape, age: int) -> Likeness | None:
-        """What the update that meets this state at an age stalls like, on a parameter of a shape; ``None``: unknown.
+    def averages(self, hyper: Hyper, shape: Shape) -> Drive | None:
+        """What the state of a parameter of a shape averages; ``None``: nothing that has a theory."""
+        return self.drive(hyper, shape) if callable(self.drive) else self.drive
+
+    def average(self, hyper: Hyper, shape: Shape, age: int) -> tuple[Drive, float, float] | None:
+        """Drive, decay and age of the plain average that the update which meets this state at an age stalls as.
+
+        What :func:`halfulp.theory.predict.predict` takes; ``None`` where there is no theory.
 
         Examples
         --------
-        >>> StateSlot("exp_avg", True, lambda h: h["betas"][0], "grad").likeness({"betas": (0.9, 0.999)}, (4, 4), 10)
-        Likeness(drive='grad', decay=0.9, age=10, shared=1.0, ratio=0.0, whole_first=False)
+        >>> EXP_AVG = StateSlot("exp_avg", True, lambda h: h["betas"][0], GRADIENT)
+        >>> EXP_AVG.average({"betas": (0.9, 0.999)}, (4, 4), 10)[1:]
+        (0.9, 10)
         """
-        like = self.drive if self.like is None else self.like
-        if callable(like):
-            return like(hyper, shape, age)
-        return Likeness(like, self.decay(hyper), age) if like in ("grad", "grad_sq") else None
+        drive = self.averages(hyper, shape)
+        if drive is None:
+            return None
+        found = (self.decay(hyper), age) if self.stalls_as is None else self.stalls_as(hyper, shape, age)
+        return None if found is None else (drive, *found)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["SPAM", "SPAMHyper"]
@@ -42,19 +42,19 @@ class SPAMHyper(AdamHyper):
     patience: int = 20
 
 
-def _moment(name: str, which: int, drive: str) -> StateSlot:
+def _moment(name: str, which: int, drive: Drive) -> StateSlot:
     """A moment whose decay is zero in a step that starts it anew."""
 
-    def like(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness(drive, h["betas"][which], min(age, h.get("since", age)))
+    def stalls_as(h: Hyper, shape: Shape, age: int) -> tuple[float, float]:
+        return h["betas"][which], min(age, h.get("since", age))
 
     return StateSlot(
-        name, drive == "grad", lambda h: h["betas"][which] * h.get("keep_states", 1.0), drive, like,
-        gain=lambda h: 1 - h["betas"][which],
+        name, not drive.nonnegative, lambda h: h["betas"][which] * h.get("keep_states", 1.0), drive,
+        stalls_as=stalls_as, gain=lambda h: 1 - h["betas"][which],
     )  # fmt: skip
 
 
-MOMENTS = (_moment("exp_avg", 0, "grad"), _moment("exp_avg_sq", 1, "grad_sq"))
+MOMENTS = (_moment("exp_avg", 0, GRADIENT), _moment("exp_avg_sq", 1, SQUARE))
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = [
@@ -42,12 +42,11 @@ def _subset(shape: Shape) -> Shape | None:
     return shape[:1] if _by_rows(shape) else (math.prod(shape[1:]),)
 
 
-def _subset_like(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-    shared = math.prod(shape) / math.prod(_subset(shape) or (1,))
-    return Likeness("grad_sq", hyper["betas"][1], age, shared=shared)
+def _subset_drive(hyper: Hyper, shape: Shape) -> Drive:
+    return Drive("square", shared=math.prod(shape) / math.prod(_subset(shape) or (1,)))
 
 
-SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], like=_subset_like, shape=_subset)
+SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], _subset_drive, alike=True, shape=_subset)
 
 
 def _subset_sq(grad: Tensor, old: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
@@ -112,10 +111,10 @@ def _subspace_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         side = basis(shape)
         return shape if side is None else (max(_matrix(shape)), side[1])
 
-    def like(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad", h["betas"][0], age if len(shape) < 2 else min(age, h.get("since", age)))
+    def stalls_as(h: Hyper, shape: Shape, age: int) -> tuple[float, float]:
+        return h["betas"][0], age if len(shape) < 2 else min(age, h.get("since", age))
 
-    momentum = StateSlot("exp_avg", True, EXP_AVG.decay, like=like, shape=within)
+    momentum = replace(EXP_AVG, alike=True, stalls_as=stalls_as, shape=within)
     return (momentum, SUBSET_SQ, StateSlot("basis", True, shape=basis, exact=True))
 
 
@@ -188,16 +187,13 @@ def _frugal_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def active(shape: Shape) -> Shape:
         return shape if len(shape) < 2 else (shape[0], round(density * math.prod(shape[1:])))
 
-    def first(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad", h["betas"][0], min(age, h.get("since", age)))
+    def moment(slot: StateSlot, which: int) -> StateSlot:
+        def stalls_as(h: Hyper, shape: Shape, age: int) -> tuple[float, float]:
+            return h["betas"][which], min(age, h.get("since", age))
 
-    def second(h: Hyper, shape: Shape, age: int) -> Likeness:
-        return Likeness("grad_sq", h["betas"][1], min(age, h.get("since", age)))
+        return replace(slot, alike=True, stalls_as=stalls_as, shape=active)
 
-    return (
-        StateSlot("exp_avg", True, EXP_AVG.decay, like=first, shape=active),
-        StateSlot("exp_avg_sq", False, EXP_AVG_SQ.decay, like=second, shape=active),
-    )
+    return moment(EXP_AVG, 0), moment(EXP_AVG_SQ, 1)
 
 
 def _frugal_scalars(hyper: Hyper, ages: Ages) -> Scalars:

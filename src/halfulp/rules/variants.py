@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, minimum, sigmoid, sqrt
-from halfulp.rules.slots import Hyper, Likeness, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "AdaModHyper", "AdaMomentumHyper",
 ]  # fmt: skip
 
-BELIEF_SQ = replace(EXP_AVG_SQ, drive="other", like="grad_sq")
+BELIEF_SQ = replace(EXP_AVG_SQ, alike=True)
 
 
 def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -86,7 +86,7 @@ ADAMOMENTUM = with_weight_decay(Rule("adamomentum", lambda h: (EXP_AVG, BELIEF_S
 
 # ---------------------------------------------------------------- diffGrad
 
-PREVIOUS = StateSlot("previous_grad", signed=True, drive="grad")
+PREVIOUS = StateSlot("previous_grad", signed=True, drive=GRADIENT)
 
 
 def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -145,17 +145,19 @@ class AdaModHyper(AdamHyper):
     betas: tuple[float, float, float] = (0.9, 0.99, 0.9999)  # type: ignore[assignment]
 
 
-def _like_rates(hyper: Hyper, shape: Shape, age: int) -> Likeness:
-    """Rates hardly vary: their relative deviation is half that of the second moment, whose square is 2(1-b)/(1+b).
-
-    The first are large, by the bias correction of the first moment: as if more had been seen.
-    """
-    beta1, beta2, beta3 = hyper["betas"]
-    seen = age + sum(1 / (1 - beta1**t) - 1 for t in range(1, min(age, 1000) + 1))
-    return Likeness("grad", beta3, seen, ratio=2 / math.sqrt(2 * (1 - beta2) / (1 + beta2)))
+def _rates_drive(hyper: Hyper, shape: Shape) -> Drive:
+    """Rates hardly vary: their relative deviation is half that of the second moment, whose square is 2(1-b)/(1+b)."""
+    beta2 = hyper["betas"][1]
+    return Drive("gradient", ratio=2 / math.sqrt(2 * (1 - beta2) / (1 + beta2)))
 
 
-RATES = StateSlot("exp_avg_lr", signed=False, decay=lambda h: h["betas"][2], like=_like_rates)
+def _rates_stall_as(hyper: Hyper, shape: Shape, age: int) -> tuple[float, float]:
+    """The first are large, by the bias correction of the first moment: as if more had been seen."""
+    beta1, _, beta3 = hyper["betas"]
+    return beta3, age + sum(1 / (1 - beta1**t) - 1 for t in range(1, min(age, 1000) + 1))
+
+
+RATES = StateSlot("exp_avg_lr", False, lambda h: h["betas"][2], _rates_drive, alike=True, stalls_as=_rates_stall_as)
 
 
 def _rate(exp_avg_sq: Tensor, c: Scalars) -> Tensor:

@@ -1,1 +1,1 @@
-"""The theory of stalling: closed forms (:mod:`~halfulp.theory.stall`), resets (:mod:`~halfulp.theory.planner`)."""
+"""The theory of stalling: predictions (:mod:`~halfulp.theory.predict`), resets (:mod:`~halfulp.theory.planner`)."""

@@ -15,6 +15,7 @@ from typing import Literal
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.scaling import Scaling
+from halfulp.rules.drives import as_drive
 
 __all__ = ["Advice", "Choice", "advise", "rate"]
 
@@ -65,7 +66,9 @@ class Choice:
         """For ``state=``: the format's name, or a quantizer where the scales are not the optimizers' default."""
         if self.scale_kind != "fp32":
             return self.format
-        return Quantizer(get_format(self.format), Scaling("fp32"), self.rounding, zero_floor=self.slot == "exp_avg_sq")
+        return Quantizer(
+            get_format(self.format), Scaling("fp32"), self.rounding, zero_floor=as_drive(self.slot).nonnegative
+        )
 
     def __str__(self) -> str:
         word = "safe" if self.safe else "not safe"
@@ -139,17 +142,15 @@ def rate(
     True
     """
     from halfulp.theory.blocks import Blocks
-    from halfulp.theory.drive import GRADIENT, SQUARE
-    from halfulp.theory.stall import check_slot
     from halfulp.theory.update import update_law
 
-    check_slot(slot)
-    second = slot == "exp_avg_sq"
+    drive = as_drive(slot)
+    second = drive.nonnegative
     resolved = get_format(fmt, signed=not second)
     if resolved.is_float32:
         return Choice(slot, resolved.name, rounding, "none", 0.0, 0.0, 4.0)
     stored = Quantizer(resolved, Scaling(scale_kind), rounding, second)
-    blocks = Blocks(resolved, beta, rounding, SQUARE if second else GRADIENT, scale_kind, spread=spread)
+    blocks = Blocks(resolved, beta, rounding, drive, scale_kind, spread=spread)
     if beta_other is None:
         beta_other = 0.9 if second else 0.999
     law = update_law(blocks, beta_other)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
-from halfulp.theory.drive import SQUARE, Drive
+from halfulp.rules.drives import SQUARE, Drive
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.storing import Storing
 
@@ -355,7 +355,7 @@ class _Ensemble:
 
 def _draw(drive: Drive, rng: np.random.Generator, shape: tuple[int, ...]) -> Single:
     """Inputs in units of their scale."""
-    if drive.dof != 1 or drive.mixture != ((1.0, 1.0),):
+    if drive.shared != 1 or drive.mixture != ((1.0, 1.0),):
         return drive.sample(rng, math.prod(shape)).reshape(shape).astype(np.float32)
     noise = rng.standard_normal(shape, dtype=np.float32)
     if drive.nonnegative:

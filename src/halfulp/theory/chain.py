@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
-from halfulp.theory.drive import SQUARE, Drive
+from halfulp.rules.drives import SQUARE, Drive
 from halfulp.theory.grid import Grid, fixed_grid, free_grid
 from halfulp.theory.transition import Step
 
@@ -41,7 +41,7 @@ class Chain:
     rounding
         ``"nearest"`` or ``"stochastic"``.
     drive
-        Law of the input, :data:`~halfulp.theory.drive.SQUARE` by default.
+        Law of the input, :data:`~halfulp.rules.drives.SQUARE` by default.
     scale
         ``None``: the exponent range is free and the phase unknown, which suits a float with a scale. A number: the
         drive's scale in units of a fixed grid (``sigma**2`` of a square drive, ``sigma`` of a normal one), with

@@ -64,7 +64,7 @@ class Measured:
             return ()
         if self._asked != self.monitor.steps:
             self._asked, self._due = self.monitor.steps, self._overdue()
-        watched = [s for s in site.slots if s.drive == "grad_sq" and s.name in self._due]
+        watched = [s for s in site.slots if s.averages("square") and s.name in self._due]
         return site.names if any(s.age >= self.min_age for s in watched) else ()
 
     def _overdue(self) -> frozenset[str]:

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
-from halfulp.theory.drive import Drive
+from halfulp.rules.drives import Drive
 
 __all__ = ["Grid", "fixed_grid", "free_grid"]
 
 Array = npt.NDArray[np.float64]
 
-FINENESS = {"square": 3, "normal": 5}
+FINENESS = {"square": 3, "gradient": 5}
 """Default for ``fineness``: grids are thinned to one to two times so many points to a deviation of an update."""
 HEADROOM = 7
 """Octaves of a free grid above the drive's scale (a second moment)."""

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.rules.drives import Drive, as_drive
 from halfulp.theory.blocks import BlockLaw, Blocks, follow_gradients
-from halfulp.theory.drive import GRADIENT, SQUARE
 
 __all__ = ["RunDrive"]
 
@@ -155,7 +155,7 @@ class RunDrive:
         *,
         beta: float,
         rounding: str,
-        slot: str,
+        slot: str | Drive,
         scale_kind: str = "pow2",
         period: int | None = None,
         seed: int = 0,
@@ -167,16 +167,13 @@ class RunDrive:
         fmt, beta, rounding, scale_kind
             As of :class:`~halfulp.theory.blocks.Blocks`.
         slot
-            ``"exp_avg"`` or ``"exp_avg_sq"``.
+            ``"exp_avg"``, ``"exp_avg_sq"`` or a drive.
         period
             Steps between resets.
         seed
             Of noise and rounding.
         """
-        from halfulp.theory.stall import check_slot
-
-        check_slot(slot)
-        drive = SQUARE if slot == "exp_avg_sq" else GRADIENT
+        drive = as_drive(slot)
         blocks = Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative)
         squares = sum(np.square(t) + np.square(s) for t, s in zip(self.together(), self.spread(), strict=True))
         sizes = np.sqrt(squares / len(self.levels))

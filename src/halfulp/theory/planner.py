@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
-from halfulp.theory.stall import Slot, check_slot, stall_curve
+from halfulp.rules.drives import Drive, as_drive
+from halfulp.theory.predict import second_moment_laws, stall_curve
 
 if TYPE_CHECKING:
     from halfulp.theory.transient import Transient
@@ -76,7 +77,7 @@ def plan_reset(
     *,
     beta: float,
     rounding: str,
-    slot: Slot = "exp_avg_sq",
+    slot: str | Drive = "exp_avg_sq",
     beta1: float = 0.9,
     drifts: tuple[float, ...] = DRIFTS,
     criterion: Criterion = "total",
@@ -86,7 +87,7 @@ def plan_reset(
     Parameters
     ----------
     fmt, beta, rounding, slot
-        As for :func:`~halfulp.theory.stall.stall_probability`.
+        As for :func:`~halfulp.theory.predict.stall_probability`.
     beta1
         Decay of the first moment beside a second moment.
     drifts
@@ -107,7 +108,7 @@ def plan_reset(
     >>> plan_reset("fp8", beta=0.999, rounding="stochastic").period is None
     True
     """
-    check_slot(slot)
+    drive = as_drive(slot)
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
     if not 0 < beta < 1:
@@ -118,32 +119,22 @@ def plan_reset(
         raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts}")
     if criterion not in ("total", "residual"):
         raise ValueError(f"criterion is 'total' or 'residual', got {criterion!r}")
-    return _plan(get_format(fmt, signed=slot == "exp_avg"), beta, rounding, slot, beta1, tuple(drifts), criterion)
+    return _plan(get_format(fmt, signed=not drive.nonnegative), beta, rounding, drive, beta1, tuple(drifts), criterion)
 
 
 @lru_cache(maxsize=256)
 def _plan(
-    fmt: Format, beta: float, rounding: str, slot: Slot, beta1: float, drifts: tuple[float, ...], criterion: Criterion
+    fmt: Format, beta: float, rounding: str, drive: Drive, beta1: float, drifts: tuple[float, ...], criterion: Criterion
 ) -> ResetPlan:
-    from halfulp.theory.chain import Chain
-    from halfulp.theory.rising_unit import block_transient
-    from halfulp.theory.transient import transients
-
     horizon = math.ceil(max(6 / (1 - beta), 3000))
     if fmt.is_float32:
         return ResetPlan(None, "Never: nothing is rounded.", np.zeros(horizon))
-    if slot == "exp_avg":
+    if not drive.nonnegative:
         window = math.ceil(3 / (1 - beta))
-        curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=slot)
+        curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=drive)
         why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
         return ResetPlan(None, why, curve)
-    if fmt.kind != "float":
-        # in homogeneous blocks with power-of-two scales, at a constant gradient
-        return _decide((block_transient(fmt, beta, rounding, horizon),), beta1, horizon, (0.0,), criterion)
-    # few phases and points: the cost of a period is flat around the best one, the flatter the finer the format
-    phases = 8 if fmt.mantissa_bits < 6 else 4 if fmt.mantissa_bits < 10 else 3
-    chain = Chain(fmt, beta, rounding, phases=phases, fineness=2)
-    return _decide(transients(chain, drifts, horizon), beta1, horizon, drifts, criterion)
+    return _decide(second_moment_laws(fmt, beta, rounding, drifts, horizon), beta1, horizon, drifts, criterion)
 
 
 def _decide(

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
 from halfulp.theory.chain import Chain
-from halfulp.theory.transient import Transient, Walk
-from halfulp.theory.window import Window
+from halfulp.theory.section import Section
+from halfulp.theory.transient import Evolution, Transient
 
-__all__ = ["block_transient"]
+__all__ = ["block_transients"]
 
 Array = npt.NDArray[np.float64]
 
@@ -29,8 +29,10 @@ PHASES = 8
 """Positions of the scale within an octave of the unit."""
 
 
-def block_transient(fmt: Format, beta: float, rounding: str, steps: int, *, block_size: int = 128) -> Transient:
-    """Law of a second moment in homogeneous blocks with power-of-two scales, at every age from 0 to `steps`.
+def block_transients(
+    fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int, *, block_size: int = 128
+) -> tuple[Transient, ...]:
+    """Laws of a second moment in homogeneous blocks with power-of-two scales, at every age from 0 to `steps`.
 
     Parameters
     ----------
@@ -38,6 +40,8 @@ def block_transient(fmt: Format, beta: float, rounding: str, steps: int, *, bloc
         A format of 8 bits or fewer.
     beta, rounding
         As of :class:`~halfulp.theory.chain.Chain`. Nearest rounding never gives zero, as the library's optimizers do.
+    drifts
+        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``; one law each.
     steps
         Last age.
     block_size
@@ -46,68 +50,84 @@ def block_transient(fmt: Format, beta: float, rounding: str, steps: int, *, bloc
     Examples
     --------
     >>> from halfulp.numbers.formats import get_format
-    >>> law = block_transient(get_format("uint4"), 0.999, "nearest", 1000)
+    >>> (law,) = block_transients(get_format("uint4"), 0.999, "nearest", (0.0,), 1000)
     >>> law.stalled[[10, 100, 1000]].round(2)
     array([0.74, 0.97, 1.  ])
     """
     if not fmt.scaled:
-        raise ValueError(f"{fmt.name} is stored without scales: ask for halfulp.theory.transient.transient")
+        raise ValueError(f"{fmt.name} is stored without scales: ask for halfulp.theory.transient.transients")
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
-    walk = _walk(fmt, beta, rounding, block_size)
-    while walk.age < steps:
-        walk.advance()
-    return walk.result(0, steps)
+    found = []
+    for drift in drifts:
+        evolution = _evolution(fmt, beta, rounding, block_size, drift)
+        while evolution.age < steps:
+            evolution.advance()
+        found.append(evolution.result(0, steps))
+    return tuple(found)
 
 
 @lru_cache(maxsize=64)
-def _walk(fmt: Format, beta: float, rounding: str, block_size: int) -> _RisingUnit:
-    return _RisingUnit(Chain(fmt, beta, rounding, scale=fmt.max, zero_floor=True), block_size)
+def _evolution(fmt: Format, beta: float, rounding: str, block_size: int, drift: float) -> _RisingUnit:
+    return _RisingUnit(Chain(fmt, beta, rounding, scale=fmt.max, zero_floor=True), block_size, drift)
 
 
-class _RisingUnit(Walk):
-    """The law in each phase on the grid of codes; a unit that doubles is a scale of the drive that is halved."""
+class _RisingUnit(Evolution):
+    """The law in each phase on the grid of codes; a unit that doubles is a scale of the drive that is halved.
+
+    A scale that falls is lowered by a phase at a time. The unit then falls too, once half of the blocks have no element
+    beyond half of the grid.
+    """
 
     stepped = True
 
-    def __init__(self, chain: Chain, block_size: int) -> None:
+    def __init__(self, chain: Chain, block_size: int, drift: float) -> None:
         self.block_size = block_size
         points, self.scales = chain.grid.points, 2.0 ** ((np.arange(PHASES) + 0.5) / PHASES)
-        self._halved = _halving(points, chain.grid.split if chain.rounding == "nearest" else None)
+        split = chain.grid.split if chain.rounding == "nearest" else None
+        self._halved, self._doubled_unit = (_rescaling(points, split, factor) for factor in (0.5, 2.0))
         zero = (points == 0).astype(float)
         self.scales *= 2.0 ** math.ceil(math.log2(chain.format.reach / (1 - chain.beta)))
         for k in range(PHASES):
-            while self._outgrown(chain, zero, self.scales[k]):
+            while self._beyond(chain, zero, self.scales[k], chain.format.reach):
                 self.scales[k] /= 2
-        super().__init__(chain, self.scales)
+        super().__init__(chain, self.scales, (drift,))
 
-    def _outgrown(self, chain: Chain, law: Array, scale: float) -> bool:
-        """Whether half of the blocks have an element whose successor is beyond the grid."""
+    def _beyond(self, chain: Chain, law: Array, scale: float, end: float) -> bool:
+        """Whether half of the blocks have an element whose successor is beyond an end."""
         gain = (1 - chain.beta) * scale
-        beyond = 1 - chain.drive.cdf((chain.format.reach - chain.beta * chain.grid.points) / gain)
+        beyond = 1 - chain.drive.cdf((end - chain.beta * chain.grid.points) / gain)
         return float(law @ beyond) * self.block_size > math.log(2)
 
     def _rescale(self) -> None:
-        moved = False
+        fallen = round(self.age * self.falls[0] / math.log(2) * PHASES) - self.rolled[0]
+        self.rolled[0] += fallen
+        self.scales /= 2.0 ** (fallen / PHASES)
+        reach, moved = self.chain.format.reach, bool(fallen)
         for k, mass in enumerate(self.mass):
-            while self._outgrown(self.chain, mass[:, 0] / mass.sum(), self.scales[k]):
+            before, law = self.scales[k], mass[:, 0] / mass.sum()
+            while self._beyond(self.chain, law, self.scales[k], reach):
                 mass[:] = self._halved @ mass
-                self.scales[k] /= 2
-                self.windows[k] = Window(self.chain.step, self.scales[k], self.stride)
+                self.scales[k], law = self.scales[k] / 2, mass[:, 0] / mass.sum()
+            while self.falls[0] and not self._beyond(self.chain, law, self.scales[k], reach / 2):
+                mass[:] = self._doubled_unit @ mass
+                self.scales[k], law = self.scales[k] * 2, mass[:, 0] / mass.sum()
+            if fallen or self.scales[k] != before:
+                self.sections[k] = Section(self.chain.step, self.scales[k], self.stride)
                 self._observe[k] = self._observables(self.scales[k])
                 moved = True
         if moved:
             self._fit()
 
 
-def _halving(points: Array, split: Array | None) -> Array:
-    """Law of each point's half rounded to the points: to nearest (ties to even) with splits, else stochastically."""
-    half, count = points / 2, np.arange(len(points))
-    low = np.clip(np.searchsorted(points, half, side="right") - 1, 0, len(points) - 2)
+def _rescaling(points: Array, split: Array | None, factor: float) -> Array:
+    """Law of a multiple of each point, rounded: to nearest (ties to even) with splits, else stochastically."""
+    value, count = np.minimum(factor * points, points[-1]), np.arange(len(points))
+    low = np.clip(np.searchsorted(points, value, side="right") - 1, 0, len(points) - 2)
     if split is None:
-        share = (half - points[low]) / (points[low + 1] - points[low])
+        share = (value - points[low]) / (points[low + 1] - points[low])
     else:
-        share = np.where(half == split[low], low % 2, half > split[low])
+        share = np.where(value == split[low], low % 2, value > split[low])
     matrix = np.zeros((len(points), len(points)))
     matrix[low, count], matrix[low + 1, count] = 1 - share, share
     return matrix

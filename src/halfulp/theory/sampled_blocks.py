@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.rules.drives import Drive
 from halfulp.theory.blocks import Blocks
-from halfulp.theory.drive import Drive
 from halfulp.theory.grid import Grid
 from halfulp.theory.storing import Storing
 from halfulp.theory.transition import Step
@@ -73,7 +73,7 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
     Examples
     --------
     >>> from halfulp.numbers.formats import get_format
-    >>> from halfulp.theory.drive import SQUARE
+    >>> from halfulp.rules.drives import SQUARE
     >>> law = sampled_law(get_format("uint4"), 0.999, "nearest", SQUARE, 1000)
     >>> bool(law.stalled[law.ages == 100] > 0.95)
     True
@@ -89,13 +89,13 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
 
 @lru_cache(maxsize=64)
 def _law(blocks: Blocks, steps: int) -> SampledLaw:
-    walk = _Walk(blocks)
-    while walk.ages[-1] < steps:
-        walk.advance()
-    return SampledLaw(np.array(walk.ages), np.array(walk.stalled))
+    ensemble = _Sampled(blocks)
+    while ensemble.ages[-1] < steps:
+        ensemble.advance()
+    return SampledLaw(np.array(ensemble.ages), np.array(ensemble.stalled))
 
 
-class _Walk:
+class _Sampled:
     """The ensemble: values in the gradient's unit at first, then codes, and the exponent of each block's scale."""
 
     def __init__(self, blocks: Blocks) -> None:

@@ -115,7 +115,7 @@ class ScaleModel:
         tuple of numpy.ndarray
             Shares of the run, the original's fractions, the model's; each of shape ``(points,)``.
         """
-        from halfulp.theory.stall import stall_curve
+        from halfulp.theory.predict import stall_curve
 
         shares = np.arange(1, points + 1) / points
         curves = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.quantizer import Quantizer
+from halfulp.rules.drives import Drive, as_drive
 
 __all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
 
@@ -66,7 +67,7 @@ def simulate(
     *,
     beta: float,
     steps: int,
-    slot: str = "exp_avg_sq",
+    slot: str | Drive = "exp_avg_sq",
     sigma: Callable[[float], float] = SCENARIOS["stationary"],
     coordinates: int = 16384,
     spread: float = 0.0,
@@ -119,8 +120,7 @@ def simulate(
         raise ValueError(f"spread is a finite number of 0 or more, got {spread}")
     if reset_every is not None and reset_every < 1:
         raise ValueError(f"reset_every is at least 1, or None for no resets; got {reset_every}")
-    if slot not in ("exp_avg", "exp_avg_sq"):
-        raise ValueError(f"slot is 'exp_avg' (first moment) or 'exp_avg_sq' (second moment), got {slot!r}")
+    square = as_drive(slot).nonnegative
     generator = torch.Generator().manual_seed(seed)
     words = torch.Generator().manual_seed(seed + 1)
     width = quantizer.scaling.block_size if shared else 1
@@ -129,7 +129,6 @@ def simulate(
         phases = 2 ** torch.rand((shape[0], 1), generator=generator, dtype=torch.float32)
         sizes = torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float32)) * phases
     own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
-    square = slot == "exp_avg_sq"
     stored = torch.zeros(shape, dtype=torch.float32)
     exact = torch.zeros(shape, dtype=torch.float64)
     for step in range(1, steps + 1):
@@ -172,7 +171,7 @@ def simulate_blocks(
     *,
     beta: float,
     steps: int,
-    slot: str = "exp_avg_sq",
+    slot: str | Drive = "exp_avg_sq",
     spread: float = 0.0,
     precision: float = 0.005,
     most: int = 8192,
@@ -199,7 +198,7 @@ def simulate_blocks(
     >>> run.figures.shape, run.blocks
     ((5, 3), 1024)
     """
-    degree = 1 if slot == "exp_avg_sq" else 2
+    degree = 1 if as_drive(slot).nonnegative else 2
     ensembles: list[list[tuple[float, float, float]]] = []
     while True:
         run = simulate(

@@ -9,16 +9,16 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from halfulp.rules.drives import Drive
 from halfulp.theory.chain import Chain
-from halfulp.theory.drive import Drive
-from halfulp.theory.window import Window
+from halfulp.theory.section import Section
 
-__all__ = ["Transient", "Walk", "transient", "transients"]
+__all__ = ["Evolution", "Transient", "transient", "transients"]
 
 Array = npt.NDArray[np.float64]
 
 REFIT = 1.6
-"""Windows are fitted again when the age has grown by this factor."""
+"""Sections are fitted again when the age has grown by this factor."""
 STRIDES = 64
 """Strides of each length; from twice as many steps on they are 2, 4, 8 ... steps long."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
@@ -113,8 +113,8 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     Returns
     -------
     Transient
-        The walk is kept in memory: asking again costs nothing, and asking for more steps goes on from the last. Old
-        states are followed several steps at a time, and ages in between interpolated.
+        The evolution is kept in memory: asking again costs nothing, and asking for more steps goes on from the last.
+        Old states are followed several steps at a time, and ages in between interpolated.
 
     Examples
     --------
@@ -143,18 +143,18 @@ def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: fl
         raise ValueError("a drift needs a free grid (scale=None)")
     if not all(0 <= r < math.inf for r in drifts):
         raise ValueError(f"drifts are rates of 0 or above, got {drifts}")
-    walk = _walk(chain, drifts, start)
-    while walk.age < steps:
-        walk.advance()
-    return tuple(walk.result(i, steps) for i in range(len(drifts)))
+    evolution = _evolution(chain, drifts, start)
+    while evolution.age < steps:
+        evolution.advance()
+    return tuple(evolution.result(i, steps) for i in range(len(drifts)))
 
 
 @lru_cache(maxsize=64)
-def _walk(chain: Chain, drifts: tuple[float, ...], start: float) -> Walk:
-    return Walk(chain, chain.scales, drifts, start)
+def _evolution(chain: Chain, drifts: tuple[float, ...], start: float) -> Evolution:
+    return Evolution(chain, chain.scales, drifts, start)
 
 
-class Walk:
+class Evolution:
     """The law in each phase, stepped from age 0; one column of masses a drift.
 
     Late steps are taken 2, 4, 8 ... at a time, by squares of the matrix: nothing about a state of age ``t`` changes
@@ -179,7 +179,7 @@ class Walk:
         # a stride is no longer than a phase of the drift
         self.longest = math.log(2) / (max(self.falls) * len(scales)) if any(self.falls) else math.inf
         self.age, self.stride, self.next_fit = 0, 1, 0
-        self.windows = [Window(chain.step, s) for s in scales]
+        self.sections = [Section(chain.step, s) for s in scales]
         self.mass = np.zeros((len(scales), len(self.points), len(drifts)))
         for k, scale in enumerate(scales):
             self.mass[k, chain.grid.index(start * scale)] = 1 / len(scales)
@@ -208,21 +208,21 @@ class Walk:
             self._fit()
         if self.age >= 2 * STRIDES * self.stride and 2 * self.stride <= self.longest:
             self.stride *= 2
-            for window in self.windows:
-                window.double()
-        for window, mass in zip(self.windows, self.mass, strict=True):
-            window.advance(mass)
+            for section in self.sections:
+                section.double()
+        for section, mass in zip(self.sections, self.mass, strict=True):
+            section.advance(mass)
         self.age += self.stride
         self._rescale()
         self._record()
 
     def _fit(self) -> None:
-        """Fit the windows, with room to grow as an exact average does, until the next fit."""
+        """Fit the sections, with room to grow as an exact average does, until the next fit."""
         self.next_fit = int(self.age * REFIT) + 3
         log_beta = math.log(self.chain.beta)
         growth = math.expm1(self.next_fit * log_beta) / math.expm1(self.age * log_beta) if self.age else 1.0
-        for window, mass in zip(self.windows, self.mass, strict=True):
-            window.fit(mass, growth if self.chain.drive.nonnegative else math.sqrt(growth), 0.25 if self.age else 1.0)
+        for section, mass in zip(self.sections, self.mass, strict=True):
+            section.fit(mass, growth if self.chain.drive.nonnegative else math.sqrt(growth), 0.25 if self.age else 1.0)
 
     def _observables(self, scale: float) -> Array:
         value = self.points / scale
@@ -242,10 +242,10 @@ class Walk:
             self.ages = np.concatenate([self.ages, np.zeros_like(self.ages)])
             self.moments = np.concatenate([self.moments, np.zeros_like(self.moments)])
         self.ages[self.count] = self.age
-        for window, mass, observe in zip(self.windows, self.mass, self._observe, strict=True):
-            self.moments[self.count] += mass[window.inside].T @ observe[window.inside]
+        for section, mass, observe in zip(self.sections, self.mass, self._observe, strict=True):
+            self.moments[self.count] += mass[section.inside].T @ observe[section.inside]
         # the scale falls by whole phases; what it should have fallen beside them is put right in the values
-        left = np.array(self.falls) * self.age - np.array(self.rolled) * math.log(2) / len(self.windows)
+        left = np.array(self.falls) * self.age - np.array(self.rolled) * math.log(2) / len(self.sections)
         self.moments[self.count] *= np.exp(left[:, None] * POWERS)
         self.count += 1
 
@@ -256,7 +256,7 @@ class Walk:
 
     def _drift(self, which: int, fall: float) -> None:
         """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""
-        due = round(self.age * fall / math.log(2) * len(self.windows))
+        due = round(self.age * fall / math.log(2) * len(self.sections))
         if self.rolled[which] == due:
             return
         law = self.mass[:, :, which]
@@ -264,5 +264,5 @@ class Walk:
             wrapped = np.bincount(self._doubled, weights=law[0], minlength=len(self.points))
             law[:-1], law[-1] = law[1:].copy(), wrapped
         self.rolled[which] = due
-        for window, mass in zip(self.windows, self.mass, strict=True):
-            window.cover(mass)
+        for section, mass in zip(self.sections, self.mass, strict=True):
+            section.cover(mass)

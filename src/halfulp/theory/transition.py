@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.theory.drive import Drive
+from halfulp.rules.drives import Drive
 from halfulp.theory.grid import Grid
 
 __all__ = ["Step", "stall_by_point"]
@@ -52,7 +52,7 @@ class Step:
     def matrix(self, scale: float, low: int, high: int) -> Any:
         """Transition matrix between the points ``low`` to ``high - 1``, as a sparse array by rows.
 
-        Row ``i`` is the law of the successor of point ``low + i``; mass that would leave the window goes to its ends.
+        Row ``i`` is the law of the successor of point ``low + i``; mass that would leave the section goes to its ends.
         """
         from scipy.sparse import csr_array
 

@@ -18,17 +18,16 @@ loses it when that is less than ``u / 2``, so that a distance of ``D = u / (2 w)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import WeightAverage
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import Rounding
 
-__all__ = ["WalkStall", "predict", "walk_stall"]
+__all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "float_spacing", "walk_stall"]
 
 MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64) + 0.5) / 32)
 """Log-uniform mantissas."""
@@ -50,7 +49,8 @@ class WalkStall:
         Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
     distance
         Root mean square distance to the average in exact arithmetic, at the end; of :func:`walk_stall` relative to the
-        weight, of :func:`predict` to the root mean square weight. The long run of nearest: the reach ``D``.
+        weight, of :func:`halfulp.averaging.predict` to the root mean square weight. The long run of nearest: the
+        reach ``D``.
     gone
         Share of the way of the exact average that the stored one has gone, at the end (its projection). 1 for
         stochastic; NaN for the long run of nearest.
@@ -98,70 +98,21 @@ def walk_stall(
     True
     """
     fmt = get_format(fmt)
-    _check(decay, step, updates)
+    check_walk(decay, step, updates)
     ones = torch.ones_like(MANTISSAS)
     if fmt.kind == "float":
-        weights, spacing = MANTISSAS, _octaves(fmt, ones)
+        weights, spacing = MANTISSAS, float_spacing(fmt, ones)
     elif fmt.kind == "int" and absmax_ratio is not None:
-        weights, spacing = ones, _constant(MANTISSAS * absmax_ratio / fmt.max)
+        weights, spacing = ones, constant_spacing(MANTISSAS * absmax_ratio / fmt.max)
     else:
         raise ValueError(
             f"the spacing of {fmt.name} is not relative to the weight: give absmax_ratio for integer formats"
         )
-    return _expected(weights, spacing, step * weights, weights, 1.0 - decay, rounding, updates)
+    return expected(weights, spacing, step * weights, weights, 1.0 - decay, rounding, updates)
 
 
-def predict(
-    average: WeightAverage, decay: float, step: float | Mapping[str, float], updates: int | None = None
-) -> dict[str, WalkStall]:
-    """Prediction for each tensor of an average, from what is stored now; :func:`watch` measures.
-
-    Tensors that stay in fp32 are left out.
-
-    Parameters
-    ----------
-    average
-        Any average that stores weights themselves (no differences).
-    decay
-        Of its updates.
-    step
-        Standard deviation of a weight's step, absolute; or by name, of the tensors asked for. With Adam and gradients
-        that are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change
-        their sum.
-    updates
-        Over so many updates, from a copy of the weights; the long run without.
-
-    Examples
-    --------
-    >>> import torch, halfulp.averaging
-    >>> ema = halfulp.averaging.EMA(torch.nn.Linear(64, 64), 0.9999, state="bf16", rounding="nearest")
-    >>> halfulp.averaging.predict(ema, 0.9999, step=1e-3, updates=1000)["weight"].gone < 0.1
-    True
-    """
-    by_name = step if isinstance(step, Mapping) else dict.fromkeys(average.live, step)
-    _check(decay, min(by_name.values()), updates)
-    if getattr(average, "difference", False):
-        raise ValueError("an average stored as a difference has no spacing of its own: predictions are of direct ones")
-    found = {}
-    for name in by_name:
-        quantizer = average.store.state_of(name).quantizer
-        values = average.store.read(name)
-        if quantizer.format.is_float32 or not bool(values.any()):
-            continue
-        every = max(1, values.numel() // SAMPLE)
-        weights, units, spacing = (
-            x.flatten()[::every].double() for x in (values, quantizer.units(values), quantizer.spacing(values))
-        )
-        keep = units > 0  # not blocks of zeros
-        weights, units, spacing = weights[keep], units[keep], spacing[keep]
-        fmt = quantizer.format
-        follow = _octaves(fmt, units) if fmt.kind == "float" else _constant(spacing)
-        size, steps = weights.square().mean().sqrt(), torch.full_like(weights, by_name[name])
-        found[name] = _expected(weights, follow, steps, size, 1.0 - decay, quantizer.rounding, updates)
-    return found
-
-
-def _check(decay: float, step: float, updates: int | None) -> None:
+def check_walk(decay: float, step: float, updates: int | None) -> None:
+    """Raise ``ValueError`` for what is no walk."""
     if not 0.0 < decay < 1.0:
         raise ValueError(f"the decay lies between 0 and 1, got {decay}")
     if step <= 0:
@@ -170,11 +121,12 @@ def _check(decay: float, step: float, updates: int | None) -> None:
         raise ValueError(f"updates is at least 1, got {updates}")
 
 
-def _constant(units: Tensor) -> Spacing:
+def constant_spacing(units: Tensor) -> Spacing:
+    """Spacing of an even grid."""
     return lambda values: units.expand_as(values)
 
 
-def _octaves(fmt: Format, scale: Tensor) -> Spacing:
+def float_spacing(fmt: Format, scale: Tensor) -> Spacing:
     """Spacing of a float format, in units of a scale that stays as it is."""
 
     def spacing(values: Tensor) -> Tensor:
@@ -184,10 +136,26 @@ def _octaves(fmt: Format, scale: Tensor) -> Spacing:
     return spacing
 
 
-def _expected(
+def expected(
     weights: Tensor, spacing: Spacing, steps: Tensor, size: Tensor, w: float, rounding: Rounding, updates: int | None
 ) -> WalkStall:
-    """Over elements, distances in the root mean square relative to `size`."""
+    """What rounding does to an average of elements; distances in the root mean square relative to `size`.
+
+    Parameters
+    ----------
+    weights
+        Stored values, float64.
+    spacing
+        Of the grid at them.
+    steps
+        Standard deviation of a step of each.
+    size
+        What distances are relative to.
+    w
+        ``1 - decay``.
+    rounding, updates
+        As of :func:`walk_stall`.
+    """
     units = spacing(weights)
     if rounding == "stochastic":
         stalled, noise = _stochastic(units, w, steps, updates)

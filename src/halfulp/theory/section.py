@@ -12,23 +12,23 @@ import numpy.typing as npt
 
 from halfulp.theory.transition import Step
 
-__all__ = ["Window"]
+__all__ = ["Section"]
 
 Array = npt.NDArray[np.float64]
 
 DEAD = 1e-9
-"""Mass at each end of a window that is moved to the window's edge."""
+"""Mass at each end of a section that is moved to the section's edge."""
 CROWDED = 1e-8
-"""Mass at the end of a window from which it is made wider."""
+"""Mass at the end of a section from which it is made wider."""
 SLACK = 0.5
-"""A window is made narrower if so small a share of it is enough."""
+"""A section is made narrower if so small a share of it is enough."""
 NOTHING = 1e-12
 """Probability of a transition in several steps that is left out."""
 BAND = 64
 """Rows of a banded matrix that are multiplied at a time."""
 
 
-class Window:
+class Section:
     """Points ``low`` to ``high - 1`` of the grid, and the matrix of `stride` steps between them, for one phase.
 
     Parameters
@@ -52,12 +52,12 @@ class Window:
         return slice(self.low, self.high)
 
     def fit(self, mass: Array, growth: float, room: float) -> None:
-        """Put the window where the mass is, if it is too narrow or much too wide.
+        """Put the section where the mass is, if it is too narrow or much too wide.
 
         Parameters
         ----------
         mass
-            On all points, one column a law; what is outside moves to the window's ends.
+            On all points, one column a law; what is outside moves to the section's ends.
         growth
             Factor by which values may grow before the next fit.
         room
@@ -76,7 +76,7 @@ class Window:
         self._clump(mass)
 
     def cover(self, mass: Array) -> None:
-        """Make the window wider where there is mass outside; the rest of it moves to the ends."""
+        """Make the section wider where there is mass outside; the rest of it moves to the ends."""
         if mass[: self.low].sum() + mass[self.high :].sum() > CROWDED:
             low, high = _live(mass.sum(axis=1))
             more = (self.high - self.low) // 4 + 1  # what drifts out once will again
@@ -91,7 +91,7 @@ class Window:
         self._matrix = self._matrix.squared()
 
     def advance(self, mass: Array) -> None:
-        """Let the law go on by a stride, in place. The window grows with it."""
+        """Let the law go on by a stride, in place. The section grows with it."""
         points = len(self.step.grid)
         while True:
             after = self._matrix.after(mass[self.inside])

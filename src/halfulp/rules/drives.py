@@ -1,7 +1,8 @@
-"""What an EMA averages, as a distribution: squared gradients (chi-square) or gradients (normal).
+"""What a state averages: gradients, their squares, or weights; element by element and as a distribution.
 
-A :class:`Drive` is in units of its own scale: the gradient's standard deviation ``sigma`` for a normal drive, its
-square for a chi-square one. The chain needs two functions of it, the distribution and its partial mean.
+A :class:`Drive` is the one name for it, from the declaration of a slot to the theory of its stalling, which does not
+depend on the scale of what is averaged, only on how it varies. As a distribution a drive is in units of its own scale:
+the gradient's standard deviation ``sigma`` for gradients, its square for squares.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GRADIENT", "SQUARE", "Drive"]
+__all__ = ["GRADIENT", "SQUARE", "WEIGHT", "Drive", "as_drive"]
 
 Array = npt.NDArray[np.float64]
 
@@ -24,17 +25,20 @@ TAIL = 1e-9
 
 @dataclass(frozen=True)
 class Drive:
-    """Law of one input of an EMA.
+    """What one input of an average is.
 
     Parameters
     ----------
     kind
-        ``"square"``: ``sigma**2 * chi2_dof / dof``, a second moment, shared by `dof` coordinates; ``"normal"``:
-        ``N(ratio * sigma, sigma**2)``, a first moment or a weight.
-    dof
-        Degrees of freedom of a square.
+        ``"gradient"``: ``N(ratio * sigma, sigma**2)``, a first moment. ``"square"``: ``sigma**2 * chi2_shared /
+        shared``, a second moment. ``"weight"``: the walk of a weight, which has no scale of its own (see
+        :mod:`halfulp.theory.walk`).
+    shared
+        Number of squares whose mean is one input.
     ratio
-        Mean over standard deviation of a normal drive.
+        Mean over standard deviation of a gradient.
+    whole_first
+        Whether the first input is taken as it is, so that nothing builds up from zero.
     mixture
         ``(share, scale)`` pairs: at each step the gradient is drawn with one of these factors of ``sigma``. A scale of
         0 is a step without gradient; unequal scales are heavy tails. Shares add up to 1.
@@ -47,16 +51,17 @@ class Drive:
     0.1
     """
 
-    kind: Literal["square", "normal"]
-    dof: float = 1.0
+    kind: Literal["gradient", "square", "weight"]
+    shared: float = 1.0
     ratio: float = 0.0
+    whole_first: bool = False
     mixture: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("square", "normal"):
-            raise ValueError(f"a drive is 'square' or 'normal', got {self.kind!r}")
-        if not self.dof > 0:
-            raise ValueError(f"degrees of freedom are positive, got {self.dof}")
+        if self.kind not in ("gradient", "square", "weight"):
+            raise ValueError(f"a drive is 'gradient', 'square' or 'weight', got {self.kind!r}")
+        if not self.shared > 0:
+            raise ValueError(f"the number of shared squares is positive, got {self.shared}")
         if not math.isfinite(self.ratio):
             raise ValueError(f"the ratio of mean and deviation is finite, got {self.ratio}")
         shares = [share for share, _ in self.mixture]
@@ -71,7 +76,7 @@ class Drive:
     @property
     def symmetric(self) -> bool:
         """Whether the law is even."""
-        return self.kind == "normal" and self.ratio == 0
+        return self.kind == "gradient" and self.ratio == 0
 
     def _power(self, scale: float) -> float:
         return scale * scale if self.kind == "square" else scale
@@ -85,7 +90,7 @@ class Drive:
     @cached_property
     def variance(self) -> float:
         """Variance of the drive."""
-        square = 1 + 2 / self.dof if self.kind == "square" else 1 + self.ratio**2
+        square = 1 + 2 / self.shared if self.kind == "square" else 1 + self.ratio**2
         return sum(share * self._power(scale) ** 2 * square for share, scale in self.mixture) - self.mean**2
 
     @cached_property
@@ -95,7 +100,7 @@ class Drive:
 
         largest = max(self._power(scale) for _, scale in self.mixture)
         if self.kind == "square":
-            return 0.0, float(2 / self.dof * gammainccinv(self.dof / 2, TAIL)) * largest
+            return 0.0, float(2 / self.shared * gammainccinv(self.shared / 2, TAIL)) * largest
         reach = float(-ndtri(TAIL))
         return min(0.0, self.ratio - reach) * largest, max(0.0, self.ratio + reach) * largest
 
@@ -116,38 +121,58 @@ class Drive:
         """``P(W <= w)``."""
         from scipy.special import erf
 
-        if self.kind == "square" and self.dof == 1 and self.mixture == ((1.0, 1.0),):  # half the work
+        if self.kind == "square" and self.shared == 1 and self.mixture == ((1.0, 1.0),):  # half the work
             return np.asarray(erf(np.sqrt(0.5 * np.maximum(w, 0.0))))
         return self.cdf_and_mean(w)[0]
 
     def _base(self, w: Array) -> tuple[Array, Array]:
         from scipy.special import erf, gammainc, ndtr
 
-        if self.kind == "normal":
+        if self.kind == "gradient":
             z = w - self.ratio
             cdf = ndtr(z)
             return cdf, self.ratio * cdf - np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
         w = np.clip(w, 0.0, 1e300)
-        if self.dof == 1:
+        if self.shared == 1:
             root = np.sqrt(0.5 * w)
             cdf = erf(root)
             return cdf, cdf - 2 / math.sqrt(math.pi) * root * np.exp(-0.5 * w)
-        half = self.dof / 2
+        half = self.shared / 2
         return gammainc(half, half * w), gammainc(half + 1, half * w)
 
     def sample(self, generator: np.random.Generator, size: int) -> Array:
         """Draw `size` inputs."""
         scales = np.array([scale for _, scale in self.mixture])
         picked = scales[generator.choice(len(scales), size=size, p=[share for share, _ in self.mixture])]
-        if self.kind == "normal":
+        if self.kind == "gradient":
             return np.asarray(picked * (self.ratio + generator.standard_normal(size)))
-        if self.dof == 1:
+        if self.shared == 1:
             return np.asarray((picked * generator.standard_normal(size)) ** 2)
-        return np.asarray(picked**2 * generator.chisquare(self.dof, size) / self.dof)
+        return np.asarray(picked**2 * generator.chisquare(self.shared, size) / self.shared)
 
+
+GRADIENT = Drive("gradient")
+"""Normal gradients without mean: the first moment."""
 
 SQUARE = Drive("square")
-"""Squares of normal gradients: the second moment."""
+"""Squares of such: the second moment."""
 
-GRADIENT = Drive("normal")
-"""Normal gradients without mean: the first moment."""
+WEIGHT = Drive("weight")
+"""Weights: an average of the model."""
+
+SLOTS = {"exp_avg": GRADIENT, "exp_avg_sq": SQUARE}
+
+
+def as_drive(slot: str | Drive) -> Drive:
+    """A drive, or that of Adam's moment of a name.
+
+    Examples
+    --------
+    >>> as_drive("exp_avg_sq") is SQUARE
+    True
+    """
+    if isinstance(slot, Drive):
+        return slot
+    if slot not in SLOTS:
+        raise ValueError(f"slot is 'exp_avg' (first moment), 'exp_avg_sq' (second moment) or a Drive, got {slot!r}")
+    return SLOTS[slot]

@@ -1,0 +1,260 @@
+"""How many updates of an average its rounding loses: the one door to the laws of this theory.
+
+Which law answers depends on what is stored, and on what is averaged:
+
+- **floats**, also in blocks with power-of-two scales: the exact chain on their grid (:mod:`halfulp.theory.transient`);
+  where the first input is taken whole, from each of some equally likely first inputs;
+- **integers and codebooks** in such blocks: an ensemble of blocks, several steps at a time
+  (:mod:`halfulp.theory.sampled_blocks`);
+- **any format in blocks with fp32 scales**: an ensemble of blocks, step by step (:mod:`halfulp.theory.blocks`);
+- **weights**: their walk (:mod:`halfulp.theory.walk`);
+- **the planner**, which needs moments of the stored value under a falling gradient scale: the chain for floats, the
+  chain with a rising unit (:mod:`halfulp.theory.rising_unit`) for integers and codebooks;
+- on request, for comparison: the closed forms (:mod:`halfulp.theory.closed_form`).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.numbers.formats import Format, get_format
+from halfulp.rules.drives import Drive, as_drive
+
+if TYPE_CHECKING:
+    from halfulp.theory.transient import Transient
+
+__all__ = ["predict", "second_moment_laws", "stall_curve", "stall_probability"]
+
+Model = Literal["chain", "build-up", "one-step"]
+MODELS = ("chain", "build-up", "one-step")
+Array = npt.NDArray[np.float64]
+FIRSTS = 8
+"""Equally likely first inputs of an average that takes its first one whole."""
+
+
+def predict(
+    fmt: Format | str,
+    rounding: str,
+    drive: Drive,
+    beta: float,
+    age: float,
+    *,
+    scale_kind: str = "pow2",
+    step: float | None = None,
+) -> float | None:
+    """Predicted stalled fraction of the update that meets a state of an age; ``None`` where theory has no answer.
+
+    Parameters
+    ----------
+    fmt, rounding
+        How it is stored.
+    drive, beta
+        What is averaged, and the decay.
+    age
+        Updates that it has seen since it was zero (of weights: since it was a copy), a fraction of one allowed.
+    scale_kind
+        ``"pow2"`` or ``"fp32"``, of blocks of 128, see :class:`halfulp.numbers.scaling.Scaling`.
+    step
+        Of weights: standard deviation of a step, relative to the weight.
+
+    Examples
+    --------
+    >>> round(predict("bf16", "nearest", SQUARE, 0.999, 300), 2)
+    0.68
+    >>> round(predict("bf16", "nearest", Drive("square", shared=64), 0.999, 300), 2)
+    0.63
+    """
+    resolved = get_format(fmt, signed=not drive.nonnegative)
+    if drive.kind == "weight":
+        from halfulp.theory.walk import walk_stall
+
+        if step is None:
+            raise ValueError("the walk of weights has no scale of its own: give step=")
+        return walk_stall(resolved, beta, step, rounding, updates=max(round(age), 1)).stalled  # type: ignore[arg-type]
+    if resolved.is_float32:
+        return 0.0
+    if not 0.0 <= beta < 1.0 or (resolved.kind != "float" and drive.whole_first):
+        return None
+    if not drive.nonnegative and not resolved.signed:
+        return None
+    ages, stalled = _curve(resolved, rounding, drive, max(beta, 1e-6), scale_kind, _length(age))
+    return float(np.interp(age, ages, stalled))
+
+
+def stall_probability(
+    fmt: str | Format,
+    *,
+    beta: float,
+    rounding: str,
+    slot: str | Drive = "exp_avg_sq",
+    age: float | None = None,
+    model: Model = "chain",
+) -> float:
+    """Probability that the update of one coordinate is rounded away.
+
+    Parameters
+    ----------
+    fmt
+        A format, or its friendly name. Integers and codebooks (``"chain"`` only) are taken in blocks of 128 with a
+        power-of-two scale.
+    beta
+        Decay of the EMA, in (0, 1).
+    rounding
+        ``"nearest"`` or ``"stochastic"``.
+    slot
+        ``"exp_avg_sq"``: second moment; ``"exp_avg"``: first moment; or any other
+        :class:`~halfulp.rules.drives.Drive`.
+    age
+        Updates that the state has seen since it was zero; the default is ``3 / (1 - beta)``.
+    model
+        ``"chain"``: the exact law at that age; ``"build-up"``: the closed form at that age; ``"one-step"``: the
+        published closed form, of an infinite age.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 for float32. The chain's answers are kept: a call for another age of the same state costs little.
+
+    Examples
+    --------
+    >>> round(stall_probability("fp8", beta=0.999, rounding="stochastic"), 3)
+    0.988
+    >>> round(stall_probability("bf16", beta=0.999, rounding="nearest", model="one-step"), 4)
+    0.9458
+    """
+    resolved, drive = _check(fmt, beta, rounding, slot, model)
+    age = 3 / (1 - beta) if age is None else age
+    if not 0 <= age < math.inf and model != "one-step":
+        raise ValueError(f"an age is a number of steps, got {age}")
+    if model == "chain":
+        found = predict(resolved, rounding, drive, beta, age)
+        if found is None:
+            raise ValueError(f"there is no law of {drive} stored as {resolved.name}")
+        return found
+    return float(_closed(resolved, rounding, drive, beta, np.array([math.inf if model == "one-step" else age]))[0])
+
+
+def stall_curve(
+    fmt: str | Format,
+    *,
+    beta: float,
+    rounding: str,
+    steps: int,
+    slot: str | Drive = "exp_avg_sq",
+    model: Model = "chain",
+) -> npt.NDArray[np.float64]:
+    """Build-up after a reset: entry ``t - 1`` is the stalled fraction of the update of step ``t``.
+
+    The update of step ``t`` meets a state of age ``t - 1``.
+
+    Parameters
+    ----------
+    fmt, beta, rounding, slot, model
+        As of :func:`stall_probability`.
+    steps
+        Length of the curve.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, of shape ``(steps,)``.
+
+    Examples
+    --------
+    >>> curve = stall_curve("fp8", beta=0.999, rounding="nearest", steps=1000)
+    >>> curve[10].round(2), curve[-1] > 0.99
+    (np.float64(0.49), np.True_)
+    """
+    resolved, drive = _check(fmt, beta, rounding, slot, model)
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if resolved.is_float32 or steps == 0:
+        return np.zeros(steps)
+    wanted = np.arange(steps, dtype=np.float64)
+    if model == "chain":
+        return np.interp(wanted, *_curve(resolved, rounding, drive, beta, "pow2", _length(steps - 1)))
+    return _closed(resolved, rounding, drive, beta, wanted if model == "build-up" else np.full(steps, math.inf))
+
+
+def second_moment_laws(
+    fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int
+) -> tuple[Transient, ...]:
+    """Laws of a second moment under a falling gradient scale, one a drift: what the planner weighs.
+
+    Few phases and points do: the cost of a period is flat around the best one, the flatter the finer the format.
+    """
+    if fmt.kind != "float":
+        from halfulp.theory.rising_unit import block_transients
+
+        return block_transients(fmt, beta, rounding, drifts, steps)
+    from halfulp.theory.chain import Chain
+    from halfulp.theory.transient import transients
+
+    phases = 8 if fmt.mantissa_bits < 6 else 4 if fmt.mantissa_bits < 10 else 3
+    return transients(Chain(fmt, beta, rounding, phases=phases, fineness=2), drifts, steps)
+
+
+def _length(age: float) -> int:
+    """Curves are kept by length, of which there is one to an octave."""
+    return 1 << max(math.ceil(age), 63).bit_length()
+
+
+@lru_cache(maxsize=256)
+def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: str, steps: int) -> tuple[Array, Array]:
+    """Ages up to `steps`, and the stalled fraction at each."""
+    if fmt.scaled and scale_kind == "fp32":
+        from halfulp.theory.blocks import Blocks, block_law
+
+        blocks = block_law(Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative), steps)
+        return blocks.ages.astype(np.float64), blocks.stalled
+    if fmt.kind != "float":
+        from halfulp.theory.sampled_blocks import sampled_law
+
+        sampled = sampled_law(fmt, beta, rounding, drive, steps - 1)
+        return sampled.ages.astype(np.float64), sampled.stalled
+    from halfulp.theory.chain import Chain
+    from halfulp.theory.transient import transient
+
+    starts = _first_inputs(drive) if drive.whole_first else [0.0]
+    laws = [transient(Chain(fmt, beta, rounding, drive), steps, start=start) for start in starts]
+    stalled = np.asarray(np.mean([law.stalled for law in laws], axis=0))
+    if drive.whole_first:  # of age 1 is what stands at its first input
+        stalled = np.append(stalled[:1], stalled[:-1])
+    return laws[0].ages.astype(np.float64), stalled
+
+
+def _first_inputs(drive: Drive) -> list[float]:
+    """Equally likely inputs, the middle of each part of its law."""
+    from scipy.special import gammaincinv, ndtri
+
+    shares = (np.arange(FIRSTS) + 0.5) / FIRSTS
+    if drive.kind == "square":
+        return [float(w) for w in 2 / drive.shared * gammaincinv(drive.shared / 2, shares)]
+    return [float(w) for w in drive.ratio + ndtri(shares)]
+
+
+def _closed(fmt: Format, rounding: str, drive: Drive, beta: float, ages: Array) -> Array:
+    from halfulp.theory.closed_form import closed_form
+
+    return np.zeros(len(ages)) if fmt.is_float32 else closed_form(fmt, rounding, drive, beta, ages)
+
+
+def _check(fmt: str | Format, beta: float, rounding: str, slot: str | Drive, model: str) -> tuple[Format, Drive]:
+    if model not in MODELS:
+        raise ValueError(f"model is one of {', '.join(map(repr, MODELS))}, got {model!r}")
+    drive = as_drive(slot)
+    if drive.kind == "weight":
+        raise ValueError("a weight average is predicted by halfulp.averaging.walk_stall, which takes its steps")
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta is between 0 and 1, got {beta}")
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
+    resolved = get_format(fmt, signed=not drive.nonnegative)
+    if model != "chain" and resolved.kind != "float":
+        raise ValueError(f"the closed form needs a relative spacing, which {resolved.name} does not have")
+    return resolved, drive
