@@ -1,8 +1,9 @@
 """Moving an optimizer's state between formats and libraries.
 
 ``convert_state_dict(state_dict, to=optimizer)`` gives the state dictionary that `optimizer` loads. From: any of ours,
-``torch.optim``, bitsandbytes, torchao. To: any of ours, or ``torch.optim``. States are decoded to fp32 and rounded to
-nearest once, in the target's format; nothing is rounded where the target keeps fp32.
+``torch.optim``, bitsandbytes, torchao, and those of :mod:`~halfulp.checkpoint.foreign`. To: ours, or ``torch.optim``.
+States are decoded to fp32 and rounded to nearest once, in the target's format; nothing is rounded where the target
+keeps fp32.
 
 Ages: our slots have an age each, torch one ``step`` a parameter. Going to torch, ``step`` is the age of the oldest
 slot, and a younger one is scaled so that its bias-corrected value stays the same.
@@ -11,7 +12,7 @@ slot, and a younger one is scaled so that its bias-corrected value stays the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +20,19 @@ import torch
 from torch import Tensor
 
 from halfulp.checkpoint.decode import SavedState, saved_states
+from halfulp.checkpoint.foreign import torch_layout
+from halfulp.checkpoint.match import match_groups
 from halfulp.engine.storage import format_specs
+from halfulp.libraries import unwrap
+from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
 
 __all__ = ["convert_state_dict"]
 
 RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
 """What the single state of bitsandbytes may be called, in the order of preference."""
-DROPPED = ("kahan_comp",)
-"""Entries that no target here keeps and that do no harm when lost; said in the log."""
+DROPPED = ("kahan_comp", "master_param", "error_bits")
+"""Entries that no target here keeps, which is said in the log: what 16-bit weights lack of fp32."""
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> dict[str, Any]:
@@ -39,9 +44,12 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     Parameters
     ----------
     state_dict
-        Of one of our optimizers, ``torch.optim``, bitsandbytes or torchao, with the same parameters in the same groups.
+        Of one of our optimizers, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine, optimi, heavyball
+        and others (``docs/checkpoints.md``). Of the same parameters in the same groups; where both sides have names,
+        groups may differ.
     to
-        One of our optimizers, or of ``torch.optim``, built over the parameters.
+        One of our optimizers, or of ``torch.optim``, built over the parameters; also inside of a wrapper, such as
+        Accelerate's.
 
     Raises
     ------
@@ -61,60 +69,55 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     """
     from halfulp.engine.optimizer import RuleOptimizer
 
-    _check_form(state_dict, to)
+    to = unwrap(to)
     ours = isinstance(to, RuleOptimizer)
     if not ours and not type(to).__module__.startswith("torch.optim"):
         raise ValueError(f"states are converted to halfulp and to torch.optim, not to {type(to).__module__}")
+    if not isinstance(state_dict, Mapping):
+        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    state_dict = torch_layout(state_dict, [[p.shape for p in g["params"]] for g in to.param_groups])
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     target: dict[str, Any] = to.state_dict()
     out: dict[str, Any] = {"state": {}, "param_groups": []}
-    for saved, own, group in zip(state_dict["param_groups"], target["param_groups"], to.param_groups, strict=True):
-        hyper = _group(saved, own)
+    matched = match_groups(state_dict["param_groups"], to)
+    for pairs, own, group in zip(matched, target["param_groups"], to.param_groups, strict=True):
+        hyper = _hyper([saved for saved, _ in pairs], own)
         if isinstance(to, RuleOptimizer):  # the checkpoint's hyper-parameters decide which states there are
             hyper["state"] = format_specs(to.group_quantizers({**group, **_rule_keys(hyper)}))
         out["param_groups"].append(hyper)
-        for old, new, param, label in _params(saved, own, group):
+        place = _Place(to, {**group, **_rule_keys(hyper)}, hyper)
+        names = group.get("param_names") or [f"parameter {key}" for _, key in pairs]
+        for (saved, old), new, param, label in zip(pairs, own["params"], group["params"], names, strict=True):
             entries = state_dict["state"].get(old)
             if ours and entries and set(entries) == {"step"}:  # forgotten states
                 out["state"][new] = {"step": int(entries["step"])}
             elif entries:
-                place = _Place(to, {**group, **_rule_keys(hyper)}, hyper, param, label)
-                out["state"][new] = (_to_ours if ours else _to_torch)(place, entries, saved)
+                made = (_to_ours if ours else _to_torch)(place, param, label, entries, saved)
+                out["state"][new] = made
     return {**{k: copy.deepcopy(v) for k, v in target.items() if k not in out}, **out}
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the states of a parameter go: `group` as it will be, and the hyper-parameters loaded with them."""
+    """Where the states of a group go: `group` as it will be, and the hyper-parameters loaded with them."""
 
     to: Any
     group: Mapping[str, Any]
     hyper: Mapping[str, Any]
-    param: Tensor
-    label: str
 
 
-def _check_form(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> None:
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
-    theirs = [len(g["params"]) for g in state_dict["param_groups"]]
-    mine = [len(g["params"]) for g in to.param_groups]
-    if theirs != mine:
-        raise ValueError(
-            f"the state_dict has parameter groups of {theirs} parameters, the optimizer of {mine}: build it with the "
-            "groups it was saved with"
-        )
-
-
-def _params(
-    saved: Mapping[str, Any], own: Mapping[str, Any], group: Mapping[str, Any]
-) -> Iterator[tuple[Any, Any, Tensor, str]]:
-    names, known = saved.get("param_names"), group.get("param_names")
-    if names and known and list(names) != list(known):
-        wrong = next((a, b) for a, b in zip(names, known, strict=True) if a != b)
-        raise ValueError(f"parameters are in another order: {wrong[0]!r} in the state_dict, {wrong[1]!r} here")
-    for i, (old, new, param) in enumerate(zip(saved["params"], own["params"], group["params"], strict=True)):
-        labels = known or names
-        yield old, new, param, labels[i] if labels else f"parameter {old}"
+def _hyper(saved: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a group of the target, from the groups that its parameters were saved in."""
+    found = [_group(s, own) for i, s in enumerate(saved) if all(s is not other for other in saved[:i])]
+    for other in found[1:]:
+        differing = sorted(k for k in other if k not in ("params", "param_names") and other[k] != found[0][k])
+        if differing:
+            raise ValueError(
+                f"parameters of one group were saved in groups that differ in {differing}: build the optimizer with "
+                "groups that keep them apart"
+            )
+    return found[0] if found else copy.deepcopy(dict(own))
 
 
 def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,8 +175,10 @@ def _finite(values: Tensor, name: str, label: str) -> Tensor:
     return values
 
 
-def _to_ours(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    param, label, kind = place.param, place.label, f"halfulp.{type(place.to).__name__}"
+def _to_ours(
+    place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any], saved: Mapping[str, Any]
+) -> dict[str, Any]:
+    kind = f"halfulp.{type(place.to).__name__}"
     slots = place.to.slot_storage(place.group, param)
     states = _decoded(entries, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
     step = _step(entries)
@@ -186,7 +191,11 @@ def _to_ours(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]
         values = _finite(states[slot.name].values().to(param.device), slot.name, label).contiguous()
         if not slot.signed:
             values = values.clamp_min(0.0)
-        codes, scale = quantizer.with_rounding("nearest").quantize(values)
+        codec = states[slot.name].codec
+        if isinstance(codec, QuantizerCodec) and codec.quantizer.spec == quantizer.spec:  # stored so already
+            codes, scale = (t.to(param.device, copy=True) for t in states[slot.name].tensors)
+        else:
+            codes, scale = quantizer.with_rounding("nearest").quantize(values)
         made[slot.name] = codes.clone()
         if scale is not None:
             made[f"{slot.name}_scale"] = scale
@@ -207,7 +216,7 @@ def _check_counted(ages: list[int], step: int | None, hyper: Mapping[str, Any], 
     if not ages and step is None and "betas" in hyper:
         raise ValueError(
             f"{label}: the state_dict does not say how many steps it has made, which bias correction needs; its "
-            "averages may be of a kind that is not converted (optimi, heavyball, pytorch-optimizer)"
+            "averages may be of a kind that is not converted (pytorch-optimizer)"
         )
 
 
@@ -216,8 +225,10 @@ def _step(entries: Mapping[Any, Any]) -> int | None:
     return None if step is None else int(step)
 
 
-def _to_torch(place: _Place, entries: Mapping[Any, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    param, label, hyper, kind = place.param, place.label, place.hyper, f"torch.optim.{type(place.to).__name__}"
+def _to_torch(
+    place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any], saved: Mapping[str, Any]
+) -> dict[str, Any]:
+    hyper, kind = place.hyper, f"torch.optim.{type(place.to).__name__}"
     names = _torch_slots(place.to, hyper)
     states = _decoded(entries, saved, dict.fromkeys(names, param.shape), label, kind, ("max_exp_avg_sq",))
     values = {n: _finite(s.values(), n, label).to(param.device, torch.float32, copy=True) for n, s in states.items()}

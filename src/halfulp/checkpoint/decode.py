@@ -99,8 +99,10 @@ def saved_states(
     specs, roundings = group_specs(group), group_roundings(group)
     found: dict[str, SavedState] = {}
     for key, value in entries.items():
-        if not isinstance(value, Tensor) or not isinstance(key, str) or (value.ndim == 0 and key not in specs):
+        if not isinstance(value, Tensor) or not isinstance(key, str):
             continue
+        if value.ndim == 0 and key not in specs and (shapes is None or key not in shapes):
+            continue  # a count of steps
         state = inner(value)
         if type(state).__name__ in KINDS:
             found[key] = SavedState(torchao_codec(state), torchao_parts(state), state.shape, _age(entries, key))

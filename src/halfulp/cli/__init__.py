@@ -11,7 +11,7 @@ import typer
 
 __all__ = ["app", "main"]
 
-COMMANDS: tuple[str, ...] = ("predict", "plan", "simulate", "compare", "check", "report")
+COMMANDS: tuple[str, ...] = ("predict", "plan", "simulate", "compare", "check", "convert", "report")
 """Every command; ``halfulp.cli.<name>`` defines it as a function ``command`` whose docstring is its help."""
 
 app = typer.Typer(
