@@ -218,7 +218,7 @@ def test_bad_groups_are_refused_whole(group: dict[str, Any], message: str) -> No
         ("SGD", {"momentum": -0.5}, "momentum must not be negative"),
         ("Lion", {"betas": (1.0, 0.9)}, r"betas are two numbers in \[0, 1\)"),
         ("Muon", {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        ("Adafactor", {"clip": NAN}, "clip must be finite and not negative, got nan"),
+        ("Adafactor", {"clip": NAN}, "clip must not be negative, and finite; got nan"),
     ],
 )
 @pytest.mark.parametrize("reset", [None, 1])

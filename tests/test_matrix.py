@@ -1,7 +1,7 @@
 """Every optimizer in every format and rounding: it trains, resumes with the same bits, and takes the memory it says.
 
-Driven by ``halfulp.optim.OPTIMIZERS``: an optimizer without a row in SETTINGS fails. The task is real text that no
-version of anything changes (this project's licence), byte by byte: a two-byte context, an embedding and a hidden layer.
+Driven by ``halfulp.optim.OPTIMIZERS``. The task is real text that no version of anything changes (this project's
+licence), byte by byte: a two-byte context, an embedding and a hidden layer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ STEPS = 30
 UNTRAINED = math.log(128)
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.5, "momentum": 0.9}, "Adam": {"lr": 1e-2}, "AdamW": {"lr": 1e-2}, "Lion": {"lr": 1e-2},
-    "AdaBelief": {"lr": 1e-2}, "AdaBound": {"lr": 1e-2}, "AdaMod": {"lr": 2e-2, "betas": (0.9, 0.99, 0.9)},
-    "AdaMomentum": {"lr": 5e-3}, "DiffGrad": {"lr": 2e-2}, "EXAdam": {"lr": 3e-3}, "AdEMAMix": {"lr": 1e-2},
-    "ADOPT": {"lr": 1e-2}, "SPAM": {"lr": 1e-2}, "AdamP": {"lr": 1e-2}, "LAMB": {"lr": 6e-2},
-    "LARS": {"lr": 0.3, "trust_coefficient": 0.1},
-    "Adafactor": {"lr": 5e-2}, "AdaLomo": {"lr": 5e-2}, "CAME": {"lr": 3e-3}, "SMMF": {"lr": 3e-2},
-    "SOAP": {"lr": 2e-2}, "Conda": {"lr": 1e-2}, "SubsetNorm": {"lr": 3e-2}, "FRUGAL": {"lr": 1e-2},
-    "Muon": {"lr": 5e-2}, "AMSGD": {"lr": 5.0}, "AMAdamW": {"lr": 1e-2}, "MADGRAD": {"lr": 2e-2},
-    "Gravity": {"lr": 5.0, "alpha": 0.0}, "ComplexMomentum": {"lr": 1.0}, "CoRe": {"lr": 3e-3},
-    "SWATS": {"lr": 1e-2}, "SubspaceMomentum": {"lr": 3e-2, "rank": 8}, "MicroAdam": {"lr": 2e-2, "density": 0.1},
-    "BAdam": {"lr": 3e-2, "period": 8},
+    "SGD": {"lr": 0.5, "momentum": 0.9}, "AdaMod": {"lr": 2e-2, "betas": (0.9, 0.99, 0.9)},
+    "AdaMomentum": {"lr": 5e-3}, "DiffGrad": {"lr": 2e-2}, "EXAdam": {"lr": 3e-3}, "LAMB": {"lr": 6e-2},
+    "LARS": {"lr": 0.3, "trust_coefficient": 0.1}, "Adafactor": {"lr": 5e-2}, "AdaLomo": {"lr": 5e-2},
+    "CAME": {"lr": 3e-3}, "SMMF": {"lr": 3e-2}, "SOAP": {"lr": 2e-2}, "SubsetNorm": {"lr": 3e-2}, "Muon": {"lr": 5e-2},
+    "AMSGD": {"lr": 5.0}, "MADGRAD": {"lr": 2e-2}, "Gravity": {"lr": 5.0, "alpha": 0.0},
+    "ComplexMomentum": {"lr": 1.0}, "CoRe": {"lr": 3e-3}, "SubspaceMomentum": {"lr": 3e-2, "rank": 8},
+    "MicroAdam": {"lr": 2e-2, "density": 0.1}, "BAdam": {"lr": 3e-2, "period": 8},
 }  # fmt: skip
+"""Arguments for this toy, where a rate of 0.01 is not the right one."""
+NAMES = sorted(cls.__name__ for cls in OPTIMIZERS)
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Arguments of an optimizer on the toy."""
+    return SETTINGS.get(name, {"lr": 1e-2})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +66,7 @@ def build() -> nn.Module:
 
 def optimizer(name: str, model: nn.Module, state: Any, rounding: str) -> Any:
     return getattr(halfulp, name)(
-        model.named_parameters(), state=state, rounding=rounding, min_size=256, block_size=32, **SETTINGS[name]
+        model.named_parameters(), state=state, rounding=rounding, min_size=256, block_size=32, **settings(name)
     )
 
 
@@ -139,10 +142,9 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
 """The same optimizer of another library, where there is one whose defaults can be made ours."""
 
 
-def test_every_optimizer_has_its_row() -> None:
-    names = {c.__name__ for c in OPTIMIZERS}
-    assert set(SETTINGS) == names
-    assert set(TWINS) <= names
+def test_every_optimizer_is_in_the_list() -> None:
+    assert set(SETTINGS) <= set(NAMES)
+    assert set(TWINS) <= set(NAMES)
     public = {getattr(halfulp, n) for n in halfulp.__all__}
     assert {c for c in public if inspect.isclass(c) and hasattr(c, "rule")} == set(OPTIMIZERS)
     defined = {c for c in subclasses(RuleOptimizer) if c.__module__.startswith("halfulp.optim")}
@@ -155,7 +157,7 @@ def subclasses(cls: type) -> set[type]:
 
 
 @pytest.mark.parametrize(("state", "rounding"), CELLS)
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_trains_and_resumes(name: str, state: str, rounding: str) -> None:
     loss = cell(name, state, rounding)
     assert loss < unigram_entropy()
@@ -167,7 +169,7 @@ def test_fp32_ends_where_another_library_does(name: str) -> None:
     module, _, attribute = TWINS[name][0].rpartition(".")
     twin = getattr(pytest.importorskip(module), attribute)
     model = build()
-    found = train(model, twin(list(model.parameters()), **SETTINGS[name], **TWINS[name][1]), 0, STEPS)
+    found = train(model, twin(list(model.parameters()), **settings(name), **TWINS[name][1]), 0, STEPS)
     assert fp32_loss(name) == pytest.approx(sum(found[-5:]) / 5, abs=0.01)
 
 
@@ -180,7 +182,7 @@ WIDENED = {
 def test_slots_that_4_bits_break_get_8() -> None:
     """And no others; a format given for the slot itself is obeyed, and costs dearly."""
     found = set()
-    for name in SETTINGS:
+    for name in NAMES:
         model = build()
         o = optimizer(name, model, "fp4", "stochastic")
         group = o.param_groups[0]

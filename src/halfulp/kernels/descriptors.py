@@ -97,6 +97,8 @@ def describe(binding: Binding) -> Rows | str:
         return f"rule {binding.rule.name!r} has no fused kernel"
     if any(s.shape != binding.shape for s in binding.states):
         return "a state has another shape than its parameter"
+    if len(binding.states) > 2:
+        return f"the fused kernel of the rule {binding.rule.name!r} has two states, not {len(binding.states)}"
     made = _description(binding.rule.name, binding.shape, binding.quantizers, binding.row_stride)
     if isinstance(made, str):
         return made

@@ -68,6 +68,8 @@ def _prepare(rule: Rule, step: Step) -> _Prepared | str:
     if rule.name not in SCALARS_OF or len(step.inputs) != 1:
         return f"no fused kernel for the rule {rule.name!r}"
     binding, grad = step.binding, step.inputs[0]
+    if len(binding.states) > 2:
+        return f"the fused kernel of the rule {rule.name!r} has two states, not {len(binding.states)}"
     flags = (step.scalars.get("l2", 0.0) != 0.0, step.scalars.get("nesterov", 0.0) != 0.0, step.maximize)
     wide = grad.data_ptr() % 16 == 0 or plain(grad) is not grad  # a copy starts at an aligned address
     seen = (rule.name, grad.dtype, step.param_rounding, flags, wide)

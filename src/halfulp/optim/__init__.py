@@ -1,113 +1,24 @@
-"""The optimizers: thin classes that name a rule and its hyper-parameters."""
+"""The optimizers: one class for each rule of :mod:`halfulp.rules` that declares itself as one."""
 
+import importlib
+import pkgutil
+
+import halfulp.rules as rules
 from halfulp.optim.badam import BAdam
-from halfulp.optim.base import HyperOptimizer
-from halfulp.optim.classic import SGD, Adam, AdamW, Lion
-from halfulp.optim.family import (
-    ADOPT,
-    SPAM,
-    SWATS,
-    AdaBelief,
-    AdaBound,
-    AdaMod,
-    AdaMomentum,
-    AdEMAMix,
-    DiffGrad,
-    EXAdam,
-    MicroAdam,
-)
-from halfulp.optim.layers import (
-    CAME,
-    FRUGAL,
-    LAMB,
-    LARS,
-    SMMF,
-    SOAP,
-    Adafactor,
-    AdaLomo,
-    AdamP,
-    Conda,
-    SubsetNorm,
-    SubspaceMomentum,
-)
-from halfulp.optim.momentum import AMSGD, MADGRAD, AMAdamW, ComplexMomentum, CoRe, Gravity
+from halfulp.optim.base import HyperOptimizer, optimizer
 from halfulp.optim.muon import Muon
+from halfulp.rules.base import Rule
 
-__all__ = [
-    "ADOPT",
-    "AMSGD",
-    "CAME",
-    "FRUGAL",
-    "LAMB",
-    "LARS",
-    "MADGRAD",
-    "OPTIMIZERS",
-    "SGD",
-    "SMMF",
-    "SOAP",
-    "SPAM",
-    "SWATS",
-    "AMAdamW",
-    "AdEMAMix",
-    "AdaBelief",
-    "AdaBound",
-    "AdaLomo",
-    "AdaMod",
-    "AdaMomentum",
-    "Adafactor",
-    "Adam",
-    "AdamP",
-    "AdamW",
-    "BAdam",
-    "CoRe",
-    "ComplexMomentum",
-    "Conda",
-    "DiffGrad",
-    "EXAdam",
-    "Gravity",
-    "HyperOptimizer",
-    "Lion",
-    "MicroAdam",
-    "Muon",
-    "SubsetNorm",
-    "SubspaceMomentum",
-]
+_modules = [importlib.import_module(f"{rules.__name__}.{found.name}") for found in pkgutil.iter_modules(rules.__path__)]
+_declared = {rule for module in _modules for rule in vars(module).values() if isinstance(rule, Rule) and rule.title}
+_written = {written.rule: written for written in (BAdam, Muon)}
+"""Classes with methods of their own."""
 
-OPTIMIZERS = (
-    ADOPT,
-    AMAdamW,
-    AMSGD,
-    AdEMAMix,
-    AdaBelief,
-    AdaBound,
-    AdaLomo,
-    AdaMod,
-    AdaMomentum,
-    Adafactor,
-    Adam,
-    AdamP,
-    AdamW,
-    BAdam,
-    CAME,
-    CoRe,
-    ComplexMomentum,
-    Conda,
-    DiffGrad,
-    EXAdam,
-    FRUGAL,
-    Gravity,
-    LAMB,
-    LARS,
-    Lion,
-    MADGRAD,
-    MicroAdam,
-    Muon,
-    SGD,
-    SMMF,
-    SOAP,
-    SPAM,
-    SWATS,
-    SubsetNorm,
-    SubspaceMomentum,
+OPTIMIZERS = tuple(
+    _written[rule] if rule in _written else optimizer(rule) for rule in sorted(_declared, key=lambda rule: rule.title)
 )
 """Every optimizer: what the matrix of tests runs over."""
+
+globals().update({made.__name__: made for made in OPTIMIZERS})
+
+__all__ = ["OPTIMIZERS", "HyperOptimizer", "optimizer", *(made.__name__ for made in OPTIMIZERS)]

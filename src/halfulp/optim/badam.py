@@ -1,73 +1,22 @@
-"""BAdam: Adam on one block of the parameters at a time, with states for that block alone."""
+"""BAdam: blocks of the parameters take turns."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfulp.optim.base import HyperOptimizer
-from halfulp.rules.adam import ADAM, AdamHyper
+from halfulp.rules.badam import BADAM
 
-__all__ = ["BAdam", "BAdamHyper"]
-
-ORDERS = ("descending", "ascending", "random")
+__all__ = ["BAdam"]
 
 
-@dataclass(frozen=True)
-class BAdamHyper(AdamHyper):
-    """Of BAdam; `period`, `order` and `block_seed` are the same in all groups.
-
-    Parameters
-    ----------
-    period
-        Steps on a block before the next one's turn.
-    order
-        ``"descending"`` (from the output down, as published), ``"ascending"`` or ``"random"``: each block once a round.
-    block_seed
-        Of the random order.
-    """
-
-    period: int = 50
-    order: str = "descending"
-    block_seed: int = 0
-
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.period < 1 or self.order not in ORDERS:
-            raise ValueError(f"period is at least 1 and order one of {ORDERS}, got {self.period} and {self.order!r}")
-
-
-class BAdam(HyperOptimizer):
-    """BAdam: Adam on one block at a time; the others rest, without states and without gradients.
-
-    Luo et al., arXiv 2404.02827. A block is a layer: parameters whose names agree up to the first number
-    (``model.layers.3.``), or in the module where there is none; parameters without names are blocks of their own. Pass
-    ``model.named_parameters()``, and override :meth:`block_of` for other blocks. Parameters at rest have
-    ``requires_grad`` off, so that the backward pass leaves them out. The authors' fp32 copy of the block's 16-bit
-    weights is :func:`~halfulp.master_weights`; ``param_rounding="stochastic"`` does without. Turns are resets: by the
-    end of one of 50 steps, second moments in bf16 (nearest, 0.999) stall in a third of their updates, in fp8 in 83 %.
-    Arguments: :class:`BAdamHyper`.
-
-    Examples
-    --------
-    >>> import torch, halfulp
-    >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
-    >>> optimizer = halfulp.BAdam(model.named_parameters(), lr=1e-3, period=50, weight_decay=0.01, state="8bit")
-    >>> [p.requires_grad for p in model.parameters()]  # from the last layer down
-    [False, False, False, False, False, False, True, True]
-    >>> model(torch.ones(1, 64)).sum().backward(); optimizer.step()
-    >>> optimizer.memory().total  # bytes of one layer's states
-    8832
-    """
-
-    rule = ADAM
-    hyper = BAdamHyper
+class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
+    rule = BADAM
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         self._resting: set[Tensor] = set()

@@ -1,64 +1,133 @@
-"""How an optimizer follows from a rule and its hyper-parameters."""
+"""How an optimizer's class follows from the declaration of its rule."""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from halfulp.engine.optimizer import RuleOptimizer
-from halfulp.engine.options import Options
+from halfulp.engine.options import GROUP_DEFAULTS, TorchOptions
+from halfulp.engine.storage import StorageOptions
 from halfulp.optim.described import described
-from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.base import Rule
+from halfulp.rules.hyper import HyperBase
 
-__all__ = ["HyperOptimizer"]
+__all__ = ["HyperOptimizer", "optimizer"]
+
+DEFAULTS: dict[str, Any] = {
+    **GROUP_DEFAULTS, **{f.name: f.default for f in fields(StorageOptions)}, "nonfinite": "skip", "backend": None,
+    "transforms": (), "foreach": None, "fused": None, "capturable": False, "differentiable": False,
+}  # fmt: skip
+"""Of the arguments that every optimizer takes."""
 
 
 class HyperOptimizer(RuleOptimizer):
-    """Base of an optimizer given by ``rule`` and ``hyper``; signature, defaults and checks come from the latter.
+    """Base of an optimizer given by its ``rule``; signature, defaults, checks and docstring come from that.
+
+    A subclass that is given no docstring has that of its rule, and one that is given a ``hyper`` has its arguments from
+    there instead of the rule's.
 
     Parameters
     ----------
     params
         As for ``torch.optim``.
     args, options
-        The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.engine.options.Options`.
+        The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.engine.options.TorchOptions`.
 
     Examples
     --------
     >>> import torch, halfulp
-    >>> from halfulp.rules.adopt import ADOPT, ADOPTHyper
+    >>> from halfulp.rules.adam import ADAM
     >>> class Mine(halfulp.HyperOptimizer):  # see docs/own-optimizer.md
-    ...     rule, hyper = ADOPT, ADOPTHyper
+    ...     rule = ADAM
     >>> optimizer = Mine(torch.nn.Linear(64, 64).parameters(), lr=1e-3, state="fp8")
     """
 
-    hyper: ClassVar[type[HyperParameters]]
+    hyper: ClassVar[type[HyperBase]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "hyper" in cls.__dict__:
+        own = cls.__dict__
+        if hasattr(cls, "rule") and not own.keys().isdisjoint(("rule", "hyper")):
+            if "hyper" not in own and cls.rule.hyper is not None:
+                cls.hyper = cls.rule.hyper
+            if not hasattr(cls, "hyper"):
+                raise TypeError(f"the rule {cls.rule.name!r} declares no hyper-parameters: Rule(..., hyper=...)")
             cls.__signature__ = _signature(cls.hyper)  # type: ignore[attr-defined]
-            described(cls, cls.hyper)
+            described(cls)
+        elif "__init__" in own:  # a subclass of an optimizer, with arguments of its own
+            cls.__signature__ = _without_self(own["__init__"])  # type: ignore[attr-defined]
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
-        names = self.hyper.names()
-        if len(args) > len(names):
-            raise TypeError(f"{type(self).__name__} takes at most {len(names)} hyper-parameters, got {len(args)}")
-        given = dict(zip(names, args, strict=False))
-        twice = sorted(set(given) & set(options))
+        given = [f for f in fields(self.hyper) if f.init]
+        positional = [f.name for f in given if not f.kw_only]
+        name = type(self).__name__
+        if len(args) > len(positional):
+            raise TypeError(f"{name} takes at most {len(positional)} hyper-parameters by position, got {len(args)}")
+        arguments = dict(zip(positional, args, strict=False))
+        twice = sorted(set(arguments) & set(options))
         if twice:
-            raise TypeError(f"{type(self).__name__} got {twice[0]!r} by position and by name")
-        given.update({k: options.pop(k) for k in names if k in options})
-        values = self.hyper(**given)
-        super().__init__(params, {name: getattr(values, name) for name in names}, **options)
+            raise TypeError(f"{name} got {twice[0]!r} by position and by name")
+        arguments.update({f.name: options.pop(f.name) for f in given if f.name in options})
+        values = self.hyper(**arguments)
+        super().__init__(params, {name: getattr(values, name) for name in self.hyper.names()}, **options)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         self.hyper.of(group).check()
         super()._check_group(group)
 
 
-def _signature(hyper: type[HyperParameters]) -> inspect.Signature:
+def optimizer(rule: Rule) -> type[HyperOptimizer]:
+    """The class of the optimizer that a rule declares.
+
+    Parameters
+    ----------
+    rule
+        With at least its ``hyper`` and its ``title``. For an optimizer with methods of its own, subclass
+        :class:`HyperOptimizer` and set ``rule``.
+
+    Returns
+    -------
+    type
+        A subclass of :class:`HyperOptimizer`, named by the rule's ``title`` in the module that calls this. Assign it to
+        that name, so that its instances can be pickled.
+
+    Raises
+    ------
+    TypeError
+        A rule without hyper-parameters, or without title.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> from dataclasses import replace
+    >>> from halfulp.rules.adam import ADAM
+    >>> Mine = halfulp.optimizer(replace(ADAM, title="Mine"))  # see docs/own-optimizer.md for a rule of one's own
+    >>> optimizer = Mine(torch.nn.Linear(64, 64).parameters(), lr=1e-3, state="fp8")
+    """
+    if not rule.title.isidentifier():
+        raise TypeError(f"the rule {rule.name!r} has the title {rule.title!r}, which is no name of a class: title=...")
+    body = {"rule": rule, "__module__": sys._getframe(1).f_globals.get("__name__", "__main__")}
+    return type(rule.title, (HyperOptimizer,), body)
+
+
+def _signature(hyper: type[HyperBase]) -> inspect.Signature:
     kind = inspect.Parameter
-    own = [p.replace(kind=kind.POSITIONAL_OR_KEYWORD) for p in inspect.signature(hyper).parameters.values()]
-    options = [kind(name, kind.KEYWORD_ONLY, default=..., annotation=a) for name, a in Options.__annotations__.items()]
-    return inspect.Signature([kind("params", kind.POSITIONAL_OR_KEYWORD), *own, *options])
+    own = inspect.signature(hyper).parameters.values()
+    options = [
+        kind(name, kind.KEYWORD_ONLY, default=DEFAULTS[name], annotation=annotation)
+        for name, annotation in _annotations(TorchOptions).items()
+    ]
+    return inspect.Signature([kind("params", kind.POSITIONAL_OR_KEYWORD, annotation="Any"), *own, *options])
+
+
+def _annotations(options: Any) -> dict[str, Any]:
+    """Of a ``TypedDict``, as they are written, those it inherits first."""
+    return {name: ref.__forward_arg__ for name, ref in options.__annotations__.items()}
+
+
+def _without_self(function: Any) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,26 +1,29 @@
-"""Docstrings of the optimizers: every argument, in the words of the class that it comes from.
+"""Docstrings of the optimizers: the rule's words, and every argument in those of the class that it comes from.
 
 ``help(halfulp.AdamW)`` shows what can be passed, and none of it is written twice.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import re
-from typing import Any, TypeVar
+import textwrap
+from typing import Any
 
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.options import TorchOptions
 from halfulp.engine.storage import StorageOptions
+from halfulp.rules.base import Rule
 
 __all__ = ["described", "parameters"]
 
 SECTION = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=^\w[^\n]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
 """The section of a numpy docstring, up to the next one."""
-Optimizer = TypeVar("Optimizer", bound=type[Any])
 
 
+@functools.cache
 def parameters(doc: str | None) -> dict[str, str]:
     r"""What a numpy docstring says of each parameter, by name; the same text for names that share an entry.
 
@@ -36,44 +39,42 @@ def parameters(doc: str | None) -> dict[str, str]:
     return {name.strip(): inspect.cleandoc("\n" + text).strip() for names, text in entries for name in names.split(",")}
 
 
-def described(cls: Optimizer, hyper: type[Any] | None = None) -> Optimizer:
-    """An optimizer class whose docstring describes all of its arguments, in the order of its signature.
+def described(cls: type[Any]) -> None:
+    """Give an optimizer class a docstring that describes all of its arguments, in the order of its signature.
 
-    Parameters
-    ----------
-    cls
-        The class. Its own words come first, then those of `hyper`, then those of :class:`RuleOptimizer`.
-    hyper
-        Class of its hyper-parameters.
+    Its own words come first, or those of its rule where it has none; then those of its hyper-parameters and of
+    :class:`RuleOptimizer`.
     """
-    own = cls.__dict__.get("__doc__")
-    if own is None:  # python -OO, or nothing to add to
-        return cls
-    theirs = () if hyper is None else hyper.__mro__
-    common = (RuleOptimizer, StorageOptions, TorchOptions)
+    text = inspect.cleandoc(cls.__dict__.get("__doc__") or _words(cls, cls.rule))
+    sources = (RuleOptimizer, StorageOptions, TorchOptions, *reversed(cls.hyper.__mro__), *reversed(cls.__mro__))
     known: dict[str, str] = {}
-    for source in (*common, *reversed(theirs), *(k for k in reversed(cls.__mro__) if k not in common)):
+    for source in dict.fromkeys(sources):
         known.update(parameters(source.__dict__.get("__doc__")))
-    names = [n for n in _arguments(cls) if n in known]
+    names = [name for name in inspect.signature(cls).parameters if name in known]
     entries = [
-        f"{', '.join(group)}\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines())
-        for text, group in itertools.groupby(names, known.__getitem__)
+        f"{', '.join(group)}\n{textwrap.indent(said, '    ')}"
+        for said, group in itertools.groupby(names, known.__getitem__)
     ]
-    text = inspect.cleandoc(own)
-    section = "Parameters\n----------\n" + "\n".join(entries) + "\n\n"
-    text = SECTION.sub("", text)
-    before, header, after = _cut(text)
-    cls.__doc__ = f"{before.rstrip()}\n\n{section}{header}{after}".rstrip() + "\n"
-    return cls
+    section = "\n".join(["Parameters", "----------", *entries])
+    before, header, after = _cut(SECTION.sub("", text))
+    cls.__doc__ = f"{before.rstrip()}\n\n{section}\n\n{header}{after}".strip() + "\n"
 
 
-def _arguments(cls: type[Any]) -> list[str]:
-    """Names in the signature, with those of ``**options``."""
-    found: list[str] = []
-    for parameter in inspect.signature(cls).parameters.values():
-        options = parameter.kind is parameter.VAR_KEYWORD
-        found += TorchOptions.__annotations__ if options else [parameter.name]
-    return found
+def _words(cls: type[Any], rule: Rule) -> str:
+    """What the declaration says, as the beginning and the end of a docstring."""
+    if not rule.summary:
+        return f"The optimizer of the rule {rule.name!r}."
+    said = " ".join(f"{rule.source + '.' if rule.source else ''} {rule.notes}".split())
+    example = inspect.cleandoc(rule.example)
+    if not example.startswith(">>>"):
+        arguments = example or f'lr={cls.hyper.__dataclass_fields__["lr"].default}, state="8bit"'
+        home = "halfulp" if cls.__module__.startswith("halfulp.") else cls.__module__
+        example = f"""\
+>>> import torch
+>>> from {home} import {cls.__name__}
+>>> model = torch.nn.Linear(64, 64)
+>>> optimizer = {cls.__name__}(model.parameters(), {arguments})"""
+    return f"{rule.title}: {rule.summary}.\n\n{textwrap.fill(said, 100)}\n\nExamples\n--------\n{example}\n"
 
 
 def _cut(text: str) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ __all__ = ["MADGRAD", "MADGRADHyper"]
 
 @dataclass(frozen=True)
 class MADGRADHyper(HyperParameters):
-    """Of MADGRAD; weight decay is coupled by default, as in the authors' code.
+    """Hyper-parameters of MADGRAD; weight decay is coupled by default, as in the authors' code.
 
     Parameters
     ----------
@@ -69,5 +69,11 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param, {"grad_sum": total, "grad_sum_sq": total_sq, "initial_param": states["initial_param"]}
 
 
-MADGRAD = with_weight_decay(Rule("madgrad", _slots, _scalars, _update))
-"""MADGRAD (Defazio & Jelassi, arXiv 2101.11075). Its sums only grow, until nearest rounding freezes them."""
+MADGRAD = with_weight_decay(
+    Rule(
+        "madgrad", _slots, _scalars, _update, title="MADGRAD", hyper=MADGRADHyper,
+        summary="dual averaging; sums in place of moving averages", source="Defazio & Jelassi, arXiv 2101.11075",
+        notes="The sums only grow, until nearest rounding freezes them. Starting values of the weights stay in fp32.",
+        example='lr=1e-2, state="bf16"',
+    )
+)  # fmt: skip

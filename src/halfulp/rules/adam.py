@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, sqrt
-from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.hyper import HyperBase, HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = [
     "ADAM",
-    "AMSGRAD",
+    "ADAMW",
     "EXP_AVG",
     "EXP_AVG_SQ",
     "AdamHyper",
+    "AdamWHyper",
+    "MomentsHyper",
     "max_ratio",
     "moment_scalars",
     "moments",
@@ -30,8 +32,8 @@ MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, 
 
 
 @dataclass(frozen=True)
-class AdamHyper(HyperParameters):
-    """Hyper-parameters of the Adam family.
+class MomentsHyper(HyperParameters):
+    """Hyper-parameters of rules with Adam's two moments.
 
     Parameters
     ----------
@@ -90,8 +92,51 @@ def normalise(exp_avg: Tensor, exp_avg_sq: Tensor, c: Scalars) -> Tensor:
     return clamp(exp_avg / c["correction1"] / denominator, c["bound"])
 
 
+@dataclass(frozen=True)
+class AdamHyper(HyperBase):
+    """Hyper-parameters of Adam, in the order of ``torch.optim.Adam``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    betas
+        Decays of the first and of the second moment.
+    eps
+        Added to the root of the second moment, bias-corrected.
+    weight_decay
+        ``weight_decay * param`` is added to the gradient.
+    amsgrad
+        Divide by the largest second moment so far (Reddi et al., arXiv 1904.09237), as ``torch.optim`` has it: the
+        maximum is of the uncorrected moment.
+    decoupled_weight_decay
+        Shrink parameters by ``lr * weight_decay`` a step instead, as :class:`~halfulp.AdamW` does.
+    """
+
+    lr: float | Tensor = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    decoupled_weight_decay: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class AdamWHyper(AdamHyper):
+    """Hyper-parameters of AdamW, in the order of ``torch.optim.AdamW``.
+
+    Parameters
+    ----------
+    weight_decay
+        Parameters shrink by ``lr * weight_decay`` a step.
+    """
+
+    weight_decay: float = 1e-2
+    decoupled_weight_decay: bool = field(default=True, init=False)
+
+
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ)
+    return (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ) if hyper.get("amsgrad", False) else (EXP_AVG, EXP_AVG_SQ)
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -121,24 +166,31 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
         grad = grad + param * c["l2"]
     exp_avg = exp_avg + (grad - exp_avg) * c["weight1"]
     exp_avg_sq = exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
-    denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
+    new, square = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, exp_avg_sq
+    if "max_exp_avg_sq" in states:
+        square = new["max_exp_avg_sq"] = maximum(states["max_exp_avg_sq"], exp_avg_sq)
+    denominator = sqrt(square) * c["inv_sqrt_correction2"] + c["eps"]
     ratio = clamp(exp_avg / denominator, c["bound"])
-    return param * c["keep"] - ratio * c["step_size"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    return param * c["keep"] - ratio * c["step_size"], new
 
 
-ADAM = Rule("adam", _slots, _scalars, _update)
-"""Adam (Kingma & Ba, arXiv 1412.6980) and, with decoupled weight decay, AdamW (Loshchilov & Hutter, 1711.05101)."""
-
-
-def _amsgrad_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    if c["l2"] != 0.0:
-        grad = grad + param * c["l2"]
-    exp_avg, exp_avg_sq = moments(grad, states, c)
-    largest = maximum(states["max_exp_avg_sq"], exp_avg_sq)
-    denominator = sqrt(largest) * c["inv_sqrt_correction2"] + c["eps"]
-    param = param * c["keep"] - clamp(exp_avg / denominator, c["bound"]) * c["step_size"]
-    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": largest}
-
-
-AMSGRAD = replace(ADAM, name="amsgrad", slots=lambda h: (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ), update=_amsgrad_update)
-"""AMSGrad (Reddi et al., arXiv 1904.09237), as ``torch.optim`` has it: the maximum is of the uncorrected moment."""
+ADAM = Rule(
+    "adam", _slots, _scalars, _update, title="Adam", hyper=AdamHyper, tier="core",
+    summary="two moments of the gradient, bias-corrected", source="Kingma & Ba, arXiv 1412.6980",
+    notes="""Arguments as ``torch.optim.Adam``. With ``state="fp32"`` it follows that to a few units in the last place a
+    step (each operation here rounds separately, see ``docs/bit-contract.md``).""",
+)  # fmt: skip
+ADAMW = replace(
+    ADAM, title="AdamW", hyper=AdamWHyper, summary="Adam with decoupled weight decay",
+    source="Loshchilov & Hutter, arXiv 1711.05101", notes="Arguments as ``torch.optim.AdamW``.",
+    example="""
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = halfulp.AdamW(model.parameters(), lr=3e-4, state={"exp_avg": "fp8", "exp_avg_sq": "bf16"})
+    >>> print(optimizer.memory().by_storage)
+    {'float8_e4m3fn:pow2:block128': 4160, 'bfloat16': 8192, 'float32': 512}
+    >>> model(torch.ones(1, 64)).sum().backward(); optimizer.step()
+    >>> optimizer.state_tensor(model.weight, "exp_avg").shape
+    torch.Size([64, 64])
+    """,
+)  # fmt: skip

@@ -26,7 +26,7 @@ __all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
 
 @dataclass(frozen=True)
 class AMSGDHyper(HyperParameters):
-    """Of AM-SGD.
+    """Hyper-parameters of AM-SGD.
 
     Parameters
     ----------
@@ -76,9 +76,13 @@ def _amsgd(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
 
 DIRECTION = StateSlot("momentum_buffer", signed=True, decay=_memory, drive=GRADIENT)
 AMSGD = with_weight_decay(
-    Rule("amsgd", lambda h: (DIRECTION,), _amsgd_scalars, _amsgd, True, _amsgd_measure, _amsgd_combine)
-)
-"""AM-SGD: one coefficient for the whole model; scalar ``memory`` is the decay of the direction."""
+    Rule(
+        "amsgd", lambda h: (DIRECTION,), _amsgd_scalars, _amsgd, measure=_amsgd_measure, combine=_amsgd_combine,
+        title="AMSGD", hyper=AMSGDHyper, summary="SGD whose momentum coefficient is set in each step",
+        source="Topollai & Choromanska, arXiv 2510.04988", notes="One coefficient for the whole model.",
+    )
+)  # fmt: skip
+"""The scalar ``memory`` is the decay of the direction."""
 
 
 # ---------------------------------------------------------------- AM-AdamW
@@ -86,7 +90,7 @@ AMSGD = with_weight_decay(
 
 @dataclass(frozen=True)
 class AMAdamWHyper(HyperParameters):
-    """Of AM-AdamW.
+    """Hyper-parameters of AM-AdamW.
 
     Parameters
     ----------
@@ -171,5 +175,9 @@ def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tenso
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "momentum_product": product, "last_lr": last}
 
 
-AMADAMW = Rule("amadamw", _ama_slots, _ama_scalars, _ama, False, _ama_measure, _ama_combine, per_tensor=True)
-"""AM-AdamW: one coefficient for each tensor, in the metric of Adam's preconditioner; scalar ``momentum``."""
+AMADAMW = Rule(
+    "amadamw", _ama_slots, _ama_scalars, _ama, elementwise=False, measure=_ama_measure, combine=_ama_combine,
+    per_tensor=True, title="AMAdamW", hyper=AMAdamWHyper,
+    summary="AdamW in which each tensor sets its momentum coefficient in each step",
+    source="Topollai & Choromanska, arXiv 2510.04988", notes="In the metric of Adam's preconditioner.",
+)  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, max_ratio, moment_scalars, moments
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, max_ratio, moment_scalars, moments
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -16,8 +16,8 @@ __all__ = ["ADEMAMIX", "AdEMAMixHyper"]
 
 
 @dataclass(frozen=True)
-class AdEMAMixHyper(AdamHyper):
-    """Of AdEMAMix.
+class AdEMAMixHyper(MomentsHyper):
+    """Hyper-parameters of AdEMAMix.
 
     Parameters
     ----------
@@ -74,5 +74,12 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_slow": slow}
 
 
-ADEMAMIX = with_weight_decay(Rule("ademamix", lambda h: (EXP_AVG, EXP_AVG_SQ, SLOW), _scalars, _update))
-"""AdEMAMix (Pagliardini et al., arXiv 2409.03137). The slow average has no bias correction."""
+ADEMAMIX = with_weight_decay(
+    Rule(
+        "ademamix", lambda h: (EXP_AVG, EXP_AVG_SQ, SLOW), _scalars, _update, title="AdEMAMix", hyper=AdEMAMixHyper,
+        summary="a fast and a slow average of the gradient", source="Pagliardini et al., arXiv 2409.03137",
+        notes="""The slow average has no bias correction and, with a decay of 0.9999, stalls first of all states
+        (``docs/optimizers.md``).""",
+        example='lr=1e-3, alpha=5.0, warmup=10_000, state="8bit"', tier="core",
+    )
+)  # fmt: skip

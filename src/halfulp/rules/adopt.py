@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
 from halfulp.rules.slots import Drive, Hyper
 from halfulp.rules.transforms import with_weight_decay
@@ -17,8 +17,8 @@ __all__ = ["ADOPT", "ADOPTHyper"]
 
 
 @dataclass(frozen=True)
-class ADOPTHyper(AdamHyper):
-    """Of ADOPT.
+class ADOPTHyper(MomentsHyper):
+    """Hyper-parameters of ADOPT.
 
     Parameters
     ----------
@@ -58,5 +58,10 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 
 # the second moment starts from the first square, and so never is small
 SLOTS = (replace(EXP_AVG, alike=True), replace(EXP_AVG_SQ, drive=Drive("square", whole_first=True)))
-ADOPT = with_weight_decay(Rule("adopt", lambda h: SLOTS, _scalars, _update))
-"""ADOPT (Taniguchi et al., arXiv 2411.02853): gradients are divided by the second moment of the step before."""
+ADOPT = with_weight_decay(
+    Rule(
+        "adopt", lambda h: SLOTS, _scalars, _update, title="ADOPT", hyper=ADOPTHyper, tier="core",
+        summary="Adam that converges with any beta2", source="Taniguchi et al., arXiv 2411.02853",
+        notes="Gradients are divided by the second moment of the step before.",
+    )
+)  # fmt: skip

@@ -20,14 +20,15 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from halfulp.numbers.scaling import rows_and_cols
+from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
@@ -41,9 +42,12 @@ Ages = Mapping[str, int]
 Update = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
-    """An update rule.
+    """An update rule, and the declaration of the optimizer that follows it.
+
+    :func:`halfulp.optimizer` makes the class. A rule that is not an optimizer by itself, such as an average of weights,
+    leaves `hyper` and all that follows it out.
 
     Parameters
     ----------
@@ -72,6 +76,22 @@ class Rule:
         weights, and has no parameter.
     has_param
         Whether `update` takes a parameter first, and returns it changed.
+    hyper
+        Class of the hyper-parameters: the arguments of the optimizer, their defaults, checks and descriptions.
+    title
+        Name of the optimizer's class.
+    summary
+        What sets the optimizer apart, in half a line, without a full stop.
+    source
+        Who published it, and where.
+    notes
+        What a user must know beside that; part of the docstring.
+    example
+        Arguments of the example in the docstring, the learning rate and ``state="8bit"`` unless given; or the whole
+        example, which starts with ``>>>``.
+    tier
+        ``"core"``: recommended, and kept for good. ``"contributed"``: implemented and tested like the others, and not
+        advertised.
     """
 
     name: str
@@ -84,6 +104,14 @@ class Rule:
     per_tensor: bool = False
     inputs: tuple[str, ...] = ("grad",)
     has_param: bool = True
+    _: KW_ONLY
+    hyper: type[HyperBase] | None = None
+    title: str = ""
+    summary: str = ""
+    source: str = ""
+    notes: str = ""
+    example: str = ""
+    tier: Literal["core", "contributed"] = "contributed"
 
     def apply(
         self, param: Tensor | None, inputs: Sequence[Tensor], states: States, scalars: Scalars

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
-__all__ = ["ADAFACTOR", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper", "nearest_square"]
+__all__ = [
+    "ADAFACTOR", "ADALOMO", "CAME", "SMMF", "AdaLomoHyper", "AdafactorHyper", "CAMEHyper", "SMMFHyper",
+    "nearest_square",
+]  # fmt: skip
 
 
 Decay = Callable[[Hyper], float]
@@ -80,7 +83,7 @@ def _factored_sq(
 
 @dataclass(frozen=True)
 class AdafactorHyper(HyperParameters):
-    """Of Adafactor.
+    """Hyper-parameters of Adafactor.
 
     Parameters
     ----------
@@ -115,7 +118,7 @@ class AdafactorHyper(HyperParameters):
 
 @dataclass(frozen=True)
 class AdaLomoHyper(AdafactorHyper):
-    """Of AdaLomo: Adafactor with a given learning rate."""
+    """Hyper-parameters of AdaLomo: Adafactor with a given learning rate."""
 
     lr: float | Tensor = 1e-3
     relative_step: bool = False
@@ -160,8 +163,18 @@ def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
     return param * c["keep"] - step, new  # the rate is that of the weights before their decay
 
 
-ADAFACTOR = Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False)
-"""Adafactor (Shazeer & Stern, arXiv 1804.04235). AdaLomo (arXiv 2310.10195) is the same with a given rate."""
+ADAFACTOR = Rule(
+    "adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False, title="Adafactor",
+    hyper=AdafactorHyper, summary="second moments by rows and columns", source="Shazeer & Stern, arXiv 1804.04235",
+    notes="""As ``torch.optim.Adafactor``, whose ``beta2_decay=-0.8``, ``eps=(None, 1e-3)`` and ``d`` are
+    ``decay_power=0.8``, ``eps`` and ``min_scale``, and ``clip`` here.""",
+    example='lr=1e-2, momentum=0.9, state="8bit"', tier="core",
+)  # fmt: skip
+ADALOMO = replace(
+    ADAFACTOR, title="AdaLomo", hyper=AdaLomoHyper, source="Lv et al., arXiv 2310.10195", tier="contributed",
+    summary="Adafactor with a given rate, made to run during the backward pass",
+    notes="See :func:`~halfulp.training.trainers.release_gradients`.", example='lr=1e-3, state="fp32"',
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- CAME
@@ -169,7 +182,7 @@ ADAFACTOR = Rule("adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, 
 
 @dataclass(frozen=True)
 class CAMEHyper(HyperParameters):
-    """Of CAME.
+    """Hyper-parameters of CAME.
 
     Parameters
     ----------
@@ -223,8 +236,13 @@ def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param - step_ * c["lr"], {**new, "exp_avg": exp_avg}
 
 
-CAME = with_weight_decay(Rule("came", _came_slots, _came_scalars, _came, elementwise=False))
-"""CAME (Luo et al., arXiv 2307.02047): Adafactor's update, divided by how far it strays from its average."""
+CAME = with_weight_decay(
+    Rule(
+        "came", _came_slots, _came_scalars, _came, elementwise=False, title="CAME", hyper=CAMEHyper,
+        summary="Adafactor's update, divided by how far it strays from its average",
+        source="Luo et al., arXiv 2307.02047", notes="There is no bias correction: the first steps are large.",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- SMMF
@@ -232,7 +250,7 @@ CAME = with_weight_decay(Rule("came", _came_slots, _came_scalars, _came, element
 
 @dataclass(frozen=True)
 class SMMFHyper(HyperParameters):
-    """Of SMMF.
+    """Hyper-parameters of SMMF.
 
     Parameters
     ----------
@@ -328,5 +346,11 @@ def _smmf(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     }  # fmt: skip
 
 
-SMMF = with_weight_decay(Rule("smmf", _smmf_slots, _smmf_scalars, _smmf, elementwise=False))
-"""SMMF (Park & Lee, arXiv 2412.08894): both moments factored over the nearest square, with the signs of the first."""
+SMMF = with_weight_decay(
+    Rule(
+        "smmf", _smmf_slots, _smmf_scalars, _smmf, elementwise=False, title="SMMF", hyper=SMMFHyper,
+        summary="both moments factored over the nearest square, with the signs of the first",
+        source="Park & Lee, arXiv 2412.08894", notes="Signs of the first moment take 1.33 bits a weight.",
+        example='lr=1e-3, state="bf16"',
+    )
+)  # fmt: skip

@@ -8,8 +8,11 @@ from types import NoneType
 from typing import Any, ClassVar
 
 from torch import Tensor
+from typing_extensions import Self
 
-__all__ = ["HyperParameters", "as_number", "is_rate"]
+__all__ = ["HyperBase", "HyperParameters", "as_number", "is_rate"]
+
+COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
 def as_number(name: str, value: Any) -> float:
@@ -48,16 +51,57 @@ def _is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class HyperParameters:
-    """Base of the hyper-parameters of every rule; a rule's own follow as fields with their defaults.
+class HyperBase:
+    """Base of the hyper-parameters of every rule, which are dataclass fields with their defaults.
 
-    Numbers must not be negative; those named in :attr:`below_one` (or the numbers of a tuple so named) lie in [0, 1);
-    those in :attr:`free` are left alone. Anything else a rule extends :meth:`check` for.
+    Fields are arguments of the optimizer, in their order; those with ``kw_only=True`` by name alone, those with
+    ``init=False`` not at all, though its groups have them. Numbers must not be negative; those named in
+    :attr:`below_one` (or the numbers of a tuple so named) lie in [0, 1); those in :attr:`free` are left alone. A rule
+    extends :meth:`check` for anything else.
+    """
+
+    below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
+    free: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for values that cannot work."""
+        for field in fields(self):
+            if field.name not in self.free:
+                _check(field.name, getattr(self, field.name), field.default, field.name in self.below_one)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all hyper-parameters, in order."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def of(cls, group: Any) -> Self:
+        """From the keys of a parameter group."""
+        return cls(**{f.name: group[f.name] for f in fields(cls) if f.init})
+
+
+def _check(name: str, given: Any, default: Any, below_one: bool) -> None:
+    """``ValueError`` unless a value has the form of the default, and numbers in it are in their range."""
+    upper = 1.0 if below_one else math.inf
+    if isinstance(default, tuple):
+        allowed = "numbers in [0, 1)" if below_one else "numbers that are not negative, and finite"
+        right = isinstance(given, (tuple, list)) and len(given) == len(default)
+        if not right or not all(0.0 <= as_number(f"each of {name}", value) < upper for value in given):
+            raise ValueError(f"{name} are {COUNTS[len(default)]} {allowed}, got {given!r}")
+    elif not isinstance(default, (bool, str, NoneType)) or _is_number(given):
+        allowed = "be in [0, 1), got" if below_one else "not be negative, and finite; got"
+        if not 0.0 <= as_number(name, given) < upper:
+            raise ValueError(f"{name} must {allowed} {given}")
+
+
+@dataclass(frozen=True)
+class HyperParameters(HyperBase):
+    """Hyper-parameters that most rules have; a rule's own follow as fields. See :class:`HyperBase`.
 
     Parameters
     ----------
     lr
-        Learning rate.
+        Learning rate; a float or a tensor of one element.
     weight_decay, decoupled_weight_decay
         Decoupled: parameters shrink by ``lr * weight_decay`` a step. Coupled: ``weight_decay * param`` is added to the
         gradient.
@@ -66,32 +110,3 @@ class HyperParameters:
     lr: float | Tensor = 1e-3
     weight_decay: float = 0.0
     decoupled_weight_decay: bool = True
-
-    below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
-    free: ClassVar[tuple[str, ...]] = ()
-
-    def check(self) -> None:
-        """Raise ``ValueError`` for values that cannot work."""
-        for field in fields(self):
-            if field.name in self.free:
-                continue
-            given, default = getattr(self, field.name), field.default
-            values = given if isinstance(default, tuple) else (given,)
-            if isinstance(default, tuple) and (not isinstance(given, (tuple, list)) or len(given) != len(default)):
-                raise ValueError(f"{field.name} are {len(default)} numbers, got {given}")
-            upper = 1.0 if field.name in self.below_one else math.inf
-            number = not isinstance(default, (bool, str, NoneType))
-            for value in values:
-                if (number or _is_number(value)) and not 0.0 <= as_number(field.name, value) < upper:
-                    allowed = "in [0, 1)" if upper == 1.0 else "finite and not negative"
-                    raise ValueError(f"{field.name} must be {allowed}, got {given}")
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Names of all hyper-parameters, in order."""
-        return tuple(f.name for f in fields(cls))
-
-    @classmethod
-    def of(cls, group: Any) -> HyperParameters:
-        """From the keys of a parameter group."""
-        return cls(**{name: group[name] for name in cls.names()})

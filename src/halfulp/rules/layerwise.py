@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
@@ -24,8 +24,8 @@ def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 
 @dataclass(frozen=True)
-class AdamPHyper(AdamHyper):
-    """Of AdamP.
+class AdamPHyper(MomentsHyper):
+    """Hyper-parameters of AdamP.
 
     Parameters
     ----------
@@ -69,16 +69,19 @@ def _adamp(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
     return param * keep - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-ADAMP = Rule("adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False)
-"""AdamP (Heo et al., arXiv 2006.08217): no step along the weights where a normalisation layer follows them."""
+ADAMP = Rule(
+    "adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False, title="AdamP", hyper=AdamPHyper,
+    summary="no step along the weights where a normalisation layer follows them",
+    source="Heo et al., arXiv 2006.08217",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- LAMB
 
 
 @dataclass(frozen=True)
-class LAMBHyper(AdamHyper):
-    """Of LAMB.
+class LAMBHyper(MomentsHyper):
+    """Hyper-parameters of LAMB.
 
     Parameters
     ----------
@@ -125,8 +128,10 @@ def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param - step * (trust * c["lr"]), {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-LAMB = Rule("lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False)
-"""LAMB (You et al., arXiv 1904.00962, algorithm 2): Adam's update, scaled to the norm of the weights."""
+LAMB = Rule(
+    "lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False, title="LAMB", hyper=LAMBHyper, tier="core",
+    summary="Adam's update, scaled to the norm of the weights", source="You et al., arXiv 1904.00962, algorithm 2",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- LARS
@@ -134,7 +139,7 @@ LAMB = Rule("lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False)
 
 @dataclass(frozen=True)
 class LARSHyper(HyperParameters):
-    """Of LARS.
+    """Hyper-parameters of LARS.
 
     Parameters
     ----------
@@ -174,5 +179,7 @@ def _lars(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 
 
 LARS_BUFFER = StateSlot("momentum_buffer", True, lambda h: h["momentum"], GRADIENT, alike=True, gain=lambda h: 1.0)
-LARS = Rule("lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False)
-"""LARS (You et al., arXiv 1708.03888): momentum on gradients scaled to the norm of the weights."""
+LARS = Rule(
+    "lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False, title="LARS", hyper=LARSHyper,
+    summary="momentum on gradients scaled to the norm of the weights", source="You et al., arXiv 1708.03888",
+)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, normalise
+from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, Shape, StateSlot
@@ -26,7 +26,7 @@ __all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", 
 
 @dataclass(frozen=True)
 class MuonHyper(HyperParameters):
-    """Of Muon, and of the AdamW that takes vectors, embeddings and output layers.
+    """Hyper-parameters of Muon, and of the AdamW that takes vectors, embeddings and output layers.
 
     Parameters
     ----------
@@ -98,8 +98,22 @@ def _muon(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 
 
 MUON_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], drive=GRADIENT)
-MUON = with_weight_decay(Rule("muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False))
-"""Muon (Jordan et al., 2024), with the sizes of Liu et al. (arXiv 2502.16982); in fp32."""
+MUON = with_weight_decay(
+    Rule(
+        "muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False, title="Muon", hyper=MuonHyper,
+        summary="the momentum of each matrix, orthogonalised; AdamW for vectors, embeddings and output layers",
+        source="Jordan et al., 2024, with the sizes of Liu et al., arXiv 2502.16982",
+        notes="""Which matrices go to AdamW is decided by name (`fallback`), so pass ``model.named_parameters()``.
+        ``torch.optim.Muon`` takes matrices only; its ``eps`` is ``ns_eps`` here, and its ``adjust_lr_fn`` is
+        ``"original"`` unless given.""",
+        example="""
+        >>> import torch, halfulp
+        >>> model = torch.nn.Linear(64, 64)
+        >>> optimizer = halfulp.Muon(model.named_parameters(), lr=1e-3, state="8bit")
+        """,
+        tier="core",
+    )
+)  # fmt: skip
 MUON_FALLBACK = ADAM
 
 
@@ -112,8 +126,8 @@ step where 4 bits have rounded it to zero."""
 
 
 @dataclass(frozen=True)
-class SOAPHyper(AdamHyper):
-    """Of SOAP.
+class SOAPHyper(MomentsHyper):
+    """Hyper-parameters of SOAP.
 
     Parameters
     ----------
@@ -191,16 +205,21 @@ def _soap(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param, new
 
 
-SOAP = with_weight_decay(Rule("soap", _soap_slots, _soap_scalars, _soap, elementwise=False))
-"""SOAP (Vyas et al., arXiv 2409.11321): Adam in the eigenbases of Shampoo's two matrices."""
+SOAP = with_weight_decay(
+    Rule(
+        "soap", _soap_slots, _soap_scalars, _soap, elementwise=False, title="SOAP", hyper=SOAPHyper, tier="core",
+        summary="Adam in the eigenbases of Shampoo's two matrices", source="Vyas et al., arXiv 2409.11321",
+        notes="The bases stay in fp32.",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- Conda
 
 
 @dataclass(frozen=True)
-class CondaHyper(AdamHyper):
-    """Of Conda.
+class CondaHyper(MomentsHyper):
+    """Hyper-parameters of Conda.
 
     Parameters
     ----------
@@ -244,5 +263,10 @@ def _conda(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
     return param - _rotate(normalise(first, square, c), *q, back=True) * (c["lr"] * scale), new
 
 
-CONDA = with_weight_decay(Rule("conda", _conda_slots, _conda_scalars, _conda, elementwise=False))
-"""Conda (arXiv 2509.24218): Adam in the singular basis of the first moment, on the shorter side."""
+CONDA = with_weight_decay(
+    Rule(
+        "conda", _conda_slots, _conda_scalars, _conda, elementwise=False, title="Conda", hyper=CondaHyper,
+        summary="Adam in the singular basis of the first moment, on the shorter side", source="arXiv 2509.24218",
+        notes="The basis stays in fp32.",
+    )
+)  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import AdamHyper
+from halfulp.rules.adam import MomentsHyper
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
 from halfulp.rules.slots import Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -20,8 +20,8 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class MicroAdamHyper(AdamHyper):
-    """Of MicroAdam.
+class MicroAdamHyper(MomentsHyper):
+    """Hyper-parameters of MicroAdam.
 
     Parameters
     ----------
@@ -109,6 +109,13 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     }  # fmt: skip
 
 
-MICRO_ADAM = with_weight_decay(Rule("micro_adam", _slots, _scalars, _update, elementwise=False))
-"""MicroAdam (Modoranu et al., arXiv 2405.15593). The error is stored like any state, in place of an asymmetric 4-bit
-code of its own: `state="4bit"` comes to 0.8 bytes a weight."""
+MICRO_ADAM = with_weight_decay(
+    Rule(
+        "micro_adam", _slots, _scalars, _update, elementwise=False, title="MicroAdam", hyper=MicroAdamHyper,
+        summary="moments over a window of sparse gradients; the rest of each is fed back into the next",
+        source="Modoranu et al., arXiv 2405.15593",
+        notes="""The error is stored like any state, in place of an asymmetric 4-bit code of its own:
+        ``state="4bit"`` comes to 0.8 bytes a weight.""",
+        example='lr=1e-3, state="4bit"',
+    )
+)  # fmt: skip

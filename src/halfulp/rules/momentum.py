@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
-__all__ = ["LION", "SGD"]
+__all__ = ["LION", "SGD", "LionHyper", "SGDHyper"]
+
+
+@dataclass(frozen=True)
+class SGDHyper(HyperBase):
+    """Hyper-parameters of SGD, in the order of ``torch.optim.SGD``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    momentum
+        Decay of the buffer; 0: there is none.
+    dampening
+        Of the gradient that goes into the buffer, but for the first.
+    weight_decay
+        ``weight_decay * param`` is added to the gradient.
+    nesterov
+        Step along gradient plus `momentum` times buffer.
+    """
+
+    lr: float | Tensor = 1e-3
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    below_one: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ("dampening",)
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
 
 def _sgd_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -47,8 +85,31 @@ def _sgd_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tupl
     return param - step * c["lr"], {"momentum_buffer": buffer}
 
 
-SGD = Rule("sgd", _sgd_slots, _sgd_scalars, _sgd_update)
-"""SGD with heavy-ball or Nesterov momentum and dampening, as ``torch.optim.SGD`` defines them."""
+SGD = Rule(
+    "sgd", _sgd_slots, _sgd_scalars, _sgd_update, title="SGD", hyper=SGDHyper, tier="core",
+    summary="heavy-ball or Nesterov momentum, with dampening and weight decay",
+    source="Polyak, 1964; Nesterov, 1983", notes="Arguments and arithmetic as ``torch.optim.SGD``.",
+    example='lr=0.1, momentum=0.9, nesterov=True, state="bf16"',
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LionHyper(HyperBase):
+    """Hyper-parameters of Lion.
+
+    Parameters
+    ----------
+    lr
+        Learning rate; a float or a tensor of one element.
+    betas
+        Weight of the buffer in the step, whose sign is taken, and its decay.
+    weight_decay
+        Parameters shrink by ``lr * weight_decay`` a step.
+    """
+
+    lr: float | Tensor = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
 
 
 def _lion_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -68,5 +129,8 @@ def _lion_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
     return param * c["keep"] - direction * c["lr"], {"exp_avg": exp_avg + difference * c["weight2"]}
 
 
-LION = Rule("lion", _lion_slots, _lion_scalars, _lion_update)
-"""Lion (Chen et al., Symbolic Discovery of Optimization Algorithms, arXiv 2302.06675)."""
+LION = Rule(
+    "lion", _lion_slots, _lion_scalars, _lion_update, title="Lion", hyper=LionHyper, tier="core",
+    summary="the sign of one momentum, with decoupled weight decay", source="Chen et al., arXiv 2302.06675",
+    example='lr=1e-4, weight_decay=0.1, state="fp8"',
+)  # fmt: skip

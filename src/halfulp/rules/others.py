@@ -23,7 +23,7 @@ __all__ = ["COMPLEX_MOMENTUM", "CORE", "GRAVITY", "CoReHyper", "ComplexMomentumH
 
 @dataclass(frozen=True)
 class GravityHyper(HyperParameters):
-    """Of Gravity.
+    """Hyper-parameters of Gravity.
 
     Parameters
     ----------
@@ -66,8 +66,12 @@ def _gravity(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[T
     return param - velocity * c["lr"], {"velocity": velocity}
 
 
-GRAVITY = with_weight_decay(Rule("gravity", _gravity_slots, _gravity_scalars, _gravity, elementwise=False))
-"""Gravity (Bahrami & Zadeh, arXiv 2101.09192): momentum on gradients that shrink where they are large."""
+GRAVITY = with_weight_decay(
+    Rule(
+        "gravity", _gravity_slots, _gravity_scalars, _gravity, elementwise=False, title="Gravity", hyper=GravityHyper,
+        summary="momentum on gradients that shrink where they are large", source="Bahrami & Zadeh, arXiv 2101.09192",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- complex momentum
@@ -75,7 +79,7 @@ GRAVITY = with_weight_decay(Rule("gravity", _gravity_slots, _gravity_scalars, _g
 
 @dataclass(frozen=True)
 class ComplexMomentumHyper(HyperParameters):
-    """Of complex momentum.
+    """Hyper-parameters of complex momentum.
 
     Parameters
     ----------
@@ -130,8 +134,13 @@ def _correlations(size: float, phase: float) -> tuple[float, float]:
     return turn.real - share / real, turn.real + share / imag if imag else turn.real
 
 
-COMPLEX_MOMENTUM = with_weight_decay(Rule("complex_momentum", _complex_slots, _complex_scalars, _complex))
-"""Complex momentum (Lorraine et al., arXiv 2102.08431), for games."""
+COMPLEX_MOMENTUM = with_weight_decay(
+    Rule(
+        "complex_momentum", _complex_slots, _complex_scalars, _complex, title="ComplexMomentum",
+        hyper=ComplexMomentumHyper, summary="a complex momentum coefficient, for games",
+        source="Lorraine et al., arXiv 2102.08431", notes="Heavy-ball at phase 0, negative momentum at pi.",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- CoRe
@@ -139,7 +148,7 @@ COMPLEX_MOMENTUM = with_weight_decay(Rule("complex_momentum", _complex_slots, _c
 
 @dataclass(frozen=True)
 class CoReHyper(HyperParameters):
-    """Of CoRe.
+    """Hyper-parameters of CoRe.
 
     Parameters
     ----------
@@ -217,5 +226,8 @@ def _core(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step_size": size}
 
 
-CORE = Rule("core", _core_slots, _core_scalars, _core)
-"""CoRe (Eckhoff & Reiher, arXiv 2307.15663), without weight freezing: Rprop's step sizes on Adam's direction."""
+CORE = Rule(
+    "core", _core_slots, _core_scalars, _core, title="CoRe", hyper=CoReHyper,
+    summary="Rprop's step sizes on Adam's direction", source="Eckhoff & Reiher, arXiv 2307.15663",
+    notes="Without the weight freezing of the paper.", example='lr=1e-3, state="bf16"',
+)  # fmt: skip

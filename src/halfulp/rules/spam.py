@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -17,8 +17,8 @@ __all__ = ["SPAM", "SPAMHyper"]
 
 
 @dataclass(frozen=True)
-class SPAMHyper(AdamHyper):
-    """Of SPAM.
+class SPAMHyper(MomentsHyper):
+    """Hyper-parameters of SPAM.
 
     Parameters
     ----------
@@ -84,5 +84,13 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-SPAM = with_weight_decay(Rule("spam", lambda h: MOMENTS, _scalars, _update))
-"""SPAM (Huang et al., arXiv 2501.06842), without its sparse masks."""
+SPAM = with_weight_decay(
+    Rule(
+        "spam", lambda h: MOMENTS, _scalars, _update, title="SPAM", hyper=SPAMHyper,
+        summary="spikes of the gradient are clipped, moments reset at a fixed period",
+        source="Huang et al., arXiv 2501.06842",
+        notes="""Without the sparse masks of the paper. Compare its resets with ``reset="auto"`` (``period=0`` leaves
+        them out).""",
+        example='lr=1e-3, state="fp8"',
+    )
+)  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.slots import Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -22,12 +22,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SubsetNormHyper(AdamHyper):
-    """Of AdamW with Subset-Norm: matrices have one second moment for each row or column, whichever are fewer.
-
-    The second moment is of the *sum* of the squared gradients, so that steps shrink by the root of the subset's size:
-    take about ten times Adam's learning rate.
-    """
+class SubsetNormHyper(MomentsHyper):
+    """Hyper-parameters of Subset-Norm."""
 
     lr: float | Tensor = 1e-2
 
@@ -70,8 +66,15 @@ def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
     return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
 
 
-SUBSET_NORM = with_weight_decay(Rule("subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False))
-"""AdamW with Subset-Norm (Nguyen & Nguyen, arXiv 2411.07120), subsets by rows or columns."""
+SUBSET_NORM = with_weight_decay(
+    Rule(
+        "subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False, title="SubsetNorm",
+        hyper=SubsetNormHyper, summary="AdamW with one second moment for each row or column, whichever are fewer",
+        source="Nguyen & Nguyen, arXiv 2411.07120",
+        notes="""The second moment is of the *sum* of the squared gradients, so that steps shrink by the root of the
+        subset's size: take about ten times Adam's learning rate.""",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- Subspace-Momentum
@@ -79,7 +82,7 @@ SUBSET_NORM = with_weight_decay(Rule("subset_norm", _subset_slots, moment_scalar
 
 @dataclass(frozen=True)
 class SubspaceMomentumHyper(SubsetNormHyper):
-    """Of Subset-Norm with Subspace-Momentum.
+    """Hyper-parameters of Subset-Norm with Subspace-Momentum.
 
     Parameters
     ----------
@@ -144,18 +147,23 @@ def _subspace_momentum(param: Tensor, grad: Tensor, states: States, c: Scalars) 
 
 
 SUBSPACE_MOMENTUM = with_weight_decay(
-    Rule("subspace_momentum", _subspace_slots, _subspace_scalars, _subspace_momentum, elementwise=False)
-)
-"""Subset-Norm with Subspace-Momentum (Nguyen & Nguyen, arXiv 2411.07120): momentum in a subspace of the gradient at
-its turn, by its singular vectors; the rest of each gradient goes straight into the step."""
+    Rule(
+        "subspace_momentum", _subspace_slots, _subspace_scalars, _subspace_momentum, elementwise=False,
+        title="SubspaceMomentum", hyper=SubspaceMomentumHyper, source="Nguyen & Nguyen, arXiv 2411.07120",
+        summary="SubsetNorm with a first moment in a subspace alone",
+        notes="""The subspace is spanned by the singular vectors of the gradient at its turn; the rest of each gradient
+        goes straight into the step.""",
+        example='lr=1e-2, rank=16, state="8bit"',
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- FRUGAL
 
 
 @dataclass(frozen=True)
-class FRUGALHyper(AdamHyper):
-    """Of FRUGAL.
+class FRUGALHyper(MomentsHyper):
+    """Hyper-parameters of FRUGAL.
 
     Parameters
     ----------
@@ -220,5 +228,10 @@ def _frugal(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step.reshape(param.shape) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-FRUGAL = with_weight_decay(Rule("frugal", _frugal_slots, _frugal_scalars, _frugal, elementwise=False))
-"""FRUGAL (Zmushko et al., arXiv 2411.07837), with random columns: AdamW on some, signSGD on the rest."""
+FRUGAL = with_weight_decay(
+    Rule(
+        "frugal", _frugal_slots, _frugal_scalars, _frugal, elementwise=False, title="FRUGAL", hyper=FRUGALHyper,
+        summary="AdamW on some columns, signSGD on the rest", source="Zmushko et al., arXiv 2411.07837",
+        notes="The columns are drawn at random.", example='lr=1e-3, density=0.25, state="8bit"',
+    )
+)  # fmt: skip

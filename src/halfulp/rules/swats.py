@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, total
 from halfulp.rules.slots import Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -18,8 +18,8 @@ __all__ = ["SWATS", "SWATSHyper"]
 
 
 @dataclass(frozen=True)
-class SWATSHyper(AdamHyper):
-    """Of SWATS.
+class SWATSHyper(MomentsHyper):
+    """Hyper-parameters of SWATS.
 
     Parameters
     ----------
@@ -75,6 +75,14 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
 
 
-SWATS = with_weight_decay(Rule("swats", _slots, _scalars, _update, False, _measure, _combine))
-"""SWATS (Keskar & Socher, arXiv 1712.07628), over all parameters together. SGD's momentum is the average that Adam's
-first moment is, started anew; its rate follows a schedule of ``lr``, of which it is a multiple."""
+SWATS = with_weight_decay(
+    Rule(
+        "swats", _slots, _scalars, _update, elementwise=False, measure=_measure, combine=_combine, title="SWATS",
+        hyper=SWATSHyper, source="Keskar & Socher, arXiv 1712.07628",
+        summary="Adam, until its steps say at which rate SGD would make them; then SGD with momentum",
+        notes="""All parameters switch together. SGD's momentum is the average that Adam's first moment is, started
+        anew; its rate follows a schedule of ``lr``, of which it is a multiple:
+        :meth:`~halfulp.RuleOptimizer.state_tensor` ``(p, "sgd_rate")`` is 0 before the switch, and the factor
+        afterwards.""",
+    )
+)  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, AdamHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, minimum, sigmoid, sqrt
 from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -29,8 +29,8 @@ def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 
 @dataclass(frozen=True)
-class AdaBeliefHyper(AdamHyper):
-    """Of AdaBelief.
+class AdaBeliefHyper(MomentsHyper):
+    """Hyper-parameters of AdaBelief.
 
     Parameters
     ----------
@@ -52,16 +52,21 @@ def _adabelief(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
 
 SURPRISE_SQ = replace(BELIEF_SQ, least_bits=8)
 """Where gradients hold steady it is small beside the first moment without bound; 4 bits would make it zero there."""
-ADABELIEF = with_weight_decay(Rule("adabelief", lambda h: (EXP_AVG, SURPRISE_SQ), moment_scalars, _adabelief))
-"""AdaBelief (Zhuang et al., arXiv 2010.07468): the second moment is of the gradient's distance from its average."""
+ADABELIEF = with_weight_decay(
+    Rule(
+        "adabelief", lambda h: (EXP_AVG, SURPRISE_SQ), moment_scalars, _adabelief, title="AdaBelief",
+        hyper=AdaBeliefHyper, source="Zhuang et al., arXiv 2010.07468",
+        summary="the second moment is of the gradient's distance from its average", example='lr=1e-3, state="bf16"',
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- AdaMomentum
 
 
 @dataclass(frozen=True)
-class AdaMomentumHyper(AdamHyper):
-    """Of AdaMomentum.
+class AdaMomentumHyper(MomentsHyper):
+    """Hyper-parameters of AdaMomentum.
 
     Parameters
     ----------
@@ -80,8 +85,14 @@ def _adamomentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-ADAMOMENTUM = with_weight_decay(Rule("adamomentum", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adamomentum))
-"""AdaMomentum (Wang et al., arXiv 2106.11514): the second moment is of the first moment."""
+ADAMOMENTUM = with_weight_decay(
+    Rule(
+        "adamomentum", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adamomentum, title="AdaMomentum",
+        hyper=AdaMomentumHyper, summary="the second moment is of the first moment",
+        source="Wang et al., arXiv 2106.11514", notes="The first step is ``lr / (1 - beta1)``: pair it with a warm-up.",
+        example='lr=1e-4, state="8bit"',
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- diffGrad
@@ -96,8 +107,13 @@ def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "previous_grad": grad}
 
 
-DIFFGRAD = with_weight_decay(Rule("diffgrad", lambda h: (EXP_AVG, EXP_AVG_SQ, PREVIOUS), moment_scalars, _diffgrad))
-"""diffGrad (Dubey et al., arXiv 1909.11015): Adam's step, damped where the gradient hardly changes."""
+DIFFGRAD = with_weight_decay(
+    Rule(
+        "diffgrad", lambda h: (EXP_AVG, EXP_AVG_SQ, PREVIOUS), moment_scalars, _diffgrad, title="DiffGrad",
+        hyper=MomentsHyper, summary="Adam's step, damped where the gradient hardly changes",
+        source="Dubey et al., arXiv 1909.11015",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- EXAdam
@@ -123,16 +139,22 @@ def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
-EXADAM = with_weight_decay(Rule("exadam", _two_moments, _exadam_scalars, _exadam))
-"""EXAdam (arXiv 2412.20302), as its code has it: bias corrections that know each other, and the gradient once more."""
+EXADAM = with_weight_decay(
+    Rule(
+        "exadam", _two_moments, _exadam_scalars, _exadam, title="EXAdam", hyper=MomentsHyper,
+        summary="bias corrections that know each other, and the gradient once more", source="arXiv 2412.20302",
+        notes="As the authors' code has it. The first step is 16 times Adam's: take a smaller `lr`.",
+        example='lr=1e-4, state="8bit"',
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- AdaMod
 
 
 @dataclass(frozen=True)
-class AdaModHyper(AdamHyper):
-    """Of AdaMod.
+class AdaModHyper(MomentsHyper):
+    """Hyper-parameters of AdaMod.
 
     Parameters
     ----------
@@ -177,16 +199,20 @@ def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - step, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_lr": average}
 
 
-ADAMOD = with_weight_decay(Rule("adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES), _adamod_scalars, _adamod))
-"""AdaMod (Ding et al., arXiv 1910.12249): no coordinate's rate may exceed its own long average."""
+ADAMOD = with_weight_decay(
+    Rule(
+        "adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES), _adamod_scalars, _adamod, title="AdaMod", hyper=AdaModHyper,
+        summary="no coordinate's rate may exceed its own long average", source="Ding et al., arXiv 1910.12249",
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- AdaBound
 
 
 @dataclass(frozen=True)
-class AdaBoundHyper(AdamHyper):
-    """Of AdaBound.
+class AdaBoundHyper(MomentsHyper):
+    """Hyper-parameters of AdaBound.
 
     Parameters
     ----------
@@ -224,5 +250,10 @@ def _adabound(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[
     return param - torch.clamp(_rate(square, c), c["low"], c["high"]) * exp_avg, new
 
 
-ADABOUND = with_weight_decay(Rule("adabound", _adabound_slots, _adabound_scalars, _adabound))
-"""AdaBound and AMSBound (Luo et al., arXiv 1902.09843): from Adam to SGD, by bounds that close in on each rate."""
+ADABOUND = with_weight_decay(
+    Rule(
+        "adabound", _adabound_slots, _adabound_scalars, _adabound, title="AdaBound", hyper=AdaBoundHyper,
+        summary="from Adam to SGD, by bounds that close in on each rate", source="Luo et al., arXiv 1902.09843",
+        notes="With ``amsbound=True`` it is AMSBound.", example='lr=1e-3, final_lr=0.1, state="8bit"',
+    )
+)  # fmt: skip
