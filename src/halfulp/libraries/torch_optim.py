@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
 from halfulp.libraries.torch_rules import ADAMAX, RMSPROP
-from halfulp.rules.adam import ADAM, AMSGRAD
+from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
 from halfulp.rules.momentum import LION, SGD
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, StateSlot
@@ -47,7 +47,7 @@ def adam_hyper(group: Group, *, decoupled: bool) -> Hyper:
     return {
         "lr": number(group["lr"]), "betas": betas_of(group)[:2], "eps": number(group.get("eps", 0.0)),
         "weight_decay": number(group.get("weight_decay") or 0.0), "decoupled_weight_decay": decoupled,
-        "bound_update": False,
+        "amsgrad": bool(group.get("amsgrad", False)), "bound_update": False,
     }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ class TorchOptim:
         if len(betas_of(group)) >= 2:
             hyper = adam_hyper(group, decoupled=decoupled)
             if kind in ("Adam", "AdamW"):
-                return AMSGRAD if group.get("amsgrad") else ADAM, hyper
+                return ADAM, hyper
             if kind == "Lion" and decoupled:
                 return LION, hyper
             if kind == "Adamax":

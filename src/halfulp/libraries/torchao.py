@@ -12,7 +12,7 @@ from torch import Tensor
 from halfulp.libraries.base import Codebook, Codec, Group, Located, Skipped, Stored
 from halfulp.libraries.torch_optim import ADAM_SLOTS, TorchOptim, adam_hyper
 from halfulp.numbers.rounding import decode_table
-from halfulp.rules.adam import ADAM, AMSGRAD
+from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
 from halfulp.rules.slots import Hyper
 
@@ -94,8 +94,7 @@ class TorchAO(TorchOptim):
 
     def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper]:
         """Adam, or AMSGrad."""
-        hyper = adam_hyper(group, decoupled=self.decoupled(optimizer, group))
-        return AMSGRAD if group.get("amsgrad") else ADAM, hyper
+        return ADAM, adam_hyper(group, decoupled=self.decoupled(optimizer, group))
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
         """Whether weight decay leaves the gradient alone."""
