@@ -6,13 +6,11 @@ Where a GPU is, ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +22,13 @@ from halfulp import SGD, AdamW, Lion
 from halfulp.kernels import dispatch, reference
 from halfulp.kernels import triton as backend
 from halfulp.kernels.binding import Step
-from halfulp.kernels.triton_plan import LARGEST_TILE, plan_of, tiling
+from halfulp.kernels.triton_launch import Launch, Member
+from halfulp.kernels.triton_plan import LARGEST_TILE, Line, tiling
 from halfulp.numbers import log as _log
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling, rows_and_cols
 from support.kernel_cases import (
+    AVERAGES,
     CASES,
     FORMAT_PAIRS,
     MAIN_PAIRS,
@@ -41,6 +41,7 @@ from support.kernel_cases import (
     next_grad,
     set_step,
 )
+from support.rules import ELEMENTWISE, Variant
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
@@ -49,6 +50,8 @@ pytestmark = [
 ]
 DEVICE = "cuda" if os.environ["TRITON_INTERPRET"] != "1" and torch.cuda.is_available() else "cpu"
 BASE = Case()
+EVERY = "HALFULP_EVERY_CASE" in os.environ
+"""The interpreter is slow: without this variable a part of the cases is compared."""
 REFUSED = {
     "adam-fp4+4bit-fp32_tensor-2x2049-specials",
     "adam-int4+int4-fp32_tensor-2x2049-specials",
@@ -56,13 +59,23 @@ REFUSED = {
 """Cases left to the reference: one scale over rows of 4-bit codes of odd length."""
 
 
-def on_cpu(work: Step) -> Step:
+SOME_CASES = [c for c in [*CASES, *AVERAGES] if c.id not in REFUSED][:: 1 if EVERY else 3]
+
+
+def member_of(step: Step) -> Member:
+    """What the backend has found out about a step."""
+    found = backend._notes(step).update.look(step.binding.rule, step)
+    assert isinstance(found, Member), found
+    return found
+
+
+def on_cpu(step: Step) -> Step:
     """A copy for comparing."""
-    binding = work.binding
+    binding = step.binding
     states = tuple(
         replace(s, codes=s.codes.cpu(), scale=None if s.scale is None else s.scale.cpu()) for s in binding.states
     )
-    return bound_anew(work, param=binding.param.cpu(), states=states)
+    return bound_anew(step, param=None if binding.param is None else binding.param.cpu(), states=states)
 
 
 def compare(*cases: Case, works: tuple[list[Step], list[Step]] | None = None) -> list[Step]:
@@ -77,9 +90,21 @@ def compare(*cases: Case, works: tuple[list[Step], list[Step]] | None = None) ->
     return got
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.id not in REFUSED], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", SOME_CASES, ids=lambda c: c.id)
 def test_case(case: Case) -> None:
     compare(case)
+
+
+@pytest.mark.parametrize("variant", ELEMENTWISE if EVERY else ELEMENTWISE[::3], ids=lambda v: v.name)
+def test_every_rule(variant: Variant) -> None:
+    """The kernel that is generated from any rule: in the first step, which may take another branch, and later."""
+    got, expected = ([variant.step((3, 150), age=age) for age in (1, 7)] for _ in range(2))
+    for step in got:
+        assert backend.supports(variant.rule, step) is None
+    backend.step(variant.rule, got)
+    reference.step(variant.rule, expected)
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b)
 
 
 def test_the_refused_cases_are_those() -> None:
@@ -100,8 +125,8 @@ def test_several_steps(rule: str) -> None:
 
 def test_many_tensors_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = []
-    launch = backend._launch
-    monkeypatch.setattr(backend, "_launch", lambda members: launches.append(len(members)) or launch(members))
+    start = Launch.start
+    monkeypatch.setattr(Launch, "start", lambda self: launches.append(len(self.members)) or start(self))
     compare(*(replace(BASE, shape=s, data=d, age=a) for s in SHAPES for d, a in (("normal", 3), ("specials", 9))))
     full = [torch.Size(s) for s in SHAPES if torch.Size(s).numel()]
     aligned = [s for s in full if rows_and_cols(s)[1] % 32 == 0]
@@ -168,8 +193,7 @@ def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.
     buffer = torch.zeros(shifted.binding.param.numel() + 1, device=DEVICE)
     param = buffer[1:].view(case.shape)
     shifted = bound_anew(shifted, param=param.copy_(shifted.binding.param))
-    plans = [backend._prepare(w.binding.rule, w).launch[1] for w in (shifted, make_step(case, device=DEVICE))]
-    assert [p.aligned for p in plans] == [False, True]
+    assert [member_of(w).kind.plan.aligned for w in (shifted, make_step(case, device=DEVICE))] == [False, True]
     compare(works=([shifted], [expected]))
 
 
@@ -181,31 +205,27 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
 
     Every address is given as if the elements `before` it were there, and the program's number as if they were done.
     """
-    from halfulp.kernels.triton_kernel import step_kernel
-
     case = replace(BASE, formats=formats, shape=shape)
     got, expected = make_step(case, device=DEVICE), make_step(case)
     expected = bound_anew(expected, first_element=before)
     reference.step(expected.binding.rule, [expected])
     whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
-    cut = tiling(torch.Size(whole), tuple(s.quantizer for s in got.binding.states))
+    cut = tiling(torch.Size(whole), got.binding.quantizers)
     assert not isinstance(cut, str)
-    plan, stored = plan_of(got, cut, True)
-    line = backend._prepare(got.binding.rule, got).line.copy()
-    line[0] = -before // (cut.tile * cut.tiles_a_program)
+    member = replace(member_of(got), cut=replace(cut, rows=1, cols=2048))  # programs for the end alone
+    place, line = Line(2), member.line
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
-    line[5] -= before * 4
-    line[6] = got.inputs[0].data_ptr() - before * 4
-    line[11:20] = [word for key in got.keys for word in key]
-    line[20:29] = torch.tensor([got.scalars[n] for n in backend.SCALARS_OF["adam"]]).view(torch.int32).tolist()
+    line[place.FIRST_ELEMENT], line[place.ROW_STRIDE] = 0, cut.cols
+    line[place.PARAM] -= before * 4
     for i, state in enumerate(got.binding.states):
-        line[7 + 2 * i] -= before * state.codes.nbytes // 2048
-        line[8 + 2 * i] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
-    tables = [backend._levels(s.quantizer.format, got.binding.param.device) for s in got.binding.states]
-    skipped = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    programs = 2048 // (cut.tile * cut.tiles_a_program)
-    table = torch.tensor(line, device=DEVICE)
-    step_kernel[(programs,)](table, skipped, *tables, 1, **backend.constants(plan, stored), **backend.options(plan))
+        line[place.state(i)] -= before * state.codes.nbytes // 2048
+        line[place.state(i) + 1] -= before * state.scale.nbytes // 2048 if state.scale is not None else 0
+    launch = Launch([member], [0])
+    launch.lines[0, place.FIRST_PROGRAM] = -before // (cut.tile * cut.tiles_a_program)
+    launch.fill([got])
+    launch.lines[0, place.GRAD] -= before * 4
+    launch.line_table.update(launch.lines.reshape(-1))
+    launch.start()
     assert_same_bits(on_cpu(got), expected)
 
 
@@ -235,7 +255,7 @@ REASONS = [
     (lambda: _make(scaling=(Scaling("pow2", "block", 6), Scaling("pow2", "block", 128))), "not a power of two"),
     (lambda: _make(scaling=Scaling("pow2", "block", 16384)), "16384 elements in the least common multiple"),
     (_columns_first, "not contiguous"),
-    (_double_gradient, "gradient in torch.float64"),
+    (_double_gradient, "parameter or gradient in torch.float64"),
     (_meta, "tensor on 'meta'"),
 ]
 
@@ -246,25 +266,24 @@ def test_reasons(make: Any, reason: str) -> None:
     assert reason in (backend.supports(work.binding.rule, work) or "")
 
 
-def test_a_binding_is_prepared_once() -> None:
-    work = make_step(BASE, device=DEVICE)
-    first = backend._prepare(work.binding.rule, work)
-    next_grad(BASE, work, 1)
-    set_step(BASE, work, 9)
-    assert backend._prepare(work.binding.rule, work) is first
-    work.maximize = True
-    second = backend._prepare(work.binding.rule, work)
+def test_a_binding_is_looked_at_once() -> None:
+    step = make_step(BASE, device=DEVICE)
+    first = member_of(step)
+    next_grad(BASE, step, 1)
+    assert member_of(step) is first
+    step.maximize = True
+    second = member_of(step)
     assert second is not first
-    other = bound_anew(work, states=tuple(replace(s, codes=s.codes.clone()) for s in work.binding.states))
-    assert backend._prepare(other.binding.rule, other) is not second
+    other = bound_anew(step, states=tuple(replace(s, codes=s.codes.clone()) for s in step.binding.states))
+    assert member_of(other) is not second
 
 
-def test_unknown_rule_and_too_many_tiles() -> None:
-    work = make_step(BASE, device=DEVICE)
-    assert "no fused kernel for the rule 'nadam'" in str(
-        backend.supports(replace(work.binding.rule, name="nadam"), work)
-    )
-    small = tuple(replace(s.quantizer, scaling=Scaling("pow2", "block", 2)) for s in work.binding.states)
+def test_what_is_no_program_and_too_many_tiles() -> None:
+    step = make_step(BASE, device=DEVICE)
+    odd = replace(step.binding.rule, update=lambda param, grad, states, c: (param.cumsum(0), states))
+    step = bound_anew(step, rule=odd)
+    assert "has no program: a program cannot say Tensor.cumsum" in str(backend.supports(odd, step))
+    small = tuple(replace(q, scaling=Scaling("pow2", "block", 2)) for q in step.binding.quantizers)
     assert "at most 2**31" in str(tiling(torch.Size((1 << 16, 1 << 17)), small))
     assert not isinstance(tiling(torch.Size((1 << 16, 1 << 17)), (Quantizer("fp8"),)), str)
 
@@ -371,34 +390,5 @@ def test_nothing_is_imported_without_need() -> None:
 def test_without_the_interpreter() -> None:
     said = _run(STEP.format(backend="triton"))
     assert "TRITON_INTERPRET=1" in said
-    assert "['halfulp.kernels.triton', 'halfulp.kernels.triton_plan']" in said
-
-
-def test_ptx(tmp_path: Path) -> None:
-    """Compiled down to machine code for two architectures (``tests/support/triton_ptx.py``), it rounds every operation.
-
-    No contraction, no approximation, no flushing of subnormals: what the bits of the reference ask for.
-    """
-    script = Path(__file__).parent / "support" / "triton_ptx.py"
-    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    clean["TRITON_CACHE_DIR"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, str(script), "90", "80"], env=clean, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    compiled: list[dict[str, Any]] = json.loads(done.stdout)
-    assert {c["capability"] for c in compiled} == {80, 90}
-    for of_case in compiled:
-        used, name = of_case["instructions"], of_case["case"]
-        assert of_case["cubin"] > 1000, name
-        floating = {i for i in used if i.endswith(("f32", "f64", "f16", "bf16", "f32x2"))}
-        arithmetic = {i for i in floating if i.split(".")[0] in {"add", "sub", "mul", "div", "sqrt", "fma", "mad"}}
-        assert arithmetic <= {"add.rn.f32", "sub.rn.f32", "mul.rn.f32", "div.rn.f32", "sqrt.rn.f32"}, name
-        others = {i.split(".")[0] for i in floating - arithmetic}
-        assert others <= {"setp", "selp", "mov", "cvt", "abs", "neg", "min", "testp", "ld", "st"}, name  # none rounds
-        assert not [i for i in used if "ftz" in i or "approx" in i or "full" in i], name
-        if of_case["rule"] == "adam":
-            assert used["sqrt.rn.f32"] > 0
-            assert used["div.rn.f32"] > 0
-        wide = used.get("ld.global.v4.b32", 0) > 0
-        assert wide == of_case["aligned"], f"{name}: loads are wide where rows are aligned, and only there"
+    assert "halfulp.kernels.triton'" in said
+    assert "halfulp.kernels.triton_tiles" not in said

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 import halfulp
+from halfulp.kernels.binding import Binding, Step, Stored
+from halfulp.numbers.formats import resolve_name
+from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.rng import lanes
 from halfulp.optim import OPTIMIZERS
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule
@@ -47,6 +51,27 @@ class Variant:
         """Names of the states of one element."""
         return tuple(s.name for s in self.slots if is_number(s))
 
+    def step(
+        self, shape: tuple[int, ...], state: str = "8bit", rounding: Rounding = "stochastic", age: int = 7
+    ) -> Step:
+        """A step of the rule on normal values, its states stored in a format; equal arguments give equal bits.
+
+        The rule's states all have the parameter's shape.
+        """
+        generator = torch.Generator().manual_seed(sum(shape) + age)
+        states = []
+        for slot in self.slots:
+            name = "fp32" if slot.exact else resolve_name(state, signed=slot.signed)
+            quantizer = Quantizer(name, rounding=slot.rounding or rounding)
+            values = torch.randn(shape, generator=generator) * 0.03
+            codes, scale = quantizer.with_rounding("nearest").quantize(values if slot.signed else values.square())
+            states.append(Stored(slot, quantizer, torch.Size(shape), codes, scale))
+        param, grad = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator) * 0.1
+        binding = Binding(self.rule, param, tuple(states))
+        lane = lanes(tuple(s.name for s in self.slots))
+        keys = [(2026 + age, 1128, lane[name]) for name in binding.names]
+        return Step(binding, (grad,), self.scalars(age), keys)
+
     def scalars(self, age: int) -> dict[str, float]:
         """Scalars of the step in which every state has this age."""
         ages = {"step": age, **{s.name: age for s in self.slots}}
@@ -81,3 +106,9 @@ def _as_of_gradients(average: Rule) -> Rule:
 
 
 VARIANTS = variants()
+ELEMENTWISE = [
+    v
+    for v in VARIANTS
+    if v.rule.elementwise and v.rule.measure is None and all(s.shape((2, 3)) == (2, 3) for s in v.slots)
+]
+"""Those whose step is one program, element by element, without sums."""

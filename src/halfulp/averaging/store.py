@@ -23,6 +23,7 @@ from halfulp.engine.slot_state import SlotState
 from halfulp.engine.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Binding, Step, plain
+from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
@@ -103,8 +104,7 @@ class AverageStore:
         if not isinstance(wanted, (str, Format, Quantizer)):
             raise ValueError(f"an average is stored as a format name, a Format or a Quantizer; got {state!r}")
         (self.quantizer,) = slot_quantizers((self.slot,), wanted, rounding, self.storage)
-        self.skipped: dict[str, int] = {}
-        """Elements left as they were because a live value was not finite: name -> count over all updates."""
+        self._skipped = Skipped(_say_skipped)
         self._averaged: dict[str, _Averaged] = {}
         self._bindings: dict[str, Binding] = {}
         """Kept from update to update, since backends keep notes on them."""
@@ -131,7 +131,8 @@ class AverageStore:
         return _Averaged(index, state, reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bindings": {}}  # a backend's notes hold addresses: not for a copy
+        skipped = Skipped(_say_skipped, self.skipped)
+        return {**self.__dict__, "_bindings": {}, "_skipped": skipped}  # what holds addresses is not for a copy
 
     # ---------------------------------------------------------------- reading
 
@@ -189,15 +190,19 @@ class AverageStore:
             weight = self._part(name, tensors)
             inputs = (weight.tensor,) if before is None else (weight.tensor, self._part(name, before).tensor)
             one = Step(self._binding(name, weight), inputs, scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)])
+            one.skipped = self._skipped.counter(name, one.binding.device)
             if counts is not None:
                 one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
             steps.append(one)
         for averaged in self._averaged.values():
             averaged.state.age += 1
         dispatch.step(self.rule, steps, self.backend)
-        for name, one in zip(names, steps, strict=True):
-            if one.skipped:
-                self._note_skipped(name, one.skipped)
+        self._skipped.look()
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Elements left as they were because a live value was not finite: name -> count over all updates."""
+        return self._skipped.read()
 
     def _binding(self, name: str, weight: Part) -> Binding:
         """The stored average of a name, bound: made once, and again where its tensors are other ones."""
@@ -217,10 +222,6 @@ class AverageStore:
         """Keys of a step's random words, for every average."""
         index = [a.index for a in self._averaged.values()]
         return step_keys(self.seed, index, slot_id(label), [step] * len(index))
-
-    def _note_skipped(self, name: str, elements: int) -> None:
-        self.skipped[name] = self.skipped.get(name, 0) + elements
-        log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
 
     def _part(self, name: str, tensors: Tensors) -> Part:
         if name not in tensors:
@@ -244,7 +245,7 @@ class AverageStore:
         for (name, averaged), key in zip(self._averaged.items(), self._keys(f"{self.label}/write", step), strict=True):
             state, part = averaged.state, self._part(name, tensors)
             if not bool(torch.isfinite(part.tensor).all()):
-                self._note_skipped(name, part.tensor.numel())
+                self._skipped.add(name, part.tensor.numel())
                 continue
             words = None
             if state.quantizer.stochastic:
@@ -295,6 +296,10 @@ class AverageStore:
         for name, averaged in self._averaged.items():
             averaged.state.entries.clear()
             averaged.state.entries.update(checked[name])
+
+
+def _say_skipped(name: str) -> None:
+    log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
 
 
 def random_words(key: tuple[int, int], part: Part) -> Tensor:

@@ -22,6 +22,7 @@ from halfulp.engine.storage import format_specs
 from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
+from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.log import log_once
 from halfulp.numbers.rng import lanes, slot_id, step_keys
 from halfulp.rules.base import Rule, Scalars, all_fp32
@@ -78,8 +79,7 @@ class RuleOptimizer(RuleStates):
         super()._start_caches()
         self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
         self._checked: dict[int, list[Any]] = {}
-        self.skipped: dict[int, int] = {}
-        """Elements left untouched because something was not finite: parameter number -> count over all steps."""
+        self._skipped = Skipped(self._say_skipped)
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch, with our own attributes; caches are left out."""
@@ -89,9 +89,11 @@ class RuleOptimizer(RuleStates):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As torch; caches start anew."""
         super().__setstate__(state)
-        kept: dict[str, Any] = {k: state[k] for k in ("reset_log", "skipped") if k in state}
+        reset_log, skipped = state.get("reset_log"), state.get("skipped")
+        self.__dict__.pop("skipped", None)
         self._start_caches()
-        self.__dict__.update(kept)
+        self.reset_log = self.reset_log if reset_log is None else reset_log
+        self._skipped = Skipped(self._say_skipped, skipped)
 
     # ---------------------------------------------------------------- the step
 
@@ -144,11 +146,10 @@ class RuleOptimizer(RuleStates):
             steps = [step for _, step in pairs]
             dispatch.step(rule, steps if rule.measure is None else combine(rule, steps), self.backend)
             for bound, step in pairs:
-                if step.skipped:
-                    self._note_skipped(bound.owner, step.skipped)
                 if not rule.shardable and is_sharded(bound.owner):
                     assert step.binding.param is not None
                     copy_back_(bound.owner, step.binding.param)
+        self._skipped.look()
 
     def _check_grads(self, params: list[Tensor]) -> None:
         bad = None
@@ -209,14 +210,23 @@ class RuleOptimizer(RuleStates):
         registry, lane = self.registry, lanes(self._stored_as[id(group)][2])
         index = [registry[b.owner].index for b in bounds]
         keys = step_keys(group["seed"], index, STREAM, numbers)
-        for bound, step, (key0, key1) in zip(bounds, steps, keys, strict=True):
+        for bound, step, (key0, key1), number in zip(bounds, steps, keys, index, strict=True):
             step.keys = [(key0, key1, lane[name]) for name in bound.names]
+            step.skipped = self._skipped.counter(number, step.binding.device)
 
-    def _note_skipped(self, param: Tensor, elements: int) -> None:
-        place = self.registry[param]
-        self.skipped[place.index] = self.skipped.get(place.index, 0) + elements
+    @property
+    def skipped(self) -> dict[int, int]:
+        """Elements left untouched because something was not finite: parameter number -> count over all steps.
+
+        Counted on the device of the parameter; reading it waits for what has been started there.
+        """
+        return self._skipped.read()
+
+    def _say_skipped(self, number: int) -> None:
+        labels = [self.registry[p].label for group in self.param_groups for p in group["params"]]
+        label = labels[number] if number < len(labels) else f"parameter {number}"
         log_once(
-            f"{place.label}: gradient or state not finite; the stretches concerned were left untouched (see "
+            f"{label}: gradient or state not finite; the stretches concerned were left untouched (see "
             "optimizer.skipped)",
             level=30,
         )

@@ -30,7 +30,7 @@ def combine(rule: Rule, steps: list[Step]) -> list[Step]:
     for step, own in zip(steps, measured, strict=True):
         found = own if rule.per_tensor else sums
         if not all(map(math.isfinite, found.values())):
-            step.skipped = step.binding.shape.numel()
+            step.skipped += step.binding.shape.numel()
             continue
         step.scalars = {**step.scalars, **all_fp32(rule.combine(found, step.scalars))}
         able.append(step)

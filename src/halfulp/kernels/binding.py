@@ -169,7 +169,8 @@ class Step:
         updates that were due (the new value differs from the decoded old one) and those of them that stalled (what is
         stored afterwards decodes to the old one). Elements left untouched count as neither.
     skipped
-        Set by the backend: elements left untouched because of a value that is not finite.
+        An int64 tensor without dimensions on the binding's device, to which the backend adds the elements that it left
+        untouched because of a value that is not finite (:mod:`halfulp.kernels.skipped`).
     """
 
     binding: Binding
@@ -179,7 +180,7 @@ class Step:
     param_rounding: Rounding = "nearest"
     maximize: bool = False
     counts: Tensor | None = None
-    skipped: int = 0
+    skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def wide(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """The parameter and the inputs as the rule reads them: in fp32, the gradient with its sign."""

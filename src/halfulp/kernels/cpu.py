@@ -87,7 +87,6 @@ class _Batch:
     rule: Rule
     bindings: list[Binding]
     rows: Rows = field(init=False)
-    skipped: npt.NDArray[np.int64] = field(init=False)
     packed: struct.Struct = field(init=False)
     scalars: bytearray = field(init=False)
     first_scalar: int = field(init=False)
@@ -100,8 +99,6 @@ class _Batch:
     def __post_init__(self) -> None:
         bindings = self.bindings
         self.rows = np.frombuffer(bytearray(b"".join(b.plan.row.tobytes() for b in bindings)), WORK)
-        self.skipped = np.zeros(len(bindings), np.int64)
-        self.rows["skipped"] = self.skipped.ctypes.data + 8 * np.arange(len(bindings), dtype=np.uintp)
         most = max(len(b.states) for b in bindings)
         self.slots = [_SlotColumns(self.rows["slot"][:, k], k, bindings) for k in range(most)]
         self.columns = {name: self.rows[name] for name in WORK.names or ()}
@@ -131,12 +128,9 @@ class _Batch:
             grads = [*grads, *self._inputs("param", [s.inputs[-1] for s in steps])]
         for columns in self.slots:
             columns.fill(steps)
-        skipped = native.library().hu_step(self.rows.ctypes.data, len(steps), torch.get_num_threads())
+        self._hold("skipped", [s.skipped.data_ptr() for s in steps])
+        native.library().hu_step(self.rows.ctypes.data, len(steps), torch.get_num_threads())
         del grads  # alive until here
-        if skipped:
-            for one, count in zip(steps, self.skipped.tolist(), strict=True):
-                one.skipped = count
-            self.skipped[:] = 0
 
     def _inputs(self, name: str, given: list[Tensor]) -> list[Tensor]:
         """Give every row the address of an input; the tensors that have to live until C has read them."""

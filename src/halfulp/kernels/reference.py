@@ -61,10 +61,8 @@ TORCH = Codec(Stored.read, _quantize)
 def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
     """Do the step of every binding."""
     for one in steps:
-        parts = pieces(one)
-        for part in parts:
+        for part in pieces(one):
             _step_one(rule, part, codec)
-        one.skipped = sum(part.skipped for part in parts)
 
 
 def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
@@ -78,11 +76,12 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
     states = [updated[s.slot.name] for s in binding.states]
     if rule.elementwise:
         keep = _tiles_to_keep(binding, [inputs[0], *states])
-        step.skipped = 0 if keep is None else int(keep.sum())
+        if keep is not None:
+            step.skipped += keep.sum()
     elif all(_finite(x) for x in (inputs[0], *states)):
         keep = None
     else:
-        step.skipped = count
+        step.skipped += count
         return
     for k, (state, new) in enumerate(zip(binding.states, states, strict=True)):
         finite = new if keep is None else torch.where(keep, 0.0, new)

@@ -1,10 +1,11 @@
-"""The step on GPUs: Triton kernels with the bits of the reference.
+"""The step on GPUs: Triton kernels, generated from programs, with the bits of the reference.
 
-Tensors that are stored alike (same formats, rounding, dtypes, branches of the rule) go into one launch, however many
-they are: their addresses, sizes, random keys and scalars stand in one table that is uploaded once a step. A program
-finds its tensor in it by bisection and takes a few tiles (:func:`halfulp.kernels.binding.step_tile`) of it. Nothing is
-autotuned: how many elements a program takes follows from the block sizes alone, so that the first step costs one
-compilation for each kind of launch and later ones nothing.
+Tensors that are stored alike (same formats, rounding, dtypes, branch of the rule) go into one launch, however many
+they are: their sizes and addresses stand in one table, their random keys and scalars in another, and only what has
+changed is uploaded. A block of threads finds its tensor in the table by bisection and takes a few tiles
+(:func:`halfulp.kernels.binding.step_tile`) of it. Nothing is autotuned: how many elements it takes follows from the
+block sizes alone, so that the first step costs one compilation for each kind of launch and later ones nothing. Nothing
+waits for the device: elements that are skipped are counted there, and read when somebody asks.
 
 Tensors on the CPU run in Triton's interpreter, for tests: ``backend="triton"`` under ``TRITON_INTERPRET=1``. See
 ``docs/kernels-gpu.md`` for what was verified how.
@@ -14,98 +15,177 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import struct
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from halfulp.kernels.binding import Binding, Step, plain
-from halfulp.kernels.triton_plan import Plan, Stored, Tiling, codebook, plan_of, tiling
-from halfulp.numbers.formats import Format
+from halfulp.kernels.triton_launch import Batch, Kind, Member
+from halfulp.kernels.triton_plan import Line, Plan, Tiling, float_as, state_as, tiling
 from halfulp.rules.base import Rule
+from halfulp.rules.program import Branches, Program
+from halfulp.rules.tracing import ProgramError, trace
 
-__all__ = ["FIELDS", "SCALARS_OF", "constants", "options", "status", "step", "supports"]
+__all__ = ["prepare", "status", "step", "supports"]
 
-FIELDS = 32
-"""int64 numbers a tensor has in the table; the order is that of ``triton_kernel.py``."""
-SCALARS_OF = {
-    "adam": ("keep", "weight1", "beta2", "weight2", "inv_sqrt_correction2", "eps", "bound", "step_size", "l2"),
-    "lion": ("keep", "weight1", "weight2", "lr"),
-    "sgd": ("lr", "momentum", "gain", "nesterov", "l2"),
-}
-"""Scalars of each rule in the order in which its kernel reads them."""
 OLDEST = (3, 6)
 """Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_STATES, _KEYS, _SCALARS = 7, 11, 20
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What does not change from step to step: found once for a binding, and again if `seen` changes."""
-
-    seen: tuple[Any, ...]
-    launch: tuple[torch.device, Plan, tuple[Stored, ...]]
-    cut: Tiling
-    line: list[int]
 
 
 def supports(rule: Rule, step: Step) -> str | None:
     """Reason why a step cannot be done here; ``None`` if it can."""
-    found = _prepare(rule, step)
+    found = _notes(step).update.look(rule, step)
     return found if isinstance(found, str) else None
 
 
-def _prepare(rule: Rule, step: Step) -> _Prepared | str:
-    """The constants of a step, kept with its binding; or the reason why it cannot be done."""
+def step(rule: Rule, steps: list[Step]) -> None:
+    """Do the step of every binding: one launch for each set of tensors that are stored alike."""
+    steps = [one for one in steps if one.binding.shape.numel()]
+    if steps:
+        prepare(rule, steps).launch()
+
+
+def prepare(rule: Rule, steps: list[Step]) -> Batch:
+    """The host's part of a step: tables on the device brought up to date, for launches over the bindings."""
+    members = [_member(_notes(one).update.look(rule, one)) for one in steps]
+    notes = _notes(steps[0])
+    if notes.batch is None or not notes.batch.serves(steps, members):
+        notes.batch = Batch(steps, members)
+    notes.batch.fill(steps)
+    return notes.batch
+
+
+def _member(found: Member | str) -> Member:
+    if isinstance(found, str):
+        raise RuntimeError(f"the Triton backend cannot do this step: {found}")
+    return found
+
+
+class _Look:
+    """A binding as a member of a launch, by one of its rule's functions; and what that was found for."""
+
+    def __init__(self, *, measuring: bool) -> None:
+        self.measuring = measuring
+        self.seen: tuple[Any, ...] = ()
+        self.found: Member | str = ""
+        self.branches: Branches | str | None = None
+
+    def look(self, rule: Rule, step: Step) -> Member | str:
+        """The member, found again when something has changed; or why it cannot be one."""
+        if self.branches is None:
+            self.branches = _branches_or_why_not(rule, step, measuring=self.measuring)
+        if isinstance(self.branches, str):
+            return self.branches
+        branch = self.branches.number(step.scalars)
+        wide = all(x.data_ptr() % 16 == 0 or plain(x) is not x for x in step.inputs)  # a copy is aligned
+        seen = (
+            branch, step.param_rounding, step.maximize, wide, step.skipped.data_ptr(), *(x.dtype for x in step.inputs),
+        )  # fmt: skip
+        if seen != self.seen:
+            self.seen = seen
+            self.found = _not_here(step) or member_of(self.branches.programs[branch], step, wide)
+        return self.found
+
+
+class _Notes:
+    """What is known of a binding."""
+
+    def __init__(self) -> None:
+        self.update, self.measure = _Look(measuring=False), _Look(measuring=True)
+        self.batch: Batch | None = None
+        """Of the step in which this binding is the first."""
+
+
+def member_of(program: Program, step: Step, wide: bool) -> Member | str:
+    """A binding as a member of a launch of a program, or why it cannot be; `wide`: inputs start at 16 bytes."""
+    binding = step.binding
+    cut = tiling(binding.shape, binding.quantizers, stretches=bool(program.sums))
+    if isinstance(cut, str):
+        return cut
+    quantized = [
+        state_as(s.quantizer, cut.tile, cut.padded, block) for s, block in zip(binding.states, cut.blocks, strict=True)
+    ]
+    param = float_as((step.inputs[-1] if binding.param is None else binding.param).dtype, step.param_rounding)
+    grad = float_as(step.inputs[0].dtype, "nearest")
+    wide = wide and all(address % 16 == 0 for address in binding.seen[0])
+    plan = Plan(
+        maximize=step.maximize,
+        stochastic=param.stochastic or any(s.stochastic for s in quantized),
+        tile=cut.tile,
+        padded=cut.padded,
+        tiles=cut.tiles_a_program,
+        aligned=wide and cut.cols % 32 == 0 and cut.tile % 32 == 0,
+    )
+    formats = tuple(q.format for q in binding.quantizers)
+    kind = _interned(Kind(binding.device, program, plan, (*quantized, grad, param), formats))
+    return Member(kind, cut, _line(step, cut))
+
+
+def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches | str:
+    """The programs of a binding, or the reason why there are none for this backend."""
     reason = _no_device(step.binding.device.type)
     if reason is not None:
         return reason
-    if rule.name not in SCALARS_OF or len(step.inputs) != 1:
-        return f"no fused kernel for the rule {rule.name!r}"
-    binding, grad = step.binding, step.inputs[0]
-    if len(binding.states) > 2:
-        return f"the fused kernel of the rule {rule.name!r} has two states, not {len(binding.states)}"
-    flags = (step.scalars.get("l2", 0.0) != 0.0, step.scalars.get("nesterov", 0.0) != 0.0, step.maximize)
-    wide = grad.data_ptr() % 16 == 0 or plain(grad) is not grad  # a copy starts at an aligned address
-    seen = (rule.name, grad.dtype, step.param_rounding, flags, wide)
-    known = binding.plan
-    if type(known) is _Prepared and known.seen == seen:
-        return known
-    cut = _tiling(step)
-    if isinstance(cut, str):
-        return cut
-    aligned = wide and cut.cols % 32 == 0 and cut.tile % 32 == 0 and all(a % 16 == 0 for a in binding.seen[0])
-    plan, stored = plan_of(step, cut, aligned)
-    binding.plan = _Prepared(seen, _intern((binding.device, plan, stored)), cut, _line(binding, cut))
-    return binding.plan
+    if any(s.shape != step.binding.shape for s in step.binding.states):
+        return "state of another shape than its parameter"
+    if not rule.elementwise:
+        return f"rule {rule.name!r} looks at more than one element at a time"
+    try:
+        return branches_of(rule, step.binding, measuring=measuring)
+    except ProgramError as error:
+        return f"rule {rule.name!r} has no program: {error}"
 
 
-def _tiling(step: Step) -> Tiling | str:
-    """How a parameter is cut into tiles, or the reason why it is not for this backend."""
-    binding, grad = step.binding, step.inputs[0]
-    assert binding.param is not None
-    if binding.param.dtype not in _DTYPES or grad.dtype not in _DTYPES:
-        return f"parameter in {binding.param.dtype} with a gradient in {grad.dtype}"
-    if binding.row_stride is not None:
-        return "parameter sharded along its columns"
+def _not_here(step: Step) -> str | None:
+    """Why a step is not for this backend, before its tiles are looked at."""
+    binding = step.binding
+    dtypes = [x.dtype for x in (*step.inputs, *([] if binding.param is None else [binding.param]))]
+    if any(dtype not in _DTYPES for dtype in dtypes):
+        return f"parameter or gradient in {', '.join(map(str, dtypes))}; kernels read {', '.join(map(str, _DTYPES))}"
     if not all(plain(x) is x for x in binding.tensors):
         return "parameter or state that is not contiguous"
-    if any(x.device != binding.device for x in (*binding.tensors, grad)):
+    if any(x.device != binding.device for x in (*binding.tensors, *step.inputs, step.skipped)):
         return "parameter, gradient and states on different devices"
-    if any(s.shape != binding.shape for s in binding.states):
-        return "state of another shape than its parameter"
-    return tiling(binding.shape, binding.quantizers)
+    return None
+
+
+def branches_of(rule: Rule, binding: Binding, *, measuring: bool) -> Branches:
+    """The programs of a binding's update, or of what it measures."""
+    function = rule.measure if measuring else rule.update
+    assert function is not None
+    if not rule.has_param:
+        function = partial(_without_param, function, len(rule.inputs))
+    return trace(function, tuple(s.slot.name for s in binding.states), (), len(binding.shape))
+
+
+def _without_param(function: Any, inputs: int, param: Any, grad: Any, states: Any, c: Any) -> Any:
+    """A rule without a parameter: its second input is read where that would be."""
+    return param, function(*(grad, param)[:inputs], states, c)
+
+
+def _line(step: Step, cut: Tiling) -> list[int]:
+    """A tensor's line of the table: sizes, addresses, lanes; the rest is of the launch and of the step."""
+    binding = step.binding
+    place = Line(len(binding.states))
+    line = [0] * place.length
+    line[place.ROWS], line[place.COLS], line[place.TILES_A_ROW] = cut.rows, cut.cols, cut.tiles_a_row
+    line[place.FIRST_ELEMENT] = binding.first_element
+    line[place.ROW_STRIDE] = cut.cols if binding.row_stride is None else binding.row_stride
+    line[place.SKIPPED] = step.skipped.data_ptr()
+    line[place.PARAM] = 0 if binding.param is None else binding.seen[0][0]
+    line[place.PARAM_LANE] = step.keys[-1][2]
+    for k, state in enumerate(binding.states):
+        scale = 0 if state.scale is None else state.scale.data_ptr()
+        line[place.state(k) : place.state(k) + 3] = (state.codes.data_ptr(), scale, step.keys[k][2])
+    return line
 
 
 @cache
-def _intern(launch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One object for equal constants, so that they need not be hashed in every step."""
-    return launch
+def _interned(kind: Kind) -> Kind:
+    """One object for equal kinds, so that they need not be compared in every step."""
+    return kind
 
 
 def status() -> str:
@@ -131,91 +211,8 @@ def _no_device(kind: str) -> str | None:
     return None
 
 
-def step(rule: Rule, steps: list[Step]) -> None:
-    """Do the step of every binding: one launch for each set of tensors that are stored alike.
-
-    The counts of skipped elements are read once at the end, which waits for the launches.
-    """
-    launches: dict[int, list[tuple[Step, _Prepared, Tensor]]] = {}
-    for one in steps:
-        one.skipped = 0
-        if one.binding.shape.numel() == 0:
-            continue
-        prepared = _prepare(rule, one)
-        if isinstance(prepared, str):
-            raise RuntimeError(f"the Triton backend cannot do this step: {prepared}")
-        launches.setdefault(id(prepared.launch), []).append((one, prepared, plain(one.inputs[0])))
-    counts = [_launch(members) for members in launches.values()]
-    for members, count in zip(launches.values(), counts, strict=True):
-        for (one, _, _), skipped in zip(members, count.tolist(), strict=True):
-            one.skipped = skipped
-
-
-def _launch(members: list[tuple[Step, _Prepared, Tensor]]) -> Tensor:
-    """Start one kernel over some tensors; returns how many elements of each were skipped (on their device)."""
-    from halfulp.kernels import triton_kernel
-
-    device, plan, stored = members[0][1].launch
-    names, patterns = SCALARS_OF[plan.rule], dict[int, tuple[int, ...]]()
-    lines, program = [], 0
-    for one, prepared, grad in members:
-        line = prepared.line.copy()
-        line[0], line[4], line[6] = program, one.binding.first_element, grad.data_ptr()
-        line[_KEYS : _KEYS + 3 * plan.slots] = [word for key in one.keys[:-1] for word in key]
-        line[_KEYS + 6 : _KEYS + 9] = one.keys[-1]
-        scalars = patterns.get(id(one.scalars))
-        if scalars is None:
-            packed = struct.pack(f"<{len(names)}f", *(one.scalars[n] for n in names))
-            scalars = patterns[id(one.scalars)] = struct.unpack(f"<{len(names)}i", packed)
-        line[_SCALARS : _SCALARS + len(names)] = scalars
-        lines.append(line)
-        program += prepared.cut.programs
-    table = torch.tensor(lines, dtype=torch.int64)
-    if device.type == "cuda":
-        table = table.pin_memory().to(device, non_blocking=True)
-    skipped = torch.zeros(len(members), dtype=torch.int64, device=device)
-    levels = [_levels(s.quantizer.format, device) for s in members[0][0].binding.states]
-    levels += [_none(device)] * (2 - len(levels))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        triton_kernel.step_kernel[(program,)](
-            table, skipped, *levels, len(members), **constants(plan, stored), **options(plan)
-        )
-    return skipped
-
-
-def constants(plan: Plan, stored: tuple[Stored, ...]) -> dict[str, Plan | Stored]:
-    """Constants that the kernel is compiled for, by argument; a slot that a rule does not have is never read."""
-    slots = (*stored[:-1], *(stored[-1],) * (3 - len(stored)))
-    return {"PLAN": plan, "SLOT0": slots[0], "SLOT1": slots[1], "STORED": stored[-1]}
-
-
-def options(plan: Plan) -> dict[str, int | bool]:
-    """Compiler options: no fused multiply-add, a hash may overflow (also under ``TRITON_DEBUG``), 8 elements a thread.
-
-    The largest tiles have 16: a program has at most 16 warps here.
-    """
-    warps = min(16, max(4, plan.padded * plan.tiles // 256))
-    return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
-
-
-def _line(binding: Binding, cut: Tiling) -> list[int]:
-    """What stays of a tensor's line in the table: sizes and addresses, but that of the gradient."""
-    assert binding.param is not None
-    line = [0] * FIELDS
-    line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
-    line[5] = binding.param.data_ptr()
-    for i, state in enumerate(binding.states):
-        line[_STATES + 2 * i] = state.codes.data_ptr()
-        line[_STATES + 1 + 2 * i] = 0 if state.scale is None else state.scale.data_ptr()
-    return line
-
-
-@cache
-def _levels(fmt: Format, device: torch.device) -> Tensor:
-    return codebook(fmt, device) if fmt.kind == "codebook" else _none(device)
-
-
-@cache
-def _none(device: torch.device) -> Tensor:
-    """In place of a codebook that is never read."""
-    return torch.zeros(1, dtype=torch.float32, device=device)
+def _notes(step: Step) -> _Notes:
+    notes = step.binding.plan
+    if type(notes) is not _Notes:
+        notes = step.binding.plan = _Notes()
+    return notes

@@ -18,13 +18,17 @@ __all__ = [
     "encode",
     "float_of",
     "inverse_scale",
+    "mix_element",
     "negate",
     "not_finite",
-    "random_words",
     "round_param",
+    "round_signed",
     "scale_of_absmax",
     "scale_value",
+    "sign",
     "spread",
+    "without_sign",
+    "words_of_lane",
 ]
 
 
@@ -47,18 +51,41 @@ def negate(x):
 
 
 @triton.jit
+def without_sign(x):
+    """|x|, of NaN and signed zeros too."""
+    return float_of(bits_of(x) & 0x7FFFFFFF)
+
+
+@triton.jit
+def sign(x):
+    """1, -1, or 0 for zeros of both signs and NaN."""
+    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0))
+
+
+@triton.jit
 def not_finite(x):
     """Whether fp32 values are NaN or infinite."""
     return (bits_of(x) & 0x7F800000) == 0x7F800000
 
 
 @triton.jit
-def random_words(element, key0, key1, multiplier):
-    """Random words (uint32) of global elements (int64): ``halfulp.numbers.rng.hash_elements``."""
+def mix_element(element, keys):
+    """What the random words (uint32) of a global element (int64) share: ``halfulp.numbers.rng.hash_elements``."""
+    key0, key1 = tl.load(keys).to(tl.uint32, bitcast=True), tl.load(keys + 1).to(tl.uint32, bitcast=True)
     x = (element.to(tl.uint32) * 0x9E3779B9) ^ key0 ^ ((element >> 32).to(tl.uint32) * 0xBB67AE85)
     x = (x ^ (x >> 16)) * 0x21F0AAAD + key1
-    x = (x ^ (x >> 15)) * multiplier
     return x ^ (x >> 15)
+
+
+@triton.jit
+def words_of_lane(mixed, lane, F: tl.constexpr):
+    """The random words of one lane of :func:`mix_element`, if its rounding takes any."""
+    if F.stochastic:
+        words = mixed * tl.load(lane).to(tl.uint32)
+        words = words ^ (words >> 15)
+    else:
+        words = mixed
+    return words
 
 
 @triton.jit
@@ -234,7 +261,8 @@ def scale_of_absmax(bits, F: tl.constexpr):
         scale = tl.where(bits == 0, 0, code)
     else:
         scale = tl.div_rn(float_of(bits), F.reach)
-        scale = tl.where(scale < 1.1754943508222875e-38, 0.0, tl.minimum(scale, 3.4028234663852886e38))
+        scale = tl.where(scale > 3.4028234663852886e38, 3.4028234663852886e38, scale)
+        scale = tl.where(scale < 1.1754943508222875e-38, 0.0, scale)
     return scale
 
 

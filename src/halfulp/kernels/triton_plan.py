@@ -13,14 +13,15 @@ from functools import lru_cache
 
 import torch
 
-from halfulp.kernels.binding import Step
 from halfulp.numbers.formats import Format, get_format
-from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.rounding import codebook_tables, grid_constants
 from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["LARGEST_TILE", "Plan", "Stored", "Tiling", "plan_of", "tiling"]
+__all__ = ["LARGEST_TILE", "STRETCH", "Line", "Plan", "StoredAs", "Tiling", "float_as", "state_as", "tiling"]
 
+STRETCH = 1024
+"""Elements of a row whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
 LARGEST_TILE = 8192
 """Elements that one program can take: a row or a tensor that shares one scale must not be longer."""
 _PROGRAM = 1024
@@ -30,8 +31,8 @@ _LOOP = 16
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Constants of one stored tensor: a state, or the parameter.
+class StoredAs:
+    """Constants of one stored tensor: a state, the parameter, or an input.
 
     ``float32``, ``bfloat16``, ``float16``, ``codebook`` and ``integer`` choose the code path; the numbers are those of
     :func:`halfulp.numbers.rounding.encode` and :class:`halfulp.numbers.scaling.Scaling`, ready to use on fp32 bits.
@@ -86,23 +87,49 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Constants of a launch: the rule and its branches, the dtypes, and how many elements a program takes."""
+class Line:
+    """Places in a tensor's line of the table of int64 numbers, for so many states."""
 
-    rule: str
-    slots: int
-    l2: bool
-    nesterov: bool
+    FIRST_PROGRAM = 0
+    ROWS = 1
+    COLS = 2
+    TILES_A_ROW = 3
+    FIRST_ELEMENT = 4
+    ROW_STRIDE = 5
+    SCALARS = 6
+    SKIPPED = 7
+    FIRST_SUM = 8
+    SUMS = 9
+    PARAM = 10
+    PARAM_LANE = 11
+    GRAD = 12
+    STATES = 13
+
+    states: int
+
+    def state(self, slot: int) -> int:
+        """Where the address of a slot's codes is; that of its scales and the lane of its random words follow."""
+        return self.STATES + 3 * slot
+
+    @property
+    def length(self) -> int:
+        """Places in a line: an even number, so that every line starts at a multiple of 16 bytes."""
+        return (self.state(self.states) + 1) // 2 * 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Constants of a launch beside its program: the dtypes, and how many elements a program takes."""
+
     maximize: bool
-    grad_float32: bool
-    grad_bfloat16: bool
+    stochastic: bool
     tile: int
     padded: int
     tiles: int
     aligned: bool
 
     def mangle(self) -> str:
-        """Short and unique name, see :meth:`Stored.mangle`."""
+        """Short and unique name, see :meth:`StoredAs.mangle`."""
         return "_".join(str(getattr(self, f.name)) for f in fields(self))
 
 
@@ -132,10 +159,11 @@ class Tiling:
         return -(-self.rows * self.tiles_a_row // self.tiles_a_program)
 
 
-def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str:
+def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: bool = False) -> Tiling | str:
     """Cut a parameter into tiles, those of :func:`halfulp.kernels.binding.step_tile`; or the reason why it cannot be.
 
-    A tile here is never cut to the row: a short row is a tile that is not full.
+    A tile here is never cut to the row: a short row is a tile that is not full. Where sums are taken, tiles are made
+    of whole stretches.
     """
     rows, cols = rows_and_cols(shape)
     scalings = [q.scaling for q in quantizers if q.format.scaled]
@@ -149,7 +177,8 @@ def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str
     if whole:
         tile = _power_of_two(max(cols, 2))
     else:
-        tile = math.lcm(*(s.block_size for s in scalings)) if scalings else 128
+        stretch = min(STRETCH, _power_of_two(max(cols, 1))) if stretches else 1
+        tile = math.lcm(stretch, *(s.block_size for s in scalings) if scalings else (128,))
     if tile > LARGEST_TILE:
         what = "that share a scale" if whole else "in the least common multiple of the block sizes"
         return f"{cols if whole else tile} elements {what}, more than the {LARGEST_TILE} of one program"
@@ -165,34 +194,15 @@ def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> Tiling | str
     return cut
 
 
-def plan_of(step: Step, cut: Tiling, aligned: bool) -> tuple[Plan, tuple[Stored, ...]]:
-    """Constants that a step needs: of the launch, and of the states and the parameter (last)."""
-    binding, scalars, grad = step.binding, step.scalars, step.inputs[0].dtype
-    assert binding.param is not None
-    plan = Plan(
-        rule=binding.rule.name,
-        slots=len(binding.states),
-        l2=scalars.get("l2", 0.0) != 0.0,
-        nesterov=scalars.get("nesterov", 0.0) != 0.0,
-        maximize=step.maximize,
-        grad_float32=grad == torch.float32,
-        grad_bfloat16=grad == torch.bfloat16,
-        tile=cut.tile,
-        padded=cut.padded,
-        tiles=cut.tiles_a_program,
-        aligned=aligned,
-    )
-    stored = [
-        _stored(state.quantizer, cut.tile, cut.padded, block)
-        for state, block in zip(binding.states, cut.blocks, strict=True)
-    ]
-    name = str(binding.param.dtype).removeprefix("torch.")
-    param = Quantizer(get_format(name), rounding=step.param_rounding)
-    return plan, (*stored, _stored(param, cut.tile, cut.padded, cut.tile))
+@lru_cache(maxsize=64)
+def float_as(dtype: torch.dtype, rounding: Rounding) -> StoredAs:
+    """Constants of a parameter or an input."""
+    return state_as(Quantizer(get_format(str(dtype).removeprefix("torch.")), rounding=rounding), 1, 1, 1)
 
 
 @lru_cache(maxsize=1024)
-def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
+def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> StoredAs:
+    """Constants of a state, cut into tiles and blocks of so many elements."""
     fmt, scaling = quantizer.format, quantizer.scaling
     grid = fmt.kind != "codebook"
     p, smallest, fraction = grid_constants(fmt) if grid and not fmt.is_float32 else (0, 0, 24)
@@ -200,7 +210,7 @@ def _stored(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored:
         fraction = codebook_tables(fmt).fraction
     mantissa, exponent = math.frexp(fmt.reach)
     power = block & (block - 1) == 0
-    return Stored(
+    return StoredAs(
         name=fmt.name,
         float32=fmt.is_float32,
         bfloat16=fmt.name == "bfloat16",

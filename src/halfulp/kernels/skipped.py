@@ -1,0 +1,108 @@
+"""Counts of the elements that steps left untouched, kept where the tensors are and read without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Skipped"]
+
+Name = TypeVar("Name", bound=Hashable)
+CHUNK = 1024
+"""Counters that are allocated together."""
+
+
+class Skipped(Generic[Name]):
+    """Elements left untouched because something was not finite: a counter for each name, on the device of its tensors.
+
+    Backends add to the counters, on a GPU without anybody waiting. :meth:`look` finds what has become known, which on a
+    GPU is a step later; :meth:`read` waits for the devices.
+
+    Parameters
+    ----------
+    say
+        Called with a name when more of its elements are found to have been skipped.
+    known
+        Counts to begin with.
+    """
+
+    def __init__(self, say: Callable[[Name], None], known: Mapping[Name, int] | None = None) -> None:
+        self._say = say
+        self._known = dict(known or {})
+        self._chunks: list[_Chunk[Name]] = []
+        self._counters: dict[tuple[Name, torch.device], Tensor] = {}
+
+    @torch.inference_mode(False)  # a counter made within inference_mode could never be changed outside
+    def counter(self, name: Name, device: torch.device) -> Tensor:
+        """The counter of a name on a device: an int64 tensor without dimensions."""
+        found = self._counters.get((name, device))
+        if found is not None:
+            return found
+        for chunk in self._chunks:
+            if chunk.counts.device == device and len(chunk.names) < CHUNK:
+                break
+        else:
+            chunk = _Chunk(torch.zeros(CHUNK, dtype=torch.int64, device=device))
+            self._chunks.append(chunk)
+        chunk.names.append(name)
+        chunk.known.append(0)
+        made = self._counters[name, device] = chunk.counts[len(chunk.names) - 1]
+        return made
+
+    def add(self, name: Name, elements: int) -> None:
+        """Count elements that the host knows of."""
+        if elements:
+            self._known[name] = self._known.get(name, 0) + elements
+            self._say(name)
+
+    def look(self) -> None:
+        """Take over what has become known, without waiting for any device."""
+        for chunk in self._chunks:
+            for name, elements in chunk.look():
+                self.add(name, elements)
+
+    def read(self) -> dict[Name, int]:
+        """Elements skipped so far, by name, without those that have none. Waits for the devices."""
+        for chunk in self._chunks:
+            for name, elements in chunk.news(chunk.counts.cpu()):
+                self.add(name, elements)
+        return dict(self._known)
+
+
+@dataclass(eq=False)
+class _Chunk(Generic[Name]):
+    """Counters on one device, and what the host knows of them."""
+
+    counts: Tensor
+    names: list[Name] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+    copy: Tensor | None = None
+    arrived: torch.cuda.Event | None = None
+
+    def news(self, counts: Tensor) -> list[tuple[Name, int]]:
+        """What has been added since the last time; `counts` are on the host, and may be older than those of then."""
+        values = counts[: len(self.names)].tolist()
+        found = [(n, v - k) for n, v, k in zip(self.names, values, self.known, strict=True) if v > k]
+        if found:
+            self.known = list(map(max, values, self.known))
+        return found
+
+    def look(self) -> list[tuple[Name, int]]:
+        """What has arrived; the present counts are sent for, to arrive by a later call."""
+        if self.counts.device.type != "cuda":
+            return self.news(self.counts)
+        found: list[tuple[Name, int]] = []
+        if self.copy is None or self.arrived is None:
+            self.copy, self.arrived = torch.zeros(CHUNK, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+        elif self.arrived.query():
+            found = self.news(self.copy)
+        else:
+            return found
+        with torch.cuda.device(self.counts.device):
+            self.copy.copy_(self.counts, non_blocking=True)
+            self.arrived.record()
+        return found

@@ -1,0 +1,174 @@
+"""Launches: tensors that are stored alike, with their tables on the device.
+
+A :class:`Batch` is made for the bindings of a step and serves as long as the same ones come, in the same order, stored
+in the same way. :meth:`Batch.fill` brings the tables up to date, :meth:`Batch.launch` starts the kernels: the first is
+the host's part of a step, the second the device's, which can be recorded in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfulp.kernels.binding import Step, plain
+from halfulp.kernels.triton_plan import Line, Plan, StoredAs, Tiling, codebook
+from halfulp.kernels.triton_source import kernel_of
+from halfulp.kernels.triton_tables import DeviceTable
+from halfulp.numbers.formats import Format
+from halfulp.rules.program import Program
+
+__all__ = ["Batch", "Kind", "Launch", "Member", "grouped"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tensors of a launch have in common: all that their kernel is compiled for.
+
+    `stored` are the constants of the states, of the gradient and of the parameter; `formats` those of the states.
+    """
+
+    device: torch.device
+    program: Program
+    plan: Plan
+    stored: tuple[StoredAs, ...]
+    formats: tuple[Format, ...]
+
+    @property
+    def constants(self) -> dict[str, Plan | StoredAs]:
+        """By the names of the kernel's arguments."""
+        slots = len(self.formats)
+        names = [*(f"SLOT{k}" for k in range(slots)), "GRAD", "STORED"]
+        return {"PLAN": self.plan, **dict(zip(names, self.stored, strict=True))}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """Compiler options: no fused multiply-add, a hash may overflow (also under ``TRITON_DEBUG``).
+
+        A thread has 8 elements; of the largest tiles 16, since a program has at most 16 warps here.
+        """
+        warps = min(16, max(4, self.plan.padded * self.plan.tiles // 256))
+        return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
+
+
+@dataclass(eq=False)
+class Member:
+    """A tensor of a launch: how it is cut, and its line of the table but for the inputs and what the launch adds."""
+
+    kind: Kind
+    cut: Tiling
+    line: list[int]
+
+
+class Batch:
+    """The launches of a step.
+
+    Parameters
+    ----------
+    steps
+        The steps, in the order in which they will come.
+    members
+        What is known of each.
+    """
+
+    def __init__(self, steps: Sequence[Step], members: Sequence[Member]) -> None:
+        self.bindings = [step.binding for step in steps]
+        self.members = list(members)
+        self.launches = [Launch(group, numbers) for group, numbers in grouped(members)]
+
+    def serves(self, steps: Sequence[Step], members: Sequence[Member]) -> bool:
+        """Whether these are the steps it was made for, stored in the same way."""
+        return (
+            len(steps) == len(self.members)
+            and all(step.binding is known for step, known in zip(steps, self.bindings, strict=True))
+            and all(member is known for member, known in zip(members, self.members, strict=True))
+        )
+
+    def fill(self, steps: Sequence[Step]) -> None:
+        """Bring the tables on the device up to date."""
+        for launch in self.launches:
+            with launch.on_device():
+                launch.fill([steps[i] for i in launch.members])
+
+    def launch(self) -> None:
+        """Start the kernels."""
+        for launch in self.launches:
+            with launch.on_device():
+                launch.start()
+
+
+def grouped(members: Sequence[Member]) -> list[tuple[list[Member], list[int]]]:
+    """The members of each launch, and their numbers."""
+    groups: dict[int, list[int]] = {}
+    for i, member in enumerate(members):
+        groups.setdefault(id(member.kind), []).append(i)
+    return [([members[i] for i in numbers], numbers) for numbers in groups.values()]
+
+
+class Launch:
+    """One kernel over several tensors."""
+
+    def __init__(self, members: list[Member], numbers: list[int]) -> None:
+        kind, count = members[0].kind, len(members)
+        self.kind, self.members = kind, numbers
+        self.width = max(1, len(kind.program.scalars))
+        self.lines = np.array([member.line for member in members], np.int64)
+        ends = np.cumsum([member.cut.programs for member in members])
+        self.lines[1:, Line.FIRST_PROGRAM] = ends[:-1]
+        self.programs = int(ends[-1])
+        self.line_table = DeviceTable(self.lines.size, torch.int64, kind.device)
+        self.keys = (2 * count + 3) // 4 * 4  # the scalars after them begin at a multiple of 16 bytes
+        self.of_step = np.zeros(self.keys + self.width * count, np.int32)
+        self.step_table = DeviceTable(self.of_step.size, torch.int32, kind.device)
+        self.levels = [_levels(fmt, kind.device) for fmt in kind.formats]
+        self.inputs: list[list[Tensor]] = []
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """The device made current."""
+        device = self.kind.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def fill(self, steps: list[Step]) -> None:
+        """Write and upload what has changed."""
+        program, packed = self.kind.program, struct.Struct(f"<{self.width}f")
+        self.inputs = [[plain(x) for x in s.inputs] for s in steps]  # alive until the next step
+        self.lines[:, Line.GRAD] = [first.data_ptr() for first, *_ in self.inputs]
+        if steps[0].binding.param is None:  # a second input is read where a parameter would be
+            self.lines[:, Line.PARAM] = [inputs[-1].data_ptr() for inputs in self.inputs]
+        places: dict[int, int] = {}
+        scalars = bytearray()
+        place_of_step = []
+        for step in steps:
+            place = places.get(id(step.scalars))
+            if place is None:
+                place = places[id(step.scalars)] = len(places)
+                scalars += packed.pack(*(program.scalar_values(step.scalars) or (0.0,)))
+            place_of_step.append(place)
+        self.lines[:, Line.SCALARS] = place_of_step
+        self.line_table.update(self.lines.reshape(-1))
+        if not program.sums:
+            self.of_step[: 2 * len(steps)].view(np.uint32).reshape(-1, 2)[:] = [s.keys[-1][:2] for s in steps]
+        self.of_step[self.keys : self.keys + len(scalars) // 4] = np.frombuffer(scalars, np.int32)
+        self.step_table.update(self.of_step)
+
+    def start(self, numbers: Tensor | None = None) -> None:
+        """Start the kernel; `numbers` are where sums go."""
+        table = self.step_table.tensor
+        kernel_of(self.kind.program)[(self.programs,)](
+            self.line_table.tensor, table if numbers is None else numbers, table[self.keys :].view(torch.float32),
+            *self.levels, len(self.members), **self.kind.constants, **self.kind.options,
+        )  # fmt: skip
+
+
+@cache
+def _levels(fmt: Format, device: torch.device) -> Tensor:
+    if fmt.kind == "codebook":
+        return codebook(fmt, device)
+    return torch.zeros(1, dtype=torch.float32, device=device)  # never read

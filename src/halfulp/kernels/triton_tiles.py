@@ -1,0 +1,255 @@
+"""Device functions of a step: which tile a program has, and its values out of memory and back.
+
+Everything that differs between tensors stands in a table of int64, one line a tensor; :class:`Line` says what is where.
+Tiles are counted in 32 bits (:func:`halfulp.kernels.triton_plan.tiling` sees to that), elements in 64. Triton reads the
+annotations of these functions, so that only constants have one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from halfulp.kernels.triton_ops import (
+    absmax_of_blocks,
+    bits_of,
+    decode,
+    encode,
+    float_of,
+    inverse_scale,
+    round_param,
+    scale_of_absmax,
+    scale_value,
+    spread,
+)
+from halfulp.kernels.triton_plan import STRETCH as stretch
+from halfulp.kernels.triton_plan import Line
+
+__all__ = [
+    "count_skipped", "fold", "load_float", "load_state", "scalar", "store_largest", "store_param", "store_state",
+    "store_sum", "this_tensor", "tile_of",
+]  # fmt: skip
+
+ROWS = tl.constexpr(Line.ROWS)
+COLS = tl.constexpr(Line.COLS)
+TILES_A_ROW = tl.constexpr(Line.TILES_A_ROW)
+FIRST_ELEMENT = tl.constexpr(Line.FIRST_ELEMENT)
+ROW_STRIDE = tl.constexpr(Line.ROW_STRIDE)
+SCALARS = tl.constexpr(Line.SCALARS)
+PARAM = tl.constexpr(Line.PARAM)
+SKIPPED = tl.constexpr(Line.SKIPPED)
+FIRST_SUM = tl.constexpr(Line.FIRST_SUM)
+SUMS = tl.constexpr(Line.SUMS)
+STRETCH = tl.constexpr(stretch)
+
+
+@triton.jit
+def this_tensor(lines, program, tensors, FIELDS: tl.constexpr):
+    """The number of the tensor that a program works on: the last whose first program is not after this one."""
+    this = program * 0
+    last = this + tensors - 1
+    while this < last:
+        middle = (this + last + 1) // 2
+        reached = tl.load(lines + middle.to(tl.int64) * FIELDS) <= program
+        this = tl.where(reached, middle, this)
+        last = tl.where(reached, last, middle - 1)
+    return this
+
+
+@triton.jit
+def tile_of(line, program, PLAN: tl.constexpr):
+    """Where a program's tiles are: row and first column of each, flat and global places of the elements, a mask."""
+    rows = tl.load(line + ROWS).to(tl.int32)
+    cols = tl.load(line + COLS)
+    if PLAN.aligned:
+        cols = tl.multiple_of(cols, 16)
+    tiles_a_row = tl.load(line + TILES_A_ROW).to(tl.int32)
+    tile = (program - tl.load(line).to(tl.int32)) * PLAN.tiles + tl.arange(0, PLAN.tiles)
+    row = tile // tiles_a_row
+    start = (tile - row * tiles_a_row).to(tl.int64) * PLAN.tile
+    column = tl.arange(0, PLAN.padded)[None, :]
+    inside = (column < PLAN.tile) & (start[:, None] + column < cols) & (row < rows)[:, None]
+    flat = (row.to(tl.int64) * cols + start)[:, None] + column
+    stride = tl.load(line + ROW_STRIDE)
+    element = tl.load(line + FIRST_ELEMENT) + (row.to(tl.int64) * stride + start)[:, None] + column
+    return row, start, rows, cols, flat, element, inside
+
+
+@triton.jit
+def scalar(scalars, line, number, COUNT: tl.constexpr):
+    """One of the scalars of a step, of a tensor."""
+    return tl.load(scalars + tl.load(line + SCALARS) * COUNT + number)
+
+
+@triton.jit
+def address(line, field, TYPE: tl.constexpr, PLAN: tl.constexpr):
+    """A pointer out of the table."""
+    pointer = tl.load(line + field).to(tl.pointer_type(TYPE))
+    if PLAN.aligned:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def load_float(line, field, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
+    """Values of a float32, bfloat16 or float16 tensor, as fp32."""
+    if F.float32:
+        value = tl.load(address(line, field, tl.float32, PLAN) + flat, mask=inside, other=0.0)
+    else:
+        half = tl.load(address(line, field, tl.uint16, PLAN) + flat, mask=inside, other=0)
+        if F.bfloat16:
+            value = float_of(half.to(tl.int32) << 16)
+        else:
+            value = half.to(tl.float16, bitcast=True).to(tl.float32)
+    return value
+
+
+@triton.jit
+def scale_places(row, start, rows, cols, F: tl.constexpr):
+    """Index of the scale of each block of each tile, and whether there is one."""
+    number = tl.arange(0, F.blocks_padded)[None, :]
+    blocks_a_row = (cols + (F.block - 1)) // F.block
+    index = (row.to(tl.int64) * blocks_a_row + start // F.block)[:, None] + number
+    there = (start[:, None] + number * F.block < cols) & (number < F.blocks) & (row < rows)[:, None]
+    return index, there
+
+
+@triton.jit
+def pair_places(row, start, rows, cols, PLAN: tl.constexpr):
+    """Index of the byte of each two 4-bit codes, and whether there is one."""
+    bytes_a_row = (cols + 1) // 2
+    first = start // 2
+    if PLAN.aligned:
+        bytes_a_row = tl.multiple_of(bytes_a_row, 16)
+        first = tl.multiple_of(first, 16)
+    pair = tl.arange(0, PLAN.padded // 2)[None, :]
+    there = (pair < (PLAN.tile + 1) // 2) & (first[:, None] + pair < bytes_a_row) & (row < rows)[:, None]
+    return (row.to(tl.int64) * bytes_a_row + first)[:, None] + pair, there
+
+
+@triton.jit
+def load_state(line, field, levels, row, start, rows, cols, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
+    """A state, decoded."""
+    if F.float32 or F.bfloat16 or F.float16:
+        value = load_float(line, field, flat, inside, F, PLAN)
+    else:
+        codes = address(line, field, tl.uint8, PLAN)
+        if F.packed:
+            place, there = pair_places(row, start, rows, cols, PLAN)
+            both = tl.load(codes + place, mask=there, other=0).to(tl.int32)
+            code = tl.reshape(tl.join(both & 15, both >> 4), (PLAN.tiles, PLAN.padded))
+        else:
+            code = tl.load(codes + flat, mask=inside, other=0).to(tl.int32)
+        index, has_scale = scale_places(row, start, rows, cols, F)
+        if F.pow2:
+            scale = tl.load(address(line, field + 1, tl.uint8, PLAN) + index, mask=has_scale, other=0).to(tl.int32)
+        else:
+            scale = tl.load(address(line, field + 1, tl.float32, PLAN) + index, mask=has_scale, other=0.0)
+        value = decode(code, levels, F) * spread(scale_value(scale, F), F, PLAN.tiles, PLAN.padded)
+    return value
+
+
+@triton.jit
+def store_state(
+    value, good, words, line, field, levels, row, start, rows, cols, flat, inside, F: tl.constexpr, PLAN: tl.constexpr
+):
+    """Encode and store a state, where its tile is good."""
+    keep = inside & good
+    if F.float32:
+        tl.store(address(line, field, tl.float32, PLAN) + flat, value, mask=keep)
+    elif F.bfloat16 or F.float16:
+        code = encode(value, words, levels, F)
+        tl.store(address(line, field, tl.uint16, PLAN) + flat, code.to(tl.uint16), mask=keep)
+    else:
+        magnitude = tl.where(inside, bits_of(value) & 0x7FFFFFFF, 0)
+        scale = scale_of_absmax(absmax_of_blocks(magnitude, F, PLAN.tiles, PLAN.padded), F)
+        y = value * spread(inverse_scale(scale, F), F, PLAN.tiles, PLAN.padded)
+        code = encode(y, words, levels, F)
+        codes = address(line, field, tl.uint8, PLAN)
+        if F.packed:
+            code = tl.where(inside, code, 0)
+            low, high = tl.split(tl.reshape(code, (PLAN.tiles, PLAN.padded // 2, 2)))
+            place, there = pair_places(row, start, rows, cols, PLAN)
+            tl.store(codes + place, (low | (high << 4)).to(tl.uint8), mask=there & good)
+        else:
+            tl.store(codes + flat, code.to(tl.uint8), mask=keep)
+        index, has_scale = scale_places(row, start, rows, cols, F)
+        if F.pow2:
+            tl.store(address(line, field + 1, tl.uint8, PLAN) + index, scale.to(tl.uint8), mask=has_scale & good)
+        else:
+            tl.store(address(line, field + 1, tl.float32, PLAN) + index, scale, mask=has_scale & good)
+
+
+@triton.jit
+def count_skipped(line, bad, inside):
+    """Add the elements of bad tiles to the tensor's count, and return which tiles are good."""
+    bad_tile = tl.max((bad & inside).to(tl.int32), 1)[:, None] > 0
+    count = tl.sum(tl.sum((bad_tile & inside).to(tl.int64), 1), 0)
+    skipped = tl.load(line + SKIPPED).to(tl.pointer_type(tl.int64))
+    tl.atomic_add(skipped, count, mask=count > 0, sem="relaxed")
+    return bad_tile == 0
+
+
+@triton.jit
+def store_param(param, keep, words, line, flat, F: tl.constexpr, PLAN: tl.constexpr):
+    """Round and store the parameter, where its tile is good."""
+    if F.float32:
+        tl.store(address(line, PARAM, tl.float32, PLAN) + flat, param, mask=keep)
+    else:
+        half = round_param(param, words, F)
+        tl.store(address(line, PARAM, tl.uint16, PLAN) + flat, half.to(tl.uint16), mask=keep)
+
+
+@triton.jit
+def halved(x, WIDTH: tl.constexpr):
+    """Sum of the last dimension of `[n, WIDTH]`: halves added to each other until one number is left."""
+    if WIDTH == 1:
+        found = tl.reshape(x, (x.shape[0],))
+    else:
+        found = halved(tl.sum(tl.reshape(x, (x.shape[0], 2, WIDTH // 2)), 1), WIDTH // 2)
+    return found
+
+
+@triton.jit
+def store_stretches(values, sums, line, number, row, start, rows, cols, PLAN: tl.constexpr):
+    """Store one number for each stretch of 1024 elements of each tile, where there is such a stretch."""
+    A_TILE: tl.constexpr = (PLAN.padded + STRETCH - 1) // STRETCH
+    part = tl.arange(0, A_TILE)[None, :]
+    there = (part * STRETCH < PLAN.tile) & (start[:, None] + part * STRETCH < cols) & (row < rows)[:, None]
+    place = row.to(tl.int64)[:, None] * ((cols + STRETCH - 1) // STRETCH) + start[:, None] // STRETCH + part
+    first = tl.load(line + FIRST_SUM) + number * tl.load(line + SUMS)
+    tl.store(sums + first + place, tl.reshape(values, (PLAN.tiles, A_TILE)), mask=there)
+
+
+@triton.jit
+def store_sum(a, b, sums, line, number, row, start, rows, cols, flat, inside, PLAN: tl.constexpr):
+    """The sum of `a * b` (of `a`, if there is no `b`) over each stretch: ``halfulp.rules.base.total``."""
+    WIDTH: tl.constexpr = min(PLAN.padded, STRETCH)
+    wide = tl.where(inside, a, 0.0).to(tl.float64)
+    if b is not None:
+        wide = wide * tl.where(inside, b, 0.0).to(tl.float64)
+    stretches = tl.reshape(wide, (PLAN.tiles * PLAN.padded // WIDTH, WIDTH))
+    store_stretches(halved(stretches, WIDTH), sums, line, number, row, start, rows, cols, PLAN)
+
+
+@triton.jit
+def store_largest(a, sums, line, number, row, start, rows, cols, flat, inside, PLAN: tl.constexpr):
+    """The pattern of the largest magnitude of each stretch: ``halfulp.rules.base.largest``."""
+    WIDTH: tl.constexpr = min(PLAN.padded, STRETCH)
+    patterns = tl.where(inside, bits_of(a) & 0x7FFFFFFF, 0)
+    stretches = tl.reshape(patterns, (PLAN.tiles * PLAN.padded // WIDTH, WIDTH))
+    store_stretches(tl.max(stretches, 1).to(tl.float64), sums, line, number, row, start, rows, cols, PLAN)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def fold(lines, numbers, folded, tensors, LARGEST: tl.constexpr):
+    """One number for each 1024 of each tensor's: their sum, or the largest. A line: first program, place, count."""
+    program = tl.program_id(0)
+    line = lines + this_tensor(lines, program, tensors, 4).to(tl.int64) * 4
+    place = (program - tl.load(line)) * STRETCH + tl.arange(0, STRETCH)
+    values = tl.load(numbers + tl.load(line + 1) + place, mask=place < tl.load(line + 2), other=0.0)
+    if LARGEST:
+        result = tl.max(values, 0)
+    else:
+        result = tl.sum(halved(tl.reshape(values, (1, STRETCH)), STRETCH), 0) + 0.0
+    tl.store(folded + program, result)
