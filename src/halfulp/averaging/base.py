@@ -9,37 +9,21 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halfulp.averaging.serve import serve, unserve
 from halfulp.averaging.shards import local_part
+from halfulp.averaging.source import Model, Source, check_followed, clean_name, is_frozen, shipped_names
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
-from halfulp.engine.groups import PARAM_DTYPES
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
 from halfulp.engine.sharding import shard_like
+from halfulp.engine.storage import StorageOptions
+from halfulp.numbers.log import log, log_once
 
-__all__ = ["Buffers", "WeightAverage", "clean_name", "live_tensors"]
+__all__ = ["Buffers", "Frozen", "WeightAverage"]
 
 Buffers = Literal["live", "average"]
-Model = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
-
-
-def clean_name(name: str) -> str:
-    """A parameter's name without what DistributedDataParallel, torch.compile and FSDP put into it."""
-    for wrapper in WRAPPERS:
-        name = name.replace(f".{wrapper}", ".")
-        while name.startswith(wrapper):
-            name = name.removeprefix(wrapper)
-    return name
-
-
-def live_tensors(model: Model, buffers: bool) -> dict[str, Tensor]:
-    """What is averaged of a model, by clean name: its floating-point parameters, and buffers if asked for."""
-    if isinstance(model, nn.Module):
-        named = [*model.named_parameters(), *(model.named_buffers() if buffers else ())]
-    else:
-        named = list(model.items() if isinstance(model, Mapping) else model)
-    return {clean_name(n): t for n, t in named if t.is_floating_point()}
+Frozen = Literal["live", "average"]
 
 
 class WeightAverage:
@@ -54,6 +38,9 @@ class WeightAverage:
     buffers
         ``"live"``: evaluation uses the model's own buffers, as they are then. ``"average"``: floating-point buffers are
         averaged too, in fp32 (integer ones stay live).
+    frozen
+        ``"live"``: parameters that take no gradient are not averaged until they are unfrozen; evaluation uses the
+        model's own. ``"average"``: they are averaged as the others are.
     ignore
         Names that are not averaged; the model's own are used.
     options
@@ -68,50 +55,193 @@ class WeightAverage:
 
     kind: ClassVar[str] = "average"
 
-    def __init__(self, model: Model, *, buffers: Buffers = "live", ignore: Iterable[str] = (), **options: Any) -> None:
-        if buffers not in ("live", "average"):
-            raise ValueError(f"buffers is 'live' or 'average', got {buffers!r}")
-        if not isinstance(model, (nn.Module, Mapping)):
-            try:
-                model = dict(model)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    "an average is of a module or of named tensors (a mapping, or pairs as model.named_parameters()); "
-                    f"got {type(model).__name__}"
-                ) from None
-        self.model, self.buffers, self.ignore = model, buffers, frozenset(ignore)
-        self.live = self.pick(model)
-        unknown = self.ignore - set(live_tensors(model, True))
+    def __init__(
+        self,
+        model: Model,
+        *,
+        buffers: Buffers = "live",
+        frozen: Frozen = "live",
+        ignore: Iterable[str] = (),
+        **options: Any,
+    ) -> None:
+        for key, given in (("buffers", buffers), ("frozen", frozen)):
+            if given not in ("live", "average"):
+                raise ValueError(f"{key} is 'live' or 'average', got {given!r}")
+        model = _mapping(model)
+        self.model, self.buffers, self.frozen, self.ignore = model, buffers, frozen, frozenset(ignore)
+        self.source = self._source_of(model)
+        tensors = self.source.tensors()
+        unknown = self.ignore - {*tensors, *self.source.left_out, *self.source.buffer_names}
         if unknown:
             raise ValueError(f"ignore= names {sorted(unknown)}, which the model does not have")
-        if not self.live:
-            raise ValueError("there is nothing to average: the model has no floating-point parameters")
-        names = {clean_name(n) for n, _ in model.named_buffers()} if isinstance(model, nn.Module) else set()
-        self.store = self._store(names=names, **options)
         self.step = 0
         """Calls of :meth:`update`."""
         self.updates = 0
         """Those among them that moved the average."""
+        self.began: dict[str, int] = {}
+        """Step at which the average of each tensor began: later than 0 where it was unfrozen, added or resized."""
+        followed = {n: t for n, t in tensors.items() if self._wanted(t)}
+        if not followed:
+            left = self.left_out
+            why = f": {', '.join(f'{n} is left out ({r})' for n, r in list(left.items())[:3])}" if left else ""
+            raise ValueError(
+                f"there is nothing to average: the model has no trainable floating-point parameters{why}. Frozen ones "
+                "are averaged with frozen='average'"
+            )
+        for name, reason in self.source.left_out.items():
+            if reason != "ignored":
+                log.warning("%s is not averaged: it is %s; averages are of float32, bfloat16 and float16", name, reason)
+        self.store = self._store(followed, **options)
+        self.began = dict.fromkeys(followed, 0)
         self._swap: Swap | None = None
+        self._synced: dict[str, Tensor] | None = None
+        self._last: dict[str, Tensor] = dict(followed)
+        """The tensors of the last update, which are recognised under another name."""
+        self._number(tensors)
 
-    def _store(self, names: set[str], **options: Any) -> AverageStore:
-        from halfulp.engine.storage import StorageOptions
+    def _source_of(self, model: nn.Module | Mapping[str, Tensor]) -> Source:
+        return Source(model, self.buffers == "average", self.ignore)
 
+    def _wanted(self, tensor: Tensor) -> bool:
+        return self.frozen == "average" or not is_frozen(tensor)
+
+    def _store(self, followed: dict[str, Tensor], **options: Any) -> AverageStore:
+        for name, tensor in followed.items():
+            check_followed(name, tensor)
         keys = ("scale", "block_size", "min_size", "keep_fp32")
         storage = {k: options.pop(k) for k in keys if k in options}
-        storage["keep_fp32"] = (*storage.get("keep_fp32", ()), *(n for n in self.live if n in names))
-        return AverageStore(self.live, storage=StorageOptions(**storage), **options)
+        storage["keep_fp32"] = (*storage.get("keep_fp32", ()), *(n for n in followed if n in self.source.buffer_names))
+        return AverageStore(followed, storage=StorageOptions(**storage), **options)
+
+    # ---------------------------------------------------------------- which tensors
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """The averaged tensors as the model has them now, by name.
+
+        A tensor that was removed or resized since the last :meth:`update` is missing until the next one, which is
+        logged as a warning.
+        """
+        if self._swap is not None:
+            return self._swap.live
+        return self._matched(self.source.tensors())
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Floating-point tensors of the model that are not averaged, and why: ``"frozen"``, ``"ignored"`` or a dtype."""
+        tensors = self.source.tensors()
+        store = getattr(self, "store", ())
+        return {n: "frozen" for n in tensors if n not in store} | self.source.left_out
+
+    def _matched(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        self._rename(tensors)
+        found = {n: tensors[n] for n in self.store if n in tensors and self.store.fits(n, tensors[n])}
+        lost = [n for n in self.store if n not in found]
+        if lost:
+            log_once(
+                f"{', '.join(lost)} {'has' if len(lost) == 1 else 'have'} changed since update {self.updates} of the "
+                "average, which is of the former model: until the next update the model's own values are used",
+                30,
+            )
+        return found
+
+    def _rename(self, tensors: dict[str, Tensor]) -> None:
+        """Follow tensors that stand under another name now, as pruning and parametrizations leave them."""
+        gone = [n for n in self.store if n not in tensors]
+        if gone:
+            places = {id(t): n for n, t in tensors.items() if n not in self.store}
+            for name in gone:
+                new = places.get(id(self._last.get(name)))
+                if new is not None:
+                    self._renamed(name, new)
+                    self._last[new] = self._last.pop(name)
+                    self.began[new] = self.began.pop(name)
+                    log_once(f"the average of {name} goes on as that of {new}")
+
+    def _renamed(self, old: str, new: str) -> None:
+        for store in self._stores():
+            store.rename(old, new)
+
+    def _stores(self) -> tuple[AverageStore, ...]:
+        """Every store, for tensors that come and go; subclasses have further ones."""
+        return (self.store,)
+
+    def _follow(self, model: Model | None = None) -> dict[str, Tensor]:
+        """Live tensors for an update. Averages of tensors that came or changed their shape begin here."""
+        source = self.source if model is None or model is self.model else self._source_of(_mapping(model))
+        tensors = source.tensors()
+        if tensors is self._synced and not any(
+            tensors[n].requires_grad for n in self._resting
+        ) and all(self.store.fits(n, tensors[n]) for n in self.store):  # fmt: skip
+            return self._followed
+        self._rename(tensors)
+        gone = [n for n in self.store if n not in tensors]
+        if gone and source is not self.source:
+            raise KeyError(f"{gone[0]!r} is averaged, and is not among the tensors given")
+        new = {n: t for n, t in tensors.items() if n not in self.store and self._wanted(t)}
+        other = {n: tensors[n] for n in self.store if n in tensors and not self.store.fits(n, tensors[n])}
+        for name, tensor in {**new, **other}.items():
+            check_followed(name, tensor)
+        if gone:
+            self._leave(gone)
+            log.warning("step %d: the model has no %s any more; their averages are dropped", self.step, gone)
+        if other:
+            self._leave(list(other))
+            log.warning("step %d: %s changed shape; the averages begin anew", self.step, list(other))
+        if not len(self.store) and not new and not other:
+            log.warning("step %d: the average has nothing left to follow; it averages nothing", self.step)
+        if new:
+            log.info("step %d: %s joined the model; their averages begin here", self.step, list(new))
+        self._join({**other, **new})
+        if source is self.source:
+            self._number(tensors)
+        self._followed = {n: tensors[n] for n in self.store}
+        self._last = self._followed
+        return self._followed
+
+    def _number(self, tensors: dict[str, Tensor]) -> None:
+        """Random streams follow the place in the model: those of a run that is resumed are those of one that is not."""
+        for store in self._stores():
+            store.number({name: i for i, name in enumerate(tensors) if name in store})
+        self._synced, self._resting = tensors, [n for n in tensors if n not in self.store]
+        self._followed = {n: tensors[n] for n in self.store}
+
+    def _join(self, tensors: dict[str, Tensor]) -> None:
+        """Begin the averages of further tensors; subclasses that keep more extend it."""
+        for store in self._stores():
+            store.add(tensors, fp32=self.source.buffer_names)
+        self.began.update(dict.fromkeys(tensors, self.step))
+
+    def _leave(self, names: list[str]) -> None:
+        """Drop averages; subclasses that keep more extend it."""
+        for store in self._stores():
+            store.remove(names)
+        for name in names:
+            del self.began[name]
 
     def pick(self, model: Model) -> dict[str, Tensor]:
-        """The tensors of a model that this average is about, by name."""
-        found = live_tensors(model, self.buffers == "average")
-        return {n: t for n, t in found.items() if n not in self.ignore and t.dtype in PARAM_DTYPES}
+        """The tensors of another model of the same form that this average is about, by name; ``ValueError`` without."""
+        tensors = self._source_of(_mapping(model)).tensors()
+        missing = sorted(set(self.store) - set(tensors))
+        if missing:
+            raise ValueError(f"the model lacks {missing}, which are averaged")
+        return {n: tensors[n] for n in self.store}
 
     # ---------------------------------------------------------------- reading
 
     def value(self, name: str) -> Tensor:
         """The average of a name in fp32 (this process's part, of a DTensor)."""
+        if self._swap is not None and name in self._swap.exchange:
+            return local_part(self._swap.live[name]).tensor.float().clone()
+        return self._value(name)
+
+    def _value(self, name: str) -> Tensor:
+        """The average of a name in fp32, from what is stored; subclasses combine several stores."""
         return self.store.read(name)
+
+    def _live_part(self, name: str) -> Tensor:
+        """The live values of a name, also while the average stands in their place."""
+        return local_part(self.live[name]).tensor if self._swap is None else self._swap.original(name)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Names and averages, decoded one by one to the dtype of the live tensors; sharded as these are."""
@@ -127,25 +257,38 @@ class WeightAverage:
     def copy_to(self, model: Model | None = None) -> None:
         """Put the averages into a model for good: another of the same form, or the live one."""
         self._refuse_while_swapped("copy the average")
-        target = self.live if model is None else self.pick(model)
-        missing = set(self.live) - set(target)
-        if missing:
-            raise ValueError(f"the model lacks {sorted(missing)}, which are averaged")
-        for name in self.live:
-            local_part(target[name]).tensor.copy_(self.value(name))
+        torch.clear_autocast_cache()
+        for name, tensor in (self.live if model is None else self.pick(model)).items():
+            local_part(tensor).tensor.copy_(self.value(name))
 
     def averaged_state_dict(self) -> dict[str, Any]:
-        """A ``state_dict`` of the model with the averages in it, in the model's dtypes: what one ships."""
-        state: dict[str, Any] = {}
-        if isinstance(self.model, nn.Module):
-            state.update({clean_name(n): t for n, t in self.model.state_dict().items()})
-            aliases = _aliases(self.model)
-        else:
-            aliases = {}
-        values = dict(self.named_parameters())
-        state.update({n: t.detach() for n, t in self.live.items() if n not in values} | values)
-        state.update({alias: values[name] for alias, name in aliases.items() if name in values and alias in state})
-        return state
+        """A ``state_dict`` of the model with the averages in it, in the model's dtypes: what one ships.
+
+        Its keys are those of the model, without what wrappers for distributed training and compilation add.
+        """
+        self._refuse_while_swapped("read the average")
+        live = self.live
+        if not isinstance(self.model, nn.Module):
+            own = {clean_name(n): t.detach() for n, t in self.model.items()}
+            return own | dict(self.named_parameters())
+        decoded: dict[str, Tensor] = {}
+
+        def read(name: str) -> nn.Parameter:
+            if name not in decoded:
+                decoded[name] = shard_like(live[name], self.value(name).to(live[name].dtype))
+            return nn.Parameter(decoded[name], requires_grad=False)
+
+        served = serve(self.model, {id(t): n for n, t in live.items() if n not in self.source.buffer_names}, read)
+        try:
+            state = self.model.state_dict()
+        finally:
+            unserve(served)
+        averaged = {n for n in live if n in self.source.buffer_names}
+        for raw, name in self.source.names.items():
+            if name in averaged and raw in state:
+                state[raw] = read(name).detach()
+        shipped = shipped_names(self.model, state)
+        return {shipped[key]: value for key, value in state.items()}
 
     # ---------------------------------------------------------------- swapping
 
@@ -173,7 +316,7 @@ class WeightAverage:
         self._refuse_while_swapped("swap in")
         live = self.live if model is None else self.pick(model)
         owner = self.model if model is None else model
-        swap = Swap(live, self.value, self._exchangeable(live) if keep != "stream" else {}, keep, owner)
+        swap = Swap(live, self._value, self._exchangeable(live) if keep != "stream" else {}, keep, owner)
         swap.enter()
         self._swap = swap
 
@@ -183,6 +326,10 @@ class WeightAverage:
             raise RuntimeError("the average is not swapped in")
         swap, self._swap = self._swap, None
         swap.leave()
+        now = self.source.tensors()
+        replaced = [n for n, t in swap.live.items() if swap.owner is self.model and now.get(n) is not t]
+        if replaced:
+            log.warning("%s were replaced while the average was swapped in: they stay as they are now", replaced)
 
     @property
     def swapped(self) -> bool:
@@ -194,7 +341,7 @@ class WeightAverage:
         found = {}
         for name, tensor in live.items():
             codes = self.store.state_of(name).codes
-            if codes.dtype == tensor.dtype:
+            if codes.dtype == tensor.dtype and codes.device == tensor.device:
                 found[name] = codes
         return found
 
@@ -208,10 +355,20 @@ class WeightAverage:
         """Bytes of the average by format, and what stays in fp32."""
         return self.store.memory()
 
+    def to(self, device: Any) -> None:
+        """Move what is stored to a device. Live tensors elsewhere are brought there for each update."""
+        self._refuse_while_swapped("move the average")
+        for store in self._stores():
+            store.to(torch.device(device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_while_swapped("copy the average")
+        return {**self.__dict__, "_synced": None, "_followed": {}, "_last": {}}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers: the stored averages, the counts, and how they are stored."""
         self._refuse_while_swapped("save the average")
-        return {
+        state = {
             "kind": self.kind,
             "storage": self.store.quantizer.spec,
             "rounding": self.store.quantizer.rounding,
@@ -220,6 +377,8 @@ class WeightAverage:
             "updates": self.updates,
             "averages": self.store.state_dict(),
         }
+        frozen = [n for n, reason in self.left_out.items() if reason == "frozen"]
+        return {**state, "frozen": frozen} if frozen else state
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -229,28 +388,40 @@ class WeightAverage:
         """
         self._refuse_while_swapped("load an average")
         own = WeightAverage.state_dict(self)
-        missing = sorted(set(own) - set(state_dict))
+        missing = sorted(set(own) - set(state_dict) - {"frozen"})
         if missing:
             raise ValueError(f"not a state_dict of halfulp.averaging: it lacks {missing}")
         for key in ("kind", "storage"):
             if state_dict[key] != own[key]:
                 raise ValueError(f"the state_dict has {key} {state_dict[key]!r}, this average {own[key]!r}")
-        checked = self.store.validate(state_dict["averages"])
-        counts = [count("average", k, state_dict[k]) for k in ("step", "updates", "seed")]
-        self._load_extra(state_dict)
+        saved, tensors, frozen = state_dict["averages"], self.source.tensors(), state_dict.get("frozen", ())
+        added = {n: tensors[n] for n in saved if n in tensors and n not in self.store}
+        unfrozen = [n for n in self.store if n not in saved and n in frozen]
+        self._join(added)  # frozen here, and averaged there
+        try:
+            checked = self.store.validate(saved, without=unfrozen)
+            counts = [count("average", k, state_dict[k]) for k in ("step", "updates", "seed")]
+            self._load_extra(state_dict)
+        except Exception:
+            self._leave(list(added))
+            raise
+        self._leave(unfrozen)  # they begin with the next update, as they would have without a checkpoint
         self.store.load(checked)
         self.step, self.updates, self.store.seed = counts
+        self._number(tensors)
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
         """Subclasses load what they add to the state_dict, checking it first."""
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of tied parameters, to the one that ``named_parameters`` gives."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            aliases[clean_name(name)] = clean_name(known)
-    return aliases
+def _mapping(model: Model) -> nn.Module | Mapping[str, Tensor]:
+    """A module as it is, named tensors as a mapping."""
+    if isinstance(model, (nn.Module, Mapping)):
+        return model
+    try:
+        return dict(model)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "an average is of a module or of named tensors (a mapping, or pairs as model.named_parameters()); "
+            f"got {type(model).__name__}"
+        ) from None

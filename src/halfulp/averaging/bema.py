@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halfulp.averaging.base import Model
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part
+from halfulp.averaging.source import Model
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.storage import StorageOptions
 
@@ -68,8 +67,8 @@ class BEMA(EMA):
         if options.pop("difference", False):
             raise ValueError("BEMA keeps the average itself: difference=True does not go with it")
         self.ema_power, self.bias_power, self.scaling, self.offset = ema_power, bias_power, scaling, offset
-        super().__init__(model, self._decay, update_after_step=burn_in, update_every=update_every, **options)
         self.start: AverageStore | None = None
+        super().__init__(model, self._decay, update_after_step=burn_in, update_every=update_every, **options)
         if bias_power is not None:
             state = self.store.quantizer if start_state is None else start_state
             storage = self.store.storage if start_state is None else StorageOptions()
@@ -92,13 +91,16 @@ class BEMA(EMA):
         if self.start is not None and self.step <= self.update_after_step:
             self.start.copy_from(self.live if model is None else self.pick(model))
 
-    def value(self, name: str) -> Tensor:
-        """The corrected average of a name in fp32, from the live weights as they are now."""
-        average = super().value(name)
+    def _value(self, name: str) -> Tensor:
+        """The corrected average, from the live weights as they are now."""
+        average = super()._value(name)
         if self.start is None:
             return average
-        way = local_part(self.live[name]).tensor.float() - self.start.read(name)
+        way = self._live_part(name).float() - self.start.read(name)
         return average + way * self.bias_weight
+
+    def _stores(self) -> tuple[AverageStore, ...]:
+        return (*super()._stores(), *(() if self.start is None else (self.start,)))
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {} if self.start is not None else super()._exchangeable(live)

@@ -1,20 +1,200 @@
-"""Averages inside trainers: Hugging Face's ``Trainer`` and Lightning."""
+"""Averages inside trainers: Hugging Face's ``Trainer`` and Lightning.
+
+Both do the same. Evaluations in training are of the average, whatever happens in them. When training ends the model
+is handed over with the averaged weights in it: later evaluations, predictions and saved models have what was measured.
+Another training goes on with the live weights and the average, as if it had not been interrupted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import whole
+from halfulp.averaging.shards import local_part, whole
 from halfulp.checkpoint.files import read_file, write_file
+from halfulp.engine.sharding import is_sharded
 from halfulp.monitor.bases import lightning_base, transformers_base
+from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]
 
 Make = Callable[[Any], WeightAverage]
+
+
+class Keeper:
+    """What both callbacks have in common: an average from one training to the next, in and out of the model."""
+
+    def __init__(self, make: Make | None, evaluate: bool, name: str, options: dict[str, Any]) -> None:
+        if make is not None and options:
+            raise ValueError(f"make= builds the average; {sorted(options)} would go to the one that is built without it")
+        self.make, self.evaluate, self.name, self.options = make, evaluate, name, options
+        self.average: Any = None
+        """The average; ``None`` before the first training."""
+        self._live: dict[str, Tensor] = {}
+        """Live weights, in the host's memory, while the model has the averaged ones after training."""
+
+    def begin(self, model: Any, restored: bool = False) -> None:
+        """A training begins; `restored`: with weights from a checkpoint."""
+        if self.average is not None and self.average.model is model:
+            self._take_back(restored)
+            return
+        if self.average is not None:
+            log.warning("the average begins anew: the trainer has another model than in the training before")
+        self.average = EMA(model, **self.options) if self.make is None else self.make(model)
+        self._live = {}
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """A training ends: the model gets the averaged weights."""
+        if not self.evaluate or self.average is None:
+            return
+        live = {name: local_part(t).tensor for name, t in self.average.live.items()}
+        self._live = {name: tensor.to("cpu", copy=True) for name, tensor in live.items()}
+        self.average.copy_to()
+        log.info("the model has the averaged weights now; another training goes on with the live ones")
+
+    @torch.no_grad()
+    def _take_back(self, restored: bool) -> None:
+        live, self._live = self._live, {}
+        if restored or not live:
+            return
+        now = {name: local_part(t).tensor for name, t in self.average.live.items()}
+        same = set(now) == set(live) and all(
+            torch.equal(t, self.average.value(name).to(t)) for name, t in now.items()
+        )  # fmt: skip
+        if not same:
+            log.warning("the weights were changed since the last training: it goes on with them, not with the live ones")
+            return
+        for name, tensor in now.items():
+            tensor.copy_(live[name])
+
+    @contextmanager
+    def evaluating(self, model: Any) -> Iterator[None]:
+        """The average is in the model, if this is the model of the average and it is not there already."""
+        average = self.average
+        if not self.evaluate or average is None or average.swapped or self._live or average.model is not model:
+            yield
+            return
+        with average.swap():
+            yield
+
+    @contextmanager
+    def swapped_out(self) -> Iterator[None]:
+        """The live weights are in the model, for a checkpoint in the middle of an evaluation."""
+        average = self.average
+        if average is None or not average.swapped:
+            yield
+            return
+        average.swap_out()
+        try:
+            yield
+        finally:
+            average.swap_in()
+
+    def saved(self) -> dict[str, Any]:
+        """State of the average, gathered from all ranks."""
+        with self.swapped_out():
+            state: dict[str, Any] = whole(self.average.state_dict())
+        return state
+
+    def __reduce__(self) -> Any:
+        state = {k: v for k, v in self.__dict__.items() if not k.startswith("__")}
+        return _rebuild, (self.kind,), state  # the class is made when it is needed: it has no name to be found by
+
+    kind = ""
+
+
+def _rebuild(kind: str) -> Any:
+    made = {"trainer": _trainer_class, "lightning": _lightning_class}[kind]()
+    return made.__new__(made)
+
+
+class _Evaluated:
+    """A loop of a trainer's, with the average in the model."""
+
+    def __init__(self, keeper: Keeper, trainer: Any, loop: str) -> None:
+        self.keeper, self.trainer, self.loop = keeper, trainer, loop
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.keeper.evaluating(self.trainer.model):
+            return getattr(type(self.trainer), self.loop)(self.trainer, *args, **kwargs)
+
+
+def _calling_trainer(callback: Any) -> tuple[Any, dict[str, Any]]:
+    """The trainer that calls a callback, and the local variables of its loop: callbacks are not told either."""
+    frame = sys._getframe(1)
+    found: Any = None
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if callback in getattr(getattr(trainer, "callback_handler", None), "callbacks", ()):
+            found = trainer
+            if "resume_from_checkpoint" in frame.f_locals:
+                return found, frame.f_locals
+        frame = frame.f_back  # type: ignore[assignment]
+    return found, {}
+
+
+@cache
+def _trainer_class() -> Any:
+    base: Any = transformers_base()
+
+    class AverageCallback(Keeper, base):
+        kind = "trainer"
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer, loop = _calling_trainer(self)
+            resumed = loop.get("resume_from_checkpoint")
+            self.begin(kwargs["model"], restored=resumed is not None)
+            self._folder = Path(args.output_dir)
+            if trainer is None:
+                log.warning("no transformers.Trainer calls this callback: evaluations are not of the average")
+            else:
+                self._folder = Path(trainer._get_output_dir(trial=loop.get("trial")))
+                for name in ("evaluation_loop", "prediction_loop"):
+                    if hasattr(type(trainer), name):
+                        setattr(trainer, name, _Evaluated(self, trainer, name))
+            if resumed is not None:
+                self._load(Path(resumed))
+
+        def _load(self, folder: Path) -> bool:
+            if not (folder / self.name).exists():
+                log.warning("%s has no %s: the average begins anew from the weights of the checkpoint", folder, self.name)
+                if self.average.step:
+                    self.average = None
+                return False
+            self.average.load_state_dict(read_file(folder / self.name))
+            return True
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.average.update()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            folder, saved = self._folder / f"checkpoint-{state.global_step}", self.saved()  # on every rank
+            if not args.should_save:
+                return
+            if not folder.is_dir():
+                log.warning("%s does not exist: the average was not saved with it", folder)
+                return
+            write_file(saved, folder / self.name)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.load_best_model_at_end and state.best_model_checkpoint is not None and self.evaluate:
+                best = Path(state.best_model_checkpoint)
+                if not self._load(best):
+                    return
+                log.info("the average is that of %s, the best model", best)
+            self.end()
+
+    return AverageCallback
 
 
 def trainer_callback(
@@ -22,17 +202,20 @@ def trainer_callback(
 ) -> Any:
     """A ``transformers.TrainerCallback`` that keeps a weight average.
 
-    The average moves after every optimizer step, is saved into and resumed from the trainer's checkpoints
-    (``weight_average.safetensors``), and is ``callback.average``. With `evaluate`, evaluations in training see the
-    averaged weights, from ``on_step_end`` of a step that evaluates to ``on_evaluate``; what is saved is the live model.
-    Under FSDP2 and DDP every rank averages what it holds; the file holds the whole, and any number of ranks resumes it.
+    The average moves after every optimizer step, is saved into the trainer's checkpoints
+    (``weight_average.safetensors``) and resumed from the one that ``train(resume_from_checkpoint=...)`` names, and is
+    ``callback.average``. With `evaluate`, what the trainer evaluates and predicts in training is the average; the
+    weights in checkpoints are live. After training the model has the averaged weights, with
+    ``load_best_model_at_end`` those of the best checkpoint: ``evaluate()``, ``predict()`` and ``save_model()`` have
+    what was measured. Another ``train()`` goes on with the live weights. Under FSDP2 and DDP every rank averages what
+    it holds; the file holds the whole, and any number of ranks resumes it.
 
     Parameters
     ----------
     make
         From the model to an average; an :class:`~halfulp.averaging.ema.EMA` with `options` without.
     evaluate
-        Whether evaluations are of the average.
+        Whether evaluations and the model after training are of the average. Without, only ``callback.average`` has it.
     name
         Of the file, for a trainer with several averages (of which one evaluates).
     options
@@ -46,56 +229,114 @@ def trainer_callback(
     Examples
     --------
     ``Trainer(model, args, callbacks=[trainer_callback(decay=0.999, state="8bit")])``; run for real in
-    ``tests/test_averaging_methods.py``.
+    ``tests/test_averaging_trainers.py``.
     """
-    base: Any = transformers_base()
-    name += ".safetensors"
-    build = make or (lambda model: EMA(model, **options))
+    return _trainer_class()(make, evaluate, f"{name}.safetensors", options)
 
-    class AverageCallback(base):
-        average: Any = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.average = build(kwargs["model"])
-            saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / name
-            if state.global_step and saved.exists():
-                self.average.load_state_dict(read_file(saved))
+@cache
+def _lightning_class() -> Any:
+    base: Any = lightning_base()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.average.update()
-            self._before_evaluation(control)
+    class AverageCallback(Keeper, base):
+        kind = "lightning"
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self._before_evaluation(control)
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self._saved: Any = None
+            self._step, self._fitting = 0, False
 
-        def _before_evaluation(self, control: Any) -> None:
-            if evaluate and control.should_evaluate and not self.average.swapped:
+        @property
+        def state_key(self) -> str:
+            return self.name
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.begin(pl_module, restored=self._saved is not None)
+            self._fitting = True
+            if self._saved is not None:
+                self.average.load_state_dict(self._saved)
+                self._saved = None
+            if self.evaluate and any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
+                log.warning("a checkpoint callback has save_weights_only=True: its files have live weights, no averages")
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self._step = trainer.global_step
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+            if trainer.global_step != self._step:
+                self._step = trainer.global_step
+                self.average.update()
+
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            self._fitting = False
+            self.end()
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            self.on_validation_end(trainer, pl_module)
+            self._fitting = False
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            if self.evaluate and self._fitting and not self.average.swapped and not trainer.sanity_checking:
                 self.average.swap_in()
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            saved = whole(self.average.state_dict())  # on every rank: shards are gathered
-            if state.is_world_process_zero and folder.is_dir():
-                write_file(saved, folder / name)
-
-        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             if self.average is not None and self.average.swapped:
                 self.average.swap_out()
 
-    return AverageCallback()
+        def state_dict(self) -> dict[str, Any]:
+            return {} if self.average is None else self.saved()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            if self._fitting and state_dict:  # a tuner brings back what was before it
+                self.average.load_state_dict(state_dict)
+            else:
+                self._saved = state_dict or None
+
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+            if not self.evaluate or self.average is None:
+                return
+            with self.swapped_out():
+                average, saved = self.average, checkpoint["state_dict"]
+                averaged = average.averaged_state_dict()
+                live = {name: t for name, t in pl_module.state_dict().items() if name in saved and name in averaged}
+                if any(is_sharded(t) for t in averaged.values()) or not set(average.live) <= set(live):
+                    log.warning("a sharded or renamed state_dict: checkpoints have the live weights, not the averages")
+                    return
+                if self._live:  # after training, when the model has the averages
+                    live |= {name: t for name, t in self._live.items() if name in live}
+                changed = {n for n in live if live[n] is not saved[n] or n in average.live}
+                checkpoint[self._live_key] = {n: live[n].detach().clone() for n in changed if n in live}
+                checkpoint["state_dict"] = {n: averaged.get(n, t) for n, t in saved.items()}
+
+        @property
+        def _live_key(self) -> str:
+            return f"{self.name}_live_weights"
+
+        def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+            live: Mapping[str, Tensor] | None = checkpoint.get(self._live_key)
+            if live is not None and trainer.state.fn == "fit":
+                pl_module.load_state_dict(live, strict=False)
+
+    return AverageCallback
 
 
 def lightning_callback(
     make: Make | None = None, *, evaluate: bool = True, name: str = "weight_average", **options: Any
 ) -> Any:
-    """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does; state in checkpoints.
+    """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does.
 
-    The average moves when the optimizer has stepped, also under gradient accumulation.
+    The average moves when the optimizer has stepped, also under gradient accumulation. With `evaluate`, validation in
+    ``fit`` is of the average, and the module has it after ``fit``, for ``test`` and ``predict``. As with Lightning's own
+    ``WeightAveraging``, the ``state_dict`` of a checkpoint has the averaged weights, so that ``test(ckpt_path="best")``
+    and ``load_from_checkpoint`` give what was measured; the live ones lie beside it, and ``fit(ckpt_path=...)`` goes on
+    with them. Another ``fit`` with the same module goes on with the average.
 
     Parameters
     ----------
-    make, evaluate, options
-        As of :func:`trainer_callback`; evaluations are those of the validation loop.
+    make, options
+        As of :func:`trainer_callback`.
+    evaluate
+        Whether validation, checkpoints and the module after ``fit`` are of the average.
     name
         Key of the state in checkpoints, for a trainer with several averages (of which one evaluates).
 
@@ -107,51 +348,6 @@ def lightning_callback(
     Examples
     --------
     ``lightning.Trainer(callbacks=[lightning_callback(decay=0.999, state="8bit")])``; run for real in
-    ``tests/test_averaging_methods.py``.
+    ``tests/test_averaging_trainers.py``.
     """
-    base: Any = lightning_base()
-    build = make or (lambda model: EMA(model, **options))
-
-    class AverageCallback(base):
-        def __init__(self) -> None:
-            super().__init__()
-            self.average: Any = None
-            self._saved: Any = None
-            self._step = 0
-
-        @property
-        def state_key(self) -> str:
-            return name
-
-        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-            self.average = build(pl_module)
-            if self._saved is not None:
-                self.average.load_state_dict(self._saved)
-                self._saved = None
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self._step = trainer.global_step
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-            if trainer.global_step != self._step:
-                self._step = trainer.global_step
-                self.average.update()
-
-        def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            if evaluate and self.average is not None and not trainer.sanity_checking:
-                self.average.swap_in()
-
-        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            if self.average is not None and self.average.swapped:
-                self.average.swap_out()
-
-        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-            self.on_validation_epoch_end(trainer, pl_module)
-
-        def state_dict(self) -> dict[str, Any]:
-            return {} if self.average is None else whole(self.average.state_dict())
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            self._saved = state_dict or None
-
-    return AverageCallback()
+    return _lightning_class()(make, evaluate, name, options)

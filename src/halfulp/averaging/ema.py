@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import Buffers, Model, WeightAverage
+from halfulp.averaging.base import Buffers, WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
+from halfulp.averaging.source import Model
 
 __all__ = ["EMA", "SWA", "TemporalEnsemble"]
 
@@ -33,7 +34,7 @@ class EMA(WeightAverage):
         Until then the average is a copy of the weights.
     update_every
         Steps from one update to the next. The decay is per update.
-    buffers, ignore
+    buffers, frozen, ignore
         See :class:`~halfulp.averaging.base.WeightAverage`.
     difference
         Store the difference to the live weights instead of the average. Needs :meth:`before_step` (or :meth:`attach`),
@@ -95,7 +96,7 @@ class EMA(WeightAverage):
             Where to take the weights from; the live model without.
         """
         self._refuse_while_swapped("update")
-        live = self.live if model is None else self.pick(model)
+        live = self._follow(model)
         self.step += 1
         if self.step <= self.update_after_step:
             self.store.copy_from(live)
@@ -107,6 +108,9 @@ class EMA(WeightAverage):
                 "an average that is stored as a difference needs the weights before the optimizer's step: call "
                 "before_step() before it, or attach(optimizer) once"
             )
+        if self._before is not None:  # what began in this update has not moved
+            kept = self._before
+            self._before = {n: kept[n] if n in kept and kept[n].shape == t.shape else t for n, t in live.items()}
         if (self.step - self.update_after_step) % self.update_every:
             if self.difference:
                 self.store.update(live, 1.0, self.step, self._before)
@@ -141,14 +145,9 @@ class EMA(WeightAverage):
             hook.remove()
         self._hooks.clear()
 
-    def value(self, name: str) -> Tensor:
-        """The average of a name in fp32 (this process's part, of a DTensor)."""
+    def _value(self, name: str) -> Tensor:
         stored = self.store.read(name)
-        if not self.difference:
-            return stored
-        from halfulp.averaging.shards import local_part
-
-        return local_part(self.live[name]).tensor.float() + stored
+        return self._live_part(name).float() + stored if self.difference else stored
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {} if self.difference else super()._exchangeable(live)

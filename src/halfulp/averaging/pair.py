@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import clean_name
+from halfulp.averaging.source import clean_name
 from halfulp.engine.storage import FLOAT32
 from halfulp.numbers.quantizer import Quantizer
 

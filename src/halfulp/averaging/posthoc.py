@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import Model
 from halfulp.averaging.decay import PowerLaw, power_exponent
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
+from halfulp.averaging.source import Model
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.loading import count
 
@@ -232,6 +232,11 @@ class PostHocEMA:
 
     def _values(self, key: tuple[float, int]) -> Iterator[tuple[str, Tensor]]:
         store, saved = self.averages[key[0]].store, self._read(key)
+        if set(saved) != set(store):
+            raise ValueError(
+                f"the snapshot of step {key[1]} is of other tensors than the averages are now: they differ in "
+                f"{sorted(set(saved) ^ set(store))}. Give the step= of a snapshot taken since the model changed"
+            )
         for name in store:
             yield name, store.read_from(name, saved[name])
 

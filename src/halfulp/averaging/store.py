@@ -7,7 +7,7 @@ It holds no reference to the model: tensors are handed in by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,11 +43,12 @@ not a wide range (measured in ``docs/averaging.md``)."""
 
 @dataclass
 class _Averaged:
-    """One averaged tensor: its number, its storage, and why it stays in fp32 if it does."""
+    """One averaged tensor: its number, its storage, why it stays in fp32 if it does, and its shape in all processes."""
 
     index: int
     state: SlotState
     kept_fp32: str | None
+    whole: torch.Size
 
 
 class AverageStore:
@@ -111,8 +112,11 @@ class AverageStore:
         self.add(tensors)
 
     @torch.no_grad()
-    def add(self, tensors: Tensors) -> None:
-        """Further tensors to average, from where they stand."""
+    def add(self, tensors: Tensors, fp32: Collection[str] = ()) -> None:
+        """Further tensors to average, from where they stand; names among `fp32` stay in fp32."""
+        kept = [n for n in tensors if n in fp32 and n not in self.storage.keep_fp32]
+        if kept:
+            self.storage = replace(self.storage, keep_fp32=(*self.storage.keep_fp32, *kept))
         for name, tensor in tensors.items():
             if name in self._averaged:
                 raise ValueError(f"{name!r} is averaged already")
@@ -128,7 +132,34 @@ class AverageStore:
         shape = torch.Size(local_state_shape(tensor, quantizer) if sharded else tensor.shape)
         state = SlotState(self.slot, quantizer, shape, {}, sharded)
         state.create(tensor)
-        return _Averaged(index, state, reason)
+        return _Averaged(index, state, reason, tensor.shape)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Drop averages."""
+        for name in names:
+            del self._averaged[name]
+            self._bindings.pop(name, None)
+
+    def rename(self, old: str, new: str) -> None:
+        """Go on under another name, in the same place."""
+        self._averaged = {new if name == old else name: a for name, a in self._averaged.items()}
+        self._bindings.pop(old, None)
+
+    def number(self, numbers: Mapping[str, int]) -> None:
+        """Number the random streams otherwise than in the order in which the tensors were added."""
+        for name, index in numbers.items():
+            self._averaged[name].index = index
+
+    def fits(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor has the shape of the average of a name."""
+        return tensor.shape == self._averaged[name].whole
+
+    def to(self, device: torch.device) -> None:
+        """Move what is stored to a device."""
+        for averaged in self._averaged.values():
+            entries = averaged.state.entries
+            entries.update({k: v.to(device) for k, v in entries.items() if isinstance(v, Tensor)})
+        self._bindings.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         skipped = Skipped(_say_skipped, self.skipped)
@@ -226,18 +257,37 @@ class AverageStore:
     def _part(self, name: str, tensors: Tensors) -> Part:
         if name not in tensors:
             raise KeyError(f"{name!r} is averaged, and is not among the tensors given")
-        part = local_part(tensors[name])
-        shape = self._averaged[name].state.shape
-        if part.tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(part.tensor.shape)}, its average {tuple(shape)}")
-        return replace(part, tensor=plain(part.tensor))
+        state, part = self._averaged[name].state, local_part(tensors[name])
+        tensor, device = part.tensor, state.codes.device
+        if tensor.shape != state.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its average {tuple(state.shape)}")
+        if tensor.dtype not in PARAM_DTYPES or tensor.is_meta:
+            what = "on the meta device" if tensor.is_meta else str(tensor.dtype)
+            raise ValueError(f"averages are of float32, bfloat16 or float16 tensors with values; {name} is {what} now")
+        if tensor.device != device:
+            log_once(
+                f"averages are on {device} and weights on {tensor.device}: every update brings the weights there. "
+                f"average.to({str(tensor.device)!r}) moves the averages",
+                30,
+            )
+            tensor = tensor.to(device)
+        return replace(part, tensor=plain(tensor))
+
+    @torch.no_grad()
+    def set(self, name: str, value: Tensor) -> None:
+        """Store a value for one name, rounded to nearest; its age stays."""
+        state = self.state_of(name)
+        codes, scale = state.quantizer.with_rounding("nearest").quantize(value.float().to(state.codes.device))
+        state.codes.copy_(codes)
+        if scale is not None and state.scale is not None:
+            state.scale.copy_(scale)
 
     @torch.no_grad()
     def copy_from(self, tensors: Tensors) -> None:
         """Start again from given tensors, rounded to nearest; ages go to zero. Differences become zero."""
         for name, averaged in self._averaged.items():
-            self._part(name, tensors)
-            averaged.state.reset_(tensors[name])
+            part = self._part(name, tensors)
+            averaged.state.reset_(tensors[name] if averaged.state.sharded else part.tensor)
 
     @torch.no_grad()
     def write(self, tensors: Tensors, step: int) -> None:
@@ -268,16 +318,20 @@ class AverageStore:
         """Name -> codes, scales and age. The tensors are the store's own, as in ``torch.nn.Module.state_dict``."""
         return {name: dict(a.state.entries) for name, a in self._averaged.items()}
 
-    def validate(self, saved: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    def validate(
+        self, saved: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
+    ) -> dict[str, dict[str, Any]]:
         """Entries to be loaded, copied to their devices; ``ValueError`` saying what does not fit.
 
-        Of the whole tensors of a sharded average this process takes its part.
+        Of the whole tensors of a sharded average this process takes its part. Names of `without` need not be there.
         """
-        if set(saved) != set(self._averaged):
-            missing, extra = sorted(set(self._averaged) - set(saved)), sorted(set(saved) - set(self._averaged))
+        wanted_names = set(self._averaged) - set(without)
+        if set(saved) != wanted_names:
+            missing, extra = sorted(wanted_names - set(saved)), sorted(set(saved) - wanted_names)
             raise ValueError(f"the averages saved are of another model: missing {missing}, unknown {extra}")
         checked = {}
-        for name, averaged in self._averaged.items():
+        for name in wanted_names:
+            averaged = self._averaged[name]
             state, entries = averaged.state, dict(saved[name])
             wanted = {state.slot.name, state.age_key} | ({state.scale_key} if state.quantizer.format.scaled else set())
             if set(entries) != wanted:
@@ -293,9 +347,10 @@ class AverageStore:
 
     def load(self, checked: Mapping[str, dict[str, Any]]) -> None:
         """Take over what :meth:`validate` gave."""
-        for name, averaged in self._averaged.items():
-            averaged.state.entries.clear()
-            averaged.state.entries.update(checked[name])
+        for name, entries in checked.items():
+            own = self._averaged[name].state.entries
+            own.clear()
+            own.update(entries)
 
 
 def _say_skipped(name: str) -> None:

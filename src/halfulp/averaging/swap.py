@@ -4,22 +4,24 @@ A live weight has to be kept somewhere while its average stands in its place. Th
 
 * an average that is stored in the weight's own dtype changes places with it: no memory at all;
 * ``"device"`` and ``"cpu"`` keep a copy of the others, beside the model or in the host's memory;
-* ``"stream"`` keeps no more than one module: the weights of a module are replaced when its ``forward`` begins and
-  brought back when it ends. Code that reads a weight outside the ``forward`` of the module that owns it sees the live
-  weight.
+* ``"stream"`` copies nothing: modules decode an average each time that a weight is read
+  (:mod:`halfulp.averaging.serve`). The live tensors are out of reach meanwhile: code that holds one of them finds NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from halfulp.averaging.serve import refuse_compiled, serve, unserve
 from halfulp.averaging.shards import local_part
+from halfulp.engine.sharding import is_sharded
 
-__all__ = ["Keep", "Swap", "check_keep", "follow"]
+__all__ = ["Keep", "Swap", "check_keep"]
 
 Keep = Literal["device", "cpu", "stream"]
 Value = Callable[[str], Tensor]
@@ -47,109 +49,117 @@ class Swap:
         Where the other live tensors go.
     model
         Needed by ``"stream"``.
+
+    Raises
+    ------
+    ValueError
+        ``"stream"`` where not every read of a weight can be served: models that are sharded or compiled, or that hold
+        weights in other attributes than those of parameters.
     """
 
     def __init__(
         self, live: Mapping[str, Tensor], value: Value, exchange: Mapping[str, Tensor], keep: Keep, model: Any
     ) -> None:
         check_keep(keep, "device", "cpu", "stream")
-        if keep == "stream" and not isinstance(model, nn.Module):
+        self.live, self.exchange = dict(live), exchange
+        self.owner = model
+        self._value, self._keep, self._model = value, keep, model
+        self._kept: list[tuple[str, Tensor]] = []
+        """Live tensors in the order in which they were replaced; the last one goes back first."""
+        self._served: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._in_place: set[str] = set()
+        """Names that ``"stream"`` replaces as the others do: buffers."""
+        if keep == "stream":
+            self._check_stream()
+        if parametrize._cache_enabled:  # type: ignore[attr-defined]
+            raise RuntimeError("parametrize.cached() holds weights that were computed before: swap outside of it")
+
+    def _check_stream(self) -> None:
+        if not isinstance(self._model, nn.Module):
             raise ValueError("keep='stream' follows the modules of a model: give one to the average or to swap()")
-        self._live, self._value, self._exchange = live, value, exchange
-        self._kept: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
-        self._keep, self._model = keep, model
+        what, instead = "keep='stream' serves weights while modules read them", "use keep='device' or 'cpu'"
+        refuse_compiled(self._model, what, instead)
+        if any(is_sharded(t) for t in self.live.values()) or any(
+            type(m).__name__ == "FullyShardedDataParallel" for m in self._model.modules()
+        ):
+            raise ValueError(f"{what}, and sharded weights are gathered before: {instead}")
+        held = {id(t): name for name, t in self.live.items()}
+        for path, module in self._model.named_modules():
+            for attribute, tensor in _other_tensors(module):
+                if id(tensor) in held:
+                    raise ValueError(
+                        f"{what}, and {path or 'the model'} also holds {held[id(tensor)]} as {attribute!r}: {instead}"
+                    )
 
     @torch.no_grad()
     def enter(self) -> None:
         """Averages in."""
+        torch.clear_autocast_cache()  # an outer autocast region would go on with casts of the live weights
         if self._keep == "stream":
             self._stream()
             return
-        done: list[str] = []
         try:
-            for name in self._live:
+            for name in self.live:
                 self._in(name, torch.device("cpu") if self._keep == "cpu" else None)
-                done.append(name)
         except BaseException:
-            for name in done:
-                self._out(name)
+            self.leave()
             raise
 
     @torch.no_grad()
     def leave(self) -> None:
         """Live weights back."""
-        if self._keep == "stream":
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks.clear()
-            for name in list(self._kept):
-                self._out(name)
-            return
-        for name in self._live:
-            self._out(name)
+        torch.clear_autocast_cache()
+        unserve(self._served)
+        self._served = []
+        while self._kept:
+            name, kept = self._kept.pop()
+            if self._keep == "stream" and name not in self._in_place:
+                self.live[name].data = kept
+                continue
+            weight = local_part(self.live[name]).tensor
+            if name in self.exchange:
+                _change_places(weight, self.exchange[name])
+            else:
+                weight.copy_(kept)
+
+    def original(self, name: str) -> Tensor:
+        """The local values of a live tensor while its average stands in its place."""
+        return next((kept for n, kept in self._kept if n == name), local_part(self.live[name]).tensor)
 
     def _in(self, name: str, device: torch.device | None) -> None:
-        weight = local_part(self._live[name]).tensor
-        codes = self._exchange.get(name)
+        weight = local_part(self.live[name]).tensor
+        codes = self.exchange.get(name)
         if codes is not None:
             _change_places(weight, codes)
+            self._kept.append((name, codes))
             return
         average = self._value(name)
-        self._kept[name] = weight.to(device or weight.device, copy=True)
+        self._kept.append((name, weight.to(device or weight.device, copy=True)))
         weight.copy_(average)
 
-    def _out(self, name: str) -> None:
-        weight = local_part(self._live[name]).tensor
-        codes = self._exchange.get(name)
-        if codes is not None:
-            _change_places(weight, codes)
-            return
-        weight.copy_(self._kept.pop(name))
-
     def _stream(self) -> None:
-        self._hooks = follow(self._model, self._live, lambda name: self._in(name, None), self._out)
+        parameters = {id(p) for p in self._model.parameters()}
+        self._in_place = {name for name, t in self.live.items() if id(t) not in parameters}
+        for name in self._in_place:  # buffers
+            self._in(name, None)
+        names = {id(t): name for name, t in self.live.items() if name not in self._in_place}
+        dtypes = {name: t.dtype for name, t in self.live.items()}
+        self._served = serve(
+            self._model, names, lambda name: nn.Parameter(self._value(name).to(dtypes[name]), requires_grad=False)
+        )
+        for name in names.values():
+            live = self.live[name]
+            self._kept.append((name, live.data))
+            live.data = torch.full((), torch.nan, dtype=live.dtype, device=live.device).expand(live.shape)
 
 
-def follow(
-    model: nn.Module, tensors: Mapping[str, Tensor], enter: Callable[[str], None], leave: Callable[[str], None]
-) -> list[Any]:
-    """Call `enter` and `leave` for each tensor around the ``forward`` of the modules that own it; returns the hooks.
-
-    A tensor that modules share, or that is used again before the first use has ended, is entered once. An error in a
-    ``forward`` leaves what it had entered.
-    """
-    names_of = {id(t): name for name, t in tensors.items()}
-    depth = dict.fromkeys(tensors, 0)
-
-    def before(names: tuple[str, ...]) -> Callable[..., None]:
-        @torch.no_grad()
-        def hook(*_: Any) -> None:
-            for name in names:
-                depth[name] += 1
-                if depth[name] == 1:
-                    enter(name)
-
-        return hook
-
-    def after(names: tuple[str, ...]) -> Callable[..., None]:
-        @torch.no_grad()
-        def hook(*_: Any) -> None:
-            for name in names:
-                depth[name] -= 1
-                if depth[name] == 0:
-                    leave(name)
-
-        return hook
-
-    hooks: list[Any] = []
-    for module in model.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        names = tuple(dict.fromkeys(names_of[id(t)] for t in own if t is not None and id(t) in names_of))
-        if names:
-            hooks.append(module.register_forward_pre_hook(before(names)))
-            hooks.append(module.register_forward_hook(after(names), always_call=True))
-    return hooks
+def _other_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that a module holds outside of its parameters and buffers; RNNs look theirs up in each forward."""
+    for attribute, value in vars(module).items():
+        if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+            continue
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+        yield from ((attribute, one) for one in values if isinstance(one, Tensor))
 
 
 def _change_places(a: Tensor, b: Tensor) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from halfulp.averaging.base import Model
 from halfulp.averaging.decay import Decay
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
+from halfulp.averaging.source import Model
 from halfulp.averaging.store import AverageStore
 
 __all__ = ["ElasticReset", "SlowWeights", "SwitchEMA"]
@@ -92,16 +92,30 @@ class ElasticReset(EMA):
     def __init__(self, model: Model, decay: float | Decay = 0.995, *, every: int = 0, **options: Any) -> None:
         if every < 0:
             raise ValueError(f"every is at least 0, got {every}")
+        self.start: dict[str, dict[str, Any]] = {}
+        """The stored average of the start."""
         super().__init__(model, decay, **options)
         self.every = every
         self.start = {name: _copy(entries) for name, entries in self.store.state_dict().items()}
-        """The stored average of the start."""
 
     def update(self, model: Model | None = None) -> None:
         """Count a step, move the average if it is due, and reset if that is due."""
         super().update(model)
         if self.every and self.step % self.every == 0:
             self.reset()
+
+    def _renamed(self, old: str, new: str) -> None:
+        super()._renamed(old, new)
+        self.start[new] = self.start.pop(old)
+
+    def _join(self, tensors: dict[str, torch.Tensor]) -> None:
+        super()._join(tensors)
+        self.start.update({name: _copy(self.store.state_of(name).entries) for name in tensors})
+
+    def _leave(self, names: list[str]) -> None:
+        super()._leave(names)
+        for name in names:
+            del self.start[name]
 
     def reset(self) -> None:
         """The live weights become the average, and the average becomes that of the start, bit for bit."""

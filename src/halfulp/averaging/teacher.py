@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from halfulp.averaging.base import clean_name
 from halfulp.averaging.decay import Cosine, Decay, MeanTeacher
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.swap import follow
+from halfulp.averaging.skeleton import Skeleton
 from halfulp.engine.memory import MemoryReport
 
 __all__ = ["Teacher", "TemporaryTeachers"]
 
 
 class Teacher:
-    """A network whose weights are the average of a student's, stored in any format and decoded module by module.
+    """A network whose weights are the average of a student's, stored in any format and decoded while they are read.
 
-    The weights of a module exist while its ``forward`` runs, and only then: a teacher in 8 bits costs one byte a
-    parameter beside the student. No gradients. The forwards of student and teacher may come in any order.
+    A weight exists while a ``forward`` uses it, and only then: a teacher in 8 bits costs one byte a parameter beside
+    the student. What is not averaged (frozen weights, ``ignore``) is the student's own tensor. No gradients. The
+    forwards of student and teacher may come in any order.
 
     Parameters
     ----------
@@ -33,6 +32,9 @@ class Teacher:
         rises to 1 freezes any low-precision copy under nearest rounding.
     state, rounding, seed, options
         As for :class:`~halfulp.averaging.ema.EMA`.
+    module
+        A second network of the same form, which becomes the teacher's; a copy of the student without. For networks
+        that cannot be copied.
     buffers
         ``"copy"``: the student's, copied at each update. ``"own"``: the teacher's forwards keep their own (batch norm
         statistics of a teacher in training mode, as in BYOL).
@@ -52,6 +54,7 @@ class Teacher:
         student: nn.Module,
         decay: float | Decay | None = None,
         *,
+        module: nn.Module | None = None,
         buffers: Literal["copy", "own"] = "copy",
         **options: Any,
     ) -> None:
@@ -61,18 +64,12 @@ class Teacher:
             raise ValueError("a teacher keeps the average itself: difference=True does not go with it")
         self.buffers = buffers
         self.ema = EMA(student, Cosine() if decay is None else decay, **options)
-        self.module = copy.deepcopy(student).requires_grad_(False)
-        """The teacher's modules; their averaged parameters are empty outside of a ``forward``."""
-        self._own = {clean_name(n): p for n, p in self.module.named_parameters() if clean_name(n) in self.ema.live}
-        for name in self._own:
-            self._leave(name)
-        follow(self.module, self._own, self._enter, self._leave)
+        self._second = Skeleton(self.ema, module)
 
-    def _enter(self, name: str) -> None:
-        self._own[name].data = self.ema.value(name).to(self._own[name].dtype)
-
-    def _leave(self, name: str) -> None:
-        self._own[name].data = torch.empty(0, dtype=self._own[name].dtype, device=self._own[name].device)
+    @property
+    def module(self) -> nn.Module:
+        """The teacher's modules. Their weights are decoded whenever something reads them."""
+        return self._second.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The teacher's forward, without gradients."""
@@ -93,10 +90,9 @@ class Teacher:
         """Follow the student by one step."""
         source = self.ema.model if student is None else student
         self.ema.update(student)
+        self._second.follow()
         if self.buffers == "copy" and isinstance(source, nn.Module):
-            theirs = {clean_name(n): b for n, b in source.named_buffers()}
-            for name, mine in self.module.named_buffers():
-                mine.copy_(theirs[clean_name(name)])
+            self._second.copy_buffers(source)
 
     def value(self, name: str) -> Tensor:
         """A weight of the teacher in fp32."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import Model, WeightAverage
+from halfulp.averaging.base import WeightAverage
+from halfulp.averaging.source import Model
 from halfulp.engine.loading import count
 
 __all__ = ["LAWA"]
@@ -42,9 +43,9 @@ class LAWA(WeightAverage):
     def __init__(self, model: Model, size: int = 5, every: int = 1000, **options: Any) -> None:
         if size < 1 or every < 1:
             raise ValueError(f"size and every are at least 1, got {size} and {every}")
+        self._ring: list[dict[str, dict[str, Any]]] = []
         super().__init__(model, **options)
         self.size, self.every = size, every
-        self._ring: list[dict[str, dict[str, Any]]] = []
 
     @property
     def snapshots(self) -> int:
@@ -55,26 +56,39 @@ class LAWA(WeightAverage):
     def update(self, model: Model | None = None) -> None:
         """Count a step, and take a snapshot if it is due."""
         self._refuse_while_swapped("update")
+        live = self._follow(model)
         self.step += 1
         if self.step % self.every:
             return
         self.updates += 1
-        live = self.live if model is None else self.pick(model)
         self.store.write(live, self.step)
         entries = self.store.state_dict()
         self._ring.append({n: {k: _copied(v) for k, v in e.items()} for n, e in entries.items()})
         del self._ring[: -self.size]
 
-    def value(self, name: str) -> Tensor:
-        """Mean of the snapshots in fp32; of the start, as long as there is none."""
-        total = None
+    def _value(self, name: str) -> Tensor:
+        """Mean of the snapshots that have a name; the start, as long as there is none."""
+        total, number = None, 0
         for read in self._reads(name):
-            total = read if total is None else total + read
-        return self.store.read(name) if total is None else total / len(self._ring)
+            total, number = read if total is None else total + read, number + 1
+        return self.store.read(name) if total is None else total / number
 
     def _reads(self, name: str) -> Iterator[Tensor]:
         for snapshot in self._ring:
-            yield self.store.read_from(name, snapshot[name])
+            if name in snapshot:
+                yield self.store.read_from(name, snapshot[name])
+
+    def _renamed(self, old: str, new: str) -> None:
+        super()._renamed(old, new)
+        for snapshot in self._ring:
+            if old in snapshot:
+                snapshot[new] = snapshot.pop(old)
+
+    def _leave(self, names: list[str]) -> None:
+        super()._leave(names)
+        for snapshot in self._ring:
+            for name in names:
+                snapshot.pop(name, None)
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
@@ -87,7 +101,12 @@ class LAWA(WeightAverage):
         saved = state_dict.get("snapshots", {})
         if count("average", "number of snapshots", len(saved)) > self.size:
             raise ValueError(f"the state_dict has {len(saved)} snapshots, this average keeps {self.size}")
-        self._ring = [self.store.validate(saved[str(i)]) for i in range(len(saved))]
+        self._ring = [self._checked(saved[str(i)]) for i in range(len(saved))]
+
+
+    def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """A saved snapshot; tensors that came later are missing in it."""
+        return self.store.validate(snapshot, without=[n for n in self.store if n not in snapshot])
 
 
 def _copied(value: Any) -> Any:

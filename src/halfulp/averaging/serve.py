@@ -1,0 +1,117 @@
+"""Weights that exist only while they are read: attributes of modules that decode an average each time.
+
+A module's forward reads ``self.weight``, or its parent reads ``self.out_proj.weight``: either way through the module's
+dictionary of parameters. With another dictionary in its place each reader gets the average, whoever it is; the tensor
+lives as long as the reader keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Served", "placeholder", "refuse_compiled", "serve", "unserve"]
+
+Read = Callable[[str], nn.Parameter]
+
+
+def placeholder(like: Tensor) -> nn.Parameter:
+    """A parameter of the same shape and dtype without any values."""
+    return nn.Parameter(torch.empty(like.shape, dtype=like.dtype, device="meta"), requires_grad=False)
+
+
+class Served(dict[str, Any]):
+    """Parameters of a module, of which some are read from an average.
+
+    Parameters
+    ----------
+    entries
+        All of them. Code that reads around this class (a compiled graph) finds these: placeholders without values.
+    names
+        Of the averages that are read instead, by key.
+    read
+        From such a name to a parameter.
+    """
+
+    def __init__(self, entries: Mapping[str, Any], names: Mapping[str, str], read: Read) -> None:
+        super().__init__(entries)
+        self.names, self.read = names, read
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.names:
+            return super().__getitem__(key)
+        if torch.compiler.is_compiling():
+            raise RuntimeError(f"{self.names[key]} is decoded while it is read, which torch.compile cannot trace")
+        return self.read(self.names[key])
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self.names:
+            raise RuntimeError(f"{self.names[key]} is an average that is decoded while it is read: it cannot be set")
+        super().__setitem__(key, value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of ``dict``, decoded."""
+        return self[key] if key in self else default
+
+    def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
+        """As of ``dict``, decoded one by one."""
+        return ((key, self[key]) for key in self)
+
+    def values(self) -> Iterator[Any]:  # type: ignore[override]
+        """As of ``dict``, decoded one by one."""
+        return (self[key] for key in self)
+
+    def __iter__(self) -> Iterator[str]:  # so that dict(served) reads, too
+        return iter(self.keys())
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dictionary with the decoded averages."""
+        return dict(self.items())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (list(self.items()),)  # a copy of the module is a plain one with the averages in it
+
+
+def serve(model: nn.Module, names: Mapping[int, str], read: Read) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Let every module of a model read its parameters through `read`.
+
+    Parameters
+    ----------
+    model
+        Its modules get other dictionaries of parameters.
+    names
+        Of the averages, by ``id`` of the parameter in whose place they are read.
+    read
+        From a name to a parameter.
+
+    Returns
+    -------
+    list
+        Modules and what they had before, for :func:`unserve`.
+    """
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in model.modules():
+        entries = module._parameters
+        keys = {key: names[id(p)] for key, p in entries.items() if p is not None and id(p) in names}
+        if keys:
+            hidden = {key: placeholder(p) if key in keys and p is not None else p for key, p in entries.items()}
+            before.append((module, entries))
+            module.__dict__["_parameters"] = Served(hidden, keys, read)
+    return before
+
+
+def unserve(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    """Give modules back what :func:`serve` took from them."""
+    for module, entries in before:
+        module.__dict__["_parameters"] = entries
+
+
+def refuse_compiled(model: nn.Module, what: str, instead: str) -> None:
+    """``ValueError`` for a model of which torch has compiled parts: these do not read attributes."""
+    for path, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or type(module).__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{what}, and {path or 'the model'} is compiled, which reads no attributes: {instead}")

@@ -1,0 +1,156 @@
+"""Which tensors of a model an average may follow, under which names; looked up anew when the model has changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from halfulp.engine.groups import PARAM_DTYPES
+from halfulp.engine.sharding import is_sharded
+
+__all__ = ["Model", "Source", "check_followed", "clean_name", "is_frozen", "shipped_names", "unwrapped"]
+
+Model = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+WRAPPING = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+}
+"""Classes that put another module into themselves, and where."""
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what DistributedDataParallel, torch.compile and FSDP put into it."""
+    for wrapper in WRAPPERS:
+        name = name.replace(f".{wrapper}", ".")
+        while name.startswith(wrapper):
+            name = name.removeprefix(wrapper)
+    return name
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Clean name of each name. Names that would become the same keep what tells them apart."""
+    names = list(names)
+    found = {name: clean_name(name) for name in names}
+    times = Counter(found.values())
+    if len(times) == len(names):
+        return found
+    shared = 0  # a wrapper around the whole is no part of a name; an attribute of the model's own is
+    while any(all(name[shared:].startswith(w) for name in names) for w in WRAPPERS):
+        shared = names[0].index(".", shared) + 1
+    return {name: clean if times[clean] == 1 else name[shared:] for name, clean in found.items()}
+
+
+def is_frozen(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter that takes no gradient; buffers and plain tensors are not."""
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside wrappers for distributed training and compilation."""
+    while (child := WRAPPING.get(type(model).__name__)) is not None and isinstance(getattr(model, child), nn.Module):
+        model = getattr(model, child)
+    return model
+
+
+def shipped_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Keys of a model's ``state_dict`` as the model inside of its wrappers has them."""
+    inserted = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        child = WRAPPING.get(type(module).__name__)
+        if child is not None:
+            start = f"{path}." if path else ""
+            inserted.append((f"{start}{child}.", start))
+    found = {}
+    for name in names:
+        key = name
+        for full, start in reversed(inserted):  # the innermost first
+            if key.startswith(full):
+                key = start + key.removeprefix(full)
+        found[name] = key
+    return found
+
+
+def check_followed(name: str, tensor: Tensor) -> None:
+    """``ValueError`` for a tensor that no average can follow."""
+    if is_lazy(tensor):
+        problem = "is not initialized yet: run a forward of the model first"
+    elif tensor.is_meta:
+        problem = "is on the meta device, without values: build the average when the weights are loaded"
+    elif tensor.layout != torch.strided:
+        problem = f"has the layout {tensor.layout}; averages are of dense tensors"
+    elif is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
+        problem = f"is a {type(tensor).__name__}, which is not stored as plain numbers: freeze it, or name it in ignore="
+    else:
+        return
+    raise ValueError(f"{name} cannot be averaged: it {problem}")
+
+
+class Source:
+    """The floating-point tensors of a model by clean name: parameters, and buffers if asked for.
+
+    Parameters
+    ----------
+    model
+        A module or a mapping. Tensors are looked up in it at each call of :meth:`tensors`, so that those that were
+        replaced are found.
+    buffers
+        Whether buffers belong to them.
+    ignore
+        Names that do not.
+    """
+
+    def __init__(self, model: nn.Module | Mapping[str, Tensor], buffers: bool, ignore: frozenset[str]) -> None:
+        self.model, self.buffers, self.ignore = model, buffers, ignore
+        self._seen: list[tuple[Mapping[str, Any], list[Any]]] = []
+        self._tensors: dict[str, Tensor] = {}
+        self.buffer_names: frozenset[str] = frozenset()
+        """Names among those of :meth:`tensors` that are buffers."""
+        self.names: dict[str, str] = {}
+        """Clean name of each name that the model has; of tied tensors the first one."""
+        self.left_out: dict[str, str] = {}
+        """Names that are no candidates, and why."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Candidates by name; the same dictionary as long as the model has the same tensors under the same names."""
+        if not self._seen or any(
+            len(now) != len(then) or any(map(is_not, now.values(), then)) for now, then in self._seen
+        ):
+            self._look()
+        return self._tensors
+
+    def _look(self) -> None:
+        if isinstance(self.model, nn.Module):
+            places: list[Mapping[str, Any]] = []
+            for module in self.model.modules():
+                places += [module._parameters, module._modules]
+                if self.buffers:
+                    places.append(module._buffers)
+            parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        else:
+            places, parameters, buffers = [self.model], dict(self.model), {}
+        self._seen = [(place, list(place.values())) for place in places]
+        names = clean_names([*parameters, *(n for n in buffers if n not in parameters)])
+        self.buffer_names = frozenset(names[n] for n in buffers)
+        self.names = names
+        self._tensors, self.left_out = {}, {}
+        for raw, tensor in [*parameters.items(), *(buffers.items() if self.buffers else ())]:
+            name = names[raw]
+            if name in self.ignore:
+                self.left_out[name] = "ignored"
+            elif tensor.dtype in PARAM_DTYPES:
+                self._tensors[name] = tensor
+            elif tensor.is_floating_point() or tensor.is_complex():
+                self.left_out[name] = str(tensor.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": [], "_tensors": {}}
