@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
@@ -538,108 +537,6 @@ def test_check_command_recognises_a_frozen_average(tmp_path):
         found = CliRunner().invoke(app, ["check", str(tmp_path / name), "--live", str(tmp_path / "live.pt")])
         assert found.exit_code == 0, found.output
         assert text in found.output
-
-
-# -------------------------------------------------------------------- trainers
-
-
-def lightning_run(folder, epochs, resume=None):
-    """A run of Lightning's with an average; validation losses are those of the averaged weights."""
-    lightning = pytest.importorskip("lightning.pytorch")
-
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = nn.Linear(64, 64)
-            self.validated = []
-
-        def training_step(self, batch, index):
-            return self.net(batch).square().mean()
-
-        def validation_step(self, batch, index):
-            self.validated.append(self.net.weight.detach().clone())
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        def train_dataloader(self):
-            return torch.utils.data.DataLoader(torch.ones(8, 64), batch_size=2)
-
-        def val_dataloader(self):
-            return torch.utils.data.DataLoader(torch.ones(2, 64), batch_size=2)
-
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    module = Module()
-    callbacks = [
-        averaging.lightning_callback(decay=0.5, state="8bit"),
-        averaging.lightning_callback(decay=0.9, state="bf16", evaluate=False, name="slower"),
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = lightning.Trainer(
-            max_epochs=epochs, accumulate_grad_batches=2, callbacks=callbacks, default_root_dir=folder,
-            num_sanity_val_steps=0, enable_checkpointing=False, **quiet,
-        )  # fmt: skip
-        trainer.fit(module, ckpt_path=resume)
-    return trainer, module, [c.average for c in callbacks]
-
-
-def test_lightning_callback(tmp_path):
-    _, module, (average, _) = lightning_run(tmp_path, 2)
-    assert average.updates == 4
-    assert torch.equal(module.validated[-1], average.value("net.weight"))
-    assert not torch.equal(module.net.weight, module.validated[-1])
-
-
-def test_lightning_resumes_its_averages(tmp_path):
-    _, _, expected = lightning_run(tmp_path, 3)
-    trainer, _, _ = lightning_run(tmp_path, 2)
-    trainer.save_checkpoint(tmp_path / "saved.ckpt")
-    _, module, found = lightning_run(tmp_path, 3, resume=tmp_path / "saved.ckpt")
-    assert len(module.validated) == 1
-    for a, b in zip(found, expected, strict=True):
-        assert a.updates == b.updates == 6
-        for name in a.live:
-            assert torch.equal(a.value(name), b.value(name)), name
-
-
-def test_trainer_callback(tmp_path):
-    transformers = pytest.importorskip("transformers")
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = nn.Linear(64, 64)
-            self.evaluated = []
-
-        def forward(self, x, labels=None):
-            if not self.training:
-                self.evaluated.append(self.net.weight.detach().clone())
-            return {"loss": (self.net(x) - 1).square().mean(), "logits": self.net(x)}
-
-    data = [{"x": torch.randn(64, generator=torch.Generator().manual_seed(i)), "labels": 0} for i in range(16)]
-
-    def trainer(steps, resume=None):
-        model, callback = Model(), averaging.trainer_callback(decay=0.9, state="8bit")
-        arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path / "out"), max_steps=steps, per_device_train_batch_size=4, report_to=[],
-            eval_strategy="steps", eval_steps=3, save_steps=3, use_cpu=True, disable_tqdm=True, logging_steps=100,
-            dataloader_pin_memory=False,
-        )  # fmt: skip
-        runner = transformers.Trainer(
-            model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[callback]
-        )  # fmt: skip
-        runner.train(resume_from_checkpoint=resume)
-        return model, callback.average
-
-    model, average = trainer(6)
-    assert average.updates == 6
-    assert torch.equal(model.evaluated[-1], average.value("net.weight"))
-    assert not torch.equal(model.net.weight, average.value("net.weight"))
-    _, resumed = trainer(6, resume=str(tmp_path / "out" / "checkpoint-3"))
-    assert torch.equal(resumed.value("net.weight"), average.value("net.weight"))
 
 
 @pytest.mark.parametrize(

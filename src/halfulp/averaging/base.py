@@ -94,6 +94,8 @@ class WeightAverage:
         self.store = self._store(followed, **options)
         self.began = dict.fromkeys(followed, 0)
         self._swap: Swap | None = None
+        self._followed: dict[str, Tensor] = {}
+        self._resting: list[str] = []
         self._synced: dict[str, Tensor] | None = None
         self._last: dict[str, Tensor] = dict(followed)
         """The tensors of the last update, which are recognised under another name."""
@@ -128,7 +130,7 @@ class WeightAverage:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Floating-point tensors of the model that are not averaged, and why: ``"frozen"``, ``"ignored"`` or a dtype."""
+        """Tensors of the model that are not averaged, and why: ``"frozen"``, ``"ignored"`` or a dtype."""
         tensors = self.source.tensors()
         store = getattr(self, "store", ())
         return {n: "frozen" for n in tensors if n not in store} | self.source.left_out

@@ -35,7 +35,7 @@ class Keeper:
 
     def __init__(self, make: Make | None, evaluate: bool, name: str, options: dict[str, Any]) -> None:
         if make is not None and options:
-            raise ValueError(f"make= builds the average; {sorted(options)} would go to the one that is built without it")
+            raise ValueError(f"make= builds the average, and makes no use of {sorted(options)}")
         self.make, self.evaluate, self.name, self.options = make, evaluate, name, options
         self.average: Any = None
         """The average; ``None`` before the first training."""
@@ -72,7 +72,7 @@ class Keeper:
             torch.equal(t, self.average.value(name).to(t)) for name, t in now.items()
         )  # fmt: skip
         if not same:
-            log.warning("the weights were changed since the last training: it goes on with them, not with the live ones")
+            log.warning("the weights were changed since the last training, which goes on with them")
             return
         for name, tensor in now.items():
             tensor.copy_(live[name])
@@ -153,7 +153,11 @@ def _trainer_class() -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer, loop = _calling_trainer(self)
             resumed = loop.get("resume_from_checkpoint")
-            self.begin(kwargs["model"], restored=resumed is not None)
+            saved = Path(resumed) / self.name if isinstance(resumed, str) else None
+            if saved is not None and not saved.exists():
+                log.warning("there is no %s: the average begins anew from the weights of the checkpoint", saved)
+                self.average, saved = None, None
+            self.begin(kwargs["model"], restored=isinstance(resumed, str))
             self._folder = Path(args.output_dir)
             if trainer is None:
                 log.warning("no transformers.Trainer calls this callback: evaluations are not of the average")
@@ -162,17 +166,8 @@ def _trainer_class() -> Any:
                 for name in ("evaluation_loop", "prediction_loop"):
                     if hasattr(type(trainer), name):
                         setattr(trainer, name, _Evaluated(self, trainer, name))
-            if resumed is not None:
-                self._load(Path(resumed))
-
-        def _load(self, folder: Path) -> bool:
-            if not (folder / self.name).exists():
-                log.warning("%s has no %s: the average begins anew from the weights of the checkpoint", folder, self.name)
-                if self.average.step:
-                    self.average = None
-                return False
-            self.average.load_state_dict(read_file(folder / self.name))
-            return True
+            if saved is not None:
+                self.average.load_state_dict(read_file(saved))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.average.update()
@@ -188,10 +183,11 @@ def _trainer_class() -> Any:
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if args.load_best_model_at_end and state.best_model_checkpoint is not None and self.evaluate:
-                best = Path(state.best_model_checkpoint)
-                if not self._load(best):
+                best = Path(state.best_model_checkpoint) / self.name
+                if not best.exists():
+                    log.warning("there is no %s: the model has the live weights of the best checkpoint", best)
                     return
-                log.info("the average is that of %s, the best model", best)
+                self.average.load_state_dict(read_file(best))
             self.end()
 
     return AverageCallback
@@ -257,7 +253,7 @@ def _lightning_class() -> Any:
                 self.average.load_state_dict(self._saved)
                 self._saved = None
             if self.evaluate and any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
-                log.warning("a checkpoint callback has save_weights_only=True: its files have live weights, no averages")
+                log.warning("save_weights_only=True: the files of a checkpoint callback have live weights")
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self._step = trainer.global_step
@@ -326,10 +322,10 @@ def lightning_callback(
     """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does.
 
     The average moves when the optimizer has stepped, also under gradient accumulation. With `evaluate`, validation in
-    ``fit`` is of the average, and the module has it after ``fit``, for ``test`` and ``predict``. As with Lightning's own
-    ``WeightAveraging``, the ``state_dict`` of a checkpoint has the averaged weights, so that ``test(ckpt_path="best")``
-    and ``load_from_checkpoint`` give what was measured; the live ones lie beside it, and ``fit(ckpt_path=...)`` goes on
-    with them. Another ``fit`` with the same module goes on with the average.
+    ``fit`` is of the average, and the module has it after ``fit``, for ``test`` and ``predict``. As with Lightning's
+    own ``WeightAveraging``, the ``state_dict`` of a checkpoint has the averaged weights, so that
+    ``test(ckpt_path="best")`` and ``load_from_checkpoint`` give what was measured; the live ones lie beside it, and
+    ``fit(ckpt_path=...)`` goes on with them. Another ``fit`` with the same module goes on with the average.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ class SecondModel(nn.Module):
                 buffer.copy_(state_dict[f"{prefix}{name}"])
         self._skeleton.give_buffers()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The original's keys, decoded, and under ``halfulp`` what is stored, bit for bit."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         state[f"{kwargs.get('prefix', '')}halfulp"] = self.ema.state_dict()

@@ -68,6 +68,8 @@ class EMAPytorch(SecondModel):
     """
 
     second = "ema_model"
+    ema_model: Any
+    """The second model."""
     initted: Tensor
     step: Tensor
 
@@ -97,7 +99,7 @@ class EMAPytorch(SecondModel):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"EMAPytorch averages modules, not pytrees; got {type(model).__name__}: use EMA for tensors")
+            raise TypeError(f"EMAPytorch averages a module, got {type(model).__name__}: EMA takes tensors, too")
         if lazy_init_ema and ema_model is not None:
             raise ValueError("lazy_init_ema makes the second model itself: leave out ema_model=")
         self.beta, self.inv_gamma, self.power, self.min_value = beta, inv_gamma, power, min_value

@@ -54,7 +54,10 @@ class Served(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """As of ``dict``, decoded."""
-        return self[key] if key in self else default
+        try:
+            return self[key]
+        except KeyError:
+            return default
 
     def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
         """As of ``dict``, decoded one by one."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.serve import Served, placeholder, serve, unserve
-from halfulp.averaging.source import clean_names, unwrapped
+from halfulp.averaging.source import all_clean_names, unwrapped
 from halfulp.engine.sharding import is_sharded
 from halfulp.numbers.log import log
 
@@ -94,7 +94,7 @@ class Skeleton:
         self._connect(names)
 
     def _take_over(self, module: nn.Module) -> None:
-        names = clean_names([n for n, _ in module.named_parameters()] + [n for n, _ in module.named_buffers()])
+        names = all_clean_names(module)
         mine = {names[n]: p for n, p in module.named_parameters()}
         other = sorted(
             n for n in {*mine, *self._theirs} if n not in mine or n not in self._theirs
@@ -111,7 +111,7 @@ class Skeleton:
                 self.dtypes[names[id(param)]] = param.dtype
             else:
                 param.requires_grad_(False)
-        self._clean = clean_names([n for n, _ in self.module.named_parameters()] + [n for n, _ in self.module.named_buffers()])
+        self._clean = all_clean_names(self.module)
         self._serve(names)
 
     def _serve(self, names: dict[int, str]) -> None:
@@ -152,7 +152,7 @@ class Skeleton:
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
         """Take over the buffers of a model that are not averaged."""
-        names = clean_names([n for n, _ in model.named_parameters()] + [n for n, _ in model.named_buffers()])
+        names = self.average.source.names if model is self.average.model else all_clean_names(model)
         theirs = {names[n]: buffer for n, buffer in model.named_buffers()}
         for name, mine in self.buffers():
             if name in theirs and name not in self.average.store:
@@ -188,7 +188,15 @@ class Skeleton:
             module = copy.deepcopy(self.module)
         finally:
             unserve(plain)
-        return {**self.__dict__, "module": module, "_served": [], "_hooks": [], "_theirs": {}, "_seen": None, "_names": names}
+        return {
+            **self.__dict__,
+            "module": module,
+            "_served": [],
+            "_hooks": [],
+            "_theirs": {},
+            "_seen": None,
+            "_names": names,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = state.pop("_names")
@@ -208,9 +216,10 @@ class _Loads:
         average = self.skeleton.average
         for key, name in getattr(module._parameters, "names", {}).items():
             value = state_dict.get(prefix + key)
-            if name in average.store and isinstance(value, Tensor) and average.store.fits(name, value):
-                if not torch.equal(value, average.value(name).to(value)):
-                    average.store.set(name, value)
+            if not isinstance(value, Tensor) or name not in average.store or not average.store.fits(name, value):
+                continue  # the module says what is missing or does not fit
+            if not torch.equal(value, average.value(name).to(value)):
+                average.store.set(name, value)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return _loads_nothing  # a copy of the modules has weights of its own

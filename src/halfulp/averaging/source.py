@@ -15,7 +15,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from halfulp.engine.groups import PARAM_DTYPES
 from halfulp.engine.sharding import is_sharded
 
-__all__ = ["Model", "Source", "check_followed", "clean_name", "is_frozen", "shipped_names", "unwrapped"]
+__all__ = [
+    "Model",
+    "Source",
+    "all_clean_names",
+    "check_followed",
+    "clean_name",
+    "is_frozen",
+    "shipped_names",
+    "unwrapped",
+]
 
 Model = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
@@ -48,6 +57,11 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
     while any(all(name[shared:].startswith(w) for name in names) for w in WRAPPERS):
         shared = names[0].index(".", shared) + 1
     return {name: clean if times[clean] == 1 else name[shared:] for name, clean in found.items()}
+
+
+def all_clean_names(model: nn.Module) -> dict[str, str]:
+    """Clean name of every parameter and buffer of a module."""
+    return clean_names(dict.fromkeys([n for n, _ in [*model.named_parameters(), *model.named_buffers()]]))
 
 
 def is_frozen(tensor: Tensor) -> bool:
@@ -89,7 +103,7 @@ def check_followed(name: str, tensor: Tensor) -> None:
     elif tensor.layout != torch.strided:
         problem = f"has the layout {tensor.layout}; averages are of dense tensors"
     elif is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
-        problem = f"is a {type(tensor).__name__}, which is not stored as plain numbers: freeze it, or name it in ignore="
+        problem = f"is a {type(tensor).__name__}, whose memory is not its values: freeze it, or ignore= it"
     else:
         return
     raise ValueError(f"{name} cannot be averaged: it {problem}")
@@ -135,9 +149,10 @@ class Source:
                 places += [module._parameters, module._modules]
                 if self.buffers:
                     places.append(module._buffers)
-            parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+            parameters: dict[str, Tensor] = {**dict(self.model.named_parameters())}
+            buffers: dict[str, Tensor] = dict(self.model.named_buffers())
         else:
-            places, parameters, buffers = [self.model], dict(self.model), {}
+            places, parameters, buffers = [self.model], dict(self.model.items()), {}
         self._seen = [(place, list(place.values())) for place in places]
         names = clean_names([*parameters, *(n for n in buffers if n not in parameters)])
         self.buffer_names = frozenset(names[n] for n in buffers)

@@ -71,7 +71,7 @@ class Swap:
         """Names that ``"stream"`` replaces as the others do: buffers."""
         if keep == "stream":
             self._check_stream()
-        if parametrize._cache_enabled:  # type: ignore[attr-defined]
+        if parametrize._cache_enabled:
             raise RuntimeError("parametrize.cached() holds weights that were computed before: swap outside of it")
 
     def _check_stream(self) -> None:

@@ -103,7 +103,6 @@ class LAWA(WeightAverage):
             raise ValueError(f"the state_dict has {len(saved)} snapshots, this average keeps {self.size}")
         self._ring = [self._checked(saved[str(i)]) for i in range(len(saved))]
 
-
     def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """A saved snapshot; tensors that came later are missing in it."""
         return self.store.validate(snapshot, without=[n for n in self.store if n not in snapshot])

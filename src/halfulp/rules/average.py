@@ -10,8 +10,17 @@ from halfulp.rules.slots import WEIGHT, Hyper, StateSlot
 __all__ = ["DIFFERENCE", "EMA"]
 
 
+def _decay(hyper: Hyper) -> float:  # a name of its own, as _itself: averages are pickled with their slots
+    decay: float = hyper["decay"]
+    return decay
+
+
+def _itself(weight: Tensor) -> Tensor:
+    return weight
+
+
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (StateSlot("average", signed=True, decay=lambda h: h["decay"], drive=WEIGHT, init=lambda weight: weight),)
+    return (StateSlot("average", signed=True, decay=_decay, drive=WEIGHT, init=_itself),)
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -28,7 +37,7 @@ EMA = Rule("ema", _slots, _scalars, _update, inputs=("weight",), has_param=False
 
 
 def _difference_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (StateSlot("difference", signed=True, decay=lambda h: h["decay"], drive=WEIGHT),)
+    return (StateSlot("difference", signed=True, decay=_decay, drive=WEIGHT),)
 
 
 def _difference_scalars(hyper: Hyper, ages: Ages) -> Scalars:
