@@ -296,13 +296,13 @@ def test_parameters_without_memory_are_counted_but_make_no_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", halfulp.optim.OPTIMIZERS)
-@pytest.mark.parametrize("key", ["foreach", "fused", "capturable", "differentiable"])
+@pytest.mark.parametrize("key", ["foreach", "fused", "differentiable"])
 def test_switches_of_torch(optimizer: Any, key: str, caplog: pytest.LogCaptureFixture) -> None:
     """What only says how to compute is ignored, and said; what would change results is refused when asked for."""
     _log._said.clear()
     params = [nn.Parameter(torch.ones(4, 4))]
     assert key not in optimizer(params, **{key: None}).param_groups[0]
-    if key in ("capturable", "differentiable"):
+    if key == "differentiable":
         optimizer(params, **{key: False})
         with pytest.raises(ValueError, match=f"halfulp.{optimizer.__name__} does not support {key}=True"):
             optimizer(params, **{key: True})

@@ -50,6 +50,7 @@ class RuleGroups(Optimizer):
         extra = {k: options.pop(k) for k in NOT_GROUP if k in options}
         self.nonfinite: str = extra.pop("nonfinite", "skip")
         self.backend: str | None = extra.pop("backend", None)
+        self.capturable: bool = extra.pop("capturable", False)
         self.transforms = check_transforms(extra.pop("transforms", ()))
         if self.nonfinite not in ("skip", "raise"):
             raise ValueError(f"nonfinite is 'skip' or 'raise', got {self.nonfinite!r}")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.engine import compiled
+from halfulp.engine.capture import Recording, capturing
 from halfulp.engine.groups import PARAM_DTYPES, check_param, followed
 from halfulp.engine.lifetime import Bound, RuleStates
 from halfulp.engine.loading import validate
@@ -61,6 +63,8 @@ class RuleOptimizer(RuleStates):
     bound_update
         Limit each coordinate of an update to what exact arithmetic allows (Adam family); does nothing where all states
         are fp32.
+    capturable
+        Allow :meth:`step` in a CUDA graph, on GPUs with the Triton kernels; see :meth:`advance`.
     nonfinite
         ``"skip"`` (default): a stretch of a row (128 elements, or the blocks of the states) whose gradient or new
         state is not finite is left untouched, counted in :attr:`skipped` and logged once; the whole parameter under a
@@ -80,10 +84,15 @@ class RuleOptimizer(RuleStates):
         self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
         self._checked: dict[int, list[Any]] = {}
         self._skipped = Skipped(self._say_skipped)
+        self._recording: Recording | None = None
+        self._number = compiled.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch, with our own attributes; caches are left out."""
-        own = {k: getattr(self, k) for k in ("nonfinite", "backend", "transforms", "storage", "reset_log", "skipped")}
+        own = {
+            k: getattr(self, k)
+            for k in ("nonfinite", "backend", "capturable", "transforms", "storage", "reset_log", "skipped")
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,6 +100,7 @@ class RuleOptimizer(RuleStates):
         super().__setstate__(state)
         reset_log, skipped = state.get("reset_log"), state.get("skipped")
         self.__dict__.pop("skipped", None)
+        self.__dict__.setdefault("capturable", False)
         self._start_caches()
         self.reset_log = self.reset_log if reset_log is None else reset_log
         self._skipped = Skipped(self._say_skipped, skipped)
@@ -110,8 +120,18 @@ class RuleOptimizer(RuleStates):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
+            if torch.compiler.is_compiling() and type(self).active_params is RuleOptimizer.active_params:
+                self._step_in_graph()
+            else:
+                self._step([(g, [p for p in self.active_params(g) if p.grad is not None]) for g in self.param_groups])
         return loss
+
+    def _step_in_graph(self) -> None:
+        """One step as an operator in the graph that ``torch.compile`` is making."""
+        every = [p for group in self.param_groups for p in group["params"]]
+        places = [i for i, p in enumerate(every) if p.grad is not None]
+        params = [every[i] for i in places]
+        compiled.step(params, [p.grad for p in params], places, self._number)
 
     @torch.no_grad()
     def step_parameters(self, params: Iterable[Tensor]) -> None:
@@ -127,29 +147,77 @@ class RuleOptimizer(RuleStates):
         self._step(list(groups.values()))
 
     def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
-        if torch.compiler.is_compiling():  # a compiled training step calls it as it is, as torch's own are called
-            torch.compiler.disable(self._make_step)(groups)
+        if torch.compiler.is_compiling():  # outside of the graph
+            torch.compiler.disable(self.make_step)(groups)
+        elif capturing():
+            self._recording = Recording(self, groups)
         else:
-            self._make_step(groups)
+            self.make_step(groups)
 
-    def _make_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    @torch.no_grad()
+    def advance(self) -> None:
+        """The host's part of the next step, before a CUDA graph that recorded :meth:`step` is replayed.
+
+        Counts the step, resets states that are due, and uploads what the recorded kernels read: random keys and the
+        rule's scalars, with the rates that the groups have now. A replay without it repeats the last step's.
+
+        Raises
+        ------
+        RuntimeError
+            If no step was recorded, or what it was recorded for has changed.
+
+        Examples
+        --------
+        >>> import halfulp
+        >>> def train(model, batches):
+        ...     optimizer = halfulp.AdamW(model.parameters(), capturable=True)
+        ...     for _ in range(3):  # ordinary steps first, on a side stream, as torch asks for
+        ...         model(next(batches)).mean().backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad(set_to_none=True)
+        ...     graph, data = torch.cuda.CUDAGraph(), next(batches).clone()
+        ...     with torch.cuda.graph(graph):
+        ...         model(data).mean().backward()
+        ...         optimizer.step()
+        ...     for batch in batches:
+        ...         data.copy_(batch)
+        ...         optimizer.advance()
+        ...         graph.replay()
+        """
+        if self._recording is None:
+            raise RuntimeError("advance() comes before a replay of a recorded step, and none was recorded: call step()")
+        self._recording.advance()
+
+    def make_step(
+        self,
+        groups: list[tuple[dict[str, Any], list[Tensor]]],
+        act: Callable[[Rule, list[Step]], None] | None = None,
+        *,
+        recording: bool = False,
+    ) -> None:
+        """One step; `act`: what is done with the steps of each rule instead. A recorded step resets nothing."""
         self._check_grads([p for _, params in groups for p in params])
         for group, _ in groups:
             self._follow(group)
         by_rule: dict[Rule, list[tuple[Bound, Step]]] = {}
-        due = [self._due(group, params) for group, params in groups]  # if one fails, nothing has changed
+        # if one fails, nothing has changed
+        due = [[] if recording else self._due(group, params) for group, params in groups]
         for (group, params), resets in zip(groups, due, strict=True):
             if params:
                 for bound, step in self._prepare(group, params, resets):
                     by_rule.setdefault(bound.rule, []).append((bound, step))
         for rule, pairs in by_rule.items():
             steps = [step for _, step in pairs]
-            dispatch.step(rule, steps if rule.measure is None else combine(rule, steps), self.backend)
+            if act is not None:
+                act(rule, steps)
+            else:
+                dispatch.step(rule, steps if rule.measure is None else combine(rule, steps), self.backend)
             for bound, step in pairs:
                 if not rule.shardable and is_sharded(bound.owner):
                     assert step.binding.param is not None
                     copy_back_(bound.owner, step.binding.param)
-        self._skipped.look()
+        if not recording:
+            self._skipped.look()
 
     def _check_grads(self, params: list[Tensor]) -> None:
         bad = None

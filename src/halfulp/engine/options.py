@@ -30,6 +30,7 @@ class Options(TypedDict, total=False):
     nonfinite: str
     backend: str | None
     maximize: bool
+    capturable: bool
     transforms: Sequence[Any]
 
 
@@ -40,13 +41,12 @@ class TorchOptions(Options, total=False):
     ----------
     foreach, fused
         Taken and ignored, which is logged once: `backend` chooses the kernels.
-    capturable, differentiable
+    differentiable
         Only ``False``; anything else is a ``ValueError``.
     """
 
     foreach: bool | None
     fused: bool | None
-    capturable: bool
     differentiable: bool
 
 
@@ -59,7 +59,17 @@ GROUP_DEFAULTS: Options = {
     "bound_update": True,
     "maximize": False,
 }
-NOT_GROUP = ("scale", "block_size", "min_size", "keep_fp32", "zero_floor", "nonfinite", "backend", "transforms")
+NOT_GROUP = (
+    "scale",
+    "block_size",
+    "min_size",
+    "keep_fp32",
+    "zero_floor",
+    "nonfinite",
+    "backend",
+    "capturable",
+    "transforms",
+)
 
 
 def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -75,12 +85,12 @@ def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]
     Raises
     ------
     ValueError
-        ``capturable=True`` or ``differentiable=True``.
+        ``differentiable=True``.
     """
-    kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "capturable", "differentiable")}
-    for key in ("capturable", "differentiable"):
-        if options.get(key):
-            raise ValueError(f"halfulp.{name} does not support {key}=True: leave it out")
+    kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "differentiable")}
+    kept["capturable"] = bool(options.get("capturable"))
+    if options.get("differentiable"):
+        raise ValueError(f"halfulp.{name} does not support differentiable=True: leave it out")
     for key in ("foreach", "fused"):
         if options.get(key) is not None:
             log_once(f"halfulp.{name} ignores {key}={options[key]}: its kernels are chosen by backend=")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 from halfulp.kernels.binding import Step
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
 
-__all__ = ["BACKENDS", "check_backend", "step"]
+__all__ = ["BACKENDS", "check_backend", "record", "refresh", "step"]
 
 BACKENDS = ("cpu", "triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
@@ -56,3 +57,16 @@ def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
         left = others
         if not left:
             return
+
+
+def record(rule: Rule, steps: list[Step]) -> Any:
+    """Start the kernels of steps for a CUDA graph that is being recorded; what :func:`refresh` needs is returned.
+
+    Only the Triton backend can, and only launches that it has made before: nothing is allocated, uploaded or compiled.
+    """
+    return _module("triton").record(rule, steps)
+
+
+def refresh(rule: Rule, steps: list[Step], recorded: Any) -> None:
+    """Bring what recorded kernels read up to date for steps, without doing them."""
+    _module("triton").refresh(rule, steps, recorded)

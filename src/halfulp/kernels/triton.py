@@ -27,7 +27,7 @@ from halfulp.rules.base import Rule
 from halfulp.rules.program import Branches, Program
 from halfulp.rules.tracing import ProgramError, trace
 
-__all__ = ["prepare", "status", "step", "supports"]
+__all__ = ["prepare", "record", "refresh", "status", "step", "supports"]
 
 OLDEST = (3, 6)
 """Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
@@ -55,6 +55,44 @@ def prepare(rule: Rule, steps: list[Step]) -> Batch:
         notes.batch = Batch(steps, members)
     notes.batch.fill(steps)
     return notes.batch
+
+
+def record(rule: Rule, steps: list[Step]) -> Batch:
+    """Start the kernels of steps for a CUDA graph that is being recorded; :func:`refresh` fills their tables later.
+
+    Raises
+    ------
+    RuntimeError
+        If these steps were not made before in the same way: a graph must not allocate tables or load kernels.
+    """
+    steps = [one for one in steps if one.binding.shape.numel()]
+    members = [_member(_notes(one).update.look(rule, one)) for one in steps]
+    batch = _notes(steps[0]).batch if steps else Batch([], [])
+    if batch is None or not batch.serves(steps, members) or any(plain(x) is not x for s in steps for x in s.inputs):
+        raise RuntimeError(
+            "a step can be recorded after ordinary steps of the same parameters, with contiguous gradients of the same "
+            "dtypes and alignment: make one or two before"
+        )
+    batch.launch()
+    return batch
+
+
+def refresh(rule: Rule, steps: list[Step], recorded: Batch) -> None:
+    """Bring the tables of recorded kernels up to date for steps.
+
+    Raises
+    ------
+    RuntimeError
+        If they were recorded for other tensors, or for another branch of the rule.
+    """
+    steps = [one for one in steps if one.binding.shape.numel()]
+    members = [_member(_notes(one).update.look(rule, one)) for one in steps]
+    if not recorded.serves(steps, members):
+        raise RuntimeError(
+            f"the recorded step of {rule.name!r} is not the next step: a state or parameter is another tensor, or a "
+            "hyper-parameter chooses another branch of the rule; make an ordinary step and record again"
+        )
+    recorded.fill(steps)
 
 
 def _member(found: Member | str) -> Member:

@@ -1,0 +1,90 @@
+"""Steps in CUDA graphs: the device's part is recorded once, the host's part is done anew before each replay.
+
+What a step needs from the host (random keys, ages, bias corrections in double precision) lies in tables that its
+kernels read. Recording puts the launches alone into the graph; before each replay
+:meth:`halfulp.engine.optimizer.RuleOptimizer.advance` counts the step, resets what is due and brings the tables up to
+date, as an ordinary step does, so that a replay has its bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.kernels import dispatch
+from halfulp.kernels.binding import Step
+from halfulp.rules.base import Rule
+
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["Recording", "capturing"]
+
+Groups = list[tuple[dict[str, Any], list[Tensor]]]
+
+
+def capturing() -> bool:
+    """Whether the current stream records a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+@dataclass(eq=False)
+class Recording:
+    """A recorded step of an optimizer.
+
+    Parameters
+    ----------
+    optimizer
+        Whose step it is.
+    groups
+        Its parameters, by group.
+
+    Raises
+    ------
+    RuntimeError
+        If the step cannot be recorded; the message says why and what to do.
+    """
+
+    optimizer: RuleOptimizer
+    groups: Groups
+
+    def __post_init__(self) -> None:
+        optimizer = self.optimizer
+        if not optimizer.capturable:
+            raise RuntimeError(
+                "a step is being recorded into a CUDA graph, which would repeat the random keys and bias corrections "
+                "of one step: build the optimizer with capturable=True, and call optimizer.advance() before each replay"
+            )
+        if optimizer.nonfinite == "raise":
+            raise RuntimeError("nonfinite='raise' looks at gradients on the host: a recorded step needs 'skip'")
+        self.params = [p for _, of_group in self.groups for p in of_group]
+        strange = [p for p in self.params if not optimizer.state.get(p)]
+        if strange:
+            raise RuntimeError(
+                f"{optimizer.registry[strange[0]].label} has no states yet, and a graph would make them anew in every "
+                "replay: make a few ordinary steps before recording one"
+            )
+        self.gradients = [p.grad for p in self.params]
+        self.batches: list[Any] = []
+        entries_of = [optimizer.state[p] for p in self.params]
+        before = [{k: v for k, v in entries.items() if type(v) is int} for entries in entries_of]
+        try:
+            optimizer.make_step(self.groups, self._record, recording=True)
+        finally:
+            for entries, counted in zip(entries_of, before, strict=True):
+                entries.update(counted)
+
+    def _record(self, rule: Rule, steps: list[Step]) -> None:
+        if rule.measure is not None:
+            raise RuntimeError(f"the rule {rule.name!r} computes with sums on the host: its step cannot be recorded")
+        self.batches.append(dispatch.record(rule, steps))
+
+    def advance(self) -> None:
+        """The host's part of a step."""
+        for param, grad in zip(self.params, self.gradients, strict=True):
+            param.grad = grad  # what the graph writes, whatever has been put in its place
+        batches = iter(self.batches)
+        self.optimizer.make_step(self.groups, lambda rule, steps: dispatch.refresh(rule, steps, next(batches)))
