@@ -3,7 +3,7 @@
 from _text import batches, model
 
 from halfulp import AdamW
-from halfulp.training.trainers import release_gradients
+from halfulp.training import release_gradients
 
 net = model()
 optimizer = AdamW(net.parameters(), lr=3e-3, state="8bit")

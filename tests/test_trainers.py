@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.training.trainers import TrainerFactory, groups_by_name, release_gradients
+from halfulp.training import release_gradients
+from halfulp.training.trainers import TrainerFactory, groups_by_name
 from support.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +165,72 @@ def test_groups_by_name() -> None:
     assert all(keys == {} for keys in everything.values())
 
 
+NORMS = {
+    "batch": nn.BatchNorm1d(4), "group": nn.GroupNorm(2, 4), "instance": nn.InstanceNorm1d(4, affine=True),
+    "layer": nn.LayerNorm(4), "rms": nn.RMSNorm(4), "own": type("T5LayerNorm", (nn.RMSNorm,), {})(4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_of_every_family_are_not_decayed(kind: str) -> None:
+    """Whatever they are called: ln_1, ln_f and bn are GPT-2's and ResNet's."""
+    model = nn.ModuleDict({"ln_1": NORMS[kind], "fc": nn.Linear(4, 4, bias=False)})
+    keys = by_name(groups_by_name(model))
+    assert keys.pop("fc.weight") == {}
+    assert keys
+    assert all(k == {"weight_decay": 0.0} for k in keys.values())
+
+
+FAMILIES = {
+    "GPT2": {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 32, "n_positions": 8},
+    "Llama": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
+    "Bert": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
+    "GPTNeoX": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
+    "T5": {"num_layers": 1, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "vocab_size": 32},
+    "Bloom": {"n_layer": 1, "n_head": 2, "hidden_size": 16, "vocab_size": 32},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_does_not_decay_is_not(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.trainer import Trainer
+
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**FAMILIES[family]))
+    decayed = {n for n, keys in by_name(groups_by_name(model)).items() if "weight_decay" not in keys}
+    assert decayed <= set(Trainer.get_decay_parameter_names(None, model))
+    assert all(dict(model.named_parameters())[n].ndim >= 2 for n in decayed)
+
+
+class Arguments:
+    """What a Trainer's arguments are made of here."""
+
+    learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon = 5e-5, 0.03, 0.8, 0.95, 1e-6
+
+
+class Calls:
+    """Calls the factory as a Trainer does."""
+
+    args = Arguments()
+
+    def create_optimizer(self, **arguments: object) -> halfulp.AdamW:
+        return TrainerFactory()(Toy(), **arguments)  # type: ignore[return-value, arg-type]
+
+
+def test_the_factory_takes_over_the_arguments_of_the_trainer() -> None:
+    made = Calls().create_optimizer()
+    found = {k: made.param_groups[0][k] for k in ("lr", "betas", "eps", "weight_decay")}
+    assert found == {"lr": 5e-5, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.03}
+    made = Calls().create_optimizer(lr=1e-2, betas=(0.5, 0.6))  # what is given outweighs them
+    assert (made.param_groups[0]["lr"], made.param_groups[0]["betas"]) == (1e-2, (0.5, 0.6))
+    lion = Calls().create_optimizer(optimizer=halfulp.Lion)  # its betas are others than Adam's
+    own = halfulp.Lion([nn.Parameter(torch.ones(1))]).defaults["betas"]
+    assert (lion.param_groups[0]["lr"], lion.param_groups[0]["betas"]) == (5e-5, own)
+    assert TrainerFactory()(Toy(), args=Arguments()).param_groups[0]["lr"] == 5e-5
+    with pytest.raises(ValueError, match=r"lr=.*args="):
+        TrainerFactory()(Toy())
+
+
 def test_an_override_outweighs_no_decay() -> None:
     assert by_name(groups_by_name(Toy(), {"norm.*": {"weight_decay": 0.3}}))["norm.bias"] == {"weight_decay": 0.3}
 
@@ -238,12 +305,12 @@ def test_released_gradients_give_the_bits_of_a_step(name: str, state: str) -> No
         optimizer = getattr(halfulp, name)(
             model.named_parameters(), lr=1e-2, state=state, rounding="stochastic", reset=2, min_size=64
         )
-        handles = release_gradients(optimizer) if released else []
+        release = release_gradients(optimizer) if released else None
         train(model, optimizer, 5, released=released)
         assert all(p.grad is None for p in model.parameters())
         runs.append(everything_of(model, optimizer))
-        for handle in handles:
-            handle.remove()
+        if release is not None:
+            release.remove()
         model(torch.arange(16)).backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # removed: gradients stay again
     assert_same(*runs)
@@ -260,9 +327,3 @@ def test_at_most_one_gradient_is_alive() -> None:
             )
     model(torch.arange(16)).backward()
     assert alive == [0] * 5
-
-
-def test_rules_with_sums_over_the_model_are_refused() -> None:
-    optimizer = halfulp.AMSGD(Toy().parameters(), lr=1e-3)  # its momentum is an inner product over all parameters
-    with pytest.raises(ValueError, match="sums over the whole model"):
-        release_gradients(optimizer)

@@ -6,7 +6,8 @@ little more than ``import torch``.
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -60,6 +61,29 @@ _MODULES = {
     "wrappers": "training",
 }
 """Modules that are there after ``import halfulp`` alone, under a short name where they have one."""
+
+
+class _ShortNames:
+    """Finds ``import halfulp.trainers``, and the other short names, where the modules are."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        package, _, short = name.partition(".")
+        known = package == __name__ and _MODULES.get(short, short) != short
+        return importlib.machinery.ModuleSpec(name, _ShortNames) if known else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: Any) -> Any:
+        module = importlib.import_module(f"{__name__}.{_MODULES[spec.name.partition('.')[2]]}")
+        spec.loader_state = module.__spec__
+        return module
+
+    @staticmethod
+    def exec_module(module: Any) -> None:
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_ShortNames)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

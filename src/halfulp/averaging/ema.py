@@ -134,10 +134,16 @@ class EMA(WeightAverage):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Update after every step of an optimizer from now on, until :meth:`detach`."""
-        self._hooks += [
-            optimizer.register_step_pre_hook(lambda *_: self.before_step()),
-            optimizer.register_step_post_hook(lambda *_: self.update()),
-        ]
+
+        def before(*_: Any) -> None:
+            self.before_step()
+
+        def after(*_: Any) -> None:
+            self.update()
+
+        for hook in (before, after):  # gradients may be freed before the hooks are called
+            hook.__dict__["reads_gradients"] = False
+        self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def detach(self) -> None:
         """Stop following the optimizers of :meth:`attach`."""

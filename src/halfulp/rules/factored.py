@@ -173,7 +173,7 @@ ADAFACTOR = Rule(
 ADALOMO = replace(
     ADAFACTOR, title="AdaLomo", hyper=AdaLomoHyper, source="Lv et al., arXiv 2310.10195", tier="contributed",
     summary="Adafactor with a given rate, made to run during the backward pass",
-    notes="See :func:`~halfulp.training.trainers.release_gradients`.", example='lr=1e-3, state="fp32"',
+    notes="See :func:`~halfulp.training.release.release_gradients`.", example='lr=1e-3, state="fp32"',
 )  # fmt: skip
 
 

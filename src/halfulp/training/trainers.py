@@ -1,4 +1,4 @@
-"""Pieces for other people's training loops: groups by name, a ``Trainer`` factory, steps during the backward pass.
+"""Pieces for other people's training loops: groups by name, a ``Trainer`` factory.
 
 Most trainers need nothing from here: every optimizer of the library is a ``torch.optim.Optimizer`` like any other.
 """
@@ -6,24 +6,31 @@ Most trainers need nothing from here: every optimizer of the library is a ``torc
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.numbers.log import log_once
 from halfulp.optim import AdamW
+from halfulp.training.release import release_gradients
 
 __all__ = ["TrainerFactory", "groups_by_name", "release_gradients"]
 
 NO_DECAY = ("*bias", "*norm*")
+"""Names without weight decay; by their type, vectors of normalisation layers are beside them, whatever their names."""
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
+"""Defaults of the optimizers that take `betas` and `eps` from the arguments of a Trainer."""
 
 
 def groups_by_name(
     model: nn.Module,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     *,
-    no_decay: Sequence[str] = NO_DECAY,
+    no_decay: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups, with names, from patterns.
 
@@ -35,7 +42,8 @@ def groups_by_name(
         Pattern of names (as of :mod:`fnmatch`, case ignored) -> group keys, such as ``{"*embed*": {"state": "bf16"}}``;
         where several fit, later ones win key by key.
     no_decay
-        Patterns of parameters without weight decay.
+        Patterns of parameters without weight decay. Without: names with "bias" or "norm", the vectors of every
+        normalisation layer, and what the Trainer of transformers does not decay, where that is loaded.
 
     Returns
     -------
@@ -50,10 +58,12 @@ def groups_by_name(
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     unused = set(overrides or ())
+    plain = _without_decay(model) if no_decay is None else set[str]()
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        keys: dict[str, Any] = {"weight_decay": 0.0} if any(_fits(name, p) for p in no_decay) else {}
+        kept = name in plain or any(_fits(name, p) for p in no_decay or ())
+        keys: dict[str, Any] = {"weight_decay": 0.0} if kept else {}
         for pattern, values in (overrides or {}).items():
             if _fits(name, pattern):
                 keys.update(values)
@@ -63,6 +73,20 @@ def groups_by_name(
     if unused:
         raise ValueError(f"no parameter's name fits {sorted(unused)}; names are like {_some_names(model)}")
     return [_split_names(g) for g in groups.values()]
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    """Names of parameters that are not decayed by default."""
+    names = {name for name, _ in model.named_parameters()}
+    found = {name for name in names if any(_fits(name, p) for p in NO_DECAY)}
+    for place, module in model.named_modules():
+        if "norm" in type(module).__name__.lower():
+            vectors = (n for n, p in module.named_parameters(recurse=False) if p.ndim < 2)
+            found |= {f"{place}.{n}".lstrip(".") for n in vectors}
+    trainer = sys.modules.get("transformers.trainer")  # loaded where its Trainer is used
+    if trainer is not None:
+        found |= names - set(trainer.Trainer.get_decay_parameter_names(None, model))
+    return found & names
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -78,12 +102,34 @@ def _split_names(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "params": list(params), "param_names": list(names)}
 
 
+def _of_trainer() -> Any:
+    """The ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is two calls up; ``None`` elsewhere."""
+    trainer = sys._getframe(2).f_locals.get("self")
+    args = getattr(trainer, "args", None)
+    return args if hasattr(args, "learning_rate") else None
+
+
+def _taken(args: Any, optimizer: type[RuleOptimizer]) -> dict[str, Any]:
+    """Arguments of an optimizer out of those of a Trainer."""
+    offered = {
+        "lr": args.learning_rate, "weight_decay": args.weight_decay, "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }  # fmt: skip
+    own = inspect.signature(optimizer).parameters
+    taken = {k: v for k, v in offered.items() if k in own and (k not in ADAM or own[k].default == ADAM[k])}
+    log_once(f"{optimizer.__name__}: from the TrainingArguments: {taken}")
+    return taken
+
+
 class TrainerFactory:
     """Optimizer factory for Hugging Face's ``Trainer``, with exceptions by name.
 
     ``Trainer(..., optimizer_cls_and_kwargs=(TrainerFactory, {"overrides": {"*embed*": {"state": "bf16"}}}))``. Keyword
     arguments: `optimizer`, the class (:class:`~halfulp.AdamW` without), `overrides` and `no_decay` as of
-    :func:`groups_by_name`, and those of the class.
+    :func:`groups_by_name`, `args`, and those of the class.
+
+    Rate and weight decay that are not given come from the ``TrainingArguments``, and so do `betas` and `eps` of
+    optimizers that have Adam's: those of the Trainer that calls, or of `args`.
     """
 
     def __call__(
@@ -92,48 +138,18 @@ class TrainerFactory:
         *,
         optimizer: type[RuleOptimizer] = AdamW,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
-        no_decay: Sequence[str] = NO_DECAY,
+        no_decay: Sequence[str] | None = None,
+        args: Any = None,
         **arguments: Any,
     ) -> RuleOptimizer:
-        """Build the optimizer of a model."""
+        """Build the optimizer of a model; ``ValueError`` without a rate."""
+        given = _of_trainer() if args is None else args
+        if given is not None:
+            arguments = {**_taken(given, optimizer), **arguments}
+        elif "lr" not in arguments:
+            raise ValueError(
+                "TrainerFactory was not called by a Trainer, whose learning_rate it would take: give lr=..., or "
+                "args=training_arguments"
+            )
         made: RuleOptimizer = optimizer(groups_by_name(model, overrides, no_decay=no_decay), **arguments)
         return made
-
-
-def release_gradients(optimizer: RuleOptimizer) -> list[Any]:
-    """Step each parameter as soon as its gradient is there, and free the gradient: at most one is alive at a time.
-
-    The bits are those of an ordinary ``step()`` after the backward pass. ``optimizer.step()`` must not be called, and
-    gradients cannot be accumulated or clipped over the whole model.
-
-    Returns
-    -------
-    list
-        Handles whose ``remove()`` ends it.
-
-    Raises
-    ------
-    ValueError
-        A rule that needs sums over the whole model.
-
-    Examples
-    --------
-    >>> import torch
-    >>> model = nn.Linear(8, 8)
-    >>> handles = release_gradients(AdamW(model.parameters(), lr=1e-3))
-    >>> model(torch.ones(1, 8)).sum().backward()
-    >>> model.weight.grad is None
-    True
-    """
-    for group in optimizer.param_groups:
-        rules = optimizer.active_rules(group)
-        needing = [rule.name for rule in rules if rule.measure is not None and not rule.per_tensor]
-        if needing:
-            raise ValueError(f"{needing} need sums over the whole model: their steps cannot be taken one by one")
-
-    def step(param: Tensor) -> None:
-        optimizer.step_parameters([param])
-        param.grad = None
-
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    return [p.register_post_accumulate_grad_hook(step) for p in params]
