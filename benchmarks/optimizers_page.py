@@ -230,6 +230,12 @@ def _small(name: str) -> halfulp.engine.optimizer.RuleOptimizer:
 # ---------------------------------------------------------------- the page
 
 
+def declared() -> list[list[str]]:
+    """A row for each optimizer, from its declaration; the recommended ones first."""
+    rows = [[f"`{c.__name__}`", c.rule.tier, c.rule.summary, c.rule.source] for c in OPTIMIZERS]
+    return sorted(rows, key=lambda row: row[1] != "core")
+
+
 def finished(rows: Rows) -> dict[str, Losses]:
     known = {key[1] for key in rows.found}
     found = {name: losses(name, rows, None) for name in names() if name in known}
@@ -245,6 +251,13 @@ def body(folder: Path) -> list[str]:
     agree = [r for r in stalls if abs(r.off) <= rules_stall.BOUND]
     given = "; ".join(f"{n} {', '.join(f'{k}={v}' for k, v in a.items())}" for n, a in ARGUMENTS.items())
     return [
+        "## All optimizers",
+        "",
+        "Core optimizers are recommended and kept for good; contributed ones are implemented and tested in the same",
+        "way, for those who want them. `help(halfulp.AdamW)` describes the arguments.",
+        "",
+        *table(["optimizer", "tier", "what it is", "source"], declared()),
+        "",
         "## Loss",
         "",
         f"A llama of width {MODEL.hidden} and {MODEL.layers} layer on the source of Python's own library, bytes",

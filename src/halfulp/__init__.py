@@ -55,6 +55,7 @@ _MODULES = {
     "numbers": "numbers",
     "optim": "optim",
     "schedules": "training.schedules",
+    "testing": "testing",
     "theory": "theory",
     "trainers": "training.trainers",
     "training": "training",

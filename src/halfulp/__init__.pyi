@@ -5,6 +5,7 @@ from halfulp import kernels as kernels
 from halfulp import monitor as monitor
 from halfulp import numbers as numbers
 from halfulp import optim as optim
+from halfulp import testing as testing
 from halfulp import theory as theory
 from halfulp import training as training
 from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict

@@ -1,0 +1,138 @@
+"""The list of conventions, and the check of an optimizer against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.optim import optimizer
+from halfulp.rules.base import Rule
+from halfulp.testing import conventions, formats, rule
+from halfulp.testing.subject import Skip, Subject
+
+__all__ = ["CONVENTIONS", "CheckReport", "ConventionError", "check_optimizer"]
+
+
+class ConventionError(AssertionError):
+    """A convention that does not hold.
+
+    Parameters
+    ----------
+    name
+        Class of the optimizer.
+    convention
+        Its key in :data:`CONVENTIONS`.
+    seen
+        What was found instead.
+
+    Examples
+    --------
+    >>> str(ConventionError("Mine", "maximize", "the bits differ"))
+    "Mine breaks the convention 'maximize': the bits differ"
+    """
+
+    def __init__(self, name: str, convention: str, seen: str) -> None:
+        super().__init__(f"{name} breaks the convention {convention!r}: {seen}")
+        self.convention = convention
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check_optimizer` found.
+
+    Parameters
+    ----------
+    name
+        Class of the optimizer.
+    passed
+        Conventions that hold, in the order of checking.
+    skipped
+        Conventions that were not checked, and why.
+    losses
+        Loss of the toy problem in each format and rounding; 1 at the start.
+
+    Examples
+    --------
+    >>> print(CheckReport("Mine", ("closure",), {"pickle": "it is not in a module"}, {}))
+    Mine: 1 conventions hold; not checked: pickle (it is not in a module)
+    """
+
+    name: str
+    passed: tuple[str, ...]
+    skipped: dict[str, str]
+    losses: dict[tuple[str, str], float]
+
+    def __str__(self) -> str:
+        missing = ", ".join(f"{name} ({why})" for name, why in self.skipped.items())
+        return f"{self.name}: {len(self.passed)} conventions hold{f'; not checked: {missing}' if missing else ''}"
+
+
+CONVENTIONS: dict[str, Callable[[Subject], None]] = {
+    check.__name__: check
+    for check in (
+        rule.declaration, rule.pure_update, rule.elementwise, conventions.closure, conventions.gradients,
+        conventions.maximize, conventions.lr_tensor, conventions.schedulers, conventions.grad_scaler,
+        conventions.inference_mode, conventions.no_gradient, conventions.late_parameters, conventions.groups,
+        conventions.never_stepped, conventions.resume, conventions.deepcopy, conventions.pickled, conventions.memory,
+        formats.trains, formats.same_bits, formats.threads,
+    )
+}  # fmt: skip
+"""What is checked, by name; the docstring of each says what must hold."""
+
+
+def check_optimizer(
+    optimizer_or_rule: type[RuleOptimizer] | Rule,
+    *,
+    only: Collection[str] = (),
+    skip: Collection[str] = (),
+    **arguments: Any,
+) -> CheckReport:
+    """Check an optimizer against the conventions of torch.optim and of this library, as users rely on them.
+
+    Parameters
+    ----------
+    optimizer_or_rule
+        The class, or the rule that it would be made from.
+    only, skip
+        Names of conventions, keys of :data:`CONVENTIONS`, to check alone or to leave out.
+    arguments
+        Arguments of the optimizer that differ from its defaults.
+
+    Returns
+    -------
+    CheckReport
+        What holds, what could not be checked, and the losses of the toy problem.
+
+    Raises
+    ------
+    ConventionError
+        The first convention that does not hold, with what was seen.
+    ValueError
+        A name that is no convention.
+
+    Examples
+    --------
+    >>> import halfulp
+    >>> print(halfulp.testing.check_optimizer(halfulp.Lion, only=["closure", "maximize"]))
+    Lion: 2 conventions hold
+    """
+    unknown = sorted({*only, *skip} - set(CONVENTIONS))
+    if unknown:
+        raise ValueError(f"no conventions: {unknown}; there are {sorted(CONVENTIONS)}")
+    made_here = isinstance(optimizer_or_rule, Rule)
+    cls = optimizer(optimizer_or_rule) if isinstance(optimizer_or_rule, Rule) else optimizer_or_rule
+    subject, passed, skipped = Subject(cls, arguments, made_here), [], dict[str, str]()
+    for name, check in CONVENTIONS.items():
+        if name in skip or (only and name not in only):
+            continue
+        try:
+            check(subject)
+            passed.append(name)
+        except Skip as why:
+            skipped[name] = str(why)
+        except Exception as error:
+            seen = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            raise ConventionError(cls.__name__, name, seen) from error
+    return CheckReport(cls.__name__, tuple(passed), skipped, subject.losses)

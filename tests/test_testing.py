@@ -1,0 +1,238 @@
+"""``halfulp.testing.check_optimizer``: optimizers of the library pass, and each convention finds one that breaks it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import halfulp
+from halfulp.rules.base import Rule
+from halfulp.testing import CONVENTIONS, ConventionError, check_optimizer
+
+LION = halfulp.Lion.rule
+Step = tuple[Tensor, dict[str, Tensor]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------- rules and classes that break a convention
+
+
+def in_place(param: Tensor, grad: Tensor, states: Any, c: Any) -> Step:
+    states["exp_avg"].add_(1.0)
+    return param - grad * c["lr"], states
+
+
+def mean_of_all(param: Tensor, grad: Tensor, states: Any, c: Any) -> Step:
+    return param - (grad - grad.mean()) * c["lr"], states
+
+
+def standing_still(param: Tensor, grad: Tensor, states: Any, c: Any) -> Step:
+    return param, states
+
+
+class AnyArgument(halfulp.Lion):
+    def __init__(self, params: Any, not_an_argument: int = 0, **options: Any) -> None:
+        super().__init__(params, **options)
+
+
+class NoLoss(halfulp.Lion):
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+
+
+class GradientsHalved(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(0.5)
+        return super().step(closure)
+
+
+class NeverUp(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["maximize"] = False
+        return super().step(closure)
+
+
+class CopiedRate(halfulp.Lion):
+    def __init__(self, params: Any, lr: Any = 1e-3, **options: Any) -> None:
+        super().__init__(params, lr=lr.clone() if isinstance(lr, Tensor) else lr, **options)
+        self.first = self.param_groups[0]["lr"]
+
+    def step(self, closure: Any = None) -> Any:
+        if isinstance(self.first, Tensor):
+            self.param_groups[0]["lr"] = self.first = torch.tensor(2.0**-7)
+        return super().step(closure)
+
+
+class FixedRate(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["lr"] = 2.0**-7
+        return super().step(closure)
+
+
+class ScalesItself(halfulp.Lion):
+    _step_supports_amp_scaling = True
+
+
+class Buffered(halfulp.Lion):
+    buffer: Any = None
+
+    def step(self, closure: Any = None) -> Any:
+        if self.buffer is None:
+            self.buffer = torch.zeros(1)
+        self.buffer.add_(1)
+        return super().step(closure)
+
+
+class EverythingMoves(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        for p in self.param_groups[0]["params"]:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return super().step(closure)
+
+
+class ByNumber(halfulp.Lion):
+    """Rates depend on how many parameters there are."""
+
+    def step(self, closure: Any = None) -> Any:
+        count = sum(len(group["params"]) for group in self.param_groups)
+        for group in self.param_groups:
+            group["lr"] = 2.0**-count
+        return super().step(closure)
+
+
+class OneRate(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["lr"] = self.param_groups[0]["lr"]
+        return super().step(closure)
+
+
+class KeepsStates(halfulp.Lion):
+    def load_state_dict(self, state_dict: Any) -> None:
+        if state_dict["state"]:
+            super().load_state_dict(state_dict)
+
+
+class Counting(halfulp.Lion):
+    """Counts its steps where no checkpoint and no copy looks."""
+
+    count = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.count += 1
+        self.param_groups[0]["lr"] = 2.0**-self.count
+        return super().step(closure)
+
+
+class Modest(halfulp.Lion):
+    def memory(self) -> Any:
+        return SimpleNamespace(total=1)
+
+
+class FasterInC(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["lr"] = 2.0**-5 if self.backend == "cpu" else 2.0**-6
+        return super().step(closure)
+
+
+class ByThreads(halfulp.Lion):
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["lr"] = 2.0**-5 / torch.get_num_threads()
+        return super().step(closure)
+
+
+BROKEN: list[tuple[str, Any, str]] = [
+    ("declaration", AnyArgument, "an argument that does not exist is taken"),
+    ("pure_update", replace(LION, name="in_place", update=in_place), "changed what it was given"),
+    ("pure_update", replace(LION, name="empty", update=lambda p, g, s, c: (p, {})), "exp_avg"),
+    ("elementwise", replace(LION, name="mean_of_all", update=mean_of_all), "seven rows alone: "),
+    ("closure", NoLoss, "step(closure) returned None"),
+    ("gradients", GradientsHalved, "the step changed gradients: "),
+    ("maximize", NeverUp, "maximize against negated gradients: "),
+    ("lr_tensor", CopiedRate, "a tensor as lr against a float: "),
+    ("schedulers", FixedRate, "a schedule that halves the rate in each step changes nothing"),
+    ("grad_scaler", ScalesItself, "a step with infinite gradients: "),
+    ("inference_mode", Buffered, "Inplace update to inference tensor"),
+    ("no_gradient", EverythingMoves, "a parameter without gradient"),
+    ("late_parameters", ByNumber, "the other parameters: "),
+    ("groups", OneRate, "a group with a rate and a format of its own: "),
+    ("never_stepped", KeepsStates, "4 parameters keep states"),
+    ("resume", Counting, "resumed with state='fp32' and torch.float32 parameters: "),
+    ("deepcopy", Counting, "the copy, three steps later: "),
+    ("pickled", Counting, "the copy, three steps later: "),
+    ("memory", Modest, "memory() says 1 bytes"),
+    ("trains", replace(LION, name="standing_still", update=standing_still), "the loss is not halved in 40 steps"),
+    ("same_bits", FasterInC, "the C kernels against the reference with {'state': 'fp32'"),
+    ("threads", ByThreads, "one thread against three: "),
+]
+
+
+@pytest.mark.parametrize(("convention", "broken", "seen"), BROKEN)
+def test_what_breaks_a_convention_is_found(convention: str, broken: Any, seen: str) -> None:
+    with pytest.raises(ConventionError) as caught:
+        check_optimizer(broken, only=[convention])
+    assert caught.value.convention == convention
+    assert f"breaks the convention {convention!r}: " in str(caught.value)
+    assert seen in str(caught.value)
+    assert isinstance(caught.value, AssertionError)
+
+
+def test_every_convention_has_something_that_breaks_it() -> None:
+    assert {convention for convention, _, _ in BROKEN} == set(CONVENTIONS)
+    assert all(check.__doc__ for check in CONVENTIONS.values())
+
+
+# ---------------------------------------------------------------- what passes
+
+
+CHEAP = [name for name in CONVENTIONS if name not in ("trains", "same_bits", "resume", "memory")]
+MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"weight_decay": 0.1}}
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion", "SGD"])
+def test_the_common_optimizers_pass_as_a_whole(name: str) -> None:
+    report = check_optimizer(getattr(halfulp, name), **MORE.get(name, {}))
+    assert {*report.passed, *report.skipped} == set(CONVENTIONS)
+    assert set(report.skipped) <= {"same_bits"}
+    assert max(report.losses.values()) < 0.5
+
+
+@pytest.mark.parametrize("cls", halfulp.OPTIMIZERS)
+def test_every_optimizer_keeps_the_conventions(cls: Any) -> None:
+    report = check_optimizer(cls, only=CHEAP, **MORE.get(cls.__name__, {}))
+    rules = cls.rule
+    apart = {"elementwise", "threads"} if not rules.shardable else set()
+    apart |= {"late_parameters", "groups"} if rules.measure and not rules.per_tensor else set()
+    apart |= {"late_parameters", "groups"} if cls is halfulp.BAdam else set()
+    assert set(report.skipped) == apart
+
+
+def test_a_rule_is_checked_without_a_class_and_pickled_by_nobody() -> None:
+    rule: Rule = replace(LION, title="Mine")
+    report = check_optimizer(rule, only=["pickled", "closure"], weight_decay=0.1)
+    assert (report.name, report.passed) == ("Mine", ("closure",))
+    assert str(report) == (
+        "Mine: 1 conventions hold; not checked: pickled (Mine is no name of the module halfulp.testing.check, where "
+        "pickle would look for it)"
+    )
+
+
+def test_names_that_are_no_conventions() -> None:
+    with pytest.raises(ValueError, match=r"no conventions: \['clozure'\]; there are \['closure', "):
+        check_optimizer(halfulp.Lion, only=["clozure"])
