@@ -3,7 +3,8 @@
 ``python hatch_build.py`` builds in place, into ``src/halfulp/kernels``. As a build hook of hatchling it does the same
 and gives the wheel its platform tag. Where there is no compiler the package is built without kernels and says so at run
 time (``halfulp.kernels.backends()``); ``HALFULP_BUILD=require`` makes that an error, ``HALFULP_BUILD=skip`` builds
-none.
+none. ``HALFULP_SANITIZE=address,undefined`` (or ``thread``) builds with the sanitizers of the compiler, whose runtime
+Python then needs in ``LD_PRELOAD`` (``tests/test_sanitizers.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ except ImportError:  # run as a script, outside a build
 ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "src" / "halfulp" / "kernels"
 LIBRARY = "_cpu.so"
-FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
+FLAGS = ["-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 """Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -51,27 +53,50 @@ def fingerprint(sources: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(target: Path) -> str | None:
-    """Compile into a library; returns the reason why not, or ``None``. The library appears whole or not at all."""
+def build(target: Path, sanitize: str = "", isas: Iterable[str] = ("baseline", *X86)) -> str | None:
+    """Compile into a library; returns the reason why not, or ``None``. The library appears whole or not at all.
+
+    Parameters
+    ----------
+    target
+        Path of the library.
+    sanitize
+        Sanitizers, as ``-fsanitize`` takes them.
+    isas
+        Instruction sets that it can choose from; those of another architecture are left out.
+    """
     command = compiler()
     if command is None:
         return "no C compiler was found (set CC, or install cc, gcc or clang)"
-    isas: dict[str, list[str]] = {"baseline": []}
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        isas.update(X86)
+    x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
+    flags_of = {"baseline": [], **{name: flags for name, flags in x86.items() if name in isas}}
+    checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-fno-omit-frame-pointer", "-g"] if sanitize else []
+    optimize = ["-O1"] if sanitize else ["-O3"]
+    missing = [f"-DHU_WITHOUT_{name}" for name in X86 if name not in flags_of]
     with tempfile.TemporaryDirectory() as folder:
-        jobs = {f"step_{name}": ("step.c", [f"-DHU_ISA={name}", *flags]) for name, flags in isas.items()}
-        jobs["driver"] = ("driver.c", [f'-DHU_SOURCES="{fingerprint(PACKAGE / "csrc")}"'])
+        jobs = {f"step_{name}": ("step.c", [f"-DHU_ISA={name}", *flags]) for name, flags in flags_of.items()}
+        jobs["driver"] = ("driver.c", [f'-DHU_SOURCES="{fingerprint(PACKAGE / "csrc")}"', *missing])
         running = {}
         for name, (source, flags) in jobs.items():
             made = Path(folder) / f"{name}.o"
-            whole = [*command, *FLAGS, *EXACT, *flags, "-c", str(PACKAGE / "csrc" / source), "-o", str(made)]
+            whole = [
+                *command,
+                *FLAGS,
+                *optimize,
+                *checks,
+                *EXACT,
+                *flags,
+                "-c",
+                str(PACKAGE / "csrc" / source),
+                "-o",
+                str(made),
+            ]
             running[made] = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
         errors = [process.communicate()[1] for process in running.values()]
         if any(process.returncode for process in running.values()):
             return f"{command[0]} failed: {''.join(errors).strip()}"
         linked = target.with_suffix(".new")
-        link = [*command, "-shared", "-pthread", *(str(made) for made in running), "-o", str(linked), "-lm"]
+        link = [*command, *checks, "-shared", "-pthread", *(str(made) for made in running), "-o", str(linked), "-lm"]
         done = subprocess.run(link, capture_output=True, text=True)
         if done.returncode:
             return f"{command[0]} failed to link: {done.stderr.strip()}"
@@ -99,7 +124,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    problem = build(PACKAGE / LIBRARY)
+    problem = build(PACKAGE / LIBRARY, os.environ.get("HALFULP_SANITIZE", ""))
     if problem is not None:
         sys.exit(problem)
     print(PACKAGE / LIBRARY)

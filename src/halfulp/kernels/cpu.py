@@ -192,7 +192,7 @@ def _read(state: Stored) -> Tensor:
     slot["codes"] = state.codes.data_ptr()
     if state.scale is not None:
         slot["scale"] = state.scale.data_ptr()
-    native.library().hu_decode(slot.ctypes.data, *rows_and_cols(state.shape), out.data_ptr())
+    native.library().hu_decode(slot.ctypes.data, *rows_and_cols(state.shape), out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -209,7 +209,8 @@ def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tenso
         slot["scale"] = scale.data_ptr()
     rows, cols = rows_and_cols(x.shape)
     stride = cols if step.binding.row_stride is None else step.binding.row_stride
-    native.library().hu_encode(slot.ctypes.data, rows, cols, step.binding.first_element, stride, x.data_ptr())
+    first, threads = step.binding.first_element, torch.get_num_threads()
+    native.library().hu_encode(slot.ctypes.data, rows, cols, first, stride, x.data_ptr(), threads)
     return codes, scale
 
 

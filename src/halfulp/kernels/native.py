@@ -35,9 +35,9 @@ def _load() -> ctypes.CDLL | str:
         return f"{PATH.name} cannot be loaded: {error}"
     lib.hu_isa_name.restype = ctypes.c_char_p
     lib.hu_step.argtypes, lib.hu_step.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int), ctypes.c_int64
-    lib.hu_decode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    lib.hu_decode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int)
     lib.hu_encode.argtypes = (
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p,
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int,
     )  # fmt: skip
     lib.hu_set_parallel.argtypes = (ctypes.c_void_p,)
     sizes = (ctypes.c_int64 * 3)()

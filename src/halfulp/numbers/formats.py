@@ -29,6 +29,9 @@ __all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "resolve_name"]
 Kind = Literal["float", "int", "codebook"]
 Special = Literal["ieee", "fn", "none"]
 
+FINEST = 24
+"""Bits beyond the mantissa that stochastic rounding looks at, at most (``F`` of :mod:`halfulp.numbers.rounding`)."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -81,10 +84,22 @@ class Format:
             raise ValueError(f"{self.name}: kind is 'float', 'int' or 'codebook', got {self.kind!r}")
         if self.bits not in (4, 8, 16, 32):
             raise ValueError(f"{self.name}: a code has 4, 8, 16 or 32 bits, got {self.bits}")
+        if self.bits > 8 and self.name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"{self.name}: a format of your own has 4 or 8 bits, got {self.bits}")
         if self.kind == "float" and self.signed + self.exponent_bits + self.mantissa_bits != self.bits:
             raise ValueError(
                 f"{self.name}: sign, exponent and mantissa are {self.signed + 0} + {self.exponent_bits} + "
                 f"{self.mantissa_bits} bits, not {self.bits}"
+            )
+        if self.kind == "float" and (self.exponent_bits < 1 or (self.special == "ieee" and self.mantissa_bits < 1)):
+            raise ValueError(
+                f"{self.name}: a float has an exponent bit, and a mantissa bit where 'ieee' tells NaN by it"
+            )
+        smallest, largest = self.mantissa_bits + FINEST - 127, (1 << self.exponent_bits) - 1 - self.bias
+        if self.kind == "float" and self.scaled and (self.min_exponent < smallest or largest > 126):
+            raise ValueError(
+                f"{self.name}: with bias {self.bias} its exponents go from {self.min_exponent} to {largest}; "
+                f"rounding in fp32 needs them between {smallest} and 126. Scales move numbers to where they are needed"
             )
         if self.kind == "codebook":
             self._check_levels()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.formats import FORMATS, Format, get_format
-from halfulp.numbers.rounding import decode, encode, pack4, storage_dtype, unpack4
+from halfulp.numbers.rounding import codebook_tables, decode, encode, pack4, storage_dtype, unpack4
 from halfulp.numbers.scaling import Scaling, rows_and_cols
 
 __all__ = ["Quantizer", "Rounding"]
@@ -53,6 +53,8 @@ class Quantizer:
         object.__setattr__(self, "format", get_format(self.format))
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+        if self.format.kind == "codebook":
+            codebook_tables(self.format)  # levels too uneven are refused here, not in a first step
 
     @property
     def stochastic(self) -> bool:

@@ -2,6 +2,8 @@
 #ifndef DECODE_H
 #define DECODE_H
 
+#include <float.h>
+
 #include "simd.h"
 
 typedef void (*decode_fn)(const hu_format *f, const uint8_t *codes, const float *scales, int block, float *out, int n);
@@ -90,16 +92,17 @@ static void decode_float8u(const hu_format *f, const uint8_t *codes, const float
 
 #if HAS_HALF
 /* Where the exponent fits that of a float16, the machine's own conversion does it, subnormals and all: only the bias is
- * wrong, a power of two. It goes into the scale unless that would run over. */
+ * wrong, a power of two. It goes into the scale unless that would run over or under. */
 INLINE void half8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out, const int is_signed) {
     const int shift = 10 - f->mantissa_bits, magnitude_mask = is_signed ? 0x7f : 0xff;
-    const float bias = bits_float((f->emin_field + 14) << 23);
-    if (scale > 0x1p90f || (f->top_code < magnitude_mask && any_above(codes, magnitude_mask, f->top_code))) {
+    const float both = scale * bits_float((f->emin_field + 14) << 23);
+    const int exact = both <= FLT_MAX && (both >= 0x1p-126f || scale == 0.0f);
+    if (!exact || (f->top_code < magnitude_mask && any_above(codes, magnitude_mask, f->top_code))) {
         table8_unit(f, codes, scale, out);
         return;
     }
     const int mask = is_signed ? 0x8000 | (0x7f << shift) : 0xff << shift;
-    const vf factor = setf(scale * bias);
+    const vf factor = setf(both);
     for (int j = 0; j < HU_UNIT; j += 2 * VL) {
         vf first, second;
         bytes_to_halves(codes + j, shift, mask, is_signed, &first, &second);
@@ -127,7 +130,7 @@ static decode_fn decoder(const hu_format *f) {
     if (f->kind == HU_BOOK) return decode_table8;
     if (f->kind == HU_INT) return decode_int8;
 #if HAS_HALF
-    if (f->exponent_bits < 5) return f->is_signed ? decode_half8s : decode_half8u;
+    if (f->exponent_bits < 5 && f->emin_field <= 240) return f->is_signed ? decode_half8s : decode_half8u;
 #endif
     return f->is_signed ? decode_float8s : decode_float8u;
 }

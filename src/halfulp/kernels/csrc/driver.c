@@ -13,8 +13,19 @@
 #define MAX_THREADS 256
 
 extern const hu_isa hu_isa_baseline;
-#if defined(__x86_64__)
-extern const hu_isa hu_isa_avx2, hu_isa_avx512, hu_isa_avx512vbmi;
+#if defined(__x86_64__) && !defined(HU_WITHOUT_avx2)
+extern const hu_isa hu_isa_avx2;
+#define HU_AVX2 &hu_isa_avx2
+#else
+#define HU_AVX2 NULL
+#endif
+#if defined(__x86_64__) && !defined(HU_WITHOUT_avx512)
+extern const hu_isa hu_isa_avx512, hu_isa_avx512vbmi;
+#define HU_AVX512 &hu_isa_avx512
+#define HU_AVX512VBMI &hu_isa_avx512vbmi
+#else
+#define HU_AVX512 NULL
+#define HU_AVX512VBMI NULL
 #endif
 
 static const hu_isa *chosen = &hu_isa_baseline;
@@ -38,7 +49,7 @@ static const hu_isa *isa_at(int i) {
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     int vbmi = avx512 && __builtin_cpu_supports("avx512vbmi");
-    const hu_isa *all[] = {vbmi ? &hu_isa_avx512vbmi : NULL, avx512 ? &hu_isa_avx512 : NULL, avx2 ? &hu_isa_avx2 : NULL, &hu_isa_baseline};
+    const hu_isa *all[] = {vbmi ? HU_AVX512VBMI : NULL, avx512 ? HU_AVX512 : NULL, avx2 ? HU_AVX2 : NULL, &hu_isa_baseline};
     for (int k = 0; k < (int)(sizeof all / sizeof *all); k++)
         if (all[k] && i-- == 0) return all[k];
     return NULL;
@@ -85,6 +96,30 @@ static void in_parallel(void (*body)(void *), void *job, int threads) {
     }
 }
 
+/* Rounding and subnormals as the bit contract has them, whatever this thread was set to; and back. */
+#if defined(__x86_64__) || defined(__i386__)
+typedef unsigned float_mode;
+static float_mode exact_mode(void) {
+    const float_mode before = _mm_getcsr();
+    _mm_setcsr(0x1f80); /* nearest-even, nothing flushed to zero, no traps */
+    return before;
+}
+static void restore_mode(float_mode before) { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+typedef uint64_t float_mode;
+static float_mode exact_mode(void) {
+    float_mode before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"((float_mode)0));
+    return before;
+}
+static void restore_mode(float_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+typedef int float_mode;
+static float_mode exact_mode(void) { return 0; }
+static void restore_mode(float_mode before) { (void)before; }
+#endif
+
 typedef struct job {
     const hu_work *works;
     int64_t count, units, next, grab;
@@ -92,10 +127,7 @@ typedef struct job {
 
 static void work_on(void *data) {
     job *j = data;
-#if defined(__x86_64__) || defined(__i386__)
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* subnormals kept, nearest-even, whatever this thread was set to */
-#endif
+    const float_mode before = exact_mode();
     int64_t at = 0, unit;
     while ((unit = __atomic_fetch_add(&j->next, j->grab, __ATOMIC_RELAXED)) < j->units) {
         const int64_t last = unit + j->grab < j->units ? unit + j->grab : j->units;
@@ -107,9 +139,7 @@ static void work_on(void *data) {
             unit = stop;
         }
     }
-#if defined(__x86_64__) || defined(__i386__)
-    _mm_setcsr(before);
-#endif
+    restore_mode(before);
 }
 
 /* One step of `count` parameters; returns the sum of what they have skipped. */
@@ -129,10 +159,57 @@ EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     return skipped;
 }
 
+/* A state that is decoded to `out`, or encoded from `in`, a stretch at a time: some rows, or some blocks of one. */
+typedef struct codec_job {
+    const hu_slot *slot;
+    int64_t rows, cols, stretch, group, next; /* columns and rows of a stretch */
+    uint64_t first_element;
+    int64_t row_stride;
+    float *out;
+    const float *in;
+} codec_job;
+
+static void codec_on(void *data) {
+    codec_job *j = data;
+    const float_mode before = exact_mode();
+    const hu_format *f = j->slot->format;
+    const int64_t a_row = (j->cols + j->stretch - 1) / j->stretch, units = (j->rows + j->group - 1) / j->group * a_row;
+    int64_t unit;
+    while ((unit = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < units) {
+        const int64_t row = unit / a_row * j->group, col = unit % a_row * j->stretch, at = row * j->cols + col;
+        const int64_t rows = j->rows - row < j->group ? j->rows - row : j->group;
+        const int64_t cols = j->cols - col < j->stretch ? j->cols - col : j->stretch;
+        hu_slot part = *j->slot;
+        part.codes = (uint8_t *)part.codes + (f->bits == 4 ? row * ((j->cols + 1) / 2) + col / 2 : at * (f->bits / 8));
+        if (f->scale != HU_SCALE_NONE && part.per != HU_PER_TENSOR) {
+            const int64_t blocks = part.per == HU_PER_ROW ? 1 : (j->cols + part.block - 1) / part.block;
+            part.scale = (uint8_t *)part.scale + (row * blocks + col / part.block) * (f->scale == HU_SCALE_FP32 ? 4 : 1);
+        }
+        if (j->out) chosen->decode(&part, rows, cols, j->out + at);
+        else chosen->encode(&part, rows, cols, j->first_element + (uint64_t)(row * j->row_stride + col), j->row_stride, j->in + at);
+    }
+    restore_mode(before);
+}
+
+static void codec_in_parallel(codec_job *j, int threads) {
+    if (j->rows == 0 || j->cols == 0) return;
+    const int64_t block = j->slot->format->scale == HU_SCALE_NONE ? 2 : j->slot->block;
+    j->stretch = (GRAIN + block - 1) / block * block;
+    if (j->stretch >= j->cols || j->slot->per != HU_PER_BLOCK) j->stretch = j->cols;
+    j->group = j->stretch < j->cols ? 1 : (GRAIN + j->cols - 1) / j->cols;
+    if (!j->out && block > j->cols) j->group = j->rows; /* one scale for all */
+    const int64_t most = (j->rows * j->cols + GRAIN - 1) / GRAIN;
+    in_parallel(codec_on, j, most < threads ? (int)most : threads);
+}
+
 /* A stored state to fp32, and fp32 (finite) to stored codes and scales. */
-EXPORT void hu_decode(const hu_slot *slot, int64_t rows, int64_t cols, float *out) { chosen->decode(slot, rows, cols, out); }
+EXPORT void hu_decode(const hu_slot *slot, int64_t rows, int64_t cols, float *out, int threads) {
+    codec_job j = {.slot = slot, .rows = rows, .cols = cols, .out = out};
+    codec_in_parallel(&j, threads);
+}
 
 EXPORT void hu_encode(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
-                      const float *in) {
-    chosen->encode(slot, rows, cols, first_element, row_stride, in);
+                      const float *in, int threads) {
+    codec_job j = {.slot = slot, .rows = rows, .cols = cols, .first_element = first_element, .row_stride = row_stride, .in = in};
+    codec_in_parallel(&j, threads);
 }

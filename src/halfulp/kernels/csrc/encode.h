@@ -7,16 +7,19 @@
 typedef void (*encode_fn)(const hu_format *f, const float *x, const float *inverses, int block, const uint32_t *words,
                           uint8_t *codes, int n);
 
+/* Two to the power of an exponent field, over the number of the pattern `exponent`. */
+INLINE vf power_less(int field, vi exponent) { return asf((vi)(setu((uint32_t)field << 23) - (vu)exponent)); }
+
 /* rounding._grid_code, as it stands there. */
 INLINE vi grid_code(const hu_format *f, vi magnitude, vu word, const int stochastic) {
     const int p = f->mantissa_bits, emin = f->emin_field, fraction = f->fraction;
     vi exponent = maxs(magnitude & 0x7f800000, seti(emin << 23));
     vi n;
     if (stochastic) {
-        vi fixed = cvt_rn(asf(magnitude) * asf(seti((int32_t)((uint32_t)(254 + p + fraction) << 23)) - exponent));
+        vi fixed = cvt_rn(asf(magnitude) * power_less(254 + p + fraction, exponent));
         n = (vi)shr((vu)fixed + shr(word, 32 - fraction), fraction);
     } else {
-        n = cvt_rn(asf(magnitude) * asf(seti((int32_t)((uint32_t)(254 + p) << 23)) - exponent));
+        n = cvt_rn(asf(magnitude) * power_less(254 + p, exponent));
     }
     return n + (vi)shr((vu)(exponent - seti(emin << 23)), 23 - p);
 }
@@ -67,7 +70,7 @@ INLINE vi even_stretch(const hu_even *e, vf magnitude) {
 /* Position of y among the codes of a codebook of even stretches, in units of 2**-16. */
 INLINE vi position(const hu_format *f, vf y, const int is_signed) {
     const hu_even *e = f->even;
-    const vi stretch = even_stretch(e, absf_least(y, 0x1p-31f));
+    const vi stretch = even_stretch(e, is_signed ? absf_least(y, 0x1p-31f) : maxf(y, setf(0x1p-31f)));
     const vf density = pick16(e->density, stretch);
 #if VL == 16
     if (is_signed) {
@@ -75,7 +78,7 @@ INLINE vi position(const hu_format *f, vf y, const int is_signed) {
         return cvt_rn((y - pick32(e->start, side)) * density) + pick32i(e->base, side);
     }
 #endif
-    const vf x = is_signed ? asf(absi(y)) : y; /* of a negative number: its mirror, as many codes below zero's */
+    const vf x = is_signed ? asf(absi(y)) : maxf(y, setf(0.0f)); /* of a negative number: its mirror, as many codes below zero's */
     const vi at = cvt_rn((x - pick16(e->start, stretch)) * density) + asi(pick16((const float *)e->base, stretch));
     return is_signed ? seli(gts(seti(0), asi(y)), seti(f->zero_code << 17) - at, at) : at;
 }
@@ -137,7 +140,8 @@ typedef struct grid24 {
 
 INLINE grid24 grid24_of(const hu_format *f, float inverse) {
     const int p = f->mantissa_bits, emin = f->emin_field, e = 127 - (float_bits(inverse) >> 23);
-    const int folded = f->scale == HU_SCALE_POW2 && e > -FOLDED && e < FOLDED, by = folded ? e : 0;
+    const int room = emin + e >= p + 24 && emin + e <= 254; /* the constants below are normal numbers */
+    const int folded = f->scale == HU_SCALE_POW2 && e > -FOLDED && e < FOLDED && room, by = folded ? e : 0;
     return (grid24){seti((emin + by) << 23), seti((emin - 1 + by) << 23), setf(bits_float((254 + p + 24 - emin - by) << 23)), folded};
 }
 
@@ -190,6 +194,7 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
     const int wide = bits == 16;
     for (int start = 0; start < n; start += block) {
         vf inverse = setf(wide ? 1.0f : *inverses++);
+        const int within = !(inverse[0] > 0.0f && inverse[0] <= 0x1p-126f); /* a larger scale is at its limit, or close */
         int end = n - start < block ? n : start + block;
         for (int i = start; i < end; i += 4 * VL) {
             vf y[4];
@@ -200,7 +205,7 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
                 if (!wide) y[j] = y[j] * inverse;
                 word[j] = stochastic ? (vu)ldi(words + i + j * VL) : (vu)seti(0);
             }
-            if (kind == HU_BOOK && bits == 8 && f->even) {
+            if (kind == HU_BOOK && bits == 8 && f->even && within) {
                 for (int j = 0; j < 4; j++) code[j] = even_code(f, y[j], word[j], is_signed, stochastic);
                 store_bytes(codes + i, saturate_bytes(code[0], code[1], code[2], code[3]));
                 continue;

@@ -158,7 +158,7 @@ INLINE vf minf(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vi maxs(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 INLINE vi mins(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)m); }
-INLINE int countm(vm m) { return __builtin_popcount(_mm256_movemask_ps((__m256)m)); }
+INLINE int countm(vm m) { return __builtin_popcount((unsigned)_mm256_movemask_ps((__m256)m)); }
 INLINE vu shl(vu x, int n) { return (vu)_mm256_sllv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vu shr(vu x, int n) { return (vu)_mm256_srlv_epi32((__m256i)x, _mm256_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm256_i32gather_ps(t, (__m256i)i, 4); }

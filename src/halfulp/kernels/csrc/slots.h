@@ -102,6 +102,11 @@ static void multiply_blocks(float *x, const float *factors, int block, int n) {
     }
 }
 
+/* Values that a scale at its limit has left beyond the format's: the encoders clamp those they divide themselves. */
+static void clamp_all(float *x, float most, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] > most ? most : x[i] < -most ? -most : x[i];
+}
+
 static void read_slot(const hu_slot *s, decode_fn decode, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
     const hu_format *f = s->format;
     const uint8_t *codes = (const uint8_t *)s->codes + code_offset(f, row, col, cols);
@@ -214,6 +219,7 @@ static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
     } else {
         const float one = 1.0f;
         multiply_blocks(x, t->factors, block, n);
+        clamp_all(x, f->max, n);
         t->encode[k](f, x, &one, padded, words, target, padded);
     }
     if (direct) return;
