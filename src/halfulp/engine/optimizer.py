@@ -211,7 +211,7 @@ class RuleOptimizer(RuleStates):
             if act is not None:
                 act(rule, steps)
             else:
-                dispatch.step(rule, steps if rule.measure is None else combine(rule, steps), self.backend)
+                dispatch.step(rule, steps if rule.measure is None else combine(rule, steps, self.backend), self.backend)
             for bound, step in pairs:
                 if not rule.shardable and is_sharded(bound.owner):
                     assert step.binding.param is not None

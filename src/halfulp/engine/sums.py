@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 
+from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
 from halfulp.rules.base import Rule, all_fp32
 
 __all__ = ["combine"]
 
 
-def combine(rule: Rule, steps: list[Step]) -> list[Step]:
+def combine(rule: Rule, steps: list[Step], backend: str | None = None) -> list[Step]:
     """Add up what the rule measures over all parameters, in their order, and give each the scalars that follow.
 
     A rule that measures ``per_tensor`` gets the sums of each parameter alone. Returned are the steps that can be done:
     none follows from a sum that is NaN or infinite, and its steps are marked as skipped as a whole.
     """
-    assert rule.measure is not None
     assert rule.combine is not None
     sums: dict[str, float] = {}
-    measured: list[dict[str, float]] = []
-    for step in steps:
-        param, inputs = step.wide()
-        parts = rule.measure(param, *inputs, step.binding.read(), step.scalars)
-        measured.append({name: float(value) for name, value in parts.items()})
-        for name, value in measured[-1].items():
+    measured = dispatch.measure(rule, steps, backend)
+    for own in measured:
+        for name, value in own.items():
             sums[name] = sums.get(name, 0.0) + value
     able = []
     for step, own in zip(steps, measured, strict=True):

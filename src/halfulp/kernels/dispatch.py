@@ -11,7 +11,7 @@ from halfulp.kernels.binding import Step
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
 
-__all__ = ["BACKENDS", "check_backend", "record", "refresh", "step"]
+__all__ = ["BACKENDS", "check_backend", "measure", "record", "refresh", "step"]
 
 BACKENDS = ("cpu", "triton", "reference")
 """Names of the modules beside this one, fastest first; the reference last, since it does everything."""
@@ -57,6 +57,15 @@ def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
         left = others
         if not left:
             return
+
+
+def measure(rule: Rule, steps: list[Step], backend: str | None) -> list[dict[str, float]]:
+    """What a rule measures of each binding: the sums of :attr:`Rule.measure`, by name, the same on every backend."""
+    found: list[dict[str, float] | None] = [None] * len(steps)
+    if backend == "triton" or (backend is None and any(s.binding.device.type == DEVICES["triton"] for s in steps)):
+        found = _module("triton").measure(rule, steps)
+    left = iter(_module("reference").measure(rule, [s for s, sums in zip(steps, found, strict=True) if sums is None]))
+    return [next(left) if sums is None else sums for sums in found]
 
 
 def record(rule: Rule, steps: list[Step]) -> Any:

@@ -22,7 +22,7 @@ from halfulp.numbers.rounding import encode, pack4, unpack4
 from halfulp.numbers.scaling import Layout, rows_and_cols
 from halfulp.rules.base import Rule
 
-__all__ = ["Codec", "status", "step", "supports"]
+__all__ = ["Codec", "measure", "status", "step", "supports"]
 
 
 def supports(rule: Rule, step: Step) -> str | None:
@@ -63,6 +63,16 @@ def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
     for one in steps:
         for part in pieces(one):
             _step_one(rule, part, codec)
+
+
+def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float]]:
+    """What the rule measures of each binding. Everything is started before the first sum is waited for."""
+    assert rule.measure is not None
+    found = []
+    for one in steps:
+        param, inputs = one.wide()
+        found.append(rule.measure(param, *inputs, one.binding.read(), one.scalars))
+    return [{name: float(value) for name, value in parts.items()} for parts in found]
 
 
 def _step_one(rule: Rule, step: Step, codec: Codec) -> None:

@@ -23,11 +23,13 @@ import torch
 from halfulp.kernels.binding import Binding, Step, plain
 from halfulp.kernels.triton_launch import Batch, Kind, Member
 from halfulp.kernels.triton_plan import Line, Plan, Tiling, float_as, state_as, tiling
+from halfulp.kernels.triton_sums import SumBatch
+from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
 from halfulp.rules.program import Branches, Program
 from halfulp.rules.tracing import ProgramError, trace
 
-__all__ = ["prepare", "record", "refresh", "status", "step", "supports"]
+__all__ = ["measure", "prepare", "record", "refresh", "status", "step", "supports"]
 
 OLDEST = (3, 6)
 """Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
@@ -55,6 +57,22 @@ def prepare(rule: Rule, steps: list[Step]) -> Batch:
         notes.batch = Batch(steps, members)
     notes.batch.fill(steps)
     return notes.batch
+
+
+def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
+    """What a rule measures of each binding, in one wait for the device; ``None`` where no kernel can."""
+    looks = [_notes(one).measure.look(rule, one) if one.binding.shape.numel() else "" for one in steps]
+    members = [found for found in looks if isinstance(found, Member)]
+    able = [one for one, found in zip(steps, looks, strict=True) if isinstance(found, Member)]
+    for reason in {found for found in looks if isinstance(found, str) and found}:
+        log_once(f"sums by 'triton' not used: {reason}", level=20)
+    if not members:
+        return [None] * len(steps)
+    notes = _notes(able[0])
+    if notes.sums is None or not notes.sums.serves(able, members):
+        notes.sums = SumBatch(able, members)
+    sums = iter(notes.sums.read(able))
+    return [next(sums) if isinstance(found, Member) else None for found in looks]
 
 
 def record(rule: Rule, steps: list[Step]) -> Batch:
@@ -134,17 +152,19 @@ class _Notes:
         self.update, self.measure = _Look(measuring=False), _Look(measuring=True)
         self.batch: Batch | None = None
         """Of the step in which this binding is the first."""
+        self.sums: SumBatch | None = None
+        """The same, of what is measured."""
 
 
 def member_of(program: Program, step: Step, wide: bool) -> Member | str:
     """A binding as a member of a launch of a program, or why it cannot be; `wide`: inputs start at 16 bytes."""
     binding = step.binding
-    cut = tiling(binding.shape, binding.quantizers, stretches=bool(program.sums))
+    named = {s.slot.name: s.quantizer for s in binding.states}
+    quantizers = tuple(named[name] for name in program.states)
+    cut = tiling(binding.shape, quantizers, stretches=bool(program.sums))
     if isinstance(cut, str):
         return cut
-    quantized = [
-        state_as(s.quantizer, cut.tile, cut.padded, block) for s, block in zip(binding.states, cut.blocks, strict=True)
-    ]
+    quantized = [state_as(q, cut.tile, cut.padded, block) for q, block in zip(quantizers, cut.blocks, strict=True)]
     param = float_as((step.inputs[-1] if binding.param is None else binding.param).dtype, step.param_rounding)
     grad = float_as(step.inputs[0].dtype, "nearest")
     wide = wide and all(address % 16 == 0 for address in binding.seen[0])
@@ -156,9 +176,9 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
         tiles=cut.tiles_a_program,
         aligned=wide and cut.cols % 32 == 0 and cut.tile % 32 == 0,
     )
-    formats = tuple(q.format for q in binding.quantizers)
+    formats = tuple(q.format for q in quantizers)
     kind = _interned(Kind(binding.device, program, plan, (*quantized, grad, param), formats))
-    return Member(kind, cut, _line(step, cut))
+    return Member(kind, cut, _line(step, program, cut))
 
 
 def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches | str:
@@ -166,9 +186,9 @@ def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches
     reason = _no_device(step.binding.device.type)
     if reason is not None:
         return reason
-    if any(s.shape != step.binding.shape for s in step.binding.states):
+    if not measuring and any(s.shape != step.binding.shape for s in step.binding.states):
         return "state of another shape than its parameter"
-    if not rule.elementwise:
+    if not measuring and not rule.elementwise:
         return f"rule {rule.name!r} looks at more than one element at a time"
     try:
         return branches_of(rule, step.binding, measuring=measuring)
@@ -195,7 +215,8 @@ def branches_of(rule: Rule, binding: Binding, *, measuring: bool) -> Branches:
     assert function is not None
     if not rule.has_param:
         function = partial(_without_param, function, len(rule.inputs))
-    return trace(function, tuple(s.slot.name for s in binding.states), (), len(binding.shape))
+    states = tuple(s.slot.name for s in binding.states if s.shape == binding.shape)
+    return trace(function, states, (), len(binding.shape))
 
 
 def _without_param(function: Any, inputs: int, param: Any, grad: Any, states: Any, c: Any) -> Any:
@@ -203,10 +224,11 @@ def _without_param(function: Any, inputs: int, param: Any, grad: Any, states: An
     return param, function(*(grad, param)[:inputs], states, c)
 
 
-def _line(step: Step, cut: Tiling) -> list[int]:
+def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
     """A tensor's line of the table: sizes, addresses, lanes; the rest is of the launch and of the step."""
     binding = step.binding
-    place = Line(len(binding.states))
+    place = Line(len(program.states))
+    stored = {s.slot.name: (s, key[2]) for s, key in zip(binding.states, step.keys, strict=False)}
     line = [0] * place.length
     line[place.ROWS], line[place.COLS], line[place.TILES_A_ROW] = cut.rows, cut.cols, cut.tiles_a_row
     line[place.FIRST_ELEMENT] = binding.first_element
@@ -214,9 +236,9 @@ def _line(step: Step, cut: Tiling) -> list[int]:
     line[place.SKIPPED] = step.skipped.data_ptr()
     line[place.PARAM] = 0 if binding.param is None else binding.seen[0][0]
     line[place.PARAM_LANE] = step.keys[-1][2]
-    for k, state in enumerate(binding.states):
+    for k, (state, lane) in enumerate(stored[name] for name in program.states):
         scale = 0 if state.scale is None else state.scale.data_ptr()
-        line[place.state(k) : place.state(k) + 3] = (state.codes.data_ptr(), scale, step.keys[k][2])
+        line[place.state(k) : place.state(k) + 3] = (state.codes.data_ptr(), scale, lane)
     return line
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from halfulp.kernels.triton_tables import DeviceTable
 from halfulp.numbers.formats import Format
 from halfulp.rules.program import Program
 
-__all__ = ["Batch", "Kind", "Launch", "Member", "grouped"]
+__all__ = ["Batch", "Kind", "Launch", "Member"]
 
 
 @dataclass(frozen=True)
@@ -65,51 +65,6 @@ class Member:
     kind: Kind
     cut: Tiling
     line: list[int]
-
-
-class Batch:
-    """The launches of a step.
-
-    Parameters
-    ----------
-    steps
-        The steps, in the order in which they will come.
-    members
-        What is known of each.
-    """
-
-    def __init__(self, steps: Sequence[Step], members: Sequence[Member]) -> None:
-        self.bindings = [step.binding for step in steps]
-        self.members = list(members)
-        self.launches = [Launch(group, numbers) for group, numbers in grouped(members)]
-
-    def serves(self, steps: Sequence[Step], members: Sequence[Member]) -> bool:
-        """Whether these are the steps it was made for, stored in the same way."""
-        return (
-            len(steps) == len(self.members)
-            and all(step.binding is known for step, known in zip(steps, self.bindings, strict=True))
-            and all(member is known for member, known in zip(members, self.members, strict=True))
-        )
-
-    def fill(self, steps: Sequence[Step]) -> None:
-        """Bring the tables on the device up to date."""
-        for launch in self.launches:
-            with launch.on_device():
-                launch.fill([steps[i] for i in launch.members])
-
-    def launch(self) -> None:
-        """Start the kernels."""
-        for launch in self.launches:
-            with launch.on_device():
-                launch.start()
-
-
-def grouped(members: Sequence[Member]) -> list[tuple[list[Member], list[int]]]:
-    """The members of each launch, and their numbers."""
-    groups: dict[int, list[int]] = {}
-    for i, member in enumerate(members):
-        groups.setdefault(id(member.kind), []).append(i)
-    return [([members[i] for i in numbers], numbers) for numbers in groups.values()]
 
 
 class Launch:
@@ -172,3 +127,45 @@ def _levels(fmt: Format, device: torch.device) -> Tensor:
     if fmt.kind == "codebook":
         return codebook(fmt, device)
     return torch.zeros(1, dtype=torch.float32, device=device)  # never read
+
+
+class Batch:
+    """The launches of a step.
+
+    Parameters
+    ----------
+    steps
+        The steps, in the order in which they will come.
+    members
+        What is known of each.
+    """
+
+    launch_type: ClassVar[type[Launch]] = Launch
+
+    def __init__(self, steps: Sequence[Step], members: Sequence[Member]) -> None:
+        self.bindings = [step.binding for step in steps]
+        self.members = list(members)
+        groups: dict[int, list[int]] = {}
+        for i, member in enumerate(members):
+            groups.setdefault(id(member.kind), []).append(i)
+        self.launches = [self.launch_type([members[i] for i in group], group) for group in groups.values()]
+
+    def serves(self, steps: Sequence[Step], members: Sequence[Member]) -> bool:
+        """Whether these are the steps it was made for, stored in the same way."""
+        return (
+            len(steps) == len(self.members)
+            and all(step.binding is known for step, known in zip(steps, self.bindings, strict=True))
+            and all(member is known for member, known in zip(members, self.members, strict=True))
+        )
+
+    def fill(self, steps: Sequence[Step]) -> None:
+        """Bring the tables on the device up to date."""
+        for launch in self.launches:
+            with launch.on_device():
+                launch.fill([steps[i] for i in launch.members])
+
+    def launch(self) -> None:
+        """Start the kernels."""
+        for launch in self.launches:
+            with launch.on_device():
+                launch.start()

@@ -15,37 +15,10 @@ import torch
 from torch import Tensor
 
 from halfulp.kernels.binding import Step
-from halfulp.kernels.triton_launch import Launch, Member, grouped
+from halfulp.kernels.triton_launch import Batch, Launch, Member
 from halfulp.kernels.triton_plan import STRETCH, Line
 
 __all__ = ["SumBatch"]
-
-
-class SumBatch:
-    """The measuring launches of a step; see :class:`halfulp.kernels.triton_launch.Batch`."""
-
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.count = len(members)
-        self.launches = [_SumLaunch(group, numbers) for group, numbers in grouped(members)]
-
-    def read(self, steps: Sequence[Step]) -> list[dict[str, float]]:
-        """The sums of each step, by name."""
-        results = []
-        for launch in self.launches:
-            with launch.on_device():
-                launch.fill([steps[i] for i in launch.members])
-                results.append(launch.sums())
-        found: list[dict[str, float]] = [{} for _ in range(self.count)]
-        for launch, numbers in zip(self.launches, results, strict=True):
-            for one, of_tensors in zip(launch.kind.program.sums, numbers.tolist(), strict=True):
-                for i, value in zip(launch.members, of_tensors, strict=True):
-                    found[i][one.name] = _magnitude(value) if one.kind == "largest" else value
-        return found
-
-
-def _magnitude(pattern: float) -> float:
-    """The fp32 number of a pattern."""
-    return float(struct.unpack("<f", struct.pack("<I", int(pattern)))[0])
 
 
 class _SumLaunch(Launch):
@@ -93,3 +66,29 @@ class _Fold:
             fold[(programs,)](table, numbers, folded, len(table), LARGEST=self.largest, enable_fp_fusion=False)
             numbers = folded
         return numbers
+
+
+class SumBatch(Batch):
+    """The measuring launches of a step."""
+
+    launch_type = _SumLaunch
+
+    def read(self, steps: Sequence[Step]) -> list[dict[str, float]]:
+        """The sums of each step, by name. Waits for the device."""
+        self.fill(steps)
+        results = []
+        for launch in self.launches:
+            assert isinstance(launch, _SumLaunch)
+            with launch.on_device():
+                results.append(launch.sums())
+        found: list[dict[str, float]] = [{} for _ in self.bindings]
+        for launch, numbers in zip(self.launches, results, strict=True):
+            for one, of_tensors in zip(launch.kind.program.sums, numbers.tolist(), strict=True):
+                for i, value in zip(launch.members, of_tensors, strict=True):
+                    found[i][one.name] = _magnitude(value) if one.kind == "largest" else value
+        return found
+
+
+def _magnitude(pattern: float) -> float:
+    """The fp32 number of a pattern."""
+    return float(struct.unpack("<f", struct.pack("<I", int(pattern)))[0])
