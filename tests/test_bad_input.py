@@ -327,7 +327,7 @@ def test_a_pattern_that_fits_no_name_is_said(caplog: pytest.LogCaptureFixture) -
 
 
 def test_parameters_of_others() -> None:
-    """Put into the list behind the optimizer's back, or never there."""
+    """Those that are in no group; one that is put into the list of a group is a parameter of it."""
     optimizer = build("AdamW", model().parameters())
     run(optimizer, 1)
     stranger = nn.Parameter(torch.ones(3, 7))
@@ -336,8 +336,8 @@ def test_parameters_of_others() -> None:
         with pytest.raises(KeyError, match=r"shape \(3, 7\) is no parameter of this optimizer; .*add_param_group"):
             ask(stranger)
     optimizer.param_groups[0]["params"].append(stranger)
-    with pytest.raises(KeyError, match=r"shape \(3, 7\) is no parameter of this optimizer"):
-        optimizer.step()
+    optimizer.step()
+    assert optimizer.state[stranger]["step"] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
@@ -418,7 +418,6 @@ def broken(kind: str) -> Any:
     changes = {
         "no state": lambda: d.pop("state"),
         "missing entry": lambda: d["state"][0].pop("exp_avg_scale"),
-        "entry too many": lambda: d["state"][0].update(max_exp_avg_sq=torch.ones(2)),
         "truncated": lambda: d["state"][3].update(exp_avg=torch.zeros(2)),
         "dtype": lambda: d["state"][0].update(exp_avg=d["state"][0]["exp_avg"].float()),
         "not a tensor": lambda: d["state"][0].update(exp_avg=None),
@@ -426,7 +425,7 @@ def broken(kind: str) -> Any:
         "fractional step": lambda: d["state"][0].update(step=1.5),
         "NaN step": lambda: d["state"][0].update(step=NAN),
         "text step": lambda: d["state"][0].update(exp_avg_age="two"),
-        "stranger": lambda: d["state"].update({99: d["state"][0], "x": d["state"][0]}),
+        "stranger": lambda: d["state"].update({99: d["state"][0]}),
         "states are no dict": lambda: d["state"].update({0: 7}),
         "bad lr": lambda: d["param_groups"][0].update(lr=-1.0),
         "bad betas": lambda: d["param_groups"][0].update(betas=(0.9, 7.0)),
@@ -452,7 +451,6 @@ def broken(kind: str) -> Any:
         ("not a dict", "not an optimizer state_dict"),
         ("no state", "not an optimizer state_dict: it needs the keys 'state' and 'param_groups'"),
         ("missing entry", "parameter 0: the state_dict has entries"),
-        ("entry too many", "max_exp_avg_sq"),
         ("truncated", r"exp_avg is torch.float32 \(2,\) in the state_dict"),
         ("dtype", r"exp_avg is torch.float32 \(20, 12\) in the state_dict, expected torch.uint8"),
         ("not a tensor", "exp_avg is NoneType"),
@@ -460,7 +458,7 @@ def broken(kind: str) -> Any:
         ("fractional step", "got 1.5"),
         ("NaN step", "step must be a number of steps, got nan"),
         ("text step", "exp_avg_age must be a number of steps, got 'two'"),
-        ("stranger", r"states of parameters \[99, 'x'\]"),
+        ("stranger", "states of parameter 99, which is in none"),
         ("states are no dict", "has a int instead of its states"),
         ("bad lr", "lr must not be negative"),
         ("bad betas", "betas are two numbers"),

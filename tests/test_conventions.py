@@ -367,7 +367,7 @@ def test_groups_differ_in_state_rounding_and_reset() -> None:
         "AdamW",
         [
             {"params": [a], "state": "bf16", "rounding": "nearest", "reset": 2},
-            {"params": [b], "state": {"exp_avg": "fp8"}, "rounding": {"exp_avg": "stochastic"}},
+            {"params": [b], "state": {"exp_avg": "fp8"}, "rounding": {"exp_avg": "nearest"}},
             {"params": [c]},
         ],
         state="fp4",
@@ -377,7 +377,7 @@ def test_groups_differ_in_state_rounding_and_reset() -> None:
         p: [(s.quantizer.format.name, s.quantizer.rounding, s.age) for s in optimizer.states(p)] for p in (a, b, c)
     }
     assert stored[a] == [("bfloat16", "nearest", 1)] * 2
-    assert stored[b] == [("float8_e4m3fn", "stochastic", 3), ("float32", "nearest", 3)]
+    assert stored[b] == [("float8_e4m3fn", "nearest", 3), ("ufloat8_e5m3", "stochastic", 3)]
     assert stored[c] == [("float4_e2m1fn", "stochastic", 3), ("ufloat4_e2m2", "stochastic", 3)]
     assert list(optimizer.reset_log) == [(2, 0, ("exp_avg", "exp_avg_sq"))]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from halfulp.engine.groups import PARAM_DTYPES
+from halfulp.engine.checks import PARAM_DTYPES
 from halfulp.engine.sharding import is_sharded
 
 __all__ = [

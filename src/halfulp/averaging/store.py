@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from halfulp.averaging.shards import Part, local_part
-from halfulp.engine.groups import PARAM_DTYPES
+from halfulp.engine.checks import PARAM_DTYPES
 from halfulp.engine.loading import count, tensor_entries
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.sharding import cut, is_sharded, local_state_shape

@@ -1,26 +1,70 @@
-"""Checking a state dictionary against an optimizer before any of it is used."""
+"""State dictionaries: what is saved, and what is checked before any of it is used."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from halfulp.engine.groups import RuleGroups
 from halfulp.engine.options import STORAGE_KEYS
+from halfulp.engine.plan import GroupPlan, StatePlan, plan_states
 from halfulp.engine.sharding import local
-from halfulp.engine.slot_state import SlotState
-from halfulp.engine.storage import format_specs
+from halfulp.engine.slot_state import SlotState, count
+from halfulp.engine.states import drop_leftovers
+from halfulp.kernels.binding import plain
 from halfulp.numbers.log import log_once
+from halfulp.numbers.rounding import decode_table, unpack4
+from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["count", "tensor_entries", "validate"]
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
+
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts that wrappers of a model put into the names of its parameters."""
+
+
+def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
+    """The state dictionary of an optimizer: as torch's, with formats by their full names."""
+    for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        pre_hook(optimizer)
+    registry = optimizer.registry
+    state: dict[Any, Any] = {}
+    for key, entries in optimizer.state.items():
+        if not isinstance(key, Tensor):
+            state[key] = entries
+        elif key in registry:
+            if entries:
+                optimizer.states(key)  # what was put there since the last step is set right first
+            state[registry[key].index] = entries
+        else:
+            log_once("states of tensors that are in no group any more are not saved", level=30)
+    result: dict[str, Any] = {
+        "state": state,
+        "param_groups": [_packed_group(optimizer, g) for g in optimizer.param_groups],
+    }
+    for post_hook in optimizer._optimizer_state_dict_post_hooks.values():
+        result = post_hook(optimizer, result) or result
+    return result
+
+
+def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, Any]:
+    saved = {k: v for k, v in group.items() if k != "params"}
+    plan, reset = optimizer.plan(group), group["reset"]
+    saved["state"] = plan.specs
+    saved["rounding"] = ",".join(f"{name}={q.rounding}" for name, q in plan.quantizers.items())
+    saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
+    saved["params"] = [optimizer.registry[p].index for p in group["params"]]
+    return saved
 
 
 def validate(
-    optimizer: RuleGroups, state_dict: dict[str, Any]
-) -> tuple[dict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
+    optimizer: RuleOptimizer, state_dict: dict[str, Any]
+) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
@@ -36,83 +80,144 @@ def validate(
             f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
             f"optimizer of {[len(g['params']) for g in groups]}: build it with the groups it was saved with"
         )
-    states: dict[Tensor, dict[str, Any]] = {}
+    states: dict[Any, dict[str, Any]] = {}
     values: list[dict[str, Any]] = []
-    current = optimizer.state_dict()["param_groups"]
-    for saved, group, own in zip(saved_groups, groups, current, strict=True):
+    for saved, group in zip(saved_groups, groups, strict=True):
         keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
         values.append(deepcopy({k: v for k, v in saved.items() if k not in keep}))
+        _check_kind(optimizer, saved)
         merged = {**group, **values[-1]}  # what the group will be: its hyper-parameters decide which states there are
-        _check_storage(optimizer, saved, own, merged)
-        optimizer._check_group(merged)
-        for key, param in zip(saved["params"], group["params"], strict=True):
+        plan = optimizer.plan(merged)
+        _check_storage(saved, plan)
+        for key, param in zip(in_order(saved, group), group["params"], strict=True):
             if key in state_dict["state"]:
-                states[param] = _entries(optimizer, merged, param, state_dict["state"][key])
+                rule, place = optimizer.active_rule(merged, param), optimizer.registry[param]
+                stored = plan_states(plan, rule, param, place, optimizer.storage)
+                states[param] = _entries(param, place.label, stored, state_dict["state"][key])
+    if groups and not states:
+        log_once(
+            "a state_dict without states was loaded: they begin at zero. That is right before a first step; of a run "
+            "that has made some, torch.distributed.checkpoint fills only what is there: give it "
+            "get_optimizer_state_dict(model, optimizer) in place of optimizer.state_dict()",
+            level=30,
+        )
     known = {k for g in saved_groups for k in g["params"]}
-    strangers = [k for k in state_dict["state"] if k not in known]
-    if strangers:
-        raise ValueError(f"the state_dict has states of parameters {strangers} that are in none of its groups")
+    for key, entries in state_dict["state"].items():
+        if isinstance(key, int) and key not in known:
+            raise ValueError(f"the state_dict has states of parameter {key}, which is in none of its groups")
+        if not isinstance(key, int):
+            states[key] = deepcopy(entries)
     return states, values
 
 
-def _check_storage(optimizer: RuleGroups, saved: dict[str, Any], own: dict[str, Any], merged: dict[str, Any]) -> None:
+def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
     name = type(optimizer).__name__
-    missing = sorted(k for k in own if k not in saved and k != "param_names")
-    how = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
+    missing = sorted(k for k in optimizer.defaults if k not in saved and k != "differentiable")
     if not isinstance(saved.get("state"), str):
         raise ValueError(
             f"not a state_dict of halfulp.{name}, but of torch.optim or another library: its groups lack {missing}. "
-            f"Convert it: {how}"
+            f"Convert it: {CONVERT}"
         )
     if missing:
         raise ValueError(f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has")
-    stored = format_specs(optimizer.group_quantizers(merged))
-    if saved["state"] != stored:
+
+
+CONVERT = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
+
+
+def _check_storage(saved: dict[str, Any], plan: GroupPlan) -> None:
+    if saved["state"] != plan.specs:
         raise ValueError(
-            f"the state_dict stores [{saved['state']}], this optimizer [{stored}]. Build the optimizer with the "
-            f"stored formats (state=...), or convert it: {how}"
+            f"the state_dict stores [{saved['state']}], this optimizer [{plan.specs}]. Build the optimizer with the "
+            f"stored formats (state=...), or convert it: {CONVERT}"
         )
 
 
-def _entries(optimizer: RuleGroups, group: dict[str, Any], param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
-    label = optimizer.registry[param].label
-    entries: dict[str, Any] = {}
-    states = [SlotState(slot, q, shape, entries) for slot, shape, q in optimizer.slot_storage(group, param)]
+def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
+    """Saved keys in the order of a group's parameters: by name, where both have names."""
+    theirs, mine = ([_bare(n) for n in g.get("param_names") or ()] for g in (saved, group))
+    keys = list(saved["params"])
+    if theirs == mine or len(theirs) != len(keys) or len(mine) != len(keys):
+        return keys
+    if set(theirs) == set(mine) and len(set(mine)) == len(mine):
+        return [keys[theirs.index(name)] for name in mine]
+    moved = [n for i, n in enumerate(mine) if n in theirs and theirs[i] != n]
+    if moved:
+        raise ValueError(
+            f"the state_dict has parameters in another order, and not all of the same names: {moved[0]!r} is "
+            f"number {theirs.index(moved[0])} of its group there and {mine.index(moved[0])} here; build the optimizer "
+            "as it was saved"
+        )
+    there, here = next((a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
+    log_once(f"a state_dict of parameters with other names is loaded by their order: {there!r} into {here!r}", level=30)
+    return keys
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
+
+
+def _entries(param: Tensor, label: str, plan: Sequence[StatePlan], saved: Any) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
-    if states and set(saved) == {"step"}:
-        states = []
-        log_once(f"{label}: saved without states, which begin anew (forgotten, as of blocks at rest)")
+    entries: dict[str, Any] = {}
+    states = [SlotState(s.slot, s.quantizer, s.shape, entries) for s in plan]
+    left = dict(saved)
+    for name in drop_leftovers(left, {s.slot.name for s in states}):
+        log_once(f"{label}: {name} is left out: its slot went with a hyper-parameter before the state_dict was made")
+    gone = [s for s in states if not set(s.keys) & set(left)]
+    if gone:
+        names, all_of_it = ", ".join(s.slot.name for s in gone), len(gone) == len(states)
+        why = "forgotten, as of blocks at rest" if all_of_it else "a hyper-parameter may have brought its slot"
+        log_once(f"{label}: saved without {names}, which begins anew ({why})", level=20 if all_of_it else 30)
+    states = [s for s in states if s not in gone]
     expected = {"step", *(key for state in states for key in state.keys)}
-    if set(saved) != expected:
+    ours = {f"{s.slot.name}{end}" for s in states for end in ("", "_scale", "_age")} | {"step"}
+    if set(left) & ours != expected:
         raise ValueError(
-            f"{label}: the state_dict has entries {sorted(saved)}, this optimizer {sorted(expected)} for shape "
-            f"{tuple(param.shape)}. Build it with the shapes, min_size and keep_fp32 it was saved with"
+            f"{label}: the state_dict has entries {sorted(map(str, saved))}, this optimizer {sorted(expected)} for "
+            f"shape {tuple(param.shape)}. Build it with the shapes, min_size and keep_fp32 it was saved with"
         )
     for key in ("step", *(s.age_key for s in states)):
         entries[key] = count(label, key, saved[key])
     for state in states:
         tensor_entries(label, state, saved, param.device)
+        check_values(label, state)
+    entries.update({k: deepcopy(v) for k, v in left.items() if k not in entries})  # the user's own
     return entries
 
 
-def tensor_entries(label: str, state: SlotState, saved: dict[str, Any], device: torch.device) -> None:
+@torch.inference_mode(False)
+def tensor_entries(label: str, state: SlotState, saved: Mapping[str, Any], device: torch.device) -> None:
     """Copy the saved codes and scales of one state into its entries; ``ValueError`` where they do not fit."""
-    keys = (state.slot.name, state.scale_key)
-    for key, (dtype, shape) in zip(keys, state.quantizer.stored_as(state.shape), strict=False):
+    for key, (dtype, shape) in zip(state.tensor_keys, state.quantizer.stored_as(state.shape), strict=True):
         tensor = saved[key]
-        if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != tuple(shape) or tensor.dtype != dtype:
+        if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != shape or tensor.dtype != dtype:
             found = (
                 f"{tensor.dtype} {tuple(local(tensor).shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             )
-            raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {tuple(shape)}")
-        state.entries[key] = tensor.detach().to(device, copy=True)
+            raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {shape}")
+        copied = tensor.detach().to(device, copy=True)
+        state.entries[key] = copied if local(copied) is not copied else plain(copied)
 
 
-def count(label: str, key: str, value: Any) -> int:
-    """A saved number of steps as an integer; ``ValueError`` for anything else."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):
-        raise ValueError(f"{label}: {key} must be a number of steps, got {value!r}")
-    return int(value)
+def check_values(label: str, state: SlotState) -> None:
+    """Raise ``ValueError`` for codes or scales that no step makes: under them a stretch would stand still for ever."""
+    slot, quantizer, scale = state.slot, state.quantizer, state.entries.get(state.scale_key)
+    if scale is not None:
+        factors = quantizer.scaling.values(local(scale))
+        if not bool(((factors >= 0) & torch.isfinite(factors)).all()):
+            raise ValueError(f"{label}: {slot.name} has scales that are negative or not finite; {DAMAGED}")
+    values = local(state.entries[slot.name])
+    if values.dtype == torch.uint8:
+        if quantizer.format.packed:
+            values = unpack4(values, rows_and_cols(state.shape)[1])
+        table = decode_table(quantizer.format).to(values.device)
+        values = table[torch.bincount(values.reshape(-1), minlength=len(table)).nonzero().reshape(-1)]
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{label}: {slot.name} has values that are not finite; {DAMAGED}")
+    if not slot.signed and bool((values < 0).any()):
+        raise ValueError(f"{label}: {slot.name} has negative values, which it never takes; {DAMAGED}")
+
+
+DAMAGED = "the checkpoint is damaged, or of a run that had diverged"

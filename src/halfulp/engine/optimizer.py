@@ -1,61 +1,87 @@
-"""The engine under every optimizer: steps and checkpoints around a pure rule.
+"""The optimizer around a rule: a ``torch.optim.Optimizer`` whose states have any format.
 
-A step goes: reset the slots that are due, add one to the ages, compute the rule's scalars (after sums over the whole
-model, if the rule asks for them), and hand each parameter as a :class:`~halfulp.kernels.binding.Step` to a
-backend, which decodes the states, applies the rule, and encodes.
+A step goes: bind each parameter to what ``optimizer.state`` holds, reset the slots that are due, add one to the ages,
+compute the rule's scalars (after sums over the whole model, if the rule asks for them), and hand each parameter as a
+:class:`~halfulp.kernels.binding.Step` to a backend, which decodes the states, applies the rule, and encodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import difflib
+import fnmatch
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.engine import compiled
+from halfulp.engine import checks, compiled, loading
 from halfulp.engine.capture import Recording, capturing
-from halfulp.engine.groups import PARAM_DTYPES, check_param, followed
-from halfulp.engine.lifetime import Bound, RuleStates
-from halfulp.engine.loading import validate
-from halfulp.engine.options import Options
-from halfulp.engine.sharding import agree, copy_back_, gathered, is_sharded, local
-from halfulp.engine.storage import format_specs
+from halfulp.engine.memory import MemoryReport, MemoryRow
+from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
+from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
+from halfulp.engine.registry import Registry
+from halfulp.engine.sharding import is_sharded, local
+from halfulp.engine.slot_state import SlotState
+from halfulp.engine.states import Bound, Guard, bind
+from halfulp.engine.storage import StorageOptions, fp32_reason
 from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
 from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.log import log_once
-from halfulp.numbers.rng import lanes, slot_id, step_keys
+from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.rng import slot_id, step_keys
 from halfulp.rules.base import Rule, Scalars, all_fp32
 from halfulp.rules.hyper import is_rate
+from halfulp.rules.slots import StateSlot
+from halfulp.rules.transforms import check_transforms, compose
 
 __all__ = ["Options", "RuleOptimizer"]
 
 STREAM = slot_id("optimizer")
+Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
-class RuleOptimizer(RuleStates):
+@dataclass
+class _Share:
+    """A group's share of a step."""
+
+    group: dict[str, Any]
+    plan: GroupPlan
+    params: list[Tensor]
+    bounds: list[Bound] = field(default_factory=list)
+    due: list[tuple[str, ...]] = field(default_factory=list)
+    """Slots to reset of each; empty without a schedule."""
+
+
+class RuleOptimizer(Optimizer):
     """Base of every optimizer here: a rule, run on states in any format.
 
     Parameters
     ----------
     params
-        Parameters, named parameters or groups, as for ``torch.optim``. float32, bfloat16 or float16, dense.
+        Parameters, named parameters or groups, as for ``torch.optim``. float32, bfloat16 or float16, dense; frozen ones
+        may be anything.
     hyper
         The rule's hyper-parameters, which become group keys.
     state
         How states are stored: ``"fp32" "bf16" "fp16" "fp8" "fp4" "int8" "int4"`` as published, ``"8bit"`` (default)
         and ``"4bit"`` as measured best, a dtype or its name, a :class:`~halfulp.numbers.formats.Format`, a
         :class:`~halfulp.numbers.quantizer.Quantizer` (with a rounding and a ``zero_floor`` of its own, which win), or
-        a mapping from slot names to these. Per group.
+        a mapping from slot names to these, in which what is left out has the default. Per group.
     rounding
-        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names. Per group.
+        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, in which what is left out has the
+        default. Per group.
     reset
         ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
         function. Per group.
     param_rounding
-        How 16-bit parameters are rounded: ``"nearest"`` (default) or ``"stochastic"``. Per group.
+        How 16-bit parameters are rounded: ``"stochastic"`` (default), so that updates below half a unit are not lost,
+        or ``"nearest"``. Per group.
     seed
         Of the random bits; part of the checkpoint.
     scale, block_size, min_size, keep_fp32, zero_floor
@@ -79,10 +105,43 @@ class RuleOptimizer(RuleStates):
         Functions from a rule to a rule, the first closest to the gradient: :mod:`halfulp.rules.transforms`.
     """
 
+    rule: ClassVar[Rule]
+
+    def __init__(self, params: Any, hyper: dict[str, Any], **options: Any) -> None:
+        options = without_torch_switches(type(self).__name__, options)
+        unknown = set(options) - set(Options.__annotations__)
+        if unknown:
+            known = [*hyper, *Options.__annotations__]
+            near = difflib.get_close_matches(sorted(unknown)[0], known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{type(self).__name__} got unknown arguments {sorted(unknown)}.{hint}")
+        extra = {k: options.pop(k) for k in NOT_GROUP if k in options}
+        self.nonfinite: str = extra.pop("nonfinite", "skip")
+        self.backend: str | None = extra.pop("backend", None)
+        self.capturable: bool = extra.pop("capturable", False)
+        self.transforms = check_transforms(extra.pop("transforms", ()))
+        if self.nonfinite not in ("skip", "raise"):
+            raise ValueError(f"nonfinite is 'skip' or 'raise', got {self.nonfinite!r}")
+        dispatch.check_backend(self.backend)
+        self.storage = StorageOptions(**extra)
+        self._start_caches()
+        super().__init__(params, {**hyper, **GROUP_DEFAULTS, **options})
+        if self.storage.keep_fp32 and not any("param_names" in g for g in self.param_groups):
+            raise ValueError("keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()")
+        names = [name for g in self.param_groups for name in g.get("param_names", ())]
+        for pattern in self.storage.keep_fp32:
+            if not fnmatch.filter(names, pattern):
+                log_once(f"keep_fp32 pattern {pattern!r} fits no parameter name ({', '.join(names[:3])} ...)", level=30)
+
     def _start_caches(self) -> None:
-        super()._start_caches()
-        self._stored_as: dict[int, tuple[Any, Any, tuple[str, ...]]] = {}
-        self._checked: dict[int, list[Any]] = {}
+        self._registry: Registry | None = None
+        self._plans: dict[int, tuple[dict[str, Any], GroupPlan]] = {}
+        self._bounds: dict[Tensor, Bound] = {}
+        self._guard = Guard()
+        self._followed: list[str] = []
+        """Group keys that a plan follows from: not the rate, which schedules change in every step."""
+        self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
+        """Resets made: (step after which, parameter number, slots)."""
         self._skipped = Skipped(self._say_skipped)
         self._recording: Recording | None = None
         self._number = compiled.number_of(self)
@@ -104,6 +163,112 @@ class RuleOptimizer(RuleStates):
         self._start_caches()
         self.reset_log = self.reset_log if reset_log is None else reset_log
         self._skipped = Skipped(self._say_skipped, skipped)
+
+    # ---------------------------------------------------------------- groups and their plans
+
+    @property
+    def registry(self) -> Registry:
+        """Number, name and group of every parameter."""
+        known = self._registry
+        if known is None or not known.describes(self.param_groups):
+            self._registry = Registry(self.param_groups)
+            if known is not None:
+                checks.tell_replaced(known, self._registry, self.state)
+            self._bounds = {p: b for p, b in self._bounds.items() if p in self._registry}
+            for p, bound in self._bounds.items():
+                bound.index = self._registry[p].index
+        assert self._registry is not None
+        return self._registry
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; its keys, formats and parameters are checked here."""
+        for key in param_group:
+            if key in NOT_GROUP:
+                raise ValueError(f"{key} holds for the whole optimizer: pass it as an argument, not in a group")
+            near = difflib.get_close_matches(key, [*self.defaults, "params", "param_names"], n=1, cutoff=0.8)
+            if near and near[0] != key:
+                raise ValueError(f"unknown key {key!r} in a parameter group. Did you mean {near[0]!r}?")
+        super().add_param_group(param_group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                if param.requires_grad:
+                    checks.check_param(param)
+            self.plan(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+        finally:
+            self._registry = None
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ``ValueError`` for values of a group that cannot work; optimizers extend it."""
+        check_options(group)
+
+    def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """Every rule that parameters of a group may follow: :attr:`rule` alone, unless a subclass has several."""
+        return (self.rule,)
+
+    def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
+        """The rule of one parameter, one of :meth:`rules`."""
+        return self.rules(group)[0]
+
+    def active_rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """The rules of a group under the optimizer's transforms."""
+        return tuple(compose(rule, self.transforms) for rule in self.rules(group))
+
+    def active_rule(self, group: dict[str, Any], param: Tensor) -> Rule:
+        """The rule of one parameter under the optimizer's transforms."""
+        return compose(self.rule_for(group, param), self.transforms)
+
+    def active_params(self, group: dict[str, Any]) -> list[Tensor]:
+        """Parameters of a group that take part in the present step: all, unless a subclass takes turns."""
+        params: list[Tensor] = group["params"]
+        return params
+
+    def plan(self, group: dict[str, Any]) -> GroupPlan:
+        """What the arguments of a group come to; of one of the optimizer's groups as it is now, or of a like one."""
+        known = self._plans.get(id(group))
+        before = known[1] if known is not None and known[0] is group else None
+        keys = self._followed = self._followed or [k for k in self.defaults if k not in ("lr", "differentiable")]
+        if before is not None and is_rate(group["lr"]) and values_of(group, keys) == before.seen:
+            return before
+        self._check_group(group)
+        made = plan_group(self.active_rules(group), group, self.storage, keys, before)
+        if any(group is g for g in self.param_groups):
+            self._plans[id(group)] = group, made
+        return made
+
+    def group_slots(self, group: dict[str, Any]) -> tuple[StateSlot, ...]:
+        """Slots that parameters of a group may have, each name once."""
+        return tuple(self.plan(group).all_slots.values())
+
+    def group_quantizers(self, group: dict[str, Any]) -> dict[str, Quantizer]:
+        """Storage of each slot of a group, for the parameters that do not stay in fp32."""
+        return self.plan(group).quantizers
+
+    def slot_storage(self, group: dict[str, Any], param: Tensor) -> list[StatePlan]:
+        """(slot, shape, quantizer) of each state of a parameter, fp32 where it is kept so."""
+        rule = self.active_rule(group, param)
+        return plan_states(self.plan(group), rule, param, self.registry[param], self.storage)
+
+    def memory(self) -> MemoryReport:
+        """Bytes of state of each tensor and in all, by format; and what stays in fp32, and why.
+
+        Counts what the states take once every parameter has made a step; on sharded parameters, this rank's part.
+        Frozen parameters of other dtypes, which no step can take, are left out.
+        """
+        rows = []
+        for group in self.param_groups:
+            low = any(not q.format.is_float32 for q in self.group_quantizers(group).values())
+            for p in self.active_params(group):
+                if p.dtype not in checks.PARAM_DTYPES:
+                    continue
+                place = self.registry[p]
+                reason = fp32_reason(p, place.name, self.storage) if low else None
+                for slot, shape, q in self.slot_storage(group, p):
+                    rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
+        count = sum(local(p).numel() for g in self.param_groups for p in g["params"])
+        return MemoryReport(tuple(rows), count)
 
     # ---------------------------------------------------------------- the step
 
@@ -146,7 +311,7 @@ class RuleOptimizer(RuleStates):
                 groups.setdefault(id(group), (group, []))[1].append(p)
         self._step(list(groups.values()))
 
-    def _step(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
+    def _step(self, groups: Groups) -> None:
         if torch.compiler.is_compiling():  # outside of the graph
             torch.compiler.disable(self.make_step)(groups)
         elif capturing():
@@ -189,98 +354,116 @@ class RuleOptimizer(RuleStates):
         self._recording.advance()
 
     def make_step(
-        self,
-        groups: list[tuple[dict[str, Any], list[Tensor]]],
-        act: Callable[[Rule, list[Step]], None] | None = None,
-        *,
-        recording: bool = False,
+        self, groups: Groups, act: Callable[[Rule, list[Step]], None] | None = None, *, recording: bool = False
     ) -> None:
-        """One step; `act`: what is done with the steps of each rule instead. A recorded step resets nothing."""
-        self._check_grads([p for _, params in groups for p in params])
-        for group, _ in groups:
-            self._follow(group)
-        by_rule: dict[Rule, list[tuple[Bound, Step]]] = {}
-        # if one fails, nothing has changed
-        due = [[] if recording else self._due(group, params) for group, params in groups]
-        for (group, params), resets in zip(groups, due, strict=True):
-            if params:
-                for bound, step in self._prepare(group, params, resets):
-                    by_rule.setdefault(bound.rule, []).append((bound, step))
-        for rule, pairs in by_rule.items():
-            steps = [step for _, step in pairs]
+        """One step; up to the resets nothing is changed, so that an error leaves everything as it was.
+
+        Parameters
+        ----------
+        groups
+            Groups, and the parameters of each that are stepped.
+        act
+            What is done with the steps of each rule instead.
+        recording
+            Into a graph: nothing is reset.
+        """
+        checks.check_gradients(self, [p for _, params in groups for p in params])
+        registry = self.registry
+        shares = [_Share(group, self.plan(group), params) for group, params in groups if params]
+        self._bind_all(shares)
+        if not recording and checks.is_dry_run(groups, (b.entries["step"] for share in shares for b in share.bounds)):
+            return
+        for share in shares:
+            schedule = share.plan.reset
+            if schedule is not None and not recording:
+                share.due = [b.due(schedule, share.group, len(registry)) for b in share.bounds]
+        by_rule: dict[int, list[tuple[Bound, Step]]] = {}
+        for share in shares:
+            for bound, step in zip(share.bounds, self._prepare(share), strict=True):
+                by_rule.setdefault(id(bound.rule), []).append((bound, step))
+        for pairs in by_rule.values():
+            rule, steps = pairs[0][0].rule, [step for _, step in pairs]
             if act is not None:
                 act(rule, steps)
             else:
                 dispatch.step(rule, steps if rule.measure is None else combine(rule, steps, self.backend), self.backend)
             for bound, step in pairs:
-                if not rule.shardable and is_sharded(bound.owner):
-                    assert step.binding.param is not None
-                    copy_back_(bound.owner, step.binding.param)
+                if not bound.lasting:
+                    bound.take_back(step.binding)
         if not recording:
             self._skipped.look()
 
-    def _check_grads(self, params: list[Tensor]) -> None:
-        bad = None
-        for p in params:
-            assert p.grad is not None
-            if p.grad.layout != torch.strided:
-                raise RuntimeError(f"{type(self).__name__} takes dense gradients; got a sparse one: use sparse=False")
-            if p.dtype not in PARAM_DTYPES:
-                check_param(p)  # model.double() after the optimizer was built
-            if p.is_meta:
-                raise RuntimeError(
-                    f"{self.registry[p].label} is on the meta device: give the model memory first "
-                    "(model.to_empty(device=...)), and build the optimizer then"
-                )
-            if self.nonfinite == "raise" and bad is None and not bool(torch.isfinite(local(p.grad)).all()):
-                bad = self.registry[p].label
-        if self.nonfinite == "raise" and agree(bad is not None, params):
-            raise FloatingPointError(
-                f"the gradient of {bad or 'a parameter on another rank'} is not finite; nothing was changed. Skip this "
-                "step, or use nonfinite='skip' to leave out the stretches concerned"
-            )
+    def _bind_all(self, shares: list[_Share]) -> None:
+        """Bind every parameter to its present states; those that are made for this stay only if all can be."""
+        known, state, new = self._bounds, self.state, list[Tensor]()
+        try:
+            for share in shares:
+                quantizers = share.plan.quantizers
+                for p in share.params:
+                    entries, bound = state.get(p), known.get(p)
+                    if bound is None or entries is None or not bound.current(entries, quantizers):
+                        if entries is None:
+                            new.append(p)
+                        bound = self._bind(share.group, p)
+                    share.bounds.append(bound)
+            for moved in self._guard.moved([b for share in shares for b in share.bounds]):
+                share = next(s for s in shares if moved in s.bounds)
+                share.bounds[share.bounds.index(moved)] = self._bind(share.group, moved.param)
+        except BaseException:
+            for p in new:
+                state.pop(p, None)
+                known.pop(p, None)
+            raise
 
-    def _prepare(
-        self, group: dict[str, Any], params: list[Tensor], due: list[tuple[str, ...]]
-    ) -> list[tuple[Bound, Step]]:
+    def _bind(self, group: dict[str, Any], param: Tensor) -> Bound:
+        before, place, rule = self._bounds.get(param), self.registry[param], self.active_rule(group, param)
+        plan = self.plan(group)
+        planned = plan_states(plan, rule, param, place, self.storage)
+        bound = self._bounds[param] = bind(self.state, param, rule, plan, planned, place)
+        if before is not None:
+            bound.scalars, bound.counts = before.scalars, before.counts
+        if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and not rule.keeps_param:
+            log_once(
+                f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "
+                "(param_rounding='nearest' loses those below half a unit)"
+            )
+        return bound
+
+    def _prepare(self, share: _Share) -> list[Step]:
         """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
-        bounds = [self._bound.get(p) or self._bind(group, p) for p in params]
-        scalars: dict[tuple[Any, ...], Scalars] = {}
-        steps, numbers = [], []
-        for i, (p, bound) in enumerate(zip(params, bounds, strict=True)):
-            entries = self.state[p]
-            if due and due[i]:
-                self._reset(p, bound.states, entries["step"], due[i])
-            number = entries["step"] = entries["step"] + 1
-            numbers.append(number)
-            key: tuple[Any, ...] = (bound.rule, bound.low, number)
-            for state in bound.states:
-                age = entries[state.age_key] = entries[state.age_key] + 1
-                key = (*key, age)
+        group, bounds = share.group, share.bounds
+        for bound, names in zip(bounds, share.due, strict=False):
+            if names:
+                self._reset(bound.param, bound.states, names)
+        scalars: dict[tuple[int, ...], Scalars] = {}
+        ages, values = [], []
+        for bound in bounds:
+            entries = bound.entries
+            of_bound = [entries[name] + 1 for name in bound.counted]
+            key = (id(bound.rule), bound.low, *of_bound)
             found = scalars.get(key)
             if found is None:
-                found = scalars[key] = self._scalars(group, bound, number)
-            bound.scalars, grad = found, p.grad
+                hyper = {**group, "bound_update": group["bound_update"] and bound.low}
+                of_rule = bound.rule.scalars(hyper, dict(zip(("step", *bound.names), of_bound, strict=False)))
+                found = scalars[key] = all_fp32(of_rule)
+            ages.append(of_bound)
+            values.append(found)
+        keys = step_keys(group["seed"], [b.index for b in bounds], STREAM, [numbers[0] for numbers in ages])
+        counter = self._skipped.counter
+        streams, rounding, maximize = share.plan.streams, group["param_rounding"], group["maximize"]
+        steps = []
+        for bound, of_bound, found, (key0, key1) in zip(bounds, ages, values, keys, strict=True):
+            bound.entries.update(zip(bound.counted, of_bound, strict=True))
+            bound.scalars, grad = found, bound.param.grad
             assert grad is not None
-            if is_sharded(p):
-                grad = (local if bound.rule.shardable else gathered)(grad.redistribute(placements=p.placements))  # type: ignore[attr-defined]
-            step = Step(bound.bind(), (grad,), found, [], group["param_rounding"], group["maximize"], bound.counts)
-            steps.append(step)
-        self._set_keys(group, bounds, steps, numbers)
-        return list(zip(bounds, steps, strict=True))
-
-    def _scalars(self, group: dict[str, Any], bound: Bound, step: int) -> Scalars:
-        hyper = {**group, "bound_update": group["bound_update"] and bound.low}
-        ages = {"step": step, **{s.slot.name: s.age for s in bound.states}}
-        return all_fp32(bound.rule.scalars(hyper, ages))
-
-    def _set_keys(self, group: dict[str, Any], bounds: list[Bound], steps: list[Step], numbers: list[int]) -> None:
-        registry, lane = self.registry, lanes(self._stored_as[id(group)][2])
-        index = [registry[b.owner].index for b in bounds]
-        keys = step_keys(group["seed"], index, STREAM, numbers)
-        for bound, step, (key0, key1), number in zip(bounds, steps, keys, index, strict=True):
-            step.keys = [(key0, key1, lane[name]) for name in bound.names]
-            step.skipped = self._skipped.counter(number, step.binding.device)
+            binding = bound.binding
+            if binding is None:
+                binding, grad = bound.fetched(), bound.fetched_gradient(grad)
+            words = [(key0, key1, streams[name]) for name in bound.names]
+            skipped = counter(bound.index, binding.device)
+            how: Rounding = "nearest" if bound.rule.keeps_param else rounding
+            steps.append(Step(binding, (grad,), found, words, how, maximize, bound.counts, skipped))
+        return steps
 
     @property
     def skipped(self) -> dict[int, int]:
@@ -299,47 +482,98 @@ class RuleOptimizer(RuleStates):
             level=30,
         )
 
-    def _follow(self, group: dict[str, Any]) -> None:
-        """Check what was changed between steps as the constructor does, and take over a rounding, or other slots.
+    # ---------------------------------------------------------------- states
 
-        Slots follow from hyper-parameters: SGD's buffer comes with a momentum, and goes without. Formats cannot change.
+    def _reset(self, param: Tensor, states: Sequence[SlotState], names: tuple[str, ...]) -> None:
+        step = self.state[param]["step"]
+        for state in states:
+            if state.slot.name in names:
+                state.reset_(param)
+        self.reset_log.append((step, self.registry[param].index, names))
+        log_once(f"{type(self).__name__}: states reset (first at step {step}; all in optimizer.reset_log)")
+
+    @torch.no_grad()
+    def reset_state(self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None) -> None:
+        """Set states to their initial value (zero, for moments) and their ages to zero now.
+
+        Parameters
+        ----------
+        names
+            Slots; all without. Unknown names are a ``ValueError``.
+        params
+            Parameters; all without.
         """
-        values = followed(group)
-        if values == self._checked.get(id(group)) and is_rate(group["lr"]):
-            return
-        self._check_group(group)
-        now = (group["state"], group["rounding"], tuple(slot.name for slot in self.group_slots(group)))
-        before = self._stored_as.setdefault(id(group), now)
-        if now[0] != before[0]:
-            raise ValueError(
-                f"the states of a group are stored as {before[0]!r} and cannot become {now[0]!r} between steps; "
-                "build a new optimizer"
-            )
-        self._checked[id(group)], self._stored_as[id(group)] = values, now
-        if now == before:
-            return
-        for param in group["params"]:
-            self._bound.pop(param, None)
+        if isinstance(names, str):
+            names = (names,)
+        chosen = None if params is None else set(params)
+        strangers = [tuple(p.shape) for p in chosen or () if p not in self.registry]
+        if strangers:
+            raise ValueError(f"reset_state got tensors of shape {strangers} that are no parameters of this optimizer")
+        known = {s.name for group in self.param_groups for s in self.group_slots(group)}
+        if names is not None and not set(names) <= known:
+            raise ValueError(f"no states {sorted(set(names) - known)}; there are {sorted(known)}")
+        for p in self.registry:
+            if (chosen is None or p in chosen) and self.state.get(p):
+                states = self.states(p)
+                due = tuple(s.slot.name for s in states if names is None or s.slot.name in names)
+                if due:
+                    self._reset(p, states, due)
+
+    @torch.no_grad()
+    def forget(self, params: Iterable[Tensor]) -> None:
+        """Drop the states of parameters, and their memory; a later step begins with new ones.
+
+        Their count of steps goes on: the random bits follow it.
+        """
+        for p in params:
+            entries = self.state.get(p)
+            if entries:
+                for key in set(entries) - {"step"}:
+                    del entries[key]
+            self._bounds.pop(p, None)
+        self._guard = Guard()
+
+    def states(self, param: Tensor) -> tuple[SlotState, ...]:
+        """States of a parameter that has made a step; ``KeyError`` for any other."""
+        place, entries, bound = self.registry[param], self.state.get(param), self._bounds.get(param)
+        if not entries:
+            raise KeyError(f"{place.label} has no state yet: it has made no step")
+        if bound is not None and bound.current(entries, self.plan(place.group).quantizers) and bound.intact():
+            return bound.states
+        rule = self.active_rule(place.group, param)
+        planned = plan_states(self.plan(place.group), rule, param, place, self.storage)
+        if all(s.slot.name in entries for s in planned):
+            return self._bind(place.group, param).states
+        sharded = is_sharded(param) and rule.shardable
+        found = (SlotState(s.slot, s.quantizer, s.shape, entries, sharded) for s in planned)
+        return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
+
+    def state_tensor(self, param: Tensor, name: str) -> Tensor:
+        """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""
+        for state in self.states(param):
+            if state.slot.name == name:
+                return state.read()
+        raise KeyError(f"no state {name!r}; there are {[s.slot.name for s in self.states(param)]}")
+
+    def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
+        """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
+        bound = self._bounds.get(param)
+        hyper = {**self.registry[param].group, **(bound.scalars if bound is not None else {})}
+        return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}
 
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """As torch; plain tensors and numbers only, formats by their full names."""
-        packed: dict[str, Any] = super().state_dict()
-        for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
-            quantizers = self.group_quantizers(group)
-            saved["state"] = format_specs(quantizers)
-            saved["rounding"] = ",".join(f"{name}={q.rounding}" for name, q in quantizers.items())
-            reset = group["reset"]
-            saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
-        return packed
+        return loading.packed(self)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, into an optimizer built with the same formats.
 
         Hyper-parameters and the seed come from the checkpoint, formats and rounding from this optimizer. Everything is
-        checked before anything is changed; tensors keep their dtype and move to the parameter's device.
+        checked before anything is changed; tensors keep their dtype and move to the parameter's device. Named
+        parameters are found by their names.
 
         Raises
         ------
@@ -348,11 +582,12 @@ class RuleOptimizer(RuleStates):
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        states, groups = validate(self, state_dict)
+        states, groups = loading.validate(self, state_dict)
         self.state.clear()
         self.state.update(states)
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
-        self._bound.clear()
+        self._bounds.clear()
+        self._guard = Guard()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -54,7 +54,7 @@ GROUP_DEFAULTS: Options = {
     "state": "8bit",
     "rounding": "stochastic",
     "reset": None,
-    "param_rounding": "nearest",
+    "param_rounding": "stochastic",
     "seed": 0,
     "bound_update": True,
     "maximize": False,

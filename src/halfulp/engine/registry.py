@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +13,12 @@ __all__ = ["Place", "Registry"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter stands: its number over all groups, its name if it has one, and its group."""
+    """Where a parameter stands: its number over all groups, its name if it has one, its group, and its place in it."""
 
     index: int
     name: str | None
     group: dict[str, Any]
+    position: int
 
     @property
     def label(self) -> str:
@@ -35,13 +37,25 @@ class Registry:
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self._places: dict[Tensor, Place] = {}
+        self._seen = [(group, list(group["params"])) for group in groups]
         for group in groups:
             names = group.get("param_names")
             for i, param in enumerate(group["params"]):
-                self._places[param] = Place(len(self._places), names[i] if names else None, group)
+                name = names[i] if names and i < len(names) else None
+                self._places[param] = Place(len(self._places), name, group, i)
+
+    def describes(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the groups, and the parameters in them, are the same and in the same order as they were."""
+        return len(groups) == len(self._seen) and all(
+            group is known and len(params) == len(group["params"]) and all(map(is_, params, group["params"]))
+            for group, (known, params) in zip(groups, self._seen, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __iter__(self) -> Any:
+        return iter(self._places)
 
     def __getitem__(self, param: Tensor) -> Place:
         try:

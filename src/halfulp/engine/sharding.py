@@ -32,10 +32,13 @@ __all__ = [
     "copy_back_",
     "cut",
     "gathered",
+    "has_memory",
     "is_sharded",
+    "is_wrapper",
     "local",
     "local_state_shape",
     "shard_like",
+    "whole_values",
     "window",
 ]
 
@@ -52,6 +55,27 @@ def local(x: Tensor) -> Tensor:
         return x
     part: Tensor = x.to_local()  # type: ignore[attr-defined]
     return part.wait() if hasattr(part, "wait") else part
+
+
+def is_wrapper(x: Tensor) -> bool:
+    """Whether a tensor is a subclass that wraps others (torchao's float8 weights): it has no memory of its own."""
+    return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__ and not is_sharded(x)
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether the elements of a plain tensor lie within its storage, which may have been freed or made smaller."""
+    if x.numel() == 0:
+        return True
+    last = x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.untyped_storage().nbytes() >= (last + 1) * x.element_size()
+
+
+def whole_values(x: Tensor) -> Tensor:
+    """The values of a tensor as a plain one, on every rank: a sharded one gathered, a wrapper's copied."""
+    if not is_wrapper(x):
+        return gathered(x)
+    values = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return values.copy_(x)
 
 
 def gathered(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One state of one parameter over the entries of the optimizer's state dictionary: making, resetting, reading."""
+"""One state of one parameter, over the entries of the optimizer's state dictionary: made, reset, read, set right."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.engine.sharding import gathered, local, shard_like
-from halfulp.kernels.binding import Stored
+from halfulp.engine.sharding import has_memory, is_sharded, is_wrapper, local, shard_like, whole_values
+from halfulp.kernels.binding import Stored, plain
+from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.slots import StateSlot
 
-__all__ = ["SlotState"]
+__all__ = ["SlotState", "count"]
 
 
-@dataclass
+@dataclass(eq=False)
 class SlotState:
     """One slot of one parameter: how it is stored, over the entries of the optimizer's state dictionary.
 
@@ -45,20 +46,15 @@ class SlotState:
     def __post_init__(self) -> None:
         self.scale_key, self.age_key = f"{self.slot.name}_scale", f"{self.slot.name}_age"
 
-    @torch.inference_mode(False)  # states made within inference_mode could never be changed outside
-    def create(self, param: Tensor) -> None:
-        """Put the initial state of a parameter, of age 0, into the dictionary."""
-        codes, scale = self._initial(param)
-        self.entries[self.slot.name] = shard_like(param, codes) if self.sharded else codes
-        if scale is not None:
-            self.entries[self.scale_key] = shard_like(param, scale) if self.sharded else scale
-        self.entries[self.age_key] = 0
+    @property
+    def tensor_keys(self) -> tuple[str, ...]:
+        """Keys of its tensors: codes, and scales where the format has them."""
+        return (self.slot.name, self.scale_key) if self.quantizer.format.scaled else (self.slot.name,)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys of its entries."""
-        scale = (self.scale_key,) if self.quantizer.format.scaled else ()
-        return (self.slot.name, *scale, self.age_key)
+        return (*self.tensor_keys, self.age_key)
 
     @property
     def codes(self) -> Tensor:
@@ -69,8 +65,10 @@ class SlotState:
     @property
     def scale(self) -> Tensor | None:
         """Stored scales (this rank's), ``None`` for a format without."""
-        scale: Tensor | None = self.entries.get(self.scale_key)
-        return local(scale) if self.sharded and scale is not None else scale
+        if not self.quantizer.format.scaled:
+            return None
+        scale: Tensor = self.entries[self.scale_key]
+        return local(scale) if self.sharded else scale
 
     @property
     def age(self) -> int:
@@ -90,19 +88,137 @@ class SlotState:
         """The state as fp32."""
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
 
-    def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.slot.init is None:
-            return self.quantizer.zeros(self.shape, param.device)
-        whole = local(param.detach()) if self.sharded else gathered(param.detach())
-        value = self.slot.init(whole.float()).reshape(self.shape).contiguous()
-        return self.quantizer.with_rounding("nearest").quantize(value)
-
-    def reset_(self, param: Tensor) -> None:
-        """Set the state to its initial value and its age to zero, in place."""
-        codes, scale = self._initial(param)
-        self.stored().write_(codes, scale)
-        self.age = 0
-
     def bytes(self) -> int:
         """Bytes stored, scales included."""
         return self.quantizer.bytes(self.shape)
+
+    # ---------------------------------------------------------------- coming and beginning anew
+
+    @torch.inference_mode(False)  # states made within inference_mode could never be changed outside
+    def initial(self, param: Tensor) -> dict[str, Any]:
+        """Entries of the initial state of a parameter, of age 0."""
+        return {**self._entered(param, *self._initial(param)), self.age_key: 0}
+
+    def create(self, param: Tensor) -> None:
+        """Put the initial state of a parameter into the dictionary."""
+        self.entries.update(self.initial(param))
+
+    def reset_(self, param: Tensor) -> None:
+        """Set the state to its initial value and its age to zero, in place."""
+        self.stored().write_(*self._initial(param))
+        self.age = 0
+
+    def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.slot.init is None:
+            return self.quantizer.zeros(self.shape, param.device)
+        whole = local(param.detach()) if self.sharded else whole_values(param.detach())
+        return self._nearest(self.slot.init(whole.float()))
+
+    def _nearest(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        codes, scale = self.quantizer.with_rounding("nearest").quantize(plain(values.reshape(self.shape)))
+        return codes.clone(), scale  # fp32 codes are the values themselves
+
+    def _entered(self, param: Tensor, *tensors: Tensor | None) -> dict[str, Tensor]:
+        pairs = zip(self.tensor_keys, tensors, strict=False)
+        return {key: shard_like(param, x) if self.sharded else x for key, x in pairs if x is not None}
+
+    # ---------------------------------------------------------------- what others put into the dictionary
+
+    @torch.inference_mode(False)
+    def fitted(self, param: Tensor, label: str, usual: Quantizer, step: int) -> dict[str, Any]:
+        """The entries of this state as a backend can use them, whatever was put there since the last step.
+
+        What is of another device, strided, or made under ``inference_mode`` is copied; floating-point values of the
+        state's shape are stored in its format; what is gone begins anew.
+
+        Parameters
+        ----------
+        param, label
+            The parameter, and how it is called.
+        usual
+            How the slot is stored where the parameter does not stay in fp32.
+        step
+            Steps of the parameter so far.
+
+        Raises
+        ------
+        ValueError
+            For anything that says nothing clear.
+        """
+        name, given = self.slot.name, self.entries.get(self.slot.name)
+        if given is None:
+            if self.entries.get(self.scale_key) is not None:
+                raise ValueError(f"{label}: optimizer.state has {self.scale_key} and not {name}: {self._way_out()}")
+            if step:
+                log_once(f"{label}: optimizer.state has no {name} beside its other states; it begins anew", level=30)
+            return self.initial(param)
+        entries = {key: self._tensor(key, label, param) for key in self._present()}
+        codes, age = entries[name], count(label, self.age_key, self.entries.get(self.age_key, step))
+        if self._fits(self.quantizer, entries):
+            return {**{k: entries[k] for k in self.tensor_keys}, self.age_key: age}
+        if self._fits(usual, entries):  # stored in low precision, and the parameter has become small
+            values = usual.dequantize(local(codes), _local(entries.get(self.scale_key)), self.shape)
+        elif codes.is_floating_point() and tuple(local(codes).shape) == tuple(self.shape) and not self._cast(entries):
+            values = local(codes).float()
+        else:
+            raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}")
+        log_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}", level=30)
+        return {**self._entered(param, *self._nearest(values)), self.age_key: age}
+
+    def _present(self) -> list[str]:
+        return [k for k in (self.slot.name, self.scale_key) if self.entries.get(k) is not None]
+
+    def _tensor(self, key: str, label: str, param: Tensor) -> Tensor:
+        x, device = self.entries[key], param.device
+        if not isinstance(x, Tensor) or is_wrapper(local(x)) or local(x).layout != torch.strided:
+            kind = f"{type(x).__name__} of layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{label}: {key} in optimizer.state is a {kind}, not a plain tensor; {self._way_out()}")
+        if local(x).is_meta or not has_memory(local(x)):
+            raise ValueError(f"{label}: {key} in optimizer.state has no memory (meta device, or freed storage)")
+        if x.device != device:
+            log_once(f"{label}: {key} is on {x.device}, and is moved to {device} as its parameter", level=30)
+            x = x.to(device)
+        if is_sharded(x) and not self.sharded:
+            return whole_values(x)
+        if self.sharded and not is_sharded(x):
+            return shard_like(param, plain(x.detach()).clone())
+        if is_sharded(x) or (plain(x) is x and not x.is_inference() and not x.requires_grad):
+            return x
+        return plain(x.detach()).clone()
+
+    def _fits(self, quantizer: Quantizer, entries: dict[str, Tensor]) -> bool:
+        wanted = quantizer.stored_as(self.shape)
+        have = [local(entries[k]) for k in (self.slot.name, self.scale_key)[: len(wanted)] if k in entries]
+        return [(x.dtype, tuple(x.shape)) for x in have] == wanted
+
+    def _cast(self, entries: dict[str, Tensor]) -> bool:
+        """Whether floats may be codes that were cast, rather than values: whole numbers of a byte."""
+        x = local(entries[self.slot.name])
+        if self.quantizer.format.bits > 8 or not bool((x != 0).any()):
+            return False
+        return bool(((x == x.round()) & (x >= 0) & (x <= 255)).all())
+
+    def _difference(self, entries: dict[str, Tensor], param: Tensor) -> str:
+        found = ", ".join(f"{k} is {x.dtype} of shape {tuple(local(x).shape)}" for k, x in entries.items())
+        wanted = self.quantizer.stored_as(self.shape)
+        want = ", ".join(f"{k} {d} of shape {s}" for k, (d, s) in zip(self.tensor_keys, wanted, strict=True))
+        return (
+            f"{found} in optimizer.state; a parameter of shape {tuple(param.shape)} has {want}, or values in floating "
+            f"point of shape {tuple(self.shape)}, which optimizer.state_tensor(param, {self.slot.name!r}) gives"
+        )
+
+    def _way_out(self) -> str:
+        return f"delete {', '.join(self.keys)} of it (or all of optimizer.state[param]) to begin anew"
+
+
+def _local(x: Tensor | None) -> Tensor | None:
+    return None if x is None else local(x)
+
+
+def count(label: str, key: str, value: Any) -> int:
+    """A number of steps as an integer; ``ValueError`` for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):
+        raise ValueError(f"{label}: {key} must be a number of steps, got {value!r}")
+    return int(value)

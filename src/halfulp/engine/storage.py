@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from halfulp.engine.options import GROUP_DEFAULTS
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer, Rounding
@@ -63,11 +64,11 @@ def slot_quantizers(
         The rule's states.
     state
         A format name, a torch dtype, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of
-        these; slots that a mapping leaves out stay in fp32. Without a mapping, slots get the bits that they need at
-        least.
+        these; slots that a mapping leaves out have the default. Slots that are not named get the bits that they need
+        at least.
     rounding
-        ``"nearest"``, ``"stochastic"``, or a mapping from slot names (left out: nearest). A :class:`Quantizer` has its
-        own, which wins, and so does its ``zero_floor``.
+        ``"nearest"``, ``"stochastic"``, or a mapping from slot names, in which what is left out has the default. A
+        :class:`Quantizer` has its own, which wins, and so does its ``zero_floor``.
     options
         The rest.
 
@@ -83,9 +84,11 @@ def slot_quantizers(
             raise ValueError(f"{what}= names {sorted(unknown)}, but the states of this optimizer are {names}")
     quantizers = []
     for slot in slots:
-        by_slot = isinstance(state, Mapping)
-        wanted = state.get(slot.name, "float32") if by_slot else state
-        how = rounding.get(slot.name, "nearest") if isinstance(rounding, Mapping) else slot.rounding or rounding
+        by_slot = isinstance(state, Mapping) and slot.name in state
+        wanted = _named(state, slot, GROUP_DEFAULTS["state"])
+        how = slot.rounding or _named(rounding, slot, GROUP_DEFAULTS["rounding"])
+        if isinstance(rounding, Mapping):
+            how = rounding.get(slot.name, how)
         if how not in ("nearest", "stochastic"):
             raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
         if isinstance(wanted, Quantizer):
@@ -97,6 +100,10 @@ def slot_quantizers(
             quantizer = wider
         quantizers.append(quantizer)
     return tuple(quantizers)
+
+
+def _named(given: Any, slot: StateSlot, default: Any) -> Any:
+    return given.get(slot.name, default) if isinstance(given, Mapping) else given
 
 
 def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: StorageOptions) -> Quantizer:

@@ -261,7 +261,7 @@ def _master_weights(rule: Rule) -> Rule:
 
     return replace(
         rule, name=f"{rule.name}+master", slots=lambda hyper: (*rule.slots(hyper), MASTER), update=update,
-        measure=None if measure is None else measured,
+        measure=None if measure is None else measured, keeps_param=True,
     )  # fmt: skip
 
 

@@ -1,0 +1,95 @@
+"""What an optimizer looks at before a step changes anything: parameters, gradients, and what became of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.registry import Registry
+from halfulp.engine.sharding import agree, local
+from halfulp.numbers.log import log_once
+
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["PARAM_DTYPES", "check_gradients", "check_param", "is_dry_run", "tell_replaced"]
+
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_param(param: Tensor) -> None:
+    """Raise ``ValueError`` for a parameter that no optimizer here can update."""
+    if param.dtype not in PARAM_DTYPES:
+        raise ValueError(
+            f"parameters are float32, bfloat16 or float16 (the arithmetic is fp32); got {param.dtype} of shape "
+            f"{tuple(param.shape)}: use model.float(), .bfloat16() or .half(), or freeze it (requires_grad=False)"
+        )
+    if param.layout != torch.strided:
+        raise ValueError(f"parameters are dense; got one of layout {param.layout}: give param.to_dense() to the model")
+
+
+def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
+    """Raise for parameters or gradients that a step cannot take; under ``nonfinite="raise"`` for what is not finite."""
+    for p in params:
+        grad = p.grad
+        assert grad is not None
+        if (
+            grad.layout is not torch.strided
+            or p.dtype not in PARAM_DTYPES
+            or grad.dtype not in PARAM_DTYPES
+            or p.is_meta
+            or grad.numel() != p.numel()
+        ):
+            _refuse(optimizer, p, grad)
+    if optimizer.nonfinite == "raise":
+        bad = next((p for p in params if not bool(torch.isfinite(local(p.grad)).all())), None)  # type: ignore[arg-type]
+        if agree(bad is not None, list(params)):
+            label = "a parameter on another rank" if bad is None else optimizer.registry[bad].label
+            raise FloatingPointError(
+                f"the gradient of {label} is not finite; nothing was changed. Skip this step, or use nonfinite='skip' "
+                "to leave out the stretches concerned"
+            )
+
+
+def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
+    label = optimizer.registry[param].label
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"{type(optimizer).__name__} takes dense gradients; got a sparse one: use sparse=False")
+    check_param(param)  # model.double() after the optimizer was built
+    if param.is_meta:
+        raise RuntimeError(
+            f"{label} is on the meta device: give the model memory first (model.to_empty(device=...)), and build the "
+            "optimizer then"
+        )
+    raise RuntimeError(
+        f"the gradient of {label} is {grad.dtype} of shape {tuple(grad.shape)}, the parameter {param.dtype} of shape "
+        f"{tuple(param.shape)}: compute it anew (zero_grad() and backward()) after a parameter was changed"
+    )
+
+
+def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Iterable[int]) -> bool:
+    """Whether a first step is one that makes states and nothing else: no rate, and gradients of zeros.
+
+    ``torch.distributed.checkpoint`` makes one before it saves or loads. It must not count: the next step would have the
+    bias correction and the random bits of a second one.
+    """
+    if any(float(group["lr"]) != 0.0 for group, params in groups if params) or any(steps):
+        return False
+    params = [p for _, found in groups for p in found]
+    moved = any(bool(torch.count_nonzero(local(p.grad))) for p in params if p.grad is not None)
+    return not agree(moved, params)
+
+
+def tell_replaced(before: Registry, now: Registry, state: Mapping[Any, Any]) -> None:
+    """Say that parameters were replaced by tensors that have no states, which torch's optimizers do not say."""
+    gone = [p for p in before if p not in now and state.get(p)]
+    new = [now[p].label for p in now if p not in before and not state.get(p)]
+    if gone and new:
+        log_once(
+            f"{', '.join(new[:3])}{' ...' if len(new) > 3 else ''}: replaced in optimizer.param_groups by a tensor "
+            "without state, which begins anew; the state of the old one is still in optimizer.state",
+            level=30,
+        )

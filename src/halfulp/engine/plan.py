@@ -1,0 +1,164 @@
+"""What the arguments of a group come to: rules, slots, storage, resets and random streams, found once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import NoneType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.registry import Place
+from halfulp.engine.resets import ResetSchedule, as_schedule
+from halfulp.engine.sharding import is_sharded, local_state_shape
+from halfulp.engine.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
+from halfulp.numbers.log import log_once
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rng import lanes
+from halfulp.rules.base import Rule
+from halfulp.rules.hyper import as_number, is_rate
+from halfulp.rules.slots import StateSlot
+
+__all__ = ["GroupPlan", "StatePlan", "check_options", "plan_group", "plan_states", "values_of"]
+
+PLAIN = frozenset({float, int, bool, str, NoneType})
+
+
+class StatePlan(NamedTuple):
+    """One state of one parameter: its slot, its shape (of this rank's part), and how it is stored."""
+
+    slot: StateSlot
+    shape: torch.Size
+    quantizer: Quantizer
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """What a group's arguments come to. Made when the group is added, and again when one of them changes.
+
+    Parameters
+    ----------
+    rules
+        Every rule that its parameters may follow, under the optimizer's transforms.
+    slots
+        Of each rule, under the hyper-parameters.
+    quantizers
+        Storage of every slot, for the parameters that do not stay in fp32. The same object as before where a change of
+        arguments leaves the storage as it was.
+    reset
+        When states begin anew.
+    streams
+        Lane of the random stream of every slot, and of the parameter.
+    seen
+        The arguments that it was made from.
+    """
+
+    rules: tuple[Rule, ...]
+    slots: dict[Rule, tuple[StateSlot, ...]]
+    quantizers: dict[str, Quantizer]
+    reset: ResetSchedule | None
+    streams: dict[str, int]
+    seen: list[Any]
+
+    @property
+    def specs(self) -> str:
+        """Storage of all slots as one line of text."""
+        return format_specs(self.quantizers)
+
+    @property
+    def all_slots(self) -> dict[str, StateSlot]:
+        """Slots of all rules by name."""
+        return {slot.name: slot for slots in self.slots.values() for slot in slots}
+
+
+def values_of(group: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+    """What a group holds now under some keys, to be compared with what a plan was made from."""
+    return [v if (v := group[k]).__class__ in PLAIN else _value(v) for k in keys]
+
+
+def _value(given: Any) -> Any:
+    """What an entry is now, of those that can be changed in place."""
+    if isinstance(given, Tensor):
+        return given.tolist()
+    if isinstance(given, Mapping):
+        return dict(given)
+    return tuple(map(_value, given)) if isinstance(given, (tuple, list)) else given
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for options of a group that cannot work."""
+    if not is_rate(as_number("lr", group["lr"])):
+        raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
+    if group["param_rounding"] not in ("nearest", "stochastic"):
+        raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
+    if not isinstance(group["seed"], int):
+        raise ValueError(f"seed is an integer, got {group['seed']!r}")
+    if not 0 <= group["seed"] < 1 << 64:
+        raise ValueError(f"seed is an integer of at most 64 bits, not negative; got {group['seed']}")
+
+
+def plan_group(
+    rules: tuple[Rule, ...], group: Mapping[str, Any], storage: StorageOptions, keys: Sequence[str],
+    before: GroupPlan | None = None,
+) -> GroupPlan:  # fmt: skip
+    """The plan of a group, or ``ValueError`` for arguments that cannot work.
+
+    Parameters
+    ----------
+    rules
+        Under the optimizer's transforms.
+    group, storage
+        Its arguments, and those of the whole optimizer.
+    keys
+        Of the group, whose values the plan follows from.
+    before
+        The plan until now, if states may have been made by it: their formats must stay.
+    """
+    slots = {rule: rule.slots(group) for rule in rules}
+    named = {slot.name: slot for found in slots.values() for slot in found}
+    chosen = slot_quantizers(tuple(named.values()), group["state"], group["rounding"], storage)
+    quantizers = dict(zip(named, chosen, strict=True))
+    made = GroupPlan(rules, slots, quantizers, as_schedule(group["reset"]), lanes(tuple(named)), values_of(group, keys))
+    if before is None:
+        return made
+    for name, q in quantizers.items():
+        old = before.quantizers.get(name, q)
+        if q.with_rounding(old.rounding) != old:
+            was, now = (dict(zip(keys, plan.seen, strict=True))["state"] for plan in (before, made))
+            raise ValueError(
+                f"the states of a group are stored as {was!r} and cannot become {now!r} between steps; build a new "
+                "optimizer"
+            )
+    if rules == before.rules and quantizers == before.quantizers:
+        return replace(made, rules=before.rules, slots=before.slots, quantizers=before.quantizers)
+    return made
+
+
+def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storage: StorageOptions) -> list[StatePlan]:
+    """Every state of a parameter under the plan of its group, fp32 where it is kept so."""
+    quantizers, sharded = plan.quantizers, is_sharded(param)
+    reason = fp32_reason(param, place.name, storage)
+    if reason is None and param.ndim < 2 and sharded:
+        reason = "sharded vector, whose blocks a shard would cut"
+    if reason is not None and any(not q.format.is_float32 for q in quantizers.values()):
+        log_once(f"states of {place.label} stay in float32: {reason}")
+        quantizers = dict.fromkeys(quantizers, FLOAT32)
+    if sharded and not rule.shardable:
+        log_once(
+            f"rule {rule.name!r} needs all elements of a sharded parameter, so that its states are whole on every rank "
+            "(memory() counts them so)",
+            level=30,
+        )
+    found = []
+    for slot in plan.slots[rule]:
+        shape = slot.shape(tuple(param.shape))
+        if shape is None:
+            continue
+        small = shape != tuple(param.shape) and torch.Size(shape).numel() < storage.min_size
+        quantizer = FLOAT32 if small else quantizers[slot.name]
+        if shape == tuple(param.shape) and sharded and rule.shardable:
+            shape = local_state_shape(param, quantizer)
+        found.append(StatePlan(slot, torch.Size(shape), quantizer))
+    return found

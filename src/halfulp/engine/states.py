@@ -1,0 +1,214 @@
+"""The states of an optimizer's parameters: bound to what ``optimizer.state`` holds, and bound anew when that changes.
+
+``optimizer.state`` is the truth. Each parameter that has made a step has an entry in it: its count of steps, and codes,
+scales and age of each of its slots. What is remembered here is a cache: it holds the tensors that it was made of, and
+notices when they are others, elsewhere, or of another length or dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.plan import GroupPlan, StatePlan
+from halfulp.engine.registry import Place
+from halfulp.engine.resets import ResetSchedule, Site, SlotSite
+from halfulp.engine.sharding import copy_back_, has_memory, is_sharded, is_wrapper, local, whole_values, window
+from halfulp.engine.slot_state import SlotState, count
+from halfulp.kernels.binding import Binding, Seen, look
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.rules.base import Rule, Scalars
+
+__all__ = ["Bound", "Guard", "bind", "drop_leftovers"]
+
+
+@dataclass(eq=False)
+class Bound:
+    """A parameter with its states, as they were bound.
+
+    Parameters
+    ----------
+    param, rule, states
+        The optimizer's parameter, what it follows, and what it has.
+    entries
+        Those of the parameter in ``optimizer.state``.
+    quantizers
+        Of the plan by which it was bound.
+    index
+        Number of the parameter.
+    """
+
+    param: Tensor
+    rule: Rule
+    states: tuple[SlotState, ...]
+    entries: dict[str, Any]
+    quantizers: dict[str, Quantizer]
+    index: int
+    lasting: bool = field(init=False)
+    """Whether the binding lasts: not on a shard, a gathered tensor or a wrapper, whose values are fetched each step."""
+    binding: Binding | None = field(init=False, default=None)
+    low: bool = field(init=False)
+    """Whether any state is stored in less than fp32."""
+    names: tuple[str, ...] = field(init=False)
+    """Of the states, and ``"param"``."""
+    counted: list[str] = field(init=False)
+    """Keys of the numbers that a step adds one to: of its own, and of the states' ages."""
+    scalars: Scalars = field(init=False, default_factory=dict)
+    """Of the last step."""
+    counts: Tensor | None = field(init=False, default=None)
+    """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
+
+    def __post_init__(self) -> None:
+        self.low = any(not s.quantizer.format.is_float32 for s in self.states)
+        self.names = (*(s.slot.name for s in self.states), "param")
+        self.lasting = not is_sharded(self.param) and not is_wrapper(self.param)
+        self._keys = [key for s in self.states for key in s.tensor_keys]
+        self._held = [self.entries[key] for key in self._keys]
+        self.counted = ["step", *(s.age_key for s in self.states)]
+        self._integers = [int] * len(self.counted)
+        if self.lasting:
+            self.binding = self._bind(self.param)
+
+    def current(self, entries: dict[str, Any] | None, quantizers: dict[str, Quantizer]) -> bool:
+        """Whether ``optimizer.state`` still holds what was bound, under the same storage."""
+        return (
+            entries is self.entries
+            and quantizers is self.quantizers
+            and all(map(is_, map(entries.get, self._keys), self._held))
+            and [*map(type, map(entries.get, self.counted))] == self._integers
+        )
+
+    def fetched(self) -> Binding:
+        """The binding for a step where none lasts."""
+        param = self.param.detach()
+        return self._bind(local(param) if is_sharded(param) and self.rule.shardable else whole_values(param))
+
+    def intact(self) -> bool:
+        """Whether the tensors are where, and what, they were when they were bound."""
+        return self.binding is None or self.binding.intact()
+
+    def fetched_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient as the rule reads it, where no binding lasts."""
+        if not is_sharded(self.param):
+            return whole_values(grad)
+        grad = grad.redistribute(placements=self.param.placements)  # type: ignore[attr-defined]
+        return local(grad) if self.rule.shardable else whole_values(grad)
+
+    def take_back(self, binding: Binding) -> None:
+        """Put what a step made of fetched values into the parameter."""
+        if is_sharded(self.param) and self.rule.shardable:
+            return
+        assert binding.param is not None
+        if is_sharded(self.param):
+            copy_back_(self.param, binding.param)
+        else:
+            self.param.copy_(binding.param)
+
+    def _bind(self, param: Tensor) -> Binding:
+        first, stride = 0, None
+        if is_sharded(self.param) and self.rule.shardable:
+            here = window(self.param)
+            first = here.first_element
+            stride = None if here.shape[1:] == tuple(self.param.shape[1:]) else here.row_stride
+        return Binding(self.rule, param, tuple(s.stored() for s in self.states), first, stride)
+
+    def due(self, schedule: ResetSchedule, group: dict[str, Any], count: int) -> tuple[str, ...]:
+        """Slots that a schedule resets before the next step."""
+        hyper = {**group, **self.scalars}
+        sites = tuple(SlotSite.of(s, hyper, tuple(self.param.shape)) for s in self.states)
+        due = schedule.due(Site(self.entries["step"], self.index, count, sites))
+        unknown = set(due) - {s.name for s in sites}
+        if unknown:
+            raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
+        return due
+
+
+def bind(
+    state: MutableMapping[Tensor, dict[str, Any]], param: Tensor, rule: Rule, plan: GroupPlan,
+    states: Sequence[StatePlan], place: Place,
+) -> Bound:  # fmt: skip
+    """Bind a parameter to its entries, which are made or set right first; all of it or nothing.
+
+    Parameters
+    ----------
+    state
+        ``optimizer.state``.
+    param, rule, plan, states, place
+        The parameter, what it follows, the plan of its group, its states by it, and where it stands.
+
+    Raises
+    ------
+    ValueError
+        Entries, or a parameter, that a step could not use; the message says what to do.
+    """
+    label = place.label
+    _check_memory(param, label)
+    entries = state.get(param)
+    if entries is not None and not isinstance(entries, dict):
+        raise ValueError(f"{label}: optimizer.state holds a {type(entries).__name__} for it, not a dictionary")
+    found: dict[str, Any] = {} if entries is None else entries
+    sharded = is_sharded(param) and rule.shardable
+    slots = tuple(SlotState(s.slot, s.quantizer, s.shape, found, sharded) for s in states)
+    stored = [s for s in slots if s.slot.name in found]
+    if stored and "step" not in found:
+        raise ValueError(
+            f"{label}: optimizer.state has its {stored[0].slot.name} and no step, on which bias correction and random "
+            "bits depend: put its number of steps there, or delete optimizer.state[param] to begin anew"
+        )
+    fresh: dict[str, Any] = {"step": count(label, "step", found.get("step", 0))}
+    for slot in slots:
+        step = fresh["step"] if stored else 0  # forgotten as a whole is no surprise
+        fresh.update(slot.fitted(param, label, plan.quantizers[slot.slot.name], step))
+    drop_leftovers(found, {s.slot.name for s in slots})
+    found.update(fresh)
+    for slot in slots:
+        if slot.scale_key not in slot.keys:
+            found.pop(slot.scale_key, None)
+    if entries is None:
+        state[param] = found
+    return Bound(param, rule, slots, found, plan.quantizers, place.index)
+
+
+def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:
+    """Remove the states of slots that there are no more (a momentum became zero); keys of others are theirs."""
+    gone = [k for k in entries if isinstance(k, str) and f"{k}_age" in entries and k not in names]
+    for name in gone:
+        for key in (name, f"{name}_scale", f"{name}_age"):
+            entries.pop(key, None)
+    return gone
+
+
+def _check_memory(param: Tensor, label: str) -> None:
+    part = local(param.detach()) if is_sharded(param) else param
+    if is_wrapper(part):
+        return
+    if not has_memory(part):
+        raise RuntimeError(f"{label} has no memory: its storage was freed or made smaller; gather the parameters first")
+    if torch._debug_has_internal_overlap(part) == 1:
+        raise RuntimeError(f"{label} is expanded: several of its elements are one in memory; use param.clone()")
+
+
+class Guard:
+    """Whether the tensors of bindings are where, and what, they were when they were bound: asked before each step."""
+
+    def __init__(self) -> None:
+        self.bounds: list[Bound] = []
+        self.tensors: list[Tensor] = []
+        self.seen: Seen = look(())
+
+    def moved(self, bounds: list[Bound]) -> list[Bound]:
+        """Those that have to be bound anew."""
+        same = len(bounds) == len(self.bounds) and all(map(is_, bounds, self.bounds))
+        if same and look(self.tensors) == self.seen:
+            return []
+        moved = [b for b in bounds if not b.intact()]
+        if not moved:
+            bindings = [b.binding for b in bounds if b.binding is not None]
+            self.bounds, self.tensors = bounds, [x for binding in bindings for x in binding.tensors]
+            self.seen = look(self.tensors)
+        return moved
