@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import halfulp
+from halfulp.numbers.formats import FRIENDLY
 
 Factory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 BASE = "torch fused"
@@ -54,7 +55,7 @@ def arms(dtype: torch.dtype) -> dict[str, Factory]:
         BASE: lambda params: torch.optim.AdamW(params, **HYPER, fused=True),
         "torch foreach": lambda params: torch.optim.AdamW(params, **HYPER, foreach=True),
     }
-    for state in ("fp32", "bf16", "fp8", "8bit", "int8", "fp4", "4bit"):
+    for state in FRIENDLY:
         found[f"halfulp {state}"] = ours(state=state)
     found["halfulp 8bit nearest"] = ours(state="8bit", rounding="nearest")
     if dtype != torch.float32:

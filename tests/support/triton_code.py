@@ -129,8 +129,7 @@ def of_variants() -> Iterator[tuple[str, Kind]]:
 def bound(kind: Kind) -> float:
     """Bytes a parameter that a step has to move: parameter and states in and out, the gradient in."""
     states = sum(f.bits / 8 + ((1 if s.pow2 else 4) / s.block if f.scaled else 0) for f, s in _stored(kind))
-    param = 0 if kind.program.param is None else 4
-    return 4 + param * (1 + kind.program.reads("param")) + 2 * states
+    return 4 + 4 * (kind.program.param is not None) + 4 * kind.program.reads("param") + 2 * states
 
 
 def _stored(kind: Kind) -> Iterator[tuple[Format, StoredAs]]:
@@ -144,8 +143,10 @@ def table(capability: int) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     named: dict[str, Kind] = {}
-    for name, kind in of_variants():
-        named.setdefault(name, kind)
+    for variant in ELEMENTWISE:
+        step = variant.step((4, 1024))
+        branches = branches_of(variant.rule, step.binding, measuring=False)
+        named.setdefault(variant.name, kind_of(step, branches.choose(step.scalars), True))
     for name, kind in sorted(named.items()):
         code = compile_kind(kind, capability)
         lines.append(

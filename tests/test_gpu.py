@@ -1,0 +1,100 @@
+"""What only a GPU can show: no wait in a step, streams, CUDA graphs. Skipped where there is none."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import halfulp
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="no GPU, or Triton's interpreter (TRITON_INTERPRET=0 leaves it)",
+)
+SHAPES = [(64, 130), (33,), (256, 256)]
+
+
+def make(device: str, **options: Any) -> tuple[list[Tensor], Any]:
+    torch.manual_seed(0)
+    params = [torch.randn(shape).to(device).requires_grad_() for shape in SHAPES]
+    return params, halfulp.AdamW(params, lr=1e-2, min_size=0, **options)
+
+
+def set_gradients(params: list[Tensor], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for p in params:
+        values = torch.randn(p.shape, generator=generator)
+        values.view(-1)[0] = float("inf") if step == 3 else 1e-40
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        p.grad.copy_(values)
+
+
+def reference(steps: int) -> tuple[list[Tensor], Any]:
+    params, optimizer = make("cpu", backend="reference")
+    for step in range(steps):
+        set_gradients(params, step)
+        optimizer.step()
+    return params, optimizer
+
+
+def assert_same_as_reference(params: list[Tensor], optimizer: Any, steps: int) -> None:
+    expected, plain = reference(steps)
+    for p, q in zip(params, expected, strict=True):
+        assert torch.equal(p.cpu(), q)
+        for name, value in plain.state[q].items():
+            if isinstance(value, Tensor):
+                assert torch.equal(optimizer.state[p][name].cpu(), value), name
+    assert optimizer.skipped == plain.skipped
+
+
+def test_a_step_waits_for_nothing() -> None:
+    params, optimizer = make("cuda", backend="triton")
+    for step in range(6):
+        set_gradients(params, step)
+        if step >= 2:  # compiled, and all tables made
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert_same_as_reference(params, optimizer, 6)
+
+
+def test_streams() -> None:
+    params, optimizer = make("cuda", backend="triton")
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    last = torch.cuda.current_stream()
+    for step in range(6):
+        stream = streams[step % 2]
+        stream.wait_stream(last)
+        with torch.cuda.stream(stream):
+            set_gradients(params, step)
+            optimizer.step()
+        last = stream
+    torch.cuda.synchronize()
+    assert_same_as_reference(params, optimizer, 6)
+
+
+def test_graph() -> None:
+    params, optimizer = make("cuda", backend="triton", capturable=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for step in range(2):
+            set_gradients(params, step)
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for step in range(2, 6):
+        set_gradients(params, step)
+        optimizer.advance()
+        graph.replay()
+    torch.cuda.synchronize()
+    assert_same_as_reference(params, optimizer, 6)
