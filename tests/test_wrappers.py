@@ -338,3 +338,35 @@ def test_the_monitor_watches_the_optimizer_inside() -> None:
     assert {slot for slot, updates, stalled in tables[0] if updates > 0 and stalled > 0} == {"exp_avg", "exp_avg_sq"}, (
         tables
     )
+
+
+@pytest.mark.parametrize("wrapper", [halfulp.Lookahead, halfulp.LowPass])
+def test_a_loop_that_passes_the_wrapper_by_is_told(wrapper, caplog, monkeypatch):
+    monkeypatch.setattr("halfulp.numbers.log._said", set())
+    w = torch.nn.Parameter(torch.ones(4))
+    inside = torch.optim.SGD([w], lr=0.1)
+    optimizer = wrapper(inside)
+    w.grad = torch.ones(4)
+    optimizer.step()
+    told = "no backward pass of this step was inside perturbed()"
+    assert (told in caplog.text) == (wrapper is halfulp.LowPass)
+    assert "does not see" not in caplog.text
+    inside.step()
+    assert "the training loop has to call step() of the wrapper" in caplog.text
+
+
+def test_low_pass_that_draws_noise_says_nothing(caplog, monkeypatch):
+    monkeypatch.setattr("halfulp.numbers.log._said", set())
+    w = torch.nn.Parameter(torch.ones(4))
+    optimizer = halfulp.LowPass(torch.optim.SGD([w], lr=0.1))
+    with optimizer.perturbed():
+        w.square().sum().backward()
+    optimizer.step()
+
+    def closure():
+        loss = w.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    optimizer.step(closure)
+    assert not caplog.records

@@ -20,6 +20,7 @@ from halfulp.averaging.decay import (
     scale_decay,
 )
 from halfulp.averaging.dropin import AveragedModel
+from halfulp.averaging.dropin_diffusers import EMAModel
 from halfulp.averaging.dropin_ema_pytorch import EMAPytorch
 from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
 from halfulp.averaging.merge import liti, slerp, warp
@@ -41,6 +42,7 @@ __all__ = [
     "AverageStore",
     "AveragedModel",
     "Cosine",
+    "EMAModel",
     "EMAPytorch",
     "ElasticReset",
     "Linear",

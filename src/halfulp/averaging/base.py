@@ -148,21 +148,26 @@ class WeightAverage:
         return found
 
     def _rename(self, tensors: dict[str, Tensor]) -> None:
-        """Follow tensors that stand under another name now, as pruning and parametrizations leave them."""
-        gone = [n for n in self.store if n not in tensors]
-        if gone:
-            places = {id(t): n for n, t in tensors.items() if n not in self.store}
-            for name in gone:
-                new = places.get(id(self._last.get(name)))
-                if new is not None:
-                    self._renamed(name, new)
-                    self._last[new] = self._last.pop(name)
-                    self.began[new] = self.began.pop(name)
-                    log_once(f"the average of {name} goes on as that of {new}")
+        """Follow tensors that stand under another name now: layers that moved up, pruned and parametrized weights."""
+        if tensors is self._synced:
+            return
+        places = {id(t): n for n, t in tensors.items()}
+        moved = {n: places[id(t)] for n, t in self._last.items() if n in self.store and id(t) in places}
+        moved = {n: new for n, new in moved.items() if n != new}
+        if not moved:
+            return
+        over = [n for n in self.store if n in moved.values() and n not in moved]
+        if over:
+            log.warning("step %d: %s are other tensors now; averages of the former ones are dropped", self.step, over)
+            self._leave(over)
+        self._renamed(moved)
+        self._last = {moved.get(n, n): t for n, t in self._last.items() if n not in over}
+        self.began = {moved.get(n, n): step for n, step in self.began.items()}
+        log.info("averages go on under other names: %s", moved)
 
-    def _renamed(self, old: str, new: str) -> None:
+    def _renamed(self, names: Mapping[str, str]) -> None:
         for store in self._stores():
-            store.rename(old, new)
+            store.rename(names)
 
     def _stores(self) -> tuple[AverageStore, ...]:
         """Every store, for tensors that come and go; subclasses have further ones."""
@@ -206,7 +211,8 @@ class WeightAverage:
         for store in self._stores():
             store.number({name: i for i, name in enumerate(tensors) if name in store})
         self._synced, self._resting = tensors, [n for n in tensors if n not in self.store]
-        self._followed = {n: tensors[n] for n in self.store}
+        self._followed = {n: tensors[n] for n in self.store if n in tensors}
+        self._last = self._followed
 
     def _join(self, tensors: dict[str, Tensor]) -> None:
         """Begin the averages of further tensors; subclasses that keep more extend it."""
@@ -365,7 +371,7 @@ class WeightAverage:
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_swapped("copy the average")
-        return {**self.__dict__, "_synced": None, "_followed": {}, "_last": {}}
+        return {**self.__dict__, "_synced": None, "_followed": {}}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers: the stored averages, the counts, and how they are stored."""

@@ -63,10 +63,10 @@ class SecondModel(nn.Module):
     @torch.no_grad()
     def _take_buffers(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """The second model's buffers, as they were saved."""
+        self._skeleton.give_buffers()
         for name, buffer in self._skeleton.module.named_buffers():
             if f"{prefix}{name}" in state_dict:
-                buffer.copy_(state_dict[f"{prefix}{name}"])
-        self._skeleton.give_buffers()
+                buffer.copy_(state_dict[f"{prefix}{name}"])  # what differs from the average was put there by update_bn
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The original's keys, decoded, and under ``halfulp`` what is stored, bit for bit."""

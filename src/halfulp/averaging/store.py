@@ -140,10 +140,10 @@ class AverageStore:
             del self._averaged[name]
             self._bindings.pop(name, None)
 
-    def rename(self, old: str, new: str) -> None:
-        """Go on under another name, in the same place."""
-        self._averaged = {new if name == old else name: a for name, a in self._averaged.items()}
-        self._bindings.pop(old, None)
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Go on under other names."""
+        self._averaged = {names.get(name, name): averaged for name, averaged in self._averaged.items()}
+        self._bindings.clear()
 
     def number(self, numbers: Mapping[str, int]) -> None:
         """Number the random streams otherwise than in the order in which the tensors were added."""

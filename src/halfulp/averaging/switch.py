@@ -104,9 +104,9 @@ class ElasticReset(EMA):
         if self.every and self.step % self.every == 0:
             self.reset()
 
-    def _renamed(self, old: str, new: str) -> None:
-        super()._renamed(old, new)
-        self.start[new] = self.start.pop(old)
+    def _renamed(self, names: Mapping[str, str]) -> None:
+        super()._renamed(names)
+        self.start = {names.get(name, name): entries for name, entries in self.start.items()}
 
     def _join(self, tensors: dict[str, torch.Tensor]) -> None:
         super()._join(tensors)

@@ -78,11 +78,9 @@ class LAWA(WeightAverage):
             if name in snapshot:
                 yield self.store.read_from(name, snapshot[name])
 
-    def _renamed(self, old: str, new: str) -> None:
-        super()._renamed(old, new)
-        for snapshot in self._ring:
-            if old in snapshot:
-                snapshot[new] = snapshot.pop(old)
+    def _renamed(self, names: Mapping[str, str]) -> None:
+        super()._renamed(names)
+        self._ring = [{names.get(name, name): e for name, e in snapshot.items()} for snapshot in self._ring]
 
     def _leave(self, names: list[str]) -> None:
         super()._leave(names)

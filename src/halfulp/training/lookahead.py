@@ -77,7 +77,8 @@ class Lookahead(Wrapper):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the optimizer inside, and every `k` of them the return to the slow weights."""
         self._begin(self.trained)
-        loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        with self._stepping() as inside:
+            loss = inside.step() if closure is None else inside.step(closure)
         self.steps += 1
         if self.steps % self.k == 0:
             self.slow.synchronize(self._fast(), self.steps // self.k)

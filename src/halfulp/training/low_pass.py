@@ -16,6 +16,7 @@ from halfulp.averaging.store import random_words
 from halfulp.averaging.swap import Swap, check_keep
 from halfulp.engine.loading import count
 from halfulp.engine.sharding import gathered
+from halfulp.numbers.log import log_once
 from halfulp.numbers.rng import slot_id, step_keys
 from halfulp.training.wrapper import Wrapper
 
@@ -69,6 +70,8 @@ class LowPass(Wrapper):
     """
 
     key = "low_pass"
+    _drawn = False
+    """Whether noise was drawn since the last step."""
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class LowPass(Wrapper):
 
         swap = Swap(live, noisy, {}, self.keep, None)
         self.draws += 1
+        self._drawn = True
         swap.enter()
         try:
             yield
@@ -167,7 +171,15 @@ class LowPass(Wrapper):
             Without it, gradients are those gathered under :meth:`perturbed`.
         """
         loss = None if closure is None else self._evaluate(closure)
-        self.optimizer.step()
+        if not self._drawn and self.gamma:
+            log_once(
+                "LowPass: no backward pass of this step was inside perturbed(), and step() got no closure: gradients "
+                "are those of the loss itself, as if there were no LowPass",
+                30,
+            )
+        self._drawn = False
+        with self._stepping() as inside:
+            inside.step()
         self.steps += 1
         return loss
 

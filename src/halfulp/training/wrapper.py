@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
+
+from halfulp.numbers.log import log_once
 
 __all__ = ["Wrapper"]
 
@@ -45,7 +48,30 @@ class Wrapper(Optimizer):
             raise TypeError(
                 f"{type(self).__name__} goes around a torch.optim.Optimizer, got {type(optimizer).__name__}"
             )
-        super().__setstate__({"optimizer": optimizer})  # and torch's hooks
+        self.__setstate__({"optimizer": optimizer})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What :meth:`__getstate__` gave, and torch's hooks."""
+        super().__setstate__(state)
+        self._inside = False
+        self.optimizer.register_step_pre_hook(self._passed_by)
+
+    @contextmanager
+    def _stepping(self) -> Iterator[Optimizer]:
+        """The optimizer inside, for a step of this one."""
+        self._inside = True
+        try:
+            yield self.optimizer
+        finally:
+            self._inside = False
+
+    def _passed_by(self, *_: Any) -> None:
+        if not self._inside:
+            log_once(
+                f"{type(self).__name__}: the optimizer inside makes a step that this one does not see, and takes no "
+                "part in: the training loop has to call step() of the wrapper",
+                30,
+            )
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
