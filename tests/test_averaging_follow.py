@@ -286,10 +286,8 @@ def test_every_read_is_of_the_average(case):
 def test_a_stream_that_cannot_serve_every_read_is_refused():
     held = nn.Linear(8, 8)
     held.also = [held.weight]
-    for model, message in (
-        (held, "also holds weight as 'also'"),
-        (torch.compile(nn.Linear(8, 8), backend="eager"), "compiled"),
-    ):
+    compiled = torch.compile(nn.Linear(8, 8), backend="eager")
+    for model, message in ((held, "also holds weight as 'also'"), (compiled, "compiled")):
         average = EMA(model, 0.5)
         with pytest.raises(ValueError, match=message):
             average.swap_in(keep="stream")
