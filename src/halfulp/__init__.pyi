@@ -16,6 +16,7 @@ from halfulp.engine.resets import Every as Every
 from halfulp.engine.resets import Planned as Planned
 from halfulp.engine.resets import ResetSchedule as ResetSchedule
 from halfulp.engine.resets import Staggered as Staggered
+from halfulp.engine.rows import resize_states as resize_states
 from halfulp.monitor import GradientSample as GradientSample
 from halfulp.monitor import StallMonitor as StallMonitor
 from halfulp.numbers import formats as formats
@@ -145,6 +146,7 @@ __all__ = [
     "optimizer",
     "plan_reset",
     "refined",
+    "resize_states",
     "round_to",
     "save_optimizer",
     "scale_adam",

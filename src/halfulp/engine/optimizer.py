@@ -24,6 +24,7 @@ from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
 from halfulp.engine.registry import Registry
+from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
 from halfulp.engine.states import Bound, Guard, bind
@@ -493,7 +494,9 @@ class RuleOptimizer(Optimizer):
         log_once(f"{type(self).__name__}: states reset (first at step {step}; all in optimizer.reset_log)")
 
     @torch.no_grad()
-    def reset_state(self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None) -> None:
+    def reset_state(
+        self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None, rows: Any = None
+    ) -> None:
         """Set states to their initial value (zero, for moments) and their ages to zero now.
 
         Parameters
@@ -502,6 +505,9 @@ class RuleOptimizer(Optimizer):
             Slots; all without. Unknown names are a ``ValueError``.
         params
             Parameters; all without.
+        rows
+            Numbers of rows (dimension 0), a mask or a slice: the states of these alone, as of neurons that are drawn
+            anew. The age is that of the whole parameter, and stays: bias correction does not begin anew.
         """
         if isinstance(names, str):
             names = (names,)
@@ -515,6 +521,9 @@ class RuleOptimizer(Optimizer):
         for p in self.registry:
             if (chosen is None or p in chosen) and self.state.get(p):
                 states = self.states(p)
+                if rows is not None:
+                    reset_rows_([s for s in states if names is None or s.slot.name in names], p, row_index(rows, p))
+                    continue
                 due = tuple(s.slot.name for s in states if names is None or s.slot.name in names)
                 if due:
                     self._reset(p, states, due)
@@ -540,13 +549,25 @@ class RuleOptimizer(Optimizer):
             raise KeyError(f"{place.label} has no state yet: it has made no step")
         if bound is not None and bound.current(entries, self.plan(place.group).quantizers) and bound.intact():
             return bound.states
+        found = self._states_over(entries, param)
+        if all(state.slot.name in entries for state in found):
+            return self._bind(place.group, param).states
+        return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
+
+    def _states_over(self, entries: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
+        """States of a parameter as they are planned, over entries that may lack some."""
+        place = self.registry[param]
         rule = self.active_rule(place.group, param)
         planned = plan_states(self.plan(place.group), rule, param, place, self.storage)
-        if all(s.slot.name in entries for s in planned):
-            return self._bind(place.group, param).states
         sharded = is_sharded(param) and rule.shardable
-        found = (SlotState(s.slot, s.quantizer, s.shape, entries, sharded) for s in planned)
-        return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
+        return tuple(SlotState(s.slot, s.quantizer, s.shape, entries, sharded) for s in planned)
+
+    def _replace(self, group: dict[str, Any], at: int, param: Tensor) -> None:
+        """Put another parameter in a place of a group, without states."""
+        old, group["params"][at] = group["params"][at], param
+        self.state.pop(old, None)
+        self._bounds.pop(old, None)
+        self._registry, self._guard = None, Guard()
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""

@@ -1,0 +1,186 @@
+"""Rows of states: some of them set back, or carried over to a parameter that has grown or was pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.checks import check_param
+from halfulp.engine.sharding import is_sharded
+from halfulp.engine.slot_state import SlotState
+
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["reset_rows_", "resize_states", "row_index"]
+
+Rows = Tensor | Sequence[int] | slice
+
+
+def row_index(rows: Rows, param: Tensor) -> Tensor:
+    """Rows of a parameter as a tensor of numbers; ``ValueError`` for what is none."""
+    if param.ndim == 0:
+        raise ValueError("a parameter without dimensions has no rows")
+    if is_sharded(param):
+        raise ValueError("rows of sharded parameters are not known here: every rank has some of them")
+    count = param.shape[0]
+    if isinstance(rows, slice):
+        return torch.arange(count, device=param.device)[rows]
+    index = torch.as_tensor(rows, device=param.device)
+    if index.dtype == torch.bool:
+        if index.shape != (count,):
+            raise ValueError(f"a mask of rows has shape ({count},), got {tuple(index.shape)}")
+        return index.nonzero().reshape(-1)
+    if index.numel() == 0:
+        return index.long().reshape(-1)
+    if index.ndim != 1 or index.is_floating_point() or not bool(((index >= -count) & (index < count)).all()):
+        raise ValueError(f"rows are numbers below {count}, a mask or a slice; got {rows!r}")
+    return index.long() % count
+
+
+def _has_rows(state: SlotState, shape: torch.Size) -> bool:
+    """Whether a state has a row, or an element, for each row of its parameter; ``ValueError`` if it mixes them."""
+    if state.shape == shape or (len(state.shape) > 0 and state.shape.numel() == state.shape[0] == shape[0]):
+        return True
+    if math.prod(state.shape[:1]) != shape[0] or state.shape == shape[1:] or state.shape.numel() <= 1:
+        return False  # a factor of the columns, or one number for all
+    raise ValueError(
+        f"{state.slot.name} of shape {tuple(state.shape)} mixes the rows of the parameter, so that none of them can be "
+        "set back or moved alone: reset_state() without rows"
+    )
+
+
+def reset_rows_(states: Sequence[SlotState], param: Tensor, index: Tensor) -> None:
+    """Set rows of states to their initial value, in place; the ages stay."""
+    for state in [s for s in states if _has_rows(s, param.shape)]:
+        codes, scale = state._initial(param)
+        if len(state.shape) > 1 or not state.quantizer.format.scaled:
+            state.codes[index] = codes[index]
+            if scale is not None and state.scale is not None and scale.shape[:1] == codes.shape[:1]:
+                state.scale[index] = scale[index]
+        else:  # blocks along a vector: the values, under scales that are found anew
+            values, initial = state.read(), state.quantizer.dequantize(codes, scale, state.shape)
+            values[index] = initial[index]
+            state.stored().write_(*state.quantizer.with_rounding("nearest").quantize(values))
+
+
+@torch.no_grad()
+def resize_states(
+    optimizer: RuleOptimizer, old: Tensor, new: Tensor, rows: Tensor | Sequence[int] | None = None
+) -> None:
+    """Put a parameter with other rows in the place of one, with its states.
+
+    For what is pruned or grows while it is trained: Gaussians, experts, tokens of a vocabulary. Rows that are carried
+    over keep their states bit for bit, as long as the new parameter has the format of the old one; new rows begin with
+    the initial state. Steps and ages are the parameter's, and go on.
+
+    Parameters
+    ----------
+    optimizer
+        One of ours.
+    old, new
+        The parameter that is in it, and the one that takes its place, of the same dtype, device and shape but for the
+        rows (dimension 0).
+    rows
+        For each row of `new` the row of `old` that it was, or -1 for one that is new. Without, the rows of `old` come
+        first and others are new.
+
+    Raises
+    ------
+    ValueError
+        Parameters that are not of the optimizer, are sharded, or do not fit; a state that mixes rows (SOAP). Nothing
+        is changed then.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> old = torch.nn.Parameter(torch.ones(4, 2))
+    >>> optimizer = halfulp.AdamW([old], state="fp32")
+    >>> old.grad = torch.ones_like(old)
+    >>> optimizer.step()
+    >>> new = torch.nn.Parameter(torch.cat([old.detach()[:1], torch.zeros(2, 2)]))
+    >>> halfulp.resize_states(optimizer, old, new, rows=[0, -1, -1])
+    >>> optimizer.state_tensor(new, "exp_avg")[:, 0].tolist()
+    [0.10000000149011612, 0.0, 0.0]
+    """
+    _check_pair(optimizer, old, new)
+    index = _sources(rows, old, new)
+    place = optimizer.registry[old]
+    group, entries = place.group, optimizer.state.get(old)
+    at = next(i for i, p in enumerate(group["params"]) if p is old)
+    before = optimizer.states(old) if entries and set(entries) != {"step"} else ()
+    carried = {state.slot.name: _has_rows(state, old.shape) for state in before}
+    optimizer._replace(group, at, new)
+    if not entries:
+        return
+    made: dict[str, Any] = {"step": entries["step"]}
+    optimizer.state[new] = made
+    if before:
+        for state in optimizer._states_over(made, new):
+            _carry(state, next(s for s in before if s.slot.name == state.slot.name), new, index, carried)
+
+
+def _carry(state: SlotState, source: SlotState, new: Tensor, index: Tensor, carried: dict[str, bool]) -> None:
+    """Fill the state of a new parameter from that of the old one."""
+    codes, scale = source.codes, source.scale
+    if carried[state.slot.name]:
+        first, first_scale = state._initial(new)
+        old_rows, is_old = index.clamp_min(0), index >= 0
+        same = state.quantizer.spec == source.quantizer.spec
+        if same and (len(state.shape) > 1 or not state.quantizer.format.scaled):
+            codes = _picked(codes, first, old_rows, is_old)
+            by_row = scale is not None and scale.shape[:1] == source.codes.shape[:1]
+            scale = _picked(scale, first_scale, old_rows, is_old) if by_row else scale  # type: ignore[arg-type]
+        else:
+            initial = state.quantizer.dequantize(first, first_scale, state.shape)
+            values = _picked(source.read(), initial, old_rows, is_old)
+            codes, scale = state.quantizer.with_rounding("nearest").quantize(values.contiguous())
+    state.entries[state.slot.name] = codes.clone()
+    if scale is not None:
+        state.entries[state.scale_key] = scale.clone()
+    state.age = source.age
+
+
+def _picked(source: Tensor, initial: Tensor, rows: Tensor, is_old: Tensor) -> Tensor:
+    made = initial.clone()
+    made[is_old] = source[rows[is_old]]
+    return made
+
+
+def _check_pair(optimizer: RuleOptimizer, old: Tensor, new: Tensor) -> None:
+    if old not in optimizer.registry:
+        raise ValueError(f"the tensor of shape {tuple(old.shape)} is no parameter of this optimizer")
+    if new in optimizer.registry:
+        raise ValueError("the new parameter is one of this optimizer already")
+    check_param(new)
+    if is_sharded(old) or is_sharded(new):
+        raise ValueError("rows of sharded parameters are not moved: resize before the model is sharded")
+    if old.ndim == 0 or (old.dtype, old.device, old.shape[1:]) != (new.dtype, new.device, new.shape[1:]):
+        raise ValueError(
+            f"parameters differ in their rows alone: {old.dtype} {tuple(old.shape)} on {old.device} cannot become "
+            f"{new.dtype} {tuple(new.shape)} on {new.device}"
+        )
+    if not new.is_leaf:
+        raise ValueError("the new parameter is computed from others: wrap it in torch.nn.Parameter")
+
+
+def _sources(rows: Tensor | Sequence[int] | None, old: Tensor, new: Tensor) -> Tensor:
+    """For each row of the new parameter the old one, or -1."""
+    count = new.shape[0]
+    if rows is None:
+        if count < old.shape[0]:
+            raise ValueError(f"{old.shape[0] - count} rows are to go: say by rows= which of the old ones are left")
+        index = torch.arange(count, device=new.device)
+        return torch.where(index < old.shape[0], index, -1)
+    index = torch.as_tensor(rows, device=new.device)
+    whole = index.numel() == 0 or not (index.is_floating_point() or index.dtype == torch.bool)
+    if index.shape != (count,) or not whole or bool(((index < -1) | (index >= old.shape[0])).any()):
+        raise ValueError(
+            f"rows names for each of {count} rows one of {old.shape[0]} old ones, or -1; got {tuple(index.shape)} of "
+            f"{index.dtype}"
+        )
+    return index.long()
