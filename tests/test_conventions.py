@@ -16,7 +16,33 @@ import halfulp
 from halfulp.numbers import log as _log
 from halfulp.numbers.rng import random_bits, slot_id, stream_keys
 from halfulp.numbers.rounding import encode
+from halfulp.testing import CONVENTIONS, check_optimizer
 from support.optimizers import assert_same, build, each_optimizer, everything, model, run, set_grads
+
+# ---------------------------------------------------------------- what users can check too
+
+
+CHEAP = [name for name in CONVENTIONS if name not in ("trains", "same_bits", "resume", "memory")]
+MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"weight_decay": 0.1}}
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion", "SGD"])
+def test_the_common_optimizers_pass_as_a_whole(name: str) -> None:
+    report = check_optimizer(getattr(halfulp, name), **MORE.get(name, {}))
+    assert {*report.passed, *report.skipped} == set(CONVENTIONS)
+    assert set(report.skipped) <= {"same_bits"}
+    assert max(report.losses.values()) < 0.5
+
+
+@pytest.mark.parametrize("cls", halfulp.OPTIMIZERS)
+def test_every_optimizer_keeps_the_conventions(cls: Any) -> None:
+    report = check_optimizer(cls, only=CHEAP, **MORE.get(cls.__name__, {}))
+    rules = cls.rule
+    apart = {"elementwise", "threads"} if not rules.shardable else set()
+    apart |= {"late_parameters", "groups"} if rules.measure and not rules.per_tensor else set()
+    apart |= {"late_parameters", "groups"} if cls is halfulp.BAdam else set()
+    assert set(report.skipped) == apart
+
 
 # ---------------------------------------------------------------- compiled training steps
 
@@ -141,52 +167,6 @@ def test_clip_grad_norm_and_zero_grad(name: str) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SWATS", "Gravity"])
-def test_a_step_within_inference_mode_is_a_step(name: str) -> None:
-    """The first, which makes the states, too; torch's own leave states behind that no later step can change."""
-    a, b = model(), model()
-    x, y = (getattr(halfulp, name)(m.parameters(), lr=1e-2, min_size=0) for m in (a, b))
-    run(x, 1)
-    set_grads(b.parameters(), 0)
-    with torch.inference_mode():
-        y.step()
-    run(x, 2, 1)
-    run(y, 2, 1)
-    assert_same(everything(x), everything(y))
-    assert not any(v.is_inference() for p in b.parameters() for v in y.state[p].values() if isinstance(v, Tensor))
-
-
-@each_optimizer
-def test_closures_run_with_gradients_and_return_the_loss(name: str) -> None:
-    net = model()
-    optimizer = build(name, net.parameters())
-    x = torch.randn(4, 12)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = net(x).square().mean()
-        loss.backward()
-        return loss
-
-    with torch.no_grad():
-        losses = [float(optimizer.step(closure)) for _ in range(20)]
-    assert losses[-1] < losses[0]
-    assert optimizer.step() is None
-
-
-@each_optimizer
-def test_maximize_is_the_negated_gradient(name: str) -> None:
-    up, down = build(name, model().parameters(), maximize=True), build(name, model().parameters())
-    for t in range(3):
-        set_grads(up.param_groups[0]["params"], t)
-        set_grads(down.param_groups[0]["params"], t)
-        for p in down.param_groups[0]["params"]:
-            p.grad.neg_()
-        up.step()
-        down.step()
-    assert_same(everything(up), everything(down))
-
-
 def test_step_hooks_run() -> None:
     optimizer = build("AdamW", model().parameters())
     seen: list[str] = []
@@ -281,21 +261,6 @@ def test_resume_has_the_same_bits(name: str, state: str) -> None:
         assert_same(everything(half), everything(resumed))
         run(resumed, 3, 3)
         assert_same(everything(whole), everything(resumed))
-
-
-@each_optimizer
-def test_a_never_stepped_state_dict_round_trips(name: str) -> None:
-    """Accelerate does that. It also empties an optimizer that has made steps."""
-    fresh = build(name, model().parameters()).state_dict()
-    assert fresh["state"] == {}
-    optimizer = build(name, model().parameters())
-    optimizer.load_state_dict(fresh)
-    reference = build(name, model().parameters())
-    run(optimizer, 2)
-    run(reference, 2)
-    assert_same(everything(optimizer), everything(reference))
-    optimizer.load_state_dict(fresh)
-    assert all(not optimizer.state.get(p) for p in optimizer.param_groups[0]["params"])
 
 
 def test_step_is_never_rounded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,56 @@ def test_values_that_cannot_work_are_refused(name: str, arguments: dict[str, Any
 def test_misspelled_arguments_get_a_suggestion() -> None:
     with pytest.raises(TypeError, match="Did you mean 'alpha'"):
         halfulp.AdEMAMix([torch.nn.Parameter(torch.zeros(2))], alhpa=2.0)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_arguments_by_position_are_those_of_torch(name: str) -> None:
+    def positional(cls: Any) -> dict[str, Any]:
+        given = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in given if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "params"}
+
+    assert positional(getattr(halfulp, name)) == positional(getattr(torch.optim, name))
+
+
+@pytest.mark.parametrize(
+    ("args", "arguments", "message"),
+    [
+        ((1e-3,), {"lr": 1e-3}, "AdamW got 'lr' by position and by name"),
+        ((1e-3, (0.9, 0.999), 1e-8, 0.0, False, True), {}, "AdamW takes at most 5 hyper-parameters by position, got 6"),
+        ((), {"decoupled_weight_decay": False}, r"unknown arguments \['decoupled_weight_decay'\]: it is True here"),
+    ],
+)
+def test_arguments_that_are_not_taken(args: tuple[Any, ...], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        halfulp.AdamW([torch.nn.Parameter(torch.zeros(2))], *args, **arguments)
+
+
+def test_what_a_declaration_needs_to_be_an_optimizer() -> None:
+    rule = halfulp.Lion.rule
+    with pytest.raises(TypeError, match="the rule 'lion' has the title '', which is no name of a class"):
+        halfulp.optimizer(replace(rule, title=""))
+    with pytest.raises(TypeError, match="the rule 'lion' declares no hyper-parameters"):
+        halfulp.optimizer(replace(rule, hyper=None))
+
+
+def test_a_class_made_from_a_rule_is_like_one_written_down() -> None:
+    class Written(halfulp.HyperOptimizer):
+        rule = halfulp.Lion.rule
+
+    class Sub(halfulp.Lion):
+        """With an argument of its own."""
+
+        def __init__(self, params: Any, strength: float = 1.0) -> None:
+            super().__init__(params, lr=strength * 1e-3)
+
+    made = halfulp.optimizer(halfulp.Lion.rule)
+    assert (made.__name__, made.__qualname__, made.__module__) == ("Lion", "Lion", __name__)
+    assert inspect.signature(Written) == inspect.signature(made) == inspect.signature(halfulp.Lion)
+    assert Written.hyper is made.hyper is halfulp.Lion.hyper
+    assert made.__doc__ is not None
+    assert made.__doc__.startswith("Lion: the sign of one momentum, with decoupled weight decay.\n\nChen et al.")
+    assert list(inspect.signature(Sub).parameters) == ["params", "strength"]
+    assert Sub([torch.nn.Parameter(torch.zeros(2))], 2.0).param_groups[0]["lr"] == 2e-3
 
 
 # ---------------------------------------------------------------- states that come and go with hyper-parameters

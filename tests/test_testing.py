@@ -1,4 +1,4 @@
-"""``halfulp.testing.check_optimizer``: optimizers of the library pass, and each convention finds one that breaks it."""
+"""``halfulp.testing.check_optimizer``: each convention finds an optimizer that breaks it."""
 
 from __future__ import annotations
 
@@ -198,29 +198,7 @@ def test_every_convention_has_something_that_breaks_it() -> None:
     assert all(check.__doc__ for check in CONVENTIONS.values())
 
 
-# ---------------------------------------------------------------- what passes
-
-
-CHEAP = [name for name in CONVENTIONS if name not in ("trains", "same_bits", "resume", "memory")]
-MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"weight_decay": 0.1}}
-
-
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion", "SGD"])
-def test_the_common_optimizers_pass_as_a_whole(name: str) -> None:
-    report = check_optimizer(getattr(halfulp, name), **MORE.get(name, {}))
-    assert {*report.passed, *report.skipped} == set(CONVENTIONS)
-    assert set(report.skipped) <= {"same_bits"}
-    assert max(report.losses.values()) < 0.5
-
-
-@pytest.mark.parametrize("cls", halfulp.OPTIMIZERS)
-def test_every_optimizer_keeps_the_conventions(cls: Any) -> None:
-    report = check_optimizer(cls, only=CHEAP, **MORE.get(cls.__name__, {}))
-    rules = cls.rule
-    apart = {"elementwise", "threads"} if not rules.shardable else set()
-    apart |= {"late_parameters", "groups"} if rules.measure and not rules.per_tensor else set()
-    apart |= {"late_parameters", "groups"} if cls is halfulp.BAdam else set()
-    assert set(report.skipped) == apart
+# ---------------------------------------------------------------- rules and names
 
 
 def test_a_rule_is_checked_without_a_class_and_pickled_by_nobody() -> None:

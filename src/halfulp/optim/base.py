@@ -70,6 +70,9 @@ class HyperOptimizer(RuleOptimizer):
         twice = sorted(set(arguments) & set(options))
         if twice:
             raise TypeError(f"{name} got {twice[0]!r} by position and by name")
+        fixed = [f for f in fields(self.hyper) if not f.init and f.name in options]
+        if fixed:
+            raise TypeError(f"{name} got unknown arguments [{fixed[0].name!r}]: it is {fixed[0].default} here")
         arguments.update({f.name: options.pop(f.name) for f in given if f.name in options})
         values = self.hyper(**arguments)
         super().__init__(params, {name: getattr(values, name) for name in self.hyper.names()}, **options)

@@ -125,6 +125,10 @@ def inference_mode(subject: Subject) -> None:
         run(other, 1)
     run(other, 1, 1)
     same(bits(made), bits(other), "a first step in inference mode")
+    left = [
+        v for entries in other.state.values() for v in entries.values() if isinstance(v, Tensor) and v.is_inference()
+    ]
+    require(not left, f"{len(left)} states are inference tensors")
 
 
 # ---------------------------------------------------------------- parameters and groups
