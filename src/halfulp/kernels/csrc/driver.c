@@ -142,8 +142,8 @@ static void work_on(void *data) {
     restore_mode(before);
 }
 
-/* One step of `count` parameters; returns the sum of what they have skipped. */
-EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
+/* All units of `count` parameters, on at most that many threads; whether there is any. */
+static int in_order(hu_work *works, int64_t count, int threads) {
     int64_t units = 0, elements = 0;
     for (int64_t i = 0; i < count; i++) {
         works[i].units_before = units;
@@ -154,8 +154,14 @@ EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     const int64_t average = (elements + units - 1) / units, most = (elements + GRAIN - 1) / GRAIN;
     job j = {works, count, units, 0, average >= GRAIN ? 1 : GRAIN / average};
     in_parallel(work_on, &j, most < threads ? (int)most : threads);
+    return 1;
+}
+
+/* One step of `count` parameters; returns the sum of what they have skipped. */
+EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     int64_t skipped = 0;
-    for (int64_t i = 0; i < count; i++) skipped += *works[i].skipped;
+    if (in_order(works, count, threads))
+        for (int64_t i = 0; i < count; i++) skipped += *works[i].skipped;
     return skipped;
 }
 
@@ -200,6 +206,35 @@ static void codec_in_parallel(codec_job *j, int threads) {
     if (!j->out && block > j->cols) j->group = j->rows; /* one scale for all */
     const int64_t most = (j->rows * j->cols + GRAIN - 1) / GRAIN;
     in_parallel(codec_on, j, most < threads ? (int)most : threads);
+}
+
+/* Number of the code that was generated for a program, -1 without. */
+EXPORT int hu_find(uint64_t digest) { return chosen->find(digest); }
+
+static void add_up(hu_work *w, int64_t count, double *stretch) {
+    for (int k = 0; k < w->terms; k++) {
+        double *x = w->sums + k * count;
+        if (w->largest >> k & 1) {
+            x[0] = hu_largest(x, count);
+            continue;
+        }
+        for (int64_t left = count; left > 1; left = (left + HU_CAP - 1) / HU_CAP)
+            for (int64_t i = 0; i < left; i += HU_CAP) {
+                const int64_t n = left - i < HU_CAP ? left - i : HU_CAP;
+                for (int64_t j = 0; j < HU_CAP; j++) stretch[j] = j < n ? x[i + j] : 0.0;
+                x[i / HU_CAP] = hu_halved(stretch, HU_CAP);
+            }
+    }
+}
+
+/* The sums that measuring programs make of `count` parameters, in the first numbers of each. */
+EXPORT void hu_measure(hu_work *works, int64_t count, int threads) {
+    double stretch[HU_CAP];
+    if (!in_order(works, count, threads)) return;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t units = chosen->units(&works[i]);
+        if (units) add_up(&works[i], units, stretch);
+    }
 }
 
 /* A stored state to fp32, and fp32 (finite) to stored codes and scales. */

@@ -5,29 +5,12 @@
 #define HALFULP_H
 
 #include <stdint.h>
+#include <string.h>
 
-#define HU_ABI 1
-#define HU_CAP 1024    /* elements of scratch: the largest tile that one pass can do */
-#define HU_GROUP 512   /* elements that a pass takes at once, where the tile allows */
-#define HU_UNIT 64     /* loops run over multiples of this many elements */
-#define HU_MAX_SLOTS 2
-
-/* How codes are made and read. HU_FINE: a float of 8 bits whose fraction (rounding.py: F) is not 24 bits. */
-enum { HU_FLOAT32, HU_BFLOAT16, HU_FLOAT16, HU_FLOAT, HU_INT, HU_BOOK, HU_FINE };
-enum { HU_SCALE_NONE, HU_SCALE_POW2, HU_SCALE_FP32 };
-enum { HU_PER_BLOCK, HU_PER_ROW, HU_PER_TENSOR };
-enum { HU_ADAM, HU_SGD, HU_LION, HU_EMA, HU_EMA_DIFFERENCE, HU_RULES }; /* the last two only read the parameter */
-
-/* Where each rule finds its scalars. */
-enum { ADAM_KEEP, ADAM_L2, ADAM_WEIGHT1, ADAM_BETA2, ADAM_WEIGHT2, ADAM_INV_SQRT, ADAM_EPS, ADAM_BOUND, ADAM_STEP };
-enum { SGD_L2, SGD_MOMENTUM, SGD_GAIN, SGD_NESTEROV, SGD_LR };
-enum { LION_KEEP, LION_WEIGHT1, LION_WEIGHT2, LION_LR };
-enum { EMA_WEIGHT };
-enum { EMA_DIFFERENCE_DECAY };
+#include "constants.h"
 
 /* A codebook of few evenly spaced stretches of codes, which are the same on both sides of zero: where they begin, by
  * magnitude, and rounding.Codebook's figures of each. */
-#define HU_STRETCHES 16
 typedef struct hu_even {
     float border[HU_STRETCHES], density[HU_STRETCHES], start[2 * HU_STRETCHES]; /* those of the negative side follow */
     int32_t base[2 * HU_STRETCHES];
@@ -70,14 +53,17 @@ typedef struct hu_work {
     int64_t *skipped; /* elements left untouched; added to */
     int64_t rows, cols, tile;
     uint64_t first_element;
-    int32_t rule, slots;
+    int32_t program, slots;        /* number of generated code, -1 for that of the vector machine */
     int32_t param_kind, grad_kind; /* HU_FLOAT32, HU_BFLOAT16 or HU_FLOAT16 */
     int32_t param_stochastic, maximize;
     uint32_t param_key[3];
-    int32_t unused;
+    int32_t flags;        /* HU_READS_PARAM, HU_WRITES_PARAM */
     int64_t row_stride;   /* elements of the whole tensor from one row to the next: random words follow its index */
     int64_t units_before; /* filled in by hu_step */
-    hu_slot slot[HU_MAX_SLOTS];
+    const int32_t *code;  /* of the vector machine */
+    const hu_slot *slot;
+    double *sums; /* NULL, or where a measuring program puts its sums: [sums][units], the result in the first of each */
+    int64_t terms, largest; /* how many sums; bits of those that are largest magnitudes */
 } hu_work;
 
 /* One instruction set's worth of code. */
@@ -88,6 +74,27 @@ typedef struct hu_isa {
     void (*decode)(const hu_slot *slot, int64_t rows, int64_t cols, float *out);
     void (*encode)(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
                    const float *in);
+    int (*find)(uint64_t digest);
 } hu_isa;
+
+/* Sum of the first `count` numbers, a power of two, halved until one is left: element i is added to i + count / 2. */
+static inline double hu_halved(double *x, int count) {
+    for (int half = count / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+/* Largest of numbers without sign; a NaN is above all. */
+static inline double hu_largest(const double *x, int64_t n) {
+    int64_t best = 0, bits;
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(&bits, &x[i], 8);
+        bits &= INT64_MAX;
+        if (bits > best) best = bits;
+    }
+    double found;
+    memcpy(&found, &best, 8);
+    return found;
+}
 
 #endif

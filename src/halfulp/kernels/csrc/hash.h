@@ -4,10 +4,6 @@
 
 #include "simd.h"
 
-#define GOLDEN 0x9E3779B9u
-#define HIGH_WORD 0xBB67AE85u
-#define MUL0 0x21F0AAADu
-
 typedef struct hu_stream {
     uint32_t key[3];
     uint32_t *words;

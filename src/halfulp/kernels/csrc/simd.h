@@ -51,7 +51,10 @@ INLINE vm eqs(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)
 INLINE vm ltf(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
 INLINE vm lef(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
 INLINE vm nef(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ); }
+INLINE vm eqf(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 INLINE vm andm(vm a, vm b) { return a & b; }
+INLINE vm orm(vm a, vm b) { return a | b; }
+INLINE vm notm(vm a) { return (vm)~a; }
 INLINE vi count_where(vi x, vm m) { return (vi)_mm512_mask_add_epi32((__m512i)x, m, (__m512i)x, _mm512_set1_epi32(1)); }
 INLINE int countm(vm m) { return __builtin_popcount(m); }
 INLINE vi seli(vm m, vi a, vi b) { return (vi)_mm512_mask_mov_epi32((__m512i)b, m, (__m512i)a); }
@@ -323,7 +326,10 @@ INLINE vm eqs(vi a, vi b) { return a == b; }
 INLINE vm ltf(vf a, vf b) { return (vi)(a < b); }
 INLINE vm lef(vf a, vf b) { return (vi)(a <= b); }
 INLINE vm nef(vf a, vf b) { return (vi)(a != b); }
+INLINE vm eqf(vf a, vf b) { return (vi)(a == b); }
 INLINE vm andm(vm a, vm b) { return a & b; }
+INLINE vm orm(vm a, vm b) { return a | b; }
+INLINE vm notm(vm a) { return ~a; }
 INLINE uint32_t reduce_max(vi x) { /* of patterns without sign */
     int32_t best = 0;
     for (int i = 0; i < VL; i++) best = x[i] > best ? x[i] : best;

@@ -7,6 +7,7 @@
 #include "decode.h"
 #include "encode.h"
 #include "halfulp.h"
+#include "loop.h"
 
 #define ALIGNED __attribute__((aligned(64)))
 
@@ -15,7 +16,8 @@
 #define PITCH (HU_CAP + 528) /* rows of the scratch begin in different sets of the first-level cache */
 
 typedef struct scratch {
-    decode_fn decode[HU_MAX_SLOTS]; /* looked up once for a run of pieces */
+    program_fn run; /* looked up once for a run of pieces, as are */
+    decode_fn decode[HU_MAX_SLOTS];
     encode_fn encode[HU_MAX_SLOTS];
     float grad[PITCH] ALIGNED, param[PITCH] ALIGNED, new_param[PITCH] ALIGNED;
     float state[HU_MAX_SLOTS][PITCH] ALIGNED;
@@ -24,6 +26,7 @@ typedef struct scratch {
     uint8_t codes[4 * HU_CAP + HU_UNIT] ALIGNED;
     float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, where updates are counted */
     vi largest[HU_MAX_SLOTS][HU_CAP / HU_UNIT];
+    double terms[HU_MAX_SUMS][HU_CAP] ALIGNED; /* of sums that are measured */
     uint8_t bad[HU_CAP]; /* tiles to leave alone */
 } scratch;
 

@@ -4,14 +4,30 @@
  * A piece is part of one row, at most HU_CAP elements, made of whole tiles. A tile that is larger than that is done in
  * two passes: the first finds its largest magnitudes, the second computes everything again and stores it. */
 #include "halfulp.h"
+#include "machine.h"
 #include "params.h"
-#include "rules.h"
 #include "slots.h"
 
 #define CONCAT_(a, b) a##b
 #define CONCAT(a, b) CONCAT_(a, b)
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
+
+#define PART(k) CONCAT(CONCAT(hu_part_, HU_ISA), _##k)
+extern const hu_part PART(0), PART(1), PART(2), PART(3);
+static const hu_part *const parts[HU_PARTS] = {&PART(0), &PART(1), &PART(2), &PART(3)};
+
+/* Number of the code that was generated for a program, -1 without. */
+static int find(uint64_t digest) {
+    for (int part = 0; part < HU_PARTS; part++)
+        for (int k = 0; k < parts[part]->count; k++)
+            if (parts[part]->programs[k].digest == digest) return part << 16 | k;
+    return -1;
+}
+
+static program_fn program_of(const hu_work *w) {
+    return w->program < 0 ? run_machine : parts[w->program >> 16]->programs[w->program & 0xffff].run;
+}
 
 /* Mark the tiles of a piece in which the gradient or a new state is not finite; returns the elements in them. */
 static int find_bad(const hu_work *w, const hu_piece *piece, int n, scratch *t) {
@@ -39,7 +55,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     const int measure = big && !big->measured;
     piece.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
     piece.element = w->first_element + (uint64_t)(row * w->row_stride + col);
-    piece.c = w->scalars;
+    piece.c = w->scalars, piece.code = w->code;
     piece.worst = &worst;
     piece.streams = 0;
     for (int k = 0; k < w->slots; k++) {
@@ -60,10 +76,10 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         stream->words = words[HU_MAX_SLOTS] = t->words[HU_MAX_SLOTS];
     }
     piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
-    piece.param = w->rule == HU_EMA ? piece.grad : read_values(w->param, w->param_kind, first, n, 0, t->param);
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_values(w->param, w->param_kind, first, n, 0, t->param);
     piece.new_param = in_place(w, n) && !measure ? (float *)w->param + first : t->new_param;
     piece.old_param = t->param;
-    rule_of(w->rule, w->slots, piece.streams)(&piece);
+    t->run(&piece);
     const uint32_t all = reduce_max(worst);
     if (measure) {
         for (int k = 0; k < w->slots; k++) {
@@ -78,7 +94,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         if (any_bad) __atomic_fetch_add(w->skipped, any_bad, __ATOMIC_RELAXED);
     }
     for (int k = 0; k < w->slots; k++) write_slot(w, k, row, col, n, t, big, any_bad, words[k]);
-    if (w->rule < HU_EMA) write_param(w, first, n, t, any_bad, words[HU_MAX_SLOTS]);
+    if (w->flags & HU_WRITES_PARAM) write_param(w, first, n, t, any_bad, words[HU_MAX_SLOTS]);
     return 0;
 }
 
@@ -99,7 +115,7 @@ static int piece_length(const hu_work *w) {
 
 static void do_big_tile(const hu_work *w, int64_t row, int64_t col, int64_t rows, int64_t end, scratch *t) {
     const int length = piece_length(w);
-    span big = {{0, 0}, 0};
+    span big = {{0}, 0};
     int bad = 0;
     for (; big.measured < 2 && !bad; big.measured++)
         for (int64_t r = row; r < row + rows; r++)
@@ -119,14 +135,53 @@ static int64_t stretch_of(const hu_work *w) { return w->tile > HU_CAP ? w->tile 
 
 static int64_t units(const hu_work *w) {
     if (w->rows == 0 || w->cols == 0) return 0;
+    if (w->sums) return w->rows * ((w->cols + HU_CAP - 1) / HU_CAP);
     if (w->tile > w->cols) return 1; /* the tensor is one tile */
     return w->rows * ((w->cols + stretch_of(w) - 1) / stretch_of(w));
 }
 
+/* Any stretch of a row of a state, whole blocks or not. */
+static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
+    while (n > 0) {
+        const int64_t inside = s->block ? col % s->block : 0, left = s->block ? s->block - inside : n;
+        const int odd = s->format->bits == 4 && col % 2, first = inside || odd ? left < n ? (int)left : n : n;
+        read_slot(s, decode, row, col - odd, cols, first + odd, t, out);
+        if (odd) memmove(out, out + 1, 4 * (size_t)first);
+        n -= first, col += first, out += first;
+    }
+}
+
+/* The sums of one stretch of HU_CAP elements of a row: halved until one number is left. */
+static void measure(const hu_work *w, int64_t unit, scratch *t) {
+    const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, row = unit / a_row, col = unit % a_row * HU_CAP;
+    const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP;
+    hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT, .c = w->scalars, .code = w->code};
+    for (int k = 0; k < w->slots; k++) {
+        piece.state[k] = t->state[k];
+        read_stretch(&w->slot[k], t->decode[k], row, col, w->cols, n, t, t->state[k]);
+        for (int i = n; i < piece.n; i++) t->state[k][i] = 0.0f;
+    }
+    for (int k = 0; k < w->terms; k++) piece.terms[k] = t->terms[k];
+    piece.grad = read_values(w->grad, w->grad_kind, row * w->cols + col, n, w->maximize, t->grad);
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_values(w->param, w->param_kind, row * w->cols + col, n, 0, t->param);
+    t->run(&piece);
+    const int64_t count = units(w);
+    for (int k = 0; k < w->terms; k++) {
+        double *x = t->terms[k];
+        for (int i = n; i < HU_CAP; i++) x[i] = 0.0;
+        w->sums[k * count + unit] = w->largest >> k & 1 ? hu_largest(x, n) : hu_halved(x, HU_CAP);
+    }
+}
+
 static void run(const hu_work *w, int64_t unit, int64_t last) {
     scratch t;
+    t.run = program_of(w);
     for (int k = 0; k < w->slots; k++)
         t.decode[k] = decoder(w->slot[k].format), t.encode[k] = encoder(w->slot[k].format);
+    if (w->sums) {
+        for (; unit < last; unit++) measure(w, unit, &t);
+        return;
+    }
     if (w->tile > w->cols) {
         do_big_tile(w, 0, 0, w->rows, w->cols, &t);
         return;
@@ -180,14 +235,14 @@ static void encode_all(const hu_slot *s, int64_t rows, int64_t cols, uint64_t fi
                        const float *in) {
     scratch t;
     hu_work w = {.rows = rows, .cols = cols, .tile = HU_CAP, .first_element = first_element, .row_stride = row_stride,
-                 .slots = 1, .slot = {*s}};
+                 .slots = 1, .slot = s};
     const int large = wide(s, cols), length = !s->block || large ? HU_CAP : (int)(HU_CAP / s->block * s->block);
     t.encode[0] = encoder(s->format);
     const int64_t rows_a_block = s->block > cols ? rows : 1, edge = large && s->block < cols ? s->block : cols;
     for (int64_t row = 0; row < rows; row += rows_a_block)
         for (int64_t col = 0; col < cols; col += edge) {
             const int64_t end = cols - col < edge ? cols : col + edge;
-            span big = {{0, 0}, 0};
+            span big = {{0}, 0};
             for (big.measured = !large; big.measured < 2; big.measured++)
                 for (int64_t r = row; r < row + rows_a_block; r++)
                     for (int64_t c = col; c < end; c += length)
@@ -196,4 +251,4 @@ static void encode_all(const hu_slot *s, int64_t rows, int64_t cols, uint64_t fi
         }
 }
 
-const hu_isa CONCAT(hu_isa_, HU_ISA) = {TEXT(HU_ISA), units, run, decode_all, encode_all};
+const hu_isa CONCAT(hu_isa_, HU_ISA) = {TEXT(HU_ISA), units, run, decode_all, encode_all, find};

@@ -1,0 +1,131 @@
+/* The loop around a program, and what else hides behind its divisions: the random words of the streams that will be
+ * needed, and the largest magnitude of each new state. Generated code (kernels/code.py) fills in what a vector of
+ * elements goes through. */
+#ifndef LOOP_H
+#define LOOP_H
+
+#include "halfulp.h"
+
+#include "hash.h"
+#include "simd.h"
+
+typedef struct hu_piece {
+    const float *grad, *param;
+    float *new_param, *old_param; /* the old parameter is kept, for tiles that will have to be put back */
+    float *state[HU_MAX_SLOTS];   /* updated in place */
+    vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, lane by lane */
+    vi *worst;                    /* largest of all, the gradient's included where no state would show it */
+    const float *c;               /* uniform values */
+    double *terms[HU_MAX_SUMS];   /* of a measuring program: what is to be added up */
+    const int32_t *code;          /* of the vector machine */
+    uint64_t element;             /* global index of the first */
+    int streams;
+    hu_stream stream[HU_MAX_SLOTS + 1];
+    int n; /* a multiple of HU_UNIT */
+} hu_piece;
+
+typedef void (*program_fn)(const hu_piece *w);
+typedef struct hu_program {
+    uint64_t digest;
+    program_fn run;
+} hu_program;
+typedef struct hu_part {
+    const hu_program *programs;
+    int count;
+} hu_part;
+
+#define AHEAD 640 /* elements further on that are fetched meanwhile */
+
+/* Whether all streams share the first round of their hash, over one upper half of the index. */
+INLINE int one_first_round(const hu_piece *w) {
+    int same = one_upper_half(w->element, w->n);
+    for (int k = 1; k < w->streams; k++)
+        same &= w->stream[k].key[0] == w->stream[0].key[0] && w->stream[k].key[1] == w->stream[0].key[1];
+    return same;
+}
+
+/* Words of all streams at once, where they do not share their first round; whether they do, and are left to the loop. */
+static int words_in_loop(const hu_piece *w) {
+    if (one_first_round(w)) return w->streams > 0;
+    for (int k = 0; k < w->streams; k++)
+        for (int i = 0; i < w->n; i += HU_UNIT)
+            hash_unit(w->element + (uint64_t)i, w->stream[k].key, w->stream[k].words + i);
+    return 0;
+}
+
+/* One vector's words of every stream, from what they share. */
+INLINE void words_of(const hu_piece *w, int streams, int j, vu x, vu multiplier0, vu multiplier1, uint32_t *words0,
+                     uint32_t *words1) {
+    sti(words0 + j, (vi)second_round(x, multiplier0));
+    if (streams < 2) return;
+    sti(words1 + j, (vi)second_round(x, multiplier1));
+    for (int k = 2; k < streams; k++)
+        sti(w->stream[k].words + j, (vi)second_round(x, setu(w->stream[k].key[2])));
+}
+
+/* Words of all streams, outside of a program's loop. */
+static inline void all_words(const hu_piece *w) {
+    if (!words_in_loop(w)) return;
+    const uint32_t *const key = w->stream[0].key;
+    const vu key0 = setu(folded_key(w->element, key)), key1 = setu(key[1]), multiplier0 = setu(key[2]);
+    const vu multiplier1 = setu(w->streams > 1 ? w->stream[1].key[2] : 0);
+    vu point = weyl(w->element);
+    for (int i = 0; i < w->n; i += VL, point = point + VL * GOLDEN)
+        words_of(w, w->streams, i, first_round(fold(point), key0, key1), multiplier0, multiplier1, w->stream[0].words,
+                 w->streams > 1 ? w->stream[1].words : NULL);
+}
+
+#define START(slots) \
+    enum { STATES = slots, PLACES = slots ? slots : 1 }; \
+    const float *const grad = w->grad, *const param = w->param; \
+    float *const new_param = w->new_param, *const old_param = w->old_param; \
+    float *state[PLACES]; \
+    vi *of_state[PLACES]; \
+    for (int k = 0; k < STATES; k++) state[k] = w->state[k], of_state[k] = w->largest[k]; \
+    (void)grad, (void)param, (void)new_param, (void)old_param, (void)state;
+
+/* The statements are done for each vector, elements i to i + VL. They take the largest magnitudes of new states. */
+#define FOR_EACH_VECTOR(...) \
+    const int n = w->n, streams = w->streams, together = words_in_loop(w); \
+    const uint32_t *const key = w->stream[0].key; \
+    const vu key0 = setu(together ? folded_key(w->element, key) : 0), key1 = setu(together ? key[1] : 0); \
+    const vu multiplier0 = setu(together ? key[2] : 0), multiplier1 = setu(streams > 1 ? w->stream[1].key[2] : 0); \
+    uint32_t *const words0 = w->stream[0].words, *const words1 = streams > 1 ? w->stream[1].words : NULL; \
+    vu point = weyl(w->element); \
+    vi worst = seti(0); \
+    for (int start = 0; start < n; start += HU_UNIT) { \
+        vi largest[PLACES], others = seti(0); \
+        for (int k = 0; k < PLACES; k++) largest[k] = seti(0); \
+        for (int i = start; i < start + HU_UNIT; i += VL) { \
+            { __VA_ARGS__ } \
+            if (together) \
+                words_of(w, streams, i, first_round(fold(point), key0, key1), multiplier0, multiplier1, words0, words1); \
+            point = point + VL * GOLDEN; \
+        } \
+        for (int k = 0; k < STATES; k++) of_state[k][start / HU_UNIT] = largest[k], others = maxs(others, largest[k]); \
+        worst = maxs(worst, others); \
+    } \
+    *w->worst = worst;
+
+#define FETCH(address) __builtin_prefetch(address + i + AHEAD)
+#define FETCH_TO_CHANGE(address) __builtin_prefetch(address + i + AHEAD, 1)
+#define CHECK(x) others = maxs(others, absi(x)) /* of a gradient: its magnitude decides, but is not kept */
+#define SAVE(k, x) stf(state[k] + i, x)
+#define LARGEST(k, x) largest[k] = maxs(largest[k], absi(x))
+
+/* A measuring program writes the terms of its sums. */
+typedef double vd __attribute__((vector_size(8 * VL)));
+INLINE void term(double *to, vf a, vf b) {
+    const vd x = __builtin_convertvector(a, vd) * __builtin_convertvector(b, vd);
+    memcpy(to, &x, sizeof x);
+}
+INLINE void plain_term(double *to, vf a) {
+    const vd x = __builtin_convertvector(a, vd);
+    memcpy(to, &x, sizeof x);
+}
+#define MEASURE_EACH_VECTOR(...) \
+    for (int i = 0; i < w->n; i += VL) { __VA_ARGS__ }
+#define TERM(k, a, b) term(w->terms[k] + i, a, b)
+#define PLAIN_TERM(k, a) plain_term(w->terms[k] + i, a)
+
+#endif
