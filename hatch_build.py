@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ LIBRARY = "_cpu.so"
 FLAGS = ["-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 """Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
+PARTS = 4
+"""Of the generated code (``HU_PARTS``), compiled apart."""
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86 = {"avx2": ["-mavx2", "-mf16c"], "avx512": AVX512, "avx512vbmi": [*AVX512, "-mavx512vbmi"]}
 
@@ -74,29 +77,21 @@ def build(target: Path, sanitize: str = "", isas: Iterable[str] = ("baseline", *
     optimize = ["-O1"] if sanitize else ["-O3"]
     missing = [f"-DHU_WITHOUT_{name}" for name in X86 if name not in flags_of]
     with tempfile.TemporaryDirectory() as folder:
-        jobs = {f"step_{name}": ("step.c", [f"-DHU_ISA={name}", *flags]) for name, flags in flags_of.items()}
-        jobs["driver"] = ("driver.c", [f'-DHU_SOURCES="{fingerprint(PACKAGE / "csrc")}"', *missing])
-        running = {}
+        jobs = {"driver": ("driver.c", [f'-DHU_SOURCES="{fingerprint(PACKAGE / "csrc")}"', *missing])}
+        for name, flags in flags_of.items():
+            jobs[f"step_{name}"] = ("step.c", [f"-DHU_ISA={name}", *flags])
+            for part in range(PARTS):
+                jobs[f"programs_{name}_{part}"] = ("programs.c", [f"-DHU_ISA={name}", f"-DHU_PART={part}", *flags])
+        common, commands = [*command, *FLAGS, *optimize, *checks, *EXACT], {}
         for name, (source, flags) in jobs.items():
-            made = Path(folder) / f"{name}.o"
-            whole = [
-                *command,
-                *FLAGS,
-                *optimize,
-                *checks,
-                *EXACT,
-                *flags,
-                "-c",
-                str(PACKAGE / "csrc" / source),
-                "-o",
-                str(made),
-            ]
-            running[made] = subprocess.Popen(whole, stderr=subprocess.PIPE, text=True)
-        errors = [process.communicate()[1] for process in running.values()]
-        if any(process.returncode for process in running.values()):
-            return f"{command[0]} failed: {''.join(errors).strip()}"
+            made = str(Path(folder) / f"{name}.o")
+            commands[made] = [*common, *flags, "-c", str(PACKAGE / "csrc" / source), "-o", made]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = list(pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), commands.values()))
+        if any(one.returncode for one in compiled):
+            return f"{command[0]} failed: {''.join(one.stderr for one in compiled).strip()}"
         linked = target.with_suffix(".new")
-        link = [*command, *checks, "-shared", "-pthread", *(str(made) for made in running), "-o", str(linked), "-lm"]
+        link = [*command, *checks, "-shared", "-pthread", *commands, "-o", str(linked), "-lm"]
         done = subprocess.run(link, capture_output=True, text=True)
         if done.returncode:
             return f"{command[0]} failed to link: {done.stderr.strip()}"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from halfulp.kernels.descriptors import EVEN, FORMAT, SCALARS, WORK
+from halfulp.kernels import native
+from halfulp.kernels.constants import MAX_UNIFORMS, PARTS
+from halfulp.kernels.descriptors import EVEN, FORMAT, SLOT, WORK
 
 CSRC = Path(__file__).resolve().parents[2] / "src" / "halfulp" / "kernels" / "csrc"
 TABLES = (
@@ -22,27 +24,36 @@ TABLES = (
 
 
 class Elsewhere:
-    """A stand-in for the compiled library: ``hu_step`` alone."""
+    """A stand-in for the compiled library: ``hu_step``, and ``hu_find`` of the library that is here."""
 
     def __init__(self, compiler: str, emulator: list[str], folder: Path, flags: list[str]) -> None:
         self.command = [*emulator, str(folder / "replay")]
-        sources = [str(CSRC / "step.c"), str(CSRC / "driver.c"), str(Path(__file__).with_name("replay.c"))]
+        self.hu_find = native.library().hu_find
         exact = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-DHU_ISA=baseline"]
-        build = [compiler, *exact, *flags, f"-I{CSRC}", "-static", "-pthread", *sources, "-lm", "-o", self.command[-1]]
-        subprocess.run(build, check=True)
+        build = [compiler, *exact, *flags, f"-I{CSRC}"]
+        parts = [str(folder / f"programs{k}.o") for k in range(PARTS)]
+        for k, part in enumerate(parts):
+            subprocess.run([*build, f"-DHU_PART={k}", "-c", str(CSRC / "programs.c"), "-o", part], check=True)
+        sources = [str(CSRC / "step.c"), str(CSRC / "driver.c"), str(Path(__file__).with_name("replay.c")), *parts]
+        subprocess.run([*build, "-static", "-pthread", *sources, "-lm", "-o", self.command[-1]], check=True)
 
     def hu_step(self, address: int, count: int, threads: int) -> int:
         """As the library's, on `count` rows of :data:`WORK` at `address`."""
         rows = np.frombuffer(ctypes.string_at(address, count * WORK.itemsize), WORK)
+        lists: dict[int, int] = {}
         formats: dict[int, int] = {}
         data: dict[int, int] = {}
         for row in rows:
             cells = int(row["rows"]) * int(row["cols"])
             data[int(row["param"])] = cells * (2 if row["param_kind"] else 4)
             data[int(row["grad"])] = cells * (2 if row["grad_kind"] else 4)
-            data[int(row["scalars"])] = 4 * len(list(SCALARS.values())[row["rule"]])
+            data[int(row["scalars"])] = 4 * MAX_UNIFORMS
             data[int(row["skipped"])] = 8
-            for slot in row["slot"][: row["slots"]]:
+            if row["code"]:
+                instructions = ctypes.c_int32.from_address(int(row["code"])).value
+                data[int(row["code"])] = 4 * (3 + 5 * instructions)
+            lists[int(row["slot"])] = size = int(row["slots"]) * SLOT.itemsize
+            for slot in np.frombuffer(ctypes.string_at(int(row["slot"]), size), SLOT):
                 at = int(slot["format"])
                 formats[at] = FORMAT.itemsize
                 form = np.frombuffer(ctypes.string_at(at, FORMAT.itemsize), FORMAT)[0]
@@ -56,11 +67,12 @@ class Elsewhere:
                     scales = {0: blocks, 1: int(row["rows"]), 2: 1}[int(slot["per"])]
                     data[int(slot["scale"])] = scales * (1 if form["scale"] == 1 else 4)
         data.pop(0, None)
-        regions = [(address, rows.nbytes), *formats.items(), *((a, n) for a, n in data.items() if n)]
-        said = np.array([count, threads, len(formats), len(regions)], np.int64).tobytes()
+        moved = [*formats.items(), *((a, n) for a, n in lists.items() if n)]
+        regions = [(address, rows.nbytes), *moved, *((a, n) for a, n in data.items() if n)]
+        said = np.array([count, threads, len(formats), len(moved), len(regions)], np.int64).tobytes()
         said += b"".join(np.array(r, np.uint64).tobytes() + ctypes.string_at(*r) for r in regions)
         made = subprocess.run(self.command, input=said, capture_output=True, check=True).stdout
-        for at, size in regions[1 + len(formats) :]:
+        for at, size in regions[1 + len(moved) :]:
             ctypes.memmove(at, made[:size], size)
             made = made[size:]
         assert not made

@@ -1,6 +1,7 @@
 /* Does a step of the kernels on another machine: reads memory as tests/elsewhere.py wrote it, and writes what the step
- * made of it. Standard input: numbers of works, threads, formats and regions; address and bytes of each region and what
- * lies there. The works are the first region, the formats those after it; the others are written back in their order. */
+ * made of it. Standard input: numbers of works, threads, formats, formats and lists of slots, and regions; address and bytes
+ * of each region and what lies there. The works are the first region, formats and lists of slots those after it; the
+ * others are written back in their order. */
 #include "halfulp.h"
 
 #include <stdio.h>
@@ -28,9 +29,9 @@ static void move(void *pointer) {
 }
 
 int main(void) {
-    int64_t head[4];
-    if (fread(head, 8, 4, stdin) != 4) return 1;
-    count = head[3];
+    int64_t head[5];
+    if (fread(head, 8, 5, stdin) != 5) return 1;
+    count = head[4];
     regions = calloc((size_t)count, sizeof(region));
     for (int64_t i = 0; i < count; i++) {
         if (fread(&regions[i], 8, 2, stdin) != 2) return 2;
@@ -40,8 +41,9 @@ int main(void) {
     hu_work *works = (hu_work *)regions[0].here;
     for (int64_t i = 0; i < head[0]; i++) {
         move(&works[i].param), move(&works[i].grad), move(&works[i].scalars), move(&works[i].skipped);
+        move(&works[i].code), move(&works[i].slot);
         for (int k = 0; k < works[i].slots; k++) {
-            hu_slot *s = &works[i].slot[k];
+            hu_slot *s = (hu_slot *)&works[i].slot[k];
             move(&s->codes), move(&s->scale), move(&s->format), move(&s->counts);
         }
     }
@@ -51,6 +53,6 @@ int main(void) {
         move(&f->start), move(&f->base), move(&f->even);
     }
     hu_step(works, head[0], (int)head[1]);
-    for (int64_t i = 1 + head[2]; i < count; i++) fwrite(regions[i].here, 1, regions[i].bytes, stdout);
+    for (int64_t i = 1 + head[3]; i < count; i++) fwrite(regions[i].here, 1, regions[i].bytes, stdout);
     return 0;
 }

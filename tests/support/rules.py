@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from halfulp.numbers.rng import lanes
 from halfulp.optim import OPTIMIZERS
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule
-from halfulp.rules.program import is_number
+from halfulp.rules.program import Branches, is_number
 from halfulp.rules.slots import StateSlot
+from halfulp.rules.tracing import reads_of, trace
 
 CHOICES: list[dict[str, Any]] = [
     {}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": False}, {"amsgrad": True},
@@ -45,6 +46,11 @@ class Variant:
     def states(self) -> tuple[str, ...]:
         """Names of the states of the parameter's shape."""
         return tuple(s.name for s in self.slots if not is_number(s))
+
+    @property
+    def programs(self) -> Branches:
+        """Programs of its update."""
+        return trace(self.rule.update, self.states, self.numbers, reads=reads_of(self.rule))
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -92,17 +98,8 @@ def variants() -> list[Variant]:
             variant = Variant(optimizer.__name__, made.active_rule(group, param), dict(group))
             found.setdefault((variant.rule, repr(sorted(choice.items()))), variant)
     for rule in (EMA, DIFFERENCE):
-        found[rule] = Variant(rule.name, _as_of_gradients(rule), {"decay": 0.999})  # type: ignore[index]
+        found[rule] = Variant(rule.name, rule, {"decay": 0.999})  # type: ignore[index]
     return list(found.values())
-
-
-def _as_of_gradients(average: Rule) -> Rule:
-    """A weight average as a rule of a parameter and a gradient, its second and its first input."""
-
-    def update(param: Any, grad: Any, states: Any, c: Any) -> Any:
-        return param, average.update(*(grad, param)[: len(average.inputs)], states, c)
-
-    return replace(average, update=update, inputs=("grad",), has_param=True)
 
 
 VARIANTS = variants()

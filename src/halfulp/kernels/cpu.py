@@ -1,12 +1,13 @@
 """The step in C (``csrc/``): states are decoded, updated and encoded in one pass, bit for bit as the reference does it.
 
-One call does all parameters. A rule that has no fused kernel runs in torch between C's decoding and encoding, under the
-same code as the reference (:class:`~halfulp.kernels.reference.Codec`).
+One call does all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs in C as a whole, one that is
+not in torch between C's decoding and encoding, under the same code as the reference
+(:class:`~halfulp.kernels.reference.Codec`).
 """
 
 from __future__ import annotations
 
-import struct
+import math
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -18,11 +19,15 @@ from torch import Tensor
 
 from halfulp.kernels import native, reference
 from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, plain
-from halfulp.kernels.descriptors import DTYPES, SCALARS, WORK, Rows, describe, describe_slot
+from halfulp.kernels.compiled import Compiled, Programs, programs_of
+from halfulp.kernels.constants import MAX_UNIFORMS
+from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, describe_slot
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule
+from halfulp.rules.program import is_number
+from halfulp.rules.tracing import ProgramError
 
 __all__ = ["status", "step", "supports"]
 
@@ -34,9 +39,17 @@ def status() -> str:
 
 @dataclass
 class _Plan:
-    """What is known of a binding: its row, if it has a fused kernel, and the batch that it was in last."""
+    """What is known of a binding: its programs, if its rule has any, and the batch that it was in last."""
 
-    row: Rows | None
+    programs: Programs | None
+    row: Rows | None = None
+    slots: Rows | None = None
+    arrays: tuple[Stored, ...] = ()
+    """States of the parameter's shape."""
+    places: tuple[int, ...] = ()
+    """Of these among all states."""
+    numbers: tuple[Stored, ...] = ()
+    """States of one element."""
     batch: _Batch | None = None
 
 
@@ -47,11 +60,33 @@ def supports(rule: Rule, step: Step) -> str | None:
         reason = native.why_not() or _unfit(binding)
         if reason is not None:
             return reason
-        row = describe(binding)
-        if isinstance(row, str):
-            log_once(f"kernel 'cpu': {row}; its states are decoded and encoded in C, its rule runs in torch")
-        binding.plan = _Plan(None if isinstance(row, str) else row)
+        try:
+            binding.plan = _plan(rule, step)
+        except ProgramError as error:
+            log_once(f"kernel 'cpu': {error}; states are decoded and encoded in C, the rule runs in torch", 30)
+            binding.plan = _Plan(None)
     return None
+
+
+def _plan(rule: Rule, step: Step) -> _Plan:
+    """The plan of a binding whose rule is a program."""
+    binding = step.binding
+    numbers = tuple(s for s in binding.states if is_number(s.slot))
+    arrays = tuple(s for s in binding.states if not is_number(s.slot))
+    if any(s.shape != binding.shape for s in arrays):
+        raise ProgramError(f"a state of {rule.name!r} has another shape than its parameter")
+    if any(not s.quantizer.format.is_float32 for s in numbers):
+        raise ProgramError(f"a state of {rule.name!r} is one number, and not stored in fp32")
+    programs = programs_of(rule, False, tuple(s.slot for s in binding.states), len(binding.shape))
+    made = describe(binding.shape, tuple(s.quantizer for s in arrays), binding.row_stride)
+    if isinstance(made, str):
+        raise ProgramError(made)
+    if programs.choose(step.scalars).number < 0:
+        programs.check(step.scalars)
+    row, slots = made[0].copy(), made[1].copy()
+    row["first_element"] = binding.first_element
+    row["slots"] = len(arrays)
+    return _Plan(programs, row, slots, arrays, tuple(map(binding.states.index, arrays)), numbers)
 
 
 def _unfit(binding: Binding) -> str | None:
@@ -69,15 +104,15 @@ def _unfit(binding: Binding) -> str | None:
 
 def step(rule: Rule, steps: list[Step]) -> None:
     """Do the step of every binding."""
-    fused = [s for s in steps if s.binding.plan.row is not None]
+    fused = [s for s in steps if s.binding.plan.programs is not None]
     if fused:
         bindings = [s.binding for s in fused]
         batch = bindings[0].plan.batch
-        if batch is None or len(batch.bindings) != len(bindings) or not all(map(is_, batch.bindings, bindings)):
+        if batch is None or not batch.is_of(bindings):
             batch = bindings[0].plan.batch = _Batch(rule, bindings)
         batch.step(fused)
     if len(fused) < len(steps):
-        reference.step(rule, [s for s in steps if s.binding.plan.row is None], CODEC)
+        reference.step(rule, [s for s in steps if s.binding.plan.programs is None], CODEC)
 
 
 @dataclass
@@ -87,34 +122,38 @@ class _Batch:
     rule: Rule
     bindings: list[Binding]
     rows: Rows = field(init=False)
-    packed: struct.Struct = field(init=False)
-    scalars: bytearray = field(init=False)
-    first_scalar: int = field(init=False)
+    slot_rows: Rows = field(init=False)
+    uniforms: bytearray = field(init=False)
+    first_uniform: int = field(init=False)
     columns: dict[str, npt.NDArray[Any]] = field(init=False)
     slots: list[_SlotColumns] = field(init=False)
     lengths: list[int] = field(init=False)
+    has_numbers: bool = field(init=False)
     held: dict[str, list[Any]] = field(init=False, default_factory=dict)
     """What columns hold that seldom change: comparing lists takes less time than writing one into a column."""
 
     def __post_init__(self) -> None:
         bindings = self.bindings
         self.rows = np.frombuffer(bytearray(b"".join(b.plan.row.tobytes() for b in bindings)), WORK)
-        most = max(len(b.states) for b in bindings)
-        self.slots = [_SlotColumns(self.rows["slot"][:, k], k, bindings) for k in range(most)]
         self.columns = {name: self.rows[name] for name in WORK.names or ()}
-        self.packed = struct.Struct(f"{len(SCALARS[self.rule.name])}f")
-        self.scalars = bytearray(self.packed.size * len(bindings))
-        self.first_scalar = np.frombuffer(self.scalars, np.uint8).ctypes.data
+        self.slot_rows, self.slots = _slots([b.plan.arrays for b in bindings], [b.plan.slots for b in bindings])
+        _point(self.columns, self.slot_rows, bindings)
+        self.uniforms = bytearray(4 * MAX_UNIFORMS * len(bindings))
+        self.first_uniform = np.frombuffer(self.uniforms, np.uint8).ctypes.data
         self.lengths = [b.shape.numel() for b in bindings]
+        self.has_numbers = any(b.plan.numbers for b in bindings)
         if self.rule.has_param:
             self.columns["param"][:] = [b.seen[0][0] for b in bindings]
             self.columns["param_kind"][:] = [DTYPES[b.seen[3][0]] for b in bindings]
 
+    def is_of(self, bindings: list[Binding]) -> bool:
+        """Whether it is of these bindings."""
+        return len(self.bindings) == len(bindings) and all(map(is_, self.bindings, bindings))
+
     def step(self, steps: list[Step]) -> None:
         """Fill in what changes from step to step, and do it."""
-        grads = self._inputs("grad", [s.inputs[0] for s in steps])
-        self._fill_scalars(steps)
-        self._hold("maximize", [s.maximize for s in steps])
+        inputs = self._fill_inputs(steps)
+        new = self._fill_uniforms(steps)
         if self.rule.has_param:
             self._hold(
                 "param_stochastic",
@@ -124,13 +163,27 @@ class _Batch:
                 ],
             )  # fmt: skip
             self.columns["param_key"][:] = [s.keys[-1] for s in steps]
-        else:  # the second input is read where a parameter would be
-            grads = [*grads, *self._inputs("param", [s.inputs[-1] for s in steps])]
         for columns in self.slots:
             columns.fill(steps)
+        spoilt = [i for i, values in new.items() if not all(map(math.isfinite, values))]
+        kept = self.columns["rows"][spoilt]
+        self.columns["rows"][spoilt] = 0  # a number that is not finite: the whole parameter is left alone
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
         native.library().hu_step(self.rows.ctypes.data, len(steps), torch.get_num_threads())
-        del grads  # alive until here
+        self.columns["rows"][spoilt] = kept
+        del inputs  # alive until here
+        for i, values in new.items():
+            if i in spoilt:
+                steps[i].skipped += self.lengths[i]
+            else:
+                _write_numbers(steps[i], values)
+
+    def _fill_inputs(self, steps: list[Step]) -> list[Tensor]:
+        self._hold("maximize", [s.maximize for s in steps])
+        inputs = self._inputs("grad", [s.inputs[0] for s in steps])
+        if not self.rule.has_param:  # the second input is read where a parameter would be
+            inputs += self._inputs("param", [s.inputs[-1] for s in steps])
+        return inputs
 
     def _inputs(self, name: str, given: list[Tensor]) -> list[Tensor]:
         """Give every row the address of an input; the tensors that have to live until C has read them."""
@@ -149,40 +202,85 @@ class _Batch:
         if self.held.get(name) != values:
             self.columns[name][:] = self.held[name] = values
 
-    def _fill_scalars(self, steps: list[Step]) -> None:
-        """Write the scalars of this step, each set once, and give every row the address of its own."""
-        names, made, addresses = SCALARS[self.rule.name], dict[int, int](), []
-        for one in steps:
-            at = made.get(id(one.scalars))
-            if at is None:
-                at = made[id(one.scalars)] = self.packed.size * len(made)
-                self.packed.pack_into(self.scalars, at, *[one.scalars[n] for n in names])
-            addresses.append(self.first_scalar + at)
+    def _fill_uniforms(self, steps: list[Step]) -> dict[int, list[np.float32]]:
+        """Choose each binding's program and write its uniform values, each set once; the new numbers of bindings."""
+        made: dict[tuple[int, int], tuple[Compiled, int]] = {}
+        new: dict[int, list[np.float32]] = {}
+        chosen, addresses = [], []
+        for i, one in enumerate(steps):
+            programs = one.binding.plan.programs
+            key = (id(one.scalars), i if self.has_numbers else id(programs))
+            if key not in made:
+                compiled = programs.choose(one.scalars)
+                values, numbers = compiled.uniforms(one.scalars, self._numbers(one.binding, compiled))
+                at = 4 * MAX_UNIFORMS * len(made)
+                compiled.packed.pack_into(self.uniforms, at, *values)
+                made[key] = (compiled, self.first_uniform + at)
+                if numbers:
+                    new[i] = numbers
+            compiled, at = made[key]
+            chosen.append(compiled)
+            addresses.append(at)
         self._hold("scalars", addresses)
+        self._hold("program", [c.number for c in chosen])
+        self._hold("code", [c.address for c in chosen])
+        self._hold("flags", [c.flags for c in chosen])
+        return new
+
+    def _numbers(self, binding: Binding, compiled: Compiled) -> list[float]:
+        """States of one element that a program reads."""
+        stored = {s.slot.name: s for s in binding.plan.numbers}
+        return [float(stored[name].codes) for name in compiled.program.numbers]
+
+
+def _write_numbers(step: Step, values: list[np.float32]) -> None:
+    for k, state in enumerate(step.binding.states):
+        if state in step.binding.plan.numbers:
+            value = float(values[step.binding.plan.numbers.index(state)])
+            if step.counts is not None:
+                step.counts[k, 0] += int(value != float(state.codes))
+            state.codes.fill_(value)
+
+
+def _slots(arrays: list[tuple[Stored, ...]], described: list[Rows]) -> tuple[Rows, list[_SlotColumns]]:
+    """``hu_slot`` of the states of each binding, one line a binding."""
+    most = max(map(len, arrays))
+    rows = np.zeros((len(arrays), max(most, 1)), SLOT)
+    for line, states in zip(rows, described, strict=True):
+        line[: len(states)] = states
+    return rows, [_SlotColumns(rows[:, k], k, arrays) for k in range(most)]
+
+
+def _point(columns: dict[str, npt.NDArray[Any]], slot_rows: Rows, bindings: list[Binding]) -> None:
+    """Tell each row where its slots are."""
+    line = slot_rows.dtype.itemsize * slot_rows.shape[1]
+    columns["slot"][:] = slot_rows.ctypes.data + line * np.arange(len(bindings), dtype=np.uintp)
 
 
 class _SlotColumns:
     """The columns of one slot, and the bindings that have it."""
 
-    def __init__(self, rows: Rows, slot: int, bindings: list[Binding]) -> None:
+    def __init__(self, rows: Rows, slot: int, arrays: list[tuple[Stored, ...]]) -> None:
         self.slot = slot
         self.key, self.counts = rows["key"], rows["counts"]
-        self.having = [i for i, b in enumerate(bindings) if len(b.states) > slot]
-        self.all = len(self.having) == len(bindings)
+        self.having = [i for i, states in enumerate(arrays) if len(states) > slot]
+        self.all = len(self.having) == len(arrays)
         self.held: list[int] = []
         for i in self.having:
-            state = bindings[i].states[slot]
+            state = arrays[i][slot]
             rows["codes"][i] = state.codes.data_ptr()
             if state.scale is not None:
                 rows["scale"][i] = state.scale.data_ptr()
 
     def fill(self, steps: list[Step]) -> None:
         """The counts that this step adds to, and its keys."""
-        k = self.slot
-        counts = [0 if s.counts is None else s.counts[k].data_ptr() for s in steps]
+        having = [steps[i] for i in self.having]
+        places = [s.binding.plan.places[self.slot] for s in having]
+        counts = [0 if s.counts is None else s.counts[k].data_ptr() for s, k in zip(having, places, strict=True)]
+        which = slice(None) if self.all else self.having
         if counts != self.held:
-            self.counts[:] = self.held = counts
-        self.key[slice(None) if self.all else self.having] = [steps[i].keys[k] for i in self.having]
+            self.counts[which] = self.held = counts
+        self.key[which] = [s.keys[k] for s, k in zip(having, places, strict=True)]
 
 
 def _read(state: Stored) -> Tensor:

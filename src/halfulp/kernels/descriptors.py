@@ -12,34 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.kernels.binding import Binding, step_tile
+from halfulp.kernels.binding import step_tile
+from halfulp.kernels.constants import CAP, FINE, KINDS, PER, SCALES, STRETCHES
 from halfulp.numbers.formats import Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
 from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["DTYPES", "FORMAT", "SCALARS", "SLOT", "WORK", "describe", "describe_slot"]
+__all__ = ["DTYPES", "FORMAT", "SLOT", "WORK", "describe", "describe_measuring", "describe_slot"]
 
 Rows = npt.NDArray[np.void]
 Key = TypeVar("Key")
 Made = TypeVar("Made")
 
-MAX_TILE = 1024
-"""Elements that one pass holds (``HU_CAP``); larger tiles take two passes, in which small blocks must fit this."""
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-FINE = 6
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-SCALES = {"pow2": 1, "fp32": 2}
-PER = {"block": 0, "row": 1, "tensor": 2}
-SCALARS = {
-    "adam": ("keep", "l2", "weight1", "beta2", "weight2", "inv_sqrt_correction2", "eps", "bound", "step_size"),
-    "sgd": ("l2", "momentum", "gain", "nesterov", "lr"),
-    "lion": ("keep", "weight1", "weight2", "lr"),
-    "ema": ("weight",),
-    "ema_difference": ("decay",),
-}
-"""The fused rules, and where each finds its scalars."""
-RULES = {name: i for i, name in enumerate(SCALARS)}
+DTYPES = {torch.float32: KINDS["float32"], torch.bfloat16: KINDS["bfloat16"], torch.float16: KINDS["float16"]}
 
 FORMAT = np.dtype(
     [(name, np.int32) for name in (
@@ -49,7 +35,6 @@ FORMAT = np.dtype(
     + [("max", np.float32), ("reach", np.float32), ("exponent_bits", np.int32), ("unused", np.int32)]
     + [(name, np.uintp) for name in ("values", "levels", "middles", "density", "start", "base", "even")]
 )  # fmt: skip
-STRETCHES = 16
 EVEN = np.dtype(
     [
         ("border", np.float32, STRETCHES), ("density", np.float32, STRETCHES),
@@ -67,9 +52,10 @@ WORK = np.dtype(
     [
         ("param", np.uintp), ("grad", np.uintp), ("scalars", np.uintp), ("skipped", np.uintp),
         ("rows", np.int64), ("cols", np.int64), ("tile", np.int64), ("first_element", np.uint64),
-        ("rule", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
-        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("unused", np.int32),
-        ("row_stride", np.int64), ("units_before", np.int64), ("slot", SLOT, 2),
+        ("program", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
+        ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("flags", np.int32),
+        ("row_stride", np.int64), ("units_before", np.int64), ("code", np.uintp), ("slot", np.uintp),
+        ("sums", np.uintp), ("terms", np.int64), ("largest", np.int64),
     ]
 )  # fmt: skip
 
@@ -88,33 +74,19 @@ def kept(make: Callable[[Key], Made]) -> Callable[[Key], Made]:
     return get
 
 
-def describe(binding: Binding) -> Rows | str:
-    """``hu_work`` of a binding, an array of one: all of it that does not change from step to step.
-
-    A string, where there is no fused kernel: why.
-    """
-    if binding.rule.name not in RULES:
-        return f"rule {binding.rule.name!r} has no fused kernel"
-    if any(s.shape != binding.shape for s in binding.states):
-        return "a state has another shape than its parameter"
-    if len(binding.states) > 2:
-        return f"the fused kernel of the rule {binding.rule.name!r} has two states, not {len(binding.states)}"
-    made = _description(binding.rule.name, binding.shape, binding.quantizers, binding.row_stride)
-    if isinstance(made, str):
-        return made
-    made = made.copy()
-    made["first_element"] = binding.first_element
-    return made
-
-
 @lru_cache(maxsize=4096)
-def _description(rule: str, shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None) -> Rows | str:
-    """The same for all bindings of a shape and kind."""
+def describe(
+    shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None = None
+) -> tuple[Rows, Rows] | str:
+    """``hu_work`` of a parameter, an array of one, and its ``hu_slot``: all that does not change from step to step.
+
+    The same arrays for the same arguments, to be copied. A string, where C cannot do it: why.
+    """
     rows, cols = rows_and_cols(shape)
     tile = step_tile(shape, quantizers)[2]
     blocks = [q.scaling.layout(shape).block for q in quantizers if q.format.scaled]
-    small = math.lcm(1, *(b for b in blocks if b <= MAX_TILE))
-    if tile > MAX_TILE and (small > MAX_TILE or any(b != tile for b in blocks if b > MAX_TILE)):
+    small = math.lcm(1, *(b for b in blocks if b <= CAP))
+    if tile > CAP and (small > CAP or any(b != tile for b in blocks if b > CAP)):
         return f"blocks of {blocks} elements do not fit into each other"
     made = np.zeros(1, WORK)
     row = made[0]
@@ -125,12 +97,22 @@ def _description(rule: str, shape: torch.Size, quantizers: tuple[Quantizer, ...]
         rows, cols = 1, tile
     row["tile"], row["rows"], row["cols"] = tile, rows, cols
     row["row_stride"] = cols if row_stride is None else row_stride
-    row["rule"], row["slots"] = RULES[rule], len(quantizers)
-    for k, quantizer in enumerate(quantizers):
-        row["slot"][k] = describe_slot(quantizer, shape)[0]
-        if rows == 1 and row["slot"][k]["per"] == PER["row"]:
-            row["slot"][k]["per"] = PER["block"]  # what were rows may be blocks of the one long row now
-    return made
+    slots = describe_slots(quantizers, shape)
+    if rows == 1:
+        slots["per"][slots["per"] == PER["row"]] = PER["block"]  # what were rows may be blocks of the one long row now
+    return made, slots
+
+
+def describe_measuring(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[Rows, Rows]:
+    """The same for a program that measures, whose sums go by the rows that a tensor has."""
+    made = np.zeros(1, WORK)
+    made["rows"], made["cols"] = rows_and_cols(shape)
+    return made, describe_slots(quantizers, shape)
+
+
+def describe_slots(quantizers: tuple[Quantizer, ...], shape: torch.Size) -> Rows:
+    """``hu_slot`` of each state of a shape, without addresses and keys."""
+    return np.concatenate([np.zeros(0, SLOT), *(describe_slot(q, shape) for q in quantizers)])
 
 
 def _whole(quantizers: tuple[Quantizer, ...]) -> bool:
@@ -154,7 +136,7 @@ def _format(quantizer: Quantizer) -> Rows:
     fmt = quantizer.format
     made = np.zeros(1, FORMAT)
     row = made[0]
-    row["kind"] = KINDS.get(fmt.name, {"float": 3, "int": 4, "codebook": 5}[fmt.kind])
+    row["kind"] = KINDS.get(fmt.name, KINDS.get(fmt.kind, KINDS["book"]))
     row["bits"], row["is_signed"] = fmt.bits, fmt.signed
     row["stochastic"], row["zero_floor"] = quantizer.stochastic, quantizer.zero_floor
     row["max"], row["reach"], row["exponent_bits"] = fmt.max, fmt.reach, fmt.exponent_bits

@@ -13,11 +13,11 @@ import os
 from functools import cache
 from pathlib import Path
 
+from halfulp.kernels.constants import ABI
 from halfulp.kernels.descriptors import FORMAT, SLOT, WORK
 
-__all__ = ["ABI", "chosen", "isas", "library", "openmp_of_torch", "why_not"]
+__all__ = ["chosen", "isas", "library", "openmp_of_torch", "why_not"]
 
-ABI = 1
 PATH = Path(__file__).with_name("_cpu.so")
 
 
@@ -39,6 +39,8 @@ def _load() -> ctypes.CDLL | str:
     lib.hu_encode.argtypes = (
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int,
     )  # fmt: skip
+    lib.hu_measure.argtypes, lib.hu_measure.restype = lib.hu_step.argtypes, None
+    lib.hu_find.argtypes = (ctypes.c_uint64,)
     lib.hu_set_parallel.argtypes = (ctypes.c_void_p,)
     sizes = (ctypes.c_int64 * 3)()
     if lib.hu_abi(sizes) != ABI or list(sizes) != [struct.itemsize for struct in (FORMAT, SLOT, WORK)]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from halfulp.rules import base
-from halfulp.rules.base import fp32
+from halfulp.rules.base import Rule, fp32
 from halfulp.rules.program import TYPES, Branches, Op, Program, Sum
 
-__all__ = ["ProgramError", "trace"]
+__all__ = ["ProgramError", "reads_of", "trace"]
 
 MOST_BRANCHES = 64
 OWN_FILES = (os.path.abspath(__file__), os.path.abspath(base.__file__), os.path.dirname(torch.__file__))
@@ -397,19 +397,23 @@ HINTS |= {
 
 @lru_cache(maxsize=4096)
 def trace(
-    function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...] = (), ndim: int = 2
-) -> Branches:
+    function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...] = (), ndim: int = 2,
+    reads: tuple[str, ...] = ("param", "grad"),
+) -> Branches:  # fmt: skip
     """The programs of an ``update`` or ``measure``.
 
     Parameters
     ----------
     function
-        Of parameter, gradient, states and scalars. One that returns a pair is an ``update``; a ``measure`` returns a
-        mapping of what :func:`~halfulp.rules.base.total` and :func:`~halfulp.rules.base.largest` give.
+        Of parameter, gradient, states and scalars. One that returns a pair is an ``update``; so is one that returns
+        states alone. A ``measure`` returns a mapping of what :func:`~halfulp.rules.base.total` and
+        :func:`~halfulp.rules.base.largest` give.
     states, numbers
         Names of the states of the parameter's shape, and of those of one element (:func:`is_number`).
     ndim
         Of the parameter: 1 (or fewer), or 2 (or more).
+    reads
+        What it takes before states and scalars, in its order (:func:`reads_of`).
 
     Raises
     ------
@@ -441,7 +445,7 @@ def trace(
     def source(decisions: dict[str, bool]) -> str:
         """Expression that numbers the program, under what has been decided."""
         tracer = _Tracer(min(max(ndim, 1), 2), dict(decisions))
-        program = _run(tracer, function, states, numbers)
+        program = _run(tracer, function, states, numbers, reads)
         undecided = [condition for condition in tracer.decisions if condition not in decisions]
         if not undecided:
             if len(found) >= MOST_BRANCHES:
@@ -455,24 +459,42 @@ def trace(
     return Branches(tuple(found), text)
 
 
-def _run(tracer: _Tracer, function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...]) -> Program:
+def reads_of(rule: Rule) -> tuple[str, ...]:
+    """What a rule's functions take before states and scalars: its inputs are ``grad`` and ``param`` to a program.
+
+    Raises
+    ------
+    ProgramError
+        For more of them than a program has.
+    """
+    names = ("param", "grad") if rule.has_param else ("grad", "param")[: len(rule.inputs)]
+    if len(names) != rule.has_param + len(rule.inputs):
+        raise ProgramError(f"a program reads a parameter and one input, or two inputs; the rule has {rule.inputs}")
+    return names
+
+
+def _run(
+    tracer: _Tracer, function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...],
+    reads: tuple[str, ...],
+) -> Program:  # fmt: skip
     """The program of one run."""
     given: dict[str, Symbol] = {name: tracer.op("state", of=k) for k, name in enumerate(states)}
     given |= {name: tracer.op("number", of=k) for k, name in enumerate(numbers)}
-    param, grad = tracer.op("param"), tracer.op("grad")
     try:
-        result = function(param, grad, dict(given), _Scalars(tracer))
+        result = function(*map(tracer.op, reads), dict(given), _Scalars(tracer))
     except ProgramError:
         raise
     except Exception as error:
         raise ProgramError(f"on symbols the rule fails: {type(error).__name__}: {error}") from error
     if not isinstance(result, tuple):
-        return _pruned(tracer, states, numbers, None, (), (), _sums(result))
+        if any(isinstance(value, _Pending) for value in result.values()):
+            return _measuring(_pruned(tracer, states, numbers, None, (), (), _sums(result)))
+        result = (tracer.op("param"), result)
     new_param, new = tracer.value(result[0]), {name: tracer.value(value) for name, value in result[1].items()}
     missing = [name for name in given if name not in new]
     if missing:
         raise ProgramError(f"the rule returns no new {', '.join(missing)}")
-    kept = new_param.index == param.index
+    kept = new_param.index == tracer.op("param").index
     return _pruned(
         tracer, states, numbers, None if kept else new_param.index, tuple(new[n].index for n in states),
         tuple(new[n].index for n in numbers), (),
@@ -513,6 +535,17 @@ def _pruned(
         tuple(place[i] for i in new_states), tuple(place[i] for i in new_numbers),
         tuple(Sum(s.name, s.kind, place[s.a], None if s.b is None else place[s.b]) for s in sums),
     )  # fmt: skip
+
+
+def _measuring(program: Program) -> Program:
+    """A program that only measures, without the states and numbers that it does not read."""
+    used = [sorted({int(op.of or 0) for op in program.ops if op.name == name}) for name in ("state", "number")]
+    ops = tuple(
+        op._replace(of=used[op.name == "number"].index(int(op.of or 0))) if op.name in ("state", "number") else op
+        for op in program.ops
+    )
+    states, numbers = tuple(program.states[k] for k in used[0]), tuple(program.numbers[k] for k in used[1])
+    return replace(program, states=states, numbers=numbers, ops=ops)
 
 
 def _numbers_only(ops: list[Op], index: int) -> bool:

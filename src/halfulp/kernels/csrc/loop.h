@@ -84,6 +84,11 @@ static inline void all_words(const hu_piece *w) {
     for (int k = 0; k < STATES; k++) state[k] = w->state[k], of_state[k] = w->largest[k]; \
     (void)grad, (void)param, (void)new_param, (void)old_param, (void)state;
 
+INLINE vf signf(vf x) {
+    const vf zero = setf(0.0f), one = setf(1.0f);
+    return self(ltf(zero, x), one, zero) - self(ltf(x, zero), one, zero);
+}
+
 /* The statements are done for each vector, elements i to i + VL. They take the largest magnitudes of new states. */
 #define FOR_EACH_VECTOR(...) \
     const int n = w->n, streams = w->streams, together = words_in_loop(w); \
@@ -123,6 +128,10 @@ INLINE void plain_term(double *to, vf a) {
     const vd x = __builtin_convertvector(a, vd);
     memcpy(to, &x, sizeof x);
 }
+#define MEASURE(slots) \
+    const float *const grad = w->grad, *const param = w->param; \
+    const float *const *const state = (const float *const *)w->state; \
+    (void)grad, (void)param, (void)state;
 #define MEASURE_EACH_VECTOR(...) \
     for (int i = 0; i < w->n; i += VL) { __VA_ARGS__ }
 #define TERM(k, a, b) term(w->terms[k] + i, a, b)

@@ -46,7 +46,6 @@ static void run_machine(const hu_piece *w) {
     float reg[HU_MAX_REGISTERS][HU_WIDTH] __attribute__((aligned(64)));
     float uniform[HU_MAX_UNIFORMS][VL] __attribute__((aligned(64)));
     operand operands[HU_MAX_REGISTERS + HU_MAX_UNIFORMS + 2 + HU_MAX_SLOTS];
-    const vf zero = setf(0.0f), one = setf(1.0f);
     for (int k = 0; k < registers; k++) operands[k] = (operand){reg[k], -1};
     for (int k = 0; k < uniforms; k++) {
         stf(uniform[k], setf(w->c[k]));
@@ -74,7 +73,7 @@ static void run_machine(const hu_piece *w) {
             case HU_COPY: ONE(a)
             case HU_ABS: ONE(asf(absi(a)))
             case HU_SQRT: ONE(sqrtv(a))
-            case HU_SIGN: ONE(self(ltf(zero, a), one, zero) - self(ltf(a, zero), one, zero))
+            case HU_SIGN: ONE(signf(a))
             case HU_MAX: TWO(maxf(a, b))
             case HU_MIN: TWO(minf(a, b))
             case HU_LT: TWO(mask_to_float(ltf(a, b)))

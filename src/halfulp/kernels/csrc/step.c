@@ -46,6 +46,21 @@ static int find_bad(const hu_work *w, const hu_piece *piece, int n, scratch *t) 
     return elements;
 }
 
+/* What a program made of the elements beyond n, which fill a piece up, counts for nothing. */
+static void trim(const hu_piece *piece, int slots, int n) {
+    const int last = n / HU_UNIT;
+    vi worst = seti(0);
+    for (int k = 0; k < slots; k++) {
+        vi largest = seti(0);
+        for (int i = n; i < piece->n; i++) piece->state[k][i] = 0.0f;
+        for (int i = last * HU_UNIT; i < piece->n; i += VL) largest = maxs(largest, absi(ldf(piece->state[k] + i)));
+        piece->largest[k][last] = largest;
+        for (int u = 0; u <= last; u++) worst = maxs(worst, piece->largest[k][u]);
+    }
+    for (int i = 0; i < piece->n; i += VL) worst = maxs(worst, absi(ldf(piece->grad + i)));
+    *piece->worst = worst;
+}
+
 /* Returns whether a tile of two passes is to be left alone (first pass). */
 static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, span *big) {
     const int64_t first = row * w->cols + col;
@@ -80,6 +95,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     piece.new_param = in_place(w, n) && !measure ? (float *)w->param + first : t->new_param;
     piece.old_param = t->param;
     t->run(&piece);
+    if (piece.n != n) trim(&piece, w->slots, n);
     const uint32_t all = reduce_max(worst);
     if (measure) {
         for (int k = 0; k < w->slots; k++) {

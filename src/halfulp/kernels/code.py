@@ -1,0 +1,263 @@
+"""Programs as code for CPUs: C, which is compiled with the library, and instructions of the vector machine.
+
+Both follow a :class:`~halfulp.rules.program.Program` operation by operation; ``csrc/loop.h`` and ``csrc/machine.h``
+hold the loops around them. Uniform values are computed before (:func:`uniform_values`) and handed over as fp32 numbers,
+a mask as 0 or 1 and an int as its pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS
+from halfulp.rules.program import TYPES, Program, evaluate
+from halfulp.rules.tracing import ProgramError
+
+__all__ = ["c_function", "check_grad", "flags", "machine_code", "uniform_values"]
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+CALLS = {
+    "sqrt": "sqrtv", "max": "maxf", "min": "minf", "lt": "ltf", "le": "lef", "eq": "eqf", "ne": "nef", "and": "andm",
+    "or": "orm", "not": "notm", "select": "self", "bits": "asi", "from_bits": "asf", "rounded": "cvt_rn",
+    "to_float": "itof",
+}  # fmt: skip
+C_TYPES = {"float": "vf", "mask": "vm", "int": "vi"}
+
+
+def check_grad(program: Program) -> bool:
+    """Whether the gradient has to be looked at itself: no new state is sure to be infinite or NaN where it is."""
+    spoilt = set()
+    for k, (name, args, _) in enumerate(program.ops):
+        carriers = {"neg": 1, "abs": 1, "sqrt": 1, "div": 1, "add": 2, "sub": 2, "mul": 2}.get(name, 0)
+        if name == "grad" or any(i in spoilt for i in args[:carriers]):
+            spoilt.add(k)
+    return program.reads("grad") and not any(i in spoilt for i in program.new_states)
+
+
+def flags(program: Program) -> int:
+    """``HU_READS_PARAM`` and ``HU_WRITES_PARAM``; one that is written is read too, to be put back if need be."""
+    writes = program.param is not None
+    reads = writes or program.reads("param")
+    return reads * FLAGS["reads_param"] | writes * FLAGS["writes_param"]
+
+
+@lru_cache(maxsize=1024)
+def _has_numbers_only(program: Program) -> bool:
+    return all(program.ops[i].name == "scalar" for i in program.uniforms) and not program.numbers
+
+
+def uniform_values(
+    program: Program, c: Mapping[str, float], numbers: list[float]
+) -> tuple[list[float], list[np.float32]]:
+    """What a program's code takes as uniform values, and the new numbers.
+
+    Parameters
+    ----------
+    program
+        The program.
+    c
+        The rule's scalars.
+    numbers
+        States of one element, in the program's order.
+    """
+    scalars = program.scalar_values(dict(c))
+    if _has_numbers_only(program):
+        return [scalars[int(program.ops[i].of or 0)] for i in program.uniforms], []
+    values = evaluate(program, {"scalar": scalars, "number": numbers}, only_uniform=True)
+    return [_as_float(values[i]) for i in program.uniforms], [np.float32(values[i]) for i in program.new_numbers]
+
+
+def _as_float(value: Any) -> float:
+    value = np.asarray(value)
+    return float(value.view(np.float32) if value.dtype == np.int32 else value.astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------------------ C
+
+
+def _number(x: float) -> str:
+    """A constant in C, every bit of it."""
+    if math.isinf(x):
+        return "INFINITY" if x > 0 else "-INFINITY"
+    return f"{float(x).hex()}f"
+
+
+def c_function(program: Program) -> str:
+    """A function of a piece, named by the program's digest."""
+    names: dict[int, str] = {}
+    setup, body = [], []
+    for number, index in enumerate(program.uniforms):
+        names[index] = f"c{number}"
+        value = f"setf(w->c[{number}])"
+        kind = TYPES[program.ops[index].name]
+        value = {"float": value, "mask": f"nef({value}, setf(0.0f))", "int": f"asi({value})"}[kind]
+        setup.append(f"const {C_TYPES[kind]} c{number} = {value};")
+    reads_param, writes_param = program.reads("param"), program.param is not None
+    if program.reads("grad"):
+        body.append("FETCH(grad);")
+    if reads_param or writes_param:
+        body += ["FETCH_TO_CHANGE(param);" if writes_param else "FETCH(param);", "const vf p = ldf(param + i);"]
+    if writes_param:
+        body.append("stf(old_param + i, p);")
+    for index, op in enumerate(program.ops):
+        if index in names:
+            continue
+        if op.name == "constant":
+            names[index] = f"setf({_number(op.of)})"  # type: ignore[arg-type]
+        elif op.name == "param":
+            names[index] = "p"
+        elif not program.uniform[index]:
+            names[index] = f"v{index}"
+            kind = C_TYPES[TYPES[op.name]]
+            body.append(f"const {kind} v{index} = {_c_value(op.name, [names.get(i, '') for i in op.args], op.of)};")
+    if check_grad(program) and not program.sums:
+        grad = next(k for k, op in enumerate(program.ops) if op.name == "grad")
+        body.append(f"CHECK({names[grad]});")
+    for k, index in enumerate(program.new_states):
+        if program.ops[index] != ("state", (), k):
+            body.append(f"SAVE({k}, {names[index]});")
+        body.append(f"LARGEST({k}, {names[index]});")
+    if program.param is not None:
+        body.append(f"stf(new_param + i, {names[program.param]});")
+    for k, (_, _, a, b) in enumerate(program.sums):
+        body.append(f"PLAIN_TERM({k}, {names[a]});" if b is None else f"TERM({k}, {names[a]}, {names[b]});")
+    loop = "MEASURE_EACH_VECTOR" if program.sums else "FOR_EACH_VECTOR"
+    start = f"START({len(program.states)})" if not program.sums else f"MEASURE({len(program.states)})"
+    lines = [f"static void p{program.digest}(const hu_piece *w) {{", f"    {start}", *(f"    {x}" for x in setup)]
+    return "\n".join([*lines, f"    {loop}(", *(f"        {x}" for x in body), "    )", "}"])
+
+
+def _c_value(name: str, args: list[str], of: float | int | None) -> str:
+    if name == "grad":
+        return "ldf(grad + i)"
+    if name == "state":
+        return f"ldf(state[{of}] + i)"
+    if name in INFIX:
+        return f"{args[0]} {INFIX[name]} {args[1]}"
+    if name in CALLS:
+        return f"{CALLS[name]}({', '.join(args)})"
+    a = args[0]
+    return {
+        "neg": f"-{a}", "abs": f"asf(absi({a}))", "sign": f"signf({a})", "add_int": f"(vi)((vu){a} + {of}u)",
+        "sub_int": f"(vi)((vu){a} - (vu){args[-1]})", "shift_left": f"(vi)((vu){a} << {of})",
+        "shift_right": f"{a} >> {of}",
+    }[name]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+@lru_cache(maxsize=256)
+def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Instructions of a program, and the constants that follow its uniform values.
+
+    Raises
+    ------
+    ProgramError
+        For more states, sums, uniform values, or values that are needed at once, than the machine has room for.
+    """
+    constants = [k for k, op in enumerate(program.ops) if op.name == "constant" and _is_taken(program, k)]
+    shifts = sorted({int(op.of) for op in program.ops if op.name == "add_int" and op.of is not None})
+    uniforms = [*program.uniforms, *constants]
+    code, registers = _Machine(program, uniforms, shifts).instructions()
+    rooms = (
+        ("states", len(program.states), MAX_SLOTS), ("sums", len(program.sums), MAX_SUMS),
+        ("uniform values", len(uniforms) + len(shifts), MAX_UNIFORMS),
+        ("values needed at once", registers, MAX_REGISTERS),
+    )  # fmt: skip
+    for what, count, most in rooms:
+        if count > most:
+            raise ProgramError(f"the program has {count} {what}, and there is room for {most}")
+    values = [np.float32(program.ops[k].of) for k in constants]
+    patterns = np.array(shifts, np.int64).astype(np.uint32).view(np.float32)
+    head = [len(code), registers, len(uniforms) + len(shifts)]
+    return np.array([*head, *(x for line in code for x in line)], np.int32), np.array([*values, *patterns], np.float32)
+
+
+def _is_taken(program: Program, index: int) -> bool:
+    """Whether something that is not uniform takes a value."""
+    outputs = (program.param, *program.new_states, *(i for s in program.sums for i in (s.a, s.b)))
+    takers = (k for k, op in enumerate(program.ops) if index in op.args)
+    return index in outputs or any(not program.uniform[k] for k in takers)
+
+
+class _Machine:
+    """Registers are given to values as long as they are needed, and operands numbered when their number is known."""
+
+    def __init__(self, program: Program, uniforms: list[int], shifts: list[int]) -> None:
+        self.program, self.uniforms, self.shifts = program, uniforms, shifts
+        self.last: dict[int, int] = {}
+        self.alias: dict[int, int] = {}
+        for k, op in enumerate(program.ops):
+            if op.name in ("bits", "from_bits") and not program.uniform[k]:  # the same pattern
+                self.alias[k] = self.alias.get(op.args[0], op.args[0])
+        for k, op in enumerate(program.ops):
+            if not program.uniform[k] and k not in self.alias:
+                for i in op.args:
+                    self.last[self._value(i)] = k
+        for output in (program.param, *program.new_states, *(i for s in program.sums for i in (s.a, s.b))):
+            if output is not None:
+                self.last[self._value(output)] = len(program.ops)
+
+    def _value(self, index: int) -> int:
+        return self.alias.get(index, index)
+
+    def instructions(self) -> tuple[list[tuple[int, int, int, int, int]], int]:
+        """The instructions, and how many registers they take."""
+        program, lines = self.program, list[tuple[str, list[Any], int]]()
+        place: dict[int, int] = {}
+        free: list[int] = []
+        count = 0
+        for k, op in enumerate(program.ops):
+            if program.uniform[k] or k in self.alias or op.name in ("param", "grad", "state"):
+                continue
+            args = [self._value(i) for i in op.args]
+            operands: list[Any] = [self._operand(i, place) for i in args]
+            free += [place[i] for i in sorted(set(args)) if i in place and self.last.get(i) == k]
+            if not free:
+                free.append(count)
+                count += 1
+            place[k] = free.pop()
+            if op.name == "add_int":
+                operands.append(("uniform", len(self.uniforms) + self.shifts.index(int(op.of or 0))))
+            elif op.name in ("shift_left", "shift_right"):
+                operands.append(("plain", int(op.of or 0)))
+            lines.append((op.name, operands, place[k]))
+        saves = []
+        for k, index in enumerate(program.new_states):
+            source = program.ops[self._value(index)]
+            operand = self._operand(self._value(index), place)
+            if source.name in ("state", "param") and source != ("state", (), k):  # it may have been written by then
+                lines.append(("copy", [operand], count))
+                operand = ("register", count)
+                count += 1
+            saves.append(("save", [operand], k))
+        if check_grad(program) and not program.sums:
+            lines.append(("check", [("input", 0)], 0))
+        if program.param is not None:
+            lines.append(("save_param", [self._operand(self._value(program.param), place)], 0))
+        lines += saves
+        for k, (_, _, a, b) in enumerate(program.sums):
+            pair = [self._operand(self._value(i), place) for i in (a, b) if i is not None]
+            lines.append(("term" if len(pair) == 2 else "plain_term", pair, k))
+        uniforms = count + len(self.uniforms) + len(self.shifts)
+        first = {"register": 0, "uniform": count, "input": uniforms, "plain": 0}
+        code = []
+        for name, operands, of in lines:
+            numbers = [first[kind] + number for kind, number in operands]
+            code.append((MACHINE[name], *[*numbers, 0, 0, 0][:3], of))
+        return code, count
+
+    def _operand(self, index: int, place: dict[int, int]) -> tuple[str, int]:
+        op = self.program.ops[index]
+        if index in self.uniforms:
+            return "uniform", self.uniforms.index(index)
+        if op.name in ("grad", "param", "state"):
+            return "input", {"grad": 0, "param": 1, "state": 2 + int(op.of or 0)}[op.name]
+        return "register", place[index]

@@ -1,0 +1,137 @@
+"""What the C library runs for a rule: generated code or instructions of the machine, for each of its programs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from halfulp.kernels import native
+from halfulp.kernels.code import flags, machine_code, uniform_values
+from halfulp.rules.base import Rule, Scalars
+from halfulp.rules.program import Branches, Program, evaluate, is_number
+from halfulp.rules.slots import StateSlot
+from halfulp.rules.tracing import ProgramError, reads_of, trace
+
+__all__ = ["Compiled", "Programs", "programs_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A program as C runs it.
+
+    Parameters
+    ----------
+    program
+        The program.
+    number
+        Of its generated code; -1: it runs on the machine.
+    code
+        Instructions of the machine, if it does.
+    constants
+        What follows its uniform values.
+    flags
+        ``HU_READS_PARAM``, ``HU_WRITES_PARAM``.
+    packed
+        Its uniform values in memory.
+    """
+
+    program: Program
+    number: int
+    code: npt.NDArray[np.int32] | None
+    constants: tuple[float, ...]
+    flags: int
+    packed: struct.Struct
+
+    def uniforms(self, scalars: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
+        """Everything that its code takes as uniform values, and the new numbers."""
+        values, new = uniform_values(self.program, scalars, numbers)
+        return [*values, *self.constants], new
+
+    @property
+    def address(self) -> int:
+        """Of the instructions."""
+        return 0 if self.code is None else self.code.ctypes.data
+
+
+@lru_cache(maxsize=1024)
+def _compiled(program: Program, on_machine: bool) -> Compiled:
+    number = -1 if on_machine else native.library().hu_find(int(program.digest, 16))
+    code, constants = (None, ()) if number >= 0 else machine_code(program)
+    count = len(program.uniforms) + len(constants)
+    return Compiled(
+        program, number, code, tuple(map(float, constants)), flags(program), struct.Struct(f"{count}f")
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """The programs of a rule's `update` or `measure` under some states."""
+
+    function: Callable[..., Any]
+    reads: tuple[str, ...]
+    branches: Branches
+
+    @lru_cache(maxsize=64)  # noqa: B019 - as many as there are branches, of objects that live as long as the process
+    def _at(self, number: int) -> Compiled:
+        return _compiled(self.branches.programs[number], on_machine=False)
+
+    def choose(self, scalars: Scalars) -> Compiled:
+        """What these scalars choose."""
+        return self._at(self.branches.number(scalars))
+
+    def check(self, scalars: Scalars) -> None:
+        """See that the program that scalars choose has the bits of the rule, on random values.
+
+        Raises
+        ------
+        ProgramError
+            If not: the rule looks at something that its symbols do not show, as `math.isfinite` of a scalar.
+        """
+        program = self.branches.choose(scalars)
+        generator = np.random.default_rng(0)
+        arrays = {name: generator.standard_normal(64).astype(np.float32) for name in (*self.reads, *program.states)}
+        numbers = {name: np.float32(0.5) for name in program.numbers}
+        given = {name: torch.from_numpy(x) for name, x in arrays.items()}
+        states = {name: given[name] for name in program.states} | {n: torch.tensor(0.5) for n in program.numbers}
+        result = self.function(*(given[name] for name in self.reads), states, scalars)
+        param, new = result if isinstance(result, tuple) else (None, result)
+        got = evaluate(program, {
+            **{name: arrays[name] for name in self.reads}, "state": [arrays[n] for n in program.states],
+            "number": [numbers[n] for n in program.numbers], "scalar": program.scalar_values(scalars),
+        })  # fmt: skip
+        pairs = [] if program.param is None else [(param, program.param)]
+        pairs += [(new[name], index) for name, index in zip(program.states, program.new_states, strict=True)]
+        for want, index in pairs:
+            if not np.array_equal(np.broadcast_to(got[index], (64,)), want.numpy(), equal_nan=True):
+                raise ProgramError(
+                    "the rule has other results on tensors than on symbols: it looks at more than they show"
+                )
+
+
+@lru_cache(maxsize=1024)
+def programs_of(rule: Rule, measure: bool, slots: tuple[StateSlot, ...], ndim: int) -> Programs:
+    """Programs of a rule's `update`, or of its `measure`.
+
+    Raises
+    ------
+    ProgramError
+        If it is not a program, or one that is too large.
+    """
+    if not rule.elementwise:
+        raise ProgramError(f"rule {rule.name!r} is not elementwise")
+    states = tuple(s.name for s in slots if not is_number(s))
+    numbers = tuple(s.name for s in slots if is_number(s))
+    function = rule.measure if measure else rule.update
+    assert function is not None
+    branches = trace(function, states, numbers, min(max(ndim, 1), 2), reads_of(rule))
+    made = Programs(function, reads_of(rule), branches)
+    for number in range(len(branches.programs)):
+        made._at(number)
+    return made

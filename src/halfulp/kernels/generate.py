@@ -1,0 +1,87 @@
+"""Writes what is generated in ``csrc/``: ``python -m halfulp.kernels.generate``, after a change to rules or constants.
+
+``generated.h`` has the C code of every program of the library's rules, ``constants.h`` what C shares with Python. A
+test tells where they are not fresh. What is not in there runs on the vector machine, with the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from halfulp import rules
+from halfulp.kernels.code import c_function
+from halfulp.kernels.constants import MAX_SLOTS, PARTS, header
+from halfulp.rules.adam import ADAM
+from halfulp.rules.base import Rule
+from halfulp.rules.program import Program, is_number
+from halfulp.rules.tracing import ProgramError, reads_of, trace
+from halfulp.rules.transforms import adagc, clip_global, compose, master_weights
+
+__all__ = ["files", "library_programs"]
+
+FOLDER = Path(__file__).with_name("csrc")
+TRANSFORMS = (clip_global(1.0), adagc(), master_weights())
+"""Each is fused into Adam; with other rules the machine runs it."""
+
+
+class _Always(dict[str, Any]):
+    """Hyper-parameters that are all on, or all off: what slots a rule can have."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(betas=(0.9, 0.99, 0.9, 0.9))
+        self.value = value
+
+    def __missing__(self, name: str) -> float:
+        return self.value
+
+    def get(self, name: str, default: object = None) -> Any:
+        return self[name]
+
+
+def library_rules() -> list[Rule]:
+    """Every rule of the library."""
+    found: dict[Rule, None] = {}
+    for module in pkgutil.iter_modules(rules.__path__):
+        values = vars(importlib.import_module(f"{rules.__name__}.{module.name}")).values()
+        found.update(dict.fromkeys(x for x in values if isinstance(x, Rule)))
+    return [*found, *(compose(ADAM, (transform,)) for transform in TRANSFORMS)]
+
+
+def library_programs() -> dict[str, Program]:
+    """Programs of the library's rules, by digest."""
+    found: dict[str, Program] = {}
+    for rule in library_rules():
+        for hyper in (_Always(0.5), _Always(0.0)):
+            slots = rule.slots(hyper)
+            states = tuple(s.name for s in slots if not is_number(s))
+            numbers = tuple(s.name for s in slots if is_number(s))
+            for function in (rule.update, rule.measure):
+                for ndim in (1, 2):
+                    try:
+                        branches = trace(function, states, numbers, ndim, reads_of(rule)) if function else None
+                    except ProgramError:
+                        continue
+                    programs = branches.programs if branches else ()
+                    found.update({p.digest: p for p in programs if len(p.states) <= MAX_SLOTS})
+    return found
+
+
+def files() -> dict[str, str]:
+    """Names and contents of the generated files."""
+    programs = sorted(library_programs().values(), key=lambda p: p.digest)
+    lines = ["/* Written by kernels/generate.py from the rules of the library: one function for each program. */"]
+    for part in range(PARTS):
+        mine = programs[part::PARTS]
+        lines += [f"#if HU_PART == {part}", *(f"\n{c_function(p)}" for p in mine)]
+        lines += ["", "static const hu_program table[] = {"]
+        lines += [*(f"    {{0x{p.digest}u, p{p.digest}}}," for p in mine), "};", "#endif", ""]
+    return {"generated.h": "\n".join(lines), "constants.h": header()}
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (FOLDER / name).write_text(text)
+        print(FOLDER / name)

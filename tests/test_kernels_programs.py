@@ -1,0 +1,83 @@
+"""What is generated from programs for CPUs: fresh, and with the bits of the reference, as the vector machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from halfulp.kernels import compiled, cpu, generate, native, reference
+from halfulp.kernels.binding import Step
+from halfulp.rules.tracing import ProgramError
+from support.kernel_cases import assert_same_bits
+from support.program_cases import PROGRAMS, combined, make_program_step
+from support.rules import Variant
+
+needs_library = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+KINDS = [("8bit", "stochastic", False), ("fp4", "nearest", False), ("bf16", "stochastic", True)]
+
+
+def test_generated_files_are_fresh() -> None:
+    for name, text in generate.files().items():
+        assert (generate.FOLDER / name).read_text() == text, f"{name}: run python -m halfulp.kernels.generate"
+
+
+@pytest.fixture
+def on_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No generated code is found: everything runs on the machine."""
+    compiled.programs_of.cache_clear()
+    monkeypatch.setattr(compiled, "_compiled", lambda program, on_machine: MACHINE(program, True))
+    yield
+    compiled.programs_of.cache_clear()
+
+
+MACHINE = compiled._compiled
+
+
+def assert_program_has_the_bits(variant: Variant, generated: bool) -> None:
+    for form, rounding, odd in KINDS:
+        for age in (1, 7):
+            got, expected = (make_program_step(variant, form, rounding, age=age, odd=odd) for _ in range(2))
+            done: list[list[Step]] = [combined(got), combined(expected)]
+            assert len(done[0]) == len(done[1])
+            if done[0]:
+                assert cpu.supports(variant.rule, got) is None
+                programs = got.binding.plan.programs
+                assert programs is not None
+                assert (programs.choose(got.scalars).number >= 0) == generated
+                cpu.step(variant.rule, done[0])
+                reference.step(variant.rule, done[1])
+            assert_same_bits(got, expected)
+            assert torch.equal(got.counts, expected.counts)
+
+
+@needs_library
+@pytest.mark.parametrize("variant", PROGRAMS, ids=lambda v: v.name)
+def test_generated_code_has_the_bits_of_the_reference(variant: Variant) -> None:
+    assert_program_has_the_bits(variant, generated=True)
+
+
+@needs_library
+@pytest.mark.parametrize("variant", PROGRAMS[::2], ids=lambda v: v.name)
+def test_the_machine_has_the_bits_of_the_reference(variant: Variant, on_machine: None) -> None:
+    assert_program_has_the_bits(variant, generated=False)
+
+
+@needs_library
+def test_a_rule_that_hides_something_from_its_symbols_is_found_out() -> None:
+    import math
+    from dataclasses import replace
+
+    step = make_program_step(PROGRAMS[0], "8bit", "nearest")
+    rule = step.binding.rule
+
+    def hidden(param, grad, states, c):  # type: ignore[no-untyped-def]
+        new, updated = rule.update(param, grad, states, c)
+        return (new + 1.0 if math.isfinite(c["lr"]) else new), updated
+
+    odd = replace(rule, name="odd", update=hidden)
+    step.binding.rule = odd
+    step.scalars = {**step.scalars}
+    with pytest.raises(ProgramError, match="looks at more"):
+        cpu._plan(odd, step)
