@@ -101,7 +101,7 @@ def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
     for source in (kernels / "csrc").glob("*.[ch]"):
         (tmp_path / "csrc" / source.name).write_bytes(source.read_bytes())
     shutil.copy(native.PATH, tmp_path)
-    with (tmp_path / "csrc" / "rules.h").open("a") as file:
+    with (tmp_path / "csrc" / "loop.h").open("a") as file:
         file.write("/* later */")
     code = f"""
 from pathlib import Path
@@ -139,17 +139,22 @@ def _scaled(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param - average * c["step_size"], {"exp_avg": average, "exp_avg_sq": square}
 
 
-OWN = Rule("own", ADAM.slots, ADAM.scalars, _scaled)
+def _copied(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    return _scaled(param.clone(), grad, states, c)  # which a program cannot say
 
 
+OWN = {"program": Rule("own", ADAM.slots, ADAM.scalars, _scaled), "no": Rule("no", ADAM.slots, ADAM.scalars, _copied)}
+
+
+@pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("case", [c for c in [*FEW, *CASES[::5]] if c.rule == "adam"], ids=lambda c: c.id)
-def test_states_of_any_rule_are_coded_in_c(case: Case) -> None:
-    got, expected = make_step(case), make_step(case)
-    got, expected = (bound_anew(step, rule=OWN) for step in (got, expected))
-    assert cpu.supports(OWN, got) is None
-    assert got.binding.plan.row is None
-    cpu.step(OWN, [got])
-    reference.step(OWN, [expected])
+def test_states_of_any_rule_are_coded_in_c(case: Case, name: str) -> None:
+    rule = OWN[name]
+    got, expected = (bound_anew(make_step(case), rule=rule) for _ in range(2))
+    assert cpu.supports(rule, got) is None
+    assert (got.binding.plan.programs is None) == (name == "no")
+    cpu.step(rule, [got])
+    reference.step(rule, [expected])
     assert_same_bits(got, expected)
 
 

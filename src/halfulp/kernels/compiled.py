@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from halfulp.kernels import native
 from halfulp.kernels.code import flags, machine_code, uniform_values
-from halfulp.rules.base import Rule, Scalars
+from halfulp.rules.base import Rule, Scalars, largest, total
 from halfulp.rules.program import Branches, Program, evaluate, is_number
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.tracing import ProgramError, reads_of, trace
@@ -77,42 +77,52 @@ class Programs:
     function: Callable[..., Any]
     reads: tuple[str, ...]
     branches: Branches
+    shape: tuple[int, ...]
+    """Of the values that programs are checked on."""
+    checked: set[int] = field(default_factory=set)
 
     @lru_cache(maxsize=64)  # noqa: B019 - as many as there are branches, of objects that live as long as the process
     def _at(self, number: int) -> Compiled:
         return _compiled(self.branches.programs[number], on_machine=False)
 
     def choose(self, scalars: Scalars) -> Compiled:
-        """What these scalars choose."""
-        return self._at(self.branches.number(scalars))
-
-    def check(self, scalars: Scalars) -> None:
-        """See that the program that scalars choose has the bits of the rule, on random values.
+        """What these scalars choose.
 
         Raises
         ------
         ProgramError
-            If not: the rule looks at something that its symbols do not show, as `math.isfinite` of a scalar.
+            If it has not the bits of the rule: that looks at something its symbols do not show, as `math.isfinite` of a
+            scalar does. Looked at once for each program, on random values.
         """
-        program = self.branches.choose(scalars)
+        number = self.branches.number(scalars)
+        if number not in self.checked:
+            self._check(self.branches.programs[number], scalars)
+            self.checked.add(number)
+        return self._at(number)
+
+    def _check(self, program: Program, scalars: Scalars) -> None:
         generator = np.random.default_rng(0)
-        arrays = {name: generator.standard_normal(64).astype(np.float32) for name in (*self.reads, *program.states)}
-        numbers = {name: np.float32(0.5) for name in program.numbers}
+        arrays = {n: generator.standard_normal(self.shape).astype(np.float32) for n in (*self.reads, *program.states)}
+        arrays |= {name: np.abs(arrays[name]) for name in program.states}
         given = {name: torch.from_numpy(x) for name, x in arrays.items()}
         states = {name: given[name] for name in program.states} | {n: torch.tensor(0.5) for n in program.numbers}
         result = self.function(*(given[name] for name in self.reads), states, scalars)
-        param, new = result if isinstance(result, tuple) else (None, result)
         got = evaluate(program, {
             **{name: arrays[name] for name in self.reads}, "state": [arrays[n] for n in program.states],
-            "number": [numbers[n] for n in program.numbers], "scalar": program.scalar_values(scalars),
+            "number": [0.5] * len(program.numbers), "scalar": program.scalar_values(scalars),
         })  # fmt: skip
-        pairs = [] if program.param is None else [(param, program.param)]
-        pairs += [(new[name], index) for name, index in zip(program.states, program.new_states, strict=True)]
-        for want, index in pairs:
-            if not np.array_equal(np.broadcast_to(got[index], (64,)), want.numpy(), equal_nan=True):
-                raise ProgramError(
-                    "the rule has other results on tensors than on symbols: it looks at more than they show"
-                )
+        pairs = []
+        if program.sums:
+            of = {"sum": total, "largest": lambda a, b: largest(a)}
+            tensors = {i: torch.from_numpy(np.array(got[i])) for s in program.sums for i in (s.a, s.b) if i is not None}
+            for name, kind, a, b in program.sums:
+                pairs.append((result[name], of[kind](tensors[a], None if b is None else tensors[b]).numpy()))
+        else:
+            param, new = result if isinstance(result, tuple) else (None, result)
+            pairs = [] if program.param is None else [(param, got[program.param])]
+            pairs += [(new[name], got[i]) for name, i in zip(program.states, program.new_states, strict=True)]
+        if not all(np.array_equal(np.broadcast_to(x, want.shape), want.numpy(), equal_nan=True) for want, x in pairs):
+            raise ProgramError("the rule has other results on tensors than on symbols: it looks at more than they show")
 
 
 @lru_cache(maxsize=1024)
@@ -131,7 +141,7 @@ def programs_of(rule: Rule, measure: bool, slots: tuple[StateSlot, ...], ndim: i
     function = rule.measure if measure else rule.update
     assert function is not None
     branches = trace(function, states, numbers, min(max(ndim, 1), 2), reads_of(rule))
-    made = Programs(function, reads_of(rule), branches)
+    made = Programs(function, reads_of(rule), branches, (64,) if ndim < 2 else (8, 8))
     for number in range(len(branches.programs)):
         made._at(number)
     return made

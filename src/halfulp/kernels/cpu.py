@@ -81,8 +81,7 @@ def _plan(rule: Rule, step: Step) -> _Plan:
     made = describe(binding.shape, tuple(s.quantizer for s in arrays), binding.row_stride)
     if isinstance(made, str):
         raise ProgramError(made)
-    if programs.choose(step.scalars).number < 0:
-        programs.check(step.scalars)
+    programs.choose(step.scalars)
     row, slots = made[0].copy(), made[1].copy()
     row["first_element"] = binding.first_element
     row["slots"] = len(arrays)
