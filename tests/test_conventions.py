@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +29,16 @@ NOT: dict[str, list[str]] = {"CoRe": ["schedulers"]}
 MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"weight_decay": 0.1}}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion", "SGD"])
 def test_the_common_optimizers_pass_as_a_whole(name: str) -> None:
     report = check_optimizer(getattr(halfulp, name), **MORE.get(name, {}))
@@ -36,6 +47,7 @@ def test_the_common_optimizers_pass_as_a_whole(name: str) -> None:
     assert max(report.losses.values()) < 0.5
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("cls", halfulp.OPTIMIZERS)
 def test_every_optimizer_keeps_the_conventions(cls: Any) -> None:
     report = check_optimizer(cls, only=CHEAP, skip=NOT.get(cls.__name__, []), **MORE.get(cls.__name__, {}))
