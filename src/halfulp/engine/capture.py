@@ -28,7 +28,7 @@ Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 def capturing() -> bool:
     """Whether the current stream records a CUDA graph."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(eq=False)

@@ -177,7 +177,7 @@ class RuleOptimizer(Optimizer):
                 checks.tell_replaced(known, self._registry, self.state)
             self._bounds = {p: b for p, b in self._bounds.items() if p in self._registry}
             for p, bound in self._bounds.items():
-                bound.index = self._registry[p].index
+                bound.index, bound.skipped = self._registry[p].index, None
         assert self._registry is not None
         return self._registry
 
@@ -450,7 +450,6 @@ class RuleOptimizer(Optimizer):
             ages.append(of_bound)
             values.append(found)
         keys = step_keys(group["seed"], [b.index for b in bounds], STREAM, [numbers[0] for numbers in ages])
-        counter = self._skipped.counter
         streams, rounding, maximize = share.plan.streams, group["param_rounding"], group["maximize"]
         steps = []
         for bound, of_bound, found, (key0, key1) in zip(bounds, ages, values, keys, strict=True):
@@ -461,7 +460,9 @@ class RuleOptimizer(Optimizer):
             if binding is None:
                 binding, grad = bound.fetched(), bound.fetched_gradient(grad)
             words = [(key0, key1, streams[name]) for name in bound.names]
-            skipped = counter(bound.index, binding.device)
+            skipped = bound.skipped
+            if skipped is None:
+                skipped = bound.skipped = self._skipped.counter(bound.index, binding.device)
             how: Rounding = "nearest" if bound.rule.keeps_param else rounding
             steps.append(Step(binding, (grad,), found, words, how, maximize, bound.counts, skipped))
         return steps

@@ -60,6 +60,8 @@ class Bound:
     """Keys of the numbers that a step adds one to: of its own, and of the states' ages."""
     scalars: Scalars = field(init=False, default_factory=dict)
     """Of the last step."""
+    skipped: Tensor | None = field(init=False, default=None)
+    """Where backends count the elements that they leave untouched."""
     counts: Tensor | None = field(init=False, default=None)
     """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
 

@@ -85,7 +85,9 @@ class _Chunk(Generic[Name]):
 
     def news(self, counts: Tensor) -> list[tuple[Name, int]]:
         """What has been added since the last time; `counts` are on the host, and may be older than those of then."""
-        values = counts[: len(self.names)].tolist()
+        values = counts.numpy()[: len(self.names)].tolist()
+        if values == self.known:
+            return []
         found = [(n, v - k) for n, v, k in zip(self.names, values, self.known, strict=True) if v > k]
         if found:
             self.known = list(map(max, values, self.known))

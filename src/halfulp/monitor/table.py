@@ -171,7 +171,7 @@ class MonitorTable:
             lines.append(
                 f"16-bit weights: {lost:.0%} of updates lost in {len(bad)} of {len(self.weights)} tensors "
                 f"({sum(w.elements for w in bad):,} of {total:,} weights), {max(moved, 0):.0%} of their movement took "
-                "place; keep fp32 weights, or round them stochastically (halfulp's param_rounding='stochastic')"
+                "place; keep fp32 weights, or round them stochastically (halfulp's default param_rounding)"
             )
         return lines
 

@@ -229,8 +229,8 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
 def master_weights() -> Transform:
     """Keep an fp32 copy of 16-bit weights (slot ``master_param``) for the rule; the weights are its rounding.
 
-    Four bytes a weight against updates that are lost below half a unit of a 16-bit weight. ``param_rounding=
-    "stochastic"`` keeps them on average, for none. Weights that are set from outside, such as by
+    Four bytes a weight against updates that are lost below half a unit of a 16-bit weight. Stochastic rounding, which
+    16-bit parameters have without it, keeps them on average, for none. Weights that are set from outside, such as by
     :class:`~halfulp.Lookahead`, need a ``reset_state(["master_param"])``.
 
     Examples
