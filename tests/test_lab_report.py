@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,13 @@ def test_sentences_follow_from_the_figures(folder: Path) -> None:
     assert "A reset every 10 steps brings fp8 nearest to" in said
     assert "With one seed there is no interval" in said
     assert "No run diverged" in said
+    text = comparison.environment["text"]
+    for source, expected in (
+        ("standard library of Python 3.12", "about 0.023 nats"),
+        ("prose.txt", "was not measured"),
+    ):
+        other = replace(comparison, environment={**comparison.environment, "text": {**text, "source": source}})
+        assert expected in " ".join(shows(other))  # the noise was measured on the default text alone
     limits = " ".join(cannot_show(comparison))
     assert "--seeds 3" in limits
     assert "--lr 1e-3,3e-3" in limits

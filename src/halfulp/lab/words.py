@@ -8,6 +8,7 @@ from halfulp.lab.results import ArmResult, Comparison, SlotSeries
 
 __all__ = ["averages", "cannot_show", "percent", "shows", "times"]
 
+DEFAULT_SOURCE = "standard library of Python"
 SEED_NOISE = ((0.117, 1500, 0.023), (0.468, 2500, 0.009))
 """Measured before: (million parameters, steps, standard deviation over seeds of the final validation loss, in nats)."""
 
@@ -94,7 +95,10 @@ def _off(low: list[ArmResult]) -> list[str]:
             f"over the second half of the run: {', '.join(parts)}."
         )
     if fine:
-        out.append(f"Under 2 % are that far off in {', '.join(fine)}.")
+        out.append(
+            "Under 2 % of second moments are more than a factor of two away from what fp32 would hold on the same "
+            f"gradients in {', '.join(fine)}."
+        )
     return out
 
 
@@ -137,11 +141,7 @@ def _losses(comparison: Comparison) -> str:
     text = f"Final validation losses lie between {low:.3f} and {high:.3f} nats."
     seeds = len(comparison.config.seeds)
     if seeds == 1:
-        text += (
-            f" With one seed there is no interval. Seed noise measured at this size is about {_noise(comparison):.3f} "
-            f"nats, so that differences of less than about {2.8 * _noise(comparison):.2f} mean nothing, and larger "
-            "ones ask for more seeds."
-        )
+        text += f" With one seed there is no interval, and {_noise(comparison)} More seeds (--seeds 3) give one."
         return text + lost
     control = comparison.control
     clear = []
@@ -185,10 +185,18 @@ def averages(comparison: Comparison) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _noise(comparison: Comparison) -> float:
+def _noise(comparison: Comparison) -> str:
+    """What is known of the noise of a seed: it was measured on the default text alone."""
+    source = str(comparison.environment.get("text", {}).get("source", ""))
+    if not source.startswith(DEFAULT_SOURCE):
+        return "how far another seed would move the losses was not measured on this text."
     sizes = [a.shown.summary["parameters"] / 1e6 for a in comparison.arms if a.shown.summary]
     size = sizes[0] if sizes else 0.117
-    return min(SEED_NOISE, key=lambda row: abs(math.log(row[0] / size)))[2]
+    noise = min(SEED_NOISE, key=lambda row: abs(math.log(row[0] / size)))[2]
+    return (
+        f"seed noise, measured on this text at this size, is about {noise:.3f} nats: differences of less than about "
+        f"{2.8 * noise:.2f} mean nothing."
+    )
 
 
 def cannot_show(comparison: Comparison) -> list[str]:
