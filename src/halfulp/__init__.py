@@ -39,6 +39,7 @@ _HOME = {
     "load_optimizer": "checkpoint.files",
     "master_weights": "rules.transforms",
     "plan_reset": "theory.planner",
+    "register_format": "numbers.formats",
     "resize_states": "engine.rows",
     "round_to": "numbers.rounding",
     "save_optimizer": "checkpoint.files",

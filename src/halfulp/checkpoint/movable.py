@@ -12,6 +12,7 @@ questions are answered for each state, on a sample of its elements:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +24,15 @@ from torch import Tensor
 from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.libraries.base import Codebook, Codec, Plain
 from halfulp.libraries.ours import QuantizerCodec
+from halfulp.libraries.torch_optim import NOT_AVERAGES
 from halfulp.numbers.formats import FORMATS, Format
 
-__all__ = ["Movable", "movable"]
+__all__ = ["Movable", "left_out", "movable"]
 
 SAMPLE = 4096
 DEFAULTS = {"exp_avg": 0.9, "exp_avg_sq": 0.999, "momentum_buffer": 0.9, "square_avg": 0.99, "exp_avg_slow": 0.9999}
+PART = re.compile("_scale$|^(state|absmax|qmap)[12]$|^quant_map$")
+"""Tensors that belong to another one."""
 SECOND = ("exp_avg_sq", "square_avg", "max_exp_avg_sq")
 
 
@@ -106,13 +110,27 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
             kind = (slot, state.codec.format, state.codec.rounding, beta, assumed, moves)
             tallies.setdefault(kind, []).append((math.prod(state.shape), *_judge(state, slot, beta)))
     if not tallies:
-        raise ValueError("the optimizer has made no step, or keeps no averages that are known here")
+        others = "".join(f"; {slot}: {why}" for slot, why in left_out(state_dict).items())
+        raise ValueError(f"the optimizer has made no step, or keeps no averages that are known here{others}")
     rows = []
     for (slot, fmt, rounding, beta, assumed, moves), found in sorted(tallies.items(), key=lambda item: item[0][:2]):
         total = sum(n for n, *_ in found)
         zero, fall, through = (sum(f[0] * f[i] for f in found) / total for i in (1, 2, 3))
         rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through, moves))
     return rows
+
+
+def left_out(state_dict: Mapping[str, Any]) -> dict[str, str]:
+    """Names of saved states that :func:`movable` does not judge, and why not."""
+    found: dict[str, str] = {}
+    for entries in state_dict["state"].values():
+        for key, value in entries.items() if isinstance(entries, Mapping) else ():
+            if not isinstance(value, Tensor) or value.ndim == 0 or not value.is_floating_point():
+                continue
+            reason = NOT_AVERAGES.get(key, "no average that is known here")
+            if reason is not None and key not in DEFAULTS and not PART.search(str(key)):
+                found[str(key)] = reason
+    return found
 
 
 def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
@@ -131,7 +149,7 @@ def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
 def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, float]:
     """Shares of zeros, of elements that can fall, and of updates that get through."""
     count = math.prod(state.shape)
-    index = torch.arange(count) if count <= SAMPLE else torch.linspace(0, count - 1, SAMPLE).long()
+    index = torch.arange(count) if count <= SAMPLE else torch.arange(SAMPLE) * (count - 1) // (SAMPLE - 1)
     values, up, down = _with_gaps(state, index)
     alive = values != 0
     zero = 1.0 - float(alive.double().mean())

@@ -13,6 +13,8 @@ __all__ = ["command"]
 
 DROP = ("tensors", "zero", "rounding", "elements", "gap", "decay", "can fall")
 """What a narrow terminal goes without, the first one first: never what is judged, its format, and the verdict."""
+SMALL = 0.01
+"""Share of the elements up to which stuck states are named, but nothing is advised."""
 VERDICT = 17
 """Columns that a verdict wraps at, at the least."""
 
@@ -37,7 +39,7 @@ def command(
 
     Nothing in the file is executed: torch files are loaded with weights_only.
     """
-    from halfulp.checkpoint.movable import movable
+    from halfulp.checkpoint.movable import left_out, movable
     from halfulp.checkpoint.read import find_optimizers, read_saved
 
     console = output()
@@ -56,16 +58,31 @@ def command(
         print_table(console, _table(title, rows), drop=DROP)
         if any(r.assumed for r in rows):
             console.print("* decay not in the file; the usual one is assumed")
-        stuck = [r for r in rows if r.verdict.startswith("stuck")]
-        for r in stuck:
-            console.print(
-                f"{r.slot} is {r.format}, {r.rounding}: {1 - r.gets_through:.0%} of updates lost from here on; keep it "
-                "in fp32, or round stochastically: "
-                "halfulp.AdamW(state='8bit').load_state_dict(halfulp.convert_state_dict(...))",
-                markup=False,
-            )
-        if not stuck:
-            console.print("every state can still move")
+        for line in _verdicts(rows):
+            console.print(line, markup=False, soft_wrap=True)
+        for slot, why in left_out(state_dict).items():
+            console.print(f"not judged: {slot} ({why})", markup=False, soft_wrap=True)
+
+
+def _verdicts(rows: list[Any]) -> list[str]:
+    """What is said of the states that are stuck, with the share of their slot that they are; and what can be done."""
+    stuck = [r for r in rows if r.verdict.startswith("stuck")]
+    if not stuck:
+        return ["every state can still move"]
+    lines = []
+    for r in stuck:
+        total = sum(other.elements for other in rows if other.slot == r.slot)
+        what = r.slot if r.elements == total else f"{r.elements:,} of {total:,} elements of {r.slot}"
+        verb = "is" if r.elements == total else "are"
+        lines.append(f"{what} {verb} {r.format}, {r.rounding}: {1 - r.gets_through:.0%} of updates lost from here on")
+    worst = sum(r.elements for r in stuck) / sum(r.elements for r in rows)
+    if worst < SMALL:
+        return [*lines, f"all other states, {1 - worst:.1%} of the elements, can still move"]
+    cure = (
+        "keep them in fp32, or round stochastically: optimizer = halfulp.AdamW(model.parameters()); "
+        "optimizer.load_state_dict(halfulp.convert_state_dict(saved, to=optimizer))"
+    )
+    return [*lines, cure]
 
 
 def _check_average(console: Any, average: Path, live: Path, decay: float) -> None:

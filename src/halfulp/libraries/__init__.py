@@ -38,15 +38,18 @@ def adapter_for(optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) ->
     return next(a for a in ADAPTERS if a.recognises(optimizer, entries))
 
 
+INSIDE = ("optimizer", "base_optimizer", "base")
+"""Where wrappers keep the optimizer that they step: Accelerate, DeepSpeed, Lightning; SAM; schedule-free."""
+
+
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer inside wrappers that keep it as ``.optimizer`` (Accelerate, Lightning and others)."""
+    """The optimizer that steps, inside any wrappers of it."""
     seen: set[int] = set()
-    while id(optimizer) not in seen:
-        seen.add(id(optimizer))
-        inner = getattr(optimizer, "optimizer", None)
-        if not isinstance(inner, torch.optim.Optimizer):
-            break
-        optimizer = inner
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    found = optimizer
+    while id(found) not in seen:
+        seen.add(id(found))
+        inside = (getattr(found, name, None) for name in INSIDE)
+        found = next((x for x in inside if x is not None and hasattr(x, "step")), found)
+    if not isinstance(found, torch.optim.Optimizer):
         raise TypeError(f"a torch.optim.Optimizer, or a wrapper of one, is watched; got {type(optimizer).__name__}")
-    return optimizer
+    return found

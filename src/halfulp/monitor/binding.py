@@ -154,7 +154,7 @@ class Binding:
         for member in members:
             member.piece = slice(start, start + len(member.index))
             start = member.piece.stop
-        sizes = torch.tensor([len(m.index) for m in members], device=self.device)
+        sizes = torch.tensor([len(m.index) for m in members], dtype=torch.int64, device=self.device)
         self.segment = torch.repeat_interleave(torch.arange(len(members), device=self.device), sizes)
         self.low = torch.tensor([m.low for m in members], device=self.device)[self.segment] if members else None
 
@@ -178,6 +178,7 @@ class Binding:
         for member in self.members:
             member.entries = self.optimizer.state.get(member.param) or None
             if member.entries is None and (not stepped or member.param.grad is None):
+                member.followed = None
                 continue
             entries = member.entries or {}
             member.adapter = adapter_for(self.optimizer, entries)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 from halfulp.monitor.bases import lightning_base, transformers_base
+from halfulp.monitor.hooked import harmless
 from halfulp.monitor.loggers import as_sink, figures
 from halfulp.monitor.table import MonitorTable
 from halfulp.monitor.watch import StallMonitor
+from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]
 
@@ -15,9 +20,9 @@ __all__ = ["lightning_callback", "trainer_callback"]
 def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "halfulp", logger: Any = None) -> Any:
     """A ``transformers.TrainerCallback`` that watches the trainer's optimizer and adds its figures to the logs.
 
-    They go to ``trainer.state.log_history`` and to the callbacks after this one (the console). The trainer's own
-    reporters (``report_to=``) come before any callback of the user; give `logger` to reach them too. The final table is
-    ``callback.table``, and the verdicts are logged when training ends.
+    They go to ``trainer.state.log_history``, to the trainer's own reporters (``report_to=``), before which this
+    callback places itself, and to the console. The final table is ``callback.table``, and the verdicts are logged when
+    training ends. Should the optimizer be one that cannot be watched, a warning says so, and the training goes on.
 
     Parameters
     ----------
@@ -43,20 +48,24 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
         watch: StallMonitor | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.watch = StallMonitor(kwargs["optimizer"], sample=sample, every=every, model=kwargs.get("model"))
+            with _harmless():
+                go_first(self)
+                self.watch = StallMonitor(kwargs["optimizer"], sample=sample, every=every, model=kwargs.get("model"))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if self.watch is None or logs is None:
                 return
-            found = figures(self.watch, prefix)
-            logs.update(found)  # for the callbacks after this one
-            state.log_history[-1].update(found)  # written before any callback hears of it
-            if sink is not None:
-                sink(found, state.global_step)
+            with _harmless():
+                found = figures(self.watch, prefix)
+                logs.update(found)  # for the callbacks after this one
+                state.log_history[-1].update(found)  # written before any callback hears of it
+                if sink is not None:
+                    sink(found, state.global_step)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.watch is not None:
-                self.table = _finish(self.watch)
+                with _harmless():
+                    self.table = _finish(self.watch)
                 self.watch = None
 
     return StallCallback()
@@ -90,24 +99,46 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
             self.tables: list[MonitorTable] = []
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self.watches = [StallMonitor(o, sample=sample, every=every, model=pl_module) for o in trainer.optimizers]
+            self.watches = []
+            for optimizer in trainer.optimizers:
+                with _harmless():
+                    self.watches.append(StallMonitor(optimizer, sample=sample, every=every, model=pl_module))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
             for i, watch in enumerate(self.watches):
                 if watch.steps and watch.steps % every == 0:
                     name = prefix if len(self.watches) == 1 else f"{prefix}/optimizer{i}"
-                    pl_module.log_dict(figures(watch, name))
+                    with _harmless():
+                        pl_module.log_dict(figures(watch, name))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            self.tables = [_finish(watch) for watch in self.watches]
+            with _harmless():
+                self.tables = [_finish(watch) for watch in self.watches]
             self.watches = []
 
     return StallCallback()
 
 
-def _finish(watch: StallMonitor) -> MonitorTable:
-    from halfulp.numbers.log import log
+def go_first(callback: Any) -> None:
+    """Put a callback before all others of the trainer that is calling it, so that they hear of what it adds to logs.
 
+    The trainer tells callbacks nothing of its list of them: it is found in the frame of the caller.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        callbacks = getattr(frame.f_locals.get("self"), "callbacks", None)
+        if isinstance(callbacks, list) and any(c is callback for c in callbacks):
+            callbacks.sort(key=lambda c: c is not callback)
+            return
+        frame = frame.f_back
+
+
+def _harmless() -> AbstractContextManager[None]:
+    """Errors of the monitor are said, and do not reach the training."""
+    return harmless("the monitor's callback")
+
+
+def _finish(watch: StallMonitor) -> MonitorTable:
     watch.close()
     table = watch.table()
     for line in table.verdicts():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halfulp.engine.sharding import local
 from halfulp.libraries import unwrap
-from halfulp.monitor.hooked import Hooked
+from halfulp.monitor.hooked import Hooked, harmless
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.scaling import Scaling
@@ -91,10 +91,16 @@ class GradientSample(Hooked):
 
     @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.stopped:
+            return
         if self.recorded >= self.steps:
-            self.close()
+            self.stop()
             log_once(f"GradientSample: {self.steps} steps are recorded, and no more are")
             return
+        with harmless("GradientSample", self.stop):
+            self._record()
+
+    def _record(self) -> None:
         found: dict[int, list[Tensor]] = {}
         for param, width, index in self._places:
             grad = param.grad

@@ -56,6 +56,10 @@ class GroupWatch:
         self._grad: Tensor | None = None
         self._idle: set[int] = set()
 
+    def stop(self) -> None:
+        """Watch no more; what was counted stays."""
+        self.stopped, self._before, self._weight, self._grad = True, None, None, None
+
     @property
     def members(self) -> list[Member]:
         """The parameters that are watched now."""
@@ -66,6 +70,7 @@ class GroupWatch:
         kept = self.shadow.pieces(self.binding)
         self.counts.flush()
         self.binding.set_members(members)
+        self.shadow.values = {}
         if any(m.entries is not None for m in members):
             self._bind(kept, fresh=False)
 
@@ -92,7 +97,9 @@ class GroupWatch:
 
     def before(self, counting: bool) -> None:
         """Gather what the step will overwrite."""
-        binding, self._before, self._weight = self.binding, None, None
+        binding, self._before, self._weight, self._grad = self.binding, None, None, None
+        if not self.members:
+            return
         if binding.stale() or (counting and binding.moved_away()):
             self._look_up(fresh=False)
         if counting:
@@ -113,9 +120,7 @@ class GroupWatch:
                 grads.append(torch.zeros(len(member.index), dtype=member.dtype, device=self.device))
             else:
                 grads.append(gather(grad, member.index))
-        self._grad = (
-            torch.cat([g.to(torch.float32) if g.dtype == torch.float16 else g for g in grads]) if grads else None
-        )
+        self._grad = torch.cat([g.to(torch.float32) if g.dtype == torch.float16 else g for g in grads])
 
     def after(self, scale: float) -> None:
         """Advance the shadows by the gradient, divided by `scale`, and count if the step is to be counted."""

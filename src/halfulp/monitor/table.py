@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["MonitorTable", "Row", "Weights", "lost_of"]
 
-LONGEST = 48
+LONGEST = 52
 """Characters of a parameter's name that a table shows."""
 ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
 
@@ -196,11 +197,11 @@ class MonitorTable:
         merged = list(self.by_slot().values())
         shown = sorted(self.rows, key=lambda r: -r.stalled)[:30] if len(self.rows) > len(merged) else []
         for part in (merged, shown):
-            for r in part:
+            for r, name in zip(part, shortened([r.parameter for r in part]), strict=True):
                 lost = "" if r.weights_lost is None else f"{r.weights_lost:.1%}"
                 prediction = "" if math.isnan(r.predicted) else f"{r.predicted:.1%}"
                 table.add_row(
-                    r.slot, shortened(r.parameter), r.format, r.rounding, f"{r.stalled:.1%}", prediction,
+                    r.slot, name, r.format, r.rounding, f"{r.stalled:.1%}", prediction,
                     f"{r.lag:+.2f}", f"{r.ratio:.3g}", f"{r.off_2x:.1%}", lost,
                 )  # fmt: skip
             table.add_section()
@@ -237,15 +238,18 @@ def _weighted(values: list[tuple[float, int]]) -> float:
     return sum(value * weight for value, weight in values) / max(sum(weight for _, weight in values), 1)
 
 
-def shortened(name: str) -> str:
-    """A name that fits into a table: long ones lose their middle.
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names that fit into a table: where some are too long, without what all have in front, and cut in the middle.
 
     Examples
     --------
-    >>> len(shortened("base_model.model.model.layers.11.self_attn.q_proj.lora_A.default.weight"))
-    48
+    >>> shortened([f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_A.default.weight" for i in (1, 12)])
+    ['...1.self_attn.q_proj.lora_A.default.weight', '...12.self_attn.q_proj.lora_A.default.weight']
     """
-    if len(name) <= LONGEST:
-        return name
+    if all(len(name) <= LONGEST for name in names):
+        return list(names)
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    alike = list(itertools.takewhile(lambda part: len(set(part)) == 1, parts)) if len(names) > 1 else []
     left = (LONGEST - 3) // 2
-    return f"{name[:left]}...{name[left + 3 - LONGEST :]}"
+    kept = ["..." + ".".join(name.split(".")[len(alike) :]) if alike else name for name in names]
+    return [n if len(n) <= LONGEST else f"{n[:left]}...{n[left + 3 - LONGEST :]}" for n in kept]

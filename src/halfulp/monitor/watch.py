@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from halfulp.engine.sharding import local
 from halfulp.libraries import unwrap
 from halfulp.monitor.binding import Member, coordinates
 from halfulp.monitor.group import GroupWatch
-from halfulp.monitor.hooked import Hooked
+from halfulp.monitor.hooked import Hooked, harmless
 from halfulp.monitor.results import Measure, measures, rows, weights
 from halfulp.monitor.table import MonitorTable, lost_of
-from halfulp.numbers.log import log
 
 __all__ = ["StallMonitor"]
 
@@ -91,26 +89,16 @@ class StallMonitor(Hooked):
                 yield at, param, names[i] if names else self._names.get(param, f"parameter {number}")
                 number += 1
 
-    @contextmanager
-    def _harmless(self, watch: GroupWatch | None = None) -> Iterator[None]:
-        """No error of the monitor reaches the training: it ends the watching of a group, or the monitor."""
-        try:
-            with torch.no_grad():
-                yield
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            what = "a parameter group" if watch is not None else "the optimizer"
-            log.warning(
-                f"StallMonitor: watching {what} ended with {type(error).__name__}: {error} (in {place.name}, "
-                f"{Path(place.filename).name}, line {place.lineno}); the training goes on, and what was counted stays"
-            )
-            if watch is None:
-                self.close()
-            else:
-                watch.stopped = True
+    def _harmless(self, watch: GroupWatch | None = None) -> AbstractContextManager[None]:
+        """An error within ends the watching of a group, or of the whole optimizer, and not the training."""
+        if watch is None:
+            return harmless("StallMonitor: watching the optimizer", self.stop)
+        return harmless("StallMonitor: watching a parameter group", watch.stop)
 
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._began = False
+        if self.stopped:
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._begin()
@@ -125,6 +113,7 @@ class StallMonitor(Hooked):
             return (args[0], watched, *args[2:]), kwargs
         return args, {**kwargs, "closure": watched}
 
+    @torch.no_grad()
     def _begin(self) -> None:
         with self._harmless():
             self._follow()
@@ -169,6 +158,7 @@ class StallMonitor(Hooked):
                 with self._harmless(watch):
                     watch.set_members(members)
 
+    @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if not self._began:
             return
@@ -182,8 +172,9 @@ class StallMonitor(Hooked):
             for watch in self._alive():
                 with self._harmless(watch):
                     watch.after(1.0 if scale is None else float(scale))
-            if self.steps % self.every == 0:
-                for report in self._reports:
+        if self.steps % self.every == 0:
+            for report in list(self._reports):
+                with harmless("StallMonitor: a report", partial(self._reports.remove, report)):
                     report(self.steps)
 
     # ---------------------------------------------------------------- checkpoints

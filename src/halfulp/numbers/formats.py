@@ -10,7 +10,8 @@ A format is one row: a frozen, hashable :class:`Format`. Three kinds cover the f
 ``codebook``
     an arbitrary sorted list of levels.
 
-Adding a format is adding a row to :data:`FORMATS`; see ``CONTRIBUTING.md``.
+Adding a format is adding a row to :data:`FORMATS`; see ``CONTRIBUTING.md``. A format of one's own is registered with
+:func:`register_format`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "resolve_name"]
+__all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "register_format", "resolve_name"]
 
 Kind = Literal["float", "int", "codebook"]
 Special = Literal["ieee", "fn", "none"]
@@ -281,6 +282,43 @@ _ROWS = (
 
 FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 """Every format by its full name."""
+
+BUILT_IN = frozenset(_ROWS)
+"""Formats whose names alone say what a code means, in every process."""
+
+
+def register_format(fmt: Format) -> Format:
+    """Make a format of one's own known by its name: to ``state=``, conversion, ``halfulp check`` and the monitor.
+
+    Without, a :class:`Format` works where it is given, but what reads a file or another optimizer's states does not
+    know it. In files it stays named with a fingerprint of its values.
+
+    Parameters
+    ----------
+    fmt
+        The format; it is returned.
+
+    Raises
+    ------
+    TypeError
+        For anything but a format.
+    ValueError
+        If another format has the name.
+
+    Examples
+    --------
+    >>> eighths = Format("eighths", "codebook", 4, True, levels=tuple(i / 8 for i in range(-7, 9)))
+    >>> register_format(eighths) is get_format("eighths")
+    True
+    >>> _ = FORMATS.pop("eighths")  # as it was
+    """
+    if not isinstance(fmt, Format):
+        raise TypeError(f"a Format is registered, got {fmt!r}")
+    known = FORMATS.get(fmt.name)
+    if fmt.name in FRIENDLY or (known is not None and known != fmt):
+        raise ValueError(f"there is another format {fmt.name!r}; give yours a name of its own")
+    return FORMATS.setdefault(fmt.name, fmt)
+
 
 FRIENDLY: dict[str, tuple[str, str]] = {
     "fp32": ("float32", "float32"),

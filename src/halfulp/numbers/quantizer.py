@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from halfulp.numbers.formats import FORMATS, Format, get_format
+from halfulp.numbers.formats import BUILT_IN, FORMATS, Format, get_format
 from halfulp.numbers.rounding import codebook_tables, decode, encode, pack4, storage_dtype, unpack4
 from halfulp.numbers.scaling import Scaling, rows_and_cols
 
@@ -65,12 +65,12 @@ class Quantizer:
     def spec(self) -> str:
         """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data.
 
-        A format that is none of :data:`~halfulp.numbers.formats.FORMATS` is named with a fingerprint of its values, as
+        A format that is not built in is named with a fingerprint of its values, as
         in ``mine#1f3a90bc:pow2:block128``: another of the same name would decode the codes to something else.
         """
         name = self.format.name
-        if FORMATS.get(name) != self.format:
-            name = f"{name}#{hashlib.sha256(repr(self.format).encode()).hexdigest()[:8]}"
+        if self.format not in BUILT_IN:
+            name = f"{name}#{_fingerprint(self.format)}"
         if not self.format.scaled:
             return name
         shared = f"block{self.scaling.block_size}" if self.scaling.per == "block" else self.scaling.per
@@ -78,12 +78,20 @@ class Quantizer:
 
     @classmethod
     def from_spec(cls, spec: str) -> Quantizer:
-        """Quantizer (nearest) of a :attr:`spec`; ``ValueError`` for any other text, and for a format of your own."""
+        """Quantizer (nearest) of a :attr:`spec`.
+
+        Raises
+        ------
+        ValueError
+            For any other text, and for a format of your own that is not registered.
+        """
         name, *rest = spec.split(":")
-        if "#" in name:
+        name, _, fingerprint = name.partition("#")
+        if fingerprint and (name not in FORMATS or _fingerprint(FORMATS[name]) != fingerprint):
             raise ValueError(
-                f"{spec!r} is a format of your own, whose values are not in the file: it can only be loaded into an "
-                "optimizer or average that is built with this Format"
+                f"{spec!r} is a format of your own, whose values are not in the file: call "
+                "halfulp.register_format(Format(...)) with it first, or load it into an optimizer or average that is "
+                "built with this Format"
             )
         wrong = ValueError(
             f"not a storage spec: {spec!r}; expected e.g. 'bfloat16', 'float8_e4m3fn:pow2:block128' or 'int4:fp32:row'"
@@ -246,3 +254,7 @@ def _product(shape: tuple[int, ...]) -> int:
     for n in shape:
         total *= n
     return total
+
+
+def _fingerprint(fmt: Format) -> str:
+    return hashlib.sha256(repr(fmt).encode()).hexdigest()[:8]

@@ -64,7 +64,7 @@ def predict(
 
     Examples
     --------
-    >>> round(predict("bf16", "nearest", SQUARE, 0.999, 300), 2)
+    >>> round(predict("bf16", "nearest", Drive("square"), 0.999, 300), 2)
     0.68
     >>> round(predict("bf16", "nearest", Drive("square", shared=64), 0.999, 300), 2)
     0.63
