@@ -308,3 +308,20 @@ def test_sgd_starts_again_undampened() -> None:
         p.grad = torch.ones(2, 16)
         optimizer.step()
     assert optimizer.state_tensor(p, "momentum_buffer").eq(1.0).all()
+
+
+@pytest.mark.parametrize(("share", "reset"), [(1.0, True), (0.6, True), (0.1, False)])
+def test_planned_resets_leave_out_what_has_a_gradient_that_is_mostly_zero(share: float, reset: bool) -> None:
+    """As an embedding; other parameters of the optimizer are reset all the same."""
+    table, dense = nn.Parameter(torch.ones(100, 16)), nn.Parameter(torch.ones(16, 16))
+    optimizer = AdamW([table, dense], state="fp4", rounding="nearest", reset="auto", min_size=0, betas=(0.5, 0.9))
+    site = site_of(
+        AdamW([nn.Parameter(torch.ones(8, 8))], state="fp4", rounding="nearest", betas=(0.5, 0.9), min_size=0)
+    )
+    period = Planned().period(site)
+    assert period is not None
+    for _ in range(period + 1):
+        table.grad, dense.grad = torch.zeros(100, 16), torch.ones(16, 16)
+        table.grad[: round(share * 100)] = 1.0
+        optimizer.step()
+    assert {index for _, index, _ in optimizer.reset_log} == ({0, 1} if reset else {1})

@@ -318,3 +318,33 @@ def test_sampled_blocks_refuse_what_has_a_chain() -> None:
         sampled_law(get_format("fp8"), 0.9, "nearest", SQUARE, 3)
     with pytest.raises(ValueError, match="must not be negative"):
         sampled_law(get_format("uint4"), 0.9, "nearest", SQUARE, -1)
+
+
+def test_narrow_drives_take_enough_phases() -> None:
+    """Shared squares: what is lost changes within a few hundredths of an octave. Against Monte Carlo."""
+    fmt, drive = get_format("ufloat8_e4m4"), Drive("square", shared=768)
+    rng = np.random.default_rng(0)
+    scales, stored = 2 ** rng.random(20_000), np.zeros(20_000)
+    for _ in range(39):
+        old = stored
+        exact = 0.9985 * old + 0.0015 * rng.chisquare(768, len(old)) / 768 * scales
+        unit = 2.0 ** (np.floor(np.log2(exact)) - fmt.mantissa_bits)
+        stored = np.rint(exact / unit) * unit
+    law = transient(Chain(fmt, 0.9985, "nearest", drive), 38)
+    assert law.stalled[38] == pytest.approx((stored == old).mean(), abs=0.012)
+
+
+def test_decays_without_gradient_are_rounded_where_the_grid_is_thinned() -> None:
+    """Nine steps in ten are mere decays, all of them lost under nearest rounding, so that the mean is too large."""
+    fmt, drive = get_format("bf16"), Drive("square", mixture=((0.9, 0.0), (0.1, 1.0)))
+    rng = np.random.default_rng(0)
+    scales, stored = 2 ** rng.random(20_000), np.zeros(20_000)
+    for _ in range(200):
+        exact = (
+            0.998 * stored + 0.002 * np.where(rng.random(20_000) < 0.1, rng.standard_normal(20_000) ** 2, 0) * scales
+        )
+        unit = 2.0 ** (np.floor(np.log2(np.maximum(exact, 1e-30))) - fmt.mantissa_bits)
+        stored = np.rint(exact / unit) * unit
+    law = transient(Chain(fmt, 0.998, "nearest", drive, phases=4), 200)
+    assert law.mean[200] == pytest.approx((stored / scales).mean(), rel=0.02)
+    assert law.mean[200] > 1.05 * law.exact_mean[200]

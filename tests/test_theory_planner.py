@@ -338,3 +338,20 @@ def test_a_tuned_rate_wants_fewer_resets(fmt: str, steady: int | None, drifting:
     assert periods == [steady, drifting]
     with pytest.raises(ValueError, match="criterion"):
         halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion="loss")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["udynamic8", "uint4"])
+def test_formats_without_exponent_are_planned_for_drifts(name: str) -> None:
+    plan = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0, 0.1))
+    assert plan.costs.shape[0] == 2
+    assert not np.allclose(plan.costs[0], plan.costs[1], rtol=0.05)
+    still = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0,))
+    assert np.array_equal(plan.costs[0], still.costs[0])
+
+
+def test_the_rising_unit_follows_a_scale_that_falls() -> None:
+    """Stochastic rounding keeps the mean, also while the unit of the grid falls with the gradient."""
+    fmt = get_format("udynamic8")
+    law = block_transients(fmt, 0.95, "stochastic", (0.1,), 200)[0]
+    assert law.mean[200] == pytest.approx(law.exact_mean[200], rel=0.03)
+    assert law.exact_mean[200] > 1.1

@@ -16,6 +16,9 @@ from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from torch import Tensor
+
+from halfulp.engine.sharding import is_sharded
 from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 
@@ -64,12 +67,24 @@ class Site:
         Number of the parameter and how many the optimizer has.
     slots
         Its states.
+    grad
+        Its gradient in this step, if asked within one.
     """
 
     step: int
     index: int
     count: int
     slots: tuple[SlotSite, ...]
+    grad: Tensor | None = None
+
+    @property
+    def mostly_zero(self) -> bool:
+        """Whether more than half of the gradient is zero, as that of an embedding; waits for the device."""
+        if self.grad is None or not self.grad.numel():
+            return False
+        some = (self.grad != 0).sum()  # over all ranks
+        whole = some.full_tensor() if is_sharded(some) else some  # type: ignore[attr-defined]
+        return int(whole) < self.grad.numel() / 2
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,7 +176,8 @@ class Planned:
 
     The moments of a parameter are reset together. States without a second moment follow their own plan. Never, too,
     where the second moment starts from its first square as it is (ADOPT, Adafactor): a reset would put the scale back
-    to that of a single gradient, and ``E[1 / v]`` right after it has no finite value.
+    to that of a single gradient, and ``E[1 / v]`` right after it has no finite value. A parameter whose gradient is
+    mostly zero when a reset is due (an embedding) is left out: what has seen no gradient since has no scale.
 
     Parameters
     ----------
@@ -196,7 +212,14 @@ class Planned:
         period = self.period(site)
         if period is None:
             return ()
-        return (Staggered if self.stagger else Every)(period).due(site)
+        due = (Staggered if self.stagger else Every)(period).due(site)
+        if due and site.mostly_zero:
+            log_once(
+                f"reset='auto': parameter {site.index} is left out where its gradient is mostly zero, as an "
+                "embedding's is; keep such tensors in stochastic rounding"
+            )
+            return ()
+        return due
 
 
 @cache

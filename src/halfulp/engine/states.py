@@ -123,7 +123,7 @@ class Bound:
         """Slots that a schedule resets before the next step."""
         hyper = {**group, **self.scalars}
         sites = tuple(SlotSite.of(s, hyper, tuple(self.param.shape)) for s in self.states)
-        due = schedule.due(Site(self.entries["step"], self.index, count, sites))
+        due = schedule.due(Site(self.entries["step"], self.index, count, sites, self.param.grad))
         unknown = set(due) - {s.name for s in sites}
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")

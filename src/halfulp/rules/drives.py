@@ -8,7 +8,7 @@ the gradient's standard deviation ``sigma`` for gradients, its square for square
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -77,6 +77,17 @@ class Drive:
     def symmetric(self) -> bool:
         """Whether the law is even."""
         return self.kind == "gradient" and self.ratio == 0
+
+    @property
+    def idle(self) -> float:
+        """Share of steps without gradient."""
+        return sum(share for share, scale in self.mixture if scale == 0)
+
+    @property
+    def active(self) -> Drive:
+        """The drive of the other steps."""
+        rest = [(share, scale) for share, scale in self.mixture if scale]
+        return replace(self, mixture=tuple((share / (1 - self.idle), scale) for share, scale in rest))
 
     def _power(self, scale: float) -> float:
         return scale * scale if self.kind == "square" else scale

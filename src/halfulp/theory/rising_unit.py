@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,41 +84,51 @@ class _RisingUnit(Evolution):
 
     def __init__(self, chain: Chain, block_size: int, drift: float) -> None:
         self.block_size = block_size
-        points, self.scales = chain.grid.points, 2.0 ** ((np.arange(PHASES) + 0.5) / PHASES)
-        split = chain.grid.split if chain.rounding == "nearest" else None
+        points, split = chain.grid.points, (chain.grid.split if chain.rounding == "nearest" else None)
         self._halved, self._doubled_unit = (_rescaling(points, split, factor) for factor in (0.5, 2.0))
+        self._law_at: dict[int, tuple[Section, Array]] = {}
         zero = (points == 0).astype(float)
-        self.scales *= 2.0 ** math.ceil(math.log2(chain.format.reach / (1 - chain.beta)))
+        # scale of the drive in each phase, in phases of an octave: they come round as the unit follows
+        octaves = math.ceil(math.log2(chain.format.reach / (1 - chain.beta)))
+        self.places = np.arange(PHASES) + PHASES * octaves
         for k in range(PHASES):
-            while self._beyond(chain, zero, self.scales[k], chain.format.reach):
-                self.scales[k] /= 2
-        super().__init__(chain, self.scales, (drift,))
+            while self._beyond(chain, zero, self.places[k], chain.format.reach):
+                self.places[k] -= PHASES
+        super().__init__(chain, _scale(self.places), (drift,))
 
-    def _beyond(self, chain: Chain, law: Array, scale: float, end: float) -> bool:
+    def _beyond(self, chain: Chain, law: Array, place: int, end: float) -> bool:
         """Whether half of the blocks have an element whose successor is beyond an end."""
-        gain = (1 - chain.beta) * scale
+        gain = (1 - chain.beta) * _scale(place)
         beyond = 1 - chain.drive.cdf((end - chain.beta * chain.grid.points) / gain)
         return float(law @ beyond) * self.block_size > math.log(2)
 
     def _rescale(self) -> None:
         fallen = round(self.age * self.falls[0] / math.log(2) * PHASES) - self.rolled[0]
         self.rolled[0] += fallen
-        self.scales /= 2.0 ** (fallen / PHASES)
-        reach, moved = self.chain.format.reach, bool(fallen)
+        reach, before = self.chain.format.reach, self.places.copy()
+        self.places -= fallen
         for k, mass in enumerate(self.mass):
-            before, law = self.scales[k], mass[:, 0] / mass.sum()
-            while self._beyond(self.chain, law, self.scales[k], reach):
+            law = mass[:, 0] / mass.sum()
+            while self._beyond(self.chain, law, self.places[k], reach):
                 mass[:] = self._halved @ mass
-                self.scales[k], law = self.scales[k] / 2, mass[:, 0] / mass.sum()
-            while self.falls[0] and not self._beyond(self.chain, law, self.scales[k], reach / 2):
+                self.places[k], law = self.places[k] - PHASES, mass[:, 0] / mass.sum()
+            while self.falls[0] and not self._beyond(self.chain, law, self.places[k], reach / 2):
                 mass[:] = self._doubled_unit @ mass
-                self.scales[k], law = self.scales[k] * 2, mass[:, 0] / mass.sum()
-            if fallen or self.scales[k] != before:
-                self.sections[k] = Section(self.chain.step, self.scales[k], self.stride)
-                self._observe[k] = self._observables(self.scales[k])
-                moved = True
-        if moved:
+                self.places[k], law = self.places[k] + PHASES, mass[:, 0] / mass.sum()
+            if self.places[k] != before[k]:
+                self._law_at[int(before[k])] = self.sections[k], self._observe[k]
+                section, observe = self._law_at.get(int(self.places[k]), (None, None))
+                scale = float(_scale(self.places[k]))
+                if section is None or section.stride != self.stride:
+                    section = Section(self.chain.step, scale, self.stride)
+                self.sections[k] = section
+                self._observe[k] = self._observables(scale) if observe is None else observe
+        if (self.places != before).any():
             self._fit()
+
+
+def _scale(place: Any) -> Any:
+    return 2.0 ** ((place + 0.5) / PHASES)
 
 
 def _rescaling(points: Array, split: Array | None, factor: float) -> Array:

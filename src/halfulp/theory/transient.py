@@ -229,7 +229,7 @@ class Evolution:
         positive = value > 0
         safe = np.where(positive, value, 1.0)
         due = np.ones_like(value)
-        due[self.points == 0] -= sum(share for share, factor in self.chain.drive.mixture if factor == 0)
+        due[self.points == 0] -= self.chain.drive.idle
         root = np.sqrt(safe)
         columns = (
             self.chain.step.stalls(scale), due, value, value * value, (value == 0).astype(float),

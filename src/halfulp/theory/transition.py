@@ -11,7 +11,7 @@ and its differences along ``j`` are the transition probabilities. Thinned gaps s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Step:
 
         n = high - low
         points = self.grid.points[low:high]
+        at_rest = self.drive.idle if self.rounding == "nearest" else 0.0
+        if 0 < at_rest < 1 and np.isnan(self.grid.split[low : high - 1]).any():
+            return self._idle(low, high) * at_rest + replace(self, drive=self.drive.active).matrix(scale, low, high) * (
+                1 - at_rest
+            )
         gain = (1 - self.beta) * scale
         start = self.beta * points
         first = np.searchsorted(points, start + gain * self.drive.support[0], side="right") - 1
@@ -72,6 +77,26 @@ class Step:
         mass = np.diff(up_to, prepend=0.0)
         mass[ends - width] = up_to[ends - width]
         return csr_array((np.maximum(mass, 0.0), column, np.append(0, ends)), shape=(n, n))
+
+    def _idle(self, low: int, high: int) -> Any:
+        """Transitions of a step without gradient under nearest rounding.
+
+        Nothing dithers a mere decay: also where the grid is thinned it is rounded on the true spacing, so that decays
+        below half of it are lost as they are. What lands between points is shared, which keeps the mean.
+        """
+        from scipy.sparse import csr_array
+
+        points, split = self.grid.points[low:high], self.grid.split[low : high - 1]
+        y, row = self.beta * points, np.arange(len(points))
+        at = np.clip(np.searchsorted(points, y, side="right") - 1, 0, len(points) - 2)
+        unit, offset = self.grid.above[low:high][at], y - points[at]
+        kept = np.isfinite(unit) & (unit > 0)
+        safe = np.where(kept, unit, 1.0)
+        offset = np.where(kept, np.round(offset / safe) * safe, offset)
+        share = np.clip(offset / (points[at + 1] - points[at]), 0.0, 1.0)
+        share = np.where(np.isnan(split[at]), share, y > split[at])
+        mass, column = np.concatenate([1 - share, share]), np.concatenate([at, at + 1])
+        return csr_array((mass, (np.concatenate([row, row]), column)), shape=(len(points), len(points)))
 
     def _up_to(self, points: Array, split: Array, start: Array, gain: float, row: Index, column: Index) -> Array:
         """Mass of each row on the points up to each column; anything at a row's last column."""
@@ -122,7 +147,7 @@ def stall_by_point(step: Step, scale: float, low: int, high: int) -> Array:
             return np.where(np.isfinite(gap), np.where(gap > 0, slope, step.drive.cdf(w(x))), end)
 
         stalled = share(above, 1.0, 1.0) - share(below, -1.0, 0.0)
-    no_update = sum(share for share, factor in step.drive.mixture if factor == 0)
+    no_update = step.drive.idle
     at_zero = x == 0
     if at_zero.any():
         at_rest = no_update if step.drive.nonnegative or grid.above[low:high][at_zero][0] > 0 else 0.0
