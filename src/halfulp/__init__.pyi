@@ -22,6 +22,7 @@ from halfulp.monitor import StallMonitor as StallMonitor
 from halfulp.numbers import formats as formats
 from halfulp.numbers.formats import Format as Format
 from halfulp.numbers.formats import get_format as get_format
+from halfulp.numbers.formats import register_format as register_format
 from halfulp.numbers.quantizer import Quantizer as Quantizer
 from halfulp.numbers.rounding import round_to as round_to
 from halfulp.numbers.scaling import Scaling as Scaling
@@ -146,6 +147,7 @@ __all__ = [
     "optimizer",
     "plan_reset",
     "refined",
+    "register_format",
     "resize_states",
     "round_to",
     "save_optimizer",
