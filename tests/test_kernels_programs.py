@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from halfulp.kernels import compiled, cpu, generate, native, reference
+from halfulp.kernels import compiled, cpu, cpu_sums, generate, native, reference
 from halfulp.kernels.binding import Step
 from halfulp.rules.tracing import ProgramError
+from halfulp.rules.transforms import clip_global, compose
 from support.kernel_cases import assert_same_bits
 from support.program_cases import PROGRAMS, combined, make_program_step
 from support.rules import Variant
@@ -64,11 +67,32 @@ def test_the_machine_has_the_bits_of_the_reference(variant: Variant, on_machine:
     assert_program_has_the_bits(variant, generated=False)
 
 
+SUMMED = [next(v for v in PROGRAMS if v.name == name) for name in ("AMSGD", "AdamW")]
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(), (0, 5), (7,), (5, 3), (3, 2049), (2, 1024), (70, 33)])
+@pytest.mark.parametrize("machine", [False, True])
+def test_sums_in_c_are_those_of_the_reference(
+    shape: tuple[int, ...], machine: bool, request: pytest.FixtureRequest
+) -> None:
+    if machine:
+        request.getfixturevalue("on_machine")
+    for variant in SUMMED:
+        for form, rounding, odd in KINDS:
+            step = make_program_step(variant, form, rounding, shape, odd=odd)
+            rule = compose(variant.rule, () if variant.rule.measure else (clip_global(0.5),))
+            step.binding.rule = rule
+            for maximize in (False, True):
+                step.maximize = maximize
+                (got,), (want,) = cpu_sums.measure(rule, [step]), reference.measure(rule, [step])
+                assert got is not None
+                assert got.keys() == want.keys()
+                assert all(got[k] == want[k] or (math.isnan(got[k]) and math.isnan(want[k])) for k in want)
+
+
 @needs_library
 def test_a_rule_that_hides_something_from_its_symbols_is_found_out() -> None:
-    import math
-    from dataclasses import replace
-
     step = make_program_step(PROGRAMS[0], "8bit", "nearest")
     rule = step.binding.rule
 

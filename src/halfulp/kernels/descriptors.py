@@ -19,7 +19,7 @@ from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
 from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["DTYPES", "FORMAT", "SLOT", "WORK", "describe", "describe_measuring", "describe_slot"]
+__all__ = ["DTYPES", "FORMAT", "SLOT", "WORK", "describe", "describe_slot", "describe_slots"]
 
 Rows = npt.NDArray[np.void]
 Key = TypeVar("Key")
@@ -101,13 +101,6 @@ def describe(
     if rows == 1:
         slots["per"][slots["per"] == PER["row"]] = PER["block"]  # what were rows may be blocks of the one long row now
     return made, slots
-
-
-def describe_measuring(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[Rows, Rows]:
-    """The same for a program that measures, whose sums go by the rows that a tensor has."""
-    made = np.zeros(1, WORK)
-    made["rows"], made["cols"] = rows_and_cols(shape)
-    return made, describe_slots(quantizers, shape)
 
 
 def describe_slots(quantizers: tuple[Quantizer, ...], shape: torch.Size) -> Rows:

@@ -56,14 +56,13 @@ def _amsgd_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _amsgd_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
-    g = grad.double()
-    apart = states["momentum_buffer"].double() - g
-    return {"grad_sq": total(g * g), "apart_sq": total(apart * apart) * (1 - c["first"])}
+    apart = states["momentum_buffer"] - grad
+    return {"grad_sq": total(grad, grad), "apart_sq": total(apart, apart)}
 
 
 def _amsgd_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
     lam, momentum = c["lam"], 0.0
-    if sums["apart_sq"] > 0.0:
+    if not c["first"] and sums["apart_sq"] > 0.0:
         momentum = min(max((1 + lam) * sums["grad_sq"] / sums["apart_sq"] - lam, 0.0), c["max_momentum"])
     return {"momentum": momentum, "memory": 0.0 if c["first"] else (momentum + lam) / (1 + lam)}
 

@@ -126,8 +126,7 @@ def _clip_global(max_norm: float, rule: Rule) -> Rule:
     clipped = _on_gradient(rule, "clip_global", lambda param, grad, c: grad * c["clip_scale"])
 
     def measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
-        wide = grad.double()
-        return {"clip_norm_sq": total(wide * wide)}
+        return {"clip_norm_sq": total(grad, grad)}
 
     def combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
         size = sums["clip_norm_sq"] ** 0.5

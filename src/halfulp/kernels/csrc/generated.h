@@ -114,6 +114,844 @@ static void p2aba88c3c6ea299d(const hu_piece *w) {
     )
 }
 
+static void p3491918b955054a6(const hu_piece *w) {
+    MEASURE(1)
+    const vf c0 = setf(w->c[0]);
+    MEASURE_EACH_VECTOR(
+        FETCH(grad);
+        FETCH(param);
+        const vf p = ldf(param + i);
+        const vf v0 = ldf(state[0] + i);
+        const vf v2 = ldf(grad + i);
+        const vf v4 = p * c0;
+        const vf v5 = v2 + v4;
+        const vf v6 = v0 - v5;
+        TERM(0, v5, v5);
+        TERM(1, v6, v6);
+    )
+}
+
+static void p45a07f9535c5366d(const hu_piece *w) {
+    START(0)
+    const vf c0 = setf(w->c[0]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = v1 * c0;
+        const vf v4 = p - v3;
+        CHECK(v1);
+        stf(new_param + i, v4);
+    )
+}
+
+static void p54a3b5e3b386413e(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    const vf c12 = setf(w->c[12]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v5 = v4 - v0;
+        const vf v7 = v5 * c0;
+        const vf v8 = v0 + v7;
+        const vf v10 = v1 * c1;
+        const vf v11 = v4 * v4;
+        const vf v13 = v11 * c2;
+        const vf v14 = v10 + v13;
+        const vf v15 = signf(v8);
+        const vf v16 = signf(v0);
+        const vf v17 = v15 * v16;
+        const vf v19 = v2 * c3;
+        const vf v21 = minf(c4, v19);
+        const vf v23 = v2 * c5;
+        const vf v25 = maxf(c6, v23);
+        const vm v27 = ltf(setf(0x0.0p+0f), v17);
+        const vm v28 = ltf(v17, setf(0x0.0p+0f));
+        const vf v29 = self(v28, v25, v2);
+        const vf v30 = self(v27, v21, v29);
+        const vf v32 = v8 / c7;
+        const vf v33 = sqrtv(v14);
+        const vf v35 = v33 * c8;
+        const vf v37 = v35 + c9;
+        const vf v38 = v32 / v37;
+        const vf v40 = maxf(c10, v38);
+        const vf v42 = minf(c11, v40);
+        const vf v43 = v42 * v30;
+        const vf v44 = asf(absi(v43));
+        const vf v46 = v44 * c12;
+        const vf v48 = setf(0x1.0000000000000p+0f) - v46;
+        const vf v49 = p * v48;
+        const vf v50 = v49 - v43;
+        SAVE(0, v8);
+        LARGEST(0, v8);
+        SAVE(1, v14);
+        LARGEST(1, v14);
+        SAVE(2, v30);
+        LARGEST(2, v30);
+        stf(new_param + i, v50);
+    )
+}
+
+static void p5c82364df8fd0eb0(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v8 = p * c1;
+        const vf v10 = v1 * c2;
+        const vf v11 = v6 * v6;
+        const vf v13 = v11 * c3;
+        const vf v14 = v10 + v13;
+        LARGEST(0, v0);
+        SAVE(1, v14);
+        LARGEST(1, v14);
+        stf(new_param + i, v8);
+    )
+}
+
+static void p67b0d230bc25dfba(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = p * c0;
+        const vf v7 = v4 + v6;
+        const vf v9 = p * c1;
+        const vf v10 = v7 - v0;
+        const vf v12 = v10 * c2;
+        const vf v13 = v0 + v12;
+        const vf v15 = v1 * c3;
+        const vf v16 = v7 * v7;
+        const vf v18 = v16 * c4;
+        const vf v19 = v15 + v18;
+        const vf v20 = sqrtv(v19);
+        const vf v22 = v20 + c5;
+        const vf v24 = setf(0x1.0000000000000p+0f) / v22;
+        const vf v26 = v24 * c6;
+        const vf v28 = v2 * c7;
+        const vf v30 = v26 * c8;
+        const vf v31 = v28 + v30;
+        const vm v32 = nef(v26, v26);
+        const vf v33 = minf(v26, v31);
+        const vf v34 = self(v32, v26, v33);
+        const vf v35 = v34 * v13;
+        const vf v37 = maxf(c9, v35);
+        const vf v39 = minf(c10, v37);
+        const vf v40 = v9 - v39;
+        SAVE(0, v13);
+        LARGEST(0, v13);
+        SAVE(1, v19);
+        LARGEST(1, v19);
+        SAVE(2, v31);
+        LARGEST(2, v31);
+        stf(new_param + i, v40);
+    )
+}
+
+static void p80197e6644c68e47(const hu_piece *w) {
+    START(4)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v3 = ldf(state[3] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = v3 * c0;
+        const vf v7 = v4 + v6;
+        const vf v8 = v7 - v0;
+        const vf v10 = v8 * c1;
+        const vf v11 = v0 + v10;
+        const vf v13 = v1 * c2;
+        const vf v14 = v7 * v7;
+        const vf v16 = v14 * c3;
+        const vf v17 = v13 + v16;
+        const vm v18 = nef(v2, v2);
+        const vf v19 = maxf(v2, v17);
+        const vf v20 = self(v18, v2, v19);
+        const vf v21 = sqrtv(v20);
+        const vf v23 = v21 * c4;
+        const vf v25 = v23 + c5;
+        const vf v26 = v11 / v25;
+        const vf v28 = maxf(c6, v26);
+        const vf v30 = minf(c7, v28);
+        const vf v32 = v3 * c8;
+        const vf v34 = v30 * c9;
+        const vf v35 = v32 - v34;
+        SAVE(0, v11);
+        LARGEST(0, v11);
+        SAVE(1, v17);
+        LARGEST(1, v17);
+        SAVE(2, v20);
+        LARGEST(2, v20);
+        SAVE(3, v35);
+        LARGEST(3, v35);
+        stf(new_param + i, v35);
+    )
+}
+
+static void p85d6f59d90a59e23(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = sqrtv(v1);
+        const vf v8 = maxf(c1, v6);
+        const vf v9 = v3 / v8;
+        const vf v11 = maxf(c2, v9);
+        const vf v13 = minf(c3, v11);
+        const vf v14 = v13 - v0;
+        const vf v16 = v14 * c4;
+        const vf v17 = v0 + v16;
+        const vf v19 = v17 * c5;
+        const vf v20 = v5 - v19;
+        const vf v22 = v1 * c6;
+        const vf v23 = v3 * v3;
+        const vf v25 = v23 * c7;
+        const vf v26 = v22 + v25;
+        SAVE(0, v17);
+        LARGEST(0, v17);
+        SAVE(1, v26);
+        LARGEST(1, v26);
+        stf(new_param + i, v20);
+    )
+}
+
+static void p9ee7c280db914294(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    const vf c12 = setf(w->c[12]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = p * c0;
+        const vf v7 = v4 + v6;
+        const vf v9 = p * c1;
+        const vf v10 = v7 - v0;
+        const vf v12 = v10 * c2;
+        const vf v13 = v0 + v12;
+        const vf v15 = v1 * c3;
+        const vf v16 = v7 * v7;
+        const vf v18 = v16 * c4;
+        const vf v19 = v15 + v18;
+        const vf v20 = v7 - v2;
+        const vf v22 = v20 * c5;
+        const vf v23 = v2 + v22;
+        const vf v24 = sqrtv(v19);
+        const vf v26 = v24 * c6;
+        const vf v28 = v26 + c7;
+        const vf v30 = v13 / c8;
+        const vf v32 = v23 * c9;
+        const vf v33 = v30 + v32;
+        const vf v34 = v33 / v28;
+        const vf v36 = maxf(c10, v34);
+        const vf v38 = minf(c11, v36);
+        const vf v40 = v38 * c12;
+        const vf v41 = v9 - v40;
+        SAVE(0, v13);
+        LARGEST(0, v13);
+        SAVE(1, v19);
+        LARGEST(1, v19);
+        SAVE(2, v23);
+        LARGEST(2, v23);
+        stf(new_param + i, v41);
+    )
+}
+
+static void paf4d3973be1747d8(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = p * c0;
+        const vf v5 = v1 - setf(0x0.0p+0f);
+        const vf v7 = v5 * c1;
+        const vf v8 = setf(0x0.0p+0f) + v7;
+        const vf v11 = v1 * v1;
+        const vf v13 = v11 * c3;
+        const vf v14 = c2 + v13;
+        const vf v15 = sqrtv(v14);
+        const vf v17 = v15 * c4;
+        const vf v19 = v17 + c5;
+        const vf v21 = v8 / c6;
+        const vf v22 = v21 / v19;
+        const vf v24 = maxf(c7, v22);
+        const vf v26 = minf(c8, v24);
+        const vf v28 = v26 * c9;
+        const vf v30 = v28 * c10;
+        const vf v31 = v3 - v30;
+        SAVE(0, v8);
+        LARGEST(0, v8);
+        SAVE(1, v14);
+        LARGEST(1, v14);
+        stf(new_param + i, v31);
+    )
+}
+
+static void pbbda9ee54f43916d(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = p * c0;
+        const vf v7 = v4 - v0;
+        const vf v9 = v7 * c1;
+        const vf v10 = v0 + v9;
+        const vf v12 = v1 * c2;
+        const vf v13 = v4 * v4;
+        const vf v15 = v13 * c3;
+        const vf v16 = v12 + v15;
+        const vf v17 = v2 - v4;
+        const vf v18 = asf(absi(v17));
+        const vf v19 = asf(absi(v18));
+        const vf v20 = -v19;
+        const vf v22 = maxf(setf(-0x1.a000000000000p+6f), v20);
+        const vf v24 = minf(setf(0x1.6400000000000p+6f), v22);
+        const vf v26 = v24 * setf(0x1.7154760000000p+0f);
+        const vi v27 = cvt_rn(v26);
+        const vf v28 = itof(v27);
+        const vf v30 = v28 * setf(0x1.6300000000000p-1f);
+        const vf v31 = v24 - v30;
+        const vf v33 = v28 * setf(-0x1.bd01060000000p-13f);
+        const vf v34 = v31 - v33;
+        const vf v36 = v34 * setf(0x1.a0d2ce0000000p-13f);
+        const vf v38 = v36 + setf(0x1.6e879c0000000p-10f);
+        const vf v39 = v38 * v34;
+        const vf v41 = v39 + setf(0x1.1112100000000p-7f);
+        const vf v42 = v41 * v34;
+        const vf v44 = v42 + setf(0x1.5553820000000p-5f);
+        const vf v45 = v44 * v34;
+        const vf v47 = v45 + setf(0x1.5555540000000p-3f);
+        const vf v48 = v47 * v34;
+        const vf v50 = v48 + setf(0x1.0000000000000p-1f);
+        const vf v51 = v34 * v34;
+        const vf v52 = v50 * v51;
+        const vf v53 = v52 + v34;
+        const vf v55 = v53 + setf(0x1.0000000000000p+0f);
+        const vi v56 = v27 >> 1;
+        const vi v57 = (vi)((vu)v56 + 127u);
+        const vi v58 = (vi)((vu)v57 << 23);
+        const vf v59 = asf(v58);
+        const vf v60 = v55 * v59;
+        const vi v61 = (vi)((vu)v27 - (vu)v56);
+        const vi v62 = (vi)((vu)v61 + 127u);
+        const vi v63 = (vi)((vu)v62 << 23);
+        const vf v64 = asf(v63);
+        const vf v65 = v60 * v64;
+        const vm v67 = ltf(v18, setf(0x0.0p+0f));
+        const vf v68 = self(v67, v65, setf(0x1.0000000000000p+0f));
+        const vf v69 = v65 + setf(0x1.0000000000000p+0f);
+        const vf v70 = v68 / v69;
+        const vf v71 = sqrtv(v16);
+        const vf v73 = v71 * c4;
+        const vf v75 = v73 + c5;
+        const vf v77 = v10 / c6;
+        const vf v78 = v77 / v75;
+        const vf v80 = maxf(c7, v78);
+        const vf v82 = minf(c8, v80);
+        const vf v83 = v70 * v82;
+        const vf v85 = v83 * c9;
+        const vf v86 = v6 - v85;
+        SAVE(0, v10);
+        LARGEST(0, v10);
+        SAVE(1, v16);
+        LARGEST(1, v16);
+        SAVE(2, v4);
+        LARGEST(2, v4);
+        stf(new_param + i, v86);
+    )
+}
+
+static void pc4c6148209f48c87(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v10 = v3 * v3;
+        const vf v12 = v1 * c2;
+        const vf v14 = v10 * c3;
+        const vf v15 = v12 + v14;
+        const vf v16 = sqrtv(v15);
+        const vf v18 = v16 * c4;
+        const vf v20 = v18 + c5;
+        const vf v22 = v9 / c6;
+        const vf v23 = v22 / v20;
+        const vf v25 = maxf(c7, v23);
+        const vf v27 = minf(c8, v25);
+        const vf v29 = v27 * c9;
+        const vf v30 = v5 - v29;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v30);
+    )
+}
+
+static void pcf2ff8c04d1b4207(const hu_piece *w) {
+    START(0)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = p * c0;
+        const vf v4 = v1 + v3;
+        const vf v6 = v4 * c1;
+        const vf v7 = p - v6;
+        CHECK(v1);
+        stf(new_param + i, v7);
+    )
+}
+
+static void pde458c82ce0eef36(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v4 = v3 - v0;
+        const vf v6 = v4 * c0;
+        const vf v7 = v0 + v6;
+        const vf v9 = v1 * c1;
+        const vf v10 = v3 * v3;
+        const vf v12 = v10 * c2;
+        const vf v13 = v9 + v12;
+        const vf v14 = sqrtv(v13);
+        const vf v16 = v14 * c3;
+        const vf v18 = v16 + c4;
+        const vf v19 = v7 / v18;
+        const vf v21 = maxf(c5, v19);
+        const vf v23 = minf(c6, v21);
+        const vf v25 = p * c7;
+        const vf v27 = v23 * c8;
+        const vf v28 = v25 - v27;
+        SAVE(0, v7);
+        LARGEST(0, v7);
+        SAVE(1, v13);
+        LARGEST(1, v13);
+        stf(new_param + i, v28);
+    )
+}
+
+static void pefe52ef28897e559(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = p * c0;
+        const vf v7 = v4 - v0;
+        const vf v9 = v7 * c1;
+        const vf v10 = v0 + v9;
+        const vf v12 = v1 * c2;
+        const vf v13 = v4 * v4;
+        const vf v15 = v13 * c3;
+        const vf v16 = v12 + v15;
+        const vf v17 = v4 - v2;
+        const vf v19 = v17 * c4;
+        const vf v20 = v2 + v19;
+        const vf v21 = sqrtv(v16);
+        const vf v23 = v21 * c5;
+        const vf v25 = v23 + c6;
+        const vf v27 = v10 / c7;
+        const vf v29 = v20 * c8;
+        const vf v30 = v27 + v29;
+        const vf v31 = v30 / v25;
+        const vf v33 = maxf(c9, v31);
+        const vf v35 = minf(c10, v33);
+        const vf v37 = v35 * c11;
+        const vf v38 = v6 - v37;
+        SAVE(0, v10);
+        LARGEST(0, v10);
+        SAVE(1, v16);
+        LARGEST(1, v16);
+        SAVE(2, v20);
+        LARGEST(2, v20);
+        stf(new_param + i, v38);
+    )
+}
+
+static void pf4172b202dba4639(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v8 = p * c1;
+        const vf v9 = v6 - v0;
+        const vf v11 = v9 * c2;
+        const vf v12 = v0 + v11;
+        const vf v14 = v1 * c3;
+        const vf v15 = v6 * v6;
+        const vf v17 = v15 * c4;
+        const vf v18 = v14 + v17;
+        const vf v19 = sqrtv(v18);
+        const vf v21 = v19 * c5;
+        const vf v23 = v21 + c6;
+        const vf v25 = v12 / c7;
+        const vf v26 = v25 / v23;
+        const vf v28 = maxf(c8, v26);
+        const vf v30 = minf(c9, v28);
+        const vf v32 = v30 * c10;
+        const vf v33 = v8 - v32;
+        SAVE(0, v12);
+        LARGEST(0, v12);
+        SAVE(1, v18);
+        LARGEST(1, v18);
+        stf(new_param + i, v33);
+    )
+}
+
+static const hu_program table[] = {
+    {0x0554684c65312600u, p0554684c65312600},
+    {0x157fb3cf040691a8u, p157fb3cf040691a8},
+    {0x2aba88c3c6ea299du, p2aba88c3c6ea299d},
+    {0x3491918b955054a6u, p3491918b955054a6},
+    {0x45a07f9535c5366du, p45a07f9535c5366d},
+    {0x54a3b5e3b386413eu, p54a3b5e3b386413e},
+    {0x5c82364df8fd0eb0u, p5c82364df8fd0eb0},
+    {0x67b0d230bc25dfbau, p67b0d230bc25dfba},
+    {0x80197e6644c68e47u, p80197e6644c68e47},
+    {0x85d6f59d90a59e23u, p85d6f59d90a59e23},
+    {0x9ee7c280db914294u, p9ee7c280db914294},
+    {0xaf4d3973be1747d8u, paf4d3973be1747d8},
+    {0xbbda9ee54f43916du, pbbda9ee54f43916d},
+    {0xc4c6148209f48c87u, pc4c6148209f48c87},
+    {0xcf2ff8c04d1b4207u, pcf2ff8c04d1b4207},
+    {0xde458c82ce0eef36u, pde458c82ce0eef36},
+    {0xefe52ef28897e559u, pefe52ef28897e559},
+    {0xf4172b202dba4639u, pf4172b202dba4639},
+};
+#endif
+
+#if HU_PART == 1
+
+static void p0be2c05161ef3564(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = v3 * c0;
+        const vf v6 = v5 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v11 = v1 * c2;
+        const vf v12 = v5 * v5;
+        const vf v14 = v12 * c3;
+        const vf v15 = v11 + v14;
+        const vf v16 = sqrtv(v15);
+        const vf v18 = v16 * c4;
+        const vf v20 = v18 + c5;
+        const vf v21 = v9 / v20;
+        const vf v23 = maxf(c6, v21);
+        const vf v25 = minf(c7, v23);
+        const vf v27 = p * c8;
+        const vf v29 = v25 * c9;
+        const vf v30 = v27 - v29;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v30);
+    )
+}
+
+static void p18b12ec5c3c745eb(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v11 = v1 * c2;
+        const vf v12 = v3 * v3;
+        const vf v14 = v12 * c3;
+        const vf v15 = v11 + v14;
+        const vf v16 = sqrtv(v15);
+        const vf v18 = v16 + c4;
+        const vf v20 = setf(0x1.0000000000000p+0f) / v18;
+        const vf v22 = v20 * c5;
+        const vf v24 = maxf(c6, v22);
+        const vf v26 = minf(c7, v24);
+        const vf v27 = v26 * v9;
+        const vf v28 = v5 - v27;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v28);
+    )
+}
+
+static void p31d30db970a40c10(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = p * c0;
+        const vf v4 = v1 + v3;
+        const vf v6 = p * c1;
+        const vf v8 = v4 - setf(0x0.0p+0f);
+        const vf v10 = v8 * c2;
+        const vf v11 = setf(0x0.0p+0f) + v10;
+        const vf v14 = v4 * v4;
+        const vf v16 = v14 * c4;
+        const vf v17 = c3 + v16;
+        const vf v18 = sqrtv(v17);
+        const vf v20 = v18 * c5;
+        const vf v22 = v20 + c6;
+        const vf v24 = v11 / c7;
+        const vf v25 = v24 / v22;
+        const vf v27 = maxf(c8, v25);
+        const vf v29 = minf(c9, v27);
+        const vf v31 = v29 * c10;
+        const vf v33 = v31 * c11;
+        const vf v34 = v6 - v33;
+        SAVE(0, v11);
+        LARGEST(0, v11);
+        SAVE(1, v17);
+        LARGEST(1, v17);
+        stf(new_param + i, v34);
+    )
+}
+
 static void p36818c5364c5f480(const hu_piece *w) {
     START(3)
     const vf c0 = setf(w->c[0]);
@@ -706,7 +1544,16 @@ static void pc5009ba060495476(const hu_piece *w) {
     )
 }
 
-static void pd4126250ef52578a(const hu_piece *w) {
+static void pd384bbaef5be8ef8(const hu_piece *w) {
+    MEASURE(0)
+    MEASURE_EACH_VECTOR(
+        FETCH(grad);
+        const vf v0 = ldf(grad + i);
+        TERM(0, v0, v0);
+    )
+}
+
+static void pe61fbbcc8dda4b26(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -719,226 +1566,50 @@ static void pd4126250ef52578a(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    const vf c12 = setf(w->c[12]);
+    const vf c13 = setf(w->c[13]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
         const vf p = ldf(param + i);
         stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v11 = v1 * c2;
-        const vf v12 = v3 * v3;
-        const vf v14 = v12 * c3;
-        const vf v15 = v11 + v14;
-        const vf v16 = sqrtv(v15);
-        const vf v18 = v16 * c4;
-        const vf v20 = v18 + c5;
-        const vf v22 = v9 / c6;
-        const vf v23 = v22 / v20;
-        const vf v25 = maxf(c7, v23);
-        const vf v27 = minf(c8, v25);
-        const vf v29 = v27 * c9;
-        const vf v31 = v29 * c10;
-        const vf v32 = v5 - v31;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v32);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = p * c0;
+        const vf v4 = v1 + v3;
+        const vf v6 = p * c1;
+        const vm v12 = nef(v4, v4);
+        const vf v13 = maxf(v4, c3);
+        const vf v14 = self(v12, v4, v13);
+        const vm v15 = nef(v14, v14);
+        const vf v16 = minf(v14, c2);
+        const vf v17 = self(v15, v14, v16);
+        const vf v18 = v17 - setf(0x0.0p+0f);
+        const vf v20 = v18 * c4;
+        const vf v21 = setf(0x0.0p+0f) + v20;
+        const vf v24 = v17 * v17;
+        const vf v26 = v24 * c6;
+        const vf v27 = c5 + v26;
+        const vf v28 = sqrtv(v27);
+        const vf v30 = v28 * c7;
+        const vf v32 = v30 + c8;
+        const vf v34 = v21 / c9;
+        const vf v35 = v34 / v32;
+        const vf v37 = maxf(c10, v35);
+        const vf v39 = minf(c11, v37);
+        const vf v41 = v39 * c12;
+        const vf v43 = v41 * c13;
+        const vf v44 = v6 - v43;
+        CHECK(v1);
+        SAVE(0, v21);
+        LARGEST(0, v21);
+        SAVE(1, v27);
+        LARGEST(1, v27);
+        stf(new_param + i, v44);
     )
 }
 
-static void pea8550cc8c147c34(const hu_piece *w) {
-    START(1)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
-        const vf v4 = p * c0;
-        const vf v5 = v2 + v4;
-        const vf v7 = p * c1;
-        const vf v8 = v0 - v5;
-        const vf v10 = v8 * c2;
-        const vf v11 = v5 + v10;
-        const vf v13 = v11 * c3;
-        const vf v14 = v7 - v13;
-        SAVE(0, v11);
-        LARGEST(0, v11);
-        stf(new_param + i, v14);
-    )
-}
-
-static void pf3ff5bb9d559fcfb(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v8 = p * c1;
-        const vf v9 = v6 - v0;
-        const vf v11 = v9 * c2;
-        const vf v12 = v0 + v11;
-        const vf v13 = v6 * v6;
-        const vf v15 = v1 * c3;
-        const vf v17 = v13 * c4;
-        const vf v18 = v15 + v17;
-        const vf v19 = sqrtv(v18);
-        const vf v21 = v19 * c5;
-        const vf v23 = v21 + c6;
-        const vf v25 = v12 / c7;
-        const vf v26 = v25 / v23;
-        const vf v28 = maxf(c8, v26);
-        const vf v30 = minf(c9, v28);
-        const vf v32 = v30 * c10;
-        const vf v33 = v8 - v32;
-        SAVE(0, v12);
-        LARGEST(0, v12);
-        SAVE(1, v18);
-        LARGEST(1, v18);
-        stf(new_param + i, v33);
-    )
-}
-
-static const hu_program table[] = {
-    {0x0554684c65312600u, p0554684c65312600},
-    {0x157fb3cf040691a8u, p157fb3cf040691a8},
-    {0x2aba88c3c6ea299du, p2aba88c3c6ea299d},
-    {0x36818c5364c5f480u, p36818c5364c5f480},
-    {0x47a85c526c6de3dau, p47a85c526c6de3da},
-    {0x58300b9d70f224b6u, p58300b9d70f224b6},
-    {0x5d6a8e25072b7f21u, p5d6a8e25072b7f21},
-    {0x697fcaeee7e5be35u, p697fcaeee7e5be35},
-    {0x83e72a5a5df34b21u, p83e72a5a5df34b21},
-    {0x88fa64ff811d24bdu, p88fa64ff811d24bd},
-    {0x9f8a175b76f9220cu, p9f8a175b76f9220c},
-    {0xb005fa218eb1b2a0u, pb005fa218eb1b2a0},
-    {0xbdb6b4535ad28c0eu, pbdb6b4535ad28c0e},
-    {0xc5009ba060495476u, pc5009ba060495476},
-    {0xd4126250ef52578au, pd4126250ef52578a},
-    {0xea8550cc8c147c34u, pea8550cc8c147c34},
-    {0xf3ff5bb9d559fcfbu, pf3ff5bb9d559fcfb},
-};
-#endif
-
-#if HU_PART == 1
-
-static void p0be2c05161ef3564(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = v3 * c0;
-        const vf v6 = v5 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v11 = v1 * c2;
-        const vf v12 = v5 * v5;
-        const vf v14 = v12 * c3;
-        const vf v15 = v11 + v14;
-        const vf v16 = sqrtv(v15);
-        const vf v18 = v16 * c4;
-        const vf v20 = v18 + c5;
-        const vf v21 = v9 / v20;
-        const vf v23 = maxf(c6, v21);
-        const vf v25 = minf(c7, v23);
-        const vf v27 = p * c8;
-        const vf v29 = v25 * c9;
-        const vf v30 = v27 - v29;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v30);
-    )
-}
-
-static void p18b12ec5c3c745eb(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v11 = v1 * c2;
-        const vf v12 = v3 * v3;
-        const vf v14 = v12 * c3;
-        const vf v15 = v11 + v14;
-        const vf v16 = sqrtv(v15);
-        const vf v18 = v16 + c4;
-        const vf v20 = setf(0x1.0000000000000p+0f) / v18;
-        const vf v22 = v20 * c5;
-        const vf v24 = maxf(c6, v22);
-        const vf v26 = minf(c7, v24);
-        const vf v27 = v26 * v9;
-        const vf v28 = v5 - v27;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v28);
-    )
-}
-
-static void p31d30db970a40c10(const hu_piece *w) {
+static void pf0d0de06190980ee(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -957,30 +1628,233 @@ static void p31d30db970a40c10(const hu_piece *w) {
         FETCH_TO_CHANGE(param);
         const vf p = ldf(param + i);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = p * c0;
-        const vf v4 = v1 + v3;
-        const vf v6 = p * c1;
-        const vf v8 = v4 - setf(0x0.0p+0f);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v8 = p * c1;
+        const vf v9 = v6 - v0;
+        const vf v11 = v9 * c2;
+        const vf v12 = v0 + v11;
+        const vf v14 = v1 * c3;
+        const vf v15 = v6 * v6;
+        const vf v17 = v15 * c4;
+        const vf v18 = v14 + v17;
+        const vf v19 = sqrtv(v18);
+        const vf v21 = v19 * c5;
+        const vf v23 = v21 + c6;
+        const vf v25 = v12 / c7;
+        const vf v26 = v25 / v23;
+        const vf v28 = maxf(c8, v26);
+        const vf v30 = minf(c9, v28);
+        const vf v32 = v30 * c10;
+        const vf v34 = v32 * c11;
+        const vf v35 = v8 - v34;
+        SAVE(0, v12);
+        LARGEST(0, v12);
+        SAVE(1, v18);
+        LARGEST(1, v18);
+        stf(new_param + i, v35);
+    )
+}
+
+static void pf64e8d57fdb5af8f(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    const vf c10 = setf(w->c[10]);
+    const vf c11 = setf(w->c[11]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v11 = v1 * c2;
+        const vf v12 = v3 * v3;
+        const vf v14 = v12 * c3;
+        const vf v15 = v11 + v14;
+        const vf v16 = v9 * v9;
+        const vf v18 = v15 + c4;
+        const vf v19 = v15 / v18;
+        const vf v21 = v19 * c5;
+        const vf v23 = v21 + setf(0x1.0000000000000p+0f);
+        const vf v24 = v16 + c4;
+        const vf v25 = v16 / v24;
+        const vf v27 = v25 * c6;
+        const vf v28 = v27 + setf(0x1.0000000000000p+0f);
+        const vf v30 = v15 * c7;
+        const vf v31 = v30 * v28;
+        const vf v32 = sqrtv(v31);
+        const vf v33 = v9 + v3;
+        const vf v35 = v33 / c8;
+        const vf v36 = v35 * v23;
+        const vf v37 = v32 + c4;
+        const vf v38 = v36 / v37;
+        const vf v40 = maxf(c9, v38);
+        const vf v42 = minf(c10, v40);
+        const vf v44 = v42 * c11;
+        const vf v45 = v5 - v44;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v45);
+    )
+}
+
+static const hu_program table[] = {
+    {0x0be2c05161ef3564u, p0be2c05161ef3564},
+    {0x18b12ec5c3c745ebu, p18b12ec5c3c745eb},
+    {0x31d30db970a40c10u, p31d30db970a40c10},
+    {0x36818c5364c5f480u, p36818c5364c5f480},
+    {0x47a85c526c6de3dau, p47a85c526c6de3da},
+    {0x58300b9d70f224b6u, p58300b9d70f224b6},
+    {0x5d6a8e25072b7f21u, p5d6a8e25072b7f21},
+    {0x697fcaeee7e5be35u, p697fcaeee7e5be35},
+    {0x83e72a5a5df34b21u, p83e72a5a5df34b21},
+    {0x88fa64ff811d24bdu, p88fa64ff811d24bd},
+    {0x9f8a175b76f9220cu, p9f8a175b76f9220c},
+    {0xb005fa218eb1b2a0u, pb005fa218eb1b2a0},
+    {0xbdb6b4535ad28c0eu, pbdb6b4535ad28c0e},
+    {0xc5009ba060495476u, pc5009ba060495476},
+    {0xd384bbaef5be8ef8u, pd384bbaef5be8ef8},
+    {0xe61fbbcc8dda4b26u, pe61fbbcc8dda4b26},
+    {0xf0d0de06190980eeu, pf0d0de06190980ee},
+    {0xf64e8d57fdb5af8fu, pf64e8d57fdb5af8f},
+};
+#endif
+
+#if HU_PART == 2
+
+static void p13515734b4fb4714(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v8 = p * c1;
+        const vf v9 = v6 - v0;
+        const vf v11 = v9 * c2;
+        const vf v12 = v0 + v11;
+        const vf v14 = v1 * c3;
+        const vf v15 = v12 * v12;
+        const vf v17 = v15 * c4;
+        const vf v18 = v14 + v17;
+        const vf v20 = v18 + c5;
+        const vf v22 = v12 / c6;
+        const vf v23 = sqrtv(v20);
+        const vf v25 = v23 * c7;
+        const vf v26 = v22 / v25;
+        const vf v28 = v26 * c8;
+        const vf v29 = v8 - v28;
+        SAVE(0, v12);
+        LARGEST(0, v12);
+        SAVE(1, v20);
+        LARGEST(1, v20);
+        stf(new_param + i, v29);
+    )
+}
+
+static void p1c9490b7e5670205(const hu_piece *w) {
+    START(1)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v2 = ldf(grad + i);
+        const vf v4 = p * c0;
+        const vf v5 = v0 - v2;
+        const vf v7 = v5 * c1;
+        const vf v8 = v2 + v7;
         const vf v10 = v8 * c2;
-        const vf v11 = setf(0x0.0p+0f) + v10;
-        const vf v14 = v4 * v4;
-        const vf v16 = v14 * c4;
-        const vf v17 = c3 + v16;
-        const vf v18 = sqrtv(v17);
-        const vf v20 = v18 * c5;
-        const vf v22 = v20 + c6;
-        const vf v24 = v11 / c7;
-        const vf v25 = v24 / v22;
-        const vf v27 = maxf(c8, v25);
-        const vf v29 = minf(c9, v27);
-        const vf v31 = v29 * c10;
-        const vf v33 = v31 * c11;
-        const vf v34 = v6 - v33;
-        SAVE(0, v11);
-        LARGEST(0, v11);
-        SAVE(1, v17);
-        LARGEST(1, v17);
+        const vf v11 = v4 - v10;
+        SAVE(0, v8);
+        LARGEST(0, v8);
+        stf(new_param + i, v11);
+    )
+}
+
+static void p32dcce2b6160d5ab(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v5 = v4 - v0;
+        const vf v7 = v5 * c0;
+        const vf v8 = v0 + v7;
+        const vf v10 = v1 * c1;
+        const vf v11 = v4 * v4;
+        const vf v13 = v11 * c2;
+        const vf v14 = v10 + v13;
+        const vf v16 = v8 / c3;
+        const vf v17 = sqrtv(v14);
+        const vf v19 = v17 * c4;
+        const vf v21 = v19 + c5;
+        const vf v22 = v16 / v21;
+        const vf v24 = maxf(c6, v22);
+        const vf v26 = minf(c7, v24);
+        const vf v27 = v26 * v2;
+        const vf v28 = asf(absi(v27));
+        const vf v30 = v28 * c8;
+        const vf v32 = setf(0x1.0000000000000p+0f) - v30;
+        const vf v33 = p * v32;
+        const vf v34 = v33 - v27;
+        SAVE(0, v8);
+        LARGEST(0, v8);
+        SAVE(1, v14);
+        LARGEST(1, v14);
+        LARGEST(2, v2);
         stf(new_param + i, v34);
     )
 }
@@ -1402,35 +2276,19 @@ static void pbe975da92436007d(const hu_piece *w) {
     )
 }
 
-static void pccd02fea1328fa94(const hu_piece *w) {
-    START(1)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
+static void pc6c2c3d1c408eb76(const hu_piece *w) {
+    MEASURE(1)
+    MEASURE_EACH_VECTOR(
         FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
-        const vf v3 = v2 - v0;
-        const vf v5 = v3 * c0;
-        const vf v6 = v0 + v5;
-        const vf v7 = signf(v6);
-        const vf v9 = p * c1;
-        const vf v11 = v7 * c2;
-        const vf v12 = v9 - v11;
-        const vf v14 = v3 * c3;
-        const vf v15 = v0 + v14;
-        SAVE(0, v15);
-        LARGEST(0, v15);
-        stf(new_param + i, v12);
+        const vf v1 = ldf(grad + i);
+        const vf v2 = v0 - v1;
+        TERM(0, v1, v1);
+        TERM(1, v2, v2);
     )
 }
 
-static void pde458c82ce0eef36(const hu_piece *w) {
+static void pd3ae63acef3cb89c(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -1441,6 +2299,99 @@ static void pde458c82ce0eef36(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v7 = v6 - v0;
+        const vf v9 = v7 * c1;
+        const vf v10 = v0 + v9;
+        const vf v12 = v1 * c2;
+        const vf v13 = v6 * v6;
+        const vf v15 = v13 * c3;
+        const vf v16 = v12 + v15;
+        const vf v17 = sqrtv(v16);
+        const vf v19 = v17 * c4;
+        const vf v21 = v19 + c5;
+        const vf v23 = v10 / c6;
+        const vf v24 = v23 / v21;
+        const vf v26 = maxf(c7, v24);
+        const vf v28 = minf(c8, v26);
+        const vf v30 = v28 * c9;
+        const vf v31 = p - v30;
+        SAVE(0, v10);
+        LARGEST(0, v10);
+        SAVE(1, v16);
+        LARGEST(1, v16);
+        stf(new_param + i, v31);
+    )
+}
+
+static void pe8c572f10cab8f52(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 + v5;
+        const vf v7 = v6 - v0;
+        const vf v9 = v7 * c1;
+        const vf v10 = v0 + v9;
+        const vf v12 = v1 * c2;
+        const vf v13 = v6 * v6;
+        const vf v15 = v13 * c3;
+        const vf v16 = v12 + v15;
+        const vf v17 = sqrtv(v16);
+        const vf v19 = v17 * c4;
+        const vf v21 = v19 + c5;
+        const vf v22 = v10 / v21;
+        const vf v24 = maxf(c6, v22);
+        const vf v26 = minf(c7, v24);
+        const vf v28 = p * c8;
+        const vf v30 = v26 * c9;
+        const vf v31 = v28 - v30;
+        SAVE(0, v10);
+        LARGEST(0, v10);
+        SAVE(1, v16);
+        LARGEST(1, v16);
+        stf(new_param + i, v31);
+    )
+}
+
+static void pf229cd49bebb8a2c(const hu_piece *w) {
+    START(2)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    const vf c9 = setf(w->c[9]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
@@ -1459,76 +2410,22 @@ static void pde458c82ce0eef36(const hu_piece *w) {
         const vf v14 = sqrtv(v13);
         const vf v16 = v14 * c3;
         const vf v18 = v16 + c4;
-        const vf v19 = v7 / v18;
-        const vf v21 = maxf(c5, v19);
-        const vf v23 = minf(c6, v21);
-        const vf v25 = p * c7;
-        const vf v27 = v23 * c8;
-        const vf v28 = v25 - v27;
+        const vf v20 = v7 / c5;
+        const vf v21 = v20 / v18;
+        const vf v23 = maxf(c6, v21);
+        const vf v25 = minf(c7, v23);
+        const vf v27 = p * c8;
+        const vf v29 = v25 * c9;
+        const vf v30 = v27 - v29;
         SAVE(0, v7);
         LARGEST(0, v7);
         SAVE(1, v13);
         LARGEST(1, v13);
-        stf(new_param + i, v28);
+        stf(new_param + i, v30);
     )
 }
 
-static void pefe52ef28897e559(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = p * c0;
-        const vf v7 = v4 - v0;
-        const vf v9 = v7 * c1;
-        const vf v10 = v0 + v9;
-        const vf v12 = v1 * c2;
-        const vf v13 = v4 * v4;
-        const vf v15 = v13 * c3;
-        const vf v16 = v12 + v15;
-        const vf v17 = v4 - v2;
-        const vf v19 = v17 * c4;
-        const vf v20 = v2 + v19;
-        const vf v21 = sqrtv(v16);
-        const vf v23 = v21 * c5;
-        const vf v25 = v23 + c6;
-        const vf v27 = v10 / c7;
-        const vf v29 = v20 * c8;
-        const vf v30 = v27 + v29;
-        const vf v31 = v30 / v25;
-        const vf v33 = maxf(c9, v31);
-        const vf v35 = minf(c10, v33);
-        const vf v37 = v35 * c11;
-        const vf v38 = v6 - v37;
-        SAVE(0, v10);
-        LARGEST(0, v10);
-        SAVE(1, v16);
-        LARGEST(1, v16);
-        SAVE(2, v20);
-        LARGEST(2, v20);
-        stf(new_param + i, v38);
-    )
-}
-
-static void pf4172b202dba4639(const hu_piece *w) {
+static void pfc7189299438f58a(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -1540,7 +2437,6 @@ static void pf4172b202dba4639(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
@@ -1550,36 +2446,34 @@ static void pf4172b202dba4639(const hu_piece *w) {
         const vf v1 = ldf(state[1] + i);
         const vf v3 = ldf(grad + i);
         const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v8 = p * c1;
-        const vf v9 = v6 - v0;
-        const vf v11 = v9 * c2;
-        const vf v12 = v0 + v11;
-        const vf v14 = v1 * c3;
-        const vf v15 = v6 * v6;
-        const vf v17 = v15 * c4;
-        const vf v18 = v14 + v17;
-        const vf v19 = sqrtv(v18);
-        const vf v21 = v19 * c5;
-        const vf v23 = v21 + c6;
-        const vf v25 = v12 / c7;
-        const vf v26 = v25 / v23;
-        const vf v28 = maxf(c8, v26);
-        const vf v30 = minf(c9, v28);
-        const vf v32 = v30 * c10;
-        const vf v33 = v8 - v32;
-        SAVE(0, v12);
-        LARGEST(0, v12);
-        SAVE(1, v18);
-        LARGEST(1, v18);
-        stf(new_param + i, v33);
+        const vf v6 = v3 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v11 = v1 * c2;
+        const vf v12 = v3 * v3;
+        const vf v14 = v12 * c3;
+        const vf v15 = v11 + v14;
+        const vf v16 = sqrtv(v15);
+        const vf v18 = v16 * c4;
+        const vf v20 = v18 + c5;
+        const vf v22 = v9 / c6;
+        const vf v23 = v22 / v20;
+        const vf v25 = maxf(c7, v23);
+        const vf v27 = minf(c8, v25);
+        const vf v29 = v27 * c9;
+        const vf v30 = v5 - v29;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v30);
     )
 }
 
 static const hu_program table[] = {
-    {0x0be2c05161ef3564u, p0be2c05161ef3564},
-    {0x18b12ec5c3c745ebu, p18b12ec5c3c745eb},
-    {0x31d30db970a40c10u, p31d30db970a40c10},
+    {0x13515734b4fb4714u, p13515734b4fb4714},
+    {0x1c9490b7e5670205u, p1c9490b7e5670205},
+    {0x32dcce2b6160d5abu, p32dcce2b6160d5ab},
     {0x3b580fdbcc1cbe5du, p3b580fdbcc1cbe5d},
     {0x5100af6eb2c8041eu, p5100af6eb2c8041e},
     {0x58c7692796e9c6f4u, p58c7692796e9c6f4},
@@ -1590,84 +2484,34 @@ static const hu_program table[] = {
     {0xa2932e3d5915df64u, pa2932e3d5915df64},
     {0xb23143b6cbffa75bu, pb23143b6cbffa75b},
     {0xbe975da92436007du, pbe975da92436007d},
-    {0xccd02fea1328fa94u, pccd02fea1328fa94},
-    {0xde458c82ce0eef36u, pde458c82ce0eef36},
-    {0xefe52ef28897e559u, pefe52ef28897e559},
-    {0xf4172b202dba4639u, pf4172b202dba4639},
+    {0xc6c2c3d1c408eb76u, pc6c2c3d1c408eb76},
+    {0xd3ae63acef3cb89cu, pd3ae63acef3cb89c},
+    {0xe8c572f10cab8f52u, pe8c572f10cab8f52},
+    {0xf229cd49bebb8a2cu, pf229cd49bebb8a2c},
+    {0xfc7189299438f58au, pfc7189299438f58a},
 };
 #endif
 
-#if HU_PART == 2
+#if HU_PART == 3
 
-static void p13515734b4fb4714(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v8 = p * c1;
-        const vf v9 = v6 - v0;
-        const vf v11 = v9 * c2;
-        const vf v12 = v0 + v11;
-        const vf v14 = v1 * c3;
-        const vf v15 = v12 * v12;
-        const vf v17 = v15 * c4;
-        const vf v18 = v14 + v17;
-        const vf v20 = v18 + c5;
-        const vf v22 = v12 / c6;
-        const vf v23 = sqrtv(v20);
-        const vf v25 = v23 * c7;
-        const vf v26 = v22 / v25;
-        const vf v28 = v26 * c8;
-        const vf v29 = v8 - v28;
-        SAVE(0, v12);
-        LARGEST(0, v12);
-        SAVE(1, v20);
-        LARGEST(1, v20);
-        stf(new_param + i, v29);
-    )
-}
-
-static void p1c9490b7e5670205(const hu_piece *w) {
+static void p147b1173a67c3e32(const hu_piece *w) {
     START(1)
     const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
     FOR_EACH_VECTOR(
         FETCH(grad);
-        FETCH_TO_CHANGE(param);
+        FETCH(param);
         const vf p = ldf(param + i);
-        stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
-        const vf v4 = p * c0;
-        const vf v5 = v0 - v2;
-        const vf v7 = v5 * c1;
-        const vf v8 = v2 + v7;
-        const vf v10 = v8 * c2;
-        const vf v11 = v4 - v10;
-        SAVE(0, v8);
-        LARGEST(0, v8);
-        stf(new_param + i, v11);
+        const vf v1 = ldf(grad + i);
+        const vf v3 = p - v1;
+        const vf v4 = v0 + v3;
+        const vf v6 = v4 * c0;
+        SAVE(0, v6);
+        LARGEST(0, v6);
     )
 }
 
-static void p32dcce2b6160d5ab(const hu_piece *w) {
+static void p1e3891705edf563a(const hu_piece *w) {
     START(3)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -1694,25 +2538,76 @@ static void p32dcce2b6160d5ab(const hu_piece *w) {
         const vf v11 = v4 * v4;
         const vf v13 = v11 * c2;
         const vf v14 = v10 + v13;
-        const vf v16 = v8 / c3;
-        const vf v17 = sqrtv(v14);
-        const vf v19 = v17 * c4;
-        const vf v21 = v19 + c5;
-        const vf v22 = v16 / v21;
-        const vf v24 = maxf(c6, v22);
-        const vf v26 = minf(c7, v24);
-        const vf v27 = v26 * v2;
-        const vf v28 = asf(absi(v27));
-        const vf v30 = v28 * c8;
-        const vf v32 = setf(0x1.0000000000000p+0f) - v30;
-        const vf v33 = p * v32;
-        const vf v34 = v33 - v27;
+        const vm v15 = nef(v2, v2);
+        const vf v16 = maxf(v2, v14);
+        const vf v17 = self(v15, v2, v16);
+        const vf v18 = sqrtv(v17);
+        const vf v20 = v18 * c3;
+        const vf v22 = v20 + c4;
+        const vf v23 = v8 / v22;
+        const vf v25 = maxf(c5, v23);
+        const vf v27 = minf(c6, v25);
+        const vf v29 = p * c7;
+        const vf v31 = v27 * c8;
+        const vf v32 = v29 - v31;
         SAVE(0, v8);
         LARGEST(0, v8);
         SAVE(1, v14);
         LARGEST(1, v14);
-        LARGEST(2, v2);
-        stf(new_param + i, v34);
+        SAVE(2, v17);
+        LARGEST(2, v17);
+        stf(new_param + i, v32);
+    )
+}
+
+static void p339764f9c98813ef(const hu_piece *w) {
+    START(3)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    const vf c4 = setf(w->c[4]);
+    const vf c5 = setf(w->c[5]);
+    const vf c6 = setf(w->c[6]);
+    const vf c7 = setf(w->c[7]);
+    const vf c8 = setf(w->c[8]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v2 = ldf(state[2] + i);
+        const vf v4 = ldf(grad + i);
+        const vf v6 = p * c0;
+        const vf v7 = v4 + v6;
+        const vf v9 = p * c1;
+        const vf v10 = v7 - v0;
+        const vf v12 = v10 * c2;
+        const vf v13 = v0 + v12;
+        const vf v15 = v1 * c3;
+        const vf v16 = v7 * v7;
+        const vf v18 = v16 * c4;
+        const vf v19 = v15 + v18;
+        const vm v20 = nef(v2, v2);
+        const vf v21 = maxf(v2, v19);
+        const vf v22 = self(v20, v2, v21);
+        const vf v23 = sqrtv(v22);
+        const vf v25 = v23 + c5;
+        const vf v27 = setf(0x1.0000000000000p+0f) / v25;
+        const vf v29 = v27 * c6;
+        const vf v31 = maxf(c7, v29);
+        const vf v33 = minf(c8, v31);
+        const vf v34 = v33 * v13;
+        const vf v35 = v9 - v34;
+        SAVE(0, v13);
+        LARGEST(0, v13);
+        SAVE(1, v19);
+        LARGEST(1, v19);
+        SAVE(2, v22);
+        LARGEST(2, v22);
+        stf(new_param + i, v35);
     )
 }
 
@@ -2165,26 +3060,35 @@ static void pc149b1ab9cf791d0(const hu_piece *w) {
     )
 }
 
-static void pcf2ff8c04d1b4207(const hu_piece *w) {
-    START(0)
+static void pccd02fea1328fa94(const hu_piece *w) {
+    START(1)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
         const vf p = ldf(param + i);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = p * c0;
-        const vf v4 = v1 + v3;
-        const vf v6 = v4 * c1;
-        const vf v7 = p - v6;
-        CHECK(v1);
-        stf(new_param + i, v7);
+        const vf v0 = ldf(state[0] + i);
+        const vf v2 = ldf(grad + i);
+        const vf v3 = v2 - v0;
+        const vf v5 = v3 * c0;
+        const vf v6 = v0 + v5;
+        const vf v7 = signf(v6);
+        const vf v9 = p * c1;
+        const vf v11 = v7 * c2;
+        const vf v12 = v9 - v11;
+        const vf v14 = v3 * c3;
+        const vf v15 = v0 + v14;
+        SAVE(0, v15);
+        LARGEST(0, v15);
+        stf(new_param + i, v12);
     )
 }
 
-static void pe61fbbcc8dda4b26(const hu_piece *w) {
+static void pd4126250ef52578a(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -2197,50 +3101,68 @@ static void pe61fbbcc8dda4b26(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
-    const vf c12 = setf(w->c[12]);
-    const vf c13 = setf(w->c[13]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
         const vf p = ldf(param + i);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = p * c0;
-        const vf v4 = v1 + v3;
-        const vf v6 = p * c1;
-        const vm v12 = nef(v4, v4);
-        const vf v13 = maxf(v4, c3);
-        const vf v14 = self(v12, v4, v13);
-        const vm v15 = nef(v14, v14);
-        const vf v16 = minf(v14, c2);
-        const vf v17 = self(v15, v14, v16);
-        const vf v18 = v17 - setf(0x0.0p+0f);
-        const vf v20 = v18 * c4;
-        const vf v21 = setf(0x0.0p+0f) + v20;
-        const vf v24 = v17 * v17;
-        const vf v26 = v24 * c6;
-        const vf v27 = c5 + v26;
-        const vf v28 = sqrtv(v27);
-        const vf v30 = v28 * c7;
-        const vf v32 = v30 + c8;
-        const vf v34 = v21 / c9;
-        const vf v35 = v34 / v32;
-        const vf v37 = maxf(c10, v35);
-        const vf v39 = minf(c11, v37);
-        const vf v41 = v39 * c12;
-        const vf v43 = v41 * c13;
-        const vf v44 = v6 - v43;
-        CHECK(v1);
-        SAVE(0, v21);
-        LARGEST(0, v21);
-        SAVE(1, v27);
-        LARGEST(1, v27);
-        stf(new_param + i, v44);
+        const vf v0 = ldf(state[0] + i);
+        const vf v1 = ldf(state[1] + i);
+        const vf v3 = ldf(grad + i);
+        const vf v5 = p * c0;
+        const vf v6 = v3 - v0;
+        const vf v8 = v6 * c1;
+        const vf v9 = v0 + v8;
+        const vf v11 = v1 * c2;
+        const vf v12 = v3 * v3;
+        const vf v14 = v12 * c3;
+        const vf v15 = v11 + v14;
+        const vf v16 = sqrtv(v15);
+        const vf v18 = v16 * c4;
+        const vf v20 = v18 + c5;
+        const vf v22 = v9 / c6;
+        const vf v23 = v22 / v20;
+        const vf v25 = maxf(c7, v23);
+        const vf v27 = minf(c8, v25);
+        const vf v29 = v27 * c9;
+        const vf v31 = v29 * c10;
+        const vf v32 = v5 - v31;
+        SAVE(0, v9);
+        LARGEST(0, v9);
+        SAVE(1, v15);
+        LARGEST(1, v15);
+        stf(new_param + i, v32);
     )
 }
 
-static void pf0d0de06190980ee(const hu_piece *w) {
+static void pea8550cc8c147c34(const hu_piece *w) {
+    START(1)
+    const vf c0 = setf(w->c[0]);
+    const vf c1 = setf(w->c[1]);
+    const vf c2 = setf(w->c[2]);
+    const vf c3 = setf(w->c[3]);
+    FOR_EACH_VECTOR(
+        FETCH(grad);
+        FETCH_TO_CHANGE(param);
+        const vf p = ldf(param + i);
+        stf(old_param + i, p);
+        const vf v0 = ldf(state[0] + i);
+        const vf v2 = ldf(grad + i);
+        const vf v4 = p * c0;
+        const vf v5 = v2 + v4;
+        const vf v7 = p * c1;
+        const vf v8 = v0 - v5;
+        const vf v10 = v8 * c2;
+        const vf v11 = v5 + v10;
+        const vf v13 = v11 * c3;
+        const vf v14 = v7 - v13;
+        SAVE(0, v11);
+        LARGEST(0, v11);
+        stf(new_param + i, v14);
+    )
+}
+
+static void pf3ff5bb9d559fcfb(const hu_piece *w) {
     START(2)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
@@ -2253,7 +3175,6 @@ static void pf0d0de06190980ee(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
     FOR_EACH_VECTOR(
         FETCH(grad);
         FETCH_TO_CHANGE(param);
@@ -2268,10 +3189,10 @@ static void pf0d0de06190980ee(const hu_piece *w) {
         const vf v9 = v6 - v0;
         const vf v11 = v9 * c2;
         const vf v12 = v0 + v11;
-        const vf v14 = v1 * c3;
-        const vf v15 = v6 * v6;
-        const vf v17 = v15 * c4;
-        const vf v18 = v14 + v17;
+        const vf v13 = v6 * v6;
+        const vf v15 = v1 * c3;
+        const vf v17 = v13 * c4;
+        const vf v18 = v15 + v17;
         const vf v19 = sqrtv(v18);
         const vf v21 = v19 * c5;
         const vf v23 = v21 + c6;
@@ -2280,79 +3201,19 @@ static void pf0d0de06190980ee(const hu_piece *w) {
         const vf v28 = maxf(c8, v26);
         const vf v30 = minf(c9, v28);
         const vf v32 = v30 * c10;
-        const vf v34 = v32 * c11;
-        const vf v35 = v8 - v34;
+        const vf v33 = v8 - v32;
         SAVE(0, v12);
         LARGEST(0, v12);
         SAVE(1, v18);
         LARGEST(1, v18);
-        stf(new_param + i, v35);
-    )
-}
-
-static void pf64e8d57fdb5af8f(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v11 = v1 * c2;
-        const vf v12 = v3 * v3;
-        const vf v14 = v12 * c3;
-        const vf v15 = v11 + v14;
-        const vf v16 = v9 * v9;
-        const vf v18 = v15 + c4;
-        const vf v19 = v15 / v18;
-        const vf v21 = v19 * c5;
-        const vf v23 = v21 + setf(0x1.0000000000000p+0f);
-        const vf v24 = v16 + c4;
-        const vf v25 = v16 / v24;
-        const vf v27 = v25 * c6;
-        const vf v28 = v27 + setf(0x1.0000000000000p+0f);
-        const vf v30 = v15 * c7;
-        const vf v31 = v30 * v28;
-        const vf v32 = sqrtv(v31);
-        const vf v33 = v9 + v3;
-        const vf v35 = v33 / c8;
-        const vf v36 = v35 * v23;
-        const vf v37 = v32 + c4;
-        const vf v38 = v36 / v37;
-        const vf v40 = maxf(c9, v38);
-        const vf v42 = minf(c10, v40);
-        const vf v44 = v42 * c11;
-        const vf v45 = v5 - v44;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v45);
+        stf(new_param + i, v33);
     )
 }
 
 static const hu_program table[] = {
-    {0x13515734b4fb4714u, p13515734b4fb4714},
-    {0x1c9490b7e5670205u, p1c9490b7e5670205},
-    {0x32dcce2b6160d5abu, p32dcce2b6160d5ab},
+    {0x147b1173a67c3e32u, p147b1173a67c3e32},
+    {0x1e3891705edf563au, p1e3891705edf563a},
+    {0x339764f9c98813efu, p339764f9c98813ef},
     {0x44f47d4178691577u, p44f47d4178691577},
     {0x5458c3c0f48936cau, p5458c3c0f48936ca},
     {0x5b805886638c2f15u, p5b805886638c2f15},
@@ -2363,829 +3224,9 @@ static const hu_program table[] = {
     {0xaf3aaadc744ceae2u, paf3aaadc744ceae2},
     {0xb4555fa39eec8dc1u, pb4555fa39eec8dc1},
     {0xc149b1ab9cf791d0u, pc149b1ab9cf791d0},
-    {0xcf2ff8c04d1b4207u, pcf2ff8c04d1b4207},
-    {0xe61fbbcc8dda4b26u, pe61fbbcc8dda4b26},
-    {0xf0d0de06190980eeu, pf0d0de06190980ee},
-    {0xf64e8d57fdb5af8fu, pf64e8d57fdb5af8f},
-};
-#endif
-
-#if HU_PART == 3
-
-static void p147b1173a67c3e32(const hu_piece *w) {
-    START(1)
-    const vf c0 = setf(w->c[0]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = p - v1;
-        const vf v4 = v0 + v3;
-        const vf v6 = v4 * c0;
-        SAVE(0, v6);
-        LARGEST(0, v6);
-    )
-}
-
-static void p1e3891705edf563a(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v5 = v4 - v0;
-        const vf v7 = v5 * c0;
-        const vf v8 = v0 + v7;
-        const vf v10 = v1 * c1;
-        const vf v11 = v4 * v4;
-        const vf v13 = v11 * c2;
-        const vf v14 = v10 + v13;
-        const vm v15 = nef(v2, v2);
-        const vf v16 = maxf(v2, v14);
-        const vf v17 = self(v15, v2, v16);
-        const vf v18 = sqrtv(v17);
-        const vf v20 = v18 * c3;
-        const vf v22 = v20 + c4;
-        const vf v23 = v8 / v22;
-        const vf v25 = maxf(c5, v23);
-        const vf v27 = minf(c6, v25);
-        const vf v29 = p * c7;
-        const vf v31 = v27 * c8;
-        const vf v32 = v29 - v31;
-        SAVE(0, v8);
-        LARGEST(0, v8);
-        SAVE(1, v14);
-        LARGEST(1, v14);
-        SAVE(2, v17);
-        LARGEST(2, v17);
-        stf(new_param + i, v32);
-    )
-}
-
-static void p339764f9c98813ef(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = p * c0;
-        const vf v7 = v4 + v6;
-        const vf v9 = p * c1;
-        const vf v10 = v7 - v0;
-        const vf v12 = v10 * c2;
-        const vf v13 = v0 + v12;
-        const vf v15 = v1 * c3;
-        const vf v16 = v7 * v7;
-        const vf v18 = v16 * c4;
-        const vf v19 = v15 + v18;
-        const vm v20 = nef(v2, v2);
-        const vf v21 = maxf(v2, v19);
-        const vf v22 = self(v20, v2, v21);
-        const vf v23 = sqrtv(v22);
-        const vf v25 = v23 + c5;
-        const vf v27 = setf(0x1.0000000000000p+0f) / v25;
-        const vf v29 = v27 * c6;
-        const vf v31 = maxf(c7, v29);
-        const vf v33 = minf(c8, v31);
-        const vf v34 = v33 * v13;
-        const vf v35 = v9 - v34;
-        SAVE(0, v13);
-        LARGEST(0, v13);
-        SAVE(1, v19);
-        LARGEST(1, v19);
-        SAVE(2, v22);
-        LARGEST(2, v22);
-        stf(new_param + i, v35);
-    )
-}
-
-static void p45a07f9535c5366d(const hu_piece *w) {
-    START(0)
-    const vf c0 = setf(w->c[0]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = v1 * c0;
-        const vf v4 = p - v3;
-        CHECK(v1);
-        stf(new_param + i, v4);
-    )
-}
-
-static void p54a3b5e3b386413e(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
-    const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v5 = v4 - v0;
-        const vf v7 = v5 * c0;
-        const vf v8 = v0 + v7;
-        const vf v10 = v1 * c1;
-        const vf v11 = v4 * v4;
-        const vf v13 = v11 * c2;
-        const vf v14 = v10 + v13;
-        const vf v15 = signf(v8);
-        const vf v16 = signf(v0);
-        const vf v17 = v15 * v16;
-        const vf v19 = v2 * c3;
-        const vf v21 = minf(c4, v19);
-        const vf v23 = v2 * c5;
-        const vf v25 = maxf(c6, v23);
-        const vm v27 = ltf(setf(0x0.0p+0f), v17);
-        const vm v28 = ltf(v17, setf(0x0.0p+0f));
-        const vf v29 = self(v28, v25, v2);
-        const vf v30 = self(v27, v21, v29);
-        const vf v32 = v8 / c7;
-        const vf v33 = sqrtv(v14);
-        const vf v35 = v33 * c8;
-        const vf v37 = v35 + c9;
-        const vf v38 = v32 / v37;
-        const vf v40 = maxf(c10, v38);
-        const vf v42 = minf(c11, v40);
-        const vf v43 = v42 * v30;
-        const vf v44 = asf(absi(v43));
-        const vf v46 = v44 * c12;
-        const vf v48 = setf(0x1.0000000000000p+0f) - v46;
-        const vf v49 = p * v48;
-        const vf v50 = v49 - v43;
-        SAVE(0, v8);
-        LARGEST(0, v8);
-        SAVE(1, v14);
-        LARGEST(1, v14);
-        SAVE(2, v30);
-        LARGEST(2, v30);
-        stf(new_param + i, v50);
-    )
-}
-
-static void p5c82364df8fd0eb0(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v8 = p * c1;
-        const vf v10 = v1 * c2;
-        const vf v11 = v6 * v6;
-        const vf v13 = v11 * c3;
-        const vf v14 = v10 + v13;
-        LARGEST(0, v0);
-        SAVE(1, v14);
-        LARGEST(1, v14);
-        stf(new_param + i, v8);
-    )
-}
-
-static void p67b0d230bc25dfba(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = p * c0;
-        const vf v7 = v4 + v6;
-        const vf v9 = p * c1;
-        const vf v10 = v7 - v0;
-        const vf v12 = v10 * c2;
-        const vf v13 = v0 + v12;
-        const vf v15 = v1 * c3;
-        const vf v16 = v7 * v7;
-        const vf v18 = v16 * c4;
-        const vf v19 = v15 + v18;
-        const vf v20 = sqrtv(v19);
-        const vf v22 = v20 + c5;
-        const vf v24 = setf(0x1.0000000000000p+0f) / v22;
-        const vf v26 = v24 * c6;
-        const vf v28 = v2 * c7;
-        const vf v30 = v26 * c8;
-        const vf v31 = v28 + v30;
-        const vm v32 = nef(v26, v26);
-        const vf v33 = minf(v26, v31);
-        const vf v34 = self(v32, v26, v33);
-        const vf v35 = v34 * v13;
-        const vf v37 = maxf(c9, v35);
-        const vf v39 = minf(c10, v37);
-        const vf v40 = v9 - v39;
-        SAVE(0, v13);
-        LARGEST(0, v13);
-        SAVE(1, v19);
-        LARGEST(1, v19);
-        SAVE(2, v31);
-        LARGEST(2, v31);
-        stf(new_param + i, v40);
-    )
-}
-
-static void p80197e6644c68e47(const hu_piece *w) {
-    START(4)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v3 = ldf(state[3] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = v3 * c0;
-        const vf v7 = v4 + v6;
-        const vf v8 = v7 - v0;
-        const vf v10 = v8 * c1;
-        const vf v11 = v0 + v10;
-        const vf v13 = v1 * c2;
-        const vf v14 = v7 * v7;
-        const vf v16 = v14 * c3;
-        const vf v17 = v13 + v16;
-        const vm v18 = nef(v2, v2);
-        const vf v19 = maxf(v2, v17);
-        const vf v20 = self(v18, v2, v19);
-        const vf v21 = sqrtv(v20);
-        const vf v23 = v21 * c4;
-        const vf v25 = v23 + c5;
-        const vf v26 = v11 / v25;
-        const vf v28 = maxf(c6, v26);
-        const vf v30 = minf(c7, v28);
-        const vf v32 = v3 * c8;
-        const vf v34 = v30 * c9;
-        const vf v35 = v32 - v34;
-        SAVE(0, v11);
-        LARGEST(0, v11);
-        SAVE(1, v17);
-        LARGEST(1, v17);
-        SAVE(2, v20);
-        LARGEST(2, v20);
-        SAVE(3, v35);
-        LARGEST(3, v35);
-        stf(new_param + i, v35);
-    )
-}
-
-static void p85d6f59d90a59e23(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = sqrtv(v1);
-        const vf v8 = maxf(c1, v6);
-        const vf v9 = v3 / v8;
-        const vf v11 = maxf(c2, v9);
-        const vf v13 = minf(c3, v11);
-        const vf v14 = v13 - v0;
-        const vf v16 = v14 * c4;
-        const vf v17 = v0 + v16;
-        const vf v19 = v17 * c5;
-        const vf v20 = v5 - v19;
-        const vf v22 = v1 * c6;
-        const vf v23 = v3 * v3;
-        const vf v25 = v23 * c7;
-        const vf v26 = v22 + v25;
-        SAVE(0, v17);
-        LARGEST(0, v17);
-        SAVE(1, v26);
-        LARGEST(1, v26);
-        stf(new_param + i, v20);
-    )
-}
-
-static void p9ee7c280db914294(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    const vf c11 = setf(w->c[11]);
-    const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = p * c0;
-        const vf v7 = v4 + v6;
-        const vf v9 = p * c1;
-        const vf v10 = v7 - v0;
-        const vf v12 = v10 * c2;
-        const vf v13 = v0 + v12;
-        const vf v15 = v1 * c3;
-        const vf v16 = v7 * v7;
-        const vf v18 = v16 * c4;
-        const vf v19 = v15 + v18;
-        const vf v20 = v7 - v2;
-        const vf v22 = v20 * c5;
-        const vf v23 = v2 + v22;
-        const vf v24 = sqrtv(v19);
-        const vf v26 = v24 * c6;
-        const vf v28 = v26 + c7;
-        const vf v30 = v13 / c8;
-        const vf v32 = v23 * c9;
-        const vf v33 = v30 + v32;
-        const vf v34 = v33 / v28;
-        const vf v36 = maxf(c10, v34);
-        const vf v38 = minf(c11, v36);
-        const vf v40 = v38 * c12;
-        const vf v41 = v9 - v40;
-        SAVE(0, v13);
-        LARGEST(0, v13);
-        SAVE(1, v19);
-        LARGEST(1, v19);
-        SAVE(2, v23);
-        LARGEST(2, v23);
-        stf(new_param + i, v41);
-    )
-}
-
-static void paf4d3973be1747d8(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
-        const vf v3 = p * c0;
-        const vf v5 = v1 - setf(0x0.0p+0f);
-        const vf v7 = v5 * c1;
-        const vf v8 = setf(0x0.0p+0f) + v7;
-        const vf v11 = v1 * v1;
-        const vf v13 = v11 * c3;
-        const vf v14 = c2 + v13;
-        const vf v15 = sqrtv(v14);
-        const vf v17 = v15 * c4;
-        const vf v19 = v17 + c5;
-        const vf v21 = v8 / c6;
-        const vf v22 = v21 / v19;
-        const vf v24 = maxf(c7, v22);
-        const vf v26 = minf(c8, v24);
-        const vf v28 = v26 * c9;
-        const vf v30 = v28 * c10;
-        const vf v31 = v3 - v30;
-        SAVE(0, v8);
-        LARGEST(0, v8);
-        SAVE(1, v14);
-        LARGEST(1, v14);
-        stf(new_param + i, v31);
-    )
-}
-
-static void pbbda9ee54f43916d(const hu_piece *w) {
-    START(3)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
-        const vf v6 = p * c0;
-        const vf v7 = v4 - v0;
-        const vf v9 = v7 * c1;
-        const vf v10 = v0 + v9;
-        const vf v12 = v1 * c2;
-        const vf v13 = v4 * v4;
-        const vf v15 = v13 * c3;
-        const vf v16 = v12 + v15;
-        const vf v17 = v2 - v4;
-        const vf v18 = asf(absi(v17));
-        const vf v19 = asf(absi(v18));
-        const vf v20 = -v19;
-        const vf v22 = maxf(setf(-0x1.a000000000000p+6f), v20);
-        const vf v24 = minf(setf(0x1.6400000000000p+6f), v22);
-        const vf v26 = v24 * setf(0x1.7154760000000p+0f);
-        const vi v27 = cvt_rn(v26);
-        const vf v28 = itof(v27);
-        const vf v30 = v28 * setf(0x1.6300000000000p-1f);
-        const vf v31 = v24 - v30;
-        const vf v33 = v28 * setf(-0x1.bd01060000000p-13f);
-        const vf v34 = v31 - v33;
-        const vf v36 = v34 * setf(0x1.a0d2ce0000000p-13f);
-        const vf v38 = v36 + setf(0x1.6e879c0000000p-10f);
-        const vf v39 = v38 * v34;
-        const vf v41 = v39 + setf(0x1.1112100000000p-7f);
-        const vf v42 = v41 * v34;
-        const vf v44 = v42 + setf(0x1.5553820000000p-5f);
-        const vf v45 = v44 * v34;
-        const vf v47 = v45 + setf(0x1.5555540000000p-3f);
-        const vf v48 = v47 * v34;
-        const vf v50 = v48 + setf(0x1.0000000000000p-1f);
-        const vf v51 = v34 * v34;
-        const vf v52 = v50 * v51;
-        const vf v53 = v52 + v34;
-        const vf v55 = v53 + setf(0x1.0000000000000p+0f);
-        const vi v56 = v27 >> 1;
-        const vi v57 = (vi)((vu)v56 + 127u);
-        const vi v58 = (vi)((vu)v57 << 23);
-        const vf v59 = asf(v58);
-        const vf v60 = v55 * v59;
-        const vi v61 = (vi)((vu)v27 - (vu)v56);
-        const vi v62 = (vi)((vu)v61 + 127u);
-        const vi v63 = (vi)((vu)v62 << 23);
-        const vf v64 = asf(v63);
-        const vf v65 = v60 * v64;
-        const vm v67 = ltf(v18, setf(0x0.0p+0f));
-        const vf v68 = self(v67, v65, setf(0x1.0000000000000p+0f));
-        const vf v69 = v65 + setf(0x1.0000000000000p+0f);
-        const vf v70 = v68 / v69;
-        const vf v71 = sqrtv(v16);
-        const vf v73 = v71 * c4;
-        const vf v75 = v73 + c5;
-        const vf v77 = v10 / c6;
-        const vf v78 = v77 / v75;
-        const vf v80 = maxf(c7, v78);
-        const vf v82 = minf(c8, v80);
-        const vf v83 = v70 * v82;
-        const vf v85 = v83 * c9;
-        const vf v86 = v6 - v85;
-        SAVE(0, v10);
-        LARGEST(0, v10);
-        SAVE(1, v16);
-        LARGEST(1, v16);
-        SAVE(2, v4);
-        LARGEST(2, v4);
-        stf(new_param + i, v86);
-    )
-}
-
-static void pc4c6148209f48c87(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v10 = v3 * v3;
-        const vf v12 = v1 * c2;
-        const vf v14 = v10 * c3;
-        const vf v15 = v12 + v14;
-        const vf v16 = sqrtv(v15);
-        const vf v18 = v16 * c4;
-        const vf v20 = v18 + c5;
-        const vf v22 = v9 / c6;
-        const vf v23 = v22 / v20;
-        const vf v25 = maxf(c7, v23);
-        const vf v27 = minf(c8, v25);
-        const vf v29 = v27 * c9;
-        const vf v30 = v5 - v29;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v30);
-    )
-}
-
-static void pd3ae63acef3cb89c(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v7 = v6 - v0;
-        const vf v9 = v7 * c1;
-        const vf v10 = v0 + v9;
-        const vf v12 = v1 * c2;
-        const vf v13 = v6 * v6;
-        const vf v15 = v13 * c3;
-        const vf v16 = v12 + v15;
-        const vf v17 = sqrtv(v16);
-        const vf v19 = v17 * c4;
-        const vf v21 = v19 + c5;
-        const vf v23 = v10 / c6;
-        const vf v24 = v23 / v21;
-        const vf v26 = maxf(c7, v24);
-        const vf v28 = minf(c8, v26);
-        const vf v30 = v28 * c9;
-        const vf v31 = p - v30;
-        SAVE(0, v10);
-        LARGEST(0, v10);
-        SAVE(1, v16);
-        LARGEST(1, v16);
-        stf(new_param + i, v31);
-    )
-}
-
-static void pe8c572f10cab8f52(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 + v5;
-        const vf v7 = v6 - v0;
-        const vf v9 = v7 * c1;
-        const vf v10 = v0 + v9;
-        const vf v12 = v1 * c2;
-        const vf v13 = v6 * v6;
-        const vf v15 = v13 * c3;
-        const vf v16 = v12 + v15;
-        const vf v17 = sqrtv(v16);
-        const vf v19 = v17 * c4;
-        const vf v21 = v19 + c5;
-        const vf v22 = v10 / v21;
-        const vf v24 = maxf(c6, v22);
-        const vf v26 = minf(c7, v24);
-        const vf v28 = p * c8;
-        const vf v30 = v26 * c9;
-        const vf v31 = v28 - v30;
-        SAVE(0, v10);
-        LARGEST(0, v10);
-        SAVE(1, v16);
-        LARGEST(1, v16);
-        stf(new_param + i, v31);
-    )
-}
-
-static void pf229cd49bebb8a2c(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v4 = v3 - v0;
-        const vf v6 = v4 * c0;
-        const vf v7 = v0 + v6;
-        const vf v9 = v1 * c1;
-        const vf v10 = v3 * v3;
-        const vf v12 = v10 * c2;
-        const vf v13 = v9 + v12;
-        const vf v14 = sqrtv(v13);
-        const vf v16 = v14 * c3;
-        const vf v18 = v16 + c4;
-        const vf v20 = v7 / c5;
-        const vf v21 = v20 / v18;
-        const vf v23 = maxf(c6, v21);
-        const vf v25 = minf(c7, v23);
-        const vf v27 = p * c8;
-        const vf v29 = v25 * c9;
-        const vf v30 = v27 - v29;
-        SAVE(0, v7);
-        LARGEST(0, v7);
-        SAVE(1, v13);
-        LARGEST(1, v13);
-        stf(new_param + i, v30);
-    )
-}
-
-static void pfc7189299438f58a(const hu_piece *w) {
-    START(2)
-    const vf c0 = setf(w->c[0]);
-    const vf c1 = setf(w->c[1]);
-    const vf c2 = setf(w->c[2]);
-    const vf c3 = setf(w->c[3]);
-    const vf c4 = setf(w->c[4]);
-    const vf c5 = setf(w->c[5]);
-    const vf c6 = setf(w->c[6]);
-    const vf c7 = setf(w->c[7]);
-    const vf c8 = setf(w->c[8]);
-    const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
-        stf(old_param + i, p);
-        const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
-        const vf v5 = p * c0;
-        const vf v6 = v3 - v0;
-        const vf v8 = v6 * c1;
-        const vf v9 = v0 + v8;
-        const vf v11 = v1 * c2;
-        const vf v12 = v3 * v3;
-        const vf v14 = v12 * c3;
-        const vf v15 = v11 + v14;
-        const vf v16 = sqrtv(v15);
-        const vf v18 = v16 * c4;
-        const vf v20 = v18 + c5;
-        const vf v22 = v9 / c6;
-        const vf v23 = v22 / v20;
-        const vf v25 = maxf(c7, v23);
-        const vf v27 = minf(c8, v25);
-        const vf v29 = v27 * c9;
-        const vf v30 = v5 - v29;
-        SAVE(0, v9);
-        LARGEST(0, v9);
-        SAVE(1, v15);
-        LARGEST(1, v15);
-        stf(new_param + i, v30);
-    )
-}
-
-static const hu_program table[] = {
-    {0x147b1173a67c3e32u, p147b1173a67c3e32},
-    {0x1e3891705edf563au, p1e3891705edf563a},
-    {0x339764f9c98813efu, p339764f9c98813ef},
-    {0x45a07f9535c5366du, p45a07f9535c5366d},
-    {0x54a3b5e3b386413eu, p54a3b5e3b386413e},
-    {0x5c82364df8fd0eb0u, p5c82364df8fd0eb0},
-    {0x67b0d230bc25dfbau, p67b0d230bc25dfba},
-    {0x80197e6644c68e47u, p80197e6644c68e47},
-    {0x85d6f59d90a59e23u, p85d6f59d90a59e23},
-    {0x9ee7c280db914294u, p9ee7c280db914294},
-    {0xaf4d3973be1747d8u, paf4d3973be1747d8},
-    {0xbbda9ee54f43916du, pbbda9ee54f43916d},
-    {0xc4c6148209f48c87u, pc4c6148209f48c87},
-    {0xd3ae63acef3cb89cu, pd3ae63acef3cb89c},
-    {0xe8c572f10cab8f52u, pe8c572f10cab8f52},
-    {0xf229cd49bebb8a2cu, pf229cd49bebb8a2c},
-    {0xfc7189299438f58au, pfc7189299438f58a},
+    {0xccd02fea1328fa94u, pccd02fea1328fa94},
+    {0xd4126250ef52578au, pd4126250ef52578a},
+    {0xea8550cc8c147c34u, pea8550cc8c147c34},
+    {0xf3ff5bb9d559fcfbu, pf3ff5bb9d559fcfb},
 };
 #endif
