@@ -41,6 +41,9 @@ def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -
     state_dict = _unpacked(state_dict, sizes)
     if not {"state", "param_groups"} <= set(state_dict) or not isinstance(state_dict["state"], Mapping):
         return state_dict
+    whole = [isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in state_dict["param_groups"]]
+    if not all(whole):
+        raise ValueError("not an optimizer state_dict: every one of its param_groups names its 'params'")
     states, groups = dict(state_dict["state"]), []
     for saved in state_dict["param_groups"]:
         group = dict(saved)
