@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import Buffers, WeightAverage
+from halfulp.averaging.base import Buffers, Frozen, WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
 from halfulp.averaging.source import Model
 
@@ -67,6 +67,7 @@ class EMA(WeightAverage):
         update_after_step: int = 0,
         update_every: int = 1,
         buffers: Buffers = "live",
+        frozen: Frozen = "live",
         ignore: Iterable[str] = (),
         difference: bool = False,
         seed: int = 0,
@@ -83,8 +84,8 @@ class EMA(WeightAverage):
         self.counts: dict[str, Tensor] | None = None
         """Updates due and stalled by name, where :func:`~halfulp.averaging.stall.watch` asks for them."""
         super().__init__(
-            model, buffers=buffers, ignore=ignore, state=state, rounding=rounding, seed=seed, difference=difference,
-            **options,
+            model, buffers=buffers, frozen=frozen, ignore=ignore, state=state, rounding=rounding, seed=seed,
+            difference=difference, **options,
         )  # fmt: skip
 
     def update(self, model: Model | None = None) -> None:

@@ -389,6 +389,7 @@ class RuleOptimizer(Optimizer):
             else:
                 dispatch.step(rule, steps if rule.measure is None else combine(rule, steps, self.backend), self.backend)
             for bound, step in pairs:
+                bound.scalars = step.scalars  # with what followed from sums
                 if not bound.lasting:
                     bound.take_back(step.binding)
         if not recording:

@@ -147,8 +147,8 @@ def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storag
         quantizers = dict.fromkeys(quantizers, FLOAT32)
     if sharded and not rule.shardable:
         log_once(
-            f"rule {rule.name!r} needs all elements of a sharded parameter, so that its states are whole on every rank "
-            "(memory() counts them so)",
+            f"{rule.title or rule.name}: rule {rule.name!r} needs all elements of a sharded parameter, so that its "
+            "states are whole on every rank (memory() counts them so)",
             level=30,
         )
     found = []

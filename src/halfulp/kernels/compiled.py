@@ -76,6 +76,8 @@ class Programs:
 
     function: Callable[..., Any]
     reads: tuple[str, ...]
+    states: tuple[str, ...]
+    numbers: tuple[str, ...]
     branches: Branches
     shape: tuple[int, ...]
     """Of the values that programs are checked on."""
@@ -102,10 +104,10 @@ class Programs:
 
     def _check(self, program: Program, scalars: Scalars) -> None:
         generator = np.random.default_rng(0)
-        arrays = {n: generator.standard_normal(self.shape).astype(np.float32) for n in (*self.reads, *program.states)}
-        arrays |= {name: np.abs(arrays[name]) for name in program.states}
+        arrays = {n: generator.standard_normal(self.shape).astype(np.float32) for n in (*self.reads, *self.states)}
+        arrays |= {name: np.abs(arrays[name]) for name in self.states}
         given = {name: torch.from_numpy(x) for name, x in arrays.items()}
-        states = {name: given[name] for name in program.states} | {n: torch.tensor(0.5) for n in program.numbers}
+        states = {name: given[name] for name in self.states} | {n: torch.tensor(0.5) for n in self.numbers}
         result = self.function(*(given[name] for name in self.reads), states, scalars)
         got = evaluate(program, {
             **{name: arrays[name] for name in self.reads}, "state": [arrays[n] for n in program.states],
@@ -141,7 +143,7 @@ def programs_of(rule: Rule, measure: bool, slots: tuple[StateSlot, ...], ndim: i
     function = rule.measure if measure else rule.update
     assert function is not None
     branches = trace(function, states, numbers, min(max(ndim, 1), 2), reads_of(rule))
-    made = Programs(function, reads_of(rule), branches, (64,) if ndim < 2 else (8, 8))
+    made = Programs(function, reads_of(rule), states, numbers, branches, (64,) if ndim < 2 else (8, 8))
     for number in range(len(branches.programs)):
         made._at(number)
     return made

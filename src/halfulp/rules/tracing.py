@@ -427,17 +427,17 @@ def trace(
     ...     return param - torch.sign(average) * c["lr"], {"m": average}
     >>> print(trace(update, ("m",)).programs[0].code)
     1 states, 0 numbers
-    %0 = param
-    %1 = grad
-    %2 = state [0]
-    %3 = sub %1 %2
+    %0 = state [0]
+    %1 = param
+    %2 = grad
+    %3 = sub %2 %0
     %4 = scalar [0]
     %5 = mul %3 %4
-    %6 = add %2 %5
+    %6 = add %0 %5
     %7 = sign %6
     %8 = scalar [1]
     %9 = mul %7 %8
-    %10 = sub %0 %9
+    %10 = sub %1 %9
     param 10 states (6,) numbers ()
     """
     found: dict[Program, int] = {}

@@ -92,6 +92,7 @@ def plan_reset(
         Decay of the first moment beside a second moment.
     drifts
         Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; one, if measured.
+        Integers and codebooks under stochastic rounding are planned for a constant scale.
     criterion
         ``"total"``: the whole error of the update, which is right at a given learning rate. ``"residual"``: what is
         left of it after the best common factor of all updates, which a tuned learning rate takes out.
@@ -134,6 +135,8 @@ def _plan(
         curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=drive)
         why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
         return ResetPlan(None, why, curve)
+    if rounding == "stochastic" and fmt.kind != "float":  # their law of the unit is too coarse to tell a gain of drifts
+        drifts = (0.0,)
     return _decide(second_moment_laws(fmt, beta, rounding, drifts, horizon), beta1, horizon, drifts, criterion)
 
 

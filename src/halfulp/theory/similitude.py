@@ -37,12 +37,12 @@ Array = npt.NDArray[np.float64]
 
 
 def free_float(fraction_bits: int) -> Format:
-    """A signed 16-bit float format of so many fraction bits, whose exponent range no state of a run leaves.
+    """A signed float format of so many fraction bits, for theory: its laws take the exponent as unlimited.
 
     Parameters
     ----------
     fraction_bits
-        0 to 7.
+        0 to 7; 7 is bfloat16.
 
     Examples
     --------
@@ -51,10 +51,11 @@ def free_float(fraction_bits: int) -> Format:
     """
     if not 0 <= fraction_bits <= 7:
         raise ValueError(f"a scale model has 0 to 7 fraction bits, got {fraction_bits}")
-    exponent = 15 - fraction_bits
-    return Format(
-        f"float16_e{exponent}m{fraction_bits}", "float", 16, True, exponent, fraction_bits, (1 << (exponent - 1)) - 1
-    )
+    if fraction_bits == 7:
+        return get_format("bfloat16")
+    exponent = 7 - fraction_bits
+    name = f"float8_e{exponent}m{fraction_bits}_free"
+    return Format(name, "float", 8, True, exponent, fraction_bits, (1 << (exponent - 1)) - 1)
 
 
 @dataclass(frozen=True)
