@@ -2,10 +2,19 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from halfulp.numbers import log
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 """Triton reads this when it is first imported, whichever test does that."""
 
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged once a process is logged once a test, whichever tests ran before."""
+    monkeypatch.setattr(log, "_said", set())

@@ -51,7 +51,7 @@ def test_plain_fp32_arm_keeps_averages_that_do_not_touch_it(straight: Path, tmp_
     assert averages(folder) == {"fp32_lr0.002_seed0": None}
     assert figures(folder)["fp32_lr0.002_seed0"] == figures(straight)["fp32_lr0.002_seed0"]
     tensors = bits(straight)["fp32_lr0.002_seed0"]
-    assert bits(folder)["fp32_lr0.002_seed0"] == {k: v for k, v in tensors.items() if not k.startswith("average.")}
+    assert bits(folder)["fp32_lr0.002_seed0"] == {k: v for k, v in tensors.items() if not k.startswith("averages.")}
     with pytest.raises(ValueError, match="other averages"):
         train_all(folder, CompareConfig(arms=("fp32",), steps=20, checkpoint_every=6, **TINY))
 

@@ -158,11 +158,16 @@ def test_help_says_the_defaults_of_a_comparison() -> None:
 
     from halfulp.cli.compare import command
     from halfulp.lab.config import CompareConfig
+    from halfulp.lab.scale import ScaleConfig
 
     config = CompareConfig()
-    special = {"seeds": len(config.seeds), "lr": config.lrs[0], "beta2": config.betas[1]}
+    scaled = ScaleConfig()
+    special = {
+        "seeds": len(config.seeds), "lr": config.lrs[0], "beta2": config.betas[1], "state": scaled.format,
+        "regime": scaled.regime,
+    }  # fmt: skip
     parameters = inspect.signature(command, eval_str=True).parameters
     shown = {name: p.annotation.__metadata__[0].show_default for name, p in parameters.items()}
     said = {name: text for name, text in shown.items() if isinstance(text, str)}
     assert said == {name: str(special.get(name, getattr(config, name, None))) for name in said}
-    assert len(said) == 13
+    assert len(said) == 15

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
+from halfulp.checkpoint.files import read_file
 from halfulp.lab.compare import prepare_run_folder
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, read_jsonl
@@ -69,9 +69,17 @@ def bits(folder: Path) -> dict[str, dict[str, bytes]]:
     """Every tensor of every checkpoint of a run folder, as bytes."""
     out = {}
     for path in sorted(folder.glob("runs/*/checkpoint.safetensors")):
-        tensors = safetensors.torch.load_file(path)
+        tensors = flat(read_file(path))
         out[path.parent.name] = {k: v.contiguous().view(torch.uint8).numpy().tobytes() for k, v in tensors.items()}
     return out
+
+
+def flat(value: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """Tensors of nested dictionaries and lists, by the path to each."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return {k: v for key, item in inside for k, v in flat(item, f"{name}.{key}" if name else str(key)).items()}
 
 
 def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
