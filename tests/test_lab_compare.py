@@ -120,7 +120,7 @@ def test_a_second_interrupt_does_not_wait_and_says_what_is_lost() -> None:
     view([RunStatus(spec, state, 40) for spec, state in zip(config.runs(), states, strict=True)])
     assert view.standing() == (
         "0 of 3 runs done; stopped fp32 at step 40; ended without a checkpoint, up to 30 steps to be done again: "
-        "bf16-nearest at step 40; 1 not begun"
+        "bf16 nearest at step 40; 1 not begun"
     )
     interrupt = _Interrupt()
     raised = []
