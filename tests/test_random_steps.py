@@ -39,8 +39,8 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("halfulp").setLevel(logging.ERROR)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "halfulp")  # which is undone when the test is over
 
 
 @pytest.mark.parametrize("shape", [(9, 700), (257,), (3, 1)])
