@@ -1,4 +1,4 @@
-"""halfulp: low-precision optimizer states that do not lose updates.
+"""halfulp: optimizer states in 16, 8 or 4 bits that stay right on average.
 
 Everything public is a name of this module; each is imported when first used, so that ``import halfulp`` costs
 little more than ``import torch``.
