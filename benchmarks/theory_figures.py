@@ -1,4 +1,4 @@
-"""Draw the figures of docs/theory.md and print its tables.
+"""Draw the figures of docs/theory.md and its notebook, and print its tables.
 
 Usage: python benchmarks/theory_figures.py [--out docs/images] [--tables]
 """
