@@ -11,7 +11,6 @@ import difflib
 import fnmatch
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from torch.optim.optimizer import Optimizer
 
 from halfulp.engine import checks, compiled, loading
 from halfulp.engine.capture import Recording, capturing
+from halfulp.engine.lineup import Lineup, Share
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
@@ -27,36 +27,22 @@ from halfulp.engine.registry import Registry
 from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
-from halfulp.engine.states import Bound, Guard, bind
+from halfulp.engine.states import Bound, bind
 from halfulp.engine.storage import StorageOptions, fp32_reason
 from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
 from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.log import log_once
-from halfulp.numbers.quantizer import Quantizer, Rounding
-from halfulp.numbers.rng import slot_id, step_keys
-from halfulp.rules.base import Rule, Scalars, all_fp32
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.rules.base import Rule
 from halfulp.rules.hyper import is_rate
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.transforms import check_transforms, compose
 
 __all__ = ["Options", "RuleOptimizer"]
 
-STREAM = slot_id("optimizer")
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
-
-
-@dataclass
-class _Share:
-    """A group's share of a step."""
-
-    group: dict[str, Any]
-    plan: GroupPlan
-    params: list[Tensor]
-    bounds: list[Bound] = field(default_factory=list)
-    due: list[tuple[str, ...]] = field(default_factory=list)
-    """Slots to reset of each; empty without a schedule."""
 
 
 class RuleOptimizer(Optimizer):
@@ -138,7 +124,8 @@ class RuleOptimizer(Optimizer):
         self._registry: Registry | None = None
         self._plans: dict[int, tuple[dict[str, Any], GroupPlan]] = {}
         self._bounds: dict[Tensor, Bound] = {}
-        self._guard = Guard()
+        self._lineups: dict[tuple[int, int], Lineup] = {}
+        """Of the parameters that were stepped together, by the first of them and their number."""
         self._followed: list[str] = []
         """Group keys that a plan follows from: not the rate, which schedules change in every step."""
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
@@ -177,7 +164,8 @@ class RuleOptimizer(Optimizer):
                 checks.tell_replaced(known, self._registry, self.state)
             self._bounds = {p: b for p, b in self._bounds.items() if p in self._registry}
             for p, bound in self._bounds.items():
-                bound.index, bound.skipped = self._registry[p].index, None
+                bound.index = self._registry[p].index
+            self._lineups.clear()
         assert self._registry is not None
         return self._registry
 
@@ -370,58 +358,75 @@ class RuleOptimizer(Optimizer):
         """
         checks.check_gradients(self, [p for _, params in groups for p in params])
         registry = self.registry
-        shares = [_Share(group, self.plan(group), params) for group, params in groups if params]
-        self._bind_all(shares)
-        if not recording and checks.is_dry_run(groups, (b.entries["step"] for share in shares for b in share.bounds)):
+        shares = [Share(group, self.plan(group), params) for group, params in groups if params]
+        if not shares:
             return
-        for share in shares:
-            schedule = share.plan.reset
-            if schedule is not None and not recording:
-                share.due = [b.due(schedule, share.group, len(registry)) for b in share.bounds]
-        by_rule: dict[int, list[tuple[Bound, Step]]] = {}
-        for share in shares:
-            for bound, step in zip(share.bounds, self._prepare(share), strict=True):
-                by_rule.setdefault(id(bound.rule), []).append((bound, step))
-        for pairs in by_rule.values():
-            rule, steps = pairs[0][0].rule, [step for _, step in pairs]
-            if act is not None:
-                act(rule, steps)
-            else:
-                dispatch.step(rule, steps if rule.measure is None else combine(rule, steps, self.backend), self.backend)
-            for bound, step in pairs:
-                bound.scalars = step.scalars  # with what followed from sums
-                if not bound.lasting:
-                    bound.take_back(step.binding)
+        lineup = self._line_up(shares)
+        if not recording and checks.is_dry_run(groups, (b.entries["step"] for b in lineup.bounds)):
+            return
+        bounds_of = lineup.of_shares(shares) if any(share.plan.reset for share in shares) and not recording else []
+        for share, bounds in zip(shares, bounds_of, strict=False):
+            if share.plan.reset is not None:
+                share.due = [b.due(share.plan.reset, share.group, len(registry)) for b in bounds]
+        for share, bounds in zip(shares, bounds_of, strict=False):
+            for bound, names in zip(bounds, share.due, strict=False):
+                if names:
+                    self._reset(bound.param, bound.states, names)
+        try:
+            lineup.prepare(shares)
+            for rule, bounds, steps in lineup.by_rule:
+                if act is not None:
+                    act(rule, steps)
+                else:
+                    able = steps if rule.measure is None else combine(rule, steps, self.backend)
+                    dispatch.step(rule, able, self.backend)
+                for bound, step in zip(bounds, steps, strict=True):
+                    bound.scalars = step.scalars  # with what followed from sums
+                    if not bound.lasting:
+                        bound.take_back(step.binding)
+        finally:
+            lineup.release()
         if not recording:
             self._skipped.look()
 
-    def _bind_all(self, shares: list[_Share]) -> None:
+    def _line_up(self, shares: list[Share]) -> Lineup:
+        """The parameters of a step, bound to their present states."""
+        key = id(shares[0].params[0]), sum(len(share.params) for share in shares)
+        lineup = self._lineups.get(key)
+        if lineup is None or not lineup.is_of(shares) or not lineup.stands(self.state):
+            bounds = self._bind_all(shares)
+            if len(self._lineups) > len(self.registry):
+                self._lineups.clear()
+            lineup = self._lineups[key] = Lineup(shares, bounds, self._skipped.counter)
+        return lineup
+
+    def _bind_all(self, shares: list[Share]) -> list[Bound]:
         """Bind every parameter to its present states; those that are made for this stay only if all can be."""
-        known, state, new = self._bounds, self.state, list[Tensor]()
+        known, state = self._bounds, self.state
+        bounds, new = list[Bound](), list[Tensor]()
         try:
             for share in shares:
-                quantizers = share.plan.quantizers
                 for p in share.params:
                     entries, bound = state.get(p), known.get(p)
-                    if bound is None or entries is None or not bound.current(entries, quantizers):
+                    current = bound is not None and bound.current(entries, share.plan.quantizers) and bound.intact()
+                    if bound is None or not current:
                         if entries is None:
                             new.append(p)
                         bound = self._bind(share.group, p)
-                    share.bounds.append(bound)
-            for moved in self._guard.moved([b for share in shares for b in share.bounds]):
-                share = next(s for s in shares if moved in s.bounds)
-                share.bounds[share.bounds.index(moved)] = self._bind(share.group, moved.param)
+                    bounds.append(bound)
         except BaseException:
             for p in new:
                 state.pop(p, None)
                 known.pop(p, None)
             raise
+        return bounds
 
     def _bind(self, group: dict[str, Any], param: Tensor) -> Bound:
         before, place, rule = self._bounds.get(param), self.registry[param], self.active_rule(group, param)
         plan = self.plan(group)
         planned = plan_states(plan, rule, param, place, self.storage)
         bound = self._bounds[param] = bind(self.state, param, rule, plan, planned, place)
+        self._lineups.clear()
         if before is not None:
             bound.scalars, bound.counts = before.scalars, before.counts
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and not rule.keeps_param:
@@ -430,43 +435,6 @@ class RuleOptimizer(Optimizer):
                 "(param_rounding='nearest' loses those below half a unit)"
             )
         return bound
-
-    def _prepare(self, share: _Share) -> list[Step]:
-        """Resets, ages, scalars and random streams: everything of a step but the arithmetic."""
-        group, bounds = share.group, share.bounds
-        for bound, names in zip(bounds, share.due, strict=False):
-            if names:
-                self._reset(bound.param, bound.states, names)
-        scalars: dict[tuple[int, ...], Scalars] = {}
-        ages, values = [], []
-        for bound in bounds:
-            entries = bound.entries
-            of_bound = [entries[name] + 1 for name in bound.counted]
-            key = (id(bound.rule), bound.low, *of_bound)
-            found = scalars.get(key)
-            if found is None:
-                hyper = {**group, "bound_update": group["bound_update"] and bound.low}
-                of_rule = bound.rule.scalars(hyper, dict(zip(("step", *bound.names), of_bound, strict=False)))
-                found = scalars[key] = all_fp32(of_rule)
-            ages.append(of_bound)
-            values.append(found)
-        keys = step_keys(group["seed"], [b.index for b in bounds], STREAM, [numbers[0] for numbers in ages])
-        streams, rounding, maximize = share.plan.streams, group["param_rounding"], group["maximize"]
-        steps = []
-        for bound, of_bound, found, (key0, key1) in zip(bounds, ages, values, keys, strict=True):
-            bound.entries.update(zip(bound.counted, of_bound, strict=True))
-            bound.scalars, grad = found, bound.param.grad
-            assert grad is not None
-            binding = bound.binding
-            if binding is None:
-                binding, grad = bound.fetched(), bound.fetched_gradient(grad)
-            words = [(key0, key1, streams[name]) for name in bound.names]
-            skipped = bound.skipped
-            if skipped is None:
-                skipped = bound.skipped = self._skipped.counter(bound.index, binding.device)
-            how: Rounding = "nearest" if bound.rule.keeps_param else rounding
-            steps.append(Step(binding, (grad,), found, words, how, maximize, bound.counts, skipped))
-        return steps
 
     @property
     def skipped(self) -> dict[int, int]:
@@ -542,7 +510,7 @@ class RuleOptimizer(Optimizer):
                 for key in set(entries) - {"step"}:
                     del entries[key]
             self._bounds.pop(p, None)
-        self._guard = Guard()
+        self._lineups.clear()
 
     def states(self, param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter that has made a step; ``KeyError`` for any other."""
@@ -569,7 +537,8 @@ class RuleOptimizer(Optimizer):
         old, group["params"][at] = group["params"][at], param
         self.state.pop(old, None)
         self._bounds.pop(old, None)
-        self._registry, self._guard = None, Guard()
+        self._registry = None
+        self._lineups.clear()
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""
@@ -611,6 +580,6 @@ class RuleOptimizer(Optimizer):
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
         self._bounds.clear()
-        self._guard = Guard()
+        self._lineups.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -80,6 +80,8 @@ def values_of(group: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
 
 def _value(given: Any) -> Any:
     """What an entry is now, of those that can be changed in place."""
+    if given.__class__ is tuple and PLAIN.issuperset(map(type, given)):
+        return given
     if isinstance(given, Tensor):
         return given.tolist()
     if isinstance(given, Mapping):

@@ -20,11 +20,11 @@ from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, Site, SlotSite
 from halfulp.engine.sharding import copy_back_, has_memory, is_sharded, is_wrapper, local, whole_values, window
 from halfulp.engine.slot_state import SlotState, count
-from halfulp.kernels.binding import Binding, Seen, look
+from halfulp.kernels.binding import Binding
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule, Scalars
 
-__all__ = ["Bound", "Guard", "bind", "drop_leftovers"]
+__all__ = ["Bound", "bind", "drop_leftovers"]
 
 
 @dataclass(eq=False)
@@ -56,12 +56,12 @@ class Bound:
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
     """Of the states, and ``"param"``."""
+    held: dict[str, Tensor] = field(init=False)
+    """Codes and scales, under their keys in `entries`."""
     counted: list[str] = field(init=False)
     """Keys of the numbers that a step adds one to: of its own, and of the states' ages."""
     scalars: Scalars = field(init=False, default_factory=dict)
     """Of the last step."""
-    skipped: Tensor | None = field(init=False, default=None)
-    """Where backends count the elements that they leave untouched."""
     counts: Tensor | None = field(init=False, default=None)
     """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
 
@@ -69,8 +69,7 @@ class Bound:
         self.low = any(not s.quantizer.format.is_float32 for s in self.states)
         self.names = (*(s.slot.name for s in self.states), "param")
         self.lasting = not is_sharded(self.param) and not is_wrapper(self.param)
-        self._keys = [key for s in self.states for key in s.tensor_keys]
-        self._held = [self.entries[key] for key in self._keys]
+        self.held = {key: self.entries[key] for s in self.states for key in s.tensor_keys}
         self.counted = ["step", *(s.age_key for s in self.states)]
         self._integers = [int] * len(self.counted)
         if self.lasting:
@@ -81,7 +80,7 @@ class Bound:
         return (
             entries is self.entries
             and quantizers is self.quantizers
-            and all(map(is_, map(entries.get, self._keys), self._held))
+            and all(map(is_, map(entries.get, self.held), self.held.values()))
             and [*map(type, map(entries.get, self.counted))] == self._integers
         )
 
@@ -193,24 +192,3 @@ def _check_memory(param: Tensor, label: str) -> None:
         raise RuntimeError(f"{label} has no memory: its storage was freed or made smaller; gather the parameters first")
     if torch._debug_has_internal_overlap(part) == 1:
         raise RuntimeError(f"{label} is expanded: several of its elements are one in memory; use param.clone()")
-
-
-class Guard:
-    """Whether the tensors of bindings are where, and what, they were when they were bound: asked before each step."""
-
-    def __init__(self) -> None:
-        self.bounds: list[Bound] = []
-        self.tensors: list[Tensor] = []
-        self.seen: Seen = look(())
-
-    def moved(self, bounds: list[Bound]) -> list[Bound]:
-        """Those that have to be bound anew."""
-        same = len(bounds) == len(self.bounds) and all(map(is_, bounds, self.bounds))
-        if same and look(self.tensors) == self.seen:
-            return []
-        moved = [b for b in bounds if not b.intact()]
-        if not moved:
-            bindings = [b.binding for b in bounds if b.binding is not None]
-            self.bounds, self.tensors = bounds, [x for binding in bindings for x in binding.tensors]
-            self.seen = look(self.tensors)
-        return moved

@@ -8,7 +8,6 @@ a mask as 0 or 1 and an int as its pattern.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS
+from halfulp.rules.base import Scalars
 from halfulp.rules.program import TYPES, Program, evaluate
 from halfulp.rules.tracing import ProgramError
 
@@ -48,13 +48,15 @@ def flags(program: Program) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _has_numbers_only(program: Program) -> bool:
-    return all(program.ops[i].name == "scalar" for i in program.uniforms) and not program.numbers
+def _plain_scalars(program: Program) -> tuple[int, ...] | None:
+    """Numbers of the scalars that are its uniform values; ``None``, where these are computed from more."""
+    ops = [program.ops[i] for i in program.uniforms]
+    if program.numbers or any(op.name != "scalar" for op in ops):
+        return None
+    return tuple(int(op.of or 0) for op in ops)
 
 
-def uniform_values(
-    program: Program, c: Mapping[str, float], numbers: list[float]
-) -> tuple[list[float], list[np.float32]]:
+def uniform_values(program: Program, c: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
     """What a program's code takes as uniform values, and the new numbers.
 
     Parameters
@@ -66,9 +68,9 @@ def uniform_values(
     numbers
         States of one element, in the program's order.
     """
-    scalars = program.scalar_values(dict(c))
-    if _has_numbers_only(program):
-        return [scalars[int(program.ops[i].of or 0)] for i in program.uniforms], []
+    scalars, plain = program.scalar_values(c), _plain_scalars(program)
+    if plain is not None:
+        return [scalars[i] for i in plain], []
     values = evaluate(program, {"scalar": scalars, "number": numbers}, only_uniform=True)
     return [_as_float(values[i]) for i in program.uniforms], [np.float32(values[i]) for i in program.new_numbers]
 

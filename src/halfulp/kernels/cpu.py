@@ -121,6 +121,7 @@ class _Batch:
     rule: Rule
     bindings: list[Binding]
     rows: Rows = field(init=False)
+    first_row: int = field(init=False)
     slot_rows: Rows = field(init=False)
     uniforms: bytearray = field(init=False)
     first_uniform: int = field(init=False)
@@ -128,19 +129,27 @@ class _Batch:
     slots: list[_SlotColumns] = field(init=False)
     lengths: list[int] = field(init=False)
     has_numbers: bool = field(init=False)
+    sixteen_bit: list[bool] = field(init=False)
+    """Which parameters are, and so may be rounded stochastically."""
+    programs: list[int] = field(init=False)
+    """Which bindings share their programs."""
+    chosen: list[Compiled] = field(init=False, default_factory=list)
     held: dict[str, list[Any]] = field(init=False, default_factory=dict)
     """What columns hold that seldom change: comparing lists takes less time than writing one into a column."""
 
     def __post_init__(self) -> None:
         bindings = self.bindings
         self.rows = np.frombuffer(bytearray(b"".join(b.plan.row.tobytes() for b in bindings)), WORK)
+        self.first_row = self.rows.ctypes.data
         self.columns = {name: self.rows[name] for name in WORK.names or ()}
-        self.slot_rows, self.slots = _slots([b.plan.arrays for b in bindings], [b.plan.slots for b in bindings])
+        self.slot_rows, self.slots = _slots(bindings)
         _point(self.columns, self.slot_rows, bindings)
         self.uniforms = bytearray(4 * MAX_UNIFORMS * len(bindings))
         self.first_uniform = np.frombuffer(self.uniforms, np.uint8).ctypes.data
         self.lengths = [b.shape.numel() for b in bindings]
         self.has_numbers = any(b.plan.numbers for b in bindings)
+        self.programs = [id(b.plan.programs) for b in bindings]
+        self.sixteen_bit = [self.rule.has_param and b.seen[3][0] is not torch.float32 for b in bindings]
         if self.rule.has_param:
             self.columns["param"][:] = [b.seen[0][0] for b in bindings]
             self.columns["param_kind"][:] = [DTYPES[b.seen[3][0]] for b in bindings]
@@ -156,20 +165,19 @@ class _Batch:
         if self.rule.has_param:
             self._hold(
                 "param_stochastic",
-                [
-                    s.param_rounding == "stochastic" and s.binding.seen[3][0] is not torch.float32
-                    for s in steps
-                ],
-            )  # fmt: skip
+                [b and s.param_rounding == "stochastic" for b, s in zip(self.sixteen_bit, steps, strict=True)],
+            )
             self.columns["param_key"][:] = [s.keys[-1] for s in steps]
         for columns in self.slots:
             columns.fill(steps)
-        spoilt = [i for i, values in new.items() if not all(map(math.isfinite, values))]
-        kept = self.columns["rows"][spoilt]
-        self.columns["rows"][spoilt] = 0  # a number that is not finite: the whole parameter is left alone
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
-        native.library().hu_step(self.rows.ctypes.data, len(steps), torch.get_num_threads())
-        self.columns["rows"][spoilt] = kept
+        spoilt = [i for i, values in new.items() if not all(map(math.isfinite, values))]
+        if spoilt:  # a number that is not finite: the whole parameter is left alone
+            kept = self.columns["rows"][spoilt]
+            self.columns["rows"][spoilt] = 0
+        native.library().hu_step(self.first_row, len(steps), torch.get_num_threads())
+        if spoilt:
+            self.columns["rows"][spoilt] = kept
         del inputs  # alive until here
         for i, values in new.items():
             if i in spoilt:
@@ -203,27 +211,30 @@ class _Batch:
 
     def _fill_uniforms(self, steps: list[Step]) -> dict[int, list[np.float32]]:
         """Choose each binding's program and write its uniform values, each set once; the new numbers of bindings."""
-        made: dict[tuple[int, int], tuple[Compiled, int]] = {}
+        sets = [id(s.scalars) for s in steps]
+        if self.has_numbers:
+            keys: list[Any] = list(range(len(steps)))
+        else:
+            keys = list(zip(sets, self.programs, strict=True))
+        made: dict[Any, tuple[Compiled, int]] = {}
         new: dict[int, list[np.float32]] = {}
-        chosen, addresses = [], []
-        for i, one in enumerate(steps):
-            programs = one.binding.plan.programs
-            key = (id(one.scalars), i if self.has_numbers else id(programs))
+        for i, key in enumerate(keys):
             if key not in made:
-                compiled = programs.choose(one.scalars)
+                one = steps[i]
+                compiled = one.binding.plan.programs.choose(one.scalars)
                 values, numbers = compiled.uniforms(one.scalars, self._numbers(one.binding, compiled))
                 at = 4 * MAX_UNIFORMS * len(made)
                 compiled.packed.pack_into(self.uniforms, at, *values)
-                made[key] = (compiled, self.first_uniform + at)
+                made[key] = compiled, self.first_uniform + at
                 if numbers:
                     new[i] = numbers
-            compiled, at = made[key]
-            chosen.append(compiled)
-            addresses.append(at)
-        self._hold("scalars", addresses)
-        self._hold("program", [c.number for c in chosen])
-        self._hold("code", [c.address for c in chosen])
-        self._hold("flags", [c.flags for c in chosen])
+        found = [made[key] for key in keys]
+        self._hold("scalars", [at for _, at in found])
+        chosen = [compiled for compiled, _ in found]
+        if chosen != self.chosen:
+            self.chosen = chosen
+            for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
+                self.columns[name][:] = [getattr(compiled, of) for compiled in chosen]
         return new
 
     def _numbers(self, binding: Binding, compiled: Compiled) -> list[float]:
@@ -241,13 +252,13 @@ def _write_numbers(step: Step, values: list[np.float32]) -> None:
             state.codes.fill_(value)
 
 
-def _slots(arrays: list[tuple[Stored, ...]], described: list[Rows]) -> tuple[Rows, list[_SlotColumns]]:
+def _slots(bindings: list[Binding]) -> tuple[Rows, list[_SlotColumns]]:
     """``hu_slot`` of the states of each binding, one line a binding."""
-    most = max(map(len, arrays))
-    rows = np.zeros((len(arrays), max(most, 1)), SLOT)
-    for line, states in zip(rows, described, strict=True):
-        line[: len(states)] = states
-    return rows, [_SlotColumns(rows[:, k], k, arrays) for k in range(most)]
+    most = max(len(b.plan.arrays) for b in bindings)
+    rows = np.zeros((len(bindings), max(most, 1)), SLOT)
+    for line, binding in zip(rows, bindings, strict=True):
+        line[: len(binding.plan.arrays)] = binding.plan.slots
+    return rows, [_SlotColumns(rows[:, k], k, bindings) for k in range(most)]
 
 
 def _point(columns: dict[str, npt.NDArray[Any]], slot_rows: Rows, bindings: list[Binding]) -> None:
@@ -259,11 +270,12 @@ def _point(columns: dict[str, npt.NDArray[Any]], slot_rows: Rows, bindings: list
 class _SlotColumns:
     """The columns of one slot, and the bindings that have it."""
 
-    def __init__(self, rows: Rows, slot: int, arrays: list[tuple[Stored, ...]]) -> None:
-        self.slot = slot
+    def __init__(self, rows: Rows, slot: int, bindings: list[Binding]) -> None:
+        arrays = [b.plan.arrays for b in bindings]
         self.key, self.counts = rows["key"], rows["counts"]
         self.having = [i for i, states in enumerate(arrays) if len(states) > slot]
         self.all = len(self.having) == len(arrays)
+        self.places = [bindings[i].plan.places[slot] for i in self.having]
         self.held: list[int] = []
         for i in self.having:
             state = arrays[i][slot]
@@ -273,13 +285,12 @@ class _SlotColumns:
 
     def fill(self, steps: list[Step]) -> None:
         """The counts that this step adds to, and its keys."""
-        having = [steps[i] for i in self.having]
-        places = [s.binding.plan.places[self.slot] for s in having]
-        counts = [0 if s.counts is None else s.counts[k].data_ptr() for s, k in zip(having, places, strict=True)]
+        having = steps if self.all else [steps[i] for i in self.having]
+        counts = [0 if s.counts is None else s.counts[k].data_ptr() for s, k in zip(having, self.places, strict=True)]
         which = slice(None) if self.all else self.having
         if counts != self.held:
             self.counts[which] = self.held = counts
-        self.key[which] = [s.keys[k] for s, k in zip(having, places, strict=True)]
+        self.key[which] = [s.keys[k] for s, k in zip(having, self.places, strict=True)]
 
 
 def _read(state: Stored) -> Tensor:

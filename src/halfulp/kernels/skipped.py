@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class Skipped(Generic[Name]):
     def read(self) -> dict[Name, int]:
         """Elements skipped so far, by name, without those that have none. Waits for the devices."""
         for chunk in self._chunks:
-            for name, elements in chunk.news(chunk.counts.cpu()):
+            for name, elements in chunk.news(chunk.counts.cpu().numpy()):
                 self.add(name, elements)
         return dict(self._known)
 
@@ -83,9 +85,12 @@ class _Chunk(Generic[Name]):
     copy: Tensor | None = None
     arrived: torch.cuda.Event | None = None
 
-    def news(self, counts: Tensor) -> list[tuple[Name, int]]:
-        """What has been added since the last time; `counts` are on the host, and may be older than those of then."""
-        values = counts.numpy()[: len(self.names)].tolist()
+    def __post_init__(self) -> None:
+        self.on_host = self.counts.numpy() if self.counts.device.type == "cpu" else None
+
+    def news(self, counts: npt.NDArray[np.int64]) -> list[tuple[Name, int]]:
+        """What has been added since the last time; `counts` may be older than those of then."""
+        values = counts[: len(self.names)].tolist()
         if values == self.known:
             return []
         found = [(n, v - k) for n, v, k in zip(self.names, values, self.known, strict=True) if v > k]
@@ -95,13 +100,15 @@ class _Chunk(Generic[Name]):
 
     def look(self) -> list[tuple[Name, int]]:
         """What has arrived; the present counts are sent for, to arrive by a later call."""
+        if self.on_host is not None:
+            return self.news(self.on_host)
         if self.counts.device.type != "cuda":
-            return self.news(self.counts)
+            return self.news(self.counts.cpu().numpy())
         found: list[tuple[Name, int]] = []
         if self.copy is None or self.arrived is None:
             self.copy, self.arrived = torch.zeros(CHUNK, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
         elif self.arrived.query():
-            found = self.news(self.copy)
+            found = self.news(self.copy.numpy())
         else:
             return found
         with torch.cuda.device(self.counts.device):

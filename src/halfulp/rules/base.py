@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
@@ -32,8 +32,8 @@ from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "Ages", "Rule", "Scalars", "States", "all_fp32", "bits", "cbrt", "clamp", "exp", "fp32", "from_bits", "larger",
-    "largest", "maximum", "minimum", "norm", "rounded", "sigmoid", "smaller", "sqrt", "total",
+    "Ages", "Rule", "Scalars", "States", "all_fp32", "all_of_fp32", "bits", "cbrt", "clamp", "exp", "fp32", "from_bits",
+    "larger", "largest", "maximum", "minimum", "norm", "rounded", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
 Scalars = dict[str, float]
@@ -296,16 +296,25 @@ def norm(x: Tensor) -> Tensor:
 
 def fp32(value: Any) -> float:
     """A Python float rounded to single precision; overflow becomes infinity."""
+    return all_of_fp32((value,))[0]
+
+
+def all_of_fp32(values: Collection[Any]) -> tuple[float, ...]:
+    """:func:`fp32` of each."""
+    form = f"{len(values)}f"
     try:
-        return float(struct.unpack("f", struct.pack("f", float(value)))[0])
+        return struct.unpack(form, struct.pack(form, *values))
+    except OverflowError:
+        return tuple(map(_rounded, values))
+
+
+def _rounded(value: Any) -> float:
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
 
 
 def all_fp32(scalars: Scalars) -> dict[str, float]:
-    """:func:`fp32` of each."""
-    form = f"{len(scalars)}f"
-    try:
-        return dict(zip(scalars, struct.unpack(form, struct.pack(form, *scalars.values())), strict=True))
-    except OverflowError:
-        return {name: fp32(value) for name, value in scalars.items()}
+    """Scalars rounded to single precision; overflow becomes infinity."""
+    return dict(zip(scalars, all_of_fp32(scalars.values()), strict=True))

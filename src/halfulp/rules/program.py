@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from halfulp.rules.base import Scalars, fp32
+from halfulp.rules.base import Scalars, all_of_fp32
 from halfulp.rules.slots import StateSlot
 
 __all__ = ["TYPES", "Branches", "Op", "Program", "Sum", "evaluate", "is_number"]
@@ -153,7 +153,7 @@ class Program:
 
     def scalar_values(self, c: Scalars) -> tuple[float, ...]:
         """Its scalars in a step, rounded to fp32."""
-        return tuple(map(fp32, self._scalar_values(c)))
+        return all_of_fp32(self._scalar_values(c))
 
 
 def _function(expression: str) -> Any:
