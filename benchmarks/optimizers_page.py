@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from optimizers import (
     losses,
     time_rows,
 )  # fmt: skip
+from pictures import PALETTE, axes_of, label_ends, save
 
 import halfulp
 from halfulp.optim import OPTIMIZERS
@@ -36,7 +38,9 @@ from halfulp.optim import OPTIMIZERS
 PAGE = ROOT / "docs" / "optimizers.md"
 FIGURE = ROOT / "docs" / "images" / "optimizers.png"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-SIZES = ("fp32", "bf16", "8bit", "fp8", "int8", "4bit", "fp4")
+SIZES = ("fp32", "bf16", "8bit", "4bit")
+ALIKE = {"fp8": "8bit", "int8": "8bit", "fp4": "4bit"}
+"""Formats that take as many bytes as another."""
 FAMILIAR = ("AdamW", "Lion", "SGD", "AdEMAMix", "Adafactor", "ADOPT")
 """Labelled in the figure, beside the frontier and the ten best."""
 
@@ -57,6 +61,9 @@ def cost_rows(times: Rows) -> list[list[str]]:
     rows = []
     for name in names():
         sizes = [f"{bytes_per_parameter(name, state):.2f}" for state in SIZES]
+        for state, other in ALIKE.items():
+            if bytes_per_parameter(name, state) != bytes_per_parameter(name, other):
+                raise ValueError(f"{name}: {state} takes other bytes than {other}, which the page says are the same")
         rows.append([name, *sizes, *(time_cell(times, name, state, "one") for state in TIMED)])
         rows[-1].append(time_cell(times, name, "8bit", "many"))
     return rows
@@ -64,7 +71,7 @@ def cost_rows(times: Rows) -> list[list[str]]:
 
 def time_cell(times: Rows, name: str, state: str, shapes: str) -> str:
     row = times.found.get((name, state, shapes))
-    return "–" if row is None else f"{figures(row['p50'])} ({figures(row['p20'])}–{figures(row['p80'])})"
+    return "–" if row is None else figures(row["p50"])
 
 
 def figures(value: str) -> str:
@@ -134,12 +141,6 @@ def spread(found: dict[str, Losses], state: str) -> str:
 
 def plot(found: dict[str, Losses]) -> None:
     """Loss over bytes per parameter: fp32, 8bit and fp4 of each optimizer, and the frontier."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter
-
     shown = {"fp32": "o", "8bit": "s", "fp4": "^"}
     points = {
         (name, state): (bytes_per_parameter(name, state), mean(of.by_state[state]))
@@ -152,49 +153,57 @@ def plot(found: dict[str, Losses]) -> None:
         if not any((s < size and v <= loss) or (s <= size and v < loss) for s, v in points.values())
     ]  # fmt: skip
     best = sorted((n for n, state in points if state == "fp32"), key=lambda n: points[n, "fp32"][1])[:10]
-    named = dict.fromkeys([*(n for n, _ in sorted(frontier, key=points.__getitem__)), *best, *FAMILIAR])
-    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    colours = plt.get_cmap("tab20")
-    for name in [n for n in found if n not in named] + list(named):
-        at = [(points[name, state], mark) for state, mark in shown.items() if (name, state) in points]
-        colour = colours(list(named).index(name) % 20) if name in named else "0.8"
-        label = name if name in named else None
-        axes.plot(*zip(*(p for p, _ in at), strict=True), color=colour, linewidth=1.1, label=label)
-        for (x, y), mark in at:
+    named = list(dict.fromkeys([*(n for n, _ in sorted(frontier, key=points.__getitem__)), *best, *FAMILIAR]))
+    figure, (axes,) = axes_of(height=5.6)
+    ends = []
+    for name in [n for n in found if n not in named] + named:
+        at = [(*points[name, state], mark) for state, mark in shown.items() if (name, state) in points]
+        colour = PALETTE[named.index(name) % len(PALETTE)] if name in named else "0.82"
+        axes.plot([x for x, _, _ in at], [y for _, y, _ in at], color=colour, linewidth=1.1)
+        for x, y, mark in at:
             axes.plot(x, y, mark, color=colour, markersize=5)
+        if name in named:
+            ends.append((name, colour, *at[0][:2]))
     edge = sorted(points[key] for key in frontier)
-    axes.step(*zip(*edge, strict=True), where="post", color="black", linewidth=0.8, linestyle=":", label="frontier")
+    axes.step(*zip(*edge, strict=True), where="post", color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="bytes of state per parameter", ylabel="validation loss, nats per byte")
-    axes.set_xticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8, 16, 32])
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.set_xticks([0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32])
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
-    axes.set_title("circles fp32, squares 8bit, triangles fp4; grey: the rest, in the table", fontsize=10)
-    axes.grid(alpha=0.25, linewidth=0.4)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(FIGURE, dpi=130)
-    plt.close(figure)
+    axes.set_title("circles fp32, squares 8bit, triangles fp4; dotted: the frontier; grey: the rest", fontsize=10)
+    label_ends(axes, ends)
+    save(figure, FIGURE)
 
 
 # ---------------------------------------------------------------- stalled updates
 
 
 def stall_table(rows: list[rules_stall.Row]) -> list[list[str]]:
-    """One row a slot: the later window of each cell, and the largest difference of all windows and cells."""
+    """One row for slots that are alike: the later window of each cell, and the largest difference of all of them."""
     found: dict[tuple[str, str], list[rules_stall.Row]] = {}
     for row in rows:
         found.setdefault((row.optimizer, row.slot), []).append(row)
-    late, lines, notes = rules_stall.WINDOWS[-1], [], notes_of(rows)
-    for (optimizer, slot), mine in sorted(found.items(), key=lambda item: (names().index(item[0][0]), item[0][1])):
+    late, notes = rules_stall.WINDOWS[-1], notes_of(rows)
+    alike: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    for (optimizer, slot), mine in sorted(found.items(), key=lambda item: (item[0][1], names().index(item[0][0]))):
         cells = []
         for state, rounding in rules_stall.CELLS:
             here = [r for r in mine if (r.state, r.rounding, r.first) == (state, rounding, late[0])]
             cells.append(" / ".join(percent(v) for v in (here[0].predicted, here[0].simulated)) if here else "–")
-        worst = max((r.off for r in mine), key=lambda off: abs(off) if not math.isnan(off) else math.inf)
         why = notes.get(rules_stall.reason(optimizer, slot) or "")
-        off = "–" if math.isnan(worst) else f"{100 * worst:+.1f}"
         like = next((r.like for r in mine if r.like), "–")
-        lines.append([optimizer, slot, f"{mine[-1].decay:.6g}", like, *cells, f"{off} [{why}]" if why else off])
-    return lines
+        key = (slot, f"{mine[-1].decay:.6g}", like, *cells, f" [{why}]" if why else "")
+        alike.setdefault(key, []).extend((optimizer, r.off) for r in mine)
+    return [
+        [", ".join(dict.fromkeys(name for name, _ in of)), *key[:-1], worst([off for _, off in of]) + key[-1]]
+        for key, of in alike.items()
+    ]
+
+
+def worst(differences: list[float]) -> str:
+    """The largest, in points; a dash where nothing is predicted."""
+    largest = max((abs(off) for off in differences if not math.isnan(off)), default=math.nan)
+    return "–" if math.isnan(largest) else f"{100 * largest:.1f}"
 
 
 def notes_of(rows: list[rules_stall.Row]) -> dict[str, int]:
@@ -250,66 +259,65 @@ def body(folder: Path) -> list[str]:
     missing = [n for n in names() if n not in {r.optimizer for r in stalls}]
     agree = [r for r in stalls if abs(r.off) <= rules_stall.BOUND]
     given = "; ".join(f"{n} {', '.join(f'{k}={v}' for k, v in a.items())}" for n, a in ARGUMENTS.items())
+    windows = " and ".join(f"{a} to {b}" for a, b in rules_stall.WINDOWS)
+    late = "{} to {}".format(*rules_stall.WINDOWS[-1])
     return [
         "## All optimizers",
         "",
-        "Core optimizers are recommended and kept for good; contributed ones are implemented and tested in the same",
-        "way, for those who want them. `help(halfulp.AdamW)` describes the arguments.",
-        "",
+        *prose("""Core optimizers are recommended and will be kept. Contributed ones are implemented and tested in
+            the same way. `help(halfulp.AdamW)` describes the arguments."""),
         *table(["optimizer", "tier", "what it is", "source"], declared()),
         "",
         "## Loss",
         "",
-        f"A llama of width {MODEL.hidden} and {MODEL.layers} layer on the source of Python's own library, bytes",
-        f"as tokens, {MODEL.steps} steps of {MODEL.batch} × {MODEL.context}; validation loss at the end, nats a byte,",
-        f"mean over {len(SEEDS)} seeds, and the mean difference of each format to fp32, seed by seed, with",
-        "its standard error (a rough one, of so few). Stochastic rounding. The rate was tuned with fp32 states and",
-        "another seed, on a ladder of half decades, and is the same for all formats; a dash: not run. Other arguments",
-        f"are the defaults, but for {given}. By optimizer, the best in fp32 first:",
-        "",
+        *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer on the source of Python's standard
+            library, bytes as tokens, {MODEL.steps} steps of {MODEL.batch} × {MODEL.context}, stochastic rounding.
+            The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The others are
+            the mean difference to fp32, seed by seed, ± one standard error. The learning rate was tuned with fp32
+            states and another seed, in half decades, and is the same for all formats. Other arguments are the
+            defaults, except {given}. A dash: not run. *Nothing low*: all states are vectors, which stay in fp32."""),
         *table(["optimizer", "lr", "fp32", *(f"{s} − fp32" for s in STATES[1:])], loss_table(found, rows)),
         "",
-        *([f"Not run yet: {', '.join(unfinished)}.", ""] if unfinished else []),
-        "All optimizers together (but those with nothing low, whose states are vectors, which stay in fp32):",
+        *(prose(f"Not run yet: {', '.join(unfinished)}.") if unfinished else []),
+        "All optimizers that store anything low:",
         "",
         *(f"- {spread(found, state)}" for state in STATES[1:]),
         "",
-        "![Loss over bytes of state per parameter, a line from fp32 over 8bit to fp4 for each optimizer](images/"
-        f"{FIGURE.name})",
+        f"![Loss over bytes of state per parameter: fp32, 8bit and fp4 of each optimizer](images/{FIGURE.name})",
         "",
         "## Bytes and time",
         "",
-        "Bytes of state per parameter with scales, of one layer of a llama of width 1024; time of a step over that of",
-        "torch's fused fp32 AdamW, interleaved in one process on one thread, processor time, median (20th to 80th",
-        "percentile): of one tensor of 2048 × 2048 with fp32 and with `8bit` states, and of 256 of 64 × 64 with",
-        "`8bit` states.",
-        "",
+        *prose("""Bytes of state per parameter, scales included, for one layer of a llama of width 1024. `fp8` and
+            `int8` take the bytes of `8bit`, and `fp4` those of `4bit`. Time of a step over torch's fused fp32
+            AdamW, processor time, one thread, median: one tensor of 2048 × 2048 with fp32 and with `8bit` states,
+            and 256 tensors of 64 × 64 with `8bit` states (*small*). A dash: not timed on an idle machine since its
+            rule became a compiled kernel; on a busy one, these take 0.8 to 1.8 times AdamW's step."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         "## Stalled updates: predicted against simulated",
         "",
-        "Percent of the updates that leave the stored value as it was, predicted / simulated, in steps "
-        f"{rules_stall.WINDOWS[-1][0]} to {rules_stall.WINDOWS[-1][1]}.",
-        "The prediction knows what the rule declares of the state: what it averages, its decay in the last step, its",
-        "age. Simulated is the rule itself, on normal gradients, run and counted by the engine; `StallMonitor` has to",
-        "agree where it watches. `worst` is the largest difference, in points, of both formats, both roundings and two",
-        f"stretches of age ({' and '.join(f'{a} to {b}' for a, b in rules_stall.WINDOWS)} steps). "
-        f"Of {len(stalls)} figures {len(agree)} are within {100 * rules_stall.BOUND:.0f} points;",
-        "the others have a reason.",
-        "",
+        *prose(f"""Percent of updates that leave the stored value as it was, predicted / simulated, in steps {late}.
+            The prediction knows what the rule declares: what the state averages, its decay, its age. The simulation
+            runs the rule on normal gradients. `worst` is the largest difference in points, over both formats, both
+            roundings and two stretches of age ({windows} steps). Of {len(stalls)} figures, {len(agree)} are within
+            {100 * rules_stall.BOUND:.0f} points; the others have a reason."""),
         *table(
-            ["optimizer", "state", "decay", "like", *(f"{s} {r}" for s, r in rules_stall.CELLS), "worst"],
+            ["optimizers", "state", "decay", "averages", *(f"{s} {r}" for s, r in rules_stall.CELLS), "worst"],
             stall_table(stalls),
         ),
         "",
         *(f"- [{i}] {why}." for why, i in notes.items()),
         *([f"- Not simulated yet: {', '.join(missing)}."] if missing else []),
         "",
-        f"Never rounded, and so not in the table: {never_rounded()}.",
-        "",
-        "Made by `python benchmarks/optimizers.py loss`, the same with `time`, `python benchmarks/rules_stall.py` and",
-        "`python benchmarks/optimizers_page.py`; all figures are in [results](results).",
+        *prose(f"Never rounded: {never_rounded()}."),
+        *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, `python benchmarks/rules_stall.py` and
+            `python benchmarks/optimizers_page.py`. All figures are in [results](results)."""),
     ]
+
+
+def prose(text: str) -> list[str]:
+    """A paragraph, wrapped, and the empty line behind it."""
+    return [*textwrap.wrap(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False), ""]
 
 
 def written_anew(page: str, folder: Path) -> str:

@@ -13,6 +13,7 @@ import copy
 from pathlib import Path
 
 import torch
+from pictures import PALETTE, axes_of, label_ends, save
 
 import halfulp
 
@@ -49,23 +50,22 @@ def main() -> None:
         gaps = [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
         print(f"{name}: largest gap of the loss to torch's own continuation {max(gaps):.2%}, first step {gaps[0]:.2%}")
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    axes.plot(range(args.steps), before, color="0.6", label="torch AdamW, fp32 states")
     later = range(args.steps, 2 * args.steps)
-    axes.plot(later, reference, color="black", linewidth=2.5, label="continued in torch, fp32")
-    axes.plot(later, curves["fp8"], color="tab:orange", linewidth=1.2, label="continued in halfulp, fp8")
-    axes.plot(
-        later, curves["8bit"], color="tab:blue", linewidth=1.2, linestyle="--", label="continued in halfulp, 8bit"
-    )
-    axes.axvline(args.steps, color="0.8", zorder=0)
-    axes.set(xlabel="step", ylabel="training loss", yscale="log", title="A torch checkpoint resumed in 8 bits")
-    axes.legend(frameon=False)
-    figure.savefig(args.out, dpi=120)
+    figure, (axes, apart) = axes_of(2, height=5.6, sharex=True, height_ratios=[3, 2])
+    axes.plot(range(2 * args.steps), before + reference, color="0.5", linewidth=1.2)
+    axes.set(ylabel="training loss", yscale="log", title="A torch checkpoint resumed in 8 bits")
+    ends = []
+    for (name, losses), colour in zip(curves.items(), PALETTE, strict=False):
+        axes.plot(later, losses, color=colour, linewidth=0.8)
+        gap = [100 * (a / b - 1) for a, b in zip(losses, reference, strict=True)]
+        apart.plot(later, gap, color=colour, linewidth=0.8)
+        ends.append((name, colour, later[-1], gap[-1]))
+    apart.axhline(0, color="0.5", linewidth=0.8)
+    apart.set(xlabel="step", ylabel="loss over torch's, %")
+    for each in (axes, apart):
+        each.axvline(args.steps, color="0.8", zorder=0)
+    label_ends(apart, ends)
+    save(figure, args.out)
 
 
 if __name__ == "__main__":

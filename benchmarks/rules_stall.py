@@ -42,15 +42,15 @@ BOUND = 0.02
 ONE_SCALE = "residuals of normalised updates have one scale in all rows and columns, and so stand at one mantissa"
 GROWING = "the decay grows quickly while the state is young, and the prediction takes the last one"
 REASONS = {
-    ("AdaMod", "exp_avg_lr"): "where the first gradient was next to zero, the first rate stays above all that follow",
+    ("AdaMod", "exp_avg_lr"): "where the first gradient was near zero, the first rate stays above all later ones",
     **{(name, f"exp_avg_sq_{side}"): GROWING for name in ("Adafactor", "AdaLomo") for side in ("row", "col")},
-    ("AdaMomentum", "exp_avg_sq"): "squares of an average, which hang together for ten steps: a young state notices",
+    ("AdaMomentum", "exp_avg_sq"): "squares of an average are correlated over ten steps, which shows in a young state",
     ("CAME", "exp_avg_res_row"): ONE_SCALE,
     ("CAME", "exp_avg_res_col"): ONE_SCALE,
-    ("CoRe", "step_size"): "no average: multiplied by 1.2 or 0.74 in each step; it stalls at its limits only",
-    ("MicroAdam", "*"): "no average: a window of gradients and what it leaves out, both written anew in each step",
-    ("SMMF", "*"): "no average: two vectors are taken anew from a whole matrix in each step",
-    ("SOAP", "exp_avg_sq"): "every tenth step sorts it anew, and no code stays where it was",
+    ("CoRe", "step_size"): "not an average: multiplied by 1.2 or 0.74 in each step, it stalls at its limits only",
+    ("MicroAdam", "*"): "not an average: a window of gradients and their remainder, both rewritten in each step",
+    ("SMMF", "*"): "not an average: two vectors are computed from a whole matrix in each step",
+    ("SOAP", "exp_avg_sq"): "every tenth step reorders it, and no code stays where it was",
 }
 """Why a state is not predicted, or not within the bound; ``*``: all of an optimizer."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import PALETTE, axes_of, label_ends, save
 from rich.console import Console
 from rich.table import Table
 
@@ -162,30 +164,25 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 def plot(rows: list[dict[str, Any]], target: Path) -> None:
     """Ratio to torch's fused step over the size, single tensors, the most threads measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter
-
     threads = max(r["threads"] for r in rows)
     chosen = [r for r in rows if r["tensors"] == 1 and r["threads"] == threads and r["arm"] != "torch fused"]
     chosen = [
         r for r in chosen if not r["arm"].endswith("nearest") or not any("stochastic" in x["arm"] for x in chosen)
     ]
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name in dict.fromkeys(r["arm"] for r in chosen):
+    figure, (axes,) = axes_of(height=4.5)
+    ends = []
+    for name, colour in zip(dict.fromkeys(r["arm"] for r in chosen), itertools.cycle(PALETTE), strict=False):
         points = [(r["elements"], r["p50"]) for r in chosen if r["arm"] == name]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.2, color=colour)
+        ends.append((name.removeprefix("halfulp ").removesuffix(" stochastic"), colour, *points[-1]))
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="elements of one tensor", ylabel="time of a step / torch fused fp32")
-    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        ticks(FormatStrFormatter("%g"))
-    axes.set_title(f"AdamW step on the CPU, {threads} thread(s), medians of interleaved ratios", fontsize=10)
-    axes.grid(alpha=0.25, which="both", linewidth=0.4)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    axes.set_yticks([0.8, 1, 1.5, 2, 3, 4, 6, 8])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
+    axes.set_title(f"AdamW step on a CPU, {threads} threads, stochastic rounding", fontsize=10)
+    label_ends(axes, ends)
+    save(figure, target)
 
 
 def main() -> None:
@@ -202,7 +199,13 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "step.csv")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "step.png")
+    parser.add_argument("--redraw", type=Path, metavar="CSV", help="draw the picture of an earlier run")
     args = parser.parse_args()
+    if args.redraw:
+        with args.redraw.open(newline="") as file:
+            found = [{k: v if k == "arm" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        plot([r | {"threads": int(r["threads"])} for r in found], args.plot)
+        return
     sizes = args.sizes or ([20] if args.quick else list(range(10, 27, 2)))
     threads = args.threads or ([torch.get_num_threads()] if args.quick else [1, 2])
     clock = time.process_time if args.clock == "cpu" else time.perf_counter

@@ -1,0 +1,60 @@
+"""What the pictures of the pages have in common: one palette, and names beside the ends of lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from halfulp.cli.figure import PALETTE
+from halfulp.lab.svg import spread
+
+__all__ = ["PALETTE", "axes_of", "label_ends", "save"]
+
+
+def axes_of(rows: int = 1, width: float = 9.0, height: float = 5.0, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure and its axes from top to bottom; no window is opened."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlelocation": "left"}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(rows, figsize=(width, height), layout="constrained", squeeze=False, **options)
+    for each in axes.flat:
+        each.grid(alpha=0.25, linewidth=0.4)
+    return figure, list(axes.flat)
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
+    """Write names right of the axes, each with a line to its point; they are pushed apart where they would overlap.
+
+    Parameters
+    ----------
+    axes
+        With its limits and scales as they will be drawn.
+    ends
+        Name, colour, x and y of each line's last point.
+    """
+    axes.figure.canvas.draw()
+    box = axes.get_window_extent()
+    heights = [axes.transData.transform((x, y))[1] for _, _, x, y in ends]
+    order = sorted(range(len(ends)), key=lambda i: -heights[i])
+    gap = axes.figure.dpi * 0.17
+    tops = spread([box.y1 - heights[i] for i in order], gap, 0.0, float(box.height))
+    for i, top in zip(order, tops, strict=True):
+        name, colour, x, y = ends[i]
+        axes.annotate(
+            name, (x, y), xytext=(1.03, 1 - top / box.height), textcoords="axes fraction", color=colour, va="center",
+            fontsize=9, fontweight="bold", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+
+
+def save(figure: Any, target: Path) -> None:
+    """Write a picture under a temporary name, then rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    figure.savefig(partial, dpi=130, format=target.suffix[1:])
+    partial.replace(target)
