@@ -311,7 +311,7 @@ def body(folder: Path) -> list[str]:
         "",
         *prose(f"Never rounded: {never_rounded()}."),
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, `python benchmarks/rules_stall.py` and
-            `python benchmarks/optimizers_page.py`. All figures are in [results](results)."""),
+            `python benchmarks/optimizers_page.py`. All figures are in `docs/results`."""),
     ]
 
 

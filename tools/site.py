@@ -1,0 +1,72 @@
+"""Pages of the site that are written elsewhere: the README, the project's files, and the reference from docstrings.
+
+MkDocs calls :func:`on_files` (``hooks`` in mkdocs.yml).
+
+    pip install -e ".[docs]" && mkdocs serve
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import halfulp
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+HOMES = {  # the page of each public name; what stands nowhere here is an optimizer
+    "storage": "Format Quantizer Scaling Every Planned Staggered Measured ResetSchedule get_format register_format "
+    "round_to resize_states",
+    "checkpoints": "convert_state_dict save_optimizer load_optimizer check_roundtrip",
+    "monitor": "StallMonitor GradientSample",
+    "theory": "stall_probability stall_curve plan_reset",
+    "training": "Lookahead LowPass AutoDrop warmup_stable_decay linear_to_zero refined scale_adam",
+    "rules": "HyperOptimizer optimizer adagc clip_coordinates clip_global master_weights",
+}
+MORE = {  # public names of modules, behind those of the package
+    "monitor": ["monitor.MonitorTable", "monitor.Row", "monitor.Measure", "monitor.log_to"],
+    "theory": ["theory.advice.advise"],
+    "training": ["training.release_gradients", "training.trainers.groups_by_name", "training.trainers.TrainerFactory"],
+    "rules": ["rules.base.Rule", "rules.slots.StateSlot", "rules.slots.Drive", "testing.check_optimizer"],
+}
+TITLES = {"storage": "Storage and resets", "averaging": "Averages of weights", "rules": "Rules and transforms"}
+
+
+def reference() -> dict[str, list[str]]:
+    """Dotted names of each page of the reference; every public name stands on one."""
+    placed = {name for names in HOMES.values() for name in names.split()}
+    pages = {"optimizers": [c.__name__ for c in halfulp.optim.OPTIMIZERS]}
+    pages |= {page: [*names.split(), *MORE.get(page, ())] for page, names in HOMES.items()}
+    pages["averaging"] = [f"averaging.{name}" for name in halfulp.averaging.__all__]
+    missing = set(halfulp.__all__) - placed - set(pages["optimizers"]) - {"OPTIMIZERS"}
+    if missing:
+        raise ValueError(f"tools/site.py: no page of the reference has {', '.join(sorted(missing))}")
+    return pages
+
+
+def project_page(name: str) -> str:
+    """A file of the top folder, with links as they are from inside of docs."""
+    text = (ROOT / name).read_text()
+    text = re.sub(r"\]\(docs/", "](", text)
+    for file, page in PROJECT.items():
+        text = text.replace(f"]({file}", f"]({page}")
+    return re.sub(r"\[([^\]]*)\]\(CITATION\.cff\)", r"`\1`", text)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are not in docs."""
+    from mkdocs.structure.files import File
+
+    pages = {page: project_page(name) for name, page in PROJECT.items()}
+    for page, names in reference().items():
+        body = "\n\n".join(f"::: halfulp.{name}" for name in names)
+        pages[f"reference/{page}.md"] = f"# {TITLES.get(page, page.capitalize())}\n\n{body}\n"
+    for page, text in pages.items():
+        files.append(File.generated(config, page, content=text))
+    return files
