@@ -66,7 +66,10 @@ def public() -> dict[str, Any]:
     """Functions and classes that are there for users, by name."""
     packages = [
         halfulp,
-        *(getattr(halfulp, p) for p in ("averaging", "formats", "monitor", "schedules", "testing", "wrappers")),
+        *(
+            getattr(halfulp, p)
+            for p in ("averaging", "formats", "monitor", "schedules", "testing", "workers", "wrappers")
+        ),
     ]
     found = {f"{p.__name__}.{name}": getattr(p, name) for p in packages for name in p.__all__}
     return {name: value for name, value in found.items() if callable(value)}

@@ -44,6 +44,7 @@ def reference() -> dict[str, list[str]]:
     pages = {"optimizers": [c.__name__ for c in halfulp.optim.OPTIMIZERS]}
     pages |= {page: [*names.split(), *MORE.get(page, ())] for page, names in HOMES.items()}
     pages["averaging"] = [f"averaging.{name}" for name in halfulp.averaging.__all__]
+    pages["workers"] = [f"workers.{name}" for name in halfulp.workers.__all__ if name != "METHODS"]
     missing = set(halfulp.__all__) - placed - set(pages["optimizers"]) - {"OPTIMIZERS"}
     if missing:
         raise ValueError(f"tools/site.py: no page of the reference has {', '.join(sorted(missing))}")

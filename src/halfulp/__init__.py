@@ -61,6 +61,7 @@ _MODULES = {
     "theory": "theory",
     "trainers": "training.trainers",
     "training": "training",
+    "workers": "workers",
     "wrappers": "training",
 }
 """Modules that are there after ``import halfulp`` alone, under a short name where they have one."""

@@ -8,6 +8,7 @@ from halfulp import optim as optim
 from halfulp import testing as testing
 from halfulp import theory as theory
 from halfulp import training as training
+from halfulp import workers as workers
 from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
 from halfulp.checkpoint.files import load_optimizer as load_optimizer
 from halfulp.checkpoint.files import save_optimizer as save_optimizer

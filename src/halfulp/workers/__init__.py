@@ -1,0 +1,30 @@
+"""Workers that meet now and then: local SGD, gossip, and the like, on ``torch.distributed`` and in low bits.
+
+A worker trains by an optimizer of its own, and exchanges messages with the others every so many steps. Each method is
+an optimizer around that one; see ``docs/workers.md``.
+"""
+
+from halfulp.workers.asynchronous import AsyncEASGD, AsyncMGRAWA, Centre
+from halfulp.workers.averaging import DPSGD, LocalSGD, VarianceCorrected
+from halfulp.workers.graphs import Graph, Matchings, RandomPairs, complete, ring
+from halfulp.workers.group import Alone, Peers, WorkerLostError, simulate
+from halfulp.workers.meeting import Meeting, meeting
+from halfulp.workers.method import Method, Seen
+from halfulp.workers.one_bit import OneBitAdam
+from halfulp.workers.outer import DiLoCo, FedAdagrad, FedAdam, FedAvg, FedYogi, SlowMo
+from halfulp.workers.pulling import ALDSGD, DPPF, EASGD, LGRAWA, MGRAWA
+from halfulp.workers.stall import MessageError, message_error, pull_stall
+from halfulp.workers.valley import inverse_mean_valley
+
+METHODS = (
+    ALDSGD, DPPF, DPSGD, DiLoCo, EASGD, FedAdagrad, FedAdam, FedAvg, FedYogi, LGRAWA, LocalSGD, MGRAWA, SlowMo,
+    VarianceCorrected,
+)  # fmt: skip
+"""Every method whose workers meet at the same time."""
+
+__all__ = [
+    "ALDSGD", "DPPF", "DPSGD", "EASGD", "LGRAWA", "METHODS", "MGRAWA", "Alone", "AsyncEASGD", "AsyncMGRAWA", "Centre",
+    "DiLoCo", "FedAdagrad", "FedAdam", "FedAvg", "FedYogi", "Graph", "LocalSGD", "Matchings", "Meeting",
+    "MessageError", "Method", "OneBitAdam", "Peers", "RandomPairs", "Seen", "SlowMo", "VarianceCorrected",
+    "WorkerLostError", "complete", "inverse_mean_valley", "meeting", "message_error", "pull_stall", "ring", "simulate",
+]  # fmt: skip

@@ -1,0 +1,396 @@
+"""Workers that do not wait for each other: a process serves a centre, to which each of them comes when it likes.
+
+What is said goes through a key-value store of ``torch.distributed`` (``TCPStore``, in the process that serves):
+
+* ``centre``: the weights of the centre, and their version, which counts the pushes taken in;
+* ``push/N``: the difference of a worker's weights to the version it has seen. Numbers are drawn by the store.
+
+A worker that ends, or is late, holds up nobody; one that comes, or comes back, starts from the centre.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.store import AverageStore
+from halfulp.engine.sharding import is_sharded
+from halfulp.engine.storage import StorageOptions
+from halfulp.numbers.log import log_once
+from halfulp.rules.base import total
+from halfulp.training.wrapper import Wrapper
+from halfulp.workers.group import WorkerLostError
+from halfulp.workers.message import Layout, MessageOptions
+from halfulp.workers.pull import Pull, aliases, go
+
+__all__ = ["AsyncEASGD", "AsyncMGRAWA", "Centre"]
+
+PIECE = 4 << 20
+"""Bytes of one value: the store takes at most 8 MiB."""
+HEAD, LIST = struct.Struct("<qqdd?"), struct.Struct("<qq")
+"""Worker, version, gradient norm, share, and whether the share follows from the norms; first piece and their number."""
+KEPT = 4
+"""Versions of the centre that are kept, for those who are reading."""
+
+
+class Centre:
+    """The centre of asynchronous workers, and the process that serves it.
+
+    Parameters
+    ----------
+    params
+        Named tensors from which it starts: ``dict(model.named_parameters())``.
+    store
+        A store of ``torch.distributed``: ``TCPStore(host, port, is_master=True)``.
+    centre, message
+        Format in which the centre is kept and handed out, and in which workers send their differences; by name.
+    staleness
+        A difference is refused if more than so many others were taken in since its worker has seen the centre.
+    rounding, seed
+        As for the optimizers.
+    storage
+        See :class:`~halfulp.engine.storage.StorageOptions`.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(4, 4)
+    >>> store = dist.HashStore()  # within one process
+    >>> centre = Centre(dict(model.named_parameters()), store)
+    >>> worker = AsyncEASGD(torch.optim.SGD(model.named_parameters(), lr=0.1), store, every=1)
+    >>> model(torch.ones(4)).sum().backward()
+    >>> worker.step()
+    >>> centre.take_in(), centre.version
+    (1, 1)
+    """
+
+    def __init__(
+        self, params: Mapping[str, Tensor], store: dist.Store, *, centre: str = "fp32", message: str = "fp32",
+        staleness: int = 64, rounding: str = "stochastic", seed: int = 0, **storage: Any,
+    ) -> None:  # fmt: skip
+        if staleness < 0:
+            raise ValueError(f"staleness is a number of pushes, not negative; got {staleness}")
+        if not isinstance(centre, str) or not isinstance(message, str):
+            raise ValueError(f"formats are given by name here, got centre={centre!r} and message={message!r}")
+        own = {name: param.detach().clone() for name, param in params.items()}
+        options = StorageOptions(**storage)
+        self.values = AverageStore(own, state=centre, rounding=rounding, seed=seed, storage=options, label="centre")
+        self.store, self.staleness = store, staleness
+        self.version = 0
+        """Pushes taken in."""
+        self.refused = 0
+        """Pushes that were too stale."""
+        self.norms: dict[int, float] = {}
+        """Last gradient norm of each worker."""
+        self._next, self._missing = 1, dict[int, float]()
+        parts = {name: local_part(x) for name, x in own.items()}
+        self._out = Layout(parts, 0, MessageOptions(centre, "nearest", seed, options))
+        self._in = Layout(parts, 0, MessageOptions(message, rounding, seed, options))
+        self._published = deque[bytes]()
+        self._publish()
+        rules = {"centre": centre, "message": message, "rounding": rounding, "seed": seed, "spec": self._in.spec}
+        store.set("rules", json.dumps({**rules, "storage": vars(options)}))  # last: workers wait for it
+
+    def _publish(self) -> None:
+        values = {name: self.values.read(name) for name in self.values}
+        message = _bytes(self._out.encode(values, torch.zeros(0), 0, 0))
+        self._published.append(_put(self.store, "centre", HEAD.pack(0, self.version, 0.0, 0.0, False) + message))
+        if len(self._published) > KEPT:
+            _forget(self.store, self._published.popleft())
+
+    @torch.no_grad()
+    def take_in(self, patience: float = 10.0) -> int:
+        """Take in what has been pushed since the last time, and hand out the new centre.
+
+        Parameters
+        ----------
+        patience
+            Seconds after which a number that a worker drew, and did not use, is given up.
+
+        Returns
+        -------
+        int
+            How many pushes there were, refused ones included.
+        """
+        drawn, now, seen = self.store.add("pushes", 0), time.monotonic(), 0
+        self._missing.update(dict.fromkeys(range(self._next, drawn + 1), now))
+        self._next = drawn + 1
+        for number, since in list(self._missing.items()):
+            key = f"push/{number}"
+            if self.store.check([key]):
+                self._apply(_get(self.store, key))
+                _forget(self.store, self.store.get(key))
+                self.store.delete_key(key)
+                seen += 1
+            elif now - since < patience:
+                continue
+            del self._missing[number]
+        if seen:
+            self._publish()
+        return seen
+
+    def _apply(self, sent: bytes) -> None:
+        worker, version, norm, share, by_norms = HEAD.unpack_from(sent)
+        behind = self.version - version
+        if behind > self.staleness:
+            self.refused += 1
+            log_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre", 30)
+            return
+        self.norms[worker] = norm
+        if by_norms:  # GRAWA: the flatter a worker's loss, the more it counts
+            inverse = {w: 1.0 / max(n, 1e-150) for w, n in self.norms.items()}
+            share = inverse[worker] / sum(inverse.values())
+        message = torch.frombuffer(bytearray(sent[HEAD.size :]), dtype=torch.uint8)
+        live = {name: self.values.read(name) + self._in.decode(message, name) for name in self.values}
+        self.version += 1
+        self.values.update(live, 1.0 - share, self.version)
+
+    def serve(self, idle: float = 60.0, patience: float = 10.0, until: Callable[[], bool] | None = None) -> None:
+        """Take in pushes until every worker that came has left, or for `idle` seconds none has pushed.
+
+        Parameters
+        ----------
+        idle
+            Seconds.
+        patience
+            As of :meth:`take_in`.
+        until
+            Ends it too, when true; asked after every look.
+        """
+        last = time.monotonic()
+        while time.monotonic() - last < idle and not (until is not None and until()):
+            if self.take_in(patience):
+                last = time.monotonic()
+                continue
+            came, left = self.store.add("came", 0), self.store.add("left", 0)
+            if came and came == left and self.store.add("pushes", 0) < self._next:
+                return
+            time.sleep(0.002)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The centre and its version."""
+        return {"version": self.version, "centre": self.values.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, and hand it out.
+
+        Raises
+        ------
+        ValueError
+            If it is of other tensors, or another format.
+        """
+        self.values.load(self.values.validate(state_dict["centre"]))
+        self.version = int(state_dict["version"])
+        self._publish()
+
+
+class _Asynchronous(Wrapper):
+    """Base of a worker that goes to the centre when it likes.
+
+    Parameters
+    ----------
+    optimizer
+        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+    store
+        The store of the centre: ``TCPStore(host, port, is_master=False)``.
+    pull
+        Share of the way to the centre that the worker goes at a visit.
+    every
+        Steps from one visit to the next.
+    timeout
+        Seconds to wait for the process that serves the centre.
+    """
+
+    key = "asynchronous"
+    by_norms: ClassVar[bool] = False
+
+    def __init__(
+        self, optimizer: Optimizer, store: dist.Store, pull: float = 0.25, every: int = 16, timeout: float = 60.0
+    ) -> None:
+        super().__init__(optimizer)
+        if not 0.0 < pull <= 1.0 or every < 1:
+            raise ValueError(f"pull is a share in (0, 1], every a number of steps; got pull={pull}, every={every}")
+        self.share, self.every, self.steps, self.visits, self.sent_bytes = pull, every, 0, 0, 0
+        self._store, self._timeout, self._params = store, timedelta(seconds=timeout), self.trained
+        if any(is_sharded(p) for p in self._params.values()):
+            raise ValueError("an asynchronous worker is one process: its parameters are plain tensors")
+        self._say(lambda: store.wait(["rules"], self._timeout))
+        rules = json.loads(store.get("rules"))
+        rounding, seed, storage = rules["rounding"], rules["seed"], StorageOptions(**rules["storage"])
+        parts = {name: local_part(p) for name, p in self._params.items()}
+        self._in = Layout(parts, 0, MessageOptions(rules["centre"], "nearest", seed, storage))
+        self._out = Layout(parts, 0, MessageOptions(rules["message"], rounding, seed, storage))
+        if self._out.spec != rules["spec"]:
+            own, other = self._out.spec[:300], rules["spec"][:300]
+            raise ValueError(f"this worker has the parameters {own}, the centre {other}: name them alike")
+        self.pull: Optimizer = Pull(aliases(self._params), param_rounding=rounding, seed=seed)
+        self.worker = store.add("came", 1)
+        """Number of this worker, which no other has had."""
+        self.version, start = self._centre()
+        go(self.pull, self._params, start, 1.0)
+
+    def _say(self, what: Callable[[], Any]) -> Any:
+        try:
+            return what()
+        except RuntimeError as error:
+            raise WorkerLostError(
+                "the process that serves the centre does not answer: it ended, or was never started. The weights of "
+                "this worker are those of its last step"
+            ) from error
+
+    def _centre(self) -> tuple[int, dict[str, Tensor]]:
+        """Version and weights of the centre."""
+        found = self._say(lambda: _get(self._store, "centre"))
+        message = torch.frombuffer(bytearray(found[HEAD.size :]), dtype=torch.uint8).to(self._in.device)
+        return HEAD.unpack_from(found)[1], {name: self._in.decode(message, name) for name in self._params}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step of the optimizer inside, and a visit to the centre if one is due."""
+        with self._stepping() as inside:
+            loss = inside.step() if closure is None else inside.step(closure)
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.visit()
+        return loss
+
+    @torch.no_grad()
+    def visit(self) -> None:
+        """Push the difference to the centre, and go a share of the way to it."""
+        self.version, centre = self._centre()
+        grads = [p.grad.float() for p in self._params.values() if p.grad is not None]
+        norm = sum(float(total(grad, grad)) ** 0.5 for grad in grads)
+        away = {name: p.detach().float() - centre[name] for name, p in self._params.items()}
+        if not all(bool(torch.isfinite(x).all()) for x in away.values()):
+            raise FloatingPointError(f"the weights of worker {self.worker} are not finite: nothing was pushed")
+        self.visits += 1
+        message = self._out.encode(away, torch.zeros(0), self.worker, self.visits)
+        head = HEAD.pack(self.worker, self.version, norm, self.share, self.by_norms)
+        number = self._say(lambda: self._store.add("pushes", 1))
+        self._say(lambda: _put(self._store, f"push/{number}", head + _bytes(message)))
+        self.sent_bytes += len(message)
+        go(self.pull, self._params, centre, self.share)
+
+    def leave(self) -> None:
+        """Say that this worker is done, so that the centre need not wait for it."""
+        self._say(lambda: self._store.add("left", 1))
+
+    def own_state(self) -> dict[str, Any]:
+        """Steps made. A worker that comes back starts from the centre, not from weights of its own."""
+        return {"steps": self.steps}
+
+    def check_own(self, saved: Mapping[str, Any]) -> Any:
+        """See :class:`~halfulp.training.wrapper.Wrapper`."""
+        if set(saved) != {"steps"}:
+            raise ValueError(f"asynchronous: saved are {sorted(saved)}, expected ['steps']")
+        return int(saved["steps"])
+
+    def take_own(self, checked: Any) -> None:
+        """See :class:`~halfulp.training.wrapper.Wrapper`."""
+        self.steps = checked
+
+
+class AsyncEASGD(_Asynchronous):
+    """Asynchronous EASGD: worker and centre go the same share of the way towards each other at each visit.
+
+    Zhang et al., arXiv 1412.6651.
+
+    Parameters
+    ----------
+    optimizer
+        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+    store
+        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
+    pull
+        Share of the way that both go; the paper's is ``0.9 / workers``.
+    every
+        Steps from one visit to the next.
+    timeout
+        Seconds to wait for the process that serves the centre.
+
+    Raises
+    ------
+    WorkerLostError
+        Also from :meth:`step`: that process does not answer.
+
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist
+    >>> from halfulp.workers import AsyncEASGD, Centre
+    >>> model, store = torch.nn.Linear(4, 4), dist.HashStore()
+    >>> centre = Centre(dict(model.named_parameters()), store, message="8bit")  # in a process of its own: .serve()
+    >>> optimizer = AsyncEASGD(torch.optim.SGD(model.named_parameters(), lr=0.1), store)
+    """
+
+
+class AsyncMGRAWA(_Asynchronous):
+    """Asynchronous GRAWA: the centre goes to each worker that comes by a share inverse to its gradient norm.
+
+    A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206: shares are those of the
+    synchronous one, with the norm that each worker had at its last visit.
+
+    Parameters
+    ----------
+    optimizer
+        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+    store
+        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
+    pull
+        Share of the way to the centre that the worker goes at a visit.
+    every
+        Steps from one visit to the next.
+    timeout
+        Seconds to wait for the process that serves the centre.
+
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist
+    >>> from halfulp.workers import AsyncMGRAWA, Centre
+    >>> model, store = torch.nn.Linear(4, 4), dist.HashStore()
+    >>> centre = Centre(dict(model.named_parameters()), store, message="8bit")  # in a process of its own: .serve()
+    >>> optimizer = AsyncMGRAWA(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.5, every=32)
+    """
+
+    by_norms = True
+
+
+def _bytes(message: Tensor) -> bytes:
+    return message.cpu().numpy().tobytes()
+
+
+def _put(store: dist.Store, key: str, value: bytes) -> bytes:
+    """Set a value of any length: pieces under names that are not used again, then the key, which lists them."""
+    pieces = [value[at : at + PIECE] for at in range(0, len(value), PIECE)]
+    first = store.add("pieces", len(pieces)) - len(pieces)
+    for i, piece in enumerate(pieces):
+        store.set(f"piece/{first + i}", piece)  # type: ignore[arg-type]
+    listed = LIST.pack(first, len(pieces))
+    store.set(key, listed)  # type: ignore[arg-type]
+    return listed
+
+
+def _get(store: dist.Store, key: str) -> bytes:
+    while True:
+        names = _pieces(store.get(key))
+        if store.check(names):  # not replaced meanwhile
+            return b"".join(store.get(name) for name in names)
+
+
+def _forget(store: dist.Store, listed: bytes) -> None:
+    for name in _pieces(listed):
+        store.delete_key(name)
+
+
+def _pieces(listed: bytes) -> list[str]:
+    first, count = LIST.unpack(listed)
+    return [f"piece/{first + i}" for i in range(count)]

@@ -1,0 +1,487 @@
+"""An optimizer whose worker meets others now and then."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.store import AverageStore
+from halfulp.engine.loading import count
+from halfulp.engine.sharding import agree, is_sharded, local, shard_like
+from halfulp.engine.storage import StorageOptions
+from halfulp.rules.base import total
+from halfulp.training.wrapper import Wrapper
+from halfulp.workers.described import described
+from halfulp.workers.graphs import Graphs, as_graphs
+from halfulp.workers.group import Peers, Processes
+from halfulp.workers.message import Layout, MessageOptions
+from halfulp.workers.method import Method, Seen
+from halfulp.workers.pull import Pull, aliases, go, place
+
+__all__ = ["Meeting", "meeting"]
+
+COUNTED = ("steps", "meetings", "sent_bytes", "period", "last")
+_STORAGE = tuple(field.name for field in fields(StorageOptions))
+FIXED = ("digest", "meeting", "finite", "loss", "samples")
+"""Figures of a message; the norms of the gradients follow."""
+
+
+class Meeting(Wrapper):
+    """Base of an optimizer around another one, whose worker meets others every so many steps.
+
+    Parameters
+    ----------
+    optimizer
+        Any ``torch.optim.Optimizer``: the one that trains this worker.
+    every
+        Steps from one meeting to the next; or a function of the number of steps made, which says whether a meeting
+        follows. The same on every worker.
+    graph
+        Of methods whose workers meet their neighbours alone: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs), a
+        :class:`~halfulp.workers.Graph`, a list of these that take turns, or :class:`~halfulp.workers.Matchings`.
+    message
+        Format in which tensors are sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library.
+        Where all workers meet, and formats have 8 bits or fewer, differences to the last common weights are sent.
+    centre
+        Format of the weights that all workers have in common, where a method keeps them.
+    state
+        Format of the states of the outer optimizer, where a method has one.
+    rounding
+        Of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
+    seed
+        Of the random bits. The same on every worker.
+    group
+        The workers: a process group of ``torch.distributed``, all ranks without; or the
+        :class:`~halfulp.workers.Peers` that :func:`~halfulp.workers.simulate` gives. With several processes a worker
+        (DDP, FSDP2) it is the group of the ranks that hold the same part of the model in each worker.
+    timeout
+        Seconds that a meeting waits for the others; that of the process group without.
+    arguments
+        Those of the method, by position or by name.
+    more
+        ``block_size``, ``scale``, ``min_size``, ``keep_fp32``: see :class:`~halfulp.engine.storage.StorageOptions`.
+
+    Examples
+    --------
+    >>> from halfulp.workers import Alone, LocalSGD
+    >>> optimizer = LocalSGD(torch.optim.SGD(torch.nn.Linear(2, 2).parameters()), every=2, group=Alone())
+    >>> isinstance(optimizer, Meeting), optimizer.meetings
+    (True, 0)
+    """
+
+    key = "workers"
+    method: ClassVar[Method]
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *arguments: Any,
+        every: int | Callable[[int], bool] | None = None,
+        graph: Any = None,
+        message: Any = "fp32",
+        centre: Any = "fp32",
+        state: Any = "fp32",
+        rounding: str = "stochastic",
+        seed: int = 0,
+        group: Any = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(optimizer)
+        method = self.method
+        storage = {k: more.pop(k) for k in _STORAGE if k in more}
+        self.hyper = method.hyper(*arguments, **more)
+        self.hyper.check()
+        self.every = _schedule(method.every if every is None else every)
+        self.rounding, self.seed = rounding, seed
+        self.steps = self.meetings = self.sent_bytes = self._last = 0
+        self.period = method.every
+        """Steps between the last two meetings."""
+        self.distance: float | None = None
+        """Euclidean distance of this worker from the target of the last meeting, before it was pulled."""
+        self.met = False
+        """Whether a meeting followed the last step: a good moment for a checkpoint."""
+        self.loss, self.samples = float("nan"), 0.0
+        self._peers: Peers = group if _is_peers(group) else Processes(group, timeout)
+        if graph is not None and not method.gossip:
+            raise ValueError(f"{method.title} has all workers meet: leave graph= out")
+        self.graphs: Graphs = as_graphs(method.graph if graph is None else graph, self._peers.size)
+        params = self._params = self.trained
+        self.norms = torch.zeros(len(params), dtype=torch.float64)
+        """Average of the gradient norms, where the method sends one."""
+        options, kept = StorageOptions(**{"scale": "fp32", **storage}), StorageOptions(**storage)
+        parts = {name: local_part(param) for name, param in params.items()}
+        sent = MessageOptions(message, rounding, seed, options)
+        self.layout = Layout(parts, len(FIXED) + len(params), sent, params)
+        low = self.layout.options.quantizer.format.bits < 16
+        self.reference: AverageStore | None = None
+        """Weights that all workers have in common."""
+        if method.centre or method.between(self.hyper) > 0 or (low and not method.gossip):
+            self.reference = AverageStore(
+                params, state=centre, rounding=rounding, seed=seed, storage=kept, label="centre"
+            )
+        self.pull: Optimizer = Pull(aliases(params), param_rounding=rounding, seed=seed)
+        """Optimizer whose steps pull the weights; a :class:`halfulp.StallMonitor` on it counts the pulls it loses."""
+        self.outer: Optimizer | None = None
+        """Optimizer whose steps move the centre, where the method has one."""
+        if method.outer is not None:
+            states = {"state": state, "rounding": rounding, "seed": seed, **vars(kept)}
+            self.outer = method.outer(_centres(params), self.hyper, states)
+        self._agree()
+
+    # ---------------------------------------------------------------- steps
+
+    def report(self, loss: Any = None, samples: float | None = None) -> None:
+        """Figures of this worker for its next meeting.
+
+        Parameters
+        ----------
+        loss
+            The training loss: a number or a tensor of one element. What ``step(closure)`` returns is taken by itself.
+        samples
+            How many samples were trained on since the last meeting: weights of FedAvg and its kin.
+        """
+        if loss is not None:
+            self.loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        if samples is not None:
+            self.samples = float(samples)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step of the optimizer inside, and a meeting if one is due."""
+        with self._stepping() as inside:
+            loss = inside.step() if closure is None else inside.step(closure)
+        if loss is not None:
+            self.report(loss)
+        self.steps += 1
+        self.met = bool(self.every(self.steps))
+        between = self.method.between(self.hyper)
+        if self.met:
+            self.meet()
+        elif between > 0 and self.meetings and self.reference is not None:
+            targets = {name: self.reference.read(name) for name in self._params}
+            go(self.pull, self._params, targets, between / self.period)
+        return loss
+
+    @torch.no_grad()
+    def meet(self) -> None:
+        """Meet the others now. Every worker has to.
+
+        Raises
+        ------
+        WorkerLostError
+            If one does not. Nothing is changed then.
+        FloatingPointError
+            On every worker, if the weights of one are not finite. Nothing is changed then.
+        """
+        number, method, peers = self.meetings + 1, self.method, self._peers
+        graph = self.graphs.graph(number)
+        circle = graph.circle(peers.rank) if method.gossip else tuple(range(peers.size))
+        own = self._own()
+        norms, figures = self._figures(own, number)
+        message = self.layout.encode(own, figures, peers.rank, number)
+        received = peers.exchange(message, circle if method.gossip else None)
+        seen = self._seen(received, circle, number)
+        targets = self._targets(own, received, seen)
+        distance = self._distance(targets)
+        self.meetings, self.norms = number, norms
+        self.sent_bytes += self.layout.bytes * (len(circle) - 1)
+        self.period, self._last = max(1, self.steps - self._last), self.steps
+        self.distance, self.samples = distance, 0.0
+        self._move(targets, method.pull(self.hyper, distance, peers.size))
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether the next meeting counts this worker: of methods that draw their clients, a worker may rest."""
+        drawn = self.method.clients
+        return drawn is None or self._peers.rank in drawn(self.hyper, self.seed, self.meetings + 1, self._peers.size)
+
+    def _own(self) -> dict[str, Tensor]:
+        """What this worker sends: its weights in fp32, as difference to the reference where there is one."""
+        values = {name: local(param.detach()).float() for name, param in self._params.items()}
+        if self.reference is not None:
+            return {name: x - self.reference.read(name) for name, x in values.items()}
+        return values
+
+    def _figures(self, own: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
+        """Averaged norms of the gradients, and all figures of a message."""
+        decay = self.method.smooth(self.hyper)
+        norms = self.norms * decay + self._grad_norms() * (1 - decay)
+        finite = all(bool(torch.isfinite(x).all()) for x in own.values())
+        finite = not agree(not finite, list(self._params.values()))
+        digest = 0 if number > 1 or self.reference is None else self._digest()
+        fixed = [digest, number, finite, self.loss, self.samples or max(1, self.steps - self._last)]
+        return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64), norms / (1 - decay**number)])
+
+    def _grad_norms(self) -> Tensor:
+        """Norm of each gradient of the last step; zeros for a method that does not ask."""
+        found = torch.zeros_like(self.norms)
+        if "grad_norms" not in self.method.needs:
+            return found
+        for at, (name, param) in enumerate(self._params.items()):
+            grad = None if param.grad is None else local(param.grad).float()
+            found[at] = self._whole(name, 0.0 if grad is None else float(total(grad, grad))) ** 0.5
+        if not bool(found.any()):
+            raise ValueError(
+                f"{self.method.title} weighs workers by their gradients, and there are none after the step: call "
+                "zero_grad() before the backward pass, not within the step"
+            )
+        return found
+
+    def _digest(self) -> int:
+        """Check sum of the weights in common, which must not differ."""
+        crc = 0
+        assert self.reference is not None
+        for name in self._params:
+            crc = zlib.crc32(self.reference.read(name).cpu().numpy().tobytes(), crc)
+        return crc
+
+    def _seen(self, received: list[Tensor], circle: tuple[int, ...], number: int) -> Seen:
+        table = torch.stack([self.layout.figures(message) for message in received]).cpu()
+        column = dict(zip(FIXED, table[:, : len(FIXED)].T, strict=True))
+        for name, what in (("meeting", "are at another meeting"), ("digest", "began with other weights")):
+            other = [w for w, x in zip(circle, column[name].tolist(), strict=True) if x != column[name][0]]
+            if other:
+                raise ValueError(
+                    f"workers {other} {what} than worker {circle[0]}: start all from the same weights (the same seed, "
+                    "or a checkpoint), and load checkpoints of the same meeting on every worker"
+                )
+        wrong = [w for w, fine in zip(circle, column["finite"].tolist(), strict=True) if not fine]
+        if wrong:
+            raise FloatingPointError(f"weights of workers {wrong} are not finite at meeting {number}; nobody was moved")
+        if "loss" in self.method.needs and bool(column["loss"].isnan().any()):
+            raise ValueError(
+                f"{self.method.title} follows the worker of least loss: pass the closure to step(), or call "
+                "optimizer.report(loss=loss) before each step"
+            )
+        graph, share = self.graphs.graph(number), self.graphs.share(number)
+        norms = table[:, len(FIXED) :]
+        return Seen(
+            self._peers.rank, circle, number, column["loss"], column["samples"], norms, graph, share, self.seed
+        )  # fmt: skip
+
+    def _targets(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
+        """Sum of the messages with the method's coefficients, in the order of the workers: the same bits everywhere."""
+        rows = self.method.mix(self.hyper, seen)
+        rows = rows if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(own))
+        targets = {}
+        for at, (name, mine) in enumerate(own.items()):
+            base = None if self.reference is None else self.reference.read(name)
+            sent = [self.layout.decode(message, name) for message in received]
+            mixed = torch.zeros_like(mine) if base is None else base
+            for part, share in zip(sent, rows[:, at].tolist(), strict=True):
+                if share:
+                    mixed = mixed + part * share
+            if self.method.gossip:  # what rounding kept from the others is not lost: the mean over workers stays
+                mixed = mixed + (mine - sent[seen.circle.index(seen.rank)])
+            if self.method.finish is not None:
+                parts = sent if base is None else [base + part for part in sent]
+                mixed = self.method.finish(self.hyper, mixed, parts, partial(self._whole, name))
+            targets[name] = mixed
+        return targets
+
+    def _distance(self, targets: Mapping[str, Tensor]) -> float:
+        squares = 0.0
+        for name, param in self._params.items():
+            away = local(param.detach()).float() - targets[name]
+            squares += self._whole(name, float(total(away, away)))
+        return squares**0.5
+
+    def _whole(self, name: str, value: float) -> float:
+        """Sum over the ranks that hold parts of a parameter."""
+        param: Any = self._params[name]
+        if not is_sharded(param):
+            return value
+        sums = torch.tensor([value], dtype=torch.float64, device=param.device_mesh.device_type)
+        for axis, placement in enumerate(param.placements):
+            if placement.is_shard():
+                torch.distributed.all_reduce(sums, group=param.device_mesh.get_group(axis))
+        return float(sums)
+
+    def _move(self, targets: dict[str, Tensor], share: float) -> None:
+        reference, params = self.reference, self._params
+        whole = {name: shard_like(params[name], target) for name, target in targets.items()}
+        if self.method.centre == "average":
+            assert reference is not None
+            go(self.pull, params, {name: reference.read(name) for name in params}, share)
+            reference.update(whole, 1.0 - self.method.centre_share(self.hyper), self.meetings)
+            return
+        if self.outer is not None:
+            assert reference is not None
+            targets = self._step_outer(targets)
+            whole = {name: shard_like(params[name], target) for name, target in targets.items()}
+        if reference is not None:
+            reference.write(whole, self.meetings)
+        if share == 1.0 and not self.method.gossip:
+            at = targets if reference is None else {name: reference.read(name) for name in params}
+            place(params, at, self.layout.options.quantizer.rounding, self.seed, self.meetings)
+        else:
+            go(self.pull, params, targets, share)
+
+    @contextmanager
+    def _held(self) -> Iterator[Optimizer]:
+        """The outer optimizer, whose parameters are the centre; they have memory of their own only meanwhile."""
+        assert self.outer is not None
+        assert self.reference is not None
+        centres = self.outer.param_groups[0]["params"]
+        for centre, name in zip(centres, self._params, strict=True):
+            _fill(centre, self.reference.read(name))
+        try:
+            yield self.outer
+        finally:
+            for centre in centres:
+                _empty(centre)
+
+    def _step_outer(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where a step of the outer optimizer takes the centre."""
+        with self._held() as outer:
+            (group,) = outer.param_groups
+            if "fast_lr" in group:
+                group["fast_lr"] = float(self.param_groups[0]["lr"])
+            for centre, name in zip(group["params"], self._params, strict=True):
+                centre.grad = shard_like(centre, local(centre.data) - targets[name])
+            outer.step()
+            outer.zero_grad(set_to_none=True)
+            return {name: local(c.data) for name, c in zip(self._params, group["params"], strict=True)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(f"{type(self).__name__} is tied to its workers, and is not copied: save its state_dict()")
+
+    # ---------------------------------------------------------------- agreement and checkpoints
+
+    def _agree(self) -> None:
+        """Raise ``ValueError`` unless all workers are built alike."""
+        hyper = {f.name: str(v) for f in fields(self.hyper) if not callable(v := getattr(self.hyper, f.name))}
+        text = f"{self.method.title} {hyper} {self.layout.spec} {self.layout.bytes} {self.seed} {self.rounding}"
+        own = torch.tensor([zlib.crc32(text.encode())], dtype=torch.int64, device=self.layout.device).view(torch.uint8)
+        others = [int(x.view(torch.int64)) for x in self._peers.exchange(own, None)]
+        wrong = [worker for worker, x in enumerate(others) if x != others[0]]
+        if wrong:
+            raise ValueError(
+                f"workers {wrong} have another method, other arguments, or parameters of other names and shapes than "
+                f"worker 0; here, of worker {self._peers.rank}: {text[:400]}"
+            )
+
+    def own_state(self) -> dict[str, Any]:
+        """What is this worker's own beside the optimizer inside."""
+        return {
+            "method": self.method.title, "workers": self._peers.size, "rank": self._peers.rank, "steps": self.steps,
+            "meetings": self.meetings, "sent_bytes": self.sent_bytes, "period": self.period, "last": self._last,
+            "norms": self.norms,
+            "reference": {} if self.reference is None else self.reference.state_dict(),
+            "storage": "" if self.reference is None else self.reference.quantizer.spec,
+            "pull": self.pull.state_dict() if self.pull.state else {}, "outer": self._outer_state(),
+        }  # fmt: skip
+
+    def _outer_state(self) -> dict[str, Any]:
+        if self.outer is None:
+            return {}
+        with self._held() as outer:
+            return outer.state_dict()
+
+    def check_own(self, saved: Mapping[str, Any]) -> Any:
+        """See :class:`~halfulp.training.wrapper.Wrapper`."""
+        own = self.own_state()
+        if set(saved) != set(own):
+            raise ValueError(f"workers: saved are {sorted(saved)}, expected {sorted(own)}")
+        for name, hint in (
+            ("method", "build the same one"), ("workers", "start as many"), ("storage", "give the same centre="),
+            ("rank", "each worker loads the checkpoint that it saved"),
+        ):  # fmt: skip
+            if saved[name] != own[name]:
+                raise ValueError(
+                    f"workers: the checkpoint has {name} {saved[name]!r}, here it is {own[name]!r}: {hint}"
+                )
+        if saved["norms"].shape != self.norms.shape:
+            raise ValueError(f"workers: the checkpoint is of {len(saved['norms'])} tensors, here are {len(self.norms)}")
+        counts = [count("workers", name, saved[name]) for name in COUNTED]
+        entries = {} if self.reference is None else self.reference.validate(saved["reference"])
+        return counts, entries, saved
+
+    def take_own(self, checked: Any) -> None:
+        """See :class:`~halfulp.training.wrapper.Wrapper`."""
+        (self.steps, self.meetings, self.sent_bytes, self.period, self._last), entries, saved = checked
+        self.norms = saved["norms"].double().clone()
+        self.pull.state.clear()
+        if saved["pull"]:
+            self.pull.load_state_dict(saved["pull"])
+        if self.reference is not None:
+            self.reference.load(entries)
+        if self.outer is not None:
+            with self._held() as outer:
+                outer.load_state_dict(saved["outer"])
+
+
+def meeting(method: Method) -> type[Meeting]:
+    """The class of the optimizer that a method declares.
+
+    Parameters
+    ----------
+    method
+        The declaration.
+
+    Returns
+    -------
+    type
+        A subclass of :class:`Meeting`, named by the method's ``title`` in the module that calls this. Assign it to that
+        name, so that its instances can be pickled.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> import torch
+    >>> from halfulp.workers.averaging import LOCAL_SGD
+    >>> Mine = meeting(replace(LOCAL_SGD, title="Mine", pull=lambda hyper, distance, workers: 0.5))
+    >>> from halfulp.workers import Alone
+    >>> optimizer = Mine(torch.optim.SGD(torch.nn.Linear(2, 2).parameters()), group=Alone())
+    """
+    body = {"method": method, "__module__": sys._getframe(1).f_globals.get("__name__", "__main__")}
+    made = type(method.title, (Meeting,), body)
+    described(made, Meeting)
+    return made
+
+
+def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:
+    if callable(every):
+        return every
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every is a number of steps, at least 1, or a function of the steps made; got {every!r}")
+    return lambda steps: steps % every == 0
+
+
+def _is_peers(group: Any) -> bool:
+    return callable(getattr(group, "exchange", None))
+
+
+def _centres(params: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Parameters for the outer optimizer, in fp32, which have no memory of their own between meetings."""
+    centres: list[tuple[str, Tensor]] = [
+        (name, torch.nn.Parameter(shard_like(param, local(param.detach()).float().clone())))
+        for name, param in params.items()
+    ]
+    for _, centre in centres:
+        _empty(centre)
+    return centres
+
+
+def _fill(centre: Tensor, values: Tensor) -> None:
+    if is_sharded(centre):
+        local(centre.data).copy_(values)
+    else:
+        centre.data = values
+
+
+def _empty(centre: Tensor) -> None:
+    """Give the memory of a centre back (a DTensor keeps its own)."""
+    if not is_sharded(centre):
+        centre.data = centre.new_zeros(()).expand(centre.shape)

@@ -1,0 +1,254 @@
+"""1-bit Adam: after a warm-up, workers exchange the signs of their momentum; what signs leave out is sent later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.averaging.shards import local_part
+from halfulp.averaging.store import AverageStore
+from halfulp.engine.sharding import is_sharded
+from halfulp.optim.base import optimizer
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
+from halfulp.rules.hyper import HyperBase
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
+from halfulp.workers.group import Peers, Processes
+from halfulp.workers.message import Layout, MessageOptions
+
+__all__ = ["OneBitAdam", "pack_signs", "unpack_signs"]
+
+
+def pack_signs(x: Tensor) -> Tensor:
+    """Signs as bits, eight to a byte, 1 for those not negative.
+
+    Examples
+    --------
+    >>> pack_signs(torch.tensor([1.0, -2.0, 0.0]))
+    tensor([5], dtype=torch.uint8)
+    """
+    bits = torch.nn.functional.pad((x.flatten() >= 0).to(torch.uint8), (0, -x.numel() % 8)).reshape(-1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(dim=1).to(torch.uint8)
+
+
+def unpack_signs(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Signs of a shape, 1 or -1 in fp32, from what :func:`pack_signs` gave.
+
+    Examples
+    --------
+    >>> unpack_signs(torch.tensor([5], dtype=torch.uint8), torch.Size([3]))
+    tensor([ 1., -1.,  1.])
+    """
+    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten()[: shape.numel()].reshape(shape).float() * 2 - 1
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Root mean square of a tensor, fp32: the magnitude of what is sent."""
+    return (total(x, x) / max(x.numel(), 1)).sqrt().float()
+
+
+@dataclass(frozen=True)
+class OneBitHyper(HyperBase):
+    """Hyper-parameters of 1-bit Adam.
+
+    Parameters
+    ----------
+    lr
+        Learning rate.
+    betas
+        Decays of the first and of the second moment.
+    eps
+        Added to the root of the second moment.
+    weight_decay
+        ``weight_decay * param`` is added to the step.
+    freeze_step
+        Steps of the warm-up, in which gradients are exchanged in full and the second moment moves.
+    """
+
+    lr: float | Tensor = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    freeze_step: int = 100000
+
+
+def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    return (
+        StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT),
+        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE),
+    )
+
+
+def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    return {
+        "frozen": float(ages["step"] > hyper["freeze_step"]), "weight1": 1 - beta1, "weight2": 1 - beta2,
+        "eps": hyper["eps"], "decay": hyper["weight_decay"], "lr": float(hyper["lr"]),
+    }  # fmt: skip
+
+
+def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    exp_avg_sq = states["exp_avg_sq"]
+    if c["frozen"] != 0.0:
+        exp_avg = grad + 0.0  # the momentum that the workers agreed on
+    else:
+        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        exp_avg_sq = exp_avg_sq + (grad * grad - exp_avg_sq) * c["weight2"]
+    step = exp_avg / (sqrt(exp_avg_sq) + c["eps"])
+    if c["decay"] != 0.0:
+        step = step + param * c["decay"]
+    return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+ONE_BIT_ADAM = Rule(
+    "one_bit_adam", _slots, _scalars, _update, hyper=OneBitHyper, title="OneBitStep",
+    summary="Adam without bias correction, whose second moment stands still after a warm-up",
+    source="Tang et al., arXiv 2102.02888",
+    example=""">>> import torch
+>>> optimizer = OneBitStep(torch.nn.Linear(64, 64).parameters(), lr=1e-3, freeze_step=1000, state="8bit")""",
+)  # fmt: skip
+OneBitStep: Any = optimizer(ONE_BIT_ADAM)
+
+
+class OneBitAdam(OneBitStep):
+    """1-bit Adam: after a warm-up, workers exchange one bit an element at every step.
+
+    Tang et al., arXiv 2102.02888. In the warm-up gradients are averaged in full, and it is Adam without bias
+    correction. Then the second moment stands still. Each worker sends ``b = momentum + e``, where `e` is what it has
+    left out so far, as its signs times ``|b| / sqrt(n)``. The mean of what was sent is compressed in the same way, with
+    an error of its own, by every worker for itself, so that nothing is sent back.
+
+    Parameters
+    ----------
+    params
+        As for ``torch.optim``; plain tensors.
+    group
+        The workers, as for the other methods; all ranks without.
+    timeout
+        Seconds that an exchange may take.
+    errors
+        Format of what was left out, of this worker's and of the mean's.
+    arguments, options
+        Hyper-parameters, and those of every optimizer of the library.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from halfulp.workers import Alone, OneBitAdam  # Alone: this process is the only worker
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = OneBitAdam(model.parameters(), lr=1e-3, freeze_step=1000, state="8bit", group=Alone())
+    """
+
+    def __init__(
+        self, params: Any, *arguments: Any, group: Any = None, timeout: float | None = None, errors: Any = "fp32",
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(params, *arguments, **options)
+        self._peers: Peers = group if callable(getattr(group, "exchange", None)) else Processes(group, timeout)
+        self.steps = self.sent_bytes = 0
+        self._named = {str(i): p for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
+        if any(is_sharded(p) for p in self._named.values()):
+            raise ValueError("1-bit Adam takes whole parameters: a magnitude is that of a whole tensor")
+        zeros = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._named.items()}
+        kept = replace(self.storage, keep_fp32=())
+        seed = self.param_groups[0]["seed"]
+        self.left_out = {
+            what: AverageStore(zeros, state=errors, storage=kept, seed=seed, label=f"error/{what}")
+            for what in ("own", "mean")
+        }
+        """What was not sent so far, and what the compressed mean lacks."""
+        parts = {name: local_part(p) for name, p in self._named.items()}
+        self._full = Layout(parts, 0, MessageOptions("fp32"))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Exchange gradients, or signs, and make a step.
+
+        Parameters
+        ----------
+        closure
+            Re-evaluates the model and returns the loss, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        frozen = self.steps >= self.param_groups[0]["freeze_step"]
+        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self._named.items()}
+        own = {name: grad.float() for name, grad in grads.items()}
+        agreed = self._signs(own) if frozen else self._mean(own)
+        before = {name: p.grad for name, p in self._named.items()}
+        for name, p in self._named.items():
+            p.grad = agreed[name].to(p.dtype)
+        super().step()
+        for name, p in self._named.items():
+            p.grad = before[name]
+        self.steps += 1
+        return loss
+
+    def _mean(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        message = self._full.encode(own, torch.zeros(0), self._peers.rank, self.steps)
+        received = self._peers.exchange(message, None)
+        self.sent_bytes += len(message) * (len(received) - 1)
+        found = {}
+        for name in own:
+            mixed = torch.zeros_like(own[name])
+            for other in received:
+                mixed = mixed + self._full.decode(other, name) * (1.0 / len(received))
+            found[name] = mixed
+        return found
+
+    def _signs(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The momentum that the workers agree on."""
+        beta = self.param_groups[0]["betas"][0]
+        sent, left, packed = {}, {}, []
+        for name, grad in own.items():
+            momentum = self.state_tensor(self._named[name], "exp_avg")
+            b = momentum + (grad - momentum) * (1 - beta) + self.left_out["own"].read(name)
+            scale, signs = _scale(b), pack_signs(b)
+            sent[name] = unpack_signs(signs, b.shape) * scale
+            left[name] = b - sent[name]
+            packed += [scale.reshape(1).view(torch.uint8), signs]
+        received = self._peers.exchange(torch.cat(packed), None)
+        self.sent_bytes += len(received[0]) * (len(received) - 1)
+        self.left_out["own"].write(left, self.steps)
+        found, at = {}, 0
+        for name, grad in own.items():
+            size = (grad.numel() + 7) // 8
+            mixed = self.left_out["mean"].read(name)
+            for other in received:
+                scale = other[at : at + 4].clone().view(torch.float32)
+                signs = unpack_signs(other[at + 4 : at + 4 + size], grad.shape)
+                mixed = mixed + signs * scale * (1.0 / len(received))
+            at += 4 + size
+            found[name] = unpack_signs(pack_signs(mixed), mixed.shape) * _scale(mixed)
+            left[name] = mixed - found[name]
+        self.left_out["mean"].write(left, self.steps)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every optimizer of the library, with what was left out so far under ``"one_bit"``."""
+        errors = {what: store.state_dict() for what, store in self.left_out.items()}
+        return {**super().state_dict(), "one_bit": {"steps": self.steps, "rank": self._peers.rank, **errors}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, on the same worker.
+
+        Raises
+        ------
+        ValueError
+            For the checkpoint of another worker or optimizer.
+        """
+        saved = state_dict.get("one_bit")
+        if saved is None or saved["rank"] != self._peers.rank:
+            found = "no 1-bit Adam" if saved is None else f"worker {saved['rank']}"
+            raise ValueError(f"the checkpoint is of {found}, this is worker {self._peers.rank}: load its own")
+        checked = {what: store.validate(saved[what]) for what, store in self.left_out.items()}
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "one_bit"})
+        for what, store in self.left_out.items():
+            store.load(checked[what])
+        self.steps = saved["steps"]

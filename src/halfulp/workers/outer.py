@@ -1,0 +1,294 @@
+"""Methods with an outer optimizer: workers start from a centre, which makes a step along their mean change.
+
+The rules are declared as those of the library, so that their states may have any format and
+:class:`halfulp.StallMonitor` watches them (``halfulp.StallMonitor(optimizer.outer)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from halfulp.optim import SGD
+from halfulp.optim.base import optimizer
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.hyper import HyperBase
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
+from halfulp.workers.graphs import draws
+from halfulp.workers.meeting import meeting
+from halfulp.workers.method import Method, Seen
+
+__all__ = ["DiLoCo", "FedAdagrad", "FedAdam", "FedAvg", "FedYogi", "SlowMo"]
+
+Params = Sequence[tuple[str, Tensor]]
+MOMENT = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT)
+
+
+def _sgd(params: Params, lr: float, momentum: float, states: dict[str, Any]) -> torch.optim.Optimizer:
+    return SGD(params, lr=lr, momentum=momentum, nesterov=momentum > 0, **states)
+
+
+# ---------------------------------------------------------------- DiLoCo
+
+
+@dataclass(frozen=True)
+class DiLoCoHyper(HyperBase):
+    """Hyper-parameters of DiLoCo.
+
+    Parameters
+    ----------
+    lr, momentum
+        Of the outer optimizer, SGD with Nesterov momentum.
+    outer
+        Another outer optimizer: a function that makes it from parameters, as ``lambda params: halfulp.AdamW(params,
+        lr=1e-2, state="4bit")``. `lr`, `momentum` and `state` are then not used.
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+    outer: Callable[[Params], torch.optim.Optimizer] | None = None
+
+
+def _diloco(params: Params, hyper: DiLoCoHyper, states: dict[str, Any]) -> torch.optim.Optimizer:
+    return _sgd(params, hyper.lr, hyper.momentum, states) if hyper.outer is None else hyper.outer(params)
+
+
+DILOCO = Method(
+    title="DiLoCo", hyper=DiLoCoHyper, centre="outer", outer=_diloco, every=500,
+    summary="an outer optimizer takes the workers' mean change as its gradient",
+    source="Douillard et al., arXiv 2311.08105",
+    example='every=500, message="8bit", state="8bit"',
+    notes="With ``lr=1, momentum=0`` it is :class:`LocalSGD`.",
+)  # fmt: skip
+DiLoCo = meeting(DILOCO)
+
+# ---------------------------------------------------------------- SlowMo
+
+
+@dataclass(frozen=True)
+class SlowMoHyper(HyperBase):
+    """Hyper-parameters of SlowMo.
+
+    Parameters
+    ----------
+    lr
+        Slow learning rate, a factor of the fast one.
+    momentum
+        Decay of the slow momentum.
+    """
+
+    lr: float = 1.0
+    momentum: float = 0.5
+
+
+@dataclass(frozen=True)
+class SlowStepHyper(SlowMoHyper):
+    """Hyper-parameters of the outer step of SlowMo.
+
+    Parameters
+    ----------
+    fast_lr
+        The learning rate of the workers.
+    """
+
+    fast_lr: float = 1.0
+
+
+def _slow_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+    decay = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momentum"], drive=GRADIENT, gain=lambda h: 1.0)
+    return (decay,)
+
+
+def _slow_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    fast = float(hyper["fast_lr"])
+    inverse = 1.0 / fast if fast > 0 else 0.0
+    return {"momentum": hyper["momentum"], "inverse": inverse, "step": float(hyper["lr"]) * fast}
+
+
+def _slow_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    buffer = states["momentum_buffer"] * c["momentum"] + grad * c["inverse"]
+    return param - buffer * c["step"], {"momentum_buffer": buffer}
+
+
+SLOW_STEP = Rule(
+    "slow_momentum", _slow_slots, _slow_scalars, _slow_update, hyper=SlowStepHyper, title="SlowStep",
+    summary="momentum over the mean change of workers, in units of their learning rate",
+    example=""">>> import torch
+>>> optimizer = SlowStep([torch.nn.Parameter(torch.ones(4))], momentum=0.5, fast_lr=0.1)""",
+)  # fmt: skip
+SlowStep = optimizer(SLOW_STEP)
+
+
+def _slowmo(params: Params, hyper: SlowMoHyper, states: dict[str, Any]) -> torch.optim.Optimizer:
+    return SlowStep(params, lr=hyper.lr, momentum=hyper.momentum, **states)
+
+
+SLOWMO = Method(
+    title="SlowMo", hyper=SlowMoHyper, centre="outer", outer=_slowmo, every=12,
+    summary="local SGD with momentum over the meetings", source="Wang et al., arXiv 1910.00643",
+    example='message="8bit", state="8bit"',
+    notes="``u <- momentum u + (x0 - mean) / fast_lr; x <- x0 - lr fast_lr u``, where `fast_lr` is the learning rate "
+    "that the first group of the optimizer inside has at the time. States of that optimizer are kept.",
+)  # fmt: skip
+SlowMo = meeting(SLOWMO)
+
+# ---------------------------------------------------------------- federated
+
+
+@dataclass(frozen=True)
+class FedAvgHyper(HyperBase):
+    """Hyper-parameters of FedAvg.
+
+    Parameters
+    ----------
+    lr
+        Rate of the server; 1: the centre becomes the clients' mean.
+    participation
+        Share of the workers that are drawn as clients of a round, at least one. ``optimizer.takes_part`` says whether
+        this one is.
+    """
+
+    lr: float = 1.0
+    participation: float = 1.0
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if not 0.0 < self.participation <= 1.0:
+            raise ValueError(f"participation is a share of the workers, in (0, 1]; got {self.participation}")
+
+
+@dataclass(frozen=True)
+class FedHyper(FedAvgHyper):
+    """Hyper-parameters of federated optimizers.
+
+    Parameters
+    ----------
+    lr
+        Rate of the server.
+    betas
+        Decay of the server's first moment, and of its second (which FedAdagrad does not use).
+    tau
+        Added to the root of the second moment, which starts from its square.
+    """
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+
+
+@dataclass(frozen=True)
+class ServerHyper(HyperBase):
+    """Hyper-parameters of the server's step.
+
+    Parameters
+    ----------
+    lr
+        Rate of the server.
+    betas
+        Decay of the first moment, and of the second.
+    tau
+        Added to the root of the second moment, which starts from its square.
+    """
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+
+    below_one: ClassVar[tuple[str, ...]] = ("betas",)
+
+
+def clients(hyper: FedAvgHyper, seed: int, number: int, workers: int) -> tuple[int, ...]:
+    """The workers that are drawn for a round, the same ones everywhere."""
+    count = max(1, round(hyper.participation * workers))
+    return tuple(sorted(draws(seed, "clients", number, workers).argsort()[:count].tolist()))
+
+
+def _by_samples(hyper: FedAvgHyper, seen: Seen) -> Tensor:
+    row = torch.zeros(len(seen.circle), dtype=torch.float64)
+    drawn = list(clients(hyper, seen.seed, seen.meeting, len(seen.circle)))
+    row[drawn] = seen.samples[drawn]
+    if not float(row.sum()) > 0:
+        raise ValueError(f"no client of round {seen.meeting} has samples: optimizer.report(samples=...) gave {row}")
+    return row / row.sum()
+
+
+def _fed_slots(sq: StateSlot) -> Callable[[Hyper], tuple[StateSlot, ...]]:
+    def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
+        tau = hyper["tau"]
+        second = StateSlot(
+            sq.name, signed=False, decay=sq.decay, drive=sq.drive, gain=sq.gain,
+            init=lambda param: torch.full_like(param, tau * tau),
+        )  # fmt: skip
+        return MOMENT, second
+
+    return slots
+
+
+def _fed_scalars(hyper: Hyper, ages: Ages) -> Scalars:
+    beta1, beta2 = hyper["betas"]
+    return {"weight1": 1 - beta1, "weight2": 1 - beta2, "tau": hyper["tau"], "lr": float(hyper["lr"])}
+
+
+def _fed_update(name: str, second: Callable[[Tensor, Tensor, Scalars], Tensor]) -> Callable[..., tuple[Tensor, States]]:
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        squares = second(states[name], grad * grad, c)
+        return param - exp_avg * c["lr"] / (sqrt(squares) + c["tau"]), {"exp_avg": exp_avg, name: squares}
+
+    return update
+
+
+def _fed_rule(title: str, slot: StateSlot, second: Callable[[Tensor, Tensor, Scalars], Tensor]) -> Rule:
+    return Rule(
+        title.lower(), _fed_slots(slot), _fed_scalars, _fed_update(slot.name, second), hyper=ServerHyper, title=title,
+        summary="the server's step", source="Reddi et al., arXiv 2003.00295",
+        example=f""">>> import torch
+>>> optimizer = {title}([torch.nn.Parameter(torch.ones(4))], lr=0.1)""",
+    )  # fmt: skip
+
+
+SQUARES = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE)
+AdagradServer = optimizer(
+    _fed_rule("AdagradServer", StateSlot("sum", signed=False, decay=lambda h: 1.0), lambda v, square, c: v + square)
+)
+AdamServer = optimizer(_fed_rule("AdamServer", SQUARES, lambda v, square, c: v + (square - v) * c["weight2"]))
+YogiServer = optimizer(
+    _fed_rule(
+        "YogiServer", StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1]),
+        lambda v, square, c: v - square * torch.sign(v - square) * c["weight2"],
+    )
+)  # fmt: skip
+
+
+def _federated(title: str, server: Any, summary: str) -> Method:
+    def outer(params: Params, hyper: FedHyper, states: dict[str, Any]) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = server(params, lr=hyper.lr, betas=hyper.betas, tau=hyper.tau, **states)
+        return made
+
+    return Method(
+        title=title, hyper=FedHyper, mix=_by_samples, clients=clients, centre="outer", outer=outer, every=10,
+        summary=summary, source="Reddi et al., arXiv 2003.00295", example='message="8bit", state="8bit"',
+        notes="Clients count by the samples that ``optimizer.report(samples=...)`` gives, by their steps without. "
+        "There is no bias correction.",
+    )  # fmt: skip
+
+
+FED_AVG = Method(
+    title="FedAvg", hyper=FedAvgHyper, mix=_by_samples, clients=clients, centre="outer", every=10,
+    outer=lambda params, hyper, states: _sgd(params, hyper.lr, 0.0, states),
+    summary="the centre becomes the mean of the clients that were drawn, weighted by their samples",
+    source="McMahan et al., arXiv 1602.05629", example='participation=0.5, message="8bit"',
+    notes="Clients count by the samples that ``optimizer.report(samples=...)`` gives, by their steps without.",
+)  # fmt: skip
+FedAvg = meeting(FED_AVG)
+FED_ADAGRAD = _federated("FedAdagrad", AdagradServer, "Adagrad over the clients' mean change")
+FedAdagrad = meeting(FED_ADAGRAD)
+FED_ADAM = _federated("FedAdam", AdamServer, "Adam over the clients' mean change")
+FedAdam = meeting(FED_ADAM)
+FED_YOGI = _federated("FedYogi", YogiServer, "Yogi over the clients' mean change")
+FedYogi = meeting(FED_YOGI)

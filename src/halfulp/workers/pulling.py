@@ -1,0 +1,185 @@
+"""Methods whose workers stay apart, and are pulled to a mean or to a centre."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from halfulp.rules.hyper import HyperBase
+from halfulp.workers.averaging import neighbours
+from halfulp.workers.meeting import meeting
+from halfulp.workers.method import Method, Seen
+
+__all__ = ["ALDSGD", "DPPF", "EASGD", "LGRAWA", "MGRAWA"]
+
+
+@dataclass(frozen=True)
+class ElasticHyper(HyperBase):
+    """Hyper-parameters of EASGD.
+
+    Parameters
+    ----------
+    beta
+        Share of the way to the workers' mean that the centre goes; each worker goes ``beta / workers`` of the way to
+        the centre.
+    """
+
+    beta: float = 0.9
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if not 0.0 < self.beta <= 1.0:
+            raise ValueError(f"beta is a share of the way, in (0, 1]; got {self.beta}")
+
+
+EASGD_METHOD = Method(
+    title="EASGD", hyper=ElasticHyper, centre="average", every=10,
+    pull=lambda hyper, distance, workers: hyper.beta / workers, centre_share=lambda hyper: hyper.beta,
+    summary="workers and a centre attract each other", source="Zhang et al., arXiv 1412.6651",
+    example='message="8bit", centre="bf16"',
+    notes="The synchronous form. The centre (``optimizer.reference``) is an average over the meetings, in any format.",
+)  # fmt: skip
+EASGD = meeting(EASGD_METHOD)
+
+
+@dataclass(frozen=True)
+class DPPFHyper(HyperBase):
+    """Hyper-parameters of DPPF.
+
+    Parameters
+    ----------
+    pull
+        Share of the way to the mean.
+    push
+        Length of the way back, away from the mean.
+    """
+
+    pull: float = 0.1
+    push: float = 0.5
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if not 0.0 < self.pull <= 1.0:
+            raise ValueError(f"pull is a share of the way, in (0, 1]; got {self.pull}")
+
+
+def _pull_push(hyper: DPPFHyper, distance: float, workers: int) -> float:
+    return hyper.pull - (hyper.push / distance if distance > 0 else 0.0)
+
+
+DPPF_METHOD = Method(
+    title="DPPF", hyper=DPPFHyper, pull=_pull_push,
+    summary="workers are pulled to their mean and pushed away from it, so that they span a valley",
+    source="arXiv 2507.20424", example='pull=0.1, push=0.5, message="8bit"',
+    notes="``x <- x + (mean - x) (pull - push / |x - mean|)`` is a reconstruction; that the workers settle at the "
+    "distance ``push / pull`` is confirmed by a published summary. The paper's schedule of `push` and its defaults are "
+    "not known. Without push it is soft averaging. Workers that do not differ are not pushed.",
+)  # fmt: skip
+DPPF = meeting(DPPF_METHOD)
+
+
+@dataclass(frozen=True)
+class GRAWAHyper(HyperBase):
+    """Hyper-parameters of MGRAWA and LGRAWA.
+
+    Parameters
+    ----------
+    pull
+        Share of the way to the weighted mean, at a meeting.
+    between
+        Share of the way to the last weighted mean that is gone from one meeting to the next, in equal parts a step.
+    decay
+        Of the average of gradient norms over meetings.
+    """
+
+    pull: float = 0.5
+    between: float = 0.01
+    decay: float = 0.9**8
+
+    below_one: ClassVar[tuple[str, ...]] = ("decay",)
+
+
+def _by_model(hyper: GRAWAHyper, seen: Seen) -> Tensor:
+    return _inverse(seen.grad_norms.sum(dim=1))
+
+
+def _by_layer(hyper: GRAWAHyper, seen: Seen) -> Tensor:
+    return _inverse(seen.grad_norms)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """Coefficients inversely proportional to norms, which add up to 1 along dimension 0."""
+    inverse = 1.0 / norms.clamp_min(1e-150)
+    return inverse / inverse.sum(dim=0)
+
+
+_GRAWA = {
+    "hyper": GRAWAHyper, "every": 32, "needs": ("grad_norms",), "source": "Dimlioglu and Choromanska, arXiv 2403.04206",
+    "pull": lambda hyper, distance, workers: hyper.pull, "between": lambda hyper: hyper.between,
+    "smooth": lambda hyper: hyper.decay, "example": 'message="8bit"',
+}  # fmt: skip
+_NORMS = (
+    "Workers where the loss is flat count more. Norms are those of the gradients of the last step before a meeting, as "
+    "they are after it: do not clear them within the step."
+)
+MGRAWA_METHOD = Method(
+    title="MGRAWA", mix=_by_model, notes=_NORMS,
+    summary="pulled to a mean weighted by the inverse of each worker's gradient norm", **_GRAWA,  # type: ignore[arg-type]
+)  # fmt: skip
+MGRAWA = meeting(MGRAWA_METHOD)
+LGRAWA_METHOD = Method(
+    title="LGRAWA", mix=_by_layer, notes=_NORMS,
+    summary="pulled to a mean whose every tensor is weighted by the inverse of its gradient norms", **_GRAWA,  # type: ignore[arg-type]
+)  # fmt: skip
+LGRAWA = meeting(LGRAWA_METHOD)
+
+
+@dataclass(frozen=True)
+class LeaderHyper(HyperBase):
+    """Hyper-parameters of AL-DSGD.
+
+    Parameters
+    ----------
+    c1, c2
+        Share in the mean of the neighbour of least loss, and of the neighbour of highest degree.
+    p1, p2
+        Share of the way to each of them that follows.
+    """
+
+    c1: float = 0.3
+    c2: float = 0.1
+    p1: float = 0.2
+    p2: float = 0.2
+
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if self.c1 + self.c2 > 1 or self.p1 + self.p2 > 1:
+            raise ValueError(f"c1 + c2 and p1 + p2 are at most 1, got {self}")
+
+
+def _leaders(hyper: LeaderHyper, seen: Seen) -> Tensor:
+    row = neighbours(hyper, seen)
+    best = int(seen.loss.argmin())
+    degrees = [seen.graph.degree(worker) for worker in seen.circle]
+    highest = degrees.index(max(degrees))
+    for first, second in ((hyper.c1, hyper.c2), (hyper.p1, hyper.p2)):
+        row = row * (1 - first - second)
+        row[best] += first
+        row[highest] += second
+    return row
+
+
+ALDSGD_METHOD = Method(
+    title="ALDSGD", hyper=LeaderHyper, mix=_leaders, gossip=True, every=1, graph="rings", needs=("loss",),
+    summary="gossip in which the neighbours of least loss and of highest degree lead",
+    source="He et al., arXiv 2405.11389", example='message="bf16"',
+    notes="Two graphs take turns. `c1`, `c2`, `p1` and `p2` at 0 make it :class:`DPSGD`. The loss comes from "
+    "``step(closure)`` or ``optimizer.report(loss=loss)``. The mean over the workers moves towards the leaders. Of two "
+    "leaders alike the one of the lower number leads.",
+)  # fmt: skip
+ALDSGD = meeting(ALDSGD_METHOD)

@@ -1,0 +1,127 @@
+"""What low precision does to workers, predicted: pulls that are lost, and the error of messages.
+
+A pull moves a weight by a share ``w`` of its distance ``d`` from the centre, while the worker walks: ``d <- d - w d +
+step``. That is the dynamics of a weight average of decay ``1 - w`` under the live weight's walk, seen from the other
+side, so that its theory (:mod:`halfulp.theory.walk`) holds for weights that are pulled, and for a centre that follows
+the workers. :class:`halfulp.StallMonitor` on ``optimizer.pull`` counts what is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from halfulp.averaging.shards import Part
+from halfulp.engine.storage import StorageOptions
+from halfulp.numbers.formats import Format
+from halfulp.numbers.quantizer import Rounding
+from halfulp.theory.walk import WalkStall, walk_stall
+from halfulp.workers.message import Layout, MessageOptions
+
+__all__ = ["MessageError", "message_error", "pull_stall"]
+
+
+def pull_stall(
+    fmt: Format | str, share: float, step: float, rounding: Rounding = "stochastic", *, every: int = 1,
+    workers: int = 1, meetings: int | None = None, absmax_ratio: float | None = None,
+) -> WalkStall:  # fmt: skip
+    """Share of pulls that are lost, of weights or of a centre in a format.
+
+    Parameters
+    ----------
+    fmt
+        Format of what is pulled: of 16-bit weights, or of the centre.
+    share
+        Share of the way that a pull goes: ``beta / workers`` for the workers of EASGD, ``beta`` for its centre.
+    step
+        Standard deviation of a weight's training step, relative to the weight.
+    rounding
+        ``"stochastic"`` or ``"nearest"``.
+    every
+        Training steps from one pull to the next.
+    workers
+        1 for a worker's weights; for a centre, the workers whose mean it follows.
+    meetings
+        Mean over so many, from a common start; the long run without.
+    absmax_ratio
+        Of formats with an even grid: largest magnitude of the block over that of the weight.
+
+    Examples
+    --------
+    >>> lost = pull_stall("bf16", share=0.01, step=1e-4, rounding="nearest", every=16)
+    >>> round(lost.stalled, 3) > 0.95  # a hundredth of the way is nearly always less than half a unit
+    True
+    >>> pull_stall("bf16", share=0.01, step=1e-4, every=16).gone  # stochastic: none is lost on average
+    1.0
+    """
+    if not 0.0 < share < 1.0 or every < 1 or workers < 1:
+        raise ValueError(
+            f"a pull goes a share of the way in (0, 1), every 1 step or more, of 1 worker or more; got share={share}, "
+            f"every={every}, workers={workers}"
+        )
+    walk = step * math.sqrt(every / workers)
+    return walk_stall(fmt, 1.0 - share, walk, rounding, absmax_ratio, meetings)
+
+
+@dataclass(frozen=True)
+class MessageError:
+    """Error of messages against bits sent.
+
+    Parameters
+    ----------
+    bits
+        Sent for each element, scales included.
+    error
+        Root mean square error of a message, relative to the root mean square of what is sent.
+    of_mean
+        The same of the mean of all workers' messages.
+
+    Examples
+    --------
+    >>> MessageError(8.25, 0.01, 0.005).bits
+    8.25
+    """
+
+    bits: float
+    error: float
+    of_mean: float
+
+
+def message_error(
+    message: Any = "8bit", rounding: str = "stochastic", *, workers: int = 4, similar: bool = True, **storage: Any
+) -> MessageError:
+    """Error of messages of normal values, found on a sample of 2**16.
+
+    Parameters
+    ----------
+    message, rounding, storage
+        As of the methods.
+    workers
+        How many send.
+    similar
+        Whether they send the same values, the worst case: under nearest rounding errors are then alike, and the mean is
+        no better than one message. Otherwise values are independent.
+
+    Examples
+    --------
+    >>> eight, four = message_error("8bit"), message_error("4bit")
+    >>> eight.bits, four.bits
+    (8.25, 4.25)
+    >>> eight.error < 0.02 < four.error
+    True
+    """
+    options = StorageOptions(**{"scale": "fp32", "min_size": 0, **storage})
+    generator, shape = torch.Generator().manual_seed(0), (128, 512)
+    layout = Layout({"x": Part(torch.zeros(shape))}, 0, MessageOptions(message, rounding, 0, options))
+    x = torch.randn(shape, generator=generator)
+    errors = []
+    for sender in range(workers):
+        values = x if similar else torch.randn(shape, generator=generator)
+        sent = layout.encode({"x": values}, torch.zeros(0), sender, 1)
+        errors.append(layout.decode(sent, "x") - values)
+    single = float(torch.stack(errors).square().mean().sqrt())
+    mean = float(torch.stack(errors).mean(dim=0).square().mean().sqrt())
+    return MessageError(8 * layout.bytes / x.numel(), single, mean)
