@@ -348,7 +348,7 @@ def test_rows_are_plain_and_the_table_prints() -> None:
     assert json.loads(json.dumps(rows)) == rows
     assert rows[0]["parameter"] == "layer.weight"
     text = str(watch.table())
-    assert "updates lost over 60 steps" in text
+    assert "stalled updates over 60 steps" in text
     assert "16-bit weights" in text or rows[0]["weights_lost"] < 0.5
 
 

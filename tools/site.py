@@ -1,4 +1,4 @@
-"""Pages of the site that are written elsewhere: the README, the project's files, and the reference from docstrings.
+"""Pages of the site that are written elsewhere: README, project files, notebooks, and the reference from docstrings.
 
 MkDocs calls :func:`on_files` (``hooks`` in mkdocs.yml).
 
@@ -7,11 +7,16 @@ MkDocs calls :func:`on_files` (``hooks`` in mkdocs.yml).
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import halfulp
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {
@@ -41,7 +46,7 @@ TITLES = {"storage": "Storage and resets", "averaging": "Averages of weights", "
 def reference() -> dict[str, list[str]]:
     """Dotted names of each page of the reference; every public name stands on one."""
     placed = {name for names in HOMES.values() for name in names.split()}
-    pages = {"optimizers": [c.__name__ for c in halfulp.optim.OPTIMIZERS]}
+    pages = {"optimizers": ["engine.optimizer.RuleOptimizer", *(c.__name__ for c in halfulp.optim.OPTIMIZERS)]}
     pages |= {page: [*names.split(), *MORE.get(page, ())] for page, names in HOMES.items()}
     pages["averaging"] = [f"averaging.{name}" for name in halfulp.averaging.__all__]
     pages["workers"] = [f"workers.{name}" for name in halfulp.workers.__all__ if name != "METHODS"]
@@ -64,10 +69,15 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are not in docs."""
     from mkdocs.structure.files import File
 
+    optimizers = {c.__name__ for c in halfulp.optim.OPTIMIZERS}  # whose methods are those of RuleOptimizer
     pages = {page: project_page(name) for name, page in PROJECT.items()}
     for page, names in reference().items():
-        body = "\n\n".join(f"::: halfulp.{name}" for name in names)
+        bare = "\n    options: {members: []}"
+        body = "\n\n".join(f"::: halfulp.{name}{bare if name in optimizers else ''}" for name in names)
         pages[f"reference/{page}.md"] = f"# {TITLES.get(page, page.capitalize())}\n\n{body}\n"
+    for path in notebooks.FOLDER.glob("*.ipynb"):
+        text = notebooks.markdown(json.loads(path.read_text()))
+        pages[f"notebooks/{path.stem}.md"] = f"{text}\n[This notebook]({path.name}) as a file.\n"
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from halfulp.engine.memory import MemoryReport
 from halfulp.engine.sharding import shard_like
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log, log_once
+from halfulp.numbers.show import Shown
 
 __all__ = ["Buffers", "Frozen", "WeightAverage"]
 
@@ -26,7 +28,7 @@ Buffers = Literal["live", "average"]
 Frozen = Literal["live", "average"]
 
 
-class WeightAverage:
+class WeightAverage(Shown):
     """Base of the averages: one :class:`~halfulp.averaging.store.AverageStore` beside the live tensors.
 
     Subclasses decide when and how the store moves, and may combine several stores in :meth:`value`.
@@ -362,6 +364,17 @@ class WeightAverage:
     def memory(self) -> MemoryReport:
         """Bytes of the average by format, and what stays in fp32."""
         return self.store.memory()
+
+    def in_short(self) -> str:
+        """How often it moved, and its bytes."""
+        return f"{len(self.live)} tensors, {self.updates} updates, {self.memory().total:,} bytes"
+
+    def in_html(self) -> str:
+        """The line above its memory."""
+        return f"<p>{html.escape(repr(self))}</p>{self.memory().in_html()}"
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def to(self, device: Any) -> None:
         """Move what is stored to a device. Live tensors elsewhere are brought there for each update."""

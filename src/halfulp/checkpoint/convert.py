@@ -36,7 +36,7 @@ DROPPED = ("kahan_comp", "master_param", "error_bits")
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> dict[str, Any]:
-    """State dictionary for `to`, from one of another format or library. Neither argument is changed.
+    """Convert a state dictionary of another format or library to that of `to`. Neither argument is changed.
 
     Hyper-parameters that both know (``lr``, ``betas``, ``weight_decay`` ...) and ``initial_lr`` come from the
     checkpoint; how states are stored, and what only the target knows, from the target.
@@ -44,17 +44,16 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     Parameters
     ----------
     state_dict
-        Of one of our optimizers, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine, optimi, heavyball
-        and others (``docs/checkpoints.md``). Of the same parameters in the same groups; where both sides have names,
+        Of an optimizer of halfulp, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine, optimi, heavyball
+        and others (``docs/checkpoints.md``), over the same parameters in the same groups. Where both sides have names,
         groups may differ.
     to
-        One of our optimizers, or of ``torch.optim``, built over the parameters; also inside of a wrapper, such as
-        Accelerate's.
+        An optimizer of halfulp or ``torch.optim`` over the parameters, also inside a wrapper such as Accelerate's.
 
     Raises
     ------
     ValueError
-        Other groups, parameters or shapes; states that the target does not keep, or lacks; values that are not finite.
+        If groups, parameters or shapes differ, the target keeps other states, or a value is not finite.
 
     Examples
     --------

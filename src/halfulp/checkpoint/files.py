@@ -35,14 +35,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     Parameters
     ----------
     optimizer
-        Any of ``torch.optim``'s kind.
+        Any ``torch.optim.Optimizer``.
     path
-        Of the file; its folder is there.
+        The file to write. Its folder has to exist.
 
     Raises
     ------
     ValueError
-        For anything else in it; the message says where.
+        If the state dictionary holds anything else; the message says where.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     Parameters
     ----------
     optimizer
-        Of the kind and format that was saved.
+        Of the same kind and format as the saved one.
     path
         The file.
     convert
@@ -70,7 +70,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     Raises
     ------
     ValueError
-        A file that is not ours, truncated or damaged, or a state that does not fit.
+        If the file was not written by :func:`save_optimizer` or is damaged, or a state does not fit.
 
     Examples
     --------

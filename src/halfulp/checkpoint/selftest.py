@@ -23,25 +23,24 @@ __all__ = ["check_roundtrip"]
 def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
     """Save and load the states of one parameter of each kind of storage, and compare every bit.
 
-    Costs milliseconds: the smallest parameter of each storage is taken. Before the first step our optimizers get
-    states of the shapes and formats that they will have, filled with noise; others are tested on what state they have.
-    Both ways are tried: ``torch.save`` with ``weights_only``, and the library's own files. The optimizer stays as it
-    is.
+    Takes milliseconds, since it tries the smallest parameter of each storage, with ``torch.save`` and ``weights_only``
+    and with the library's own files. Before the first step, halfulp's optimizers are tested on noise in the shapes and
+    formats that their states will have. The optimizer is not changed.
 
     Parameters
     ----------
     optimizer
-        Ours or another.
+        Any optimizer.
 
     Returns
     -------
     int
-        How many parameters were tried.
+        Number of parameters tried.
 
     Raises
     ------
     RuntimeError
-        Something did not come back as it was; the message says what.
+        If something did not come back bit for bit; the message says what.
 
     Examples
     --------

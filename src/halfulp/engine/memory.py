@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from halfulp.numbers.show import Shown, html_table
+
 __all__ = ["MemoryReport", "MemoryRow"]
 
 
@@ -19,8 +21,8 @@ class MemoryRow:
     kept_fp32: str | None
 
 
-@dataclass(frozen=True)
-class MemoryReport:
+@dataclass(frozen=True, repr=False)
+class MemoryReport(Shown):
     """States of all parameters. ``print(report)`` shows totals by storage and what stays in fp32."""
 
     rows: tuple[MemoryRow, ...]
@@ -49,10 +51,26 @@ class MemoryReport:
         """Parameter name -> why its states stay in fp32."""
         return {r.parameter: r.kept_fp32 for r in self.rows if r.kept_fp32 is not None}
 
+    def in_short(self) -> str:
+        """Bytes, and how many parameters stay in fp32."""
+        kept = f", {len(self.kept_fp32)} parameters kept in float32" if self.kept_fp32 else ""
+        return f"{self.total:,} bytes, {self.bytes_per_parameter:.4f} per parameter{kept}"
+
+    def in_html(self) -> str:
+        """Bytes by storage."""
+        rows = [(storage, f"{n:,}") for storage, n in sorted(self.by_storage.items())]
+        return html_table(["storage", "bytes"], [*rows, ("all", f"{self.total:,}")], self._kept())
+
     def __str__(self) -> str:
         lines = [f"{self.total:,} bytes of state, {self.bytes_per_parameter:.4f} per parameter"]
         lines += [f"  {storage:40} {n:>16,}" for storage, n in sorted(self.by_storage.items())]
-        if self.kept_fp32:
-            lines.append(f"kept in float32 ({len(self.kept_fp32)} parameters):")
-            lines += [f"  {name}: {why}" for name, why in self.kept_fp32.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._kept()])
+
+    def _kept(self) -> list[str]:
+        """What stays in fp32: vectors in one line, since every model has them, the others by name."""
+        vectors = {name: why for name, why in self.kept_fp32.items() if why.endswith("-D tensor")}
+        named = self.kept_fp32 if len(vectors) < 2 else {n: w for n, w in self.kept_fp32.items() if n not in vectors}
+        lines = [f"  {name}: {why}" for name, why in named.items()]
+        if len(vectors) > 1:
+            lines.append(f"  {len(vectors)} vectors, such as {next(iter(vectors))}")
+        return [f"kept in float32 ({len(self.kept_fp32)} parameters):", *lines] if lines else []

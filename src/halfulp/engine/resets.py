@@ -94,7 +94,7 @@ class Site:
 
 @runtime_checkable
 class ResetSchedule(Protocol):
-    """Anything that answers which slots of a parameter to reset before its next step.
+    """Says which slots of a parameter to reset before its next step.
 
     Examples
     --------
@@ -119,12 +119,12 @@ class Every:
     period
         In steps, at least 1.
     names
-        Slots; all without.
+        Slots to reset; by default all.
 
     Raises
     ------
     ValueError
-        For a period below 1.
+        If the period is below 1.
 
     Examples
     --------
@@ -152,12 +152,12 @@ class Every:
 
 @dataclass(frozen=True)
 class Staggered(Every):
-    """As :class:`Every`, but the parameters take turns over the period, so that no step resets the whole model.
+    """Like :class:`Every`, but the parameters take turns, so that no step resets the whole model.
 
     Parameters
     ----------
     period, names
-        As of :class:`Every`.
+        As for :class:`Every`.
 
     Examples
     --------
@@ -172,17 +172,17 @@ class Staggered(Every):
 
 @dataclass(frozen=True)
 class Planned:
-    """Reset when the planner says so for the format, rounding and decay of each second moment, or never.
+    """Reset at the period that the planner finds for the format, rounding and decay of each second moment, or never.
 
-    The moments of a parameter are reset together. States without a second moment follow their own plan. Never, too,
-    where the second moment starts from its first square as it is (ADOPT, Adafactor): a reset would put the scale back
-    to that of a single gradient, and ``E[1 / v]`` right after it has no finite value. A parameter whose gradient is
-    mostly zero when a reset is due (an embedding) is left out: what has seen no gradient since has no scale.
+    The moments of a parameter are reset together. Parameters without a second moment follow the plan of their own
+    states. Second moments that start at their first square (ADOPT, Adafactor) are never reset: the scale would be that
+    of a single gradient, and ``E[1 / v]`` right after it is infinite. A parameter whose gradient is mostly zero when a
+    reset is due (an embedding) is left out, since rows that see no gradient afterwards would have no scale.
 
     Parameters
     ----------
     stagger
-        Let the parameters take turns.
+        Whether the parameters take turns.
 
     Examples
     --------

@@ -72,28 +72,27 @@ def reset_rows_(states: Sequence[SlotState], param: Tensor, index: Tensor) -> No
 def resize_states(
     optimizer: RuleOptimizer, old: Tensor, new: Tensor, rows: Tensor | Sequence[int] | None = None
 ) -> None:
-    """Put a parameter with other rows in the place of one, with its states.
+    """Replace a parameter by one with other rows, and carry its states over.
 
-    For what is pruned or grows while it is trained: Gaussians, experts, tokens of a vocabulary. Rows that are carried
-    over keep their states bit for bit, as long as the new parameter has the format of the old one; new rows begin with
-    the initial state. Steps and ages are the parameter's, and go on.
+    For models that are pruned or grow during training: Gaussians, experts, tokens of a vocabulary. Rows that are
+    carried over keep their states bit for bit, as long as the new parameter has the format of the old one. New rows
+    begin with the initial state. The steps and ages of the parameter go on.
 
     Parameters
     ----------
     optimizer
-        One of ours.
+        An optimizer of halfulp.
     old, new
-        The parameter that is in it, and the one that takes its place, of the same dtype, device and shape but for the
-        rows (dimension 0).
+        The parameter in it, and its replacement of the same dtype, device and shape except for the rows (dimension 0).
     rows
-        For each row of `new` the row of `old` that it was, or -1 for one that is new. Without, the rows of `old` come
-        first and others are new.
+        For each row of `new`, the row of `old` that it was, or -1 for a new one. By default, the rows of `old` come
+        first and the others are new.
 
     Raises
     ------
     ValueError
-        Parameters that are not of the optimizer, are sharded, or do not fit; a state that mixes rows (SOAP). Nothing
-        is changed then.
+        If the parameters are not in the optimizer, are sharded or do not fit, or a state mixes rows (SOAP). Nothing is
+        changed then.
 
     Examples
     --------

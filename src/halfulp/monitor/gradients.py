@@ -30,21 +30,21 @@ __all__ = ["GradientSample"]
 
 
 class GradientSample(Hooked):
-    """Record the gradients of a sample of blocks after each step of an optimizer; it only reads.
+    """Record the gradients of a sample of blocks after each step of an optimizer. It only reads.
 
     Parameters
     ----------
     optimizer
-        Any ``torch.optim.Optimizer``, or a wrapper that keeps one as ``.optimizer``; the sample is of the parameters
-        that it has now.
+        Any ``torch.optim.Optimizer``, or a wrapper that keeps one as ``.optimizer``. The sample is drawn from its
+        present parameters.
     blocks
-        Blocks recorded in all, shared out over the parameters by size, one of each at least. A prediction from 64
-        blocks has a standard error of 1 to 2 points at one age, 3.5 for a first moment in 4 bits; from four times as
-        many, half of that.
+        Number of blocks in all, divided among the parameters by size, at least one for each. A prediction from 64
+        blocks has a standard error of 1 to 2 points at one age, and 3.5 for a first moment in 4 bits; four times as
+        many blocks halve it.
     steps
-        Steps recorded; then it stops. It takes ``4 * blocks * block_size * steps`` bytes of CPU memory at most.
+        Number of steps recorded. They take at most ``4 * blocks * block_size * steps`` bytes of CPU memory.
     min_size
-        Smaller parameters are left out: their states stay in fp32.
+        Smaller parameters are left out, since their states stay in fp32.
     block_size
         Elements that share a scale.
 
@@ -129,11 +129,11 @@ class GradientSample(Hooked):
             yield param, layout.block, (start[:, None] + torch.arange(layout.block)).to(param.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was recorded, by width of the blocks: a run that is continued goes on with it."""
+        """The recorded gradients, by width of the blocks, for a run that is continued."""
         return {str(width): torch.stack(seen) for width, seen in self._seen.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Go on from what another sample of a model alike recorded."""
+        """Continue from what another sample of the same model recorded."""
         self._drives = None
         self._seen = {int(width): list(seen) for width, seen in state_dict.items()}
 

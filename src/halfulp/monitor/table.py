@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from halfulp.numbers.show import Shown, html_table
+
 __all__ = ["MonitorTable", "Row", "Weights", "lost_of"]
 
 LONGEST = 52
 """Characters of a parameter's name that a table shows."""
+HEADINGS = ("slot", "parameter", "format", "rounding", "stalled", "predicted", "lag", "ratio", "off 2x", "weights")
 ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
 
 
@@ -104,8 +107,8 @@ def lost_of(weights: Iterable[Weights]) -> float | None:
     return _weighted([(w.lost, w.elements) for w in found]) if found else None
 
 
-@dataclass(frozen=True)
-class MonitorTable:
+@dataclass(frozen=True, repr=False)
+class MonitorTable(Shown):
     """Rows of all slots. ``print(table)`` shows them with a verdict for each slot.
 
     Parameters
@@ -184,35 +187,51 @@ class MonitorTable:
         seen = "the one step" if self.steps == 1 else f"all {self.steps} steps"
         return f"nothing was watched yet: {seen} passed uncounted (see every=), or without a state that can be watched"
 
+    def in_short(self) -> str:
+        """States, counted steps, and how many verdicts there are."""
+        return f"{len(self.rows)} states, {self.steps} steps, {len(self.verdicts())} verdicts"
+
+    def in_html(self) -> str:
+        """One row for each slot and format."""
+        return html_table(HEADINGS, self._cells(list(self.by_slot().values())), self._lines(), left=4)
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=f"updates lost over {self.steps} steps", title_justify="left")
-        headings = (
-            "slot", "parameter", "format", "rounding", "stalled", "predicted", "lag", "ratio", "off 2x", "weights",
-        )  # fmt: skip
-        for i, heading in enumerate(headings):
+        table = Table(title=f"stalled updates over {self.steps} steps", title_justify="left")
+        for i, heading in enumerate(HEADINGS):
             table.add_column(heading, justify="left" if i < 4 else "right", no_wrap=True)
         merged = list(self.by_slot().values())
-        shown = sorted(self.rows, key=lambda r: -r.stalled)[:30] if len(self.rows) > len(merged) else []
+        low = [r for r in self.rows if r.format != "float32"] or list(self.rows)
+        shown = sorted(low, key=lambda r: -r.stalled)[:30] if len(self.rows) > len(merged) else []
         for part in (merged, shown):
-            for r, name in zip(part, shortened([r.parameter for r in part]), strict=True):
-                lost = "" if r.weights_lost is None else f"{r.weights_lost:.1%}"
-                prediction = "" if math.isnan(r.predicted) else f"{r.predicted:.1%}"
-                table.add_row(
-                    r.slot, name, r.format, r.rounding, f"{r.stalled:.1%}", prediction,
-                    f"{r.lag:+.2f}", f"{r.ratio:.3g}", f"{r.off_2x:.1%}", lost,
-                )  # fmt: skip
+            for cells in self._cells(part):
+                table.add_row(*cells)
             table.add_section()
         text = io.StringIO()
         console = Console(file=text, width=150)
         console.print(table)
-        for line in self.verdicts() or [self._all_well()]:
+        for line in self._lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        for slot, why in dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items()):
-            console.print(f"not watched: {slot} ({why})", markup=False, highlight=False, soft_wrap=True)
         return text.getvalue()
+
+    def _lines(self) -> list[str]:
+        """Verdicts, and what was not watched."""
+        missed = dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items())
+        return [*(self.verdicts() or [self._all_well()]), *(f"not watched: {slot} ({why})" for slot, why in missed)]
+
+    @staticmethod
+    def _cells(rows: list[Row]) -> list[tuple[str, ...]]:
+        """Rows as text, in the order of the headings."""
+        return [
+            (
+                r.slot, name, r.format, r.rounding, f"{r.stalled:.1%}",
+                "" if math.isnan(r.predicted) else f"{r.predicted:.1%}", f"{r.lag:+.2f}", f"{r.ratio:.3g}",
+                f"{r.off_2x:.1%}", "" if r.weights_lost is None else f"{r.weights_lost:.1%}",
+            )
+            for r, name in zip(rows, shortened([r.parameter for r in rows]), strict=True)
+        ]  # fmt: skip
 
 
 def _mean(rows: list[Row], name: str) -> float:

@@ -27,21 +27,20 @@ class StallMonitor(Hooked):
     Parameters
     ----------
     optimizer
-        One of ours, of torch's, or of a library that :mod:`halfulp.libraries` knows; also inside a wrapper that keeps
-        it as ``.optimizer``.
+        An optimizer of halfulp, of torch, or of a library that :mod:`halfulp.libraries` knows, or a wrapper that keeps
+        one as ``.optimizer``.
     sample
-        Coordinates watched in all, shared out over the tensors by size (at least 64 of each). The choice is fixed: the
-        same model gives the same coordinates.
+        Number of coordinates in all, divided among the tensors by size, at least 64 for each. The same model always
+        gives the same coordinates. On a sharded parameter they are those of this rank's part.
     every
-        Count updates only in each so many steps; the shadow follows every step all the same. The coordinates are those
-        of this rank's part of a sharded parameter.
+        Updates are counted in every so many steps. The shadow follows every step.
     model
-        Gives the parameters their names, where the optimizer was not built from named parameters.
+        Provides parameter names if the optimizer was not built from named parameters.
 
     Attributes
     ----------
     steps
-        Steps seen.
+        Number of steps seen.
 
     Examples
     --------
@@ -180,9 +179,9 @@ class StallMonitor(Hooked):
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Shadows, by parameter number and slot: what a run that is continued needs for its lag to go on.
+        """The shadows, by parameter number and slot, so that the lag of a continued run goes on.
 
-        What was counted so far is not in it.
+        Counts are not included.
         """
         numbers = {param: number for number, (_, param, _) in enumerate(self._params())}
         return {
@@ -192,14 +191,14 @@ class StallMonitor(Hooked):
         }
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Go on from the shadows of another monitor on an optimizer and a sample alike; before the first step.
+        """Continue from the shadows of another monitor on the same model, before the first step.
 
         Raises
         ------
         RuntimeError
-            This monitor has seen a step already.
+            If this monitor has seen a step already.
         ValueError
-            The shadows do not fit the parameters.
+            If the shadows do not fit the parameters.
         """
         if self.steps:
             raise RuntimeError(f"load shadows before the first step; this monitor has seen {self.steps}")
@@ -257,7 +256,7 @@ class StallMonitor(Hooked):
 
     @property
     def skipped(self) -> dict[tuple[str, str], str]:
-        """States that are not watched: (parameter, slot) -> why."""
+        """The states that are not watched: (parameter, slot) -> reason."""
         return {key: why for watch in self._watches.values() for key, why in watch.binding.skipped.items()}
 
     def on_step(self, report: Callable[[int], None]) -> None:

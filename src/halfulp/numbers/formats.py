@@ -41,7 +41,7 @@ class Format:
     Parameters
     ----------
     name
-        The spelling of ``ml_dtypes`` where it has the format.
+        As in ``ml_dtypes``, where that has the format.
     kind
         ``"float"``, ``"int"`` or ``"codebook"``.
     bits
@@ -49,17 +49,17 @@ class Format:
     signed
         Whether negative values exist.
     exponent_bits, mantissa_bits, bias
-        Of a float; ``mantissa_bits`` counts the explicit ones, so that the relative spacing is ``2**-mantissa_bits``.
+        For floats. ``mantissa_bits`` counts the explicit bits: the relative spacing is ``2**-mantissa_bits``.
     special
         ``"ieee"``: the last exponent holds infinity and NaN; ``"fn"``: only the all-ones code is NaN;
         ``"none"``: every code is a finite number.
     levels
-        Of a codebook: the value of code 0, 1, 2, ... in increasing order, zero among them.
+        For codebooks: the values of codes 0, 1, 2, ... in increasing order, zero among them.
 
     Raises
     ------
     ValueError
-        For a row that contradicts itself.
+        If the arguments contradict each other.
 
     Examples
     --------
@@ -288,10 +288,10 @@ BUILT_IN = frozenset(_ROWS)
 
 
 def register_format(fmt: Format) -> Format:
-    """Make a format of one's own known by its name: to ``state=``, conversion, ``halfulp check`` and the monitor.
+    """Make your own format known by its name to ``state=``, conversion, ``halfulp check`` and the monitor.
 
-    Without, a :class:`Format` works where it is given, but what reads a file or another optimizer's states does not
-    know it. In files it stays named with a fingerprint of its values.
+    An unregistered :class:`Format` can be passed as a state, but is not recognized in files or in the states of another
+    optimizer. In files, a format of your own is named with a fingerprint of its values.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def register_format(fmt: Format) -> Format:
     Raises
     ------
     TypeError
-        For anything but a format.
+        If `fmt` is not a :class:`Format`.
     ValueError
         If another format has the name.
 
@@ -366,19 +366,20 @@ def resolve_name(name: str, *, signed: bool) -> str:
 
 
 def get_format(name: str | Format | torch.dtype, *, signed: bool = True) -> Format:
-    """Look a format up by full or friendly name, or by torch's dtype; a :class:`Format` is returned as it is.
+    """Look up a format by its full name, a short name, or a torch dtype. A :class:`Format` is returned as it is.
 
     Parameters
     ----------
     name
-        What to look up.
+        A name, a dtype or a format.
     signed
-        Whether the state holds negative values: friendly names mean another format where it does not.
+        Whether the state holds negative values. Short names stand for another format where it does not.
 
     Raises
     ------
     ValueError
-        For anything else, and dtypes that are no format of states (``torch.int8``; the name ``"int8"`` is a codebook).
+        If there is no such format, also for dtypes that are no format of states (``torch.int8``; the name ``"int8"`` is
+        a codebook).
 
     Examples
     --------

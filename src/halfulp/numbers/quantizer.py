@@ -27,13 +27,13 @@ class Quantizer:
     Parameters
     ----------
     format
-        A :class:`~halfulp.numbers.formats.Format`, or its name (a friendly name is taken as of a signed slot).
+        A :class:`~halfulp.numbers.formats.Format`, or its name (a short name stands for its signed format).
     scaling
-        Ignored by formats of 16 and 32 bits, which are stored without scale.
+        Ignored by formats of 16 and 32 bits, which have no scales.
     rounding
         ``"nearest"`` (even) or ``"stochastic"``.
     zero_floor
-        A non-negative state never rounds a positive value to zero under nearest rounding.
+        Under nearest rounding, a non-negative state never rounds a positive value to zero.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class Quantizer:
             raise wrong from error
 
     def with_rounding(self, rounding: Rounding) -> Quantizer:
-        """The same storage, rounded otherwise."""
+        """The same storage with another rounding."""
         return replace(self, rounding=rounding)
 
     def codes_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:

@@ -220,7 +220,7 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
 
 
 def round_to(x: Tensor, fmt: Format | str, rand_bits: Tensor | None = None) -> Tensor:
-    """Nearest or stochastic rounding of fp32 values to the grid of a format, without scale; returns fp32.
+    """Round fp32 values to the grid of a format, without a scale, to nearest or stochastically.
 
     Parameters
     ----------
@@ -229,12 +229,14 @@ def round_to(x: Tensor, fmt: Format | str, rand_bits: Tensor | None = None) -> T
     fmt
         The format, or its name.
     rand_bits
-        Random words of 32 bits as int64, of the shape of `x`, for stochastic rounding; nearest, ties to even, without.
+        For stochastic rounding: random 32-bit words as int64, of the shape of `x`. By default, nearest with ties to
+        even.
 
     Returns
     -------
     Tensor
-        float32, of the shape of `x`. Beyond the largest number: the largest, or infinity where the format has one.
+        float32, of the shape of `x`. Values beyond the largest number become the largest, or infinity where the format
+        has one.
 
     Examples
     --------

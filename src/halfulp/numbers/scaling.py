@@ -65,7 +65,7 @@ class Scaling:
     Parameters
     ----------
     kind
-        ``"pow2"`` or ``"fp32"``, see the module.
+        ``"pow2"``: a power of two in one byte; ``"fp32"``: a float of four bytes.
     per
         ``"block"``: `block_size` consecutive elements of a row; ``"row"``: a row; ``"tensor"``: all.
     block_size
@@ -74,7 +74,7 @@ class Scaling:
     Raises
     ------
     ValueError
-        For another kind or sharing, and an odd block.
+        If `kind` or `per` is another word, or `block_size` is odd or not positive.
 
     Examples
     --------

@@ -24,10 +24,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 class HyperOptimizer(RuleOptimizer):
-    """Base of an optimizer given by its ``rule``; signature, defaults, checks and docstring come from that.
+    """Base class of optimizers. Signature, defaults, checks and docstring come from the class's ``rule``.
 
-    A subclass that is given no docstring has that of its rule, and one that is given a ``hyper`` has its arguments from
-    there instead of the rule's.
+    A subclass with a ``hyper`` of its own takes its arguments from there. One without a docstring has that of its rule.
 
     Parameters
     ----------
@@ -83,12 +82,12 @@ class HyperOptimizer(RuleOptimizer):
 
 
 def optimizer(rule: Rule) -> type[HyperOptimizer]:
-    """The class of the optimizer that a rule declares.
+    """Make the class of the optimizer that a rule declares.
 
     Parameters
     ----------
     rule
-        With at least its ``hyper`` and its ``title``. For an optimizer with methods of its own, subclass
+        Needs at least ``hyper`` and ``title``. For an optimizer with methods of its own, subclass
         :class:`HyperOptimizer` and set ``rule``.
 
     Returns
@@ -100,7 +99,7 @@ def optimizer(rule: Rule) -> type[HyperOptimizer]:
     Raises
     ------
     TypeError
-        A rule without hyper-parameters, or without title.
+        If the rule has no hyper-parameters or no title.
 
     Examples
     --------

@@ -92,8 +92,8 @@ def with_weight_decay(rule: Rule) -> Rule:
 def clip_global(max_norm: float) -> Transform:
     """Scale all gradients of the optimizer so that their norm together is at most `max_norm`.
 
-    As ``torch.nn.utils.clip_grad_norm_`` over the optimizer's parameters, without a second pass over the gradients in
-    the training loop. Parameters of different rules (Muon's matrices and its fallback) are clipped apart.
+    Does what ``torch.nn.utils.clip_grad_norm_`` does over the optimizer's parameters, within the step. Parameters of
+    different rules (Muon's matrices and its fallback) are clipped separately.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def clip_global(max_norm: float) -> Transform:
     Raises
     ------
     ValueError
-        For a norm that is not positive, or a rule that needs sums over the model itself.
+        If `max_norm` is not positive, or the rule itself needs sums over the model.
 
     Examples
     --------
@@ -138,17 +138,17 @@ def _clip_global(max_norm: float, rule: Rule) -> Rule:
 def clip_coordinates(fraction: float = 0.1) -> Transform:
     """Clip the largest `fraction` of each gradient tensor, by magnitude, to the largest of the others.
 
-    Coordinate-wise clipping of Pan & Li (arXiv 2306.00204); how the threshold is chosen is ours.
+    Coordinate-wise clipping of Pan & Li (arXiv 2306.00204) with a threshold rule of our own.
 
     Parameters
     ----------
     fraction
-        Of the elements of each tensor, in [0, 1).
+        Share of the elements of each tensor, in [0, 1).
 
     Raises
     ------
     ValueError
-        For any other fraction.
+        If `fraction` is outside [0, 1).
 
     Examples
     --------
@@ -175,18 +175,18 @@ def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolut
     """AdaGC: clip each tensor's gradient to `relative` times an EMA of its clipped norm (arXiv 2502.11034).
 
     During the first `warmup` steps each tensor's norm is limited to `absolute` instead, and the smallest norm seen is
-    kept. (The paper limits the norm of the whole model there.) One fp32 number a tensor.
+    kept. (The paper limits the norm of the whole model there.) Takes one fp32 number for each tensor.
 
     Parameters
     ----------
     relative
-        Of the average norm: what a tensor's norm may be.
+        Largest norm of a tensor, relative to the average norm.
     beta
         Decay of the average.
     warmup
-        Steps, by the age of the average.
+        Length of the warm-up in steps, counted by the age of the average.
     absolute
-        What a norm may be during the warm-up.
+        Largest norm during the warm-up.
 
     Examples
     --------

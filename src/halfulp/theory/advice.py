@@ -15,6 +15,7 @@ from typing import Literal
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.scaling import Scaling
+from halfulp.numbers.show import Shown
 from halfulp.rules.drives import as_drive
 
 __all__ = ["Advice", "Choice", "advise", "rate"]
@@ -79,8 +80,8 @@ class Choice:
         )
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Shown):
     """The best choice of each slot within the budget, and all candidates in order of error."""
 
     exp_avg: Choice
@@ -96,6 +97,11 @@ class Advice:
     def rounding(self) -> dict[str, Rounding]:
         """For ``rounding=``; a quantizer in :attr:`state` has its own, the same."""
         return {"exp_avg": self.exp_avg.rounding, "exp_avg_sq": self.exp_avg_sq.rounding}
+
+    def in_short(self) -> str:
+        """Formats, and their bytes."""
+        total = self.exp_avg.bytes + self.exp_avg_sq.bytes
+        return f"exp_avg={self.exp_avg.format}, exp_avg_sq={self.exp_avg_sq.format}, {total:.2f} bytes a parameter"
 
     def __str__(self) -> str:
         total = self.exp_avg.bytes + self.exp_avg_sq.bytes

@@ -14,20 +14,20 @@ __all__ = ["Measured"]
 class Measured:
     """Reset the moments of every parameter when a second moment lags, or stalls, too much.
 
-    A :class:`~halfulp.monitor.StallMonitor` has to watch the optimizer, with a low ``every``; the schedule asks for its
-    figures over the whole model in the last counted step. It is attached after the optimizer was made.
+    A :class:`~halfulp.monitor.StallMonitor` with a low ``every`` has to watch the optimizer; the schedule reads its
+    figures of the last counted step, over the whole model. Attach the monitor after making the optimizer.
 
     Parameters
     ----------
     lag
-        Reset when the absolute lag of a second moment (log of stored over fp32 shadow) reaches this; ``None``:
-        whatever.
+        Reset when the absolute lag of a second moment (log of stored over fp32 shadow) reaches this. ``None``: ignore
+        the lag.
     stalled
-        Reset when the stalled fraction of a second moment reaches this; ``None``: whatever.
+        Reset when the stalled fraction of a second moment reaches this. ``None``: ignore it.
     min_age
-        Never before this age: a young state is noisy by itself.
+        Do not reset before this age, since a young state is noisy by itself.
     monitor
-        What :meth:`attach` sets; ``None``: no resets.
+        Set by :meth:`attach`. ``None``: no resets.
 
     Examples
     --------

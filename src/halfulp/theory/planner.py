@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.show import Shown
 from halfulp.rules.drives import Drive, as_drive
 from halfulp.theory.predict import second_moment_laws, stall_curve
 
@@ -39,8 +40,8 @@ DRIFTS = (0.0, 0.025, 0.1)
 """E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` that a plan has to stand."""
 
 
-@dataclass(frozen=True)
-class ResetPlan:
+@dataclass(frozen=True, repr=False)
+class ResetPlan(Shown):
     """When to reset a state.
 
     Parameters
@@ -64,6 +65,13 @@ class ResetPlan:
     costs: Array = field(default_factory=lambda: np.zeros((0, 0)))
     drifts: tuple[float, ...] = ()
 
+    def in_short(self) -> str:
+        """The period."""
+        return f"period={self.period}"
+
+    def __str__(self) -> str:
+        return self.why
+
     @property
     def regret(self) -> Array:
         """Cost of each period over the best possible one, minus 1, in the worst of the drifts."""
@@ -82,7 +90,7 @@ def plan_reset(
     drifts: tuple[float, ...] = DRIFTS,
     criterion: Criterion = "total",
 ) -> ResetPlan:
-    """Best period of resets of a state, or never.
+    """Find the best reset period of a state, or that none pays.
 
     Parameters
     ----------
@@ -91,16 +99,16 @@ def plan_reset(
     beta1
         Decay of the first moment beside a second moment.
     drifts
-        Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; one, if measured.
-        Integers and codebooks under stochastic rounding are planned for a constant scale.
+        Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; a single one if
+        measured. Integers and codebooks under stochastic rounding are planned for a constant scale.
     criterion
-        ``"total"``: the whole error of the update, which is right at a given learning rate. ``"residual"``: what is
-        left of it after the best common factor of all updates, which a tuned learning rate takes out.
+        ``"total"``: the whole error of the update, for a given learning rate. ``"residual"``: the error that remains
+        after the best common factor of all updates, for a tuned learning rate.
 
     Returns
     -------
     ResetPlan
-        For a first moment always "never": its zero-mean noise is not helped by forgetting it.
+        Always "never" for a first moment, whose zero-mean noise a reset does not reduce.
 
     Examples
     --------

@@ -95,13 +95,13 @@ def stall_probability(
     age: float | None = None,
     model: Model = "chain",
 ) -> float:
-    """Probability that the update of one coordinate is rounded away.
+    """Probability that an update of one coordinate stalls: it leaves the stored value as it was.
 
     Parameters
     ----------
     fmt
-        A format, or its friendly name. Integers and codebooks (``"chain"`` only) are taken in blocks of 128 with a
-        power-of-two scale.
+        A format or its name. Integers and codebooks (``"chain"`` only) are taken in blocks of 128 with a power-of-two
+        scale.
     beta
         Decay of the EMA, in (0, 1).
     rounding
@@ -110,15 +110,15 @@ def stall_probability(
         ``"exp_avg_sq"``: second moment; ``"exp_avg"``: first moment; or any other
         :class:`~halfulp.rules.drives.Drive`.
     age
-        Updates that the state has seen since it was zero; the default is ``3 / (1 - beta)``.
+        Number of updates since the state was zero; ``3 / (1 - beta)`` by default.
     model
         ``"chain"``: the exact law at that age; ``"build-up"``: the closed form at that age; ``"one-step"``: the
-        published closed form, of an infinite age.
+        published closed form, for an infinite age.
 
     Returns
     -------
     float
-        In [0, 1]; 0 for float32. The chain's answers are kept: a call for another age of the same state costs little.
+        In [0, 1]; 0 for float32. Results of the chain are cached: another age of the same state costs little.
 
     Examples
     --------
@@ -148,14 +148,14 @@ def stall_curve(
     slot: str | Drive = "exp_avg_sq",
     model: Model = "chain",
 ) -> npt.NDArray[np.float64]:
-    """Build-up after a reset: entry ``t - 1`` is the stalled fraction of the update of step ``t``.
+    """Stalled fraction by step after a reset: entry ``t - 1`` is that of the update of step ``t``.
 
     The update of step ``t`` meets a state of age ``t - 1``.
 
     Parameters
     ----------
     fmt, beta, rounding, slot, model
-        As of :func:`stall_probability`.
+        As for :func:`stall_probability`.
     steps
         Length of the curve.
 

@@ -28,27 +28,27 @@ class AutoDrop(LRScheduler):
     Parameters
     ----------
     optimizer
-        Any; its groups' rates drop together.
+        Any optimizer. The rates of its groups drop together.
     factor
         0.2 (CIFAR) or 0.1 (ImageNet) as published.
     threshold, max_threshold
-        Degrees; the threshold is divided by `factor` at each drop, up to the largest.
+        In degrees. The threshold is divided by `factor` at each drop, up to `max_threshold`.
     min_lr
-        No drop goes below.
+        The lowest rate.
     patience
-        Epochs that go by, that of the small change being the first, until the drop: 20 in the authors' code, 1 in the
-        paper's text.
+        Epochs from the first small change to the drop, that epoch included: 20 in the authors' code, 1 in the paper's
+        text.
     average
-        At a drop, set the weights to their average over those epochs, epoch k weighing k (the authors' reduction of
-        variance): one more copy of the weights, in fp32.
+        At a drop, set the weights to their average over those epochs, where epoch k has weight k (the authors'
+        reduction of variance). Takes one more copy of the weights, in fp32.
     keep
-        Where the copies lie (two of the weights): ``"device"`` or ``"cpu"``.
+        Where the two copies of the weights are kept: ``"device"`` or ``"cpu"``.
 
     Raises
     ------
     ValueError
-        A `factor` outside (0, 1), a threshold that is not positive, a negative `min_lr`, a `patience` below 1, or
-        another `keep`.
+        If `factor` is outside (0, 1), a threshold is not positive, `min_lr` is negative, `patience` is below 1, or
+        `keep` is another word.
 
     Examples
     --------

@@ -28,17 +28,17 @@ class Lookahead(Wrapper):
     optimizer
         Any ``torch.optim.Optimizer``.
     k, alpha
-        Steps from one return to the next; share of the way, in (0, 1].
+        Steps between two returns; the share of the way that the slow weights move, in (0, 1].
     state, rounding, seed, backend
-        How slow weights are stored, as for the optimizers. The weights become what is stored at every return
-        (``docs/wrappers.md`` says what that costs), so that ``"fp32"`` is the default.
+        How slow weights are stored, as for the optimizers. The default is ``"fp32"``, since the weights become what is
+        stored at every return (``docs/wrappers.md`` says what that costs).
     storage
         ``scale``, ``block_size``, ``min_size``, ``keep_fp32``: see :class:`~halfulp.engine.storage.StorageOptions`.
 
     Raises
     ------
     ValueError
-        For a `k` below 1 or an `alpha` outside (0, 1].
+        If `k` is below 1 or `alpha` is outside (0, 1].
 
     Examples
     --------
@@ -94,7 +94,7 @@ class Lookahead(Wrapper):
         return {n: p for n, p in self.named.items() if n in self.slow.store}
 
     def memory(self) -> MemoryReport:
-        """Bytes of the slow weights, by format; and what stays in fp32, and why."""
+        """Bytes of the slow weights by format, and which stay in fp32 for which reason."""
         return self.slow.store.memory()
 
     def own_state(self) -> dict[str, Any]:

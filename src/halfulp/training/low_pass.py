@@ -24,14 +24,13 @@ __all__ = ["LowPass"]
 
 
 class LowPass(Wrapper):
-    """LPF-SGD: gradients are taken at weights with noise on them, which makes them those of a smoothed loss.
+    """LPF-SGD: gradients are taken at noisy weights, which makes them gradients of a smoothed loss.
 
     Bisla, Wang & Choromanska, *Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning Optimization
-    Landscape*, arXiv 2201.08025. The published optimizer inside is SGD with momentum; any will do.
+    Landscape*, arXiv 2201.08025. The published inner optimizer is SGD with momentum; any optimizer works.
 
-    The noise of each element is normal, with a deviation of ``gamma`` times the norm of its row (its filter: all of the
-    tensor but the first dimension) or of the whole vector. Afterwards the weights are what they were, bit for bit, in
-    any dtype: they are kept meanwhile, at the price of one copy.
+    The noise of each element is normal, with a deviation of ``gamma`` times the norm of its row (its filter) or of the
+    whole vector. Afterwards the weights are restored bit for bit, in any dtype, from a copy.
 
     Parameters
     ----------
@@ -41,20 +40,20 @@ class LowPass(Wrapper):
         Relative deviation of the noise. Published: 0.002 (CIFAR), 0.001 (Tiny ImageNet), 0.0005 (ImageNet) with one
         sample; 0.0005 with 8 samples and a growth of 15.
     samples
-        Draws of the noise in each :meth:`step` with a closure. In the paper each sees its own part of the batch: see
+        Draws of noise in each :meth:`step` with a closure. In the paper, each draw sees its own part of the batch: see
         :meth:`perturbed`.
     growth, steps
         `gamma` rises to `growth` times itself over this many steps, along half a cosine; without `growth` it stays.
     seed
-        Of the noise, which is a function of it, the parameter, the draw and the element: no generator to save.
+        Of the noise, which is a function of seed, parameter, draw and element. There is no generator to save.
     keep
-        Where the weights are kept meanwhile: ``"device"`` or ``"cpu"``.
+        Where the copy is kept: ``"device"`` or ``"cpu"``.
 
     Raises
     ------
     ValueError
-        A negative `gamma` or `growth`, less than one sample, a growth without its `steps`, a seed of more than 63 bits,
-        or another `keep`.
+        If `gamma` or `growth` is negative, `samples` is below 1, `growth` is given without `steps`, the seed has more
+        than 63 bits, or `keep` is another word.
 
     Examples
     --------
@@ -118,9 +117,9 @@ class LowPass(Wrapper):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """A draw of the noise on the weights within the ``with`` block; afterwards the weights, bit for bit.
+        """Add a draw of noise to the weights inside the ``with`` block, and restore them afterwards, bit for bit.
 
-        Forward *and* backward pass belong inside. For the published form, with M parts of a batch::
+        Run the forward *and* the backward pass inside. For the published form, with M parts of a batch::
 
             for part in batch.chunk(M):
                 with optimizer.perturbed():

@@ -19,14 +19,14 @@ def linear_to_zero(steps: int, warmup: float = 0.1) -> Factor:
     Parameters
     ----------
     steps
-        Of the run; the factor is 0 from there on.
+        Length of the run; afterwards the factor is 0.
     warmup
-        Share of them, in [0, 1].
+        Share of the steps for warm-up, in [0, 1].
 
     Raises
     ------
     ValueError
-        For a share outside [0, 1], and for a run without steps.
+        If `warmup` is outside [0, 1], or `steps` is less than 1.
 
     Examples
     --------
@@ -43,19 +43,19 @@ def warmup_stable_decay(steps: int, warmup: float = 0.05, decay: float = 0.2) ->
     Parameters
     ----------
     steps
-        Of the run.
+        Length of the run.
     warmup, decay
-        Shares of them.
+        Shares of the steps for warm-up and decay.
 
     Returns
     -------
     Factor
-        Of the step, from 0; for ``torch.optim.lr_scheduler.LambdaLR``.
+        A function of the step, counted from 0, for ``torch.optim.lr_scheduler.LambdaLR``.
 
     Raises
     ------
     ValueError
-        Unless the shares are in [0, 1] and together at most 1, and there is a step.
+        If the shares are not in [0, 1] or add up to more than 1, or if `steps` is less than 1.
 
     Examples
     --------
@@ -83,21 +83,21 @@ def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float =
     Parameters
     ----------
     gradient_norms
-        One of each step: Euclidean ones for SGD; for Adam sums of absolute values, with ``power=1``.
+        One norm for each step: Euclidean norms for SGD; sums of absolute values for Adam, with ``power=1``.
     power
-        Of the norms.
+        Exponent of the norms.
     smooth
-        Width of a median filter, as a share of the steps: single spikes should not shape a schedule.
+        Width of a median filter, as a share of the steps. It keeps single spikes out of the schedule.
 
     Returns
     -------
     Factor
-        1 at its largest, 0 in the last step and after it.
+        At most 1; 0 in the last step and after it.
 
     Raises
     ------
     ValueError
-        For fewer than two steps, or norms that are not positive and finite.
+        If there are fewer than two steps, or a norm is not positive and finite.
 
     Examples
     --------
@@ -136,12 +136,12 @@ def scale_adam(
     kappa
         New batch size over the old one.
     lr, betas, eps
-        Adam's, at the old batch size.
+        Adam's hyper-parameters at the old batch size.
 
     Returns
     -------
     dict
-        The same three for the new one.
+        ``lr``, ``betas`` and ``eps`` for the new batch size.
 
     Raises
     ------

@@ -1,0 +1,44 @@
+"""How reports show themselves: a line in a console, a table in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+__all__ = ["Shown", "html_table"]
+
+
+class Shown:
+    """A report whose ``str`` is whole: ``repr`` is its class and :meth:`in_short`, notebooks show :meth:`in_html`."""
+
+    def in_short(self) -> str:
+        """What ``repr`` says between the parentheses."""
+        raise NotImplementedError
+
+    def in_html(self) -> str:
+        """What a notebook shows: the text as it is printed, unless a class has a table."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_short()})"
+
+    def _repr_html_(self) -> str:
+        return self.in_html()
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: int = 1) -> str:
+    """A table with lines of text below it; all columns but the first `left` are figures, which are not broken.
+
+    Examples
+    --------
+    >>> html_table(["state", "bytes"], [["m & v", "1,024"]])
+    '<table><tr><th>state</th><th>bytes</th></tr><tr><td>m &amp; v</td><td style="...">1,024</td></tr></table>'
+    """
+    figure = ' style="text-align: right; white-space: nowrap"'
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+    body = "".join(
+        f"<tr>{''.join(f'<td{figure if i >= left else str()}>{html.escape(c)}</td>' for i, c in enumerate(row))}</tr>"
+        for row in rows
+    )
+    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return f"<table><tr>{head}</tr>{body}</table>{below}"
