@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/optimizers.md, from the CSVs of ``optimizers.py`` and ``rules_stall.py``.
+"""The tables and the figure of docs/optimizers.md, and docs/results/stalls.md, from the CSVs beside that.
 
 The page's own words stay; what stands between its two marks is written anew.
 
@@ -36,6 +36,7 @@ import halfulp
 from halfulp.optim import OPTIMIZERS
 
 PAGE = ROOT / "docs" / "optimizers.md"
+STALLS = ROOT / "docs" / "results" / "stalls.md"
 FIGURE = ROOT / "docs" / "images" / "optimizers.png"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SIZES = ("fp32", "bf16", "8bit", "4bit")
@@ -252,15 +253,10 @@ def finished(rows: Rows) -> dict[str, Losses]:
 
 
 def body(folder: Path) -> list[str]:
-    rows, times, stalls = loss_rows(folder), time_rows(folder), rules_stall.read(folder / "rules_stall.csv")
+    rows, times = loss_rows(folder), time_rows(folder)
     found = finished(rows)
     unfinished = [n for n in names() if n not in found]
-    notes = notes_of(stalls)
-    missing = [n for n in names() if n not in {r.optimizer for r in stalls}]
-    agree = [r for r in stalls if abs(r.off) <= rules_stall.BOUND]
     given = "; ".join(f"{n} {', '.join(f'{k}={v}' for k, v in a.items())}" for n, a in ARGUMENTS.items())
-    windows = " and ".join(f"{a} to {b}" for a, b in rules_stall.WINDOWS)
-    late = "{} to {}".format(*rules_stall.WINDOWS[-1])
     return [
         "## All optimizers",
         "",
@@ -294,7 +290,23 @@ def body(folder: Path) -> list[str]:
             rule became a compiled kernel; on a busy one, these take 0.8 to 1.8 times AdamW's step."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
-        "## Stalled updates: predicted against simulated",
+        *prose("""How many updates of each state stall, predicted and simulated, is in
+            [its own table](results/stalls.md)."""),
+        *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, `python benchmarks/rules_stall.py` and
+            `python benchmarks/optimizers_page.py`. All figures are in `docs/results`."""),
+    ]
+
+
+def stalls_page(folder: Path) -> str:
+    """The page of the stalled updates of every state."""
+    stalls = rules_stall.read(folder / "rules_stall.csv")
+    notes = notes_of(stalls)
+    missing = [n for n in names() if n not in {r.optimizer for r in stalls}]
+    agree = [r for r in stalls if abs(r.off) <= rules_stall.BOUND]
+    windows = " and ".join(f"{a} to {b}" for a, b in rules_stall.WINDOWS)
+    late = "{} to {}".format(*rules_stall.WINDOWS[-1])
+    lines = [
+        "# Stalled updates: predicted against simulated",
         "",
         *prose(f"""Percent of updates that leave the stored value as it was, predicted / simulated, in steps {late}.
             The prediction knows what the rule declares: what the state averages, its decay, its age. The simulation
@@ -310,9 +322,10 @@ def body(folder: Path) -> list[str]:
         *([f"- Not simulated yet: {', '.join(missing)}."] if missing else []),
         "",
         *prose(f"Never rounded: {never_rounded()}."),
-        *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, `python benchmarks/rules_stall.py` and
-            `python benchmarks/optimizers_page.py`. All figures are in `docs/results`."""),
+        *prose("""Made by `python benchmarks/rules_stall.py` and `python benchmarks/optimizers_page.py`; all figures
+            are in [rules_stall.csv](rules_stall.csv)."""),
     ]
+    return "\n".join(lines)
 
 
 def prose(text: str) -> list[str]:
@@ -335,6 +348,7 @@ def main() -> None:
     partial = PAGE.with_suffix(".partial")
     partial.write_text(written_anew(PAGE.read_text(), args.results))
     partial.replace(PAGE)
+    STALLS.write_text(stalls_page(args.results))
 
 
 if __name__ == "__main__":

@@ -122,3 +122,4 @@ def test_page_of_optimizers_is_what_its_figures_make(monkeypatch: pytest.MonkeyP
     page = (ROOT / "docs" / "optimizers.md").read_text()
     assert writer.BEGIN in page
     assert writer.written_anew(page, ROOT / "docs" / "results") == page
+    assert writer.stalls_page(ROOT / "docs" / "results") == writer.STALLS.read_text()
