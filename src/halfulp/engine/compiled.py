@@ -29,7 +29,11 @@ def number_of(optimizer: RuleOptimizer) -> int:
     return number
 
 
-@torch.library.custom_op("halfulp::step", mutates_args=("params",))
+SCHEMA = "(Tensor(a!)[] params, Tensor[] gradients, int[] places, int optimizer) -> ()"
+"""In full, since torch 2.6 does not read it from annotations such as ``list[Tensor]``."""
+
+
+@torch.library.custom_op("halfulp::step", mutates_args=("params",), schema=SCHEMA)
 def step(params: list[Tensor], gradients: list[Tensor], places: list[int], optimizer: int) -> None:
     """A step of some parameters of an optimizer, given by their places in its groups.
 

@@ -56,13 +56,13 @@ class RuleOptimizer(Optimizer):
     hyper
         The rule's hyper-parameters, which become group keys.
     state
-        How states are stored: ``"fp32" "bf16" "fp16" "fp8" "fp4" "int8" "int4"`` as published, ``"8bit"`` (default)
-        and ``"4bit"`` as measured best, a dtype or its name, a :class:`~halfulp.numbers.formats.Format`, a
-        :class:`~halfulp.numbers.quantizer.Quantizer` (with a rounding and a ``zero_floor`` of its own, which win), or
-        a mapping from slot names to these, in which what is left out has the default. Per group.
+        How states are stored: ``"8bit"`` (default) or ``"4bit"``, the formats that measured best; ``"fp32" "bf16"
+        "fp16" "fp8" "fp4" "int8" "int4"`` as published; a dtype or its name; a
+        :class:`~halfulp.numbers.formats.Format`; a :class:`~halfulp.numbers.quantizer.Quantizer`, whose rounding and
+        ``zero_floor`` win; or a mapping from slot names to these, with the default for missing slots. Per group.
     rounding
-        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, in which what is left out has the
-        default. Per group.
+        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, with the default for missing slots.
+        Per group.
     reset
         ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
         function. Per group.
@@ -77,19 +77,19 @@ class RuleOptimizer(Optimizer):
         Limit each coordinate of an update to what exact arithmetic allows (Adam family); does nothing where all states
         are fp32.
     capturable
-        Allow :meth:`step` in a CUDA graph, on GPUs with the Triton kernels; see :meth:`advance`.
+        Allow :meth:`step` to be recorded in a CUDA graph, with the Triton kernels; see :meth:`advance`.
     nonfinite
-        ``"skip"`` (default): a stretch of a row (128 elements, or the blocks of the states) whose gradient or new
-        state is not finite is left untouched, counted in :attr:`skipped` and logged once; the whole parameter under a
-        rule that is not elementwise, and all parameters where a rule or transform needs a sum over them that is not
-        finite (SWATS, AMSGD, :func:`~halfulp.clip_global`). ``"raise"``: every gradient is looked at before the step,
-        and ``FloatingPointError`` leaves everything untouched; costs one more pass.
+        What to do with values that are not finite. ``"skip"`` (default): leave their stretch of a row (128 elements,
+        or the blocks of the states) untouched, count it in :attr:`skipped`, and log it once. A rule that is not
+        elementwise leaves the whole parameter untouched, and one that needs a sum over the model (SWATS, AMSGD,
+        :func:`~halfulp.clip_global`) all parameters. ``"raise"``: look at every gradient before the step and raise
+        ``FloatingPointError`` with everything untouched, at the cost of one more pass.
     backend
-        ``None`` picks the fastest that serves; ``"reference"``, ``"cpu"`` or ``"triton"`` insists.
+        ``None`` takes the fastest that can do a step; ``"reference"``, ``"cpu"`` or ``"triton"`` that one or an error.
     maximize
-        Ascend.
+        Step along the gradient, to maximize.
     transforms
-        Functions from a rule to a rule, the first closest to the gradient: :mod:`halfulp.rules.transforms`.
+        Functions from a rule to a rule, applied to the gradient in this order: :mod:`halfulp.rules.transforms`.
     """
 
     rule: ClassVar[Rule]

@@ -28,14 +28,14 @@ class StorageOptions:
     Parameters
     ----------
     scale, block_size
-        Kind of the scales (``"pow2"`` or ``"fp32"``) and elements that share one; a :class:`Quantizer` passed as a
-        state overrides them.
+        Kind of the scales (``"pow2"`` or ``"fp32"``), and the number of elements that share one. A :class:`Quantizer`
+        passed as a state overrides both.
     min_size
         Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything.
     keep_fp32
-        Name pattern or patterns (as of :mod:`fnmatch`) of parameters whose states stay in fp32; needs named parameters.
+        Name pattern or patterns (:mod:`fnmatch`) of parameters whose states stay in fp32. Needs named parameters.
     zero_floor
-        Non-negative states never round a positive value to zero under nearest rounding.
+        Under nearest rounding, non-negative states never round a positive value to zero.
     """
 
     scale: str = "pow2"
