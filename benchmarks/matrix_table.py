@@ -4,7 +4,7 @@ The task and the arguments of each optimizer are those of ``tests/test_matrix.py
 7328 parameters on real text, 30 steps, the mean loss of the last five. One run a cell: differences of a few
 hundredths mean nothing, and the table says that a cell works, not which optimizer is best.
 
-Usage: python benchmarks/matrix_table.py [--optimizers AdamW,Muon] [--markdown docs/optimizer-matrix.md]
+Usage: python benchmarks/matrix_table.py [--optimizers AdamW,Muon] [--markdown docs/results/optimizer-matrix.md]
 """
 
 from __future__ import annotations
@@ -55,22 +55,21 @@ def markdown(rows: dict[str, list[str]]) -> str:
         "# Every optimizer in every format",
         "",
         f"Mean loss of steps {STEPS - 4} to {STEPS} on a small byte-level model (untrained: {UNTRAINED:.2f}), with",
-        "states rounded to nearest / stochastically, and bytes of state per parameter, measured on the stored tensors.",
-        "Vectors and small states stay in fp32. One run a cell, so hundredths mean nothing: this says what works, and",
-        "not what is best. `tests/test_matrix.py` holds every cell to two bars: the loss of the best model without",
-        f"context ({unigram_entropy():.2f}), and what a format may cost over fp32. There are no holes.",
+        "states rounded to nearest / stochastically, and measured bytes of state per parameter. Vectors and small",
+        "states stay in fp32. Each cell is one run: hundredths mean nothing. It says what works, not what is best.",
+        "`tests/test_matrix.py` holds every cell to two limits: the loss of the best model without context",
+        f"({unigram_entropy():.2f}), and what a format may cost over fp32.",
         "",
         "| optimizer | " + " | ".join(STATES) + " |",
         "|---" * (len(STATES) + 1) + "|",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
         "",
         f"\\* Stored in 8 bits: {', '.join(f'`{slot}` of {name}' for name, slot in sorted(WIDENED))}.",
-        "No bound of exact arithmetic ties these second moments to the first (that of AdaBelief is of surprises, that",
-        "of MADGRAD a sum, the others stand in a basis that turns), so that none limits a step where 4 bits and",
-        "stochastic rounding made one zero; and SOAP's turning spreads the errors of its first moment. Where a bound",
-        "is known (Adam and its kin, CoRe, AMAdamW), the step is cut back to it, and 4 bits train.",
+        "Their second moments have no bound that follows from the first moment, so nothing limits a step where",
+        "stochastic rounding in 4 bits made one zero. Where a bound is known (Adam and its kin, CoRe, AMAdamW), the",
+        "step is clamped to it, and 4 bits train.",
         "",
-        "The table is written by `python benchmarks/matrix_table.py --markdown docs/optimizer-matrix.md`.",
+        "The table is written by `python benchmarks/matrix_table.py --markdown docs/results/optimizer-matrix.md`.",
     ]
     return "\n".join(lines) + "\n"
 
