@@ -1,6 +1,6 @@
 """Pages of the site that are written elsewhere: README, project files, notebooks, and the reference from docstrings.
 
-MkDocs calls :func:`on_files` (``hooks`` in mkdocs.yml).
+MkDocs calls :func:`on_config` and :func:`on_files` (``hooks`` in mkdocs.yml).
 
     pip install -e ".[docs]" && mkdocs serve
 """
@@ -63,6 +63,14 @@ def project_page(name: str) -> str:
     for file, page in PROJECT.items():
         text = text.replace(f"]({file}", f"]({page}")
     return re.sub(r"\[([^\]]*)\]\(CITATION\.cff\)", r"`\1`", text)
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that the navigation does not name behind the guides, so that none is out of reach."""
+    named = re.findall(r"[\w/-]+\.md", json.dumps(config["nav"]))
+    guides = next(part["Guides"] for part in config["nav"] if "Guides" in part)
+    guides += [page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
