@@ -115,6 +115,12 @@ def test_relative_links_lead_somewhere() -> None:
                 assert not anchor or anchor in headings(there), f"{page.name}: {target}#{anchor}"
 
 
+def test_the_glossary_is_in_the_order_of_the_alphabet() -> None:
+    terms = re.findall(r"^\| \*\*([^*]+)\*\*", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) > 40
+    assert terms == sorted(terms, key=str.casefold)
+
+
 def test_page_of_optimizers_is_what_its_figures_make(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever changes a figure or the words around it by hand, or a rule, runs ``benchmarks/optimizers_page.py``."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
