@@ -5,6 +5,7 @@ One launch of torchrun does all cases; the tests compare what it left with a run
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -156,3 +157,37 @@ def test_states_that_are_whole_on_every_rank_are_said_once(
         assert len(said) == 1
         assert f"{name}: rule {rule!r} needs all elements of a sharded parameter" in said[0]
         assert shapes <= {(128, 128)}
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the worker of FSDP1 found, of both ranks."""
+    folder = tmp_path_factory.mktemp("flat")
+    done = torchrun("flat", 2, folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size", "dtype"),
+    [
+        ("8bit", 2.1, "torch.uint8"), ("8bit-nearest", 2.1, "torch.uint8"), ("4bit", 1.1, "torch.uint8"),
+        ("bf16", 4.1, "torch.bfloat16"), ("min_size", 2.1, "torch.uint8"), ("fp32", 8.0, "torch.float32"),
+    ],
+)  # fmt: skip
+def test_flat_parameters_of_fsdp1_are_quantized_and_resumed(
+    flat: list[dict[str, Any]], name: str, size: float, dtype: str, original: bool
+) -> None:
+    for found in (rank[f"{name}-{original}"] for rank in flat):
+        assert found["bytes"] <= size
+        assert found["dtypes"] == [dtype]
+        assert found["same"]
+        if found["saved"]:  # whole state dictionaries may be on the first rank alone
+            assert found["saved"] == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+
+@pytest.mark.parametrize(("name", "warned"), [("SOAP", True), ("LAMB", True), ("Lion", False)])
+def test_rules_of_whole_parameters_warn_of_flat_ones(flat: list[dict[str, Any]], name: str, warned: bool) -> None:
+    for rank in flat:
+        assert [m.split(":")[0] for m in rank[name] if "FSDP1" in m] == [name] * warned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,3 +72,33 @@ def test_the_report_says_it_in_words() -> None:
 def test_no_parameters_no_division() -> None:
     report = halfulp.AdamW([nn.Parameter(torch.empty(0, 5))], state="fp8", min_size=0).memory()
     assert (report.total, report.bytes_per_parameter) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "warned"),
+    [
+        ([(1 << 18,)], {}, True),  # a part that DeepSpeed's ZeRO flattened
+        ([(1 << 18,)], {"min_size": 0}, False),
+        ([(1 << 18,)], {"state": "fp32"}, False),
+        ([(1 << 12,)], {}, False),  # less than a MiB
+        ([(1 << 18,), (1 << 12, 1 << 12)], {}, False),  # less than a tenth
+        ([(1 << 18,), (1 << 10, 1 << 10)], {}, True),
+        ([(32, 64)] * 128, {}, True),
+        ([(1 << 10, 1 << 9)], {"keep_fp32": "w*"}, False),  # asked for
+    ],
+)
+def test_what_fp32_states_cost_is_said_once(
+    shapes: list[tuple[int, ...]], options: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = [(f"w{i}", nn.Parameter(torch.zeros(shape))) for i, shape in enumerate(shapes)]
+    optimizer = halfulp.AdamW(params, **options)
+    for _ in range(2):
+        for _, p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    said = [m for m in caplog.messages if "stay in fp32 take" in m]
+    assert len(said) == warned
+    if warned:
+        kept = sum(row.bytes for row in optimizer.memory().rows if row.kept_fp32)
+        assert f"take {kept / 2**20:.1f} of {optimizer.memory().total / 2**20:.1f} MiB" in said[0]
+        assert "min_size=0" in said[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.memory import MemoryReport
 from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import agree, local
 from halfulp.numbers.log import log_once
@@ -15,7 +16,7 @@ from halfulp.numbers.log import log_once
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
-__all__ = ["PARAM_DTYPES", "check_gradients", "check_param", "is_dry_run", "tell_replaced"]
+__all__ = ["PARAM_DTYPES", "check_gradients", "check_param", "is_dry_run", "tell_kept_fp32", "tell_replaced"]
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,6 +82,23 @@ def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Ite
     params = [p for _, found in groups for p in found]
     moved = any(bool(torch.count_nonzero(local(p.grad))) for p in params if p.grad is not None)
     return not agree(moved, params)
+
+
+def tell_kept_fp32(report: MemoryReport) -> None:
+    """Say what the states of vectors and of small tensors cost, which stay in fp32, where it is much.
+
+    That is a tenth of all bytes of state, and a MiB. Parts that were flattened by others (ZeRO's) are such vectors.
+    """
+    kept = [row for row in report.rows if row.kept_fp32 is not None and "keep_fp32" not in row.kept_fp32]
+    size = sum(row.bytes for row in kept)
+    if size > max(report.total / 10, 1 << 20):
+        most = max(kept, key=lambda row: row.bytes)
+        log_once(
+            f"states that stay in fp32 take {size / 2**20:.1f} of {report.total / 2**20:.1f} MiB: those of "
+            f"{len({row.parameter for row in kept})} parameters, as {most.parameter} ({most.kept_fp32}). min_size=0 "
+            "quantizes these too",
+            level=30,
+        )
 
 
 def tell_replaced(before: Registry, now: Registry, state: Mapping[Any, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.engine.plan import GroupPlan, StatePlan, plan_states
-from halfulp.engine.sharding import local
+from halfulp.engine.sharding import is_flat, local
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.engine.states import drop_leftovers
 from halfulp.kernels.binding import plain
@@ -40,7 +40,7 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
         elif key in registry:
             if entries:
                 optimizer.states(key)  # what was put there since the last step is set right first
-            state[registry[key].index] = entries
+            state[registry[key].index] = _decoded(optimizer, key, entries) if is_flat(key) else entries
         else:
             log_once("states of tensors that are in no group any more are not saved", level=30)
     result: dict[str, Any] = {
@@ -50,6 +50,15 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
     for post_hook in optimizer._optimizer_state_dict_post_hooks.values():
         result = post_hook(optimizer, result) or result
     return result
+
+
+def _decoded(optimizer: RuleOptimizer, param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
+    """Entries with the states' values in place of codes and scales: FSDP1 gathers and cuts states by element."""
+    decoded = dict(entries)
+    for state in optimizer.states(param) if entries else ():
+        decoded.pop(state.scale_key, None)
+        decoded[state.slot.name] = state.read()
+    return decoded
 
 
 def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +181,8 @@ def _entries(param: Tensor, label: str, plan: Sequence[StatePlan], saved: Any) -
         log_once(f"{label}: saved without {names}, which begins anew ({why})", level=20 if all_of_it else 30)
     states = [s for s in states if s not in gone]
     expected = {"step", *(key for state in states for key in state.keys)}
+    if is_flat(param):
+        _encode(param, label, states, left)
     ours = {f"{s.slot.name}{end}" for s in states for end in ("", "_scale", "_age")} | {"step"}
     if set(left) & ours != expected:
         raise ValueError(
@@ -179,12 +190,23 @@ def _entries(param: Tensor, label: str, plan: Sequence[StatePlan], saved: Any) -
             f"shape {tuple(param.shape)}. Build it with the shapes, min_size and keep_fp32 it was saved with"
         )
     for key in ("step", *(s.age_key for s in states)):
-        entries[key] = count(label, key, saved[key])
+        entries[key] = count(label, key, left[key])
     for state in states:
-        tensor_entries(label, state, saved, param.device)
+        tensor_entries(label, state, left, param.device)
         check_values(label, state)
     entries.update({k: deepcopy(v) for k, v in left.items() if k not in entries})  # the user's own
     return entries
+
+
+def _encode(param: Tensor, label: str, states: Sequence[SlotState], saved: dict[str, Any]) -> None:
+    """Replace values, which the state_dict of a flat parameter has, by codes and scales."""
+    for state in states:
+        values = saved.get(state.slot.name)
+        if not isinstance(values, Tensor) or (values.dtype, values.shape) != (torch.float32, state.shape):
+            continue  # codes, or what is refused as such
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{label}: {state.slot.name} has values that are not finite; {DAMAGED}")
+        saved.update(state.encoded(param, values.to(param.device)))
 
 
 @torch.inference_mode(False)

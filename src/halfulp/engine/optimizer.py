@@ -419,6 +419,8 @@ class RuleOptimizer(Optimizer):
                 state.pop(p, None)
                 known.pop(p, None)
             raise
+        if len(new) == len(state):  # the first step
+            checks.tell_kept_fp32(self.memory())
         return bounds
 
     def _bind(self, group: dict[str, Any], param: Tensor) -> Bound:

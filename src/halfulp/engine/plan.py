@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, as_schedule
-from halfulp.engine.sharding import is_sharded, local_state_shape
+from halfulp.engine.sharding import is_flat, is_sharded, local_state_shape
 from halfulp.engine.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
@@ -151,6 +151,12 @@ def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storag
         log_once(
             f"{rule.title or rule.name}: rule {rule.name!r} needs all elements of a sharded parameter, so that its "
             "states are whole on every rank (memory() counts them so)",
+            level=30,
+        )
+    if is_flat(param) and not rule.shardable:
+        log_once(
+            f"{rule.title or rule.name}: rule {rule.name!r} needs each parameter whole, and FSDP1 gives it flat parts, "
+            "which it takes for vectors. Shard with fully_shard (FSDP2) instead",
             level=30,
         )
     found = []

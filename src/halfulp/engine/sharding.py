@@ -33,6 +33,7 @@ __all__ = [
     "cut",
     "gathered",
     "has_memory",
+    "is_flat",
     "is_sharded",
     "is_wrapper",
     "local",
@@ -60,6 +61,11 @@ def local(x: Tensor) -> Tensor:
 def is_wrapper(x: Tensor) -> bool:
     """Whether a tensor is a subclass that wraps others (torchao's float8 weights): it has no memory of its own."""
     return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__ and not is_sharded(x)
+
+
+def is_flat(x: Tensor) -> bool:
+    """Whether a parameter is a flat part of others, as FSDP1 (``FullyShardedDataParallel``) makes them."""
+    return bool(getattr(x, "_fsdp_flattened", False)) and x.ndim == 1
 
 
 def has_memory(x: Tensor) -> bool:

@@ -108,6 +108,10 @@ class SlotState:
         self.stored().write_(*self._initial(param))
         self.age = 0
 
+    def encoded(self, param: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Entries that store values of this shape, rounded to nearest: codes, and scales where the format has them."""
+        return self._entered(param, *self._nearest(values))
+
     def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.slot.init is None:
             return self.quantizer.zeros(self.shape, param.device)
@@ -163,7 +167,7 @@ class SlotState:
         else:
             raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}")
         log_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}", level=30)
-        return {**self._entered(param, *self._nearest(values)), self.age_key: age}
+        return {**self.encoded(param, values), self.age_key: age}
 
     def _present(self) -> list[str]:
         return [k for k in (self.slot.name, self.scale_key) if self.entries.get(k) is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from halfulp.engine.options import GROUP_DEFAULTS
+from halfulp.engine.sharding import is_flat
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer, Rounding
@@ -31,7 +32,8 @@ class StorageOptions:
         Kind of the scales (``"pow2"`` or ``"fp32"``), and the number of elements that share one. A :class:`Quantizer`
         passed as a state overrides both.
     min_size
-        Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything.
+        Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything. The flat parameters of FSDP1
+        are quantized like matrices.
     keep_fp32
         Name pattern or patterns (:mod:`fnmatch`) of parameters whose states stay in fp32. Needs named parameters.
     zero_floor
@@ -123,7 +125,7 @@ def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: Storag
 
 def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:
     """Why the states of a parameter stay in fp32; ``None`` if they do not."""
-    if param.ndim < 2 and options.min_size > 0:
+    if param.ndim < 2 and options.min_size > 0 and not is_flat(param):
         return f"{param.ndim}-D tensor"
     if param.numel() < options.min_size:
         return f"{param.numel()} elements, fewer than min_size={options.min_size}"
