@@ -22,7 +22,7 @@ from halfulp.numbers.scaling import rows_and_cols
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
-__all__ = ["check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
+__all__ = ["bare", "check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that wrappers of a model put into the names of its parameters."""
@@ -84,6 +84,8 @@ def validate(
         or not all(isinstance(g, dict) and isinstance(g.get("params"), (list, tuple)) for g in saved_groups)
     ):
         raise ValueError("not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups")
+    for saved in saved_groups:
+        _check_kind(optimizer, saved)
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
         raise ValueError(
             f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
@@ -94,7 +96,6 @@ def validate(
     for saved, group in zip(saved_groups, groups, strict=True):
         keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
         values.append(deepcopy({k: v for k, v in saved.items() if k not in keep}))
-        _check_kind(optimizer, saved)
         merged = {**group, **values[-1]}  # what the group will be: its hyper-parameters decide which states there are
         plan = optimizer.plan(merged)
         _check_storage(saved, plan)
@@ -121,7 +122,7 @@ def validate(
 
 def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
     name = type(optimizer).__name__
-    missing = sorted(k for k in optimizer.defaults if k not in saved and k != "differentiable")
+    missing = sorted(k for k in optimizer.defaults if k not in saved and k not in ("differentiable", "split"))
     if not isinstance(saved.get("state"), str):
         raise ValueError(
             f"not a state_dict of halfulp.{name}, but of torch.optim or another library: its groups lack {missing}. "
@@ -144,7 +145,7 @@ def _check_storage(saved: dict[str, Any], plan: GroupPlan) -> None:
 
 def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
     """Saved keys in the order of a group's parameters: by name, where both have names."""
-    theirs, mine = ([_bare(n) for n in g.get("param_names") or ()] for g in (saved, group))
+    theirs, mine = ([bare(n) for n in g.get("param_names") or ()] for g in (saved, group))
     keys = list(saved["params"])
     if theirs == mine or len(theirs) != len(keys) or len(mine) != len(keys):
         return keys
@@ -162,7 +163,8 @@ def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
     return keys
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """The name of a parameter without what wrappers of its model put into it."""
     return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
 
 

@@ -289,6 +289,8 @@ class Conda(HyperOptimizer):
         eps: float = 1e-08,
         period: int = 2000,
         update_scale: float = 1.0,
+        *,
+        split: str | None = None,
         **options: Unpack[TorchOptions],
     ) -> None: ...
 
@@ -442,7 +444,20 @@ class Muon(_Muon):
         adjust_lr_fn: str = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-08,
-        fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*"),
+        fallback: tuple[str, ...] = (
+            "*emb*",
+            "*wte*",
+            "*wpe*",
+            "*lm_head*",
+            "*shared.weight",
+            "*head.weight",
+            "output.weight",
+            "*.output.weight",
+            "*classifier.weight",
+            "*score.weight",
+        ),
+        *,
+        split: str | None = None,
         **options: Unpack[TorchOptions],
     ) -> None: ...
 
@@ -489,6 +504,8 @@ class SOAP(HyperOptimizer):
         eps: float = 1e-08,
         period: int = 10,
         max_dim: int = 10000,
+        *,
+        split: str | None = None,
         **options: Unpack[TorchOptions],
     ) -> None: ...
 
@@ -552,5 +569,7 @@ class SubspaceMomentum(HyperOptimizer):
         eps: float = 1e-08,
         rank: int = 128,
         period: int = 200,
+        *,
+        split: str | None = None,
         **options: Unpack[TorchOptions],
     ) -> None: ...

@@ -7,12 +7,15 @@ import sys
 from dataclasses import fields
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.options import GROUP_DEFAULTS, TorchOptions
 from halfulp.engine.storage import StorageOptions
 from halfulp.optim.described import described
 from halfulp.rules.base import Rule
 from halfulp.rules.hyper import HyperBase
+from halfulp.rules.parts import MatrixHyper, Split, in_parts, tell_ambiguous
 
 __all__ = ["HyperOptimizer", "optimizer"]
 
@@ -76,9 +79,25 @@ class HyperOptimizer(RuleOptimizer):
         values = self.hyper(**arguments)
         super().__init__(params, {name: getattr(values, name) for name in self.hyper.names()}, **options)
 
+    def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
+        """:attr:`rule`, of each matrix of a parameter where the group says how they are split."""
+        split = group.get("split") if issubclass(self.hyper, MatrixHyper) else None
+        return (self.rule if split is None else in_parts(self.rule, Split.of(split)),)
+
+    def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
+        """The rule of one parameter; what may be several matrices is said."""
+        if issubclass(self.hyper, MatrixHyper) and group["split"] is None:
+            place = self.registry[param]
+            tell_ambiguous(self.rule.title, place.name, place.label, tuple(param.shape))
+        return super().rule_for(group, param)
+
     def _check_group(self, group: dict[str, Any]) -> None:
         self.hyper.of(group).check()
         super()._check_group(group)
+        if group.get("split") is not None and issubclass(self.hyper, MatrixHyper):
+            for param in group["params"]:
+                if param.ndim > 1:
+                    Split.of(group["split"]).shapes(tuple(param.shape))
 
 
 def optimizer(rule: Rule) -> type[HyperOptimizer]:

@@ -7,22 +7,44 @@ from typing import Any
 
 from torch import Tensor
 
+from halfulp.engine.sharding import is_flat
+from halfulp.numbers.log import log_once
 from halfulp.optim.base import HyperOptimizer
 from halfulp.rules.base import Rule
 from halfulp.rules.matrix import MUON, MUON_FALLBACK
+from halfulp.rules.parts import Split, in_parts
 
 __all__ = ["Muon"]
+
+EXPERTS = in_parts(MUON, Split.of("stacked"))
 
 
 class Muon(HyperOptimizer):  # noqa: D101 - its rule says what it is
     rule = MUON
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
-        """Muon, and its fallback."""
-        return (MUON, MUON_FALLBACK)
+        """Muon as the group splits it, or of stacked experts, and its fallback."""
+        return (*super().rules(group), EXPERTS, MUON_FALLBACK)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
-        """The fallback for vectors, and for matrices whose name matches a pattern."""
-        name = self.registry[param].name
-        named = name is not None and any(fnmatch.fnmatchcase(name, p) for p in group["fallback"])
-        return MUON_FALLBACK if param.ndim < 2 or named else MUON
+        """The fallback for vectors, and for matrices whose name matches a pattern; experts are told by their name."""
+        place, patterns = self.registry[param], group["fallback"]
+        name = place.name
+        if is_flat(param):
+            log_once(
+                "Muon: FSDP1 gives it flat parts of matrices, all of which go to AdamW. Shard with fully_shard (FSDP2) "
+                "instead",
+                level=30,
+            )
+        if param.ndim < 2 or (name is not None and any(fnmatch.fnmatchcase(name, p) for p in patterns)):
+            return MUON_FALLBACK
+        if name is None and patterns:
+            log_once(
+                "Muon: parameters have no names, so that embeddings and output layers are taken for hidden layers. "
+                "Pass model.named_parameters(), or fallback=() where there are none among them",
+                level=30,
+            )
+        if param.ndim == 3 and group["split"] is None and name is not None and "expert" in name:
+            log_once(f"Muon: {name} of shape {tuple(param.shape)} is taken as {param.shape[0]} matrices, by its name")
+            return EXPERTS
+        return super().rule_for(group, param)

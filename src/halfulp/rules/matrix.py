@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
-from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.parts import MatrixHyper
 from halfulp.rules.slots import GRADIENT, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -25,7 +25,7 @@ __all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", 
 
 
 @dataclass(frozen=True)
-class MuonHyper(HyperParameters):
+class MuonHyper(MatrixHyper):
     """Hyper-parameters of Muon, and of the AdamW that takes vectors, embeddings and output layers.
 
     Parameters
@@ -40,7 +40,8 @@ class MuonHyper(HyperParameters):
     betas, eps
         Of the fallback.
     fallback
-        Name patterns of matrices that AdamW takes; vectors always do.
+        Name patterns of matrices that AdamW takes: embeddings and output layers. Vectors always go there. Parameters
+        without names are all taken for hidden layers, which is logged unless this is ``()``.
     """
 
     lr: float | Tensor = 1e-3
@@ -53,7 +54,10 @@ class MuonHyper(HyperParameters):
     adjust_lr_fn: str = "match_rms_adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*")
+    fallback: tuple[str, ...] = (
+        "*emb*", "*wte*", "*wpe*", "*lm_head*", "*shared.weight", "*head.weight", "output.weight", "*.output.weight",
+        "*classifier.weight", "*score.weight",
+    )  # fmt: skip
 
     free: ClassVar[tuple[str, ...]] = ("ns_coefficients", "fallback")
 
@@ -104,8 +108,9 @@ MUON = with_weight_decay(
         summary="the momentum of each matrix, orthogonalised; AdamW for vectors, embeddings and output layers",
         source="Jordan et al., 2024, with the sizes of Liu et al., arXiv 2502.16982",
         notes="""Which matrices go to AdamW is decided by name (`fallback`), so pass ``model.named_parameters()``.
-        ``torch.optim.Muon`` takes matrices only; its ``eps`` is ``ns_eps`` here, and its ``adjust_lr_fn`` is
-        ``"original"`` unless given.""",
+        Experts in one tensor are told by their name (``*expert*``) or ``split="stacked"``, a fused QKV by
+        ``split="rows:3"``, in a group of its own. ``torch.optim.Muon`` takes matrices only; its ``eps`` is ``ns_eps``
+        here, and its ``adjust_lr_fn`` is ``"original"`` unless given.""",
         example="""
         >>> import torch, halfulp
         >>> model = torch.nn.Linear(64, 64)
@@ -126,7 +131,7 @@ step where 4 bits have rounded it to zero."""
 
 
 @dataclass(frozen=True)
-class SOAPHyper(MomentsHyper):
+class SOAPHyper(MomentsHyper, MatrixHyper):
     """Hyper-parameters of SOAP.
 
     Parameters
@@ -134,7 +139,7 @@ class SOAPHyper(MomentsHyper):
     period
         Steps between updates of the eigenbases.
     max_dim
-        Dimensions longer than this are not rotated; of tensors with more than two dimensions, none is.
+        Dimensions longer than this are not rotated; of tensors with more than two dimensions, none is without `split`.
     """
 
     lr: float | Tensor = 3e-3
@@ -218,7 +223,7 @@ SOAP = with_weight_decay(
 
 
 @dataclass(frozen=True)
-class CondaHyper(MomentsHyper):
+class CondaHyper(MomentsHyper, MatrixHyper):
     """Hyper-parameters of Conda.
 
     Parameters

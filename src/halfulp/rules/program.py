@@ -182,7 +182,7 @@ class Branches:
 
 def is_number(slot: StateSlot) -> bool:
     """Whether a state is one number a tensor, whatever the shape of the parameter."""
-    return slot.shape((2, 3)) == ()
+    return slot.shape((2,)) == ()
 
 
 def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.parts import MatrixHyper
 from halfulp.rules.slots import Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -81,7 +82,7 @@ SUBSET_NORM = with_weight_decay(
 
 
 @dataclass(frozen=True)
-class SubspaceMomentumHyper(SubsetNormHyper):
+class SubspaceMomentumHyper(SubsetNormHyper, MatrixHyper):
     """Hyper-parameters of Subset-Norm with Subspace-Momentum.
 
     Parameters
