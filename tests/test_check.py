@@ -168,6 +168,57 @@ def test_the_command(bf16: torch.optim.Optimizer, tmp_path: Path) -> None:
     assert "exp_avg_sq is bfloat16, nearest" in result.output
 
 
+def check_of(folder: Path, *saved: torch.optim.Optimizer) -> str:
+    """What the command says of some optimizers in one file, on one line."""
+    torch.save([optimizer.state_dict() for optimizer in saved], folder / "optimizer.pt")
+    result = CliRunner().invoke(app, ["check", str(folder / "optimizer.pt")], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def adamw(*tensors: torch.Tensor) -> torch.optim.Optimizer:
+    params = [torch.nn.Parameter(t) for t in tensors]
+    optimizer = torch.optim.AdamW(params)
+    for step in range(300):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).to(p.dtype)
+        optimizer.step()
+    return optimizer
+
+
+def test_a_verdict_says_of_how_much_it_is(tmp_path: Path) -> None:
+    """Of 640 elements in norms nothing is advised for the whole; of all of a slot it is."""
+    few = check_of(tmp_path, adamw(torch.zeros(640, dtype=torch.bfloat16), torch.zeros(512, 256)))
+    assert "640 of 131,712 elements of exp_avg_sq are bfloat16, nearest" in few
+    assert "all other states, 99.8% of the elements, can still move" in few
+    assert "keep them in fp32" not in few
+    many = check_of(tmp_path, adamw(torch.zeros(64, 64, dtype=torch.bfloat16)))
+    assert "exp_avg_sq is bfloat16, nearest" in many
+    advice = many[many.index("optimizer = halfulp.AdamW") :]
+    first, second = advice.split("; ")[:2]
+    model = torch.nn.Linear(64, 64, bias=False)
+    names = {"halfulp": halfulp, "model": model, "saved": trained().state_dict()}
+    exec(f"{first}\n{second}", names)  # what is advised runs
+    assert names["optimizer"].state[model.weight]["step"] == 300  # type: ignore[attr-defined]
+
+
+def test_every_optimizer_of_a_file_is_judged_and_what_is_not_is_named(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    rows = torch.optim.Adafactor([weight])
+    weight.grad = torch.randn(64, 64)
+    rows.step()
+    said = check_of(tmp_path, rows, adamw(torch.zeros(64, 64)), trained())
+    assert [f"optimizer.pt: [{i}]" in said for i in range(3)] == [True] * 3
+    assert (
+        "[0] is not judged: the optimizer has made no step, or keeps no averages that are known here; row_var" in said
+    )
+    both = trained()
+    both.state[both.param_groups[0]["params"][0]]["row_var"] = torch.ones(64)
+    said = check_of(tmp_path, both)
+    assert "not judged: row_var (" in said
+    assert "not judged: exp_avg" not in said
+
+
 @pytest.mark.parametrize(
     ("columns", "left_out"),
     [

@@ -15,6 +15,7 @@ import halfulp
 from halfulp.checkpoint.files import write_file
 from halfulp.checkpoint.read import find_optimizers, read_saved
 from halfulp.cli import app
+from halfulp.engine.loading import bare
 
 STEPS, BETAS = 7, (0.8, 0.95)
 
@@ -435,3 +436,46 @@ def test_what_the_command_refuses(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["convert", str(tmp_path / source), str(tmp_path / target), *more])
         assert result.exit_code == 1
         assert message in str(result.exception)
+
+
+ORDERS: dict[str, tuple[list[list[str]], list[list[str]], str | None]] = {
+    "as saved": ([["a", "b"], ["c"]], [["a", "b"], ["c"]], None),
+    "another order": ([["a", "b", "c"]], [["c", "a", "b"]], None),
+    "other groups": ([["a", "b", "c"]], [["c"], ["a", "b"]], None),
+    "other groups of the same sizes": ([["a"], ["b", "c"]], [["b"], ["c", "a"]], None),
+    "a wrapper": ([["module.a", "module.b"], ["module._orig_mod.c"]], [["c", "a"], ["b"]], None),
+    "other names": ([["x", "y", "z"]], [["a", "b", "c"]], None),  # by their order, which is said
+    "some other names, in another order": ([["a", "y", "c"]], [["c", "a", "b"]], "in another order, and not all"),
+    "others in other groups": ([["a", "b", "x"]], [["a"], ["b", "c"]], r"lacks parameters \['c'\] and has \['x'\]"),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+@pytest.mark.parametrize("how", ["convert", "load"])
+def test_conversion_matches_names_as_loading_does(case: str, how: str) -> None:
+    saved, here, message = ORDERS[case]
+    flat = [bare(name) for group in saved for name in group]
+
+    def build(cls: Any, groups: list[list[str]], **options: Any) -> tuple[Any, dict[str, nn.Parameter]]:
+        params = {name: nn.Parameter(torch.zeros(4, 4)) for group in groups for name in group}
+        return cls([{"params": [(n, params[n]) for n in group]} for group in groups], **options), params
+
+    source, params = build(halfulp.AdamW, saved, state="fp32")
+    for i, p in enumerate(params.values()):
+        p.grad = torch.full((4, 4), i + 1.0)
+    source.step()
+    target, own = build(halfulp.AdamW, here, state="fp32")
+    regrouped = how == "load" and {frozenset(map(bare, g)) for g in saved} != {frozenset(g) for g in here}
+    if message is not None or (regrouped and case != "other names"):
+        with pytest.raises(ValueError, match=message if how == "convert" else None):
+            load(source.state_dict(), target, how)
+        return
+    load(source.state_dict(), target, how)
+    for place, (name, p) in enumerate(own.items()):
+        number = flat.index(name) if name in flat else place
+        expected = source.state[list(params.values())[number]]["exp_avg"]
+        assert torch.equal(target.state[p]["exp_avg"], expected)
+
+
+def load(state_dict: dict[str, Any], target: Any, how: str) -> None:
+    target.load_state_dict(halfulp.convert_state_dict(state_dict, to=target) if how == "convert" else state_dict)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+import halfulp
+from halfulp.checkpoint.movable import movable
 from halfulp.numbers.formats import FORMATS, FRIENDLY, Format, get_format, resolve_name
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import decode, encode, storage_dtype
@@ -265,3 +271,52 @@ def test_a_dtype_names_the_format_of_its_values(dtype: torch.dtype, signed: bool
 def test_what_is_no_format(given: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_format(given)  # type: ignore[arg-type]
+
+
+EIGHTHS = Format("my_eighths", "codebook", 4, True, levels=tuple(i / 8 for i in range(-7, 9)))
+
+
+@pytest.fixture
+def registered() -> Iterator[Format]:
+    yield halfulp.register_format(EIGHTHS)
+    del FORMATS[EIGHTHS.name]
+
+
+def test_a_registered_format_is_known_by_its_name(registered: Format, tmp_path: Path) -> None:
+    """To states, conversion, files, check and the monitor."""
+    p = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = halfulp.AdamW([p], state={"exp_avg": "my_eighths"}, min_size=0)
+    watch = halfulp.StallMonitor(optimizer, every=1)
+    for step in range(3):
+        p.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    assert optimizer.group_quantizers(optimizer.param_groups[0])["exp_avg"].format is registered
+    assert "exp_avg" in {m.slot for m in watch.measure()}
+    row = next(r for r in movable(optimizer.state_dict()) if r.slot == "exp_avg")
+    assert row.format.startswith("my_eighths")
+
+    halfulp.save_optimizer(optimizer, tmp_path / "o.safetensors")
+    again = halfulp.AdamW([p], state={"exp_avg": "my_eighths"}, min_size=0)
+    halfulp.load_optimizer(again, tmp_path / "o.safetensors")
+    assert torch.equal(again.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
+
+    plain = torch.optim.AdamW([p])
+    plain.load_state_dict(halfulp.convert_state_dict(optimizer.state_dict(), to=plain))
+    assert torch.equal(plain.state[p]["exp_avg"], optimizer.state_tensor(p, "exp_avg"))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "error", "message"),
+    [
+        (Format("8bit", "codebook", 4, True, levels=EIGHTHS.levels), ValueError, "another format '8bit'"),
+        (Format("bfloat16", "codebook", 4, True, levels=EIGHTHS.levels), ValueError, "another format 'bfloat16'"),
+        (Format("my_eighths", "codebook", 4, True, levels=(*EIGHTHS.levels[:-1], 2.0)), ValueError, "name of its own"),
+        ("fp8", TypeError, "a Format is registered, got 'fp8'"),
+    ],
+)
+def test_what_cannot_be_registered(registered: Format, fmt: Any, error: type[Exception], message: str) -> None:
+    known = dict(FORMATS)
+    with pytest.raises(error, match=message):
+        halfulp.register_format(fmt)
+    assert known == FORMATS
+    assert halfulp.register_format(replace(EIGHTHS)) is registered  # the same once more

@@ -69,7 +69,7 @@ def test_what_is_no_logger_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_hugging_face_trainer(tmp_path: Path) -> None:
+def test_hugging_face_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     model = torch.nn.Linear(64, 64)
@@ -85,11 +85,23 @@ def test_hugging_face_trainer(tmp_path: Path) -> None:
     data = [{"x": torch.randn(64), "labels": torch.zeros(64)} for _ in range(32)]
     callback = trainer_callback(every=2)
     args = transformers.TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=6, logging_steps=2, report_to=[],
-        save_strategy="no", use_cpu=True,
+        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=6, logging_steps=2,
+        report_to=["a reporter"], save_strategy="no", use_cpu=True,
     )  # fmt: skip
+    heard: list[dict[str, float]] = []
+
+    class Reporter(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            heard.append(dict(logs))
+
+    monkeypatch.setattr(
+        transformers.trainer, "get_reporting_integration_callbacks", lambda names: [Reporter] * len(names)
+    )
     trainer = transformers.Trainer(model=Model(), args=args, train_dataset=data, callbacks=[callback])
     trainer.train()
+    measured = [entry for entry in heard if "loss" in entry]
+    assert len(measured) == 3
+    assert all("halfulp/exp_avg_sq/stalled" in entry for entry in measured)  # though reporters come first in the list
     assert callback.table is not None
     assert callback.table.steps == 6
     assert {r.parameter for r in callback.table.rows} == {"inner.weight", "inner.bias"}

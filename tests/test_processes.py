@@ -44,6 +44,12 @@ def test_workers_of_a_loader_make_steps() -> None:
     run("loader")
 
 
+@pytest.mark.parametrize("process", range(2))
+def test_first_steps_in_threads_have_the_bits_of_the_reference(process: int) -> None:
+    """Fresh processes: tables of formats are made by whichever thread is first."""
+    run("threads")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_save_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     found = json.loads(run("kill", 0, KILLS, tmp_path))

@@ -584,6 +584,16 @@ def test_names_in_another_order_that_are_not_all_known_are_refused() -> None:
         named([2, 0])[0].load_state_dict(saved.state_dict())
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_way_out_is_said_where_groups_differ_too(groups: int) -> None:
+    """States of torch.optim in other groups: that they are to be converted is the first thing to know."""
+    params = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(2)]
+    theirs = torch.optim.AdamW([{"params": params}] if groups == 2 else [{"params": [p]} for p in params])
+    mine = halfulp.AdamW([{"params": [p]} for p in params] if groups == 2 else params)
+    with pytest.raises(ValueError, match=r"another library.*convert_state_dict"):
+        mine.load_state_dict(theirs.state_dict())
+
+
 def test_keys_of_schedulers_survive_a_load_and_no_hook_of_state_dict_runs() -> None:
     first_run, _ = make("AdamW 8bit")
     step(first_run, 0)

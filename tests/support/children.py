@@ -1,6 +1,7 @@
 """Optimizers in forked, spawned and killed processes; a script, since pytest's own process is not to be forked.
 
-``python children.py fork THREADS_USED STEPPED IMPORTED``, ``spawn``, ``loader`` or ``kill SEED COUNT FOLDER``.
+``python children.py fork THREADS_USED STEPPED IMPORTED``, ``spawn``, ``loader``, ``threads``, or ``kill SEED COUNT
+FOLDER``.
 """
 
 from __future__ import annotations
@@ -150,12 +151,52 @@ def kill(seed: int, count: int, folder: Path) -> None:
     print(json.dumps({"kills": count, "seen": seen, "temporary files left": left}))
 
 
+def threads() -> None:
+    """First steps of four optimizers in four threads, and two more after them, have the bits of the reference."""
+    import gc
+    import threading
+
+    import halfulp
+
+    torch.set_num_threads(1)
+
+    def make(state: str, seed: int, backend: str | None) -> tuple[halfulp.AdamW, torch.nn.Parameter]:
+        p = torch.nn.Parameter(torch.randn(64, 128, generator=torch.Generator().manual_seed(seed)))
+        p.grad = torch.randn(64, 128, generator=torch.Generator().manual_seed(seed + 9))
+        return halfulp.AdamW([p], lr=0.1, state=state, seed=seed, min_size=0, backend=backend), p
+
+    for state in ("int8", "8bit", "4bit", "fp4", "int4", "fp8"):
+        together = [make(state, seed, None) for seed in range(4)]
+        barrier = threading.Barrier(4)
+
+        def first(optimizer: halfulp.AdamW, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            optimizer.step()
+
+        running = [threading.Thread(target=first, args=(optimizer,)) for optimizer, _ in together]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        gc.collect()  # tables that only a lost race had made are gone now
+        for seed, (optimizer, p) in enumerate(together):
+            alone, q = make(state, seed, "reference")
+            for _ in range(2):
+                optimizer.step()
+            for _ in range(3):
+                alone.step()
+            if not torch.equal(p, q):
+                raise SystemExit(f"{state}: bits of a thread differ from the reference")
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "fork":
         fork(*(int(a) for a in rest))  # type: ignore[arg-type]
     elif what == "loader":
         loader()
+    elif what == "threads":
+        threads()
     elif what == "kill":
         kill(int(rest[0]), int(rest[1]), Path(rest[2]))
     else:

@@ -7,7 +7,6 @@ Another training goes on with the live weights and the average, as if it had not
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +21,7 @@ from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part, whole
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.sharding import is_sharded
-from halfulp.monitor.bases import lightning_base, transformers_base
+from halfulp.monitor.bases import calling, lightning_base, transformers_base
 from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]
@@ -129,17 +128,14 @@ class _Evaluated:
             return getattr(type(self.trainer), self.loop)(self.trainer, *args, **kwargs)
 
 
-def _calling_trainer(callback: Any) -> tuple[Any, dict[str, Any]]:
-    """The trainer that calls a callback, and the local variables of its loop: callbacks are not told either."""
-    frame = sys._getframe(1)
+def _calling_trainer(callback: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The trainer that calls a callback, and the local variables of its loop."""
     found: Any = None
-    while frame is not None:
-        trainer = frame.f_locals.get("self")
-        if callback in getattr(getattr(trainer, "callback_handler", None), "callbacks", ()):
-            found = trainer
-            if "resume_from_checkpoint" in frame.f_locals:
-                return found, frame.f_locals
-        frame = frame.f_back  # type: ignore[assignment]
+    for found, variables in calling(
+        lambda o: callback in getattr(getattr(o, "callback_handler", None), "callbacks", ())
+    ):
+        if "resume_from_checkpoint" in variables:
+            return found, variables
     return found, {}
 
 

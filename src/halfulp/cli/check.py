@@ -53,7 +53,13 @@ def command(
         )
     optimizers = find_optimizers(read_saved(checkpoint))
     for place, state_dict in optimizers:
-        rows = movable(state_dict)
+        try:
+            rows = movable(state_dict)
+        except ValueError as error:
+            if len(optimizers) == 1:
+                raise
+            console.print(f"{checkpoint.name}: {place} is not judged: {error}", markup=False, soft_wrap=True)
+            continue
         title = f"{checkpoint.name}{': ' + place if place else ''}"
         print_table(console, _table(title, rows), drop=DROP)
         if any(r.assumed for r in rows):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager
-from types import FrameType
 from typing import Any
 
-from halfulp.monitor.bases import lightning_base, transformers_base
+from halfulp.monitor.bases import calling, lightning_base, transformers_base
 from halfulp.monitor.hooked import harmless
 from halfulp.monitor.loggers import as_sink, figures
 from halfulp.monitor.table import MonitorTable
@@ -122,15 +120,16 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
 def go_first(callback: Any) -> None:
     """Put a callback before all others of the trainer that is calling it, so that they hear of what it adds to logs.
 
-    The trainer tells callbacks nothing of its list of them: it is found in the frame of the caller.
+    The trainer does not give callbacks its list of them.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        callbacks = getattr(frame.f_locals.get("self"), "callbacks", None)
-        if isinstance(callbacks, list) and any(c is callback for c in callbacks):
-            callbacks.sort(key=lambda c: c is not callback)
-            return
-        frame = frame.f_back
+
+    def tells(handler: Any) -> bool:
+        callbacks = getattr(handler, "callbacks", None)
+        return isinstance(callbacks, list) and any(c is callback for c in callbacks)
+
+    for handler, _ in calling(tells):
+        handler.callbacks.sort(key=lambda c: c is not callback)
+        return
 
 
 def _harmless() -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.monitor.bases import calling
 from halfulp.numbers.log import log_once
 from halfulp.optim import AdamW
 from halfulp.training.release import release_gradients
@@ -103,10 +104,12 @@ def _split_names(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_trainer() -> Any:
-    """The ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is two calls up; ``None`` elsewhere."""
-    trainer = sys._getframe(2).f_locals.get("self")
-    args = getattr(trainer, "args", None)
-    return args if hasattr(args, "learning_rate") else None
+    """The ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is being called; ``None`` elsewhere."""
+
+    def makes(trainer: Any) -> bool:
+        return hasattr(trainer, "create_optimizer") and hasattr(getattr(trainer, "args", None), "learning_rate")
+
+    return next((trainer.args for trainer, _ in calling(makes)), None)
 
 
 def _taken(args: Any, optimizer: type[RuleOptimizer]) -> dict[str, Any]:
