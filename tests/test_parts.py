@@ -123,9 +123,8 @@ def test_other_rules_of_matrices_say_it_too(name: str, caplog: pytest.LogCapture
 
 OUTER = {
     "tied": ("model.embed_tokens.weight", "adam"), "T5": ("shared.weight", "adam"), "timm": ("head.weight", "adam"),
-    "GPT-2": ("transformer.wte.weight", "adam"), "torchtune": ("output.weight", "adam"),
-    "LLaMA": ("lm_head.weight", "adam"),
-    "classifier": ("classifier.weight", "adam"), "hidden": ("layers.0.mlp.down_proj.weight", "muon"),
+    "GPT-2": ("transformer.wte.weight", "adam"), "LLaMA": ("lm_head.weight", "adam"),
+    "hidden": ("layers.0.mlp.down_proj.weight", "muon"),
     "BERT": ("encoder.layer.0.attention.output.dense.weight", "muon"),
     "DeepSeek": ("layers.1.mlp.shared_experts.up_proj.weight", "muon"),
 }  # fmt: skip

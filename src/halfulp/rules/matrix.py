@@ -54,10 +54,7 @@ class MuonHyper(MatrixHyper):
     adjust_lr_fn: str = "match_rms_adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    fallback: tuple[str, ...] = (
-        "*emb*", "*wte*", "*wpe*", "*lm_head*", "*shared.weight", "*head.weight", "output.weight", "*.output.weight",
-        "*classifier.weight", "*score.weight",
-    )  # fmt: skip
+    fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*", "*head.weight", "shared.weight")
 
     free: ClassVar[tuple[str, ...]] = ("ns_coefficients", "fallback")
 

@@ -115,7 +115,7 @@ class Split:
     def shapes(self, shape: Shape) -> list[Shape]:
         """Shape of each matrix of a tensor of a shape; ``ValueError`` where the sizes do not fit."""
         count, rows, columns = self._matrices(shape)
-        cut = [(n, columns) if self.dim == 0 else (rows, n) for n in self._sizes(shape)]
+        cut: list[Shape] = [(n, columns) if self.dim == 0 else (rows, n) for n in self._sizes(shape)]
         return cut * count
 
     def parts(self, x: Tensor) -> list[Tensor]:
