@@ -340,6 +340,20 @@ def test_hostile_files_run_nothing(how: str, tmp_path: Path) -> None:
         assert marker.exists()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["torch", "pickle", "dcp metadata", "dcp object"])
+@pytest.mark.parametrize("command", ["check", "check --live", "convert"])
+def test_no_command_runs_what_is_in_a_file(command: str, how: str, tmp_path: Path) -> None:
+    marker, out = tmp_path / "executed", tmp_path / "out.safetensors"
+    path = str(hostile_file(tmp_path, marker, how))
+    arguments = {"check": [path], "check --live": [path, "--live", path], "convert": [path, str(out)]}[command]
+    result = CliRunner().invoke(app, [command.split()[0], *arguments])
+    assert result.exit_code != 0
+    assert "nothing in it was executed" in f"{result.output} {result.exception}"
+    assert not marker.exists()
+    assert not out.exists()
+
+
 def test_a_hostile_file_on_the_command_line(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     path = hostile_file(tmp_path, marker, "torch")

@@ -1,6 +1,7 @@
 """Sizes at which 32 bits run over: steps and ages, indices of elements; many tensors, and many steps.
 
-``HALFULP_SOAK=1`` makes a hundred times as many steps, and steps of 100 000 tensors.
+``HALFULP_SOAK=1`` makes a hundred times as many steps, and steps of 100 000 tensors. ``HALFULP_HUGE=1`` steps a tensor
+of more than 2^31 elements, which takes 14 GB.
 """
 
 from __future__ import annotations
@@ -88,3 +89,24 @@ def test_many_tiny_tensors() -> None:
         optimizer.step()
     assert all(torch.equal(p, params[i % 7]) for i, p in enumerate(params))
     assert float(params[0].detach()[0]) == pytest.approx(-0.2, abs=1e-3)
+
+
+@pytest.mark.skipif("HALFULP_HUGE" not in os.environ, reason="takes 14 GB: HALFULP_HUGE=1")
+@pytest.mark.parametrize("state", ["8bit", "4bit"])
+def test_more_than_2_to_the_31_elements(state: str) -> None:
+    """The last rows have the bits that they have in a tensor of their own, and so have their states."""
+    rows, tail = 2**21 + 512, 1024
+    options = {"lr": 0.1, "state": state, "rounding": "nearest", "param_rounding": "nearest"}
+    p = torch.nn.Parameter(torch.zeros(rows, 1024, dtype=torch.bfloat16))
+    p.grad = torch.full_like(p, 0.5)
+    end = torch.randn(tail, 1024, generator=torch.Generator().manual_seed(0)).bfloat16()
+    p.grad[-tail:] = end
+    alone = torch.nn.Parameter(torch.zeros(tail, 1024, dtype=torch.bfloat16))
+    alone.grad = end.clone()
+    optimizers = [halfulp.AdamW([x], **options) for x in (p, alone)]
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.equal(p.detach()[-tail:], alone.detach())
+    large, small = optimizers[0].state[p], optimizers[1].state[alone]
+    for key in ("exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale"):
+        assert torch.equal(large[key][-tail:], small[key]), key
