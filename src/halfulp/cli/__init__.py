@@ -16,7 +16,7 @@ COMMANDS: tuple[str, ...] = ("predict", "plan", "simulate", "compare", "check", 
 
 app = typer.Typer(
     name="halfulp",
-    help="Low-precision optimizer states: predict, measure and recover the updates that rounding loses.",
+    help="Low-precision optimizer states: predict, measure and prevent stalled updates.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,

@@ -100,7 +100,7 @@ def _draw(plans: dict[tuple[str, float, str], Any], path: Path) -> None:
         cost.legend()
     cost.set(xscale="log", xlabel="reset period in steps", ylabel="error of the update, worst drift",
              title="cost of a period (dot: planned)")  # fmt: skip
-    stall.set(xscale="log", ylim=(0, 1.02), xlabel="age of the state in steps", ylabel="share of lost updates",
+    stall.set(xscale="log", ylim=(0, 1.02), xlabel="age of the state in steps", ylabel="share of stalled updates",
               title="stalling by age (line: planned reset)")  # fmt: skip
     stall.legend()
     save(fig, path)

@@ -1,4 +1,4 @@
-"""``halfulp predict``: how many updates a state loses, by its age."""
+"""``halfulp predict``: how many updates of a state stall, by its age."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(
         Path | None, typer.Option(help="Also write the build-up curves as a picture (.png, .svg, .pdf).")
     ] = None,
 ) -> None:
-    """Predict the share of updates that rounding loses, by the age of the state.
+    """Predict the share of updates that stall, by the age of the state.
 
     Without --format: bf16, fp8 and fp4. Ages are steps since the state was zero.
     """
@@ -76,7 +76,7 @@ def _table(curves: dict[tuple[str, str], Any], beta: float, slot: str, model: st
     from rich.table import Table
 
     last = len(next(iter(curves.values()))) - 1
-    title = f"percent of lost updates of {slot} at beta {beta:g}, by age in steps ({model})"
+    title = f"percent of stalled updates of {slot} at beta {beta:g}, by age in steps ({model})"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
     table.add_column("rounding", no_wrap=True)
@@ -117,6 +117,6 @@ def _draw(curves: dict[tuple[str, str], Any], beta: float, slot: str, path: Path
                   label=f"{name}, {how}")  # fmt: skip
     last = len(next(iter(curves.values()))) - 1
     axes.set(xscale="log", xlim=(1, last), ylim=(0, 1.02), xlabel="age of the state in steps",
-             ylabel="share of lost updates", title=f"{slot}, beta {beta:g}")  # fmt: skip
+             ylabel="share of stalled updates", title=f"{slot}, beta {beta:g}")  # fmt: skip
     axes.legend()
     save(fig, path)

@@ -171,7 +171,7 @@ def _draw(arms: list[_Arm], scenario: str, beta: float, slot: str, path: Path) -
         stalled.plot(arm.steps, arm.stalled, color=palette[arm.name], ls=style, label=label)
     what = "mean stored value" if slot == "exp_avg_sq" else "root mean square of the stored value"
     value.set(yscale="log", xlabel="step", ylabel=what, title=f"{slot}, beta {beta:g}, {scenario}")
-    stalled.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share of lost updates", title="stalling")
+    stalled.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share of stalled updates", title="stalling")
     value.legend()
     stalled.legend()
     save(fig, path)
