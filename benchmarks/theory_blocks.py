@@ -29,7 +29,7 @@ import numpy as np
 from halfulp import Quantizer, Scaling, get_format
 from halfulp.rules.drives import GRADIENT, SQUARE
 from halfulp.theory.blocks import Blocks, block_law
-from halfulp.theory.cost import cycle_cost, update_error
+from halfulp.theory.cost import cycle_cost, squared_error, update_parts
 from halfulp.theory.simulation import simulate_blocks
 
 SECOND = (
@@ -163,7 +163,7 @@ def scales(beta: float, steps: int) -> None:
         for name in SECOND:
             for kind, how in itertools.product(KINDS, ROUNDINGS):
                 law = block_law(Blocks(get_format(name), beta, how, SQUARE, kind, 128, spread), steps)
-                cost = cycle_cost(update_error(law, 0.9, steps))[-1]
+                cost = cycle_cost(squared_error(update_parts(law, 0.9, steps)))[-1]
                 print(
                     f"spread {spread:g} {name:14} {kind:5} {how:10} {cost:8.3f} {law.lag[-1]:+7.3f} "
                     f"{law.zeros[-1]:6.3f} ({law.smallest[-1]:.3f})",

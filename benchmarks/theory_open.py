@@ -24,7 +24,7 @@ from theory_planner import brute_force, round_bits
 from halfulp import get_format, plan_reset
 from halfulp.rules.drives import Drive
 from halfulp.theory.chain import Chain
-from halfulp.theory.cost import cycle_cost, update_error
+from halfulp.theory.cost import cycle_cost, squared_error, update_parts
 from halfulp.theory.transient import transient, transients
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8)
@@ -36,7 +36,7 @@ def stochastic() -> None:
         chain = Chain(get_format(name), 0.99, "stochastic", phases=8)
         cells = []
         for law in transients(chain, RATES, 3000):
-            cost = cycle_cost(update_error(law, 0.9, 3000))
+            cost = cycle_cost(squared_error(update_parts(law, 0.9, 3000)))
             best = int(cost.argmin()) + 1
             word = "never" if best == 3000 else f"{best} ({1 - cost[best - 1] / cost[-1]:.0%})"
             cells.append(f"{word:>12}")

@@ -36,7 +36,7 @@ from halfulp import get_format, plan_reset
 from halfulp.numbers.formats import FORMATS
 from halfulp.theory import planner, predict, rising_unit, transient
 from halfulp.theory.blocks import Blocks, block_law
-from halfulp.theory.cost import cycle_cost, update_error
+from halfulp.theory.cost import cycle_cost, squared_error, update_parts
 
 PLANNED = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "ufloat8_e4m4", "ufloat4_e2m2", "float4_e2m1fn")
 BETAS = (
@@ -122,7 +122,7 @@ def compare_with_blocks() -> None:
             plan = plan_reset(fmt, beta=beta, rounding="nearest")
             horizon = plan.costs.shape[1]
             law = block_law(Blocks(fmt, beta, "nearest"), horizon, paths=32)
-            costs = cycle_cost(update_error(law, 0.9, horizon))
+            costs = cycle_cost(squared_error(update_parts(law, 0.9, horizon)))
             chosen, best = (plan.period or horizon) - 1, int(costs.argmin()) + 1
             regrets.append(costs[chosen] / costs.min() - 1)
             print(

@@ -13,13 +13,17 @@ from typer.testing import CliRunner
 
 from halfulp import AdamW, plan_reset
 from halfulp.cli import app
-from halfulp.lab.replicas import Replicas, round_fraction
+from halfulp.lab import scale
+from halfulp.lab.decoder import ARCHITECTURES, Decoder
+from halfulp.lab.files import write_json
+from halfulp.lab.replicas import Replicas, round_fraction_
 from halfulp.lab.scale import Job, ScaleConfig, best_rate, finals, gradient_scale, ladder, learning_rate, train_job
 from halfulp.lab.scale_arms import ARMS, period_of
-from halfulp.lab.scale_report import load_scale_model
+from halfulp.lab.scale_report import load_scale_model, write_scale_report
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 from halfulp.theory.similitude import scale_model
+from support.decoder import decoder_loss
 
 TINY = ScaleConfig(
     steps=160, factor=8, hidden=16, layers=1, heads=2, batch=2, context=16, seeds=2, validation=8, lrs=(3e-3, 1e-2)
@@ -64,9 +68,9 @@ def test_rounding_at_any_exponent(bits: int) -> None:
     )
     exact = x.double()
     unit = torch.exp2(torch.frexp(exact)[1].double() - 1 - bits)
-    assert torch.equal(round_fraction(x, bits).double(), torch.round(exact / unit) * unit)
-    words = torch.randint(0, 1 << 32, (4000,), generator=generator)
-    up = round_fraction(x, bits, words).double()
+    assert torch.equal(round_fraction_(x.clone(), bits).double(), torch.round(exact / unit) * unit)
+    words = torch.randint(-(1 << 31), 1 << 31, (4000,), generator=generator).to(torch.int32)
+    up = round_fraction_(x.clone(), bits, words).double()
     below, above = torch.trunc(exact / unit) * unit, (torch.trunc(exact / unit) + torch.sign(exact)) * unit
     assert bool(((up == below) | (up == above)).all())
     share = ((exact - below) / unit).abs()
@@ -75,27 +79,42 @@ def test_rounding_at_any_exponent(bits: int) -> None:
 
 
 def _replicas(seeds: list[int], lrs: list[float], architecture: str = "llama") -> Replicas:
-    return Replicas(
-        seeds, lrs, architecture=architecture, vocab=256, hidden=16, layers=1, heads=2, context=16, betas=(0.9, 0.99),
-        weight_decay=0.1, store=lambda name, slot, value, words: value,
-    )  # fmt: skip
+    return Replicas(Decoder(architecture, 256, 16, 2, 2), seeds, lrs, betas=(0.9, 0.99), weight_decay=0.1)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "neox"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_those_of_autograd(architecture: str) -> None:
+    runs = _replicas([3, 4], [1e-2, 1e-2], architecture)
+    noise = torch.Generator().manual_seed(1)
+    runs.params += 0.1 * torch.randn(runs.params.shape, generator=noise)
+    tokens = torch.randint(0, 256, (2, 3, 17), generator=noise)
+    losses = runs.backward(tokens)
+    for row in range(2):
+        weights = {n: w[row].double().requires_grad_() for n, w in runs.weights.items()}
+        loss = decoder_loss(weights, tokens[row], architecture, heads=2)
+        assert losses[row].item() == pytest.approx(loss.item(), rel=1e-6)
+        loss.backward()
+        for name, weight in weights.items():
+            found, exact = runs.weight_grads[name][row].double(), weight.grad
+            assert exact is not None
+            assert (found - exact).norm() < 1e-5 * exact.norm(), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_replica_trains_as_our_optimizer_does_on_it_alone(architecture: str) -> None:
     runs = _replicas([3, 4], [1e-2, 2e-2], architecture)
-    alone = {n: p[:1].detach().clone().requires_grad_() for n, p in runs.params.items()}
-    groups = [{"params": [p], "weight_decay": 0.0 if n == "norms" else 0.1} for n, p in alone.items()]
+    alone = {g: runs.params[0, span].clone().requires_grad_() for g, span in runs.groups.items()}
+    groups = [{"params": [p], "weight_decay": 0.0 if g == "norms" else 0.1} for g, p in alone.items()]
     optimizer = AdamW(groups, lr=1e-2, betas=(0.9, 0.99), state="fp32")
     for step in range(4):
         batch = torch.randint(0, 256, (2, 2, 17), generator=torch.Generator().manual_seed(step))
         runs.backward(batch)
-        for name, p in alone.items():
-            p.grad = runs.params[name].grad[:1].clone()  # type: ignore[index]
+        for group, p in alone.items():
+            p.grad = runs.grads[0, runs.groups[group]].clone()
         runs.step(1.0)
         optimizer.step()
-        for name, p in alone.items():
-            assert torch.equal(p.detach(), runs.params[name][:1].detach()), name
+        for group, p in alone.items():
+            assert torch.equal(p.detach(), runs.params[0, runs.groups[group]]), group
 
 
 def test_replicas_do_not_hang_on_each_other() -> None:
@@ -105,10 +124,41 @@ def test_replicas_do_not_hang_on_each_other() -> None:
         torch.testing.assert_close(_replicas([seed], [1e-2]).backward(batch), together[i : i + 1], rtol=1e-6, atol=1e-6)
 
 
+def test_a_replica_with_a_gradient_that_is_not_finite_is_known() -> None:
+    runs = _replicas([1, 2], [1e-2] * 2)
+    runs.grads[1, 5] = float("nan")
+    runs.step(1.0)
+    assert runs.skipped[0] == 0 < runs.skipped[1]
+
+
+@pytest.mark.parametrize("name", ["nearest + reset", "stochastic"])
+def test_a_job_that_was_cut_short_goes_on_with_the_same_bits(
+    name: str, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "CHECKPOINT", 7)
+    config = dataclasses.replace(TINY, arms=("fp32", name))
+    job, text = Job(name, "own", (3e-3,), (0, 1)), Tokens(tokens, config.context)
+    whole = train_job(config, job, text)
+
+    class Cut:
+        vocab = text.vocab
+
+        def batch(self, seed: int, step: int, size: int) -> torch.Tensor:
+            if step == 17:
+                raise KeyboardInterrupt
+            return text.batch(seed, step, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_job(config, job, Cut(), tmp_path / "part")  # type: ignore[arg-type]
+    again = train_job(config, job, text, tmp_path / "part")
+    assert len(again["rows"]) == len(whole["rows"])
+    assert again == whole
+
+
 @pytest.mark.parametrize("name", list(ARMS))
 def test_every_arm_trains(name: str, tokens: Path) -> None:
     config = dataclasses.replace(TINY, arms=("fp32", name) if name != "fp32" else ("fp32",))
-    found = train_job(config, Job(name, "final", (3e-3,), (0, 1)), Tokens(tokens, config.context))
+    found = train_job(config, Job(name, "own", (3e-3,), (0, 1)), Tokens(tokens, config.context))
     assert all(x is not None and x < 5.6 for x in found["validation"])
     stalled = found["rows"][-1]["stalled"]
     rounded = ARMS[name].rounding is not None and "exp_avg_sq" in ARMS[name].stored
@@ -136,8 +186,8 @@ def test_periods() -> None:
     planned = period_of(ARMS["nearest + reset"], model)
     assert planned == plan_reset(model.formats[1], beta=0.992, beta1=0.2, rounding="nearest").period
     assert planned is not None
-    assert period_of(ARMS["nearest + reset, half"], model) == round(planned / 2)
-    assert period_of(ARMS["nearest + reset, published"], model) == 125
+    assert period_of(ARMS["nearest + reset (half)"], model) == round(planned / 2)
+    assert period_of(ARMS["nearest + reset (published)"], model) == 125
     assert period_of(ARMS["nearest"], model) is None
 
 
@@ -152,21 +202,8 @@ def test_command_resumes_and_writes_its_page(tmp_path: Path, tokens: Path) -> No
     text = tmp_path / "text.py"
     text.write_text(Path(train_job.__code__.co_filename).read_text() * 4)
     out = tmp_path / "run"
-    options = [
-        "--scale-model",
-        "8",
-        "--steps",
-        "160",
-        "--hidden",
-        "16",
-        "--layers",
-        "1",
-        "--heads",
-        "2",
-        "--batch",
-        "2",
-    ]
-    options += ["--context", "16", "--seeds", "2", "--lr", "0.003,0.01", "--arms", "fp32,nearest,stochastic"]
+    size = "--steps 160 --hidden 16 --layers 1 --heads 2 --batch 2 --context 16 --seeds 2 --lr 0.003,0.01"
+    options = ["--scale-model", "8", *size.split(), "--arms", "fp32,nearest,stochastic"]
     done = CliRunner().invoke(app, ["compare", *options, "--data", str(text), "--out", str(out), "--jobs", "1"])
     assert done.exit_code == 0, done.output
     results = load_scale_model(out)
@@ -174,11 +211,29 @@ def test_command_resumes_and_writes_its_page(tmp_path: Path, tokens: Path) -> No
     assert "validation loss less fp32's" in done.output
     page = (out / "report.html").read_text()
     assert "nearest" in page
-    first = (out / "final-nearest.json").read_text()
-    (out / "final-nearest.json").unlink()
+    first = (out / "own-nearest.json").read_text()
+    (out / "own-nearest.json").unlink()
     again = CliRunner().invoke(app, ["compare", "--resume", str(out), "--jobs", "1"])
     assert again.exit_code == 0, again.output
-    assert json.loads((out / "final-nearest.json").read_text()) == json.loads(first)
+    assert json.loads((out / "own-nearest.json").read_text()) == json.loads(first)
+    picture = tmp_path / "loss.png"
+    drawn = CliRunner().invoke(app, ["report", str(out), "--export", str(picture)])
+    assert drawn.exit_code == 0, drawn.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_rate_needs_no_ladder(tokens: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, lrs=(3e-3,), arms=("fp32", "nearest"))
+    assert ladder(config) == []
+    (tmp_path / "tokens").symlink_to(tokens)
+    write_json(tmp_path / "config.json", dataclasses.asdict(config))
+    jobs = finals(config, {})
+    assert [job.name for job in jobs] == ["own-fp32.json", "own-nearest.json"]
+    for job in jobs:
+        write_json(tmp_path / job.name, train_job(config, job, Tokens(tokens, config.context)))
+    results = load_scale_model(tmp_path)
+    assert results.arms[1].own == results.arms[1].common
+    assert "Loss against rate" not in write_scale_report(tmp_path).read_text()
 
 
 def test_finals_run_at_both_rates() -> None:
@@ -189,8 +244,9 @@ def test_finals_run_at_both_rates() -> None:
             "nearest": {"arm": "nearest", "replicas": [(0, 3e-3), (0, 1e-2)], "validation": [2.0, 1.0]},
         },
     )
-    assert [job.lrs for job in jobs] == [(3e-3,), (1e-2, 3e-3)]
-    assert {job.name for job in jobs + ladder(TINY)} == {
-        "final-fp32.json", "final-nearest.json", "ladder-fp32.json", "ladder-nearest.json",
-        "ladder-nearest+reset.json", "ladder-stochastic.json",
+    assert {job.name: job.lrs for job in jobs} == {
+        "own-fp32.json": (3e-3,), "own-nearest.json": (1e-2,), "common-nearest.json": (3e-3,),
+    }  # fmt: skip
+    assert {job.name for job in ladder(TINY)} == {
+        "ladder-fp32.json", "ladder-nearest.json", "ladder-nearest-reset.json", "ladder-stochastic.json",
     }  # fmt: skip

@@ -16,7 +16,7 @@ from halfulp.theory.advice import advise, rate
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.closed_loop import Measured
-from halfulp.theory.cost import cycle_cost, exact_error, neglected, update_error
+from halfulp.theory.cost import cycle_cost, exact_parts, neglected, squared_error, update_parts
 from halfulp.theory.rising_unit import block_transients
 from halfulp.theory.transient import transients
 from halfulp.theory.update import update_law
@@ -88,7 +88,7 @@ def test_what_an_exact_state_gains_is_no_reason(name: str, rounding: str, reset:
 def test_error_of_an_exact_state(beta1: float, drift: float) -> None:
     beta2, steps, n = 0.98, 200, 40_000
     law = transients(Chain(get_format("fp8"), beta2, "stochastic"), (drift,), steps)[0]
-    predicted = exact_error(law, beta1, steps)
+    predicted = squared_error(exact_parts(law, beta1, steps))
     rng = np.random.default_rng(0)
     v, roots = np.zeros(n), np.zeros((steps, 3))
     for t in range(1, steps + 1):
@@ -131,7 +131,7 @@ def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float
     plan = halfulp.plan_reset(name, beta=beta, rounding="nearest", drifts=(0.0,))  # as the gradients of the blocks are
     steps = min(plan.period or 3000, 1000) * 3
     law = block_law(Blocks(get_format(name), beta, "nearest"), steps, paths=8)
-    costs = cycle_cost(update_error(law, 0.9, steps))
+    costs = cycle_cost(squared_error(update_parts(law, 0.9, steps)))
     period = min(plan.period or steps, steps)
     assert costs[period - 1] / costs.min() - 1 < 0.05
     np.testing.assert_allclose(plan.costs[0, 30 : min(period, steps)], costs[30:period], rtol=0.2)

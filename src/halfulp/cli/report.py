@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 __all__ = ["command"]
 
@@ -17,7 +18,7 @@ def command(
     ] = None,
 ) -> None:
     """Write the HTML page of a run again, and print its figures."""
-    from halfulp.lab.report import write_report
+    from halfulp.cli.scale_model import is_scale_model
     from halfulp.lab.tables import output
 
     console = output()
@@ -25,11 +26,31 @@ def command(
         from halfulp.lab.figure import check_figure_path
 
         check_figure_path(export)
-    page = write_report(folder, console)
+    if is_scale_model(folder):
+        page = _scale_model(folder, export, console)
+    else:
+        page = _comparison(folder, export, console)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     if export is not None:
-        from halfulp.lab.figure import draw
-        from halfulp.lab.results import load_comparison
-
-        draw(load_comparison(folder), export)
         console.print(f"Figure: {export}", highlight=False, soft_wrap=True)
+
+
+def _comparison(folder: Path, export: Path | None, console: Console) -> Path:
+    from halfulp.lab.figure import draw
+    from halfulp.lab.report import write_report
+    from halfulp.lab.results import load_comparison
+
+    page = write_report(folder, console)
+    if export is not None:
+        draw(load_comparison(folder), export)
+    return page
+
+
+def _scale_model(folder: Path, export: Path | None, console: Console) -> Path:
+    from halfulp.lab.scale_figure import draw_scale_model
+    from halfulp.lab.scale_report import load_scale_model, write_scale_report
+
+    page = write_scale_report(folder, console)
+    if export is not None:
+        draw_scale_model(load_scale_model(folder), export)
+    return page

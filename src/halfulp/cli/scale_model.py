@@ -61,7 +61,8 @@ def run_scale(
 
     def say(job: Job, done: int, of: int) -> None:
         took = round(time.monotonic() - began)
-        console.print(f"[{done}/{of}] {job.arm}: {job.stage} done ({took // 60} min {took % 60} s)", highlight=False)
+        what = {"ladder": "rates tried", "own": "at its own rate", "common": "at fp32's rate"}[job.stage]
+        console.print(f"[{done}/{of}] {job.arm}: {what} ({took // 60} min {took % 60} s)", highlight=False)
 
     try:
         run_scale_model(folder, config, jobs=jobs if jobs is not None else cores(), report=say)

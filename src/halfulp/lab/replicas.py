@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from halfulp.numbers.rng import slot_id, stream_keys
-from halfulp.rules.adam import ADAM
+from halfulp.kernels import dispatch
+from halfulp.kernels.binding import Binding, Step, Stored
+from halfulp.lab.decoder import Decoder
+from halfulp.numbers.formats import get_format
+from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.rng import slot_id
+from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ
 from halfulp.rules.base import all_fp32
 
-__all__ = ["Replicas", "Storage", "round_fraction"]
+__all__ = ["SLOTS", "Replicas", "Store", "round_fraction_"]
 
-ARCHITECTURES = ("llama", "neox")
-Storage = Callable[[str, str, Tensor, Callable[[], Tensor]], Tensor]
-"""What becomes of a new state when it is stored: (group, slot, value, random words on demand) -> stored value."""
+SLOTS = (EXP_AVG.name, EXP_AVG_SQ.name)
+Store = Callable[[str, str, Tensor, Tensor | None], None]
+"""Rounds a new state in place: (group, slot, values ``(replicas, elements)``, random words of the same shape)."""
+AT_ONCE = 4
+"""Replicas of a matrix product: more of them leave the second-level cache."""
 
 
-def round_fraction(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = None) -> Tensor:
-    """Round fp32 values to so many fraction bits, at any exponent.
+def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = None) -> Tensor:
+    """Round fp32 values to so many fraction bits in place, at any exponent.
 
     Parameters
     ----------
@@ -37,254 +44,182 @@ def round_fraction(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = Non
     fraction_bits
         0 to 22.
     rand_bits
-        int64 words in ``[0, 2**32)`` of the shape of `x` for stochastic rounding; ``None`` rounds to nearest, ties to
-        even.
+        int32 random words of the shape of `x` for stochastic rounding, of which the low ``23 - fraction_bits`` bits are
+        taken; ``None`` rounds to nearest, ties to even.
 
     Examples
     --------
-    >>> round_fraction(torch.tensor([1.03, 1.04, -3.0]), 4)
+    >>> round_fraction_(torch.tensor([1.03, 1.04, -3.0]), 4)
     tensor([ 1.0000,  1.0625, -3.0000])
     """
     bits, drop = x.view(torch.int32), 23 - fraction_bits
     if rand_bits is None:
-        bits = bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)
+        bits.add_((bits >> drop).bitwise_and_(1).add_((1 << (drop - 1)) - 1))
     else:
-        bits = bits + (rand_bits >> (32 - drop)).to(torch.int32)
-    return (bits & -(1 << drop)).view(torch.float32)
+        bits.add_(rand_bits & ((1 << drop) - 1))
+    bits.bitwise_and_(-(1 << drop))
+    return x
 
 
 class Replicas:
     """Replicas of a small decoder on bytes, and AdamW on each of them.
 
+    Weights, gradients and states are one tensor each, ``(replicas, parameters of one)``.
+
     Parameters
     ----------
+    model
+        The decoder.
     seeds, lrs
         One of each for a replica: seed of its weights and random bits, peak learning rate.
-    architecture
-        ``"llama"``: RMS norms, SwiGLU of twice the width, rotary positions. ``"neox"``: layer norms without bias, GELU
-        of four times the width, attention and feed-forward side by side, rotary positions. Embeddings are shared.
-    vocab, hidden, layers, heads, context
-        Sizes.
     betas, weight_decay
         Of AdamW; vectors do not decay.
     store
-        What rounding does to a state; the update is made from the states before.
+        Rounds the states; the update is made from the states before.
+    stochastic
+        Whether `store` needs random words.
     """
 
     def __init__(
         self,
+        model: Decoder,
         seeds: list[int],
         lrs: list[float],
         *,
-        architecture: str,
-        vocab: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        context: int,
         betas: tuple[float, float],
         weight_decay: float,
-        store: Storage,
+        store: Store = lambda group, slot, values, words: None,
+        stochastic: bool = False,
     ) -> None:
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"a replicated model is one of {', '.join(ARCHITECTURES)}; got {architecture!r}")
         if len(seeds) != len(lrs):
             raise ValueError(f"each replica has a seed and a rate, got {len(seeds)} seeds and {len(lrs)} rates")
-        self.seeds, self.count, self.architecture = seeds, len(seeds), architecture
-        self.layers, self.heads, self.store = layers, heads, store
-        self.groups = self._shapes(vocab, hidden)
-        self.params = {group: self._initial(shapes) for group, shapes in self.groups.items()}
-        self.betas, self.weight_decay = betas, weight_decay
-        self.lrs = torch.tensor(lrs, dtype=torch.float64)
-        self.states = {
-            name: {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)} for name, p in self.params.items()
-        }
-        self.ages = {name: {"exp_avg": 0, "exp_avg_sq": 0} for name in self.params}
+        self.model, self.seeds, self.lrs, self.count = model, seeds, lrs, len(seeds)
+        self.betas, self.weight_decay, self.store, self.stochastic = betas, weight_decay, store, stochastic
+        self.groups: dict[str, slice] = {}
+        start = 0
+        for group, shapes in model.shapes.items():
+            length = sum(math.prod(shape) for shape in shapes.values())
+            self.groups[group], start = slice(start, start + length), start + length
+        self.size = start
+        """Parameters of one replica."""
+        initial = {seed: self._initial(seed) for seed in set(seeds)}
+        self.params = torch.stack([initial[seed] for seed in seeds])
+        self.grads = torch.zeros_like(self.params)
+        self.states = {slot: torch.zeros_like(self.params) for slot in SLOTS}
+        self.ages = {group: dict.fromkeys(SLOTS, 0) for group in self.groups}
         self.steps = 0
-        angles = torch.outer(
-            torch.arange(context).float(), 10_000.0 ** -(torch.arange(0, hidden // heads, 2) / (hidden // heads))
-        )
-        self.cos, self.sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+        self.skipped = torch.zeros(self.count, dtype=torch.int64)
+        """Elements of each replica that were left untouched because a gradient was not finite."""
+        self.weights, self.weight_grads = self._views(self.params), self._views(self.grads)
+        self.bindings = {g: [self._binding(row, s) for row in range(self.count)] for g, s in self.groups.items()}
 
-    def _shapes(self, vocab: int, hidden: int) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Weights by group: a group is one tensor, so that the step is a few long operations."""
-        inner = {"llama": {"gate": 2, "up": 2, "down": 2}, "neox": {"up": 4, "down": 4}}[self.architecture]
-        groups: dict[str, dict[str, tuple[int, ...]]] = {"embedding": {"embedding": (vocab, hidden)}}
-        norms = ["norm"]
-        for i in range(self.layers):
-            attention = {f"{i}.{w}": (hidden, hidden) for w in ("query", "key", "value", "output")}
-            feed = {f"{i}.{w}": (hidden, k * hidden) if w == "down" else (k * hidden, hidden) for w, k in inner.items()}
-            groups[f"layer {i}"] = {**attention, **feed}
-            norms += [f"{i}.attention_norm", f"{i}.feed_norm"]
-        return {**groups, "norms": dict.fromkeys(norms, (hidden,))}
-
-    def _initial(self, shapes: dict[str, tuple[int, ...]]) -> Tensor:
-        replicas = []
-        for seed in self.seeds:
-            parts = []
+    def _initial(self, seed: int) -> Tensor:
+        parts = []
+        for shapes in self.model.shapes.values():
             for name, shape in shapes.items():
                 generator = torch.Generator().manual_seed((seed * 1_000_003 + slot_id(name)) % (1 << 63))
                 parts.append(torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02)
-            replicas.append(torch.cat([x.flatten() for x in parts]))
-        return torch.stack(replicas).requires_grad_()
+        return torch.cat([x.flatten() for x in parts])
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Every weight by name, ``(replicas, *shape)``."""
-        found = {}
-        for group, shapes in self.groups.items():
-            parts = self.params[group].split([math.prod(s) for s in shapes.values()], dim=1)
-            found.update({n: x.view(self.count, *s) for (n, s), x in zip(shapes.items(), parts, strict=True)})
-        return found
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Each weight by name, ``(replicas, *shape)``."""
+        shapes = {name: shape for of_group in self.model.shapes.values() for name, shape in of_group.items()}
+        parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
+        return {n: part.view(self.count, *s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
 
-    # ---------------------------------------------------------------- the model
+    def _binding(self, row: int, span: slice) -> Binding:
+        param, fp32 = self.params[row, span], Quantizer(get_format("float32"))
+        stored = [
+            Stored(slot, fp32, param.shape, self.states[slot.name][row, span], None) for slot in (EXP_AVG, EXP_AVG_SQ)
+        ]
+        return Binding(ADAM, param, tuple(stored))
 
-    def losses(self, tokens: Tensor) -> Tensor:
-        """Mean cross entropy of each replica.
+    # ---------------------------------------------------------------- losses
+
+    def backward(self, tokens: Tensor) -> Tensor:
+        """Gradients of every replica's own loss, into :attr:`grads`; returns the losses.
 
         Parameters
         ----------
         tokens
             int64, ``(replicas, sequences, context + 1)``.
-
-        Returns
-        -------
-        Tensor
-            ``(replicas,)``.
         """
-        self.weights, (r, b, t) = self._weights(), tokens[:, :, :-1].shape
-        table = self.weights["embedding"]
-        vocab, hidden = table.shape[1:]
-        offsets = vocab * torch.arange(r).view(r, 1, 1)
-        x = F.embedding(tokens[:, :, :-1] + offsets, table.reshape(r * vocab, hidden)).view(r, b * t, hidden)
-        for i in range(self.layers):
-            attended = self._attention(i, self._norm(x, f"{i}.attention_norm"), b, t)
-            if self.architecture == "neox":
-                fed = self._linear(F.gelu(self._linear(self._norm(x, f"{i}.feed_norm"), f"{i}.up")), f"{i}.down")
-                x = x + attended + fed
-            else:
-                x = x + attended
-                y = self._norm(x, f"{i}.feed_norm")
-                x = x + self._linear(F.silu(self._linear(y, f"{i}.gate")) * self._linear(y, f"{i}.up"), f"{i}.down")
-        logits = torch.bmm(self._norm(x, "norm"), table.transpose(1, 2))
-        each = F.cross_entropy(logits.view(-1, vocab), tokens[:, :, 1:].reshape(-1), reduction="none")
-        return each.view(r, -1).mean(dim=1)
+        return self._losses(tokens, grads=True)
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return torch.bmm(x, self.weights[name].transpose(1, 2))
+    def validation(self, tokens: Tensor, part: int = 16) -> Tensor:
+        """Mean loss of each replica on the same sequences, ``(sequences, context + 1)``."""
+        total = torch.zeros(self.count, dtype=torch.float64)
+        for some in tokens.split(part):
+            total += self._losses(some.expand(self.count, -1, -1), grads=False).double() * len(some)
+        return total / len(tokens)
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        if self.architecture == "neox":
-            x = x - x.mean(dim=-1, keepdim=True)
-        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6) * self.weights[name].unsqueeze(1)
+    def _losses(self, tokens: Tensor, grads: bool) -> Tensor:
+        found = []
+        for start in range(0, self.count, AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            into = {n: g[rows] for n, g in self.weight_grads.items()} if grads else None
+            found.append(self.model.losses({n: w[rows] for n, w in self.weights.items()}, tokens[rows], into))
+        return torch.cat(found)
 
-    def _attention(self, layer: int, x: Tensor, b: int, t: int) -> Tensor:
-        r, _, hidden = x.shape
-        size = hidden // self.heads
-        q, k, v = (
-            self._linear(x, f"{layer}.{w}").view(r * b, t, self.heads, size).transpose(1, 2)
-            for w in ("query", "key", "value")
-        )
-        y = F.scaled_dot_product_attention(self._rotate(q), self._rotate(k), v, is_causal=True)
-        return self._linear(y.transpose(1, 2).reshape(r, b * t, hidden), f"{layer}.output")
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        t, half = x.shape[-2], x.shape[-1] // 2
-        turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-        return x * self.cos[:t] + turned * self.sin[:t]
+    def clip(self, largest: float) -> None:
+        """Limit the norm of each replica's gradient."""
+        norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
+        self.grads.mul_((largest / norms.clamp_min(1e-12)).clamp_max(1.0))
 
     # ---------------------------------------------------------------- the step
 
-    def backward(self, tokens: Tensor) -> Tensor:
-        """Gradients of every replica's own loss; returns the losses."""
-        for p in self.params.values():
-            p.grad = None
-        losses = self.losses(tokens)
-        losses.sum().backward()
-        return losses.detach()
-
-    @torch.no_grad()
-    def clip(self, largest: float) -> None:
-        """Limit the norm of each replica's gradient."""
-        squares = torch.stack([p.grad.square().sum(1) for p in self.params.values() if p.grad is not None])
-        factors = (largest / squares.sum(0).sqrt().clamp_min(1e-12)).clamp_max(1.0)
-        for p in self.params.values():
-            if p.grad is not None:
-                p.grad.mul_(factors.unsqueeze(1))
-
-    @torch.no_grad()
-    def step(self, share: float, scale: float = 1.0) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """AdamW's step, by the library's rule, on gradients that :meth:`backward` left.
+    def step(self, share: float) -> None:
+        """AdamW's step, by the library's rule, on the gradients in :attr:`grads`.
 
         Parameters
         ----------
         share
             Of the peak learning rates.
-        scale
-            Factor of the gradients.
-
-        Returns
-        -------
-        dict
-            Second moments of each group: before the step, new, and as stored.
         """
         self.steps += 1
-        seen = {}
-        for index, (name, p) in enumerate(self.params.items()):
-            assert p.grad is not None
-            for slot in self.ages[name]:
-                self.ages[name][slot] += 1
-            each = [self._scalars(name, float(lr) * share) for lr in self.lrs]
-            c = {k: v for k, v in each[0].items() if k not in ("keep", "step_size")}
-            for k in ("keep", "step_size"):
-                c[k] = torch.tensor([s[k] for s in each]).unsqueeze(1)  # type: ignore[assignment]
-            old = self.states[name]
-            param, new = ADAM.update(p, p.grad * scale if scale != 1.0 else p.grad, old, c)
-            stored = {
-                slot: self.store(name, slot, value, partial(self._words, index, slot, value))
-                for slot, value in new.items()
-            }
-            seen[name] = (old["exp_avg_sq"], new["exp_avg_sq"], stored["exp_avg_sq"])
-            self.states[name] = stored
-            p.copy_(param)
-        return seen
+        for group, span in self.groups.items():
+            ages = self.ages[group]
+            for slot in SLOTS:
+                ages[slot] += 1
+            scalars = {lr: self._scalars(group, lr * share) for lr in set(self.lrs)}
+            rows = zip(self.bindings[group], self.grads, self.lrs, self.skipped, strict=True)
+            steps = [Step(b, (g[span],), scalars[lr], [(0, 0, 0)] * 3, skipped=n) for b, g, lr, n in rows]
+            dispatch.step(ADAM, steps, None)
+        words = self._words() if self.stochastic else [None] * len(SLOTS)
+        for slot, random in zip(SLOTS, words, strict=True):
+            for group, span in self.groups.items():
+                self.store(group, slot, self.states[slot][:, span], None if random is None else random[:, span])
 
-    def _scalars(self, name: str, lr: float) -> dict[str, float]:
-        decay = 0.0 if name == "norms" else self.weight_decay
+    def _scalars(self, group: str, lr: float) -> dict[str, float]:
+        decay = 0.0 if group == "norms" else self.weight_decay
         hyper = {
             "lr": lr, "betas": self.betas, "eps": 1e-8, "weight_decay": decay, "decoupled_weight_decay": True,
             "bound_update": True, "amsgrad": False,
         }  # fmt: skip
-        return all_fp32(ADAM.scalars(hyper, {"step": self.steps, **self.ages[name]}))
+        return all_fp32(ADAM.scalars(hyper, {"step": self.steps, **self.ages[group]}))
 
-    def _words(self, index: int, slot: str, like: Tensor) -> Tensor:
-        """Random words of a state: a function of each replica's seed, the group, slot and step."""
-        words = torch.empty(like.shape, dtype=torch.int64)
-        for row, seed in zip(words, self.seeds, strict=True):
-            high, low = stream_keys(seed, index, slot_id(slot), self.steps).tolist()
-            row.random_(0, 1 << 32, generator=torch.Generator().manual_seed(high << 31 ^ low))
-        return words
+    def _words(self) -> Tensor:
+        """Random words of each slot, int32: a function of each replica's seed and the step."""
+        shape = (len(SLOTS), self.size)
+        drawn = {
+            seed: np.random.SFC64([seed, self.steps]).random_raw(self.size).view(np.int32).reshape(shape)
+            for seed in set(self.seeds)
+        }
+        return torch.from_numpy(np.stack([drawn[seed] for seed in self.seeds], axis=1))
 
-    def reset(self, names: tuple[str, ...], slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")) -> None:
+    def reset(self, groups: tuple[str, ...], slots: tuple[str, ...] = SLOTS) -> None:
         """Set states of some groups, and their ages, to zero."""
-        for name in names:
+        for group in groups:
             for slot in slots:
-                self.states[name][slot] = torch.zeros_like(self.states[name][slot])
-                self.ages[name][slot] = 0
+                self.states[slot][:, self.groups[group]] = 0.0
+                self.ages[group][slot] = 0
 
-    @torch.no_grad()
-    def validation(self, tokens: Tensor, part: int = 16) -> Tensor:
-        """Mean loss of each replica on the same sequences, ``(sequences, context + 1)``."""
-        total = torch.zeros(self.count, dtype=torch.float64)
-        for some in tokens.split(part):
-            total += self.losses(some.expand(self.count, -1, -1)).double() * len(some)
-        return total / len(tokens)
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training."""
+        return {"params": self.params, **self.states, "skipped": self.skipped, "ages": self.ages, "steps": self.steps}
 
-    @property
-    def finite(self) -> Tensor:
-        """Which replicas have finite weights only, bool ``(replicas,)``."""
-        return torch.stack([torch.isfinite(p.detach()).all(1) for p in self.params.values()]).all(0)
-
-    @property
-    def size(self) -> int:
-        """Parameters of one replica."""
-        return sum(p.shape[1] for p in self.params.values())
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for mine, name in ((self.params, "params"), *((self.states[s], s) for s in SLOTS), (self.skipped, "skipped")):
+            mine.copy_(saved[name])
+        self.ages, self.steps = saved["ages"], saved["steps"]

@@ -11,9 +11,10 @@ goes on where it was.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.checkpoint.files import read_file, write_file
+from halfulp.lab.decoder import Decoder
 from halfulp.lab.files import read_json, write_json
-from halfulp.lab.replicas import Replicas, round_fraction
+from halfulp.lab.replicas import Replicas, Store, round_fraction_
 from halfulp.lab.scale_arms import ARMS, DEFAULT_ARMS, ScaleArm, period_of
 from halfulp.lab.tokens import Tokens
 from halfulp.numbers.formats import get_format
@@ -34,6 +37,8 @@ __all__ = ["Job", "ScaleConfig", "load_results", "run_scale_model", "train_job"]
 REGIMES = ("constant", "falling", "jumping")
 TUNING_SEED = 1_000_000
 """First seed of the ladders; the seeds of the final runs count from 0."""
+CHECKPOINT = 250
+"""Steps between the checkpoints of a job."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class ScaleConfig:
     arms
         Names of :data:`~halfulp.lab.scale_arms.ARMS`; fp32, which all are compared with, is among them.
     lrs
-        Ladder of peak rates. They belong to the model: its updates are noisier than the original's.
+        Ladder of peak rates, of which each arm gets its best; of a single one there is no ladder. They belong to the
+        model: its updates are noisier than the original's.
     seeds, tuning_seeds
         How many for the final runs, and for the ladder.
     regime
@@ -67,8 +73,8 @@ class ScaleConfig:
     steps: int = 20_000
     factor: int = 8
     arms: tuple[str, ...] = DEFAULT_ARMS
-    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
-    seeds: int = 6
+    lrs: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
+    seeds: int = 8
     tuning_seeds: int = 1
     regime: str = "constant"
     clip: float | None = None
@@ -77,7 +83,7 @@ class ScaleConfig:
     hidden: int = 64
     layers: int = 2
     heads: int = 4
-    batch: int = 4
+    batch: int = 2
     context: int = 64
     warmup: float = 0.02
     weight_decay: float = 0.1
@@ -121,7 +127,7 @@ class Job:
     @property
     def name(self) -> str:
         """File of its results."""
-        return f"{self.stage}-{self.arm.replace(' + ', '+').replace(', ', '-').replace(' ', '_')}.json"
+        return f"{self.stage}-{re.sub(r'[^a-z0-9]+', '-', self.arm).strip('-')}.json"
 
     @property
     def replicas(self) -> list[tuple[int, float]]:
@@ -147,8 +153,8 @@ def gradient_scale(config: ScaleConfig, step: int) -> float:
     return 0.1 if config.regime == "jumping" and 2 * step > total else 1.0
 
 
-def storage(config: ScaleConfig, arm: ScaleArm) -> Callable[..., Tensor]:
-    """How an arm stores a new state (see :data:`~halfulp.lab.replicas.Storage`)."""
+def storage(config: ScaleConfig, arm: ScaleArm) -> Store:
+    """How an arm rounds a new state (see :data:`~halfulp.lab.replicas.Store`)."""
     first, second = config.model.formats
     bits = {"exp_avg": first.mantissa_bits, "exp_avg_sq": second.mantissa_bits}
     real = {
@@ -158,57 +164,67 @@ def storage(config: ScaleConfig, arm: ScaleArm) -> Callable[..., Tensor]:
         for slot, signed in (("exp_avg", True), ("exp_avg_sq", False))
     }
 
-    def store(name: str, slot: str, value: Tensor, words: Callable[[], Tensor]) -> Tensor:
-        spared = name == "norms" or slot not in arm.stored or (arm.embedding_fp32 and name == "embedding")
+    def store(group: str, slot: str, values: Tensor, words: Tensor | None) -> None:
+        spared = group == "norms" or slot not in arm.stored or (arm.embedding_fp32 and group == "embedding")
         if arm.rounding is None or spared:
-            return value
-        random = words() if arm.rounding == "stochastic" else None
+            return
         if not config.blocks:
-            return round_fraction(value, bits[slot], random)
-        rows = value.reshape(-1, config.hidden)
-        codes = real[slot].quantize(rows, None if random is None else random.reshape(rows.shape))
-        return real[slot].dequantize(*codes, rows.shape).reshape(value.shape)
+            round_fraction_(values, bits[slot], words)
+            return
+        rows = values.reshape(-1, config.hidden)
+        random = None if words is None else words.reshape(rows.shape).long() & 0xFFFFFFFF
+        codes = real[slot].quantize(rows, random)
+        values.copy_(real[slot].dequantize(*codes, rows.shape).reshape(values.shape))
 
     return store
 
 
-@dataclass
 class _Watch:
-    """What is measured of the second moments of a job, per replica."""
+    """What is measured of the second moments of a job, per replica; norms, which come last, are left out."""
 
-    beta2: float
-    shadow: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, runs: Replicas) -> None:
+        self.runs, self.rows = runs, list[dict[str, Any]]()
+        self.watched = slice(0, runs.groups["norms"].start)
+        self.shadow = torch.zeros_like(runs.params[:, self.watched])
+        self.before: Tensor | None = None
 
-    def see(self, moments: dict[str, tuple[Tensor, Tensor, Tensor]], grads: dict[str, Tensor]) -> None:
-        """Follow the same average in fp32, never rounded nor reset."""
-        for name, (old, _, _) in moments.items():
-            if name != "norms":
-                before = self.shadow.get(name, torch.zeros_like(old))
-                self.shadow[name] = before * self.beta2 + grads[name].square() * (1 - self.beta2)
+    @property
+    def stored(self) -> Tensor:
+        """The second moment as it is stored."""
+        return self.runs.states["exp_avg_sq"][:, self.watched]
 
-    def record(self, step: int, moments: dict[str, tuple[Tensor, Tensor, Tensor]], losses: Tensor) -> None:
-        """Stalled fraction, and mean stored value over the mean of the shadow."""
-        due = stalled = stored_sum = shadow_sum = torch.zeros(len(losses), dtype=torch.float64)
-        for name, (old, new, stored) in moments.items():
-            if name != "norms":
-                moves = new != old
-                due = due + moves.sum(1)
-                stalled = stalled + (moves & (stored == old)).sum(1)
-                stored_sum = stored_sum + stored.double().sum(1)
-                shadow_sum = shadow_sum + self.shadow[name].double().sum(1)
+    def follow(self, measured: bool) -> None:
+        """Before a step: follow the same average in fp32, never rounded nor reset."""
+        beta2, grads = self.runs.betas[1], self.runs.grads[:, self.watched]
+        self.shadow.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        self.before = self.stored.clone() if measured else None
+
+    def record(self, losses: Tensor) -> None:
+        """After a measured step: stalled fraction, and mean stored value over the mean of the shadow."""
+        assert self.before is not None
+        beta2, grads, stored = self.runs.betas[1], self.runs.grads[:, self.watched], self.stored
+        due = (self.before * beta2 + (1 - beta2) * grads * grads) != self.before
+        stalled = (due & (stored == self.before)).sum(1) / due.sum(1).clamp_min(1)
+        ratio = stored.double().sum(1) / self.shadow.double().sum(1).clamp_min(1e-300)
         self.rows.append(
             {
-                "step": step,
+                "step": self.runs.steps,
                 "loss": losses.tolist(),
-                "stalled": (stalled / due.clamp_min(1)).tolist(),
-                "ratio": (stored_sum / shadow_sum.clamp_min(1e-300)).tolist(),
+                "stalled": stalled.double().tolist(),
+                "ratio": ratio.tolist(),
             }
         )
 
 
-def train_job(config: ScaleConfig, job: Job, tokens: Tokens) -> dict[str, Any]:
+def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train the runs of a job to their end.
+
+    Parameters
+    ----------
+    config, job, tokens
+        The experiment, what to train, and on what.
+    checkpoint
+        A file that is written every :data:`CHECKPOINT` steps, and gone on from if it is there.
 
     Returns
     -------
@@ -218,14 +234,19 @@ def train_job(config: ScaleConfig, job: Job, tokens: Tokens) -> dict[str, Any]:
     arm, model = ARMS[job.arm], config.model
     period = period_of(arm, model)
     runs = Replicas(
-        [s for s, _ in job.replicas], [lr for _, lr in job.replicas], architecture=config.architecture,
-        vocab=tokens.vocab, hidden=config.hidden, layers=config.layers, heads=config.heads, context=config.context,
-        betas=model.model_betas, weight_decay=config.weight_decay, store=storage(config, arm),
+        Decoder(config.architecture, tokens.vocab, config.hidden, config.layers, config.heads),
+        [s for s, _ in job.replicas], [lr for _, lr in job.replicas], betas=model.model_betas,
+        weight_decay=config.weight_decay, store=storage(config, arm), stochastic=arm.rounding == "stochastic",
     )  # fmt: skip
-    watch = _Watch(model.model_betas[1])
-    names = tuple(n for n in runs.params if not (arm.spare_embedding and n == "embedding"))
+    watch = _Watch(runs)
+    names = tuple(n for n in runs.groups if not (arm.spare_embedding and n == "embedding"))
     every = max(1, model.model_steps // 50)
-    for step in range(1, model.model_steps + 1):
+    if checkpoint is not None and checkpoint.exists():
+        saved = read_file(checkpoint)
+        runs.load_state_dict(saved["runs"])
+        watch.rows = saved["rows"]
+        watch.shadow.copy_(saved["shadow"])
+    for step in range(runs.steps + 1, model.model_steps + 1):
         if period is not None:
             due = [
                 n for i, n in enumerate(names)
@@ -236,29 +257,38 @@ def train_job(config: ScaleConfig, job: Job, tokens: Tokens) -> dict[str, Any]:
         losses = runs.backward(torch.stack([batches[seed] for seed in runs.seeds]))
         if config.clip is not None:
             runs.clip(config.clip)
-        scale = gradient_scale(config, step)
-        moments = runs.step(learning_rate(config, arm, period, step), scale)
-        watch.see(moments, {n: p.grad * scale for n, p in runs.params.items() if p.grad is not None})
+        if config.regime != "constant":
+            runs.grads.mul_(gradient_scale(config, step))
+        watch.follow(step % every == 0)
+        runs.step(learning_rate(config, arm, period, step))
         if step % every == 0:
-            watch.record(step, moments, losses)
+            watch.record(losses)
+        if checkpoint is not None and step % CHECKPOINT == 0:
+            write_file({"runs": runs.state_dict(), "rows": watch.rows, "shadow": watch.shadow}, checkpoint)
     final = runs.validation(tokens.validation(config.validation))
     return {
         "arm": job.arm,
         "stage": job.stage,
         "period": period,
         "replicas": job.replicas,
-        "validation": [float(x) if math.isfinite(x) and ok else None for x, ok in zip(final, runs.finite, strict=True)],
+        "validation": [
+            float(x) if math.isfinite(x) and not n else None for x, n in zip(final, runs.skipped, strict=True)
+        ],
         "rows": watch.rows,
     }
 
 
 def _work(folder: Path, config: ScaleConfig, job: Job) -> None:
     torch.set_num_threads(1)
-    write_json(folder / job.name, train_job(config, job, Tokens(folder / "tokens", config.context)))
+    checkpoint = folder / f"{job.name}.part"
+    write_json(folder / job.name, train_job(config, job, Tokens(folder / "tokens", config.context), checkpoint))
+    checkpoint.unlink(missing_ok=True)
 
 
 def ladder(config: ScaleConfig) -> list[Job]:
-    """Jobs that tune the rate of every arm."""
+    """Jobs that tune the rate of every arm; none where there is one rate."""
+    if len(config.lrs) == 1:
+        return []
     seeds = tuple(TUNING_SEED + i for i in range(config.tuning_seeds))
     return [Job(arm, "ladder", config.lrs, seeds) for arm in config.arms]
 
@@ -274,16 +304,25 @@ def best_rate(result: dict[str, Any]) -> float:
     return min(good, key=good.__getitem__)
 
 
+def own_rates(config: ScaleConfig, ladders: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Best rate of every arm, from the results of the ladders."""
+    if len(config.lrs) == 1:
+        return dict.fromkeys(config.arms, config.lrs[0])
+    return {arm: best_rate(ladders[arm]) for arm in config.arms}
+
+
 def finals(config: ScaleConfig, ladders: dict[str, dict[str, Any]]) -> list[Job]:
-    """Jobs of the final runs: every arm at its own best rate and at that of fp32."""
-    common = best_rate(ladders["fp32"])
-    seeds = tuple(range(config.seeds))
-    return [Job(a, "final", tuple(dict.fromkeys((best_rate(ladders[a]), common))), seeds) for a in config.arms]
+    """Jobs of the final runs: every arm at its own best rate (``"own"``), and at fp32's if that is another."""
+    own, seeds = own_rates(config, ladders), tuple(range(config.seeds))
+    common = own["fp32"]
+    at_own = [Job(arm, "own", (lr,), seeds) for arm, lr in own.items()]
+    return at_own + [Job(arm, "common", (common,), seeds) for arm, lr in own.items() if lr != common]
 
 
-def load_results(folder: Path, jobs: list[Job]) -> dict[str, dict[str, Any]]:
-    """Results of the jobs that are done, by arm."""
-    return {job.arm: read_json(folder / job.name) for job in jobs if (folder / job.name).exists()}
+def load_results(folder: Path, jobs: list[Job], stage: str) -> dict[str, dict[str, Any]]:
+    """Results of the jobs of a stage that are done, by arm."""
+    done = [job for job in jobs if job.stage == stage and (folder / job.name).exists()]
+    return {job.arm: read_json(folder / job.name) for job in done}
 
 
 def run_scale_model(
@@ -304,28 +343,23 @@ def run_scale_model(
     jobs
         Processes.
     report
-        Called when a job is done, with the number of jobs done and of all jobs.
+        Called when a job is done, with the number of jobs done and of all jobs, of the ladders or of the final runs.
     """
     import multiprocessing
 
     write_json(folder / "config.json", asdict(config))
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    of, done = 2 * len(config.arms), 0
+    stages = (lambda: ladder(config), lambda: finals(config, load_results(folder, ladder(config), "ladder")))
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         try:
-            for stage in (lambda: ladder(config), lambda: finals(config, load_results(folder, ladder(config)))):
+            for stage in stages:
                 todo = stage()
-                running = {}
-                for job in todo:
-                    if (folder / job.name).exists():
-                        done += 1
-                    else:
-                        running[pool.submit(partial(_work, folder, config, job))] = job
-                for future in as_completed(running):
+                left = [job for job in todo if not (folder / job.name).exists()]
+                running = {pool.submit(partial(_work, folder, config, job)): job for job in left}
+                for done, future in enumerate(as_completed(running), len(todo) - len(left) + 1):
                     future.result()
-                    done += 1
-                    report(running[future], done, of)
+                    report(running[future], done, len(todo))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

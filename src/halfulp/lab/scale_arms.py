@@ -23,7 +23,7 @@ class ScaleArm:
     rounding
         ``None``: fp32. ``"nearest"`` or ``"stochastic"``.
     reset
-        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding; ``"rate-free"``: its
+        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding; ``"residual"``: its
         period where a tuned rate is assumed to remove a common factor; ``"half"``, ``"double"``: of the planned one;
         ``"published"``: that of the paper, shortened by the factor of the model.
     slots
@@ -55,21 +55,21 @@ ARMS: dict[str, ScaleArm] = {
     "fp32 + reset": ScaleArm(None, "planned"),
     "nearest": ScaleArm("nearest"),
     "nearest + reset": ScaleArm("nearest", "planned"),
-    "nearest + reset, rate-free": ScaleArm("nearest", "rate-free"),
-    "nearest + reset, half": ScaleArm("nearest", "half"),
-    "nearest + reset, double": ScaleArm("nearest", "double"),
-    "nearest + reset, published": ScaleArm("nearest", "published"),
-    "nearest + reset, second moment": ScaleArm("nearest", "planned", slots=("exp_avg_sq",)),
-    "nearest + reset, embedding spared": ScaleArm("nearest", "planned", spare_embedding=True),
-    "nearest + reset, staggered": ScaleArm("nearest", "planned", staggered=True),
-    "nearest + reset, re-warmed": ScaleArm("nearest", "planned", rewarm=True),
-    "nearest, embedding fp32": ScaleArm("nearest", embedding_fp32=True),
-    "nearest, first moment only": ScaleArm("nearest", stored=("exp_avg",)),
-    "nearest, second moment only": ScaleArm("nearest", stored=("exp_avg_sq",)),
+    "nearest + reset (residual)": ScaleArm("nearest", "residual"),
+    "nearest + reset (half)": ScaleArm("nearest", "half"),
+    "nearest + reset (double)": ScaleArm("nearest", "double"),
+    "nearest + reset (published)": ScaleArm("nearest", "published"),
+    "nearest + reset (second moment)": ScaleArm("nearest", "planned", slots=("exp_avg_sq",)),
+    "nearest + reset (embedding spared)": ScaleArm("nearest", "planned", spare_embedding=True),
+    "nearest + reset (staggered)": ScaleArm("nearest", "planned", staggered=True),
+    "nearest + reset (re-warmed)": ScaleArm("nearest", "planned", rewarm=True),
+    "nearest (embedding fp32)": ScaleArm("nearest", embedding_fp32=True),
+    "nearest (first moment only)": ScaleArm("nearest", stored=("exp_avg",)),
+    "nearest (second moment only)": ScaleArm("nearest", stored=("exp_avg_sq",)),
     "stochastic": ScaleArm("stochastic"),
     "stochastic + reset": ScaleArm("stochastic", "planned"),
-    "stochastic, first moment only": ScaleArm("stochastic", stored=("exp_avg",)),
-    "stochastic, second moment only": ScaleArm("stochastic", stored=("exp_avg_sq",)),
+    "stochastic (first moment only)": ScaleArm("stochastic", stored=("exp_avg",)),
+    "stochastic (second moment only)": ScaleArm("stochastic", stored=("exp_avg_sq",)),
 }
 """Every arm by name."""
 
@@ -87,7 +87,7 @@ def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
     if arm.reset == "published":
         return model.period(PUBLISHED.get(model.second.mantissa_bits, 300))
     beta1, beta2 = model.model_betas
-    criterion: Criterion = "residual" if arm.reset == "rate-free" else "total"
+    criterion: Criterion = "residual" if arm.reset == "residual" else "total"
     plan = plan_reset(model.formats[1], beta=beta2, rounding="nearest", beta1=beta1, criterion=criterion)
     factor = {"half": 0.5, "double": 2.0}.get(arm.reset, 1.0)
     return None if plan.period is None else max(2, round(plan.period * factor))

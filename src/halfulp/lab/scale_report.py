@@ -12,7 +12,7 @@ from rich.table import Table
 
 from halfulp.lab.files import read_json, write_text
 from halfulp.lab.results import Interval
-from halfulp.lab.scale import ScaleConfig, best_rate, finals, ladder, load_results
+from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rates
 from halfulp.lab.scale_arms import ARMS
 from halfulp.lab.svg import Chart, Line
 from halfulp.lab.tables import print_table
@@ -20,9 +20,9 @@ from halfulp.lab.tables import print_table
 __all__ = ["ScaleArmResult", "ScaleResults", "load_scale_model", "write_scale_report"]
 
 PUBLISHED = {
-    "bf16": {"nearest": 0.026, "nearest + reset, published": 0.003, "stochastic": 0.001, "stochastic + reset": 0.0},
-    "fp8": {"nearest": 0.038, "nearest + reset, published": 0.004, "stochastic": 0.005, "stochastic + reset": 0.0},
-    "fp4": {"nearest": 0.044, "nearest + reset, published": 0.011, "stochastic": 0.027, "stochastic + reset": 0.005},
+    "bf16": {"nearest": 0.026, "nearest + reset (published)": 0.003, "stochastic": 0.001, "stochastic + reset": 0.0},
+    "fp8": {"nearest": 0.038, "nearest + reset (published)": 0.004, "stochastic": 0.005, "stochastic + reset": 0.0},
+    "fp4": {"nearest": 0.044, "nearest + reset (published)": 0.011, "stochastic": 0.027, "stochastic + reset": 0.005},
 }
 """Final validation loss less fp32's, LLaMA-100M on C4, at one learning rate (arXiv 2603.16731)."""
 
@@ -84,7 +84,7 @@ class ScaleResults:
     def published(self, arm: str) -> float | None:
         """The published difference of an arm, where the paper has the format and the arm."""
         return PUBLISHED.get(self.config.format, {}).get(
-            "nearest + reset, published" if arm == "nearest + reset" else arm
+            "nearest + reset (published)" if arm == "nearest + reset" else arm
         )
 
 
@@ -102,46 +102,47 @@ def load_scale_model(folder: Path) -> ScaleResults:
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder of a scale model: it has no config.json")
     config = ScaleConfig.from_json(read_json(path))
-    ladders = load_results(folder, ladder(config))
-    done = {} if len(ladders) < len(config.arms) else load_results(folder, finals(config, ladders))
-    if "fp32" not in done:
+    ladders = load_results(folder, ladder(config), "ladder")
+    jobs = finals(config, ladders) if len(ladders) == len(ladder(config)) else []
+    own, common = (load_results(folder, jobs, stage) for stage in ("own", "common"))
+    if "fp32" not in own:
         raise ValueError(f"{folder} has no final runs of fp32 yet; continue it with --resume {folder}")
-    common = best_rate(ladders["fp32"])
-    base = dict(zip(_seeds(done["fp32"], common), _losses(done["fp32"], common), strict=True))
-    arms = tuple(_arm(name, ladders[name], done[name], common, base) for name in config.arms if name in done)
+    rates, base = own_rates(config, ladders), _by_seed(own["fp32"])
+    arms = tuple(
+        _arm(ladders.get(name), own[name], own[name] if rates[name] == rates["fp32"] else common.get(name), base)
+        for name in config.arms
+        if name in own
+    )
     whole = Interval.of([loss for loss in base.values() if loss is not None])
     if whole is None:
         raise ValueError(f"every final run of fp32 in {folder} diverged: give smaller rates by --lr")
-    return ScaleResults(config, arms, common, whole)
+    return ScaleResults(config, arms, rates["fp32"], whole)
 
 
-def _seeds(result: dict[str, Any], rate: float) -> list[int]:
-    return [seed for seed, lr in result["replicas"] if lr == rate]
-
-
-def _losses(result: dict[str, Any], rate: float) -> list[float | None]:
-    pairs = zip(result["replicas"], result["validation"], strict=True)
-    return [loss for (_, lr), loss in pairs if lr == rate]
+def _by_seed(result: dict[str, Any]) -> dict[int, float | None]:
+    """Validation loss of each seed of a job with one rate."""
+    return {seed: loss for (seed, _), loss in zip(result["replicas"], result["validation"], strict=True)}
 
 
 def _arm(
-    name: str, climbed: dict[str, Any], final: dict[str, Any], common: float, base: dict[int, float | None]
+    climbed: dict[str, Any] | None, own: dict[str, Any], common: dict[str, Any] | None, base: dict[int, float | None]
 ) -> ScaleArmResult:
-    own = best_rate(climbed)
-    rates = tuple(dict.fromkeys(lr for _, lr in climbed["replicas"]))
-    losses = [[x if x is not None else float("nan") for x in _losses(climbed, lr)] for lr in rates]
+    losses: dict[float, list[float]] = {}
+    tried = own if climbed is None else climbed
+    for (_, lr), loss in zip(tried["replicas"], tried["validation"], strict=True):
+        losses.setdefault(lr, []).append(float("nan") if loss is None else loss)
 
-    def against(rate: float) -> Interval | None:
-        pairs = zip(_seeds(final, rate), _losses(final, rate), strict=True)
-        gaps = [(loss, base.get(seed)) for seed, loss in pairs]
+    def against(result: dict[str, Any] | None) -> Interval | None:
+        gaps = [(loss, base[seed]) for seed, loss in ({} if result is None else _by_seed(result)).items()]
         return Interval.of([x - y for x, y in gaps if x is not None and y is not None])
 
-    last = final["rows"][-1]["step"]
-    mine = [i for i, (_, lr) in enumerate(final["replicas"]) if lr == own]
-    mean = {k: tuple(float(np.mean([row[k][i] for i in mine])) for row in final["rows"]) for k in ("stalled", "ratio")}
+    finals = [own] if common is None or common is own else [own, common]
+    last = own["rows"][-1]["step"]
+    mean = {k: tuple(float(np.mean(row[k])) for row in own["rows"]) for k in ("stalled", "ratio")}
     return ScaleArmResult(
-        name, final["period"], rates, tuple(float(np.mean(x)) for x in losses), own, against(own), against(common),
-        sum(x is None for x in final["validation"]), tuple(r["step"] / last for r in final["rows"]),
+        own["arm"], own["period"], tuple(losses), tuple(float(np.mean(x)) for x in losses.values()),
+        own["replicas"][0][1], against(own), against(common),
+        sum(x is None for one in finals for x in one["validation"]), tuple(row["step"] / last for row in own["rows"]),
         mean["stalled"], mean["ratio"],
     )  # fmt: skip
 
@@ -167,13 +168,17 @@ def sentences(results: ScaleResults) -> list[str]:
             if sure and other is not None and other.own is not None:
                 share = 1 - max(other.own.mean, 0.0) / nearest.own.mean
                 said.append(f"{name.capitalize()}: {signed(other.own)} nats; {share:.0%} of the loss is recovered.")
+    edges = (min(results.config.lrs), max(results.config.lrs))
+    at_edge = [f"{a.name} ({a.own_rate:g})" for a in results.arms if edges[0] < edges[1] and a.own_rate in edges]
+    if at_edge:
+        said.append(f"The best rate is the last of the ladder for {', '.join(at_edge)}: try further ones with --lr.")
     diverged = [f"{a.name} ({a.diverged})" for a in results.arms if a.diverged]
     if diverged:
         said.append(f"Runs that diverged are left out of the differences: {', '.join(diverged)}.")
     return said
 
 
-def _charts(results: ScaleResults) -> dict[str, str]:
+def _rates(results: ScaleResults) -> str:
     config = results.config
     finite = [x for a in results.arms for x in a.losses if np.isfinite(x)]
     low, high = min(finite), max(finite)
@@ -184,6 +189,11 @@ def _charts(results: ScaleResults) -> dict[str, str]:
     )  # fmt: skip
     for arm in results.arms:
         rates.add(Line(arm.name, arm.rates, arm.losses, arm.css))
+    return rates.render()
+
+
+def _charts(results: ScaleResults) -> dict[str, str]:
+    config = results.config
     stalled = Chart("Stalled fraction of the second moment", (0, 100), (0.0, 1.0), "percent", **SIZE)
     ratio = Chart("Stored second moment over fp32", (0, 100), _ratio_range(results), "times", log_y=True, **SIZE)
     for arm in results.arms:
@@ -198,7 +208,8 @@ def _charts(results: ScaleResults) -> dict[str, str]:
             stalled.add(
                 Line(f"{rounding}: predicted, model", list(100 * shares), list(model), f"{css} own", direct=False)
             )
-    return {"rates": rates.render(), "stalled": stalled.render(), "ratio": ratio.render()}
+    rates = {"rates": _rates(results)} if len(config.lrs) > 1 else {}
+    return {**rates, "stalled": stalled.render(), "ratio": ratio.render()}
 
 
 def _ratio_range(results: ScaleResults) -> tuple[float, float]:

@@ -20,13 +20,21 @@ import numpy.typing as npt
 from halfulp.theory.blocks import BlockLaw
 from halfulp.theory.transient import Transient
 
-__all__ = ["cycle_cost", "exact_error", "exact_parts", "neglected", "residual_cost", "update_error", "update_parts"]
+__all__ = ["cycle_cost", "exact_parts", "neglected", "residual_cost", "squared_error", "total_cost", "update_parts"]
 
 Array = npt.NDArray[np.float64]
+Parts = tuple[Array, Array]
+"""Mean square of an update, and its mean product with the exact one."""
 
 
-def update_error(law: Transient | BlockLaw, beta1: float, steps: int) -> Array:
-    """``D_t`` for ``t = 1 .. steps``.
+def squared_error(parts: Parts) -> Array:
+    """``D_t`` from :func:`update_parts` or :func:`exact_parts`."""
+    square, product = parts
+    return np.asarray(square - 2 * product + 1)
+
+
+def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> Parts:
+    """Mean square of the update and its mean product with the exact one, for ``t = 1 .. steps``.
 
     Parameters
     ----------
@@ -34,15 +42,6 @@ def update_error(law: Transient | BlockLaw, beta1: float, steps: int) -> Array:
         Of a second moment, followed for at least `steps`.
     beta1
         Decay of the first moment.
-    """
-    square, product = update_parts(law, beta1, steps)
-    return np.asarray(square - 2 * product + 1)
-
-
-def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> tuple[Array, Array]:
-    """Mean square of the update, and its mean product with the exact one: ``D_t`` is square - 2 product + 1.
-
-    Arguments are those of :func:`update_error`.
     """
     t = np.arange(1, steps + 1)
     scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v over this is v_hat over the true second moment
@@ -52,13 +51,7 @@ def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> tuple[A
     return _parts(beta1, t, root / np.sqrt(scale), inverse_root * np.sqrt(scale), inverse * scale)
 
 
-def exact_error(law: Transient, beta1: float, steps: int) -> Array:
-    """``D_t`` of the same second moment in full precision, under the same drift."""
-    square, product = exact_parts(law, beta1, steps)
-    return np.asarray(square - 2 * product + 1)
-
-
-def exact_parts(law: Transient, beta1: float, steps: int) -> tuple[Array, Array]:
+def exact_parts(law: Transient, beta1: float, steps: int) -> Parts:
     """:func:`update_parts` of the same second moment in full precision, under the same drift.
 
     A weighted sum of squares is nearly a gamma variable of its mean and variance: exactly while all weights are alike,
@@ -82,9 +75,7 @@ def exact_parts(law: Transient, beta1: float, steps: int) -> tuple[Array, Array]
     )
 
 
-def _parts(
-    beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array
-) -> tuple[Array, Array]:
+def _parts(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array) -> Parts:
     """The parts of ``D_t`` from the averages of ``v_hat``'s powers 1/2, -1/2 and -1."""
     young = t <= 2 / (1 - beta1)
     decayed = beta1**t
@@ -94,7 +85,7 @@ def _parts(
 
 
 def neglected(beta1: float, beta2: float) -> float:
-    """Relative covariance of ``m**2`` and ``v``, which :func:`update_error` takes as independent, in the long run.
+    """Relative covariance of ``m**2`` and ``v``, which :func:`update_parts` takes as independent, in the long run.
 
     They have seen the same gradients: with weights ``a_i`` in `m` and ``c_i`` in `v` it is
     ``2 sum a_i**2 c_i / sum a_i**2``. An error of a cycle is known to so much of itself, at best.
@@ -107,7 +98,12 @@ def cycle_cost(error: Array) -> Array:
     return np.cumsum(error) / np.arange(1, len(error) + 1)
 
 
-def residual_cost(parts: list[tuple[Array, Array]]) -> Array:
+def total_cost(parts: list[Parts]) -> Array:
+    """Mean error of a cycle of each length, a row a law: what rounding costs at a given learning rate."""
+    return np.stack([cycle_cost(squared_error(one)) for one in parts])
+
+
+def residual_cost(parts: list[Parts]) -> Array:
     """Mean error of a cycle of each length that is left once every update is multiplied by the best common factor.
 
     A learning rate that is tuned takes the factor out. It is one for all laws: tensors whose gradients fall at
@@ -121,9 +117,9 @@ def residual_cost(parts: list[tuple[Array, Array]]) -> Array:
     Returns
     -------
     numpy.ndarray
-        Entry ``K - 1`` is the error for cycles of `K` steps, relative to the variance of the exact update.
+        One row: entry ``K - 1`` is the error for cycles of `K` steps, relative to the variance of the exact update.
     """
     count = np.arange(1, len(parts[0][0]) + 1) * len(parts)
     square = np.sum([np.cumsum(s) for s, _ in parts], axis=0) / count
     product = np.sum([np.cumsum(p) for _, p in parts], axis=0) / count
-    return np.asarray(1 - product**2 / square)
+    return np.asarray(1 - product**2 / square)[np.newaxis]

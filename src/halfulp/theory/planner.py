@@ -151,14 +151,9 @@ def _plan(
 def _decide(
     laws: tuple[Transient, ...], beta1: float, horizon: int, drifts: tuple[float, ...], criterion: Criterion
 ) -> ResetPlan:
-    from halfulp.theory.cost import cycle_cost, exact_parts, neglected, residual_cost, update_parts
+    from halfulp.theory.cost import exact_parts, neglected, residual_cost, total_cost, update_parts
 
-    def weigh(parts: list[tuple[Array, Array]]) -> Array:
-        """Cost of every period, a row a drift; one row where all drifts share a factor."""
-        if criterion == "residual":
-            return residual_cost(parts)[np.newaxis]
-        return np.stack([cycle_cost(square - 2 * product + 1) for square, product in parts])
-
+    weigh = {"total": total_cost, "residual": residual_cost}[criterion]
     curve = laws[0].stalled[:horizon]
     costs = weigh([update_parts(law, beta1, horizon) for law in laws])
     plan = ResetPlan(None, "", curve, costs, drifts)
