@@ -33,6 +33,7 @@ from optimizers import (
 from pictures import PALETTE, axes_of, label_ends, save
 
 import halfulp
+from halfulp.lab.results import Interval
 from halfulp.optim import OPTIMIZERS
 
 PAGE = ROOT / "docs" / "optimizers.md"
@@ -89,10 +90,17 @@ def mean(losses_of: dict[int, float]) -> float:
     return statistics.fmean(losses_of.get(seed, math.nan) for seed in SEEDS)
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval."""
+    found = Interval.of(values)
+    assert found is not None
+    assert found.half is not None
+    return found.mean, found.half
+
+
 def difference(low: dict[int, float], fp32: dict[int, float]) -> tuple[float, float]:
-    """Mean and standard error of the differences, seed by seed."""
-    apart = [low[seed] - fp32[seed] for seed in SEEDS]
-    return statistics.fmean(apart), statistics.stdev(apart) / math.sqrt(len(apart))
+    """Mean of the differences, seed by seed, and half of its 95 % interval."""
+    return interval([low[seed] - fp32[seed] for seed in SEEDS])
 
 
 def loss_cell(name: str, state: str, found: Losses, rows: Rows) -> str:
@@ -104,8 +112,8 @@ def loss_cell(name: str, state: str, found: Losses, rows: Rows) -> str:
     lost = sum(not math.isfinite(found.by_state[state][seed]) for seed in SEEDS)
     if lost:
         return f"diverged {lost}/{len(SEEDS)}"
-    apart, error = difference(found.by_state[state], found.by_state["fp32"])
-    return f"{apart:+.3f} ± {error:.3f}"
+    apart, half = difference(found.by_state[state], found.by_state["fp32"])
+    return f"{apart:+.3f} ± {half:.3f}"
 
 
 def nothing_low(name: str, state: str) -> bool:
@@ -123,7 +131,7 @@ def loss_table(found: dict[str, Losses], rows: Rows) -> list[list[str]]:
 
 
 def spread(found: dict[str, Losses], state: str) -> str:
-    """Over the optimizers: mean difference, and how many are beyond two standard errors either way."""
+    """Over the optimizers: mean difference, and how many have an interval that is off zero, either way."""
     pairs = []
     for name, of in found.items():
         low = of.by_state[state]
@@ -131,12 +139,11 @@ def spread(found: dict[str, Losses], state: str) -> str:
             pairs.append(difference(low, of.by_state["fp32"]))
     if len(pairs) < 2:
         return f"`{state}`: not run"
-    middle = statistics.fmean(p[0] for p in pairs)
-    error = statistics.stdev(p[0] for p in pairs) / math.sqrt(len(pairs))
-    worse, better = (sum(sign * a > 2 * e for a, e in pairs) for sign in (1, -1))
+    middle, half = interval([apart for apart, _ in pairs])
+    worse, better = (sum(sign * apart > of for apart, of in pairs) for sign in (1, -1))
     return (
-        f"`{state}` {middle:+.3f} ± {error:.3f} over {len(pairs)} optimizers ({worse} worse, {better} better by more "
-        "than two of their standard errors)"
+        f"`{state}` {middle:+.3f} ± {half:.3f} over {len(pairs)} optimizers ({worse} worse, {better} better with an "
+        "interval that leaves out zero)"
     )
 
 
@@ -269,7 +276,7 @@ def body(folder: Path) -> list[str]:
         *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer on the source of Python's standard
             library, bytes as tokens, {MODEL.steps} steps of {MODEL.batch} × {MODEL.context}, stochastic rounding.
             The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The others are
-            the mean difference to fp32, seed by seed, ± one standard error. The learning rate was tuned with fp32
+            the mean difference to fp32, seed by seed, with its 95 % interval. The learning rate was tuned with fp32
             states and another seed, in half decades, and is the same for all formats. Other arguments are the
             defaults, except {given}. A dash: not run. *Nothing low*: all states are vectors, which stay in fp32."""),
         *table(["optimizer", "lr", "fp32", *(f"{s} − fp32" for s in STATES[1:])], loss_table(found, rows)),

@@ -10,6 +10,7 @@ import torch
 
 import halfulp
 from halfulp.monitor import StallMonitor
+from halfulp.monitor.results import step_error
 
 
 def parameter(
@@ -358,3 +359,14 @@ def test_non_contiguous_parameters() -> None:
     with StallMonitor(optimizer, sample=100, every=1) as watch:
         drive(optimizer, 5)
         assert all(m.ratio == pytest.approx(1.0, abs=1e-12) for m in watch.measure())
+
+
+def test_a_common_factor_of_the_updates_is_told_from_what_is_left() -> None:
+    """Updates are divided by the root of the state: a quarter of it makes all of them twice as long."""
+    shadow = torch.tensor([1.0, 2.0, 5.0, 3.0])
+    assert step_error(shadow / 4, shadow) == pytest.approx((2.0, 0.0))
+    longer = torch.tensor([1.0, 1.0, 3.0, 3.0])
+    factor, residual = step_error(shadow / longer.square(), shadow)
+    assert factor == pytest.approx(5 / 2)  # 1 / c of the least squares fit of c * longer to 1
+    assert residual == pytest.approx(float((longer / factor - 1).square().mean()))
+    assert step_error(torch.zeros(4), shadow) == (1.0, 0.0)

@@ -17,6 +17,8 @@ from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.closed_loop import Measured
 from halfulp.theory.cost import cycle_cost, exact_parts, neglected, squared_error, update_parts
+from halfulp.theory.planner import DRIFTS
+from halfulp.theory.predict import second_moment_laws
 from halfulp.theory.rising_unit import block_transients
 from halfulp.theory.transient import transients
 from halfulp.theory.update import update_law
@@ -59,9 +61,10 @@ STOCHASTIC = {f.mantissa_bits if f.kind == "float" else f.name: f.name for f in 
 def test_stochastic_rounding_wants_no_resets(name: str) -> None:
     for beta in (0.9, 0.95, 0.99, 0.999, 0.9999):
         plan = halfulp.plan_reset(name, beta=beta, rounding="stochastic")
-        if (name, beta) == ("ufloat4_e4m0", 0.9999):
-            # brute force: 0.135 every 16 426 steps and 0.147 without, where nothing drifts
-            assert plan.period == pytest.approx(16_400, rel=0.1)
+        # E4M0 by brute force: 0.135 every 16 426 steps and 0.147 without, where nothing drifts
+        gains = {"ufloat4_e4m0": 16_400, "int4": 34_300, "uint4": 34_300} if beta == 0.9999 else {}
+        if name in gains:
+            assert plan.period == pytest.approx(gains[name], rel=0.1)
             assert plan.regret[-1] > 0.09
         else:
             assert plan.period is None, (beta, plan.why)
@@ -126,14 +129,17 @@ def test_first_moment_is_never_reset_for_its_own_sake() -> None:
     assert halfulp.plan_reset("fp8", beta=0.99, rounding="nearest", slot="exp_avg").period is None
 
 
+@pytest.mark.parametrize("drifts", [(0.0,), DRIFTS])
 @pytest.mark.parametrize(("name", "beta"), [("uint4", 0.9), ("uint4", 0.999), ("linear8", 0.99), ("dynamic8", 0.995)])
-def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float) -> None:
-    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest", drifts=(0.0,))  # as the gradients of the blocks are
+def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float, drifts: tuple[float, ...]) -> None:
+    """Gradients of the blocks do not drift: a plan that has to stand drifts costs more there, as it says itself."""
+    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest", drifts=drifts)
     steps = min(plan.period or 3000, 1000) * 3
     law = block_law(Blocks(get_format(name), beta, "nearest"), steps, paths=8)
     costs = cycle_cost(squared_error(update_parts(law, 0.9, steps)))
     period = min(plan.period or steps, steps)
-    assert costs[period - 1] / costs.min() - 1 < 0.05
+    own = plan.costs[0, :steps]
+    assert costs[period - 1] / costs.min() - 1 < own[period - 1] / own.min() - 1 + 0.05
     np.testing.assert_allclose(plan.costs[0, 30 : min(period, steps)], costs[30:period], rtol=0.2)
     assert (plan.period is None) == plan.why.startswith("Never")
 
@@ -327,7 +333,7 @@ def test_advice_within_a_budget(budget: float, spread: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fmt", "steady", "drifting"), [("bf16", 4734, 2394), ("fp8", None, 2838), ("fp4", None, 2976)]
+    ("fmt", "steady", "drifting"), [("bf16", 4734, 2396), ("fp8", None, 2841), ("fp4", None, 2978)]
 )
 def test_a_tuned_rate_wants_fewer_resets(fmt: str, steady: int | None, drifting: int) -> None:
     """Without drift a frozen 8- or 4-bit state errs by a common factor only, which the rate takes out."""
@@ -349,9 +355,19 @@ def test_formats_without_exponent_are_planned_for_drifts(name: str) -> None:
     assert np.array_equal(plan.costs[0], still.costs[0])
 
 
-def test_the_rising_unit_follows_a_scale_that_falls() -> None:
-    """Stochastic rounding keeps the mean, also while the unit of the grid falls with the gradient."""
-    fmt = get_format("udynamic8")
-    law = block_transients(fmt, 0.95, "stochastic", (0.1,), 200)[0]
-    assert law.mean[200] == pytest.approx(law.exact_mean[200], rel=0.03)
-    assert law.exact_mean[200] > 1.1
+@pytest.mark.parametrize("beta", [0.9, 0.99])
+@pytest.mark.parametrize("name", ["fp8", "udynamic8"])
+def test_stochastic_rounding_keeps_the_mean_while_the_scale_falls(name: str, beta: float) -> None:
+    """Also where several steps are taken at a time, and while the unit of a grid without exponent falls."""
+    for law in second_moment_laws(get_format(name, signed=False), beta, "stochastic", (0.025, 0.1), 3000):
+        ages = np.arange(100, 3001, 50)
+        exact = law.exact_mean[ages]
+        assert exact[-1] > 1.04
+        assert abs(np.mean(law.mean[ages] / exact) - 1) < 0.01
+
+
+@pytest.mark.parametrize("name", ["uint4", "udynamic8", "ulinear8"])
+def test_no_reset_pays_under_stochastic_rounding_whatever_the_drift(name: str) -> None:
+    plan = halfulp.plan_reset(name, beta=0.99, rounding="stochastic")
+    assert plan.period is None
+    assert plan.drifts == DRIFTS

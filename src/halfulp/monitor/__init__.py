@@ -10,6 +10,9 @@ should have become, and compares. It reads only: not a bit of the training chang
 * **lag**: median of ``log(stored / shadow)``, the shadow being the same EMA kept in float64 on the sample since the
   monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, where signed).
 * **off 2x**: share of coordinates more than a factor of two away from their shadow.
+* **factor**, **residual**, of averages of squares: Adam divides by the root of such a state. `factor` is how much
+  longer all updates are than those of the shadow, which a learning rate divided by it takes out; `residual` is the mean
+  squared error that is left then, relative to the mean square of an update.
 * **weights**: for 16-bit parameters, the share of weights that stood still although their update was not zero, and how
   much of the intended movement took place (``weights_moved``; 1 is right). The update is computed in float64 from the
   optimizer's own rule where it is known; elsewhere a weight counts as due if its gradient or first moment is not zero.

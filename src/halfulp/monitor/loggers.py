@@ -23,7 +23,7 @@ def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for m in watch.measure():
-        for name in ("stalled", "predicted", "lag", "ratio", "off_2x"):
+        for name in ("stalled", "predicted", "lag", "ratio", "off_2x", "factor", "residual"):
             value = getattr(m, name)
             if value is not None and math.isfinite(value):
                 found[f"{prefix}/{m.slot}/{name}"] = float(value)

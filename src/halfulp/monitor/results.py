@@ -34,6 +34,8 @@ class Measure:
         As the package says.
     average
         What theory is asked about: drive, decay and age of the average that the update met; ``None`` for nothing.
+    factor, residual
+        As the package says, of squares only; ``None`` for others.
 
     Examples
     --------
@@ -55,6 +57,8 @@ class Measure:
     ratio: float
     off_2x: float
     average: Average | None = None
+    factor: float | None = None
+    residual: float | None = None
 
     @property
     def predicted(self) -> float | None:
@@ -75,6 +79,19 @@ def distance(stored: Tensor, shadow: Tensor) -> tuple[float, float, float]:
     both = quotient[(quotient > 0) & torch.isfinite(quotient)]
     lag = float(both.log().median()) if both.numel() else math.inf
     return lag, float(stored.mean()) / mean if mean > 0 else math.inf, float(off)
+
+
+def step_error(stored: Tensor, shadow: Tensor) -> tuple[float, float]:
+    """Common factor of the updates that are divided by a second moment's root, and the residual error.
+
+    Coordinates at zero or not finite are left out: what they are divided by is not their second moment.
+    """
+    alive = (stored > 0) & (shadow > 0) & torch.isfinite(shadow) & torch.isfinite(stored)
+    if not bool(alive.any()):
+        return 1.0, 0.0
+    longer = (shadow[alive].double() / stored[alive].double()).sqrt()
+    mean, square = float(longer.mean()), float(longer.square().mean())
+    return square / mean, max(1 - mean * mean / square, 0.0)
 
 
 def measures(watches: Iterable[GroupWatch]) -> list[Measure]:
@@ -100,12 +117,12 @@ def _measure(slot: str, found: list[Seen]) -> Measure:
     met = sorted((pair for seen in mine for pair in seen.met.values()), key=lambda pair: pair[1])
     average, age = met[len(met) // 2]
     updates, stalled = (sum(float(seen.updates[:, i].sum()) for seen in mine) for i in (0, 1))
-    lag, ratio, off = distance(
-        torch.cat([seen.stored.cpu() for seen in mine]), torch.cat([seen.shadow.cpu() for seen in mine])
-    )
+    stored, shadow = (torch.cat([getattr(seen, name).cpu() for seen in mine]) for name in ("stored", "shadow"))
+    lag, ratio, off = distance(stored, shadow)
+    error = step_error(stored, shadow) if mine[0].kind == "square" else ()
     return Measure(
         slot, chosen, mine[0].reader.codec.rounding, mine[0].beta, mine[0].kind, age,
-        stalled / max(updates, 1), lag, ratio, off, average,
+        stalled / max(updates, 1), lag, ratio, off, average, *error,
     )  # fmt: skip
 
 
@@ -131,11 +148,17 @@ def _rows(watch: GroupWatch, seen: Seen, moved: dict[str, Weights]) -> Iterator[
     reader = seen.reader
     for (member, stored), (_, shadow) in zip(reader.split(seen.stored), reader.split(seen.shadow), strict=True):
         if watch.counts.latest[member, reader.slot] is seen:
-            yield _row(watch, seen, member, distance(stored, shadow), moved.get(member.name))
+            error = step_error(stored, shadow) if seen.kind == "square" else (None, None)
+            yield _row(watch, seen, member, distance(stored, shadow), error, moved.get(member.name))
 
 
 def _row(
-    watch: GroupWatch, seen: Seen, member: Member, apart: tuple[float, float, float], weights: Weights | None
+    watch: GroupWatch,
+    seen: Seen,
+    member: Member,
+    apart: tuple[float, float, float],
+    error: tuple[float | None, float | None],
+    weights: Weights | None,
 ) -> Row:
     codec, slot = seen.reader.codec, seen.reader.slot
     tally = watch.counts.tallies[member, slot]
@@ -144,5 +167,5 @@ def _row(
         member.name, slot, codec.format, codec.rounding, seen.beta, round(tally.updates),
         tally.stalled / tally.updates if tally.updates else 0.0, math.nan if expected is None else expected, *apart,
         None if weights is None else weights.lost, None if weights is None else weights.moved,
-        math.prod(member.shape), codec.moving,
+        math.prod(member.shape), codec.moving, *error,
     )  # fmt: skip

@@ -39,6 +39,8 @@ class Row:
         Of the parameter.
     scale_moves
         Scales of blocks follow their largest element, so that values move where codes stand.
+    factor, residual
+        Of squares only; ``None`` for others.
 
     Examples
     --------
@@ -61,6 +63,8 @@ class Row:
     weights_moved: float | None = None
     elements: int = 1
     scale_moves: bool = False
+    factor: float | None = None
+    residual: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -162,6 +166,8 @@ class MonitorTable(Shown):
                 weights_moved=_optional_mean(rows, "weights_moved"),
                 elements=sum(r.elements for r in rows),
                 scale_moves=rows[0].scale_moves,
+                factor=_optional_mean(rows, "factor"),
+                residual=_optional_mean(rows, "residual"),
             )
         return merged
 

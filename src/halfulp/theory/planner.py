@@ -100,7 +100,7 @@ def plan_reset(
         Decay of the first moment beside a second moment.
     drifts
         Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; a single one if
-        measured. Integers and codebooks under stochastic rounding are planned for a constant scale.
+        measured.
     criterion
         ``"total"``: the whole error of the update, for a given learning rate. ``"residual"``: the error that remains
         after the best common factor of all updates, for a tuned learning rate.
@@ -143,8 +143,6 @@ def _plan(
         curve = stall_curve(fmt, beta=beta, rounding=rounding, steps=window, slot=drive)
         why = f"Never: a signed state swings through zero by itself; {curve[-1]:.0%} of its updates stall."
         return ResetPlan(None, why, curve)
-    if rounding == "stochastic" and fmt.kind != "float":  # their law of the unit is too coarse to tell a gain of drifts
-        drifts = (0.0,)
     return _decide(second_moment_laws(fmt, beta, rounding, drifts, horizon), beta1, horizon, drifts, criterion)
 
 

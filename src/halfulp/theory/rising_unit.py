@@ -103,7 +103,7 @@ class _RisingUnit(Evolution):
         return float(law @ beyond) * self.block_size > math.log(2)
 
     def _rescale(self) -> None:
-        fallen = round(self.age * self.falls[0] / math.log(2) * PHASES) - self.rolled[0]
+        fallen = self._phases_fallen(self.falls[0]) - self.rolled[0]
         self.rolled[0] += fallen
         reach, before = self.chain.format.reach, self.places.copy()
         self.places -= fallen

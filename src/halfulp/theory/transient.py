@@ -206,7 +206,7 @@ class Evolution:
         """Go on by one stride."""
         if self.age >= self.next_fit:
             self._fit()
-        if self.age >= 2 * STRIDES * self.stride and 2 * self.stride <= self.longest:
+        if self._next_stride() > self.stride:
             self.stride *= 2
             for section in self.sections:
                 section.double()
@@ -215,6 +215,16 @@ class Evolution:
         self.age += self.stride
         self._rescale()
         self._record()
+
+    def _next_stride(self) -> int:
+        """Steps that are taken at a time from this age on."""
+        longer = self.age >= 2 * STRIDES * self.stride and 2 * self.stride <= self.longest
+        return 2 * self.stride if longer else self.stride
+
+    def _phases_fallen(self, fall: float) -> int:
+        """Whole phases by which the drive's scale has fallen in the middle of the steps that are taken next."""
+        middle = self.age + (self._next_stride() + 1) / 2
+        return round(middle * fall / math.log(2) * len(self.sections))
 
     def _fit(self) -> None:
         """Fit the sections, with room to grow as an exact average does, until the next fit."""
@@ -250,13 +260,13 @@ class Evolution:
         self.count += 1
 
     def _rescale(self) -> None:
-        """Let the drive's scale go on to this age."""
+        """Let the drive's scale go on to the steps that are taken next."""
         for which, fall in enumerate(self.falls):
             self._drift(which, fall)
 
     def _drift(self, which: int, fall: float) -> None:
         """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""
-        due = round(self.age * fall / math.log(2) * len(self.sections))
+        due = self._phases_fallen(fall)
         if self.rolled[which] == due:
             return
         law = self.mass[:, :, which]

@@ -1,0 +1,43 @@
+"""Numbers of the documentation, made anew: a random sample of them, all with ``HALFULP_ALL_NUMBERS=1``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import halfulp
+
+DOCS = Path(__file__).parents[1] / "docs"
+EVERY = os.environ.get("HALFULP_ALL_NUMBERS") == "1"
+SEED = 1
+Cell = tuple[str, float, str]
+
+
+def cells(page: str, heading: str) -> list[Cell]:
+    """(formats, beta, text) of the table whose first column has this heading: six of them, of betas up to 0.999."""
+    text = (DOCS / page).read_text()
+    lines = itertools.takewhile(lambda line: line.startswith("|"), text[text.index(f"| {heading} |") :].splitlines())
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    found = [(row[0], float(b), said) for row in rows for b, said in zip(head[1:], row[1:], strict=True)]
+    return found if EVERY else random.Random(SEED).sample([cell for cell in found if cell[1] < 0.9999], 6)
+
+
+@pytest.mark.parametrize(("name", "beta", "said"), cells("theory.md", "format"))
+def test_planned_periods(name: str, beta: float, said: str) -> None:
+    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest")
+    assert ("never" if plan.period is None else str(plan.period)) == said
+
+
+@pytest.mark.parametrize("slot", ["exp_avg_sq", "exp_avg"])
+def test_predicted_stalled_fractions(slot: str) -> None:
+    for names, beta, said in cells("theory.md", f"`{slot}`"):
+        for name in names.split(", "):
+            found = [
+                100 * halfulp.stall_probability(name, beta=beta, rounding=rounding, slot=slot)
+                for rounding in ("nearest", "stochastic")
+            ]
+            assert " / ".join(f"{x:.1f}" for x in found) == said, (name, beta)
