@@ -16,7 +16,7 @@ from torch import Tensor
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part
-from halfulp.theory.walk import SAMPLE, WalkStall, check_walk, constant_spacing, expected, float_spacing
+from halfulp.theory.walk import SAMPLE, WalkStall, check_walk, constant_spacing, expected, scaled_float_spacing
 
 __all__ = ["Watched", "predict", "watch"]
 
@@ -92,7 +92,7 @@ def predict(
         keep = units > 0  # not blocks of zeros
         weights, units, spacing = weights[keep], units[keep], spacing[keep]
         fmt = quantizer.format
-        follow = float_spacing(fmt, units) if fmt.kind == "float" else constant_spacing(spacing)
+        follow = scaled_float_spacing(fmt, units) if fmt.kind == "float" else constant_spacing(spacing)
         size, steps = weights.square().mean().sqrt(), torch.full_like(weights, by_name[name])
         found[name] = expected(weights, follow, steps, size, 1.0 - decay, quantizer.rounding, updates)
     return found

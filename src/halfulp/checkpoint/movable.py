@@ -25,7 +25,8 @@ from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.libraries.base import Codebook, Codec, Plain
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.libraries.torch_optim import NOT_AVERAGES
-from halfulp.numbers.formats import FORMATS, Format
+from halfulp.numbers.formats import FORMATS
+from halfulp.numbers.quantizer import float_spacing
 
 __all__ = ["Movable", "left_out", "movable"]
 
@@ -189,7 +190,7 @@ def _with_gaps(state: SavedState, index: Tensor) -> tuple[Tensor, Tensor, Tensor
     levels = _levels(state.codec)
     if levels is None:
         fmt = FORMATS.get(state.codec.format, FORMATS["float32"])
-        gap = _float_gap(values, fmt)
+        gap = float_spacing(values, fmt)
         return values, gap, gap
     unit = _unit(state, index)
     y = torch.where(unit > 0, values / unit.clamp_min(1e-300), 0.0)
@@ -199,11 +200,6 @@ def _with_gaps(state: SavedState, index: Tensor) -> tuple[Tensor, Tensor, Tensor
     # the largest level: an update beyond it moves the scale of its block
     up, down = torch.where(up == 0, down, up), torch.where(down == 0, up, down)
     return values, up * unit, down * unit
-
-
-def _float_gap(values: Tensor, fmt: Format) -> Tensor:
-    exponent = torch.frexp(values)[1].double() - 1
-    return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits)
 
 
 def _levels(codec: Codec) -> Tensor | None:

@@ -13,7 +13,7 @@ from halfulp.numbers.formats import BUILT_IN, FORMATS, Format, get_format
 from halfulp.numbers.rounding import codebook_tables, decode, encode, pack4, storage_dtype, unpack4
 from halfulp.numbers.scaling import Scaling, rows_and_cols
 
-__all__ = ["Quantizer", "Rounding"]
+__all__ = ["Quantizer", "Rounding", "float_spacing"]
 
 DEFAULT_SCALING = Scaling()
 
@@ -212,8 +212,7 @@ class Quantizer:
         fmt, units = self.format, self.units(x)
         y = x.double() / units.clamp_min(2.0**-1000)
         if fmt.kind == "float":
-            exponent = torch.frexp(y)[1].double() - 1
-            return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits) * units
+            return float_spacing(y, fmt) * units
         grid = torch.tensor(fmt.grid(), dtype=torch.float64, device=x.device)
         above = torch.searchsorted(grid, y, right=True).clamp(1, len(grid) - 1)
         return (grid[above] - grid[above - 1]) * units
@@ -258,3 +257,16 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _fingerprint(fmt: Format) -> str:
     return hashlib.sha256(repr(fmt).encode()).hexdigest()[:8]
+
+
+def float_spacing(values: Tensor, fmt: Format) -> Tensor:
+    """Distance between two numbers of a float format around each value, in float64.
+
+    Examples
+    --------
+    >>> from halfulp.numbers.formats import get_format
+    >>> float_spacing(torch.tensor([1.0, 3.0]), get_format("bfloat16")).tolist()
+    [0.0078125, 0.015625]
+    """
+    exponent = torch.frexp(values)[1].double() - 1
+    return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits)

@@ -24,7 +24,7 @@ from halfulp.numbers.formats import Format
 from halfulp.rules.drives import Drive
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.grid import Grid
-from halfulp.theory.storing import Storing
+from halfulp.theory.storing import Storing, pow2_exponent
 from halfulp.theory.transition import Step
 
 __all__ = ["SampledLaw", "sampled_law"]
@@ -130,8 +130,7 @@ class _Sampled:
 
     def _encode(self) -> None:
         """Codes and exponents from the values."""
-        largest = np.abs(self.value).max(axis=1).astype(np.float64)
-        self.exponent = np.ceil(np.log2(largest / self.blocks.format.reach)).astype(np.int64)
+        self.exponent = pow2_exponent(np.abs(self.value).max(axis=1), self.blocks.format)
         self.code = self._nearest(self.value / np.exp2(self.exponent)[:, None])
 
     def _single(self) -> None:
@@ -149,15 +148,14 @@ class _Sampled:
 
     def _together(self) -> None:
         """Several steps at a time."""
-        points, reach = self.step.grid.points, float(self.blocks.format.reach)
+        points = self.step.grid.points
         where = np.empty_like(self.code)
         for key, members in self._groups():
             rows = self.code[members] + self.offset
             drawn = np.searchsorted(self._rising(key), rows + self.rng.random(rows.shape), side="right")
             where[members] = drawn - rows * len(points)
         values = points[where]
-        largest = np.abs(values).max(axis=1)
-        up = np.ceil(np.log2(np.where(largest > 0, largest / reach, 1.0))).astype(np.int64)
+        up = pow2_exponent(np.abs(values).max(axis=1), self.blocks.format)
         self.code = where - self.offset
         moved = np.flatnonzero(up)
         self.code[moved] = self._place(values[moved] / np.exp2(up[moved])[:, None])

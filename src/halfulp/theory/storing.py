@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from halfulp.numbers.formats import Format
+
 if TYPE_CHECKING:
     from halfulp.theory.blocks import Blocks
 
-__all__ = ["Storing"]
+__all__ = ["Storing", "pow2_exponent"]
 
 Single = npt.NDArray[np.float32]
+
+
+def pow2_exponent(largest: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.int32]:
+    """Exponent of the smallest power-of-two scale under which a block's largest magnitude fits; 0 for a block of zeros.
+
+    Examples
+    --------
+    >>> from halfulp.numbers.formats import get_format
+    >>> pow2_exponent(np.array([0.0, 448.0, 449.0]), get_format("float8_e4m3fn"))
+    array([0, 0, 1], dtype=int32)
+    """
+    mantissa, exponent = np.frexp(largest)
+    own_mantissa, own_exponent = math.frexp(fmt.reach)
+    return np.where(largest > 0, exponent - own_exponent + (mantissa > own_mantissa), 0).astype(np.int32)
 
 
 class Storing:
@@ -42,9 +59,10 @@ class Storing:
             code = self._round(y)
             return code, code
         largest = (y if self.blocks.drive.nonnegative else np.abs(y)).max(axis=1, keepdims=True)
-        scale = largest / np.float32(fmt.reach)
         if self.blocks.scale_kind == "pow2":
-            scale = np.exp2(np.ceil(np.log2(np.where(scale > 0, scale, np.float32(1)))))
+            scale = np.ldexp(np.float32(1), pow2_exponent(largest, fmt))
+        else:
+            scale = largest / np.float32(fmt.reach)
         z = y * np.where(largest > 0, 1 / np.where(largest > 0, scale, np.float32(1)), np.float32(0))
         code = self._level(z) if fmt.kind == "codebook" else self._round(z)
         if self.blocks.zero_floor and self.blocks.drive.nonnegative and self.blocks.rounding == "nearest":

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.formats import Format, get_format
-from halfulp.numbers.quantizer import Rounding
+from halfulp.numbers.quantizer import Rounding, float_spacing
 
-__all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "float_spacing", "walk_stall"]
+__all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "scaled_float_spacing", "walk_stall"]
 
 MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64) + 0.5) / 32)
 """Log-uniform mantissas."""
@@ -101,7 +101,7 @@ def walk_stall(
     check_walk(decay, step, updates)
     ones = torch.ones_like(MANTISSAS)
     if fmt.kind == "float":
-        weights, spacing = MANTISSAS, float_spacing(fmt, ones)
+        weights, spacing = MANTISSAS, scaled_float_spacing(fmt, ones)
     elif fmt.kind == "int" and absmax_ratio is not None:
         weights, spacing = ones, constant_spacing(MANTISSAS * absmax_ratio / fmt.max)
     else:
@@ -126,14 +126,9 @@ def constant_spacing(units: Tensor) -> Spacing:
     return lambda values: units.expand_as(values)
 
 
-def float_spacing(fmt: Format, scale: Tensor) -> Spacing:
+def scaled_float_spacing(fmt: Format, scale: Tensor) -> Spacing:
     """Spacing of a float format, in units of a scale that stays as it is."""
-
-    def spacing(values: Tensor) -> Tensor:
-        exponent = torch.frexp(values / scale)[1].double() - 1
-        return torch.exp2(exponent.clamp_min(fmt.min_exponent) - fmt.mantissa_bits) * scale
-
-    return spacing
+    return lambda values: float_spacing(values / scale, fmt) * scale
 
 
 def expected(
