@@ -250,3 +250,18 @@ def test_finals_run_at_both_rates() -> None:
     assert {job.name for job in ladder(TINY)} == {
         "ladder-fp32.json", "ladder-nearest.json", "ladder-nearest-reset.json", "ladder-stochastic.json",
     }  # fmt: skip
+
+
+def test_nearest_rounding_of_bf16_costs_loss_and_resets_and_stochastic_rounding_give_it_back(tokens: Path) -> None:
+    """Six windows of the second moment, four paired seeds at one rate, a model of 18 000 parameters."""
+    config = ScaleConfig(steps=6000, hidden=32, layers=1, heads=2, batch=2, context=32, validation=64)
+    text = Tokens(tokens, config.context)
+    losses = {
+        arm: np.array(train_job(config, Job(arm, "own", (2e-3,), (0, 1, 2, 3)), text)["validation"])
+        for arm in config.arms
+    }
+    gaps = {arm: loss - losses["fp32"] for arm, loss in losses.items()}
+    assert gaps["nearest"].mean() > 0.02, gaps
+    for arm in ("nearest + reset", "stochastic"):
+        assert (losses[arm] < losses["nearest"]).sum() >= 3, gaps
+        assert gaps[arm].mean() < 0.7 * gaps["nearest"].mean(), gaps

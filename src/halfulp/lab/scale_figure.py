@@ -51,9 +51,11 @@ def _against_rate(axes: Any, results: ScaleResults) -> None:
 def _differences(axes: Any, results: ScaleResults) -> None:
     arms = [arm for arm in results.arms if arm.name != "fp32"]
     axes.axvline(0, color=COLOURS[32], linewidth=1, zorder=0)
+    named = hollow = False
     for row, arm in enumerate(arms):
         elsewhere = None if arm.common == arm.own else arm.common
-        for gap, face, y in ((arm.own, _colour(arm), row - 0.1), (elsewhere, "white", row + 0.12)):
+        hollow |= elsewhere is not None
+        for gap, face, y in ((arm.own, _colour(arm), row - 0.1), (elsewhere, "white", row + 0.1)):
             if gap is not None:
                 axes.errorbar(
                     gap.mean, y, xerr=gap.half, fmt="o", color=_colour(arm), markerfacecolor=face, markersize=6,
@@ -61,14 +63,16 @@ def _differences(axes: Any, results: ScaleResults) -> None:
                 )  # fmt: skip
         known = results.published(arm.name)
         if known is not None:
-            axes.plot(known, row + 0.3, marker="|", color="#222", markersize=9, markeredgewidth=1.6)
+            axes.plot(known, row + 0.3, marker="|", color="#444", markersize=9, markeredgewidth=1.6)
+            if not named:
+                axes.annotate("published, LLaMA-100M", (known, row + 0.3), (6, 0), textcoords="offset points",
+                              va="center", color="#444", fontsize=9)  # fmt: skip
+            named = True
     axes.set(yticks=range(len(arms)), yticklabels=[arm.name for arm in arms], ylim=(len(arms) - 0.4, -0.6))
     for label, arm in zip(axes.get_yticklabels(), arms, strict=True):
         label.set(color=_colour(arm), fontweight="bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Loss less that with fp32 states", loc="left", fontweight="bold")
-    axes.set_xlabel(
-        f"nats, {results.config.seeds} paired seeds, 95 % intervals, at each arm's best rate\n"
-        "(hollow: at fp32's best rate; upright bar: published, LLaMA-100M)"
-    )
+    caption = f"nats; {results.config.seeds} paired seeds, 95 % intervals, at each arm's best rate"
+    axes.set_xlabel(caption + ("\n(hollow: at fp32's best rate)" if hollow else ""))
