@@ -18,7 +18,7 @@ __all__ = ["PROGRAMS", "make_program_step"]
 
 NO_PROGRAM = (
     "Adafactor", "AdaLomo", "CAME", "SMMF", "AdamP", "Muon", "SOAP", "Conda", "MicroAdam", "SubsetNorm",
-    "SubspaceMomentum", "FRUGAL", "LAMB", "LARS", "SWATS", "Gravity", "AMAdamW",
+    "SubspaceMomentum", "FRUGAL",
 )  # fmt: skip
 """Optimizers whose rule runs in torch operations."""
 PROGRAMS = [v for v in VARIANTS if v.name not in NO_PROGRAM]

@@ -165,7 +165,10 @@ def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
         For more states, sums, uniform values, or values that are needed at once, than the machine has room for.
     """
     constants = [k for k, op in enumerate(program.ops) if op.name == "constant" and _is_taken(program, k)]
-    shifts = sorted({int(op.of) for op in program.ops if op.name == "add_int" and op.of is not None})
+    patterns_of = {int(op.of) for op in program.ops if op.name == "add_int" and op.of is not None}
+    if any(TYPES[program.ops[k].name] == "mask" for k in program.uniforms):
+        patterns_of.add(0)  # which a mask is told from
+    shifts = sorted(patterns_of)
     uniforms = [*program.uniforms, *constants]
     code, registers = _Machine(program, uniforms, shifts).instructions()
     rooms = (
@@ -194,6 +197,7 @@ class _Machine:
 
     def __init__(self, program: Program, uniforms: list[int], shifts: list[int]) -> None:
         self.program, self.uniforms, self.shifts = program, uniforms, shifts
+        self.masks = [k for k in uniforms if TYPES[program.ops[k].name] == "mask"]
         self.last: dict[int, int] = {}
         self.alias: dict[int, int] = {}
         for k, op in enumerate(program.ops):
@@ -216,6 +220,11 @@ class _Machine:
         place: dict[int, int] = {}
         free: list[int] = []
         count = 0
+        for k in self.masks:  # a number so far; a register for good
+            zero = ("uniform", len(self.uniforms) + self.shifts.index(0))
+            lines.append(("ne", [("uniform", self.uniforms.index(k)), zero], count))
+            place[k] = count
+            count += 1
         for k, op in enumerate(program.ops):
             if program.uniform[k] or k in self.alias or op.name in ("param", "grad", "state"):
                 continue
@@ -258,7 +267,7 @@ class _Machine:
 
     def _operand(self, index: int, place: dict[int, int]) -> tuple[str, int]:
         op = self.program.ops[index]
-        if index in self.uniforms:
+        if index in self.uniforms and index not in self.masks:
             return "uniform", self.uniforms.index(index)
         if op.name in ("grad", "param", "state"):
             return "input", {"grad": 0, "param": 1, "state": 2 + int(op.of or 0)}[op.name]

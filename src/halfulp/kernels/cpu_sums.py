@@ -39,7 +39,7 @@ def _compiled(rule: Rule, step: Step) -> Compiled | None:
         return None
     stored = {s.slot.name: s for s in binding.states}
     same = all(stored[name].shape == binding.shape for name in compiled.program.states)
-    return compiled if same and not compiled.program.numbers else None
+    return compiled if same else None
 
 
 def _sums(able: list[tuple[Step, Compiled]]) -> list[dict[str, float]]:
@@ -53,7 +53,8 @@ def _sums(able: list[tuple[Step, Compiled]]) -> list[dict[str, float]]:
         for slot, state in zip(slots, states, strict=True):
             slot["codes"] = state.codes.data_ptr()
             slot["scale"] = 0 if state.scale is None else state.scale.data_ptr()
-        uniforms = np.array(compiled.uniforms(step.scalars, [])[0], np.float32)
+        numbers = [float(s.codes) for name in program.numbers for s in binding.states if s.slot.name == name]
+        uniforms = np.array(compiled.uniforms(step.scalars, numbers)[0], np.float32)
         row["rows"], row["cols"] = rows_and_cols(binding.shape)
         units = int(row["rows"]) * -(-int(row["cols"]) // CAP)
         sums = np.zeros((len(program.sums), max(units, 1)))

@@ -98,9 +98,11 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         codes, scale = codec.quantize(state, finite, step.keys[k], step)
         if keep is not None:
             codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
+        before = old[state.slot.name]
+        if step.counts is not None and state.quantizer.format.is_float32:
+            before = before.clone()  # which is what is stored, and is written now
         state.write_(codes, scale)
         if step.counts is not None:
-            before = old[state.slot.name]
             due = new != before if keep is None else (new != before) & ~keep
             step.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
     if param is not None and binding.param is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -144,22 +144,23 @@ def _preconditioner(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, T
 
 
 def _ama_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
-    p = _preconditioner(grad, states, c)[1].double()
-    x, g, d = param.double(), grad.double(), states["exp_avg"].double()
-    lam, decay, lr = c["lam"], c["weight_decay"], states["last_lr"].double()
-    metric, apart = 1 / (p * (1 + p * lam)), d - g
-    gap = total(g * (d / p + x * decay)) * lr
+    p, direction = _preconditioner(grad, states, c)[1], states["exp_avg"]
+    apart, weighted = direction - grad, p * c["lam"]
+    metric = 1.0 / (p * (weighted + 1.0))
     return {
-        "gain": gap * ((1 + decay * c["lr"]) / c["lr"] if c["lr"] else 0.0),
-        "loss": total(apart * (g + d * p * lam) * metric) + total(x * apart) * decay,
-        "apart_sq": total(apart * apart * metric),
+        "gap": total(grad * states["last_lr"], direction / p + param * c["weight_decay"]),
+        "planes": total(apart, (grad + direction * weighted) * metric),
+        "decay": total(apart, param * c["weight_decay"]),
+        "apart_sq": total(apart, apart * metric),
     }
 
 
 def _ama_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
     if c["first"] or sums["apart_sq"] == 0.0:
         return {"momentum": c["max_momentum"]}
-    return {"momentum": min(max((sums["gain"] - sums["loss"]) / sums["apart_sq"], 0.0), c["max_momentum"])}
+    gain = sums["gap"] * ((1 + c["weight_decay"] * c["lr"]) / c["lr"] if c["lr"] else 0.0)
+    momentum = (gain - sums["planes"] - sums["decay"]) / sums["apart_sq"]
+    return {"momentum": min(max(momentum, 0.0), c["max_momentum"])}
 
 
 def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -167,7 +168,7 @@ def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tenso
     momentum, weighted = c["momentum"], p * c["lam"]
     exp_avg = (grad * (1 - momentum) + states["exp_avg"] * (weighted + momentum)) / (weighted + 1)
     limit = c["bound"] / (1 - states["momentum_product"] * c["max_momentum"])
-    step = torch.minimum(torch.maximum(exp_avg / p, -limit), limit)
+    step = minimum(maximum(exp_avg / p, -limit), limit)
     param = param * (1 - c["lr"] * c["weight_decay"]) - step * c["lr"]
     product = states["momentum_product"] * momentum
     last = torch.full_like(states["last_lr"], c["lr"])
@@ -175,7 +176,7 @@ def _ama(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tenso
 
 
 AMADAMW = Rule(
-    "amadamw", _ama_slots, _ama_scalars, _ama, elementwise=False, measure=_ama_measure, combine=_ama_combine,
+    "amadamw", _ama_slots, _ama_scalars, _ama, measure=_ama_measure, combine=_ama_combine,
     per_tensor=True, title="AMAdamW", hyper=AMAdamWHyper,
     summary="AdamW in which each tensor sets its momentum coefficient in each step",
     source="Topollai & Choromanska, arXiv 2510.04988", notes="In the metric of Adam's preconditioner.",

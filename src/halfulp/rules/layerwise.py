@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, norm
+from halfulp.rules.base import Ages, Rule, Scalars, States, fp32, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
@@ -120,16 +120,31 @@ def _lamb_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     }  # fmt: skip
 
 
-def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+def _lamb_step(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor, Tensor]:
+    """The step before its norm is set, and the new moments."""
     exp_avg, exp_avg_sq = moments(grad, states, c)
-    step = normalise(exp_avg, exp_avg_sq, c) + param * c["weight_decay"]
-    size, own = norm(step), torch.clamp(norm(param), max=c["max_norm"])
-    trust = torch.where((size > 0) & (own > 0), own / size, 1.0)
-    return param - step * (trust * c["lr"]), {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    return normalise(exp_avg, exp_avg_sq, c) + param * c["weight_decay"], exp_avg, exp_avg_sq
+
+
+def _lamb_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
+    step = _lamb_step(param, grad, states, c)[0]
+    return {"param_sq": total(param, param), "step_sq": total(step, step)}
+
+
+def _lamb_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+    """The rate, times the factor that gives the step the norm of the weights."""
+    own, size = min(fp32(sums["param_sq"] ** 0.5), c["max_norm"]), fp32(sums["step_sq"] ** 0.5)
+    return {"rate": (fp32(own / size) if own > 0 and size > 0 else 1.0) * c["lr"]}
+
+
+def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    step, exp_avg, exp_avg_sq = _lamb_step(param, grad, states, c)
+    return param - step * c["rate"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 LAMB = Rule(
-    "lamb", _two_moments, _lamb_scalars, _lamb, elementwise=False, title="LAMB", hyper=LAMBHyper, tier="core",
+    "lamb", _two_moments, _lamb_scalars, _lamb, measure=_lamb_measure, combine=_lamb_combine, per_tensor=True,
+    title="LAMB", hyper=LAMBHyper, tier="core",
     summary="Adam's update, scaled to the norm of the weights", source="You et al., arXiv 1904.00962, algorithm 2",
 )  # fmt: skip
 
@@ -168,18 +183,26 @@ def _lars_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     return {name: float(hyper[name]) for name in ("lr", "momentum", "weight_decay", "trust_coefficient")}
 
 
+def _lars_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
+    return {"param_sq": total(param, param), "grad_sq": total(grad, grad)}
+
+
+def _lars_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+    own, grad = fp32(sums["param_sq"] ** 0.5), fp32(sums["grad_sq"] ** 0.5)
+    size = fp32(grad + fp32(own * c["weight_decay"]))
+    return {"trust": fp32(own * c["trust_coefficient"]) / size if own > 0 and size > 0 else 1.0}
+
+
 def _lars(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     if param.ndim > 1:
-        own = norm(param)
-        size = norm(grad) + own * c["weight_decay"]
-        trust = torch.where((own > 0) & (size > 0), own * c["trust_coefficient"] / size, 1.0)
-        grad = (grad + param * c["weight_decay"]) * trust
+        grad = (grad + param * c["weight_decay"]) * c["trust"]
     buffer = states["momentum_buffer"] * c["momentum"] + grad
     return param - buffer * c["lr"], {"momentum_buffer": buffer}
 
 
 LARS_BUFFER = StateSlot("momentum_buffer", True, lambda h: h["momentum"], GRADIENT, alike=True, gain=lambda h: 1.0)
 LARS = Rule(
-    "lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, elementwise=False, title="LARS", hyper=LARSHyper,
+    "lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, measure=_lars_measure, combine=_lars_combine,
+    per_tensor=True, title="LARS", hyper=LARSHyper,
     summary="momentum on gradients scaled to the norm of the weights", source="You et al., arXiv 1708.03888",
 )  # fmt: skip

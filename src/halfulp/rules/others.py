@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import max_ratio
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, largest, sqrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -59,8 +59,12 @@ def _gravity_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     return {"lr": float(hyper["lr"]), "decay": (hyper["momentum"] * t + 1) / (t + 2)}
 
 
+def _gravity_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
+    return {"largest": largest(grad)}
+
+
 def _gravity(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    pull = grad * grad.abs().max()
+    pull = grad * c["largest"]
     drive = grad / (pull * pull + 1)
     velocity = states["velocity"] * c["decay"] + drive * (1 - c["decay"])
     return param - velocity * c["lr"], {"velocity": velocity}
@@ -68,7 +72,8 @@ def _gravity(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[T
 
 GRAVITY = with_weight_decay(
     Rule(
-        "gravity", _gravity_slots, _gravity_scalars, _gravity, elementwise=False, title="Gravity", hyper=GravityHyper,
+        "gravity", _gravity_slots, _gravity_scalars, _gravity, measure=_gravity_measure,
+        combine=lambda sums, c: dict(sums), per_tensor=True, title="Gravity", hyper=GravityHyper,
         summary="momentum on gradients that shrink where they are large", source="Bahrami & Zadeh, arXiv 2101.09192",
     )
 )  # fmt: skip

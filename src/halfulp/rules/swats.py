@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,34 +49,36 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[str, Tensor]:
-    step = normalise(*moments(grad, states, c), c).double() * -c["lr"]
-    return {"step_sq": total(step * step), "along": total(step * grad.double())}
+    direction = normalise(*moments(grad, states, c), c)
+    return {"direction_sq": total(direction, direction), "along": total(direction, grad)}
 
 
 def _combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
     """The rate at which SGD's step, projected on Adam's, would be it; 0 where there is none."""
-    return {"rate": -sums["step_sq"] / sums["along"] if sums["along"] else 0.0}
+    return {"rate": c["lr"] * sums["direction_sq"] / sums["along"] if sums["along"] else 0.0}
 
 
 def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     exp_avg, exp_avg_sq = moments(grad, states, c)
     rate_avg, sgd_rate = states["rate_avg"], states["sgd_rate"]
-    if float(sgd_rate) > 0.0:
-        param = param - exp_avg * (float(sgd_rate) * c["lr"])
-        return param, {**states, "exp_avg": exp_avg}
-    param = param - normalise(exp_avg, exp_avg_sq, c) * c["lr"]
-    if c["rate"]:
-        rate_avg = rate_avg + (c["rate"] - rate_avg) * c["weight2"]
-        rate = float(rate_avg) / c["rate_correction"]
-        if not c["first"] and rate > 0.0 and abs(rate - c["rate"]) < c["tolerance"]:
-            sgd_rate = torch.full_like(sgd_rate, rate / c["lr"] if c["lr"] else math.inf)
-            exp_avg = torch.zeros_like(exp_avg)
-    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
+    switched = sgd_rate > 0.0
+    step = torch.where(switched, exp_avg * (sgd_rate * c["lr"]), normalise(exp_avg, exp_avg_sq, c) * c["lr"])
+    new = {"exp_avg": exp_avg, "exp_avg_sq": torch.where(switched, states["exp_avg_sq"], exp_avg_sq)}
+    if c["rate"] != 0.0:
+        average = rate_avg + (c["rate"] - rate_avg) * c["weight2"]
+        rate_avg = torch.where(switched, rate_avg, average)
+        if c["first"] == 0.0:
+            rate = average / c["rate_correction"]
+            settled = (rate > 0.0) & (torch.abs(rate - c["rate"]) < c["tolerance"])
+            starts = settled & torch.logical_not(switched)
+            sgd_rate = torch.where(starts, rate / c["lr"], sgd_rate)
+            new["exp_avg"] = torch.where(starts, 0.0, exp_avg)
+    return param - step, {**new, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
 
 
 SWATS = with_weight_decay(
     Rule(
-        "swats", _slots, _scalars, _update, elementwise=False, measure=_measure, combine=_combine, title="SWATS",
+        "swats", _slots, _scalars, _update, measure=_measure, combine=_combine, title="SWATS",
         hyper=SWATSHyper, source="Keskar & Socher, arXiv 1712.07628",
         summary="Adam, until its steps say at which rate SGD would make them; then SGD with momentum",
         notes="""All parameters switch together. SGD's momentum is the average that Adam's first moment is, started

@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, all_fp32, minimum, total
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
@@ -34,9 +34,21 @@ Sums = dict[str, Tensor]
 
 @lru_cache(maxsize=1024)
 def compose(rule: Rule, transforms: tuple[Transform, ...]) -> Rule:
-    """The rule under all transforms; the first acts on the gradient first. The same object for the same arguments."""
+    """The rule under all transforms; the first acts on the gradient first. The same object for the same arguments.
+
+    A transform that changes `update` of a rule with sums, and leaves `measure`, would have the sums of another gradient
+    than the update sees. It gets the rule with its sums taken within the update.
+
+    Raises
+    ------
+    ValueError
+        If these are sums over the model.
+    """
     for transform in reversed(transforms):
-        rule = transform(rule)
+        made = transform(rule)
+        if rule.measure is not None and made.measure is rule.measure and made.update is not rule.update:
+            made = transform(_without_sums(rule))
+        rule = made
     return rule
 
 
@@ -118,12 +130,7 @@ def clip_global(max_norm: float) -> Transform:
 
 
 def _clip_global(max_norm: float, rule: Rule) -> Rule:
-    if rule.measure is not None:
-        raise ValueError(
-            f"the rule {rule.name!r} needs sums over the model of the clipped gradient: clip before the step, with "
-            "torch.nn.utils.clip_grad_norm_"
-        )
-    clipped = _on_gradient(rule, "clip_global", lambda param, grad, c: grad * c["clip_scale"])
+    clipped = _on_gradient(_without_sums(rule), "clip_global", lambda param, grad, c: grad * c["clip_scale"])
 
     def measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
         return {"clip_norm_sq": total(grad, grad)}
@@ -198,6 +205,8 @@ def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolut
 
 
 def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rule) -> Rule:
+    inner = _without_sums(rule)
+
     def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         return (
             *rule.slots(hyper),
@@ -208,21 +217,53 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
         age = ages["clip_norm"]
         return {**rule.scalars(hyper, ages), "clip_warm": float(age <= warmup), "clip_first": float(age == 1)}
 
+    def measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
+        return {"clip_sq": total(grad, grad)}
+
+    def combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
+        return {"clip_size": sums["clip_sq"] ** 0.5}
+
     def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-        size, average = norm(grad), states["clip_norm"]
-        limit = torch.full_like(size, absolute) if c["clip_warm"] else average * relative
-        clipped = torch.minimum(size, limit)
+        average = states["clip_norm"]
+        size = torch.full_like(average, c["clip_size"])
+        limit = torch.full_like(average, absolute) if c["clip_warm"] else average * relative
+        clipped = minimum(size, limit)
         share = torch.where(size > limit, limit / size, 1.0)
         if c["clip_warm"]:
-            average = clipped if c["clip_first"] else torch.minimum(average, clipped)
+            average = clipped if c["clip_first"] else minimum(average, clipped)
         else:
             average = average * beta + clipped * (1 - beta)
-        param, new = rule.update(param, grad * share, states, c)
+        param, new = inner.update(param, grad * share, states, c)
         return param, {**new, "clip_norm": average}
 
-    if rule.measure is not None:
-        raise ValueError(f"AdaGC does not go with {rule.name!r}, which needs sums over the model of its gradient")
-    return replace(rule, name=f"{rule.name}+adagc", slots=slots, scalars=scalars, update=update, elementwise=False)
+    return replace(
+        inner, name=f"{rule.name}+adagc", slots=slots, scalars=scalars, update=update, measure=measure,
+        combine=combine, per_tensor=True,
+    )  # fmt: skip
+
+
+def _without_sums(rule: Rule) -> Rule:
+    """The rule with its sums taken within the update, of the gradient that a transform hands to it.
+
+    Raises
+    ------
+    ValueError
+        If they are sums over the model.
+    """
+    measure, combine = rule.measure, rule.combine
+    if measure is None or combine is None:
+        return rule
+    if not rule.per_tensor:
+        raise ValueError(
+            f"the rule {rule.name!r} needs sums over the model of the gradient that a transform hands to it: clip "
+            "before the step, with torch.nn.utils.clip_grad_norm_; a transform of your own replaces `measure` too"
+        )
+
+    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+        sums = {name: float(value) for name, value in measure(param, grad, states, c).items()}
+        return rule.update(param, grad, states, {**c, **all_fp32(combine(sums, c))})
+
+    return replace(rule, update=update, elementwise=False, measure=None, combine=None, per_tensor=False)
 
 
 def master_weights() -> Transform:
