@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import random
@@ -41,3 +42,12 @@ def test_predicted_stalled_fractions(slot: str) -> None:
                 for rounding in ("nearest", "stochastic")
             ]
             assert " / ".join(f"{x:.1f}" for x in found) == said, (name, beta)
+
+
+def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of loss are those of the runs in ``docs/results``."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    page, scale_models = (DOCS / "lab.md").read_text(), importlib.import_module("scale_models")
+    lines = scale_models.tables(scale_models.read())
+    assert len(lines) > 6
+    assert all(line in page for line in lines)

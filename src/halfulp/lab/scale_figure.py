@@ -74,5 +74,7 @@ def _differences(axes: Any, results: ScaleResults) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Loss less that with fp32 states", loc="left", fontweight="bold")
-    caption = f"nats; {results.config.seeds} paired seeds, 95 % intervals, at each arm's best rate"
+    seeds = sorted({arm.own.count for arm in arms if arm.own is not None})  # a run may not be finished
+    number = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else "no"
+    caption = f"nats; {number} paired seeds, 95 % intervals, at each arm's best rate"
     axes.set_xlabel(caption + ("\n(hollow: at fp32's best rate)" if hollow else ""))
