@@ -56,6 +56,16 @@ def test_a_killed_worker_is_told_of_and_the_last_meeting_is_where_all_go_on(tmp_
 
 
 @pytest.mark.slow
+def test_a_late_worker_is_told_of_after_the_time_out(tmp_path: Path) -> None:
+    runs = [start("late", tmp_path, rank) for rank in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    for rank in range(2):  # the late one finds the other gone
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert f"exchange 2 with workers [{1 - rank}]" in found["error"]
+        assert found["waited"] < 4
+
+
+@pytest.mark.slow
 def test_asynchronous_workers_go_on_without_one_that_is_killed(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
