@@ -39,7 +39,7 @@ def pulled(rounding: str, share: float, relative: float, meetings: int) -> tuple
 
 @pytest.mark.parametrize("share", [0.03, 0.2])
 def test_the_monitor_counts_the_pulls_that_theory_says_are_lost(share: float) -> None:
-    relative, meetings = 2e-3, 150
+    relative, meetings = 2e-3, 80
     nearest, far = pulled("nearest", share, relative, meetings)
     stochastic, near = pulled("stochastic", share, relative, meetings)
     walk = relative * (3 / 4) ** 0.5  # around the mean of four
