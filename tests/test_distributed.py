@@ -51,7 +51,7 @@ def alone(name: str, steps: int) -> dict[str, Any]:
 
 
 def _alone(name: str, steps: int) -> dict[str, Any]:
-    model = build_model()
+    model = build_model(CASES[name].dtype)
     optimizer = optimizer_of(CASES[name], model)
     watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)
     train(model, optimizer, 0, steps)

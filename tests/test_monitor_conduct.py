@@ -271,14 +271,17 @@ def bf16_run(optimizer: Optimizer, weight: nn.Parameter, steps: int = 30) -> tup
 @pytest.mark.parametrize(
     ("options", "verdict"),
     [({"param_rounding": "nearest"}, True), ({"param_rounding": "stochastic"}, False),
-     ({"transforms": [halfulp.master_weights()]}, False)],
-    ids=["nearest", "stochastic", "master"],
+     ({"master_weights": "fp32"}, False), ({"master_weights": "remainder16"}, False),
+     ({"master_weights": "remainder8"}, False)],
+    ids=["nearest", "stochastic", "fp32", "remainder16", "remainder8"],
 )  # fmt: skip
 def test_weights_are_judged_by_what_moved(options: dict[str, Any], verdict: bool) -> None:
     weight = nn.Parameter((1 + torch.rand(64, 64)).bfloat16())
     table, logged = bf16_run(halfulp.AdamW([weight], lr=1e-4, state="fp32", **options), weight)
     assert any("16-bit weights" in line for line in table.verdicts()) == verdict
-    assert ("halfulp/weights/lost" in logged) == ("halfulp/weights/moved" in logged) == ("transforms" not in options)
+    if "master_weights" in options:  # counted on the weights of both tensors together
+        assert logged["halfulp/weights/lost"] < (0.7 if options["master_weights"] == "remainder8" else 0.1)
+        assert logged["halfulp/weights/moved"] == pytest.approx(1.0, abs=0.1)
     if options.get("param_rounding") == "stochastic":
         assert logged["halfulp/weights/lost"] > 0.5
         assert logged["halfulp/weights/moved"] == pytest.approx(1.0, abs=0.2)

@@ -18,7 +18,6 @@ ALL: dict[str, list[Transform]] = {
     "clip_global": [halfulp.clip_global(1.0)],
     "adagc": [halfulp.adagc(warmup=2)],
     "clip_coordinates": [halfulp.clip_coordinates(0.1)],
-    "master_weights": [halfulp.master_weights()],
     "two": [halfulp.clip_coordinates(0.1), halfulp.adagc(warmup=2)],
 }
 
@@ -166,38 +165,6 @@ def test_what_is_no_transform_is_refused() -> None:
     for wrong in (halfulp.adagc(), [1.0]):
         with pytest.raises(ValueError, match="functions from a rule to a rule"):
             halfulp.SGD([p], lr=0.1, transforms=wrong)  # type: ignore[arg-type]
-
-
-# ---------------------------------------------------------------- fp32 copies of 16-bit weights
-
-
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "AMSGD", "SOAP", "Lion"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_master_weights_go_as_fp32_weights_would(dtype: torch.dtype, name: str) -> None:
-    """To the bit, from the same gradients; and the 16-bit weights are their rounding."""
-    start = random(16, 16).to(dtype)
-    low, high = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
-    ours = getattr(halfulp, name)([low], lr=1e-3, state="8bit", min_size=0, transforms=[halfulp.master_weights()])
-    plain = getattr(halfulp, name)([high], lr=1e-3, state="8bit", min_size=0)
-    for step in range(8):
-        gradient = random(16, 16, seed=step).to(dtype)
-        low.grad, high.grad = gradient.clone(), gradient.float()
-        ours.step()
-        plain.step()
-        assert torch.equal(ours.state_tensor(low, "master_param"), high.detach())
-        assert torch.equal(low.detach(), high.detach().to(dtype))
-
-
-def test_master_weights_keep_steps_below_half_a_unit() -> None:
-    ends = []
-    for transforms in ([], [halfulp.master_weights()]):
-        p = torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
-        optimizer = halfulp.SGD([p], lr=1e-3, transforms=transforms, param_rounding="nearest")
-        for _ in range(50):
-            p.grad = -torch.ones(64, dtype=torch.bfloat16)
-            optimizer.step()
-        ends.append(p.detach()[0].item())
-    assert ends == [1.0, 1.046875]  # 1.05, rounded to bfloat16
 
 
 # ---------------------------------------------------------------- with every format

@@ -31,13 +31,20 @@ HOMES = {  # the page of each public name; what stands nowhere here is an optimi
     "checkpoints": "convert_state_dict save_optimizer load_optimizer check_roundtrip",
     "monitor": "StallMonitor GradientSample",
     "theory": "stall_probability stall_curve plan_reset",
-    "training": "Lookahead LowPass AutoDrop warmup_stable_decay linear_to_zero refined scale_adam",
-    "rules": "HyperOptimizer optimizer adagc clip_coordinates clip_global master_weights",
+    "training": "fp32_params fp32_state_dict fp32_weights load_fp32_state_dict Lookahead LowPass AutoDrop "
+    "warmup_stable_decay linear_to_zero refined scale_adam",
+    "rules": "HyperOptimizer optimizer adagc clip_coordinates clip_global",
 }
 MORE = {  # public names of modules, behind those of the package
     "monitor": ["monitor.MonitorTable", "monitor.Row", "monitor.Measure", "monitor.log_to"],
     "theory": ["theory.advice.advise"],
-    "training": ["training.release_gradients", "training.trainers.groups_by_name", "training.trainers.TrainerFactory"],
+    "training": [
+        "training.release_gradients",
+        "training.offload",
+        "training.main_grads",
+        "training.trainers.groups_by_name",
+        "training.trainers.TrainerFactory",
+    ],
     "rules": ["rules.base.Rule", "rules.slots.StateSlot", "rules.slots.Drive", "testing.check_optimizer"],
 }
 TITLES = {"storage": "Storage and resets", "averaging": "Averages of weights", "rules": "Rules and transforms"}

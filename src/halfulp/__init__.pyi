@@ -12,6 +12,10 @@ from halfulp import workers as workers
 from halfulp.checkpoint.convert import convert_state_dict as convert_state_dict
 from halfulp.checkpoint.files import load_optimizer as load_optimizer
 from halfulp.checkpoint.files import save_optimizer as save_optimizer
+from halfulp.checkpoint.fp32 import fp32_params as fp32_params
+from halfulp.checkpoint.fp32 import fp32_state_dict as fp32_state_dict
+from halfulp.checkpoint.fp32 import fp32_weights as fp32_weights
+from halfulp.checkpoint.fp32 import load_fp32_state_dict as load_fp32_state_dict
 from halfulp.checkpoint.selftest import check_roundtrip as check_roundtrip
 from halfulp.engine.resets import Every as Every
 from halfulp.engine.resets import Planned as Planned
@@ -68,7 +72,6 @@ from halfulp.optim import optimizer as optimizer
 from halfulp.rules.transforms import adagc as adagc
 from halfulp.rules.transforms import clip_coordinates as clip_coordinates
 from halfulp.rules.transforms import clip_global as clip_global
-from halfulp.rules.transforms import master_weights as master_weights
 from halfulp.theory.closed_loop import Measured as Measured
 from halfulp.theory.planner import plan_reset as plan_reset
 from halfulp.theory.predict import stall_curve as stall_curve
@@ -141,10 +144,13 @@ __all__ = [
     "clip_coordinates",
     "clip_global",
     "convert_state_dict",
+    "fp32_params",
+    "fp32_state_dict",
+    "fp32_weights",
     "get_format",
     "linear_to_zero",
+    "load_fp32_state_dict",
     "load_optimizer",
-    "master_weights",
     "optimizer",
     "plan_reset",
     "refined",

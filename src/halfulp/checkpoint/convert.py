@@ -22,7 +22,7 @@ from torch import Tensor
 from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.checkpoint.foreign import torch_layout
 from halfulp.checkpoint.match import match_groups
-from halfulp.engine.storage import format_specs
+from halfulp.engine.master import MASTER, MasterState
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
@@ -83,7 +83,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     for pairs, own, group in zip(matched, target["param_groups"], to.param_groups, strict=True):
         hyper = _hyper([saved for saved, _ in pairs], own)
         if isinstance(to, RuleOptimizer):  # the checkpoint's hyper-parameters decide which states there are
-            hyper["state"] = format_specs(to.group_quantizers({**group, **_rule_keys(hyper)}))
+            hyper["state"] = to.plan({**group, **_rule_keys(hyper)}).specs
         out["param_groups"].append(hyper)
         place = _Place(to, {**group, **_rule_keys(hyper)}, hyper)
         names = group.get("param_names") or [f"parameter {key}" for _, key in pairs]
@@ -179,7 +179,8 @@ def _to_ours(
 ) -> dict[str, Any]:
     kind = f"halfulp.{type(place.to).__name__}"
     slots = place.to.slot_storage(place.group, param)
-    states = _decoded(entries, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
+    rest = {k: v for k, v in entries.items() if k != MASTER} if place.group["master_weights"] else entries
+    states = _decoded(rest, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
     step = _step(entries)
     ages = {name: state.age for name, state in states.items()}
     known = [a for a in ages.values() if a is not None]
@@ -200,7 +201,27 @@ def _to_ours(
             made[f"{slot.name}_scale"] = scale
         age = ages[slot.name]
         made[f"{slot.name}_age"] = step if age is None else age
-    return made
+    return made | _master(place, param, label, entries)
+
+
+def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
+    """Master weights of the target's kind; 16-bit remainders of Transformer Engine are those here, as int16."""
+    found: dict[str, Any] = {}
+    rule = place.to.active_rule(place.group, param)
+    master, given = MasterState.of(param, place.group["master_weights"], found, rule, label), entries.get(MASTER)
+    if master is None or not isinstance(given, Tensor):
+        return found
+    if given.dtype == torch.int16 and given.shape == param.shape:
+        given = given.contiguous().view(torch.uint8).view(*given.shape, 2)
+    if (given.dtype, tuple(given.shape)) != master.stored_as:
+        log_once(
+            f"{MASTER} of the state_dict is {given.dtype}, not {place.group['master_weights']!r}, and is left out: "
+            "load fp32 weights by halfulp.load_fp32_state_dict",
+            level=30,
+        )
+        return found
+    master.loaded(label, {MASTER: given}, param.device)
+    return found
 
 
 def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:

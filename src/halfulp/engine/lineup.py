@@ -55,6 +55,8 @@ class _Family:
     low: bool
     counted: list[str]
     names: tuple[str, ...]
+    exact: bool
+    """Whether master weights leave nothing to round but the visible weight."""
     bounds: list[Bound] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +77,7 @@ class _Family:
             for entries, age in zip(self.entries, column, strict=True):
                 entries[key] = age
         lanes = [plan.streams[name] for name in self.names]
-        rounding: Rounding = "nearest" if self.rule.keeps_param else group["param_rounding"]
+        rounding: Rounding = "nearest" if self.exact else group["param_rounding"]
         maximize = group["maximize"]
         for bound, step, values, (key0, key1) in zip(self.bounds, self.steps, scalars, keys, strict=True):
             grad = bound.param.grad
@@ -132,8 +134,9 @@ class Lineup:
         for share in shares:
             families: dict[tuple[Any, ...], _Family] = {}
             for bound, step in (next(pairs) for _ in share.params):
-                key = (id(bound.rule), bound.low, bound.names)
-                family = families.setdefault(key, _Family(bound.rule, bound.low, bound.counted, bound.names))
+                exact = bound.master is not None and bound.master.kind != "remainder8"
+                key = (id(bound.rule), bound.low, bound.names, exact)
+                family = families.setdefault(key, _Family(bound.rule, bound.low, bound.counted, bound.names, exact))
                 family.bounds.append(bound)
                 family.steps.append(step)
                 family.entries.append(bound.entries)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.engine.plan import GroupPlan, StatePlan, plan_states
 from halfulp.engine.sharding import is_flat, local
@@ -58,7 +59,8 @@ def _decoded(optimizer: RuleOptimizer, param: Tensor, entries: dict[str, Any]) -
     for state in optimizer.states(param) if entries else ():
         decoded.pop(state.scale_key, None)
         decoded[state.slot.name] = state.read()
-    return decoded
+    master = optimizer.master(param)
+    return decoded if master is None else {**decoded, MASTER: master.read(param)}
 
 
 def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +105,9 @@ def validate(
             if key in state_dict["state"]:
                 rule, place = optimizer.active_rule(merged, param), optimizer.registry[param]
                 stored = plan_states(plan, rule, param, place, optimizer.storage)
-                states[param] = _entries(param, place.label, stored, state_dict["state"][key])
+                entries: dict[str, Any] = {}
+                master = MasterState.of(param, plan.master, entries, rule, place.label)
+                states[param] = _entries(param, place.label, stored, master, entries, state_dict["state"][key])
     if groups and not states:
         log_once(
             "a state_dict without states was loaded: they begin at zero. That is right before a first step; of a run "
@@ -122,7 +126,8 @@ def validate(
 
 def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
     name = type(optimizer).__name__
-    missing = sorted(k for k in optimizer.defaults if k not in saved and k not in ("differentiable", "split"))
+    younger = ("differentiable", "split", "master_weights")
+    missing = sorted(k for k in optimizer.defaults if k not in saved and k not in younger)
     if not isinstance(saved.get("state"), str):
         raise ValueError(
             f"not a state_dict of halfulp.{name}, but of torch.optim or another library: its groups lack {missing}. "
@@ -168,12 +173,19 @@ def bare(name: str) -> str:
     return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
 
 
-def _entries(param: Tensor, label: str, plan: Sequence[StatePlan], saved: Any) -> dict[str, Any]:
+def _entries(
+    param: Tensor, label: str, plan: Sequence[StatePlan], master: MasterState | None, entries: dict[str, Any],
+    saved: Any,
+) -> dict[str, Any]:  # fmt: skip
     if not isinstance(saved, dict):
         raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
-    entries: dict[str, Any] = {}
     states = [SlotState(s.slot, s.quantizer, s.shape, entries) for s in plan]
     left = dict(saved)
+    left.pop(f"{MASTER}_age", None)  # of a checkpoint from when it was a state of its rule
+    if master is not None and MASTER in left:
+        master.loaded(label, left, param.device)
+    elif master is not None:
+        log_once(f"a state_dict without {MASTER} was loaded: weights go on as they are in {param.dtype}", level=30)
     for name in drop_leftovers(left, {s.slot.name for s in states}):
         log_once(f"{label}: {name} is left out: its slot went with a hyper-parameter before the state_dict was made")
     gone = [s for s in states if not set(s.keys) & set(left)]

@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 from halfulp.engine import checks, compiled, loading
 from halfulp.engine.capture import Recording, capturing
 from halfulp.engine.lineup import Lineup, Share
+from halfulp.engine.master import MASTER, MasterState, master_kind, storage_of
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
@@ -27,6 +28,7 @@ from halfulp.engine.registry import Registry
 from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
+from halfulp.engine.standing import standing
 from halfulp.engine.states import Bound, bind
 from halfulp.engine.storage import StorageOptions, fp32_reason
 from halfulp.engine.sums import combine
@@ -69,6 +71,11 @@ class RuleOptimizer(Optimizer):
     param_rounding
         How 16-bit parameters are rounded: ``"stochastic"`` (default), so that updates below half a unit are not lost,
         or ``"nearest"``. Per group.
+    master_weights
+        What is kept beside 16-bit parameters, so that the rule moves fp32 weights: ``None`` (default), ``"fp32"`` (4
+        bytes a parameter), ``"remainder16"`` (2 bytes: the bits that bfloat16 cuts off, with which training has the
+        bits of fp32 weights), or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by `param_rounding`).
+        Remainders are for bfloat16 alone. Per group.
     seed
         Of the random bits; part of the checkpoint.
     scale, block_size, min_size, keep_fp32, zero_floor
@@ -132,6 +139,8 @@ class RuleOptimizer(Optimizer):
         """Resets made: (step after which, parameter number, slots)."""
         self._skipped = Skipped(self._say_skipped)
         self._recording: Recording | None = None
+        self._warned = False
+        """Of weights that stand still."""
         self._number = compiled.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,6 +191,7 @@ class RuleOptimizer(Optimizer):
             for param in self.param_groups[-1]["params"]:
                 if param.requires_grad:
                     checks.check_param(param)
+                    master_kind(self.param_groups[-1]["master_weights"], param, "a parameter")
             self.plan(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
@@ -256,6 +266,11 @@ class RuleOptimizer(Optimizer):
                 reason = fp32_reason(p, place.name, self.storage) if low else None
                 for slot, shape, q in self.slot_storage(group, p):
                     rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
+                kind, rule = group["master_weights"], self.active_rule(group, p)
+                master = MasterState.of(p, kind, {}, rule, place.label)
+                if master is not None:
+                    storage = storage_of(master.kind)
+                    rows.append(MemoryRow(place.label, MASTER, tuple(master.shape), storage, master.bytes(), None))
         count = sum(local(p).numel() for g in self.param_groups for p in g["params"])
         return MemoryReport(tuple(rows), count)
 
@@ -431,12 +446,25 @@ class RuleOptimizer(Optimizer):
         self._lineups.clear()
         if before is not None:
             bound.scalars, bound.counts = before.scalars, before.counts
-        if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and not rule.keeps_param:
+        if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "
                 "(param_rounding='nearest' loses those below half a unit)"
             )
+        elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
+            self._warn_of_standing(group, param, rule)
         return bound
+
+    def _warn_of_standing(self, group: dict[str, Any], param: Tensor, rule: Rule) -> None:
+        share = standing(rule, group, param)
+        if share is not None and share > 0.5 and not self._warned:
+            self._warned = True
+            log_once(
+                f"{self.registry[param].label}: {share:.0%} of the weights in {param.dtype} would not move at "
+                f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a unit: use "
+                "param_rounding='stochastic', or master_weights='remainder16'",
+                level=30,
+            )
 
     @property
     def skipped(self) -> dict[int, int]:
@@ -471,6 +499,9 @@ class RuleOptimizer(Optimizer):
     ) -> None:
         """Set states to their initial value (zero, for moments) and their ages to zero now.
 
+        Master weights are spared, unless ``"master_param"`` is among the names: they then follow weights that were set
+        from outside.
+
         Parameters
         ----------
         names
@@ -488,11 +519,14 @@ class RuleOptimizer(Optimizer):
         if strangers:
             raise ValueError(f"reset_state got tensors of shape {strangers} that are no parameters of this optimizer")
         known = {s.name for group in self.param_groups for s in self.group_slots(group)}
+        known |= {MASTER for group in self.param_groups if self.plan(group).master}
         if names is not None and not set(names) <= known:
             raise ValueError(f"no states {sorted(set(names) - known)}; there are {sorted(known)}")
         for p in self.registry:
             if (chosen is None or p in chosen) and self.state.get(p):
-                states = self.states(p)
+                states, master = self.states(p), self.master(p)
+                if master is not None and names is not None and MASTER in names:
+                    master.reset_(p, None if rows is None else row_index(rows, p))
                 if rows is not None:
                     reset_rows_([s for s in states if names is None or s.slot.name in names], p, row_index(rows, p))
                     continue
@@ -526,6 +560,14 @@ class RuleOptimizer(Optimizer):
             return self._bind(place.group, param).states
         return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
 
+    def master(self, param: Tensor) -> MasterState | None:
+        """Master weights of a parameter that has made a step; ``None`` without."""
+        place, entries = self.registry[param], self.state.get(param)
+        if not entries or MASTER not in entries:
+            return None
+        rule = self.active_rule(place.group, param)
+        return MasterState.of(param, place.group["master_weights"], entries, rule, place.label)
+
     def _states_over(self, entries: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter as they are planned, over entries that may lack some."""
         place = self.registry[param]
@@ -543,7 +585,13 @@ class RuleOptimizer(Optimizer):
         self._lineups.clear()
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
-        """A state decoded to fp32, of its own shape (the parameter's, unless it is factored)."""
+        """A state decoded to fp32, of its own shape (the parameter's, unless it is factored).
+
+        Of ``"master_param"``, the fp32 weights.
+        """
+        master = self.master(param) if name == MASTER else None
+        if master is not None:
+            return master.read(param)
         for state in self.states(param):
             if state.slot.name == name:
                 return state.read()

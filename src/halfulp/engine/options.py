@@ -9,17 +9,18 @@ from halfulp.numbers.log import log_once
 
 __all__ = ["GROUP_DEFAULTS", "NOT_GROUP", "STORAGE_KEYS", "Options", "TorchOptions", "without_torch_switches"]
 
-STORAGE_KEYS = ("state", "rounding", "reset", "param_rounding", "seed")
+STORAGE_KEYS = ("state", "rounding", "reset", "param_rounding", "master_weights", "seed")
 """Group keys that say how states are kept; hyper-parameters are all others."""
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments that every optimizer of the library takes; the first five are per-group keys too."""
+    """Keyword arguments that every optimizer of the library takes; the first six are per-group keys too."""
 
     state: Any
     rounding: Any
     reset: Any
     param_rounding: str
+    master_weights: str | None
     seed: int
     scale: str
     block_size: int
@@ -55,6 +56,7 @@ GROUP_DEFAULTS: Options = {
     "rounding": "stochastic",
     "reset": None,
     "param_rounding": "stochastic",
+    "master_weights": None,
     "seed": 0,
     "bound_update": True,
     "maximize": False,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from halfulp.engine.master import MASTER, check_master, storage_of
 from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, as_schedule
 from halfulp.engine.sharding import is_flat, is_sharded, local_state_shape
@@ -51,6 +52,8 @@ class GroupPlan:
         When states begin anew.
     streams
         Lane of the random stream of every slot, and of the parameter.
+    master
+        What 16-bit parameters have beside them: a kind of :data:`~halfulp.numbers.remainder.MASTERS`, or nothing.
     seen
         The arguments that it was made from.
     """
@@ -60,12 +63,14 @@ class GroupPlan:
     quantizers: dict[str, Quantizer]
     reset: ResetSchedule | None
     streams: dict[str, int]
+    master: str | None
     seen: list[Any]
 
     @property
     def specs(self) -> str:
         """Storage of all slots as one line of text."""
-        return format_specs(self.quantizers)
+        specs = [format_specs(self.quantizers)] if self.quantizers else []
+        return ",".join([*specs, *([f"{MASTER}={storage_of(self.master)}"] if self.master else [])])
 
     @property
     def all_slots(self) -> dict[str, StateSlot]:
@@ -95,6 +100,7 @@ def check_options(group: Mapping[str, Any]) -> None:
         raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
     if group["param_rounding"] not in ("nearest", "stochastic"):
         raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
+    check_master(group["master_weights"])
     if not isinstance(group["seed"], int):
         raise ValueError(f"seed is an integer, got {group['seed']!r}")
     if not 0 <= group["seed"] < 1 << 64:
@@ -122,9 +128,17 @@ def plan_group(
     named = {slot.name: slot for found in slots.values() for slot in found}
     chosen = slot_quantizers(tuple(named.values()), group["state"], group["rounding"], storage)
     quantizers = dict(zip(named, chosen, strict=True))
-    made = GroupPlan(rules, slots, quantizers, as_schedule(group["reset"]), lanes(tuple(named)), values_of(group, keys))
+    made = GroupPlan(
+        rules, slots, quantizers, as_schedule(group["reset"]), lanes(tuple(named)), group["master_weights"],
+        values_of(group, keys),
+    )  # fmt: skip
     if before is None:
         return made
+    if made.master != before.master:
+        raise ValueError(
+            f"the master_weights of a group are {before.master!r} and cannot become {made.master!r} between steps; "
+            "build a new optimizer"
+        )
     for name, q in quantizers.items():
         old = before.quantizers.get(name, q)
         if q.with_rounding(old.rounding) != old:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,11 +114,16 @@ def resize_states(
     at = next(i for i, p in enumerate(group["params"]) if p is old)
     before = optimizer.states(old) if entries and set(entries) != {"step"} else ()
     carried = {state.slot.name: _has_rows(state, old.shape) for state in before}
+    kept = optimizer.master(old)
     optimizer._replace(group, at, new)
     if not entries:
         return
     made: dict[str, Any] = {"step": entries["step"]}
     optimizer.state[new] = made
+    if kept is not None:
+        master = replace(kept, shape=new.shape, entries=made)
+        made.update(master.initial(new))
+        master.carry(kept, index)
     if before:
         for state in optimizer._states_over(made, new):
             _carry(state, next(s for s in before if s.slot.name == state.slot.name), new, index, carried)

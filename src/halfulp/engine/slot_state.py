@@ -12,9 +12,13 @@ from halfulp.engine.sharding import has_memory, is_sharded, is_wrapper, local, s
 from halfulp.kernels.binding import Stored, plain
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.remainder import weights
 from halfulp.rules.slots import StateSlot
 
-__all__ = ["SlotState", "count"]
+__all__ = ["MASTER", "SlotState", "count", "master_codes", "usable"]
+
+MASTER = "master_param"
+"""Key of master weights in ``optimizer.state`` (:mod:`halfulp.engine.master`)."""
 
 
 @dataclass(eq=False)
@@ -116,7 +120,9 @@ class SlotState:
         if self.slot.init is None:
             return self.quantizer.zeros(self.shape, param.device)
         whole = local(param.detach()) if self.sharded else whole_values(param.detach())
-        return self._nearest(self.slot.init(whole.float()))
+        entry = _local(self.entries.get(MASTER))
+        master = None if entry is None or whole.dtype == torch.float32 else master_codes(entry, whole.shape)
+        return self._nearest(self.slot.init(weights(whole, master)))
 
     def _nearest(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         codes, scale = self.quantizer.with_rounding("nearest").quantize(plain(values.reshape(self.shape)))
@@ -156,7 +162,9 @@ class SlotState:
             if step:
                 log_once(f"{label}: optimizer.state has no {name} beside its other states; it begins anew", level=30)
             return self.initial(param)
-        entries = {key: self._tensor(key, label, param) for key in self._present()}
+        entries = {
+            key: usable(self.entries[key], key, label, param, self.sharded, self._way_out()) for key in self._present()
+        }
         codes, age = entries[name], count(label, self.age_key, self.entries.get(self.age_key, step))
         if self._fits(self.quantizer, entries):
             return {**{k: entries[k] for k in self.tensor_keys}, self.age_key: age}
@@ -171,24 +179,6 @@ class SlotState:
 
     def _present(self) -> list[str]:
         return [k for k in (self.slot.name, self.scale_key) if self.entries.get(k) is not None]
-
-    def _tensor(self, key: str, label: str, param: Tensor) -> Tensor:
-        x, device = self.entries[key], param.device
-        if not isinstance(x, Tensor) or is_wrapper(local(x)) or local(x).layout != torch.strided:
-            kind = f"{type(x).__name__} of layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{label}: {key} in optimizer.state is a {kind}, not a plain tensor; {self._way_out()}")
-        if local(x).is_meta or not has_memory(local(x)):
-            raise ValueError(f"{label}: {key} in optimizer.state has no memory (meta device, or freed storage)")
-        if x.device != device:
-            log_once(f"{label}: {key} is on {x.device}, and is moved to {device} as its parameter", level=30)
-            x = x.to(device)
-        if is_sharded(x) and not self.sharded:
-            return whole_values(x)
-        if self.sharded and not is_sharded(x):
-            return shard_like(param, plain(x.detach()).clone())
-        if is_sharded(x) or (plain(x) is x and not x.is_inference() and not x.requires_grad):
-            return x
-        return plain(x.detach()).clone()
 
     def _fits(self, quantizer: Quantizer, entries: dict[str, Tensor]) -> bool:
         wanted = quantizer.stored_as(self.shape)
@@ -213,6 +203,39 @@ class SlotState:
 
     def _way_out(self) -> str:
         return f"delete {', '.join(self.keys)} of it (or all of optimizer.state[param]) to begin anew"
+
+
+def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: str) -> Tensor:
+    """An entry of ``optimizer.state`` as a tensor that a backend can use: moved, or copied, where it has to be.
+
+    Raises
+    ------
+    ValueError
+        For what is no plain tensor with memory; the message ends with `way_out`.
+    """
+    if not isinstance(x, Tensor) or is_wrapper(local(x)) or local(x).layout != torch.strided:
+        kind = f"{type(x).__name__} of layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{label}: {key} in optimizer.state is a {kind}, not a plain tensor; {way_out}")
+    if local(x).is_meta or not has_memory(local(x)):
+        raise ValueError(f"{label}: {key} in optimizer.state has no memory (meta device, or freed storage)")
+    if x.device != param.device:
+        log_once(f"{label}: {key} is on {x.device}, and is moved to {param.device} as its parameter", level=30)
+        x = x.to(param.device)
+    if is_sharded(x) and not sharded:
+        return whole_values(x)
+    if sharded and not is_sharded(x):
+        return shard_like(param, plain(x.detach()).clone())
+    if is_sharded(x) or (plain(x) is x and not x.is_inference() and not x.requires_grad):
+        return x
+    return plain(x.detach()).clone()
+
+
+def master_codes(entry: Tensor, shape: torch.Size) -> Tensor:
+    """Master weights of a parameter's shape, from their entry, whose memory they share.
+
+    A remainder of 16 bits is two bytes there, along a last dimension: collectives know no 16-bit integers.
+    """
+    return (entry.view(torch.int16) if entry.ndim > len(shape) else entry).view(shape)
 
 
 def _local(x: Tensor | None) -> Tensor | None:

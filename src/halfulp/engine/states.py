@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.plan import GroupPlan, StatePlan
 from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, Site, SlotSite
@@ -37,6 +38,8 @@ class Bound:
         The optimizer's parameter, what it follows, and what it has.
     entries
         Those of the parameter in ``optimizer.state``.
+    master
+        Master weights, where it has any.
     quantizers
         Of the plan by which it was bound.
     index
@@ -46,6 +49,7 @@ class Bound:
     param: Tensor
     rule: Rule
     states: tuple[SlotState, ...]
+    master: MasterState | None
     entries: dict[str, Any]
     quantizers: dict[str, Quantizer]
     index: int
@@ -70,6 +74,8 @@ class Bound:
         self.names = (*(s.slot.name for s in self.states), "param")
         self.lasting = not is_sharded(self.param) and not is_wrapper(self.param)
         self.held = {key: self.entries[key] for s in self.states for key in s.tensor_keys}
+        if self.master is not None:
+            self.held[MASTER] = self.entries[MASTER]
         self.counted = ["step", *(s.age_key for s in self.states)]
         self._integers = [int] * len(self.counted)
         if self.lasting:
@@ -116,7 +122,8 @@ class Bound:
             here = window(self.param)
             first = here.first_element
             stride = None if here.shape[1:] == tuple(self.param.shape[1:]) else here.row_stride
-        return Binding(self.rule, param, tuple(s.stored() for s in self.states), first, stride)
+        master = None if self.master is None else self.master.codes
+        return Binding(self.rule, param, tuple(s.stored() for s in self.states), first, stride, master)
 
     def due(self, schedule: ResetSchedule, group: dict[str, Any], count: int) -> tuple[str, ...]:
         """Slots that a schedule resets before the next step."""
@@ -162,17 +169,20 @@ def bind(
             "bits depend: put its number of steps there, or delete optimizer.state[param] to begin anew"
         )
     fresh: dict[str, Any] = {"step": count(label, "step", found.get("step", 0))}
+    master = MasterState.of(param, plan.master, found, rule, label)
+    if master is not None:
+        fresh.update(master.fitted(param, label))
     for slot in slots:
         step = fresh["step"] if stored else 0  # forgotten as a whole is no surprise
         fresh.update(slot.fitted(param, label, plan.quantizers[slot.slot.name], step))
-    drop_leftovers(found, {s.slot.name for s in slots})
+    drop_leftovers(found, {s.slot.name for s in slots} | {MASTER})
     found.update(fresh)
     for slot in slots:
         if slot.scale_key not in slot.keys:
             found.pop(slot.scale_key, None)
     if entries is None:
         state[param] = found
-    return Bound(param, rule, slots, found, plan.quantizers, place.index)
+    return Bound(param, rule, slots, master, found, plan.quantizers, place.index)
 
 
 def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:

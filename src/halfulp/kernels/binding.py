@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.remainder import weights
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule, Scalars
 from halfulp.rules.slots import StateSlot
@@ -96,6 +97,9 @@ class Binding:
     row_stride
         Elements of the whole tensor between the starts of two rows: more than a row has where columns are sharded.
         ``None``: rows follow each other.
+    master
+        Master weights of a 16-bit parameter (:mod:`halfulp.numbers.remainder`): float32, int16 or uint8, of its shape,
+        updated in place. The rule then reads and moves the fp32 weights that they give.
     plan
         The backend's own notes.
 
@@ -110,12 +114,13 @@ class Binding:
     states: tuple[Stored, ...]
     first_element: int = 0
     row_stride: int | None = None
+    master: Tensor | None = None
     plan: Any = field(default=None, init=False, repr=False)
     shape: torch.Size = field(init=False)
     """Of the parameter; of the state, where there is no parameter."""
     device: torch.device = field(init=False)
     tensors: tuple[Tensor, ...] = field(init=False, repr=False)
-    """The parameter, and codes and scales of the states."""
+    """The parameter, codes and scales of the states, and master weights."""
     seen: Seen = field(init=False, repr=False)
     """What they were when they were bound: backends use these addresses."""
     quantizers: tuple[Quantizer, ...] = field(init=False)
@@ -130,7 +135,7 @@ class Binding:
         self.shape = self.states[0].shape if self.param is None else self.param.shape
         self.device = first.device
         stored = (t for s in self.states for t in (s.codes, s.scale))
-        self.tensors = tuple(t for t in (self.param, *stored) if t is not None)
+        self.tensors = tuple(t for t in (self.param, *stored, self.master) if t is not None)
         self.seen = look(self.tensors)
         self.quantizers = tuple(s.quantizer for s in self.states)
         self.low = any(not q.format.is_float32 for q in self.quantizers)
@@ -143,6 +148,10 @@ class Binding:
     def read(self) -> dict[str, Tensor]:
         """Every state by name, decoded to fp32."""
         return {s.slot.name: s.read() for s in self.states}
+
+    def weights(self) -> Tensor | None:
+        """The parameter in fp32, with its master weights; ``None`` without parameter."""
+        return None if self.param is None else weights(self.param, self.master)
 
 
 @dataclass(eq=False)
@@ -184,9 +193,8 @@ class Step:
 
     def wide(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """The parameter and the inputs as the rule reads them: in fp32, the gradient with its sign."""
-        param = self.binding.param
         inputs = tuple(x.float() for x in self.inputs)
-        return None if param is None else param.float(), tuple(-x for x in inputs) if self.maximize else inputs
+        return self.binding.weights(), tuple(-x for x in inputs) if self.maximize else inputs
 
 
 def step_tile(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[int, int, int]:

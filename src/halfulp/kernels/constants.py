@@ -8,11 +8,11 @@ from __future__ import annotations
 from halfulp.numbers.rng import GOLDEN, HIGH_WORD, MULTIPLIERS
 
 __all__ = [
-    "ABI", "CAP", "FINE", "FLAGS", "GROUP", "KINDS", "MACHINE", "MAX_REGISTERS", "MAX_SLOTS", "MAX_SUMS",
-    "MAX_UNIFORMS", "PARTS", "PER", "SCALES", "STRETCHES", "UNIT", "header",
+    "ABI", "CAP", "FINE", "FLAGS", "GROUP", "KINDS", "MACHINE", "MASTERS", "MAX_REGISTERS", "MAX_SLOTS",
+    "MAX_SUMS", "MAX_UNIFORMS", "PARTS", "PER", "SCALES", "STRETCHES", "UNIT", "header",
 ]  # fmt: skip
 
-ABI = 2
+ABI = 3
 """Of the structs and functions: the library says which it has."""
 CAP = 1024
 """Elements that one pass holds; larger tiles take two passes, in which small blocks must fit this. Sums, too, begin
@@ -33,6 +33,8 @@ FINE = 6
 """A float of 8 bits whose fraction (:func:`halfulp.numbers.rounding.grid_constants`) is not 24 bits."""
 SCALES = {"none": 0, "pow2": 1, "fp32": 2}
 PER = {"block": 0, "row": 1, "tensor": 2}
+MASTERS = {"none": 0, "remainder8": 8, "remainder16": 16, "fp32": 32}
+"""What is kept beside a 16-bit parameter, by its bits (:mod:`halfulp.numbers.remainder`)."""
 FLAGS = {"reads_param": 1, "writes_param": 2}
 MACHINE = {
     name: number
@@ -54,7 +56,7 @@ def header() -> str:
     hashes = {"GOLDEN": GOLDEN, "HIGH_WORD": HIGH_WORD, "MUL0": MULTIPLIERS[0]}
     groups = [
         {**KINDS, "fine": FINE}, {f"scale_{k}": v for k, v in SCALES.items()}, {f"per_{k}": v for k, v in PER.items()},
-        FLAGS, MACHINE,
+        {f"master_{k}": v for k, v in MASTERS.items()}, FLAGS, MACHINE,
     ]  # fmt: skip
     lines = ["/* Written by kernels/generate.py from kernels/constants.py. */", "#ifndef CONSTANTS_H"]
     lines += ["#define CONSTANTS_H", ""]

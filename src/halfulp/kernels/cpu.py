@@ -21,7 +21,7 @@ from halfulp.kernels import native, reference
 from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, plain
 from halfulp.kernels.compiled import Compiled, Programs, programs_of
 from halfulp.kernels.constants import MAX_UNIFORMS
-from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, describe_slot
+from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, describe_slot, fill_master
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import rows_and_cols
@@ -85,6 +85,7 @@ def _plan(rule: Rule, step: Step) -> _Plan:
     row, slots = made[0].copy(), made[1].copy()
     row["first_element"] = binding.first_element
     row["slots"] = len(arrays)
+    fill_master(row, binding)
     return _Plan(programs, row, slots, arrays, tuple(map(binding.states.index, arrays)), numbers)
 
 

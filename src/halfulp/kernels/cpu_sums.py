@@ -9,7 +9,7 @@ from halfulp.kernels import native
 from halfulp.kernels.binding import Step, plain
 from halfulp.kernels.compiled import Compiled, programs_of
 from halfulp.kernels.constants import CAP
-from halfulp.kernels.descriptors import DTYPES, WORK, describe_slots
+from halfulp.kernels.descriptors import DTYPES, WORK, describe_slots, fill_master
 from halfulp.numbers.log import log_once
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule
@@ -60,6 +60,7 @@ def _sums(able: list[tuple[Step, Compiled]]) -> list[dict[str, float]]:
         sums = np.zeros((len(program.sums), max(units, 1)))
         if binding.param is not None:
             row["param"], row["param_kind"] = binding.param.data_ptr(), DTYPES[binding.param.dtype]
+            fill_master(row, binding)
         row["grad"], row["grad_kind"] = step.inputs[0].data_ptr(), DTYPES[step.inputs[0].dtype]
         row["maximize"], row["scalars"], row["slots"] = step.maximize, uniforms.ctypes.data, len(states)
         row["program"], row["code"], row["flags"] = compiled.number, compiled.address, compiled.flags

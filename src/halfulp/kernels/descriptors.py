@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from halfulp.kernels.binding import step_tile
+from halfulp.kernels.binding import Binding, step_tile
 from halfulp.kernels.constants import CAP, FINE, KINDS, PER, SCALES, STRETCHES
 from halfulp.numbers.formats import Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
 from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["DTYPES", "FORMAT", "SLOT", "WORK", "describe", "describe_slot", "describe_slots"]
+__all__ = ["DTYPES", "FORMAT", "SLOT", "WORK", "describe", "describe_slot", "describe_slots", "fill_master"]
 
 Rows = npt.NDArray[np.void]
 Key = TypeVar("Key")
@@ -55,7 +55,7 @@ WORK = np.dtype(
         ("program", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
         ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("flags", np.int32),
         ("row_stride", np.int64), ("units_before", np.int64), ("code", np.uintp), ("slot", np.uintp),
-        ("sums", np.uintp), ("terms", np.int64), ("largest", np.int64),
+        ("sums", np.uintp), ("terms", np.int64), ("largest", np.int64), ("master", np.uintp), ("master_kind", np.int64),
     ]
 )  # fmt: skip
 
@@ -101,6 +101,13 @@ def describe(
     if rows == 1:
         slots["per"][slots["per"] == PER["row"]] = PER["block"]  # what were rows may be blocks of the one long row now
     return made, slots
+
+
+def fill_master(row: np.void, binding: Binding) -> None:
+    """Tell ``hu_work`` where the master weights of a binding are, if it has any."""
+    if binding.master is not None:
+        row["master"] = binding.master.data_ptr()
+        row["master_kind"] = 8 * binding.master.element_size()
 
 
 def describe_slots(quantizers: tuple[Quantizer, ...], shape: torch.Size) -> Rows:

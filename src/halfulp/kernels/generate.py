@@ -18,12 +18,12 @@ from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
 from halfulp.rules.program import Program, is_number
 from halfulp.rules.tracing import ProgramError, reads_of, trace
-from halfulp.rules.transforms import adagc, clip_global, compose, master_weights
+from halfulp.rules.transforms import adagc, clip_global, compose
 
 __all__ = ["files", "library_programs"]
 
 FOLDER = Path(__file__).with_name("csrc")
-TRANSFORMS = (clip_global(1.0), adagc(), master_weights())
+TRANSFORMS = (clip_global(1.0), adagc())
 """Each is fused into Adam; with other rules the machine runs it."""
 
 

@@ -53,5 +53,5 @@ def _rows(step: Step, start: int, stop: int, cols: int) -> Step:
         for s in whole.states
     )
     first = whole.first_element + start * stride
-    binding = Binding(whole.rule, cut(whole.param), states, first, whole.row_stride)
+    binding = Binding(whole.rule, cut(whole.param), states, first, whole.row_stride, cut(whole.master))
     return replace(step, binding=binding, inputs=tuple(x[start:stop] for x in step.inputs))

@@ -17,6 +17,7 @@ from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, step_tile
 from halfulp.kernels.pieces import pieces
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.remainder import split
 from halfulp.numbers.rng import hash_elements, random_bits
 from halfulp.numbers.rounding import encode, pack4, unpack4
 from halfulp.numbers.scaling import Layout, rows_and_cols
@@ -106,8 +107,10 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
             due = new != before if keep is None else (new != before) & ~keep
             step.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
     if param is not None and binding.param is not None:
-        param = _round_param(param, binding.param, step)
-        binding.param.copy_(param if keep is None else torch.where(keep, binding.param, param))
+        visible, master = _rounded(param, step)
+        binding.param.copy_(visible if keep is None else torch.where(keep, binding.param, visible))
+        if master is not None and binding.master is not None:
+            binding.master.copy_(master if keep is None else torch.where(keep, binding.master, master))
 
 
 def _finite(x: Tensor) -> bool:
@@ -134,12 +137,20 @@ def _words(key: SlotKey, step: Step, like: Tensor) -> Tensor:
     return hash_elements(key, starts.unsqueeze(1) + torch.arange(cols, device=like.device)).reshape(like.shape)
 
 
-def _round_param(new: Tensor, param: Tensor, step: Step) -> Tensor:
-    if param.dtype == torch.float32 or step.param_rounding == "nearest":
-        return new.to(param.dtype)
+def _rounded(new: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+    """New weights as the parameter stores them, and as its master weights do."""
+    param, master = step.binding.param, step.binding.master
+    assert param is not None
+    stochastic = step.param_rounding == "stochastic"
+    if master is not None and master.dtype != torch.float32:
+        eight = master.dtype == torch.uint8
+        words = _words(step.keys[-1], step, new) if eight and stochastic else None
+        return split(new, "remainder8" if eight else "remainder16", words)
+    if param.dtype == torch.float32 or not stochastic:
+        return new.to(param.dtype), master if master is None else new
     fmt = get_format(str(param.dtype).removeprefix("torch."))
     rounded = encode(new, fmt, _words(step.keys[-1], step, new))
-    return torch.where(torch.isfinite(new), rounded, new.to(param.dtype))
+    return torch.where(torch.isfinite(new), rounded, new.to(param.dtype)), None
 
 
 def _restore(

@@ -175,6 +175,7 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
         padded=cut.padded,
         tiles=cut.tiles_a_program,
         aligned=wide and cut.cols % 32 == 0 and cut.tile % 32 == 0,
+        master=0 if binding.master is None else 8 * binding.master.element_size(),
     )
     formats = tuple(q.format for q in quantizers)
     kind = _interned(Kind(binding.device, program, plan, (*quantized, grad, param), formats))
@@ -236,6 +237,7 @@ def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
     line[place.SKIPPED] = step.skipped.data_ptr()
     line[place.PARAM] = 0 if binding.param is None else binding.seen[0][0]
     line[place.PARAM_LANE] = step.keys[-1][2]
+    line[place.MASTER] = 0 if binding.master is None else binding.master.data_ptr()
     for k, (state, lane) in enumerate(stored[name] for name in program.states):
         scale = 0 if state.scale is None else state.scale.data_ptr()
         line[place.state(k) : place.state(k) + 3] = (state.codes.data_ptr(), scale, lane)

@@ -26,6 +26,7 @@ __all__ = [
     "scale_of_absmax",
     "scale_value",
     "sign",
+    "split_param",
     "spread",
     "without_sign",
     "words_of_lane",
@@ -217,6 +218,26 @@ def round_param(x, words, F: tl.constexpr):
     if F.stochastic:
         cast = tl.where(not_finite(x), cast, encode(x, words, x, F))
     return cast
+
+
+@triton.jit
+def split_param(x, words, BITS: tl.constexpr, F: tl.constexpr):
+    """New weight -> bfloat16 pattern and remainder of so many bits (int32): ``halfulp.numbers.remainder.split``."""
+    bits = bits_of(x)
+    special = not_finite(x)
+    lower = bits
+    if BITS == 8:
+        if F.stochastic:
+            lower = lower + (words >> 24).to(tl.int32)
+        else:
+            lower = lower + ((bits >> 8) & 1) + 0x7F
+        lower = lower & -256
+    upper = ((lower + 0x8000) >> 16) & 0xFFFF
+    other = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, 0x7F80) | ((bits >> 16) & 0x8000)
+    rest = tl.where(special, 0, lower & 0xFFFF)
+    if BITS == 8:
+        rest = rest >> 8
+    return tl.where(special, other, upper), rest
 
 
 @triton.jit

@@ -102,8 +102,9 @@ class Line:
     SUMS = 9
     PARAM = 10
     PARAM_LANE = 11
-    GRAD = 12
-    STATES = 13
+    MASTER = 12
+    GRAD = 13
+    STATES = 14
 
     states: int
 
@@ -119,7 +120,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """Constants of a launch beside its program: the dtypes, and how many elements a program takes."""
+    """Constants of a launch beside its program: how many elements a program takes, and what goes with a parameter.
+
+    `master` is the bits of what is kept beside it (:mod:`halfulp.numbers.remainder`), 0 for nothing.
+    """
 
     maximize: bool
     stochastic: bool
@@ -127,6 +131,7 @@ class Plan:
     padded: int
     tiles: int
     aligned: bool
+    master: int = 0
 
     def mangle(self) -> str:
         """Short and unique name, see :meth:`StoredAs.mangle`."""

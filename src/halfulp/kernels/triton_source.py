@@ -41,8 +41,8 @@ from halfulp.kernels.triton_ops import (
     bits_of, float_of, mix_element, negate, not_finite, round_signed, sign, without_sign, words_of_lane,
 )
 from halfulp.kernels.triton_tiles import (
-    count_skipped, load_float, load_state, scalar, store_largest, store_param, store_state, store_sum, this_tensor,
-    tile_of,
+    count_skipped, load_float, load_param, load_state, scalar, store_largest, store_param, store_state, store_sum,
+    this_tensor, tile_of,
 )
 
 FIELDS = tl.constexpr({fields})
@@ -85,7 +85,7 @@ def _load(program: Program, place: Line) -> list[str]:
     """What the operations read."""
     lines = []
     if program.reads("param"):
-        lines.append(f"param = load_float(line, {place.PARAM}, flat, inside, STORED, PLAN)")
+        lines.append("param = load_param(line, flat, inside, STORED, PLAN)")
     lines.append(f"grad = load_float(line, {place.GRAD}, flat, inside, GRAD, PLAN)")
     lines += ["if PLAN.maximize:", "    grad = negate(grad)"]
     read = {op.of for op in program.ops if op.name == "state"}

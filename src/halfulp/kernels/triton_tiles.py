@@ -20,14 +20,15 @@ from halfulp.kernels.triton_ops import (
     round_param,
     scale_of_absmax,
     scale_value,
+    split_param,
     spread,
 )
 from halfulp.kernels.triton_plan import STRETCH as stretch
 from halfulp.kernels.triton_plan import Line
 
 __all__ = [
-    "count_skipped", "fold", "load_float", "load_state", "scalar", "store_largest", "store_param", "store_state",
-    "store_sum", "this_tensor", "tile_of",
+    "count_skipped", "fold", "load_float", "load_param", "load_state", "scalar", "store_largest", "store_param",
+    "store_state", "store_sum", "this_tensor", "tile_of",
 ]  # fmt: skip
 
 ROWS = tl.constexpr(Line.ROWS)
@@ -37,6 +38,7 @@ FIRST_ELEMENT = tl.constexpr(Line.FIRST_ELEMENT)
 ROW_STRIDE = tl.constexpr(Line.ROW_STRIDE)
 SCALARS = tl.constexpr(Line.SCALARS)
 PARAM = tl.constexpr(Line.PARAM)
+MASTER = tl.constexpr(Line.MASTER)
 SKIPPED = tl.constexpr(Line.SKIPPED)
 FIRST_SUM = tl.constexpr(Line.FIRST_SUM)
 SUMS = tl.constexpr(Line.SUMS)
@@ -101,6 +103,22 @@ def load_float(line, field, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
             value = float_of(half.to(tl.int32) << 16)
         else:
             value = half.to(tl.float16, bitcast=True).to(tl.float32)
+    return value
+
+
+@triton.jit
+def load_param(line, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
+    """The fp32 weights of a parameter, with its master weights: ``halfulp.numbers.remainder.weights``."""
+    if PLAN.master == 32:
+        value = tl.load(address(line, MASTER, tl.float32, PLAN) + flat, mask=inside, other=0.0)
+    else:
+        value = load_float(line, PARAM, flat, inside, F, PLAN)
+        if PLAN.master == 16:
+            rest = tl.load(address(line, MASTER, tl.int16, PLAN) + flat, mask=inside, other=0)
+            value = float_of(bits_of(value) + rest.to(tl.int32))
+        elif PLAN.master == 8:
+            rest = tl.load(address(line, MASTER, tl.int8, PLAN) + flat, mask=inside, other=0)
+            value = float_of(bits_of(value) + (rest.to(tl.int32) << 8))
     return value
 
 
@@ -192,11 +210,20 @@ def count_skipped(line, bad, inside):
 
 @triton.jit
 def store_param(param, keep, words, line, flat, F: tl.constexpr, PLAN: tl.constexpr):
-    """Round and store the parameter, where its tile is good."""
+    """Round and store the parameter and its master weights, where its tile is good."""
     if F.float32:
         tl.store(address(line, PARAM, tl.float32, PLAN) + flat, param, mask=keep)
     else:
-        half = round_param(param, words, F)
+        if PLAN.master == 16:
+            half, rest = split_param(param, words, 16, F)
+            tl.store(address(line, MASTER, tl.int16, PLAN) + flat, rest.to(tl.int16), mask=keep)
+        elif PLAN.master == 8:
+            half, rest = split_param(param, words, 8, F)
+            tl.store(address(line, MASTER, tl.uint8, PLAN) + flat, rest.to(tl.uint8), mask=keep)
+        else:
+            half = round_param(param, words, F)
+            if PLAN.master == 32:
+                tl.store(address(line, MASTER, tl.float32, PLAN) + flat, param, mask=keep)
         tl.store(address(line, PARAM, tl.uint16, PLAN) + flat, half.to(tl.uint16), mask=keep)
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import local
-from halfulp.libraries.base import COMPENSATED, Followed, Group, Located, Skipped, Stored, averages
+from halfulp.libraries.base import Followed, Group, Located, Skipped, Stored, averages
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.slots import Hyper, StateSlot
-from halfulp.rules.transforms import MASTER
 
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
@@ -97,9 +96,8 @@ class Ours:
         """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, as the bit contract has it."""
         assert isinstance(optimizer, _base())
         rule = optimizer.active_rule(dict(group), param)
-        why = COMPENSATED if MASTER in rule.slots(group) else None
         if _samples(optimizer, group, param):
-            return Followed(rule, lambda group, param: group, why)
+            return Followed(rule, lambda group, param: group)
         plain = tuple(_with_coefficients(s.slot) for s in optimizer.states(param) if s.slot.name in slots)
 
         def hyper(group: Group, param: Tensor) -> Hyper:
@@ -108,7 +106,7 @@ class Ours:
             l2 = float(group.get("weight_decay", 0.0)) if coupled else 0.0
             return {**group, "l2": l2, **optimizer.coefficients(param)}
 
-        why = why or f"the update of the rule {rule.name!r} is not computed here"
+        why = f"the update of the rule {rule.name!r} is not computed here"
         return Followed(averages(plain), hyper, why, apart=rule.per_tensor)
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import local
 from halfulp.libraries import adapter_for
 from halfulp.libraries.base import Adapter, Codec, Followed, Skipped, Stored
+from halfulp.numbers.remainder import weights
 from halfulp.numbers.rng import hash_elements, slot_id, stream_keys
 
 __all__ = ["Binding", "Member", "Reader", "coordinates", "gather", "precise"]
@@ -197,14 +199,16 @@ class Binding:
             Reader.of(states, [m for m, _ in states] == self.members, self.device) for states in found.values()
         ]
 
-    def gather(self, tensors: Iterable[Tensor]) -> Tensor:
-        """The sampled elements of one tensor of each member."""
-        parts = [gather(t, m.index) for t, m in zip(tensors, self.members, strict=True)]
-        return torch.cat([p.to(precise(self.device)) for p in parts])
-
     def weights(self) -> Tensor:
-        """The sampled weights."""
-        return self.gather(m.param for m in self.members)
+        """The sampled weights, those of ours with their master weights."""
+        return torch.cat([self._weights_of(m) for m in self.members])
+
+    def _weights_of(self, member: Member) -> Tensor:
+        visible = gather(member.param, member.index)
+        master = self.optimizer.master(member.param) if isinstance(self.optimizer, RuleOptimizer) else None
+        if master is not None:
+            visible = weights(visible, gather(master.codes, member.index))
+        return visible.to(precise(self.device))
 
     def assemble(self, by_reader: Iterable[Tensor]) -> dict[str, Tensor]:
         """States over the whole group by slot, from those of each reader; zero where a member has none."""

@@ -1,4 +1,6 @@
-"""Remainders: the bits of an fp32 weight that bfloat16 cuts off, kept beside it.
+"""Master weights: what is kept beside a 16-bit weight so that the two give an fp32 weight, or most of its bits.
+
+``"fp32"`` keeps the fp32 weight itself. A remainder keeps the bits that bfloat16 cuts off.
 
 A 16-bit remainder makes a pair with the bits of the fp32 weight: ``visible`` is the weight rounded to bfloat16, and the
 remainder is the lower half of the fp32 pattern. Rounding is half-up in the magnitude of the pattern (ties away from
@@ -17,10 +19,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["REMAINDERS", "join", "split"]
+__all__ = ["MASTERS", "REMAINDERS", "join", "split", "weights"]
 
 REMAINDERS = {"remainder16": torch.int16, "remainder8": torch.uint8}
 """Kinds of remainders, and their dtypes."""
+MASTERS = {"fp32": torch.float32, **REMAINDERS}
+"""Kinds of master weights, and their dtypes."""
+
+
+def weights(visible: Tensor, master: Tensor | None) -> Tensor:
+    """The fp32 weights of a parameter.
+
+    Parameters
+    ----------
+    visible
+        float32, bfloat16 or float16.
+    master
+        What is kept beside it, of a dtype of :data:`MASTERS`; ``None`` for nothing.
+
+    Examples
+    --------
+    >>> weights(torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 64, dtype=torch.int16))
+    tensor([1.0000])
+    """
+    if master is None:
+        return visible.float()
+    return master if master.dtype == torch.float32 else join(visible, master)
 
 
 def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor]:

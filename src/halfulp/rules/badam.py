@@ -43,7 +43,7 @@ BADAM = replace(
     module where there is none; parameters without names are blocks of their own. Pass ``model.named_parameters()``, and
     override :meth:`~halfulp.BAdam.block_of` for other blocks. Parameters at rest have ``requires_grad`` off, so that
     the backward pass leaves them out. The authors' fp32 copy of the block's 16-bit weights is
-    :func:`~halfulp.master_weights`; stochastic rounding, the default, does without. Turns are resets: by the end of one
+    ``master_weights="fp32"``; stochastic rounding, the default, does without. Turns are resets: by the end of one
     of 50 steps, second moments in bf16 (nearest, 0.999) stall in a third of their updates, in fp8 in 83 %.""",
     example="""
     >>> import torch, halfulp

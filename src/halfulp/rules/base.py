@@ -74,8 +74,6 @@ class Rule:
     inputs
         What `update` reads besides, by name and in its order: the gradient, for an optimizer. A weight average reads
         weights, and has no parameter.
-    keeps_param
-        Whether a state holds the parameter in fp32, so that a 16-bit one is its nearest number, however groups round.
     has_param
         Whether `update` takes a parameter first, and returns it changed.
     hyper
@@ -106,7 +104,6 @@ class Rule:
     per_tensor: bool = False
     inputs: tuple[str, ...] = ("grad",)
     has_param: bool = True
-    keeps_param: bool = False
     _: KW_ONLY
     hyper: type[HyperBase] | None = None
     title: str = ""

@@ -24,8 +24,7 @@ from halfulp.rules.base import Ages, Rule, Scalars, States, all_fp32, minimum, t
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "master_weights",
-    "with_weight_decay",
+    "Transform", "adagc", "check_transforms", "clip_coordinates", "clip_global", "compose", "with_weight_decay",
 ]  # fmt: skip
 
 Transform = Callable[[Rule], Rule]
@@ -264,45 +263,6 @@ def _without_sums(rule: Rule) -> Rule:
         return rule.update(param, grad, states, {**c, **all_fp32(combine(sums, c))})
 
     return replace(rule, update=update, elementwise=False, measure=None, combine=None, per_tensor=False)
-
-
-def master_weights() -> Transform:
-    """Keep an fp32 copy of 16-bit weights (slot ``master_param``) for the rule; the weights are its rounding.
-
-    Four bytes a weight against updates that are lost below half a unit of a 16-bit weight. Stochastic rounding, which
-    16-bit parameters have without it, keeps them on average, for none. Weights that are set from outside, such as by
-    :class:`~halfulp.Lookahead`, need a ``reset_state(["master_param"])``.
-
-    Examples
-    --------
-    >>> import torch, halfulp
-    >>> model = torch.nn.Linear(64, 64).bfloat16()
-    >>> optimizer = halfulp.BAdam(model.named_parameters(), transforms=[halfulp.master_weights()])
-    """
-    return _master_weights
-
-
-MASTER = StateSlot("master_param", signed=True, decay=lambda h: 1.0, init=lambda p: p, exact=True)
-
-
-def _master_weights(rule: Rule) -> Rule:
-    measure = rule.measure
-
-    def own(states: States) -> States:
-        return {name: state for name, state in states.items() if name != MASTER.name}
-
-    def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-        param, new = rule.update(states[MASTER.name], grad, own(states), c)
-        return param, {**new, MASTER.name: param}
-
-    def measured(param: Tensor, grad: Tensor, states: States, c: Scalars) -> Sums:
-        assert measure is not None
-        return dict(measure(states[MASTER.name], grad, own(states), c))
-
-    return replace(
-        rule, name=f"{rule.name}+master", slots=lambda hyper: (*rule.slots(hyper), MASTER), update=update,
-        measure=None if measure is None else measured, keeps_param=True,
-    )  # fmt: skip
 
 
 def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:

@@ -1,8 +1,12 @@
-"""Optimizers around an optimizer, ours or any other: Lookahead, low-pass filtering; gradient release."""
+"""Around a step: Lookahead and low-pass filtering of any optimizer, gradient release, offload, fp32 gradients."""
 
+from halfulp.training.fp32_gradients import main_grads
 from halfulp.training.lookahead import Lookahead
 from halfulp.training.low_pass import LowPass
+from halfulp.training.offloading import Offload, offload
 from halfulp.training.release import GradientRelease, release_gradients
 from halfulp.training.wrapper import Wrapper
 
-__all__ = ["GradientRelease", "Lookahead", "LowPass", "Wrapper", "release_gradients"]
+__all__ = [
+    "GradientRelease", "Lookahead", "LowPass", "Offload", "Wrapper", "main_grads", "offload", "release_gradients",
+]  # fmt: skip

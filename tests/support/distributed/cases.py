@@ -23,6 +23,8 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     """States that every rank holds whole, since the rule needs the whole of a parameter; no monitor watches them."""
+    dtype: torch.dtype = torch.float32
+    """Of the parameters."""
 
 
 COMMON = {"lr": 1e-2, "rounding": "stochastic", "min_size": 64, "seed": 3, "block_size": 32}
@@ -38,15 +40,17 @@ CASES = {
     "sgd": Case("SGD", {**COMMON, "momentum": 0.9, "state": "fp8", "rounding": "nearest"}),
     "adafactor": Case("Adafactor", {**COMMON, "momentum": 0.9, "state": "fp8"}, ("exp_avg_sq", "exp_avg")),
     "muon": Case("Muon", {**COMMON, "state": "int8"}, ("momentum_buffer",)),
+    "remainder16": Case(arguments={**COMMON, "state": "8bit", "master_weights": "remainder16"}, dtype=torch.bfloat16),
+    "remainder8": Case("Lion", {**COMMON, "state": "8bit", "master_weights": "remainder8"}, dtype=torch.bfloat16),
 }
 LOADED = 5
 """Steps before the checkpoint that is loaded."""
 
 
-def build_model() -> torch.nn.Sequential:
+def build_model(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
     """Rows that do not divide by the number of ranks, and columns of whole blocks of 32."""
     torch.manual_seed(7)
-    return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 37))
+    return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 37)).to(dtype)
 
 
 def optimizer_of(case: Case, model: torch.nn.Module) -> Any:
@@ -58,7 +62,7 @@ def train(model: torch.nn.Module, optimizer: Any, first: int, steps: int) -> Non
     for step in range(first, first + steps):
         generator = torch.Generator().manual_seed(100 + step)
         for param in model.parameters():
-            grad = 0.1 * torch.randn(param.shape, generator=generator)
+            grad = 0.1 * torch.randn(param.shape, generator=generator).to(param.dtype)
             if isinstance(param, DTensor):
                 param.grad = distribute_tensor(grad, param.device_mesh, param.placements)
             else:

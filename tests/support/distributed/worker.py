@@ -69,7 +69,7 @@ def train_keeping(model: torch.nn.Module, optimizer: Any, args: argparse.Namespa
 
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    model = wrap(build_model(), args.wrap)
+    model = wrap(build_model(CASES[name].dtype), args.wrap)
     optimizer = optimizer_of(CASES[name], model)
     watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)  # all elements
     if args.keep is not None:

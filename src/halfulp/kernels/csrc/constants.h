@@ -2,7 +2,7 @@
 #ifndef CONSTANTS_H
 #define CONSTANTS_H
 
-#define HU_ABI 2
+#define HU_ABI 3
 #define HU_CAP 1024
 #define HU_GROUP 512
 #define HU_UNIT 64
@@ -24,6 +24,9 @@ enum {
 };
 enum {
     HU_PER_BLOCK = 0, HU_PER_ROW = 1, HU_PER_TENSOR = 2,
+};
+enum {
+    HU_MASTER_NONE = 0, HU_MASTER_REMAINDER8 = 8, HU_MASTER_REMAINDER16 = 16, HU_MASTER_FP32 = 32,
 };
 enum {
     HU_READS_PARAM = 1, HU_WRITES_PARAM = 2,

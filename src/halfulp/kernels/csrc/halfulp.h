@@ -64,6 +64,8 @@ typedef struct hu_work {
     const hu_slot *slot;
     double *sums; /* NULL, or where a measuring program puts its sums: [sums][units], the result in the first of each */
     int64_t terms, largest; /* how many sums; bits of those that are largest magnitudes */
+    void *master; /* of a 16-bit parameter: its fp32 weights, or remainders of 16 or 8 bits */
+    int64_t master_kind;
 } hu_work;
 
 /* One instruction set's worth of code. */

@@ -1,4 +1,4 @@
-/* Parameters and gradients of one piece, in fp32 or 16 bits: read, rounded and stored. */
+/* Parameters and gradients of one piece, in fp32 or 16 bits, with master weights or without: read, rounded, stored. */
 #ifndef PARAMS_H
 #define PARAMS_H
 
@@ -26,6 +26,40 @@ static const float *read_values(const void *from, int kind, int64_t first, int n
     return to;
 }
 
+/* Where the fp32 weights of a parameter are in memory; NULL where they are not. */
+static float *fp32_weights(const hu_work *w) {
+    if (w->master_kind == HU_MASTER_FP32) return w->master;
+    return w->param_kind == HU_FLOAT32 ? w->param : NULL;
+}
+
+/* A 16-bit remainder is the difference between the patterns of the weight and of the visible one, as a signed number; one
+ * of 8 bits is its upper half. */
+INLINE vf join(const uint16_t *visible, const void *rest, int kind) {
+    vu difference = kind == HU_MASTER_REMAINDER16 ? (vu)ldu16(rest) << 16 : (vu)ldu8(rest) << 24;
+    return asf((vi)((vu)ldu16(visible) << 16) + ((vi)difference >> 16));
+}
+
+/* The fp32 weights of a parameter. */
+static const float *read_param(const hu_work *w, int64_t first, int n, float *to) {
+    const float *home = fp32_weights(w);
+    const int kind = (int)w->master_kind, bytes = kind / 8, padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
+    if (home) return read_values(home, HU_FLOAT32, first, n, 0, to);
+    if (!kind) return read_values(w->param, w->param_kind, first, n, 0, to);
+    const uint16_t *x = (const uint16_t *)w->param + first;
+    const uint8_t *rest = (const uint8_t *)w->master + first * bytes;
+    int i = 0;
+    for (; i + VL <= n; i += VL) stf(to + i, join(x + i, rest + i * bytes, kind));
+    if (i < n) {
+        uint16_t last[VL] = {0};
+        uint8_t last_rest[2 * VL] = {0};
+        memcpy(last, x + i, 2 * (size_t)(n - i));
+        memcpy(last_rest, rest + i * bytes, (size_t)((n - i) * bytes));
+        stf(to + i, join(last, last_rest, kind));
+    }
+    for (i = n; i < padded; i++) to[i] = 0.0f;
+    return to;
+}
+
 /* Rounding of a parameter to 16 bits: torch's own cast to nearest (infinities and NaN included), or stochastic. */
 INLINE vi round_bfloat16(vf x, vu word, int stochastic) {
     vi bits = asi(x), magnitude = bits & 0x7fffffff, sign = (vi)((vu)bits >> 16) & 0x8000;
@@ -49,34 +83,75 @@ INLINE vi round_float16(vf x, vu word, int stochastic) {
     return seli(gts(magnitude, seti((int32_t)INF_BITS)), seti(0x7e00), code) | sign;
 }
 
-/* Whether the rule writes the new parameters straight to where they belong. */
-static int in_place(const hu_work *w, int n) { return w->param_kind == HU_FLOAT32 && n % HU_UNIT == 0; }
-
-static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int any_bad, const uint32_t *words) {
-    const int tile = w->tile < n ? (int)w->tile : n, kind = w->param_kind;
-    const int bytes = kind == HU_FLOAT32 ? 4 : 2, padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
-    const int placed = in_place(w, n), direct = !any_bad && padded == n;
-    uint8_t *param = (uint8_t *)w->param + first * bytes;
-    const uint8_t *from = (const uint8_t *)(placed ? t->param : t->new_param);
-    if (kind != HU_FLOAT32) {
-        uint16_t *to = direct ? (uint16_t *)param : (uint16_t *)t->codes;
-        const int stochastic = w->param_stochastic;
-        for (int i = 0; i < padded; i += VL) {
-            vu word = stochastic ? (vu)ldi(words + i) : (vu)seti(0);
-            vf x = ldf(t->new_param + i);
-            stu16(to + i, kind == HU_BFLOAT16 ? round_bfloat16(x, word, stochastic) : round_float16(x, word, stochastic));
-        }
-        from = (const uint8_t *)to;
+/* An fp32 weight as a bfloat16 one, which is returned, and a remainder (numbers/remainder.py): half-up in the pattern. */
+INLINE vi split(vf x, vu word, int kind, int stochastic, vi *rest) {
+    vi bits = asi(x), magnitude = bits & 0x7fffffff;
+    vm finite = gts(seti((int32_t)INF_BITS), magnitude);
+    vi other = (vi)((vu)bits >> 16 & 0x8000u) | seli(gts(magnitude, seti((int32_t)INF_BITS)), seti(0x7fc0), seti(0x7f80));
+    if (kind == HU_MASTER_REMAINDER8) {
+        vu added = stochastic ? word >> 24 : ((vu)bits >> 8 & 1u) + 0x7fu;
+        bits = (vi)(((vu)bits + added) & 0xffffff00u);
     }
+    *rest = seli(finite, kind == HU_MASTER_REMAINDER8 ? bits >> 8 & 0xff : bits & 0xffff, seti(0));
+    return seli(finite, (vi)(((vu)bits + 0x8000u) >> 16), other);
+}
+
+/* New weights in 16 bits, and their remainders where there are any: `n` of them, a multiple of HU_UNIT. */
+static void round_params(const hu_work *w, const float *x, int n, const uint32_t *words, uint16_t *to, uint8_t *rest) {
+    const int stochastic = w->param_stochastic, kind = (int)w->master_kind, bytes = kind / 8;
+    if (kind == HU_MASTER_REMAINDER8 || kind == HU_MASTER_REMAINDER16) {
+        for (int i = 0; i < n; i += 4 * VL) {
+            vi remainder[4];
+            for (int j = 0; j < 4; j++) {
+                const int at = i + j * VL;
+                vu word = stochastic ? (vu)ldi(words + at) : (vu)seti(0);
+                stu16(to + at, split(ldf(x + at), word, kind, stochastic, &remainder[j]));
+                if (kind == HU_MASTER_REMAINDER16) stu16((uint16_t *)(rest + at * bytes), remainder[j]);
+            }
+            if (kind == HU_MASTER_REMAINDER8)
+                store_bytes(rest + i, pack_bytes(remainder[0], remainder[1], remainder[2], remainder[3], 0));
+        }
+        return;
+    }
+    for (int i = 0; i < n; i += VL) {
+        vu word = stochastic ? (vu)ldi(words + i) : (vu)seti(0);
+        vf new = ldf(x + i);
+        stu16(to + i, w->param_kind == HU_BFLOAT16 ? round_bfloat16(new, word, stochastic) : round_float16(new, word, stochastic));
+    }
+}
+
+/* Whether the rule writes the new weights straight to where they belong. */
+static int in_place(const hu_work *w, int n) { return fp32_weights(w) && n % HU_UNIT == 0; }
+
+/* Copy the tiles of a piece that are bad, or those that are not. */
+static void copy_tiles(const hu_work *w, const scratch *t, int any_bad, int bad, void *to, const void *from, int bytes, int n) {
+    const int tile = w->tile < n ? (int)w->tile : n;
     if (!any_bad) {
-        if (!placed && !(direct && kind != HU_FLOAT32)) memcpy(param, from, (size_t)(n * bytes));
+        if (!bad) memcpy(to, from, (size_t)(n * bytes));
         return;
     }
     for (int start = 0; start < n; start += tile)
-        if (t->bad[start / tile] == placed) { /* put the old values back, or the new ones in */
-            int count = n - start < tile ? n - start : tile;
-            memcpy(param + start * bytes, from + start * bytes, (size_t)(count * bytes));
+        if (t->bad[start / tile] == bad) {
+            const int count = n - start < tile ? n - start : tile;
+            memcpy((uint8_t *)to + start * bytes, (const uint8_t *)from + start * bytes, (size_t)(count * bytes));
         }
+}
+
+static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int any_bad, const uint32_t *words) {
+    const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT, placed = in_place(w, n);
+    const int bytes = w->master_kind == HU_MASTER_FP32 ? 0 : (int)w->master_kind / 8; /* of a remainder */
+    float *const home = fp32_weights(w) ? fp32_weights(w) + first : NULL;
+    if (w->param_kind != HU_FLOAT32) {
+        uint16_t *visible = (uint16_t *)w->param + first, *to = visible;
+        uint8_t *rest = (uint8_t *)w->master + first * bytes, *rest_to = rest;
+        if (any_bad || padded != n) to = (uint16_t *)t->codes, rest_to = t->codes + 2 * HU_CAP;
+        round_params(w, placed ? home : t->new_param, padded, words, to, rest_to);
+        if (to != visible) {
+            copy_tiles(w, t, any_bad, 0, visible, to, 2, n);
+            if (bytes) copy_tiles(w, t, any_bad, 0, rest, rest_to, bytes, n);
+        }
+    }
+    if (home) copy_tiles(w, t, any_bad, placed, home, placed ? t->param : t->new_param, 4, n); /* put the old back, or the new in */
 }
 
 #endif

@@ -91,8 +91,8 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         stream->words = words[HU_MAX_SLOTS] = t->words[HU_MAX_SLOTS];
     }
     piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
-    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_values(w->param, w->param_kind, first, n, 0, t->param);
-    piece.new_param = in_place(w, n) && !measure ? (float *)w->param + first : t->new_param;
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_param(w, first, n, t->param);
+    piece.new_param = in_place(w, n) && !measure ? fp32_weights(w) + first : t->new_param;
     piece.old_param = t->param;
     t->run(&piece);
     if (piece.n != n) trim(&piece, w->slots, n);
@@ -179,7 +179,7 @@ static void measure(const hu_work *w, int64_t unit, scratch *t) {
     }
     for (int k = 0; k < w->terms; k++) piece.terms[k] = t->terms[k];
     piece.grad = read_values(w->grad, w->grad_kind, row * w->cols + col, n, w->maximize, t->grad);
-    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_values(w->param, w->param_kind, row * w->cols + col, n, 0, t->param);
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_param(w, row * w->cols + col, n, t->param);
     t->run(&piece);
     const int64_t count = units(w);
     for (int k = 0; k < w->terms; k++) {

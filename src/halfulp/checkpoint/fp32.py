@@ -1,0 +1,234 @@
+"""The fp32 weights behind 16-bit parameters: for evaluation, export, and from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halfulp.engine.master import MasterState
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.sharding import cut, gathered, is_sharded, local, shard_like
+from halfulp.libraries import unwrap
+
+__all__ = ["fp32_params", "fp32_state_dict", "fp32_weights", "load_fp32_state_dict"]
+
+
+def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The fp32 weights behind the parameters of an optimizer, in its order.
+
+    Parameters
+    ----------
+    optimizer
+        One of ours, also inside of a wrapper.
+
+    Returns
+    -------
+    list of Tensor
+        float32, of the parameters' shapes; DTensors for sharded parameters. Parameters without master weights are
+        widened. A tensor may share the memory of a float32 parameter or of an fp32 master weight.
+
+    Raises
+    ------
+    TypeError
+        An optimizer of another library.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> p = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    >>> optimizer = halfulp.SGD([p], lr=1e-3, master_weights="remainder16")
+    >>> p.grad = torch.ones_like(p)
+    >>> optimizer.step()
+    >>> p.detach(), halfulp.fp32_params(optimizer)[0]
+    (tensor([1., 1.], dtype=torch.bfloat16), tensor([0.9990, 0.9990]))
+    """
+    ours = _ours(optimizer)
+    return [_weights(ours, p) for group in ours.param_groups for p in group["params"]]
+
+
+def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``model.state_dict()`` with the fp32 weights behind its parameters, for export.
+
+    Parameters
+    ----------
+    model
+        Its floating-point parameters become float32; buffers stay as they are.
+    optimizer
+        One of ours, also inside of a wrapper.
+
+    Raises
+    ------
+    TypeError
+        An optimizer of another library.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(2, 2).bfloat16()
+    >>> optimizer = halfulp.AdamW(model.parameters(), master_weights="remainder16")
+    >>> halfulp.fp32_state_dict(model, optimizer)["weight"].dtype
+    torch.float32
+    """
+    ours = _ours(optimizer)
+    values: dict[str, Any] = model.state_dict(keep_vars=True)
+    for name, x in values.items():
+        if isinstance(x, nn.Parameter) and x.is_floating_point():
+            values[name] = _weights(ours, _host_of(optimizer, x))
+        elif isinstance(x, Tensor):
+            values[name] = x.detach()
+    return values
+
+
+@torch.no_grad()
+def load_fp32_state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any], strict: bool = True
+) -> Any:
+    """Load fp32 weights into a model in 16 bits and into the master weights beside it; 16 bits of remainder keep all.
+
+    Parameters
+    ----------
+    model
+        As for ``model.load_state_dict``.
+    optimizer
+        One of ours over the model's parameters, with ``master_weights``; also inside of a wrapper.
+    state_dict
+        Weights by the model's names; whole tensors, or DTensors placed as the parameters are.
+    strict
+        As for ``model.load_state_dict``, whose answer is returned.
+
+    Raises
+    ------
+    TypeError
+        An optimizer of another library.
+    ValueError
+        No parameter has master weights, so that the weights would only be rounded.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> exact = torch.nn.Linear(2, 2).state_dict()
+    >>> model = torch.nn.Linear(2, 2).bfloat16()
+    >>> optimizer = halfulp.AdamW(model.parameters(), master_weights="remainder16")
+    >>> halfulp.load_fp32_state_dict(model, optimizer, exact)
+    <All keys matched successfully>
+    >>> torch.equal(halfulp.fp32_params(optimizer)[0], exact["weight"])
+    True
+    """
+    ours = _ours(optimizer)
+    params = [(name, _host_of(optimizer, p), p) for name, p in model.state_dict(keep_vars=True).items()]
+    kept = [(name, p, here) for name, p, here in params if p in ours.registry and p.dtype != torch.float32]
+    kept = [(name, p, here) for name, p, here in kept if ours.registry[p].group["master_weights"]]
+    if not kept:
+        raise ValueError(
+            "no parameter of the model has master weights in this optimizer: build it with "
+            "master_weights='remainder16', or use model.load_state_dict, which rounds"
+        )
+    result = model.load_state_dict(state_dict, strict=strict)
+    for name, p, here in kept:
+        if name in state_dict:
+            master = _made(ours, p)
+            master.write_(p, _part(p, state_dict[name].to(p.device, torch.float32), master.sharded))
+            if here is not p:
+                here.copy_(p)
+    return result
+
+
+@contextmanager
+def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
+    """Within it, the model's 16-bit parameters are the fp32 weights behind them: for evaluation.
+
+    The parameters are the same objects, with other values; afterwards they are what they were. Changes that are made to
+    them inside are lost, and the optimizer must not step.
+
+    Parameters
+    ----------
+    model
+        Not sharded.
+    optimizer
+        One of ours, also inside of a wrapper.
+
+    Raises
+    ------
+    TypeError
+        An optimizer of another library.
+    ValueError
+        Sharded parameters: load :func:`fp32_state_dict` into a model in fp32 instead.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> model = torch.nn.Linear(2, 2).bfloat16()
+    >>> optimizer = halfulp.AdamW(model.parameters(), master_weights="remainder16")
+    >>> with halfulp.fp32_weights(model, optimizer):
+    ...     print(model(torch.ones(1, 2)).dtype)
+    torch.float32
+    """
+    ours = _ours(optimizer)
+    params = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    if any(is_sharded(p) for p in params):
+        raise ValueError("fp32_weights takes models that are not sharded: use fp32_state_dict(model, optimizer)")
+    kept = [(p, p.data, p.grad) for p in params]
+    wide = [_weights(ours, _host_of(optimizer, p)).to(p.device) for p in params]
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("a step within fp32_weights would be lost: end the with block first")
+
+    hook = ours.register_step_pre_hook(refuse)
+    try:
+        for p, values in zip(params, wide, strict=True):
+            p.grad, p.data = None, values
+        yield model
+    finally:
+        hook.remove()
+        for p, values, grad in kept:
+            p.grad, p.data = None, values
+            p.grad = grad
+
+
+def _host_of(optimizer: Any, param: Tensor) -> Tensor:
+    """The copy that the optimizer has of a parameter, under :func:`halfulp.training.offload`."""
+    found: Tensor = getattr(optimizer, "host_of", {}).get(param, param)
+    return found
+
+
+def _ours(optimizer: torch.optim.Optimizer) -> RuleOptimizer:
+    inside = unwrap(optimizer)
+    if not isinstance(inside, RuleOptimizer):
+        raise TypeError(f"fp32 weights are those of an optimizer of halfulp, got {type(inside).__name__}")
+    return inside
+
+
+def _weights(optimizer: RuleOptimizer, param: Tensor) -> Tensor:
+    """The fp32 weights of a parameter, sharded as it is."""
+    master = optimizer.master(param) if param in optimizer.registry else None
+    if master is None:
+        return param.detach().float()
+    values = master.read(param)
+    if master.sharded:
+        return shard_like(param, values)
+    return cut(param, values) if is_sharded(param) else values
+
+
+def _made(optimizer: RuleOptimizer, param: Tensor) -> MasterState:
+    """The master weights of a parameter, made where it has made no step."""
+    found = optimizer.master(param)
+    if found is None:
+        entries = optimizer.state[param]
+        place = optimizer.registry[param]
+        rule = optimizer.active_rule(place.group, param)
+        found = MasterState.of(param, place.group["master_weights"], entries, rule, place.label)
+        assert found is not None
+        entries.setdefault("step", 0)
+        entries.update(found.initial(param))
+    return found
+
+
+def _part(param: Tensor, values: Tensor, sharded: bool) -> Tensor:
+    """What a rank has of the values for a parameter; all of them where its master weights are whole."""
+    if not sharded:
+        return gathered(values)
+    return local(values if is_sharded(values) else cut(param, values))

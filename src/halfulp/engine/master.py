@@ -1,0 +1,178 @@
+"""Master weights: what ``optimizer.state`` keeps beside a 16-bit parameter so that its updates are not rounded away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine.sharding import copy_back_, is_sharded, local, shard_like, whole_values, window
+from halfulp.engine.slot_state import MASTER, master_codes, usable
+from halfulp.kernels.binding import plain
+from halfulp.numbers.remainder import MASTERS, split, weights
+from halfulp.rules.base import Rule
+
+__all__ = ["MASTER", "MasterState", "check_master", "master_kind", "storage_of"]
+
+
+def check_master(kind: Any) -> None:
+    """``ValueError`` for what is no kind of master weights."""
+    if kind is not None and (not isinstance(kind, str) or kind not in MASTERS):
+        raise ValueError(f"master_weights is None, {', '.join(map(repr, MASTERS))}; got {kind!r}")
+
+
+def master_kind(kind: str | None, param: Tensor, label: str) -> str | None:
+    """What a parameter of a group has: nothing, in float32.
+
+    Raises
+    ------
+    ValueError
+        Remainders of float16 parameters.
+    """
+    if kind is None or param.dtype == torch.float32:
+        return None
+    if param.dtype == torch.float16 and kind != "fp32":
+        raise ValueError(
+            f"{label} is float16, and master_weights={kind!r} is for bfloat16 weights, which are the upper half of an "
+            "fp32 weight: use master_weights='fp32', or model.bfloat16()"
+        )
+    return kind
+
+
+def storage_of(kind: str) -> str:
+    """Name of what is stored, as in :attr:`~halfulp.numbers.quantizer.Quantizer.spec`."""
+    return "float32" if kind == "fp32" else kind
+
+
+@dataclass(eq=False)
+class MasterState:
+    """The master weights of one parameter, over the entries of the optimizer's state dictionary.
+
+    Parameters
+    ----------
+    kind
+        One of :data:`~halfulp.numbers.remainder.MASTERS`.
+    shape
+        Of the parameter (of this rank's part of it).
+    entries
+        The dictionary that holds them.
+    sharded
+        Stored as a DTensor, placed as the parameter is.
+    """
+
+    kind: str
+    shape: torch.Size
+    entries: dict[str, Any]
+    sharded: bool = False
+
+    @classmethod
+    def of(cls, param: Tensor, kind: str | None, entries: dict[str, Any], rule: Rule, label: str) -> MasterState | None:
+        """That of a parameter under a rule; ``None`` where it has none. See :func:`master_kind`."""
+        kind = master_kind(kind, param, label)
+        if kind is None:
+            return None
+        sharded = is_sharded(param) and rule.shardable
+        shape = window(param).shape if sharded else param.shape
+        return cls(kind, torch.Size(shape), entries, sharded)
+
+    @property
+    def stored_as(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Dtype and shape of the entry (of this rank's part)."""
+        if self.kind == "remainder16":
+            return torch.uint8, (*self.shape, 2)
+        return MASTERS[self.kind], tuple(self.shape)
+
+    @property
+    def codes(self) -> Tensor:
+        """What is stored (this rank's), of the parameter's shape; shares its memory."""
+        entry: Tensor = self.entries[MASTER]
+        return master_codes(local(entry) if self.sharded else entry, self.shape)
+
+    def bytes(self) -> int:
+        """Bytes stored."""
+        return self.shape.numel() * MASTERS[self.kind].itemsize
+
+    def visible(self, param: Tensor) -> Tensor:
+        """The 16-bit values that these are kept beside."""
+        return local(param.detach()) if self.sharded else plain(whole_values(param.detach()))
+
+    def read(self, param: Tensor) -> Tensor:
+        """The fp32 weights."""
+        return weights(self.visible(param), self.codes)
+
+    @torch.inference_mode(False)
+    def initial(self, param: Tensor) -> dict[str, Any]:
+        """Entries with which the fp32 weights are the 16-bit ones."""
+        dtype, shape = self.stored_as
+        made = torch.zeros(shape, dtype=dtype, device=param.device)
+        if self.kind == "fp32":
+            made.copy_(self.visible(param))
+        return {MASTER: shard_like(param, made) if self.sharded else made}
+
+    def reset_(self, param: Tensor, rows: Tensor | None = None) -> None:
+        """Take the 16-bit weights as they are for the fp32 weights, in place; of some rows alone."""
+        values = self.visible(param).float() if self.kind == "fp32" else torch.zeros_like(self.codes)
+        if rows is None:
+            self.codes.copy_(values)
+        else:
+            self.codes[rows] = values[rows]
+
+    def carry(self, source: MasterState, rows: Tensor) -> None:
+        """Take rows from those of another parameter; where `rows` is negative, they are what they are."""
+        self.codes[rows >= 0] = source.codes[rows[rows >= 0]]
+
+    def write_(self, param: Tensor, values: Tensor) -> None:
+        """Set the fp32 weights (of this rank's part), and the 16-bit ones with them; 8 bits are rounded to nearest."""
+        low = self.visible(param)
+        visible, master = (values.to(low.dtype), values) if self.kind == "fp32" else split(values, self.kind)
+        self.codes.copy_(master)
+        if is_sharded(param) and not self.sharded:
+            copy_back_(param.detach(), visible)
+        else:
+            local(param.detach()).copy_(visible)
+
+    @torch.inference_mode(False)
+    def fitted(self, param: Tensor, label: str) -> dict[str, Any]:
+        """The entries as a backend can use them, whatever was put there since the last step.
+
+        Raises
+        ------
+        ValueError
+            For a tensor of another dtype or shape.
+        """
+        if self.entries.get(MASTER) is None:
+            return self.initial(param)
+        found = usable(self.entries[MASTER], MASTER, label, param, self.sharded, WAY_OUT)
+        here, (dtype, shape) = local(found), self.stored_as
+        if here.dtype != dtype or tuple(here.shape) != shape:
+            raise ValueError(
+                f"{label}: {MASTER} in optimizer.state is {here.dtype} of shape {tuple(here.shape)}; "
+                f"master_weights={self.kind!r} has {dtype} of shape {shape}: {WAY_OUT}"
+            )
+        return {MASTER: found if here.data_ptr() % MASTERS[self.kind].itemsize == 0 else found.clone()}
+
+    @torch.inference_mode(False)
+    def loaded(self, label: str, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Copy what a state dictionary has: the entry, or fp32 weights, as of FSDP1's flat parameters.
+
+        Raises
+        ------
+        ValueError
+            Where it does not fit.
+        """
+        tensor, (dtype, shape) = saved[MASTER], self.stored_as
+        if self.kind != "fp32" and isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+            tensor = split(tensor, self.kind)[1].view(torch.uint8).reshape(shape)
+        if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(local(tensor).shape) != shape:
+            found = f"{tensor.dtype} {tuple(local(tensor).shape)}" if isinstance(tensor, Tensor) else type(tensor)
+            raise ValueError(f"{label}: {MASTER} is {found} in the state_dict, expected {dtype} {shape}")
+        if dtype.is_floating_point and not bool(torch.isfinite(local(tensor)).all()):
+            raise ValueError(f"{label}: {MASTER} has values that are not finite; the checkpoint is damaged")
+        copied = tensor.detach().to(device, copy=True)
+        self.entries[MASTER] = copied if is_sharded(copied) else plain(copied)
+
+
+WAY_OUT = f"delete {MASTER} of optimizer.state[param], and the weights go on as they are in 16 bits"

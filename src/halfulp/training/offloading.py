@@ -1,0 +1,287 @@
+"""CPU offload: states, master weights and the step in host memory; weights and gradients on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.sharding import is_sharded, is_wrapper
+from halfulp.numbers.log import log_once
+
+__all__ = ["Copies", "Offload", "offload"]
+
+BUCKET = 64 << 20
+"""Bytes of gradients whose copies are waited for, and whose parameters step, at once."""
+
+
+class Copies(Protocol):
+    """How tensors get from one memory to the other."""
+
+    def host(self, like: Tensor) -> Tensor:
+        """Host memory for a tensor's values."""
+        ...
+
+    def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
+        """Start a copy; what is returned waits for it."""
+        ...
+
+    def finish(self) -> None:
+        """Order all copies before what the device does next."""
+        ...
+
+
+class _Direct:
+    """Between tensors of the host: a copy is done when it is started."""
+
+    def host(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype)
+
+    def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
+        target.copy_(source)
+        return lambda: None
+
+    def finish(self) -> None:
+        pass
+
+
+class _Streams:
+    """Between a CUDA device and page-locked host memory, on two streams: one for each direction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.out, self.back = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    def host(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
+        stream = self.back if target.is_cuda else self.out
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            target.copy_(source, non_blocking=True)
+            (target if target.is_cuda else source).record_stream(stream)
+            event = torch.cuda.Event()
+            event.record(stream)
+        return event.synchronize
+
+    def finish(self) -> None:
+        for stream in (self.out, self.back):
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+
+
+def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
+    """Move an optimizer to the host: its states and its step, for parameters that stay on the device.
+
+    A step copies gradients and weights out, steps on the host (in C, for ours) and copies the weights in. Large models
+    go in buckets, so that the copies of one go on while another steps. The bits are those of the same step without
+    offload, on the CPU. The optimizer that is returned has the groups of the parameters on the device: schedulers,
+    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as ever.
+
+    Parameters
+    ----------
+    optimizer
+        Any optimizer, new or trained; it must not be used directly any more.
+    copies
+        How tensors are copied; streams on a CUDA device, without.
+
+    Raises
+    ------
+    ValueError
+        Sharded parameters: FSDP2's ``CPUOffloadPolicy`` has parameters on the host, where every optimizer here steps in
+        C as it is.
+    TypeError
+        What is no optimizer.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> from halfulp.training import offload
+    >>> model = torch.nn.Linear(8, 8).bfloat16()
+    >>> optimizer = offload(halfulp.AdamW(model.parameters(), lr=1e-3, master_weights="remainder16"))
+    >>> model(torch.ones(1, 8).bfloat16()).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.host_of[model.weight].device
+    device(type='cpu')
+    """
+    return Offload(optimizer, copies)
+
+
+class Offload(Optimizer):
+    """An optimizer whose parameters are on a device, and whose states and steps are on the host; see :func:`offload`.
+
+    Parameters
+    ----------
+    optimizer, copies
+        As of :func:`offload`.
+
+    Attributes
+    ----------
+    optimizer
+        The one that steps, over copies of the parameters on the host.
+    host_of
+        The copy of each parameter.
+
+    Examples
+    --------
+    >>> import torch, halfulp
+    >>> p = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = halfulp.training.Offload(torch.optim.SGD([p], lr=0.5))
+    >>> p.grad = torch.ones(2)
+    >>> optimizer.step()
+    >>> p.detach()
+    tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, optimizer: Optimizer, copies: Copies | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"offload takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self.optimizer = optimizer
+        groups = optimizer.param_groups
+        params = [p for group in groups for p in group["params"]]
+        for p in params:
+            if is_sharded(p) or is_wrapper(p):
+                raise ValueError(
+                    f"offload takes plain parameters, got a {type(p).__name__}: under FSDP2 use its CPUOffloadPolicy, "
+                    "with which every optimizer of halfulp steps in C on the host"
+                )
+        cuda = next((p.device for p in params if p.is_cuda), None)
+        self._copies = copies or (_Direct() if cuda is None else _Streams(cuda))
+        self.host_of: dict[Tensor, nn.Parameter] = {}
+        self._grads: dict[Tensor, Tensor] = {}
+        mine = [{k: v for k, v in group.items() if k != "params"} | {"params": [*group["params"]]} for group in groups]
+        for group in groups:
+            group["params"] = [self._moved(p) for p in group["params"]]
+        super().__init__(mine, dict(optimizer.defaults))
+
+    def _moved(self, param: Tensor) -> nn.Parameter:
+        """The host's copy of a parameter, which takes over its states."""
+        host = nn.Parameter(self._copies.host(param), requires_grad=param.requires_grad)
+        self.host_of[param] = host
+        host.data.copy_(param.detach())
+        states = self.optimizer.state.pop(param, None)
+        if states is not None:
+            moved = {k: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in states.items()}
+            self.optimizer.state[host] = moved
+        return host
+
+    @property
+    def state(self) -> Any:
+        """States by the parameters on the device."""
+        return {p: self.optimizer.state[h] for p, h in self.host_of.items() if h in self.optimizer.state}
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Torch's own constructor begins with an empty one."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its parameters may be on the device."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if any(p not in self.host_of for p in group["params"]):
+            self.optimizer.add_param_group({**group, "params": [self._moved(p) for p in group["params"]]})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Parameters
+        ----------
+        closure
+            Re-evaluates the model and returns the loss, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._share_arguments()
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p in params:
+            self.host_of[p].grad = None
+        having = [p for p in params if p.grad is not None]
+        waits = [self._copied_out(p) for p in having]
+        for bucket in self._buckets(having):
+            for i in bucket:
+                for wait in waits[i]:
+                    wait()
+                host, grad = self.host_of[having[i]], self._grads[having[i]]
+                if grad.dtype != host.dtype:
+                    host.grad_dtype = grad.dtype
+                host.grad = grad
+            self._step([self.host_of[having[i]] for i in bucket], whole=len(bucket) == len(having))
+            for i in bucket:
+                self._copies.start(having[i].detach(), self.host_of[having[i]].detach())
+        self._copies.finish()
+        for p in having:
+            self.host_of[p].grad = None
+        return loss
+
+    def _copied_out(self, param: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Start to copy a gradient, and the weights, which may have been set on the device since the last step."""
+        assert param.grad is not None
+        host = self.host_of[param].detach()
+        return self._copies.start(self._room(param), param.grad), self._copies.start(host, param.detach())
+
+    def _step(self, hosts: list[Any], whole: bool) -> None:
+        if whole or not isinstance(self.optimizer, RuleOptimizer):
+            self.optimizer.step()
+        else:
+            self.optimizer.step_parameters(hosts)
+
+    def _buckets(self, params: list[Tensor]) -> Iterable[list[int]]:
+        """Numbers of the parameters that step together: all, where something looks at all of them."""
+        inside = self.optimizer
+        hooks = inside._optimizer_step_pre_hooks or inside._optimizer_step_post_hooks
+        if not isinstance(inside, RuleOptimizer) or hooks or _sums(inside):
+            return [list(range(len(params)))] if params else []
+        found: list[list[int]] = [[]]
+        size = 0
+        for i, p in enumerate(params):
+            if size >= BUCKET:
+                found.append([])
+                size = 0
+            found[-1].append(i)
+            size += p.numel() * p.element_size()
+        return [bucket for bucket in found if bucket]
+
+    def _room(self, param: Tensor) -> Tensor:
+        """Host memory for the gradient of a parameter."""
+        assert param.grad is not None
+        if param.grad.layout != torch.strided:
+            raise RuntimeError("offload takes dense gradients; got a sparse one: use sparse=False")
+        room = self._grads.get(param)
+        if room is None or room.dtype != param.grad.dtype or room.shape != param.grad.shape:
+            room = self._grads[param] = self._copies.host(param.grad)
+        return room
+
+    def _share_arguments(self) -> None:
+        """Give the optimizer on the host the groups' arguments, which schedulers change here."""
+        for mine, theirs in zip(self.param_groups, self.optimizer.param_groups, strict=True):
+            theirs.update({k: v for k, v in mine.items() if k not in ("params", "param_names")})
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer on the host: what it would be without offload."""
+        self._share_arguments()
+        return self.optimizer.state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, with offload or without."""
+        self.optimizer.load_state_dict(state_dict)
+        for mine, theirs in zip(self.param_groups, self.optimizer.param_groups, strict=True):
+            mine.update({k: v for k, v in theirs.items() if k != "params"})
+        log_once(f"{type(self.optimizer).__name__}: states are loaded into host memory")
+
+    def memory(self) -> Any:
+        """Bytes of the states, in host memory; see :meth:`RuleOptimizer.memory`."""
+        if not isinstance(self.optimizer, RuleOptimizer):
+            raise TypeError(f"memory() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
+        return self.optimizer.memory()
+
+
+def _sums(optimizer: RuleOptimizer) -> bool:
+    return any(rule.measure is not None for group in optimizer.param_groups for rule in optimizer.active_rules(group))

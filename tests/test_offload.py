@@ -1,0 +1,187 @@
+"""Offload: a step on the host has the bits of the same step without it; and gradients that add up in fp32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import halfulp
+from halfulp.training import main_grads, offload
+from support.optimizers import model
+
+
+class Late:
+    """Streams' stand-in: a copy happens when it is waited for, at the latest when all are; and is counted."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self.started = 0
+
+    def host(self, like: Tensor) -> Tensor:
+        return torch.full(like.shape, float("nan"), dtype=like.dtype)
+
+    def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
+        done = False
+
+        def wait() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                target.copy_(source)
+
+        self.waiting.append(wait)
+        self.started += 1
+        return wait
+
+    def finish(self) -> None:
+        for wait in self.waiting:
+            wait()
+        self.waiting.clear()
+
+
+CASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adamw-remainder16": lambda params: halfulp.AdamW(params, lr=1e-2, min_size=0, master_weights="remainder16"),
+    "lion-4bit": lambda params: halfulp.Lion(params, lr=1e-3, state="4bit", min_size=0),
+    "muon": lambda params: halfulp.Muon(params, lr=1e-2, min_size=0, master_weights="fp32"),
+    "clip_global": lambda params: halfulp.AdamW(params, lr=1e-2, transforms=[halfulp.clip_global(0.1)]),
+    "torch": lambda params: torch.optim.AdamW(params, lr=1e-2),
+}
+
+
+def make(case: str, away: bool, copies: Any = None) -> tuple[nn.Sequential, Any, Any, Any]:
+    net = model(dtype=torch.bfloat16)
+    optimizer = CASES[case](net.named_parameters())
+    if away:
+        optimizer = offload(optimizer, copies=copies)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    return net, optimizer, schedule, torch.amp.GradScaler("cpu", init_scale=8.0)
+
+
+def train(net: nn.Sequential, optimizer: Any, schedule: Any, scaler: Any, steps: int, first: int = 0) -> None:
+    """With accumulation, a gradient scaler, clipping and a schedule; one step has a gradient that is infinite."""
+    for step in range(first, first + steps):
+        for part in range(2):
+            x = torch.randn(8, 12, generator=torch.Generator().manual_seed(2 * step + part)).bfloat16()
+            scaler.scale(net(x).float().square().mean()).backward()
+        if step == 2:
+            net[0].weight.grad[0, 0] = float("inf")
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def assert_same(a: nn.Module, one: Any, b: nn.Module, other: Any) -> None:
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q)
+    states = [o.state_dict()["state"] for o in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for mine, wanted in zip(states[0].values(), states[1].values(), strict=True):
+        assert mine.keys() == wanted.keys()
+        assert all(torch.equal(v, wanted[k]) if isinstance(v, Tensor) else v == wanted[k] for k, v in mine.items())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["direct", "late"])
+@pytest.mark.parametrize("bucket", [1, 1 << 30], ids=["each", "all"])
+@pytest.mark.parametrize("case", CASES)
+def test_training_has_the_bits_of_training_without(
+    case: str, bucket: int, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a checkpoint in both directions too."""
+    monkeypatch.setattr("halfulp.training.offloading.BUCKET", bucket)
+    here, away = make(case, False), make(case, True, Late() if late else None)
+    for one in (here, away):
+        train(*one, steps=4)
+    assert_same(here[0], here[1], away[0], away[1])
+    saved = copy.deepcopy(away[1].state_dict())
+    again = make(case, True, Late() if late else None)
+    for old, new in ((away, again),):
+        new[0].load_state_dict(old[0].state_dict())
+        new[1].load_state_dict(saved)
+        new[2].load_state_dict(old[2].state_dict())
+        new[3].load_state_dict(old[3].state_dict())
+    for one in (here, again):
+        train(*one, steps=3, first=4)
+    assert_same(here[0], here[1], again[0], again[1])
+
+
+def test_weights_set_on_the_device_are_followed() -> None:
+    here, away = make("lion-4bit", False), make("lion-4bit", True, Late())
+    for net, *rest in (here, away):
+        train(net, *rest, steps=2)
+        net[0].weight.data.mul_(0.5)
+        train(net, *rest, steps=1, first=3)
+    assert_same(here[0], here[1], away[0], away[1])
+
+
+def test_a_trained_optimizer_is_moved_and_groups_come_later() -> None:
+    found = []
+    for away in (False, True):
+        net, *rest = make("adamw-remainder16", False)
+        train(net, *rest, steps=2)
+        optimizer = offload(rest[0], copies=Late()) if away else rest[0]
+        late = nn.Parameter(torch.ones(4, 12, dtype=torch.bfloat16))
+        optimizer.add_param_group({"params": [("late", late)], "lr": 0.1})
+        for p in [*net.parameters(), late]:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        found.append((nn.ParameterList([*net.parameters(), late]), optimizer))
+    assert_same(*found[0], *found[1])
+
+
+def test_fp32_weights_are_found() -> None:
+    net, optimizer, *rest = make("adamw-remainder16", True)
+    train(net, optimizer, *rest, steps=2)
+    found = halfulp.fp32_state_dict(net, optimizer)
+    for (name, p), values in zip(net.named_parameters(), halfulp.fp32_params(optimizer), strict=True):
+        assert torch.equal(found[name], values)
+        assert bool((values != p.detach().float()).any())
+
+
+def test_a_monitor_counts_what_it_would_without() -> None:
+    sums = []
+    for away in (False, True):
+        net, optimizer, *rest = make("lion-4bit", away)
+        with halfulp.StallMonitor(optimizer, every=1, sample=10**6) as watch:
+            train(net, optimizer, *rest, steps=2)
+            sums.append([(row.slot, row.updates, row.stalled) for row in watch.table().rows])
+    assert sums[0] == sums[1]
+
+
+def test_refused() -> None:
+    with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer, got Sequential"):
+        offload(model())  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- gradients in fp32
+
+
+def test_gradients_add_up_in_fp32() -> None:
+    p = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    main_grads([p, nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2).bfloat16(), requires_grad=False)])
+    parts = [1.0] + [2.0**-9] * 64
+    for part in parts:
+        (p * part).sum().backward()
+    assert p.grad is not None
+    assert p.grad.dtype == torch.float32
+    assert p.grad.unique().tolist() == [1.125]  # in bfloat16 it stays at 1
+    high = nn.Parameter(torch.ones(64))
+    high.grad = p.grad.clone()
+    low, exact = halfulp.AdamW([p], lr=1e-3, master_weights="remainder16"), halfulp.AdamW([high], lr=1e-3)
+    low.step()
+    exact.step()
+    assert torch.equal(low.state_tensor(p, "master_param"), high.detach())
+
+
+def test_a_gradient_in_16_bits_is_refused() -> None:
+    p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="zero_grad"):
+        main_grads([p])
