@@ -38,7 +38,7 @@ WORKERS = 4
 class Digits:
     """An MLP on scikit-learn's digits."""
 
-    steps = 256
+    steps = 128
 
     def __init__(self, seed: int) -> None:
         from sklearn.datasets import load_digits
@@ -134,9 +134,12 @@ def main() -> None:
     parser.add_argument("task", choices=("digits", "llama"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--every", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     options = parser.parse_args()
     tasks = [{"digits": Digits, "llama": Llama}[options.task](seed) for seed in range(options.seeds)]
+    for task in tasks:
+        task.steps = options.steps or task.steps
     print("| method | every | loss, fp32 | bf16 nearest | 8bit stochastic | MB sent: fp32 | bf16 | 8bit | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for method in options.methods:

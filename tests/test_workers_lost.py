@@ -56,6 +56,16 @@ def test_a_killed_worker_is_told_of_and_the_last_meeting_is_where_all_go_on(tmp_
 
 
 @pytest.mark.slow
+def test_a_late_worker_is_told_of_after_the_time_out(tmp_path: Path) -> None:
+    runs = [start("late", tmp_path, rank) for rank in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    for rank in range(2):  # the late one finds the other gone
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert f"exchange 2 with workers [{1 - rank}]" in found["error"]
+        assert found["waited"] < 4
+
+
+@pytest.mark.slow
 def test_asynchronous_workers_go_on_without_one_that_is_killed(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -224,9 +234,18 @@ def test_what_one_bit_leaves_out_is_sent_later() -> None:
     left = optimizer.left_out["own"].read("0") + optimizer.left_out["mean"].read("0")
     torch.testing.assert_close(sent, inputs - left, atol=1e-4, rtol=1e-4)
     assert float(left.abs().max()) > 0.1
-    weight.grad = 0.5 * torch.where(torch.randn(40, 3) > 0, 1.0, -1.0) - left
-    optimizer.step()
-    assert float(optimizer.left_out["own"].read("0").abs().max()) < 1.0
+
+
+def test_a_vector_of_one_magnitude_is_sent_exactly() -> None:
+    weight, signs = nn.Parameter(torch.zeros(40, 3)), torch.where(torch.randn(40, 3) > 0, 0.5, -0.5)
+    optimizer = OneBitAdam([weight], lr=0.0, betas=(0.0, 0.9), freeze_step=1, state="fp32", group=Alone())
+    for grad in (torch.zeros(40, 3), signs):
+        weight.grad = grad
+        optimizer.step()
+    assert torch.equal(optimizer.state_tensor(weight, "exp_avg"), signs)
+    assert not any(bool(store.read("0").any()) for store in optimizer.left_out.values())
+    with pytest.raises(ValueError, match="one step at least"):
+        OneBitAdam([weight], freeze_step=0, group=Alone())
 
 
 def train_adam(peers: Any, steps: int, freeze: int, saved: Any = None, **options: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import halfulp
-from halfulp.workers import DPPF, EASGD, message_error, pull_stall, simulate
+from halfulp.workers import DPPF, EASGD, DiLoCo, message_error, pull_stall, simulate
 
 
 def pulled(rounding: str, share: float, relative: float, meetings: int) -> tuple[float, float]:
@@ -39,7 +39,7 @@ def pulled(rounding: str, share: float, relative: float, meetings: int) -> tuple
 
 @pytest.mark.parametrize("share", [0.03, 0.2])
 def test_the_monitor_counts_the_pulls_that_theory_says_are_lost(share: float) -> None:
-    relative, meetings = 2e-3, 150
+    relative, meetings = 2e-3, 80
     nearest, far = pulled("nearest", share, relative, meetings)
     stochastic, near = pulled("stochastic", share, relative, meetings)
     walk = relative * (3 / 4) ** 0.5  # around the mean of four
@@ -94,3 +94,23 @@ def test_error_of_messages_falls_with_bits_and_with_workers(message: str, bits: 
 def test_what_is_no_pull_is_refused() -> None:
     with pytest.raises(ValueError, match="share of the way in"):
         pull_stall("bf16", 1.0, 1e-3)
+
+
+def test_the_monitor_watches_the_outer_optimizer() -> None:
+    def work(peers: Any) -> list[Any]:
+        weight = nn.Parameter(torch.ones(64, 64))
+        optimizer = DiLoCo(
+            torch.optim.SGD([weight], lr=0.1), every=1, group=peers,
+            outer=lambda p: halfulp.AdamW(p, lr=1e-3, state="bf16", rounding="nearest", min_size=0),
+        )  # fmt: skip
+        watch = halfulp.StallMonitor(optimizer.outer, every=1)
+        generator = torch.Generator().manual_seed(peers.rank)
+        for _ in range(40):
+            weight.grad = torch.randn(64, 64, generator=generator)
+            optimizer.step()
+        return watch.measure()
+
+    found = {m.slot: m for m in simulate(2, work)[0]}
+    second = found["exp_avg_sq"]
+    assert second.stalled == pytest.approx(second.predicted, abs=0.1)
+    assert second.stalled > 0.2

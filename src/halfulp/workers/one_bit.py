@@ -75,6 +75,12 @@ class OneBitHyper(HyperBase):
     weight_decay: float = 0.0
     freeze_step: int = 100000
 
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if self.freeze_step < 1:
+            raise ValueError(f"the warm-up has one step at least, got freeze_step={self.freeze_step}")
+
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     return (
@@ -150,7 +156,8 @@ class OneBitAdam(OneBitStep):
         super().__init__(params, *arguments, **options)
         self._peers: Peers = group if callable(getattr(group, "exchange", None)) else Processes(group, timeout)
         self.steps = self.sent_bytes = 0
-        self._named = {str(i): p for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
+        every = [p for group in self.param_groups for p in group["params"]]
+        self._named = {str(i): p for i, p in enumerate(every) if p.requires_grad}
         if any(is_sharded(p) for p in self._named.values()):
             raise ValueError("1-bit Adam takes whole parameters: a magnitude is that of a whole tensor")
         zeros = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._named.items()}

@@ -1,6 +1,7 @@
 """One process of workers of which one is killed.
 
 ``sync OUT RANK SIZE KILLED``: saves after each meeting and begins from what is saved; at step 7, `KILLED` kills itself.
+``late OUT RANK``: worker 1 of two sleeps before the second exchange.
 ``serve OUT PORT``, ``visit OUT PORT NUMBER KILLED``: the same of asynchronous workers.
 """
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 
 import halfulp
 from halfulp.workers import AsyncEASGD, Centre, DiLoCo, WorkerLostError
+from halfulp.workers.group import Processes
 from support import workers
 
 STEPS, FATAL = 12, 7
@@ -54,6 +56,22 @@ def sync(out: Path, rank: int, size: int, killed: int) -> None:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     (out / f"{rank}.json").write_text(json.dumps(found))
     os._exit(0)  # without waiting for those that are gone
+
+
+def late(out: Path, rank: int) -> None:
+    store = dist.FileStore(str(out / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    peers, message = Processes(timeout=1.0), torch.zeros(8, dtype=torch.uint8)
+    peers.exchange(message, None)
+    dist.barrier()
+    time.sleep(4 * rank)
+    start = time.monotonic()
+    try:
+        peers.exchange(message, (0, 1))
+    except WorkerLostError as error:
+        found = {"error": str(error), "waited": time.monotonic() - start}
+        (out / f"{rank}.json").write_text(json.dumps(found))
+    os._exit(0)
 
 
 def serve(out: Path, port: int) -> None:
@@ -93,4 +111,4 @@ def visit(out: Path, port: int, number: int, killed: int) -> None:
 
 if __name__ == "__main__":
     kind, folder, *rest = sys.argv[1:]
-    {"sync": sync, "serve": serve, "visit": visit}[kind](Path(folder), *map(int, rest))
+    {"sync": sync, "late": late, "serve": serve, "visit": visit}[kind](Path(folder), *map(int, rest))
