@@ -17,7 +17,7 @@ from halfulp.theory.blocks import Blocks, block_law, follow
 from halfulp.theory.chain import Chain
 from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
-from halfulp.theory.storing import Storing
+from halfulp.theory.storing import Storing, pow2_exponent
 from halfulp.theory.transient import transient
 
 
@@ -235,3 +235,14 @@ BAD = [
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.scaled])
+def test_exponents_of_scales_are_the_library_s(name: str) -> None:
+    fmt, rng = get_format(name), np.random.default_rng(0)
+    limits = np.float32(fmt.reach) * np.exp2(np.arange(-20, 20))  # where the exponent changes
+    largest = np.concatenate([np.exp(8 * rng.standard_normal(2000)), limits, [0.0]]).astype(np.float32)
+    codes = Scaling("pow2").from_absmax(torch.from_numpy(largest), fmt).numpy()
+    inside = (codes > 1) & (codes < 253)  # a byte holds no others
+    assert inside.sum() > 1900
+    assert np.array_equal(pow2_exponent(largest, fmt)[inside], codes[inside].astype(int) - 127)
