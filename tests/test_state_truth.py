@@ -584,6 +584,18 @@ def test_names_in_another_order_that_are_not_all_known_are_refused() -> None:
         named([2, 0])[0].load_state_dict(saved.state_dict())
 
 
+@pytest.mark.parametrize("params", [[{}], [[0]], [None], [0.5], 3, {"0": 0}])
+@pytest.mark.parametrize("how", ["load", "convert"])
+def test_what_numbers_no_parameters_is_refused(how: str, params: Any) -> None:
+    """Found by damaged files: keys that cannot be looked up."""
+    optimizer, _ = make("AdamW 8bit")
+    step(optimizer, 0)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["params"] = params
+    with pytest.raises(ValueError, match="not an optimizer state_dict"):
+        optimizer.load_state_dict(saved) if how == "load" else halfulp.convert_state_dict(saved, to=optimizer)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_way_out_is_said_where_groups_differ_too(groups: int) -> None:
     """States of torch.optim in other groups: that they are to be converted is the first thing to know."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.checkpoint.foreign import torch_layout
 from halfulp.checkpoint.match import match_groups
+from halfulp.engine.loading import check_layout
 from halfulp.engine.master import MASTER, MasterState
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
@@ -75,8 +76,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     if not isinstance(state_dict, Mapping):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     state_dict = torch_layout(state_dict, [[p.shape for p in g["params"]] for g in to.param_groups])
-    if not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    check_layout(state_dict)
     target: dict[str, Any] = to.state_dict()
     out: dict[str, Any] = {"state": {}, "param_groups": []}
     matched = match_groups(state_dict["param_groups"], to)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.loading import check_layout
+
 __all__ = ["torch_layout"]
 
 HEAVYBALL_ADAM = ("update_by_adam_exp_avg_sq", "update_by_adam_exp_avg")
@@ -41,9 +43,7 @@ def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -
     state_dict = _unpacked(state_dict, sizes)
     if not {"state", "param_groups"} <= set(state_dict) or not isinstance(state_dict["state"], Mapping):
         return state_dict
-    whole = [isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in state_dict["param_groups"]]
-    if not all(whole):
-        raise ValueError("not an optimizer state_dict: every one of its param_groups names its 'params'")
+    check_layout(state_dict)
     states, groups = dict(state_dict["state"]), []
     for saved in state_dict["param_groups"]:
         group = dict(saved)

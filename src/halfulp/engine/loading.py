@@ -23,7 +23,7 @@ from halfulp.numbers.scaling import rows_and_cols
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
-__all__ = ["bare", "check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
+__all__ = ["bare", "check_layout", "check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that wrappers of a model put into the names of its parameters."""
@@ -77,15 +77,8 @@ def validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    check_layout(state_dict)
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
-    if (
-        not isinstance(state_dict["state"], dict)
-        or not isinstance(saved_groups, (list, tuple))
-        or not all(isinstance(g, dict) and isinstance(g.get("params"), (list, tuple)) for g in saved_groups)
-    ):
-        raise ValueError("not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups")
     for saved in saved_groups:
         _check_kind(optimizer, saved)
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
@@ -122,6 +115,24 @@ def validate(
         if not isinstance(key, int):
             states[key] = deepcopy(entries)
     return states, values
+
+
+def check_layout(state_dict: Any) -> None:
+    """Raise ``ValueError`` for what has not the layout of a state dictionary, whatever is in its states."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    groups = state_dict["param_groups"]
+    if (
+        not isinstance(state_dict["state"], Mapping)
+        or not isinstance(groups, (list, tuple))
+        or not all(isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in groups)
+    ):
+        raise ValueError(
+            "not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups, "
+            "each of which names its 'params'"
+        )
+    if not all(isinstance(key, (int, str)) for g in groups for key in g["params"]):
+        raise ValueError("not an optimizer state_dict: the 'params' of a group are numbers or names of parameters")
 
 
 def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
