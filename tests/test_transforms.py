@@ -88,6 +88,7 @@ def test_the_largest_coordinates_are_clipped() -> None:
     expected = gradient.clamp(-4.0, 4.0)
     assert torch.equal(moves([gradient], [halfulp.clip_coordinates(0.2)])[0], expected)
     assert torch.equal(moves([gradient], [halfulp.clip_coordinates(0.0)])[0], gradient)
+    assert moves([torch.zeros(0)], [halfulp.clip_coordinates(0.2)])[0].shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ def clip_coordinates(fraction: float = 0.1) -> Transform:
 
 def _clip_coordinates(fraction: float, rule: Rule) -> Rule:
     def change(param: Tensor, grad: Tensor, c: Scalars) -> Tensor:
+        if not grad.numel():
+            return grad
         keep = grad.numel() - int(fraction * grad.numel())
         threshold = grad.abs().flatten().kthvalue(keep).values
         return torch.minimum(torch.maximum(grad, -threshold), threshold)
