@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ EXAMPLES = {
     "plain_torch": 4.2,
 }
 """What the loss, ln(256) = 5.55 at the start, is below after 20 steps: the last one, for `hf_trainer` the mean."""
-LONGER = {"ddpm_ema", "finetune_minilm", "teacher_digits"}
+LONGER = {"ddpm_ema", "finetune_minilm", "teacher_digits", "workers"}
 """Experiments of their own: too long for the tests, or in need of more than the extra ``dev`` installs."""
 
 
@@ -71,6 +72,17 @@ def test_every_example_is_tested_and_short() -> None:
     assert set(found) - LONGER == set(EXAMPLES)
     for name in EXAMPLES:
         assert len(found[name].read_text().splitlines()) <= 30, name
+
+
+def test_workers_of_the_example_learn_and_send_a_quarter_in_8_bits(tmp_path: Path) -> None:
+    done = torchrun("script", 2, str(ROOT / "examples" / "workers.py"), "20", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = re.findall(r"^(.+?) +loss ([\d.]+), +([\d.]+) MB", done.stdout, re.MULTILINE)
+    loss, sent = ({name: float(row[i]) for name, *row in rows} for i in (0, 1))
+    assert len(loss) == 4
+    assert max(loss.values()) < math.log(256) - 0.3
+    assert sent["local SGD, 8 bits"] < 0.3 * sent["local SGD, fp32"]
+    assert (tmp_path / "workers.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
