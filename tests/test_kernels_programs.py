@@ -67,6 +67,20 @@ def test_the_machine_has_the_bits_of_the_reference(variant: Variant, on_machine:
     assert_program_has_the_bits(variant, generated=False)
 
 
+@needs_library
+@pytest.mark.parametrize("name", ["AMAdamW", "SWATS"])
+def test_an_empty_tensor_leaves_the_numbers_of_its_rule(name: str) -> None:
+    variant = next(v for v in PROGRAMS if v.name == name)
+    got, expected = (make_program_step(variant, "8bit", "nearest", (0, 4)) for _ in range(2))
+    given = [state.codes.clone() for state in got.binding.states]
+    (one,), (other,) = combined(got), combined(expected)
+    assert cpu.supports(variant.rule, one) is None
+    cpu.step(variant.rule, [one])
+    reference.step(variant.rule, [other])
+    assert_same_bits(got, expected)
+    assert all(torch.equal(x, state.codes) for x, state in zip(given, got.binding.states, strict=True))
+
+
 SUMMED = [next(v for v in PROGRAMS if v.name == name) for name in ("AMSGD", "AdamW")]
 
 

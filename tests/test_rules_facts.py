@@ -436,3 +436,12 @@ def test_adaptive_memory_follows_its_closed_form() -> None:
             momentum.append(decay * 1.1 - 0.1)
         direction = optimizer.state_tensor(p, "momentum_buffer").clone()
     assert momentum == pytest.approx([0.9, 0.9, 0.9, 0.813555], abs=2e-6)
+
+
+def test_ademamix_without_its_slow_part_has_a_finite_bound() -> None:
+    optimizer = halfulp.AdEMAMix([torch.nn.Parameter(torch.zeros(4))], alpha=0.0, warmup=3)
+    group = {**optimizer.param_groups[0], "bound_update": True}
+    rule = optimizer.active_rules(group)[0]
+    for age in (1, 5):
+        ages = {"step": age, **{slot.name: age for slot in rule.slots(group)}}
+        assert 0.0 < rule.scalars(group, ages)["bound"] < math.inf

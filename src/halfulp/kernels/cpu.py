@@ -183,7 +183,7 @@ class _Batch:
         for i, values in new.items():
             if i in spoilt:
                 steps[i].skipped += self.lengths[i]
-            else:
+            elif self.lengths[i]:  # an empty tensor makes no step
                 _write_numbers(steps[i], values)
 
     def _fill_inputs(self, steps: list[Step]) -> list[Tensor]:

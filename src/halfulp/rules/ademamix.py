@@ -62,7 +62,8 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
     c = moment_scalars(hyper, ages)
     age, steady = ages["exp_avg_slow"], ages["step"] >= hyper["warmup"] and hyper["warmup"] == 0
     largest = max_ratio(beta3, hyper["betas"][1], age) * (1 - beta3**age) if steady else math.inf
-    bound = c["bound"] + alpha * largest if hyper["bound_update"] else math.inf
+    slow = alpha * largest if alpha else 0.0  # the largest possible may be infinite
+    bound = c["bound"] + slow if hyper["bound_update"] else math.inf
     return {**c, "alpha": alpha, "beta3": beta3, "weight3": 1 - beta3, "bound": bound}
 
 
