@@ -42,9 +42,17 @@ from halfulp.rules.hyper import is_rate
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.transforms import check_transforms, compose
 
-__all__ = ["Options", "RuleOptimizer"]
+__all__ = ["Options", "RuleOptimizer", "evaluated"]
 
 Groups = list[tuple[dict[str, Any], list[Tensor]]]
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The loss that a closure returns, with gradients computed whatever mode the step is in; ``None`` without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class RuleOptimizer(Optimizer):
@@ -284,10 +292,7 @@ class RuleOptimizer(Optimizer):
         closure
             Re-evaluates the model and returns the loss, which is returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         with torch.no_grad():
             if torch.compiler.is_compiling() and type(self).active_params is RuleOptimizer.active_params:
                 self._step_in_graph()

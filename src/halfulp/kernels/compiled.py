@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from halfulp.kernels import native
+from halfulp.kernels.binding import Stored
 from halfulp.kernels.code import flags, machine_code, uniform_values
 from halfulp.rules.base import Rule, Scalars, largest, total
 from halfulp.rules.program import Branches, Program, evaluate, is_number
@@ -53,6 +54,11 @@ class Compiled:
         """Everything that its code takes as uniform values, and the new numbers."""
         values, new = uniform_values(self.program, scalars, numbers)
         return [*values, *self.constants], new
+
+    def numbers(self, states: Iterable[Stored]) -> list[float]:
+        """Values of the states of one element that the program reads, in its order."""
+        stored = {s.slot.name: s for s in states}
+        return [float(stored[name].codes) for name in self.program.numbers]
 
     @property
     def address(self) -> int:

@@ -223,7 +223,7 @@ class _Batch:
             if key not in made:
                 one = steps[i]
                 compiled = one.binding.plan.programs.choose(one.scalars)
-                values, numbers = compiled.uniforms(one.scalars, self._numbers(one.binding, compiled))
+                values, numbers = compiled.uniforms(one.scalars, compiled.numbers(one.binding.plan.numbers))
                 at = 4 * MAX_UNIFORMS * len(made)
                 compiled.packed.pack_into(self.uniforms, at, *values)
                 made[key] = compiled, self.first_uniform + at
@@ -237,11 +237,6 @@ class _Batch:
             for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
                 self.columns[name][:] = [getattr(compiled, of) for compiled in chosen]
         return new
-
-    def _numbers(self, binding: Binding, compiled: Compiled) -> list[float]:
-        """States of one element that a program reads."""
-        stored = {s.slot.name: s for s in binding.plan.numbers}
-        return [float(stored[name].codes) for name in compiled.program.numbers]
 
 
 def _write_numbers(step: Step, values: list[np.float32]) -> None:

@@ -53,8 +53,7 @@ def _sums(able: list[tuple[Step, Compiled]]) -> list[dict[str, float]]:
         for slot, state in zip(slots, states, strict=True):
             slot["codes"] = state.codes.data_ptr()
             slot["scale"] = 0 if state.scale is None else state.scale.data_ptr()
-        numbers = [float(s.codes) for name in program.numbers for s in binding.states if s.slot.name == name]
-        uniforms = np.array(compiled.uniforms(step.scalars, numbers)[0], np.float32)
+        uniforms = np.array(compiled.uniforms(step.scalars, compiled.numbers(binding.states))[0], np.float32)
         row["rows"], row["cols"] = rows_and_cols(binding.shape)
         units = int(row["rows"]) * -(-int(row["cols"]) // CAP)
         sums = np.zeros((len(program.sums), max(units, 1)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer, evaluated
 from halfulp.engine.sharding import is_sharded, is_wrapper
 from halfulp.numbers.log import log_once
 
@@ -194,10 +194,7 @@ class Offload(Optimizer):
         closure
             Re-evaluates the model and returns the loss, which is returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self._share_arguments()
         params = [p for group in self.param_groups for p in group["params"]]
         for p in params:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
+from halfulp.engine.optimizer import evaluated
 from halfulp.engine.sharding import is_sharded
 from halfulp.optim.base import optimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
@@ -180,10 +181,7 @@ class OneBitAdam(OneBitStep):
         closure
             Re-evaluates the model and returns the loss, which is returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         frozen = self.steps >= self.param_groups[0]["freeze_step"]
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self._named.items()}
         own = {name: grad.float() for name, grad in grads.items()}
