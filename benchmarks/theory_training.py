@@ -95,7 +95,7 @@ def kept(drive: RunDrive) -> int:
 
 
 def kurtosis(g: np.ndarray) -> float:
-    """Of each element over the steps, averaged."""
+    """Kurtosis of each element over the steps, averaged over the elements."""
     return float(np.mean(np.mean(g**4, axis=0) / np.square(np.mean(np.square(g), axis=0))))
 
 

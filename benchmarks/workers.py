@@ -58,7 +58,7 @@ class Digits:
         return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def loss(self, model: nn.Module, worker: int, step: int) -> Tensor:
-        """Of a worker's batch at a step."""
+        """The loss of a worker on its batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 10**6 + worker * 10**5 + step)
         at = torch.randint(len(self.train[0]), (16,), generator=generator)
         return nn.functional.cross_entropy(model(self.train[0][at]), self.train[1][at])
@@ -89,7 +89,7 @@ class Llama:
         return torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     def loss(self, model: nn.Module, worker: int, step: int) -> Tensor:
-        """Of a worker's batch at a step."""
+        """The loss of a worker on its batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 10**6 + worker * 10**5 + step)
         batch = self.train[torch.randint(len(self.train), (4,), generator=generator)]
         return model(input_ids=batch, labels=batch).loss  # type: ignore[no-any-return]
