@@ -31,6 +31,7 @@ from halfulp.lab.tokens import Tokens
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.theory.similitude import ScaleModel, scale_model
+from halfulp.theory.stepper import Update, successor
 
 __all__ = ["Job", "ScaleConfig", "load_results", "run_scale_model", "train_job"]
 
@@ -202,9 +203,9 @@ class _Watch:
     def record(self, losses: Tensor) -> None:
         """After a measured step: stalled fraction, and mean stored value over the mean of the shadow."""
         assert self.before is not None
-        beta2, grads, stored = self.runs.betas[1], self.runs.grads[:, self.watched], self.stored
-        due = (self.before * beta2 + (1 - beta2) * grads * grads) != self.before
-        stalled = (due & (stored == self.before)).sum(1) / due.sum(1).clamp_min(1)
+        grads, stored = self.runs.grads[:, self.watched], self.stored
+        update = Update(self.before, stored, successor(self.runs.betas[1], self.before, grads * grads))
+        stalled = update.lost.sum(1) / update.due.sum(1).clamp_min(1)
         ratio = stored.double().sum(1) / self.shadow.double().sum(1).clamp_min(1e-300)
         self.rows.append(
             {

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import SQUARE, Drive
 from halfulp.theory.sizes import draw_sizes
+from halfulp.theory.stepper import StoredAverage, successor
 from halfulp.theory.storing import Storing
 
 __all__ = ["BlockLaw", "Blocks", "block_law", "follow", "follow_gradients"]
@@ -291,7 +292,8 @@ class _Ensemble:
 
     def zero(self) -> None:
         """Start afresh."""
-        self.value, self.exact, self.code = (np.zeros_like(self.size) for _ in range(3))
+        self.average = StoredAverage(self.blocks.beta, self.storing.store, np.zeros_like(self.size))
+        self.exact = np.zeros_like(self.size)
 
     def law(self, inputs: Iterable[Single], period: int | None = None) -> BlockLaw:
         """Figures at every age, from what is averaged at each step."""
@@ -310,42 +312,36 @@ class _Ensemble:
     def advance(self, inputs: Single) -> tuple[list[float], list[float]]:
         """Figures of the state of this age and of the update that it meets, which is done; and their errors."""
         seen, errors = self._observe()
-        beta = np.float32(self.blocks.beta)
-        step = np.float32(1 - self.blocks.beta) * inputs
-        successor = beta * self.value
-        successor += step
-        self.exact *= beta
-        self.exact += step
-        value, code = self.storing.store(successor)
-        due = successor != self.value
-        counts = self._by_block(due)
-        updates = max(float(counts.sum()), 1.0)
-        lost = self._by_block((value == self.value) & due)
+        codes = self.average.codes
+        update = self.average.step(inputs)
+        self.exact = successor(self.blocks.beta, self.exact, inputs)
+        due, lost = self._by_block(update.due), self._by_block(update.lost)
+        updates = max(float(due.sum()), 1.0)
         stalled = float(lost.sum()) / updates
-        codes_stalled = np.count_nonzero((code == self.code) & due) / updates
-        self.value, self.code = value, code
-        error = float(np.linalg.norm(lost - stalled * counts)) / updates
-        return [stalled, codes_stalled, updates / due.size, *seen], [error, *errors]
+        codes_stalled = np.count_nonzero((self.average.codes == codes) & update.due) / updates
+        error = float(np.linalg.norm(lost - stalled * due)) / updates
+        return [stalled, codes_stalled, updates / inputs.size, *seen], [error, *errors]
 
     def _by_block(self, x: npt.NDArray[np.bool_]) -> Array:
         return np.asarray((x.astype(np.float32) @ self.ones).astype(np.float64))
 
     def _observe(self) -> tuple[list[float], list[float]]:
         """Figures of the stored values, and the standard errors of lag and zeros."""
-        blocks, degree = len(self.value), 1 if self.blocks.drive.nonnegative else 2
-        stored, exact = ((x if degree == 1 else x * x) @ self.ones for x in (self.value, self.exact))
+        value, code = self.average.value, self.average.codes
+        blocks, degree = len(value), 1 if self.blocks.drive.nonnegative else 2
+        stored, exact = ((x if degree == 1 else x * x) @ self.ones for x in (value, self.exact))
         lag = lag_error = 0.0
         if exact.all():
             ratio = stored.astype(np.float64) / exact
             mean = max(float(ratio.mean()), 1e-300)
             lag = math.log(mean) / degree
             lag_error = float(ratio.std()) / (mean * degree * math.sqrt(blocks))
-        empty = self._by_block(self.value == 0) / self.value.shape[1]
+        empty = self._by_block(value == 0) / value.shape[1]
         zeros, zeros_error = float(empty.mean()), float(empty.std()) / math.sqrt(blocks)
         smallest = 0.0
         if self.blocks.format.scaled:
-            smallest = np.count_nonzero(np.abs(self.code) == np.float32(self.blocks.format.smallest)) / self.code.size
-        relative = self.value * self.inverse_size
+            smallest = np.count_nonzero(np.abs(code) == np.float32(self.blocks.format.smallest)) / code.size
+        relative = value * self.inverse_size
         positive = relative > 0
         inverse = np.divide(np.float32(1), relative, out=np.zeros_like(relative), where=positive)
         np.maximum(relative, np.float32(0), out=relative)

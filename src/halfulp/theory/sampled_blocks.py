@@ -24,6 +24,7 @@ from halfulp.numbers.formats import Format
 from halfulp.rules.drives import Drive
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.grid import Grid
+from halfulp.theory.stepper import StoredAverage
 from halfulp.theory.storing import Storing, pow2_exponent
 from halfulp.theory.transition import Step
 
@@ -100,10 +101,10 @@ class _Sampled:
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.rng = blocks, np.random.Generator(np.random.SFC64(0))
-        self.storing = Storing(blocks, self.rng)
         self.phases = 2.0 ** ((np.arange(PHASES) + 0.5) / PHASES)
         self.phase = np.repeat(np.arange(PHASES), BLOCKS)
-        self.value = np.zeros((PHASES * BLOCKS, BLOCK_SIZE), dtype=np.float32)
+        start = np.zeros((PHASES * BLOCKS, BLOCK_SIZE), dtype=np.float32)
+        self.average = StoredAverage(blocks.beta, Storing(blocks, self.rng).store, start)
         self.ages, self.stalled, self.stride = [0], [0.0], 1
         levels = np.array(blocks.format.grid())
         low = 0.0 if blocks.drive.nonnegative else -blocks.format.reach
@@ -130,19 +131,16 @@ class _Sampled:
 
     def _encode(self) -> None:
         """Codes and exponents from the values."""
-        self.exponent = pow2_exponent(np.abs(self.value).max(axis=1), self.blocks.format)
-        self.code = self._nearest(self.value / np.exp2(self.exponent)[:, None])
+        value = self.average.value
+        self.exponent = pow2_exponent(np.abs(value).max(axis=1), self.blocks.format)
+        self.code = self._nearest(value / np.exp2(self.exponent)[:, None])
 
     def _single(self) -> None:
         """One step of every element, stored as the library does; its stalled fraction is that met at the last age."""
-        beta, drive = np.float32(self.blocks.beta), self.blocks.drive
-        noise = drive.sample(self.rng, self.value.size).reshape(self.value.shape)
-        inputs = (noise * self.phases[self.phase, None]).astype(np.float32)
-        successor = beta * self.value + np.float32(1 - self.blocks.beta) * inputs
-        value, _ = self.storing.store(successor)
-        due = successor != self.value
-        self.stalled[-1] = np.count_nonzero((value == self.value) & due) / max(int(np.count_nonzero(due)), 1)
-        self.value = value
+        shape = self.average.value.shape
+        noise = self.blocks.drive.sample(self.rng, math.prod(shape)).reshape(shape)
+        update = self.average.step((noise * self.phases[self.phase, None]).astype(np.float32))
+        self.stalled[-1] = update.stalled
         self.ages.append(self.ages[-1] + 1)
         self.stalled.append(self.stalled[-1])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.drives import Drive, as_drive
+from halfulp.theory.stepper import StoredAverage, Update, successor
 
 __all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
 
@@ -129,22 +130,22 @@ def simulate(
         phases = 2 ** torch.rand((shape[0], 1), generator=generator, dtype=torch.float32)
         sizes = torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float32)) * phases
     own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
-    stored = torch.zeros(shape, dtype=torch.float32)
-    exact = torch.zeros(shape, dtype=torch.float64)
+
+    def store(values: Tensor) -> tuple[Tensor, Tensor]:
+        rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
+        codes, scale = quantizer.quantize(values, rand_bits)
+        return quantizer.dequantize(codes, scale, shape), codes
+
     for step in range(1, steps + 1):
-        if reset_every is not None and step > 1 and (step - 1) % reset_every == 0:
-            stored.zero_()
-            exact.zero_()
+        if step == 1 or (reset_every is not None and (step - 1) % reset_every == 0):
+            average = StoredAverage(beta, store, torch.zeros(shape, dtype=torch.float32))
+            exact = torch.zeros(shape, dtype=torch.float64)
         level = sigma((step - 1) / steps)
         grad = level * own * torch.randn(shape, generator=generator, dtype=torch.float32)
-        drive = grad * grad if square else grad
-        successor = beta * stored + (1 - beta) * drive
-        rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
-        new = quantizer.dequantize(*quantizer.quantize(successor, rand_bits), shape)
-        exact *= beta
-        exact += (1 - beta) * drive.double()
-        yield _snapshot(step, level, stored, new, successor, exact, square)
-        stored = new
+        inputs = grad * grad if square else grad
+        update = average.step(inputs)
+        exact = successor(beta, exact, inputs.double())
+        yield _snapshot(step, level, update, exact, square)
 
 
 class Simulated(NamedTuple):
@@ -218,10 +219,8 @@ def simulate_blocks(
             return Simulated(figures, errors, count * 128)
 
 
-def _snapshot(
-    step: int, level: float, old: Tensor, new: Tensor, successor: Tensor, exact: Tensor, square: bool
-) -> Snapshot:
-    due = successor != old
+def _snapshot(step: int, level: float, update: Update[Tensor], exact: Tensor, square: bool) -> Snapshot:
+    new = update.after
     stored, reference = (x if square else x * x for x in (new.double(), exact))
     stored_sums, sums = stored.sum(dim=1), reference.sum(dim=1)
     figures = (float((stored_sums / sums).mean()), *(float(x.sum()) / new.numel() for x in (stored_sums, sums)))
@@ -229,7 +228,7 @@ def _snapshot(
     return Snapshot(
         step=step,
         sigma=level,
-        stalled=int((due & (new == old)).sum()) / max(int(due.sum()), 1),
+        stalled=update.stalled,
         ratio=ratio,
         mean=mean,
         exact=exact_mean,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from halfulp.rules.adam import max_ratio
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.sizes import draw_sizes
+from halfulp.theory.stepper import StoredAverage, successor
 from halfulp.theory.storing import Storing
 
 __all__ = ["UpdateError", "update_law"]
@@ -65,8 +66,7 @@ def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: in
     m = np.zeros(sizes.shape)
     v = np.zeros(sizes.shape)
     for t, g in enumerate(gradients.astype(np.float64)):
-        m += (1 - betas[0]) * (g - m)
-        v += (1 - betas[1]) * (g * g - v)
+        m, v = successor(betas[0], m, g), successor(betas[1], v, g * g)
         first[t] = m / (1 - betas[0] ** (t + 1))
         second[t] = 1 / (np.sqrt(v / (1 - betas[1] ** (t + 1))) + EPS)
     return _Exact(sizes, gradients, first, second, first * second)
@@ -102,28 +102,24 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
     betas = (beta_other, blocks.beta) if square else (blocks.beta, beta_other)
     exact = _exact(betas, blocks.spread, paths, blocks.block_size, steps, seed)
     storing = Storing(blocks, np.random.Generator(np.random.SFC64(seed + 1)))
-    beta, weight = np.float32(blocks.beta), np.float32(1 - blocks.beta)
-    stored = np.zeros(exact.sizes.shape, dtype=np.float32)
+    average = StoredAverage(blocks.beta, storing.store, np.zeros(exact.sizes.shape, dtype=np.float32))
     wrong = right = 0.0
     lost = due = zeros = 0
     for t in range(steps):
         gradient = exact.gradients[t]
-        moment = beta * stored + weight * (gradient * gradient if square else gradient)
-        value = storing.store(moment)[0]
+        step = average.step(gradient * gradient if square else gradient)
         if t >= steps // 4:
             bound = max_ratio(*betas, t + 1)
             correction = np.float32(1 - blocks.beta ** (t + 1))
             if square:
-                update = exact.first[t] / (np.sqrt(moment / correction) + EPS)
+                update = exact.first[t] / (np.sqrt(step.exact / correction) + EPS)
             else:
-                update = moment / correction * exact.inverse_root[t]
+                update = step.exact / correction * exact.inverse_root[t]
             np.clip(update, -bound, bound, out=update)
             update -= exact.updates[t]
             wrong += float(np.vdot(update, update))
             right += float(np.vdot(exact.updates[t], exact.updates[t]))
-            changes = moment != stored
-            due += np.count_nonzero(changes)
-            lost += np.count_nonzero(changes & (value == stored))
-            zeros += value.size - np.count_nonzero(value)
-        stored = value
-    return UpdateError(wrong / right, lost / max(due, 1), zeros / (stored.size * (steps - steps // 4)))
+            due += np.count_nonzero(step.due)
+            lost += np.count_nonzero(step.lost)
+            zeros += np.count_nonzero(step.after == 0)
+    return UpdateError(wrong / right, lost / max(due, 1), zeros / (exact.sizes.size * (steps - steps // 4)))
