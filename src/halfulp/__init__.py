@@ -67,11 +67,11 @@ _MODULES = {
     "workers": "workers",
     "wrappers": "training",
 }
-"""Modules that are there after ``import halfulp`` alone, under a short name where they have one."""
+"""Modules that are there after ``import halfulp`` alone, and where they are; some have a shorter name here."""
 
 
 class _ShortNames:
-    """Finds ``import halfulp.trainers``, and the other short names, where the modules are."""
+    """Imports ``halfulp.trainers``, and the other short names, from where the modules are."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
@@ -95,7 +95,7 @@ sys.meta_path.append(_ShortNames)  # type: ignore[arg-type]
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"halfulp.{_MODULES[name]}")
+        return importlib.import_module(f"{__name__}.{name}")
     if name == "__all__":
         return [*_HOME, *importlib.import_module("halfulp.optim").__all__]
     home = None if name.startswith("_") else importlib.import_module(f"halfulp.{_HOME.get(name, 'optim')}")
