@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 from pathlib import Path
@@ -506,3 +507,19 @@ def test_a_pickle_with_code_is_refused() -> None:
     torch.save(trained(reset=halfulp.Every(5)).state_dict(), file)
     loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     assert loaded["param_groups"][0]["reset"] == repr(halfulp.Every(5))
+
+
+SWITCHES = [
+    (make, name)
+    for make in (halfulp.AdamW, halfulp.SGD, halfulp.AdaBound, halfulp.ADOPT, halfulp.Muon, halfulp.Adafactor)
+    for name, parameter in inspect.signature(make).parameters.items()
+    if isinstance(parameter.default, bool) and name != "differentiable"
+] + [(halfulp.AdamW, "maximize"), (halfulp.AdamW, "bound_update")]
+
+
+@pytest.mark.parametrize("value", ["false", None, 2, float("nan"), [False]])
+@pytest.mark.parametrize(("make", "name"), SWITCHES)
+def test_a_switch_is_true_or_false(make: Any, name: str, value: Any) -> None:
+    """Text from a configuration file, such as 'false', would count as true."""
+    with pytest.raises(ValueError, match=f"{name} is True or False, got"):
+        make([("a", nn.Parameter(torch.ones(2, 2)))], **{name: value})

@@ -295,6 +295,11 @@ def test_a_truncated_file_and_an_empty_folder(bf16: torch.optim.Optimizer, tmp_p
     path.write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(ValueError, match=r"truncated|damaged"):
         read_saved(path)
+    for folder in ("checkpoint-500", "checkpoint-1000"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+        torch.save(bf16.state_dict(), tmp_path / "run" / folder / "optimizer.pt")
+    with pytest.raises(ValueError, match="holds 2 saved optimizers, checkpoint-1000, checkpoint-500: name one of them"):
+        read_saved(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no optimizer"):
         read_saved(tmp_path / "empty")

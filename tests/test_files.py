@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import json
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import torch
 
 import halfulp
 from halfulp.checkpoint.atomic import write_bytes
+from halfulp.checkpoint.convert import convert_state_dict
 from halfulp.checkpoint.files import read_file
+from halfulp.checkpoint.movable import movable
 from halfulp.checkpoint.pickles import Name, Record, plain
 from halfulp.checkpoint.read import read_saved
 
@@ -234,6 +238,59 @@ BAD_PICKLES = {
 def test_bad_pickles_are_refused(name: str) -> None:
     with pytest.raises(pickle.UnpicklingError):
         plain(io.BytesIO(BAD_PICKLES[name]))
+
+
+def test_a_string_of_a_pickle_that_claims_more_than_the_file_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"\x80\x05\x96" + (1 << 50).to_bytes(8, "little") + b"abc.")
+    with path.open("rb") as file, pytest.raises(pickle.UnpicklingError):
+        plain(file)
+
+
+VALUES: tuple[Any, ...] = (None, -1, 2**70, float("nan"), "x", [[]], {"a": {}}, torch.ones(3))
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in nested dictionaries and lists, with each of its keys."""
+    for key, inner in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        yield tree, key
+        if isinstance(inner, (dict, list)):
+            yield from places(inner)
+
+
+@pytest.mark.parametrize("library", ["halfulp", "torch"])
+def test_a_value_of_another_type_anywhere_is_refused_or_does_no_harm(library: str) -> None:
+    """Each value of a state dictionary is replaced by each of VALUES; a reader gives a clear error, or a result."""
+
+    def make(ours: bool) -> tuple[torch.nn.Parameter, Any]:
+        p = torch.nn.Parameter(torch.ones(4, 128))
+        p.grad = torch.ones_like(p)
+        options: dict[str, Any] = {"state": "8bit", "min_size": 0} if ours else {}
+        return p, (halfulp.AdamW if ours else torch.optim.AdamW)([("a.weight", p)], **options)
+
+    _, source = make(library == "halfulp")
+    source.step()
+    saved = source.state_dict()
+    count, refused = len(list(places(saved))), 0
+    for number in range(count):
+        for value in VALUES:
+            for read in ("movable", "convert", "load"):
+                damaged = copy.deepcopy(saved)
+                parent, key = list(places(damaged))[number]
+                parent[key] = value
+                p, optimizer = make(True)
+                try:
+                    if read == "movable":
+                        movable(damaged)
+                        continue
+                    optimizer.load_state_dict(
+                        convert_state_dict(damaged, to=optimizer) if read == "convert" else damaged
+                    )
+                    optimizer.step()
+                except ValueError:
+                    refused += 1
+                    assert torch.equal(p.detach(), torch.ones(4, 128)), f"{key!r} = {value!r} is refused too late"
+    assert refused > count
 
 
 @pytest.mark.filterwarnings("ignore")

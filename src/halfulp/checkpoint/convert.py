@@ -22,7 +22,7 @@ from torch import Tensor
 from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.checkpoint.foreign import torch_layout
 from halfulp.checkpoint.match import match_groups
-from halfulp.engine.loading import check_layout
+from halfulp.engine.loading import check_layout, reading
 from halfulp.engine.master import MASTER, MasterState
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
@@ -70,14 +70,21 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     from halfulp.engine.optimizer import RuleOptimizer
 
     to = unwrap(to)
-    ours = isinstance(to, RuleOptimizer)
-    if not ours and not type(to).__module__.startswith("torch.optim"):
+    if not isinstance(to, RuleOptimizer) and not type(to).__module__.startswith("torch.optim"):
         raise ValueError(f"states are converted to halfulp and to torch.optim, not to {type(to).__module__}")
     if not isinstance(state_dict, Mapping):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
+    target: dict[str, Any] = to.state_dict()
+    with reading("the state_dict"):
+        return _converted(state_dict, to, target)
+
+
+def _converted(state_dict: Mapping[str, Any], to: torch.optim.Optimizer, target: dict[str, Any]) -> dict[str, Any]:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+    ours = isinstance(to, RuleOptimizer)
     state_dict = torch_layout(state_dict, [[p.shape for p in g["params"]] for g in to.param_groups])
     check_layout(state_dict)
-    target: dict[str, Any] = to.state_dict()
     out: dict[str, Any] = {"state": {}, "param_groups": []}
     matched = match_groups(state_dict["param_groups"], to)
     for pairs, own, group in zip(matched, target["param_groups"], to.param_groups, strict=True):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from halfulp.checkpoint.decode import SavedState, saved_states
+from halfulp.engine.loading import reading
 from halfulp.libraries.base import Codebook, Codec, Plain
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.libraries.torch_optim import NOT_AVERAGES
@@ -93,6 +94,11 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     ValueError
         No states, or some that do not fit together.
     """
+    with reading("the state_dict"):
+        return _movable(state_dict)
+
+
+def _movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     groups = {}
     for group in state_dict["param_groups"]:
         for key in group.get("params", ()):

@@ -65,7 +65,8 @@ def plain(source: bytes | IO[bytes]) -> Any:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(source):
+        bounded: Any = source if isinstance(source, bytes) else _Bounded(source)
+        for opcode, argument, _ in pickletools.genops(bounded):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.do(opcode.name, argument)
@@ -74,6 +75,20 @@ def plain(source: bytes | IO[bytes]) -> Any:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise pickle.UnpicklingError(f"damaged pickle: {error}") from error
     raise pickle.UnpicklingError("damaged pickle: it has no end")
+
+
+class _Bounded:
+    """A file that makes no room for more bytes than it has, whatever length a pickle claims for a string."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, at = file, file.tell()
+        self.end = file.seek(0, 2)
+        file.seek(at)
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes."""
+        return self.file.read(min(size, self.end - self.file.tell()))
 
 
 class _Machine:

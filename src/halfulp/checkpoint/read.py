@@ -59,13 +59,17 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
 def _read_folder(path: Path) -> Any:
     if (path / ".metadata").is_file():
         return read_dcp(path)
-    for name in TRAINER_FILES:
-        if (path / name).is_file():
-            return read_saved(path / name)
-    inner = sorted(p for p in path.iterdir() if p.is_dir() and (p / ".metadata").is_file())
-    named = [p for p in inner if "optim" in p.name] or inner
-    if named:  # the HF Trainer under FSDP keeps the optimizer in a folder of its own
-        return read_dcp(named[0])
+    inner = sorted(p for p in path.iterdir() if p.is_dir())
+    saved = [p for p in inner if (p / ".metadata").is_file()]
+    # the HF Trainer under FSDP keeps the optimizer in a folder of its own, beside that of the model
+    found = [path / name for name in TRAINER_FILES if (path / name).is_file()]
+    found = found or [p for p in saved if "optim" in p.name] or saved
+    if len(found) == 1:
+        return read_saved(found[0])
+    found = found or [p for p in inner if any((p / name).is_file() for name in TRAINER_FILES)]
+    if found:
+        names = ", ".join(p.name for p in found[:8]) + (" ..." if len(found) > 8 else "")
+        raise ValueError(f"{path} holds {len(found)} saved optimizers, {names}: name one of them")
     raise ValueError(
         f"{path} holds no optimizer: expected {', '.join(TRAINER_FILES)} (HF Trainer) or .metadata "
         "(torch.distributed.checkpoint)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from halfulp.numbers.scaling import rows_and_cols
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
-__all__ = ["bare", "check_layout", "check_values", "count", "in_order", "packed", "tensor_entries", "validate"]
+__all__ = [
+    "bare", "check_layout", "check_values", "count", "in_order", "packed", "reading", "tensor_entries", "validate",
+]  # fmt: skip
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that wrappers of a model put into the names of its parameters."""
@@ -77,6 +80,13 @@ def validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
+    with reading("the state_dict"):
+        return _validate(optimizer, state_dict)
+
+
+def _validate(
+    optimizer: RuleOptimizer, state_dict: dict[str, Any]
+) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     check_layout(state_dict)
     saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
     for saved in saved_groups:
@@ -117,6 +127,20 @@ def validate(
     return states, values
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise ``ValueError`` where saved data hold a value of another type than belongs there, whatever error it causes.
+
+    A file may hold anything, so the types of all values that it may have are not checked one by one.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{what} is damaged or of another kind: {type(error).__name__}: {error}") from error
+
+
 def check_layout(state_dict: Any) -> None:
     """Raise ``ValueError`` for what has not the layout of a state dictionary, whatever is in its states."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -144,6 +168,9 @@ def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
             f"not a state_dict of halfulp.{name}, but of torch.optim or another library: its groups lack {missing}. "
             f"Convert it: {CONVERT}"
         )
+    several = [k for k in optimizer.defaults if isinstance(v := saved.get(k), Tensor) and v.numel() != 1]
+    if several:
+        raise ValueError(f"{several[0]!r} of a group of the state_dict is a tensor of several values; {DAMAGED}")
     if missing:
         raise ValueError(f"the state_dict is of another optimizer: its groups lack {missing}, which {name} has")
 

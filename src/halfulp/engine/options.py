@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from halfulp.numbers.log import log_once
+from halfulp.rules.hyper import check_switch
 
 __all__ = ["GROUP_DEFAULTS", "NOT_GROUP", "STORAGE_KEYS", "Options", "TorchOptions", "without_torch_switches"]
 
@@ -90,6 +91,7 @@ def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]
         ``differentiable=True``.
     """
     kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "differentiable")}
+    check_switch("capturable", options.get("capturable", False))
     kept["capturable"] = bool(options.get("capturable"))
     if options.get("differentiable"):
         raise ValueError(f"halfulp.{name} does not support differentiable=True: leave it out")

@@ -19,7 +19,7 @@ from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import lanes
 from halfulp.rules.base import Rule
-from halfulp.rules.hyper import as_number, is_rate
+from halfulp.rules.hyper import as_number, check_switch, is_rate
 from halfulp.rules.slots import StateSlot
 
 __all__ = ["GroupPlan", "StatePlan", "check_options", "plan_group", "plan_states", "values_of"]
@@ -101,6 +101,8 @@ def check_options(group: Mapping[str, Any]) -> None:
     if group["param_rounding"] not in ("nearest", "stochastic"):
         raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
     check_master(group["master_weights"])
+    for switch in ("bound_update", "maximize"):
+        check_switch(switch, group[switch])
     if not isinstance(group["seed"], int):
         raise ValueError(f"seed is an integer, got {group['seed']!r}")
     if not 0 <= group["seed"] < 1 << 64:

@@ -15,6 +15,7 @@ from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.scaling import Scaling
+from halfulp.rules.hyper import check_switch
 from halfulp.rules.slots import StateSlot
 
 __all__ = ["StorageOptions", "format_specs", "fp32_reason", "slot_quantizers"]
@@ -53,6 +54,7 @@ class StorageOptions:
             raise ValueError(f"keep_fp32 is a name pattern or a list of them, got {self.keep_fp32!r}")
         if not isinstance(self.min_size, int) or self.min_size < 0:
             raise ValueError(f"min_size is a number of elements, 0 to quantize everything; got {self.min_size!r}")
+        check_switch("zero_floor", self.zero_floor)
 
 
 def slot_quantizers(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["HyperBase", "HyperParameters", "as_number", "is_rate"]
+__all__ = ["HyperBase", "HyperParameters", "as_number", "check_switch", "is_rate"]
 
 COUNTS = ("no", "one", "two", "three", "four", "five")
 
@@ -37,6 +37,12 @@ def as_number(name: str, value: Any) -> float:
         pass
     hint = " (YAML reads 1e-3 as text, 1.0e-3 as a number)" if isinstance(value, str) else ""
     raise ValueError(f"{name} must be a number or a tensor of one element, got {value!r}{hint}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless an argument is ``True`` or ``False`` (the text ``"false"`` counts as true)."""
+    if not isinstance(value, bool) and not (isinstance(value, int) and value in (0, 1)):
+        raise ValueError(f"{name} is True or False, got {value!r}")
 
 
 def is_rate(lr: Any) -> bool:
@@ -88,7 +94,9 @@ def _check(name: str, given: Any, default: Any, below_one: bool) -> None:
         right = isinstance(given, (tuple, list)) and len(given) == len(default)
         if not right or not all(0.0 <= as_number(f"each of {name}", value) < upper for value in given):
             raise ValueError(f"{name} are {COUNTS[len(default)]} {allowed}, got {given!r}")
-    elif not isinstance(default, (bool, str, NoneType)) or _is_number(given):
+    elif isinstance(default, bool):
+        check_switch(name, given)
+    elif not isinstance(default, (str, NoneType)) or _is_number(given):
         allowed = "be in [0, 1), got" if below_one else "not be negative, and finite; got"
         if not 0.0 <= as_number(name, given) < upper:
             raise ValueError(f"{name} must {allowed} {given}")
