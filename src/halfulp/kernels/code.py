@@ -101,10 +101,10 @@ def c_function(program: Program) -> str:
         value = {"float": value, "mask": f"nef({value}, setf(0.0f))", "int": f"asi({value})"}[kind]
         setup.append(f"const {C_TYPES[kind]} c{number} = {value};")
     reads_param, writes_param = program.reads("param"), program.param is not None
-    if program.reads("grad"):
-        body.append("FETCH(grad);")
+    reads = ["READ_GRAD"] if program.reads("grad") else []
     if reads_param or writes_param:
-        body += ["FETCH_TO_CHANGE(param);" if writes_param else "FETCH(param);", "const vf p = ldf(param + i);"]
+        reads.append(f"READ_PARAM({int(writes_param)})")
+        body.append("const vf p = READ(param);")
     if writes_param:
         body.append("stf(old_param + i, p);")
     for index, op in enumerate(program.ops):
@@ -132,12 +132,12 @@ def c_function(program: Program) -> str:
     loop = "MEASURE_EACH_VECTOR" if program.sums else "FOR_EACH_VECTOR"
     start = f"START({len(program.states)})" if not program.sums else f"MEASURE({len(program.states)})"
     lines = [f"static void p{program.digest}(const hu_piece *w) {{", f"    {start}", *(f"    {x}" for x in setup)]
-    return "\n".join([*lines, f"    {loop}(", *(f"        {x}" for x in body), "    )", "}"])
+    return "\n".join([*lines, f"    {loop}({' '.join(reads)},", *(f"        {x}" for x in body), "    )", "}"])
 
 
 def _c_value(name: str, args: list[str], of: float | int | None) -> str:
     if name == "grad":
-        return "ldf(grad + i)"
+        return "READ(grad)"
     if name == "state":
         return f"ldf(state[{of}] + i)"
     if name in INFIX:

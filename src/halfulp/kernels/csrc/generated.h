@@ -14,14 +14,12 @@ static void p00fa0c29567dd100(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v16 = v4 * c0;
         const vf v18 = p * c1;
         const vf v19 = v16 + v18;
@@ -63,14 +61,12 @@ static void p1453ac609e3867a1(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 - v0;
         const vf v10 = v8 * c1;
@@ -106,13 +102,11 @@ static void p1a73b339a28a4493(const hu_piece *w) {
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
     const vf c4 = setf(w->c[4]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v6 = v2 * c1;
         const vf v7 = v6 * v6;
@@ -144,14 +138,12 @@ static void p26fdfd0cb017ac11(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 + v7;
         const vf v10 = p * c1;
@@ -193,15 +185,13 @@ static void p32dcce2b6160d5ab(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v5 = v4 - v0;
         const vf v7 = v5 * c0;
         const vf v8 = v0 + v7;
@@ -242,13 +232,11 @@ static void p389e289dc9118610(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v4 = v3 - v0;
         const vf v6 = v4 * c0;
         const vf v7 = v0 + v6;
@@ -282,15 +270,13 @@ static void p3e4c42420e0298ab(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v17 = v5 * c0;
         const vf v18 = v17 - v0;
         const vf v20 = v18 * c1;
@@ -332,14 +318,12 @@ static void p5100af6eb2c8041e(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -378,14 +362,12 @@ static void p58c7692796e9c6f4(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = v3 * c0;
         const vf v7 = p * c1;
         const vf v8 = v5 + v7;
@@ -423,14 +405,12 @@ static void p5eb5fc296cc26d9d(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -464,11 +444,10 @@ static void p6f75dd84e090c0a5(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
+    MEASURE_EACH_VECTOR(READ_GRAD,
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v3 = v2 - v0;
         const vf v5 = v3 * c0;
         const vf v6 = v0 + v5;
@@ -499,13 +478,11 @@ static void p785a4b066a7d2cb7(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v7 = v6 - v0;
@@ -533,14 +510,12 @@ static void p84c7fc758eb7bd21(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v7 = v0 * c1;
         const vf v9 = v1 * c2;
@@ -574,14 +549,12 @@ static void p9d31862db63a0763(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -633,15 +606,13 @@ static void pa2932e3d5915df64(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = v4 * c0;
         const vf v7 = v6 - v0;
         const vf v9 = v7 * c1;
@@ -686,14 +657,12 @@ static void pb005fa218eb1b2a0(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v7 = v1 * c1;
         const vf v8 = sqrtv(v7);
@@ -743,15 +712,13 @@ static void pbdb6b4535ad28c0e(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = v4 * c0;
         const vf v8 = p * c1;
         const vf v9 = v6 + v8;
@@ -786,11 +753,9 @@ static void pbdb6b4535ad28c0e(const hu_piece *w) {
 
 static void pc5f07d0c178b1197(const hu_piece *w) {
     MEASURE(0)
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
-        const vf v1 = ldf(grad + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
+        const vf v1 = READ(grad);
         TERM(0, p, p);
         TERM(1, v1, v1);
     )
@@ -809,15 +774,13 @@ static void pc9cc095247dad9d7(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v17 = v5 * c0;
         const vf v19 = p * c1;
         const vf v20 = v17 + v19;
@@ -862,15 +825,13 @@ static void pcfc39c984c21a7eb(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v13 = v4 * c0;
         const vf v14 = v13 - v0;
         const vf v16 = v14 * c1;
@@ -914,15 +875,13 @@ static void pd6b4bb0a2f160db3(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v13 = v4 * c0;
         const vf v15 = p * c1;
         const vf v16 = v13 + v15;
@@ -971,12 +930,10 @@ static void pe61fbbcc8dda4b26(const hu_piece *w) {
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
     const vf c13 = setf(w->c[13]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v4 = v1 + v3;
         const vf v6 = p * c1;
@@ -1023,15 +980,13 @@ static void pf098652f354df8c2(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v21 = v5 * c0;
         const vf v22 = v21 - v0;
         const vf v24 = v22 * c1;
@@ -1075,14 +1030,12 @@ static void pf4172b202dba4639(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -1145,14 +1098,12 @@ static void p0554684c65312600(const hu_piece *w) {
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v7 = v1 * c1;
         const vf v8 = v3 * v3;
@@ -1168,12 +1119,10 @@ static void p0554684c65312600(const hu_piece *w) {
 static void p147b1173a67c3e32(const hu_piece *w) {
     START(1)
     const vf c0 = setf(w->c[0]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
         const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p - v1;
         const vf v4 = v0 + v3;
         const vf v6 = v4 * c0;
@@ -1187,13 +1136,11 @@ static void p1c9490b7e5670205(const hu_piece *w) {
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v0 - v2;
         const vf v7 = v5 * c1;
@@ -1217,14 +1164,12 @@ static void p2aba88c3c6ea299d(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -1263,15 +1208,13 @@ static void p339764f9c98813ef(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v9 = p * c1;
@@ -1315,14 +1258,12 @@ static void p39f59c03b55ddb89(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v20 = v4 * c0;
         const vf v21 = v20 - v0;
         const vf v23 = v21 * c1;
@@ -1351,12 +1292,10 @@ static void p39f59c03b55ddb89(const hu_piece *w) {
 static void p45a07f9535c5366d(const hu_piece *w) {
     START(0)
     const vf c0 = setf(w->c[0]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = v1 * c0;
         const vf v4 = p - v3;
         CHECK(v1);
@@ -1374,15 +1313,13 @@ static void p5458c3c0f48936ca(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 - v0;
         const vf v9 = v7 * c1;
@@ -1419,13 +1356,11 @@ static void p5b805886638c2f15(const hu_piece *w) {
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
     const vf c4 = setf(w->c[4]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v7 = v0 * c1;
@@ -1444,10 +1379,9 @@ static void p5b805886638c2f15(const hu_piece *w) {
 static void p665fe45a3265781e(const hu_piece *w) {
     START(1)
     const vf c0 = setf(w->c[0]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
+    FOR_EACH_VECTOR(READ_GRAD,
         const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v2 = v1 - v0;
         const vf v4 = v2 * c0;
         const vf v5 = v0 + v4;
@@ -1466,13 +1400,11 @@ static void p742616e25397afec(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = v1 * c1;
         const vf v8 = v5 * v5;
         const vf v10 = v8 * c2;
@@ -1507,13 +1439,11 @@ static void p7caa62a46235a099(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = v0 * c0;
         const vf v6 = v2 * c1;
         const vf v7 = v4 + v6;
@@ -1537,14 +1467,12 @@ static void p85d6f59d90a59e23(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = sqrtv(v1);
         const vf v8 = maxf(c1, v6);
@@ -1578,14 +1506,12 @@ static void p9d9cb5c24be60ca1(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -1613,9 +1539,8 @@ static void p9d9cb5c24be60ca1(const hu_piece *w) {
 
 static void pa3f66ea79e8ade5b(const hu_piece *w) {
     MEASURE(0)
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        const vf v0 = ldf(grad + i);
+    MEASURE_EACH_VECTOR(READ_GRAD,
+        const vf v0 = READ(grad);
         PLAIN_TERM(0, v0);
     )
 }
@@ -1624,13 +1549,11 @@ static void pb23143b6cbffa75b(const hu_piece *w) {
     START(1)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = v0 * c0;
         const vf v5 = v4 + v2;
         const vf v7 = v5 * c1;
@@ -1653,15 +1576,13 @@ static void pc149b1ab9cf791d0(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v8 = v7 - v0;
@@ -1696,11 +1617,9 @@ static void pc149b1ab9cf791d0(const hu_piece *w) {
 static void pc6968c8e41faa106(const hu_piece *w) {
     MEASURE(0)
     const vf c0 = setf(w->c[0]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
-        const vf v1 = ldf(grad + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v4 = v1 + v3;
         PLAIN_TERM(0, v4);
@@ -1713,13 +1632,11 @@ static void pccd02fea1328fa94(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v3 = v2 - v0;
         const vf v5 = v3 * c0;
         const vf v6 = v0 + v5;
@@ -1737,9 +1654,8 @@ static void pccd02fea1328fa94(const hu_piece *w) {
 
 static void pd384bbaef5be8ef8(const hu_piece *w) {
     MEASURE(0)
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        const vf v0 = ldf(grad + i);
+    MEASURE_EACH_VECTOR(READ_GRAD,
+        const vf v0 = READ(grad);
         TERM(0, v0, v0);
     )
 }
@@ -1752,13 +1668,11 @@ static void pd842b9d2ab38c68e(const hu_piece *w) {
     const vf c3 = setf(w->c[3]);
     const vf c4 = setf(w->c[4]);
     const vf c5 = setf(w->c[5]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v7 = p * c1;
@@ -1789,14 +1703,12 @@ static void pe8c572f10cab8f52(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v7 = v6 - v0;
@@ -1837,14 +1749,12 @@ static void pf0d0de06190980ee(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -1887,14 +1797,12 @@ static void pf64e8d57fdb5af8f(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -1974,14 +1882,12 @@ static void p0be2c05161ef3564(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = v3 * c0;
         const vf v6 = v5 - v0;
         const vf v8 = v6 * c1;
@@ -2019,12 +1925,10 @@ static void p157fb3cf040691a8(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v5 = v1 - setf(0x0.0p+0f);
         const vf v7 = v5 * c1;
@@ -2060,15 +1964,13 @@ static void p1e3891705edf563a(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v5 = v4 - v0;
         const vf v7 = v5 * c0;
         const vf v8 = v0 + v7;
@@ -2104,13 +2006,11 @@ static void p2fc785e7ece0b31b(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v7 = v5 * c1;
@@ -2127,12 +2027,10 @@ static void p2fc785e7ece0b31b(const hu_piece *w) {
 static void p3491918b955054a6(const hu_piece *w) {
     MEASURE(1)
     const vf c0 = setf(w->c[0]);
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
-        FETCH(param);
-        const vf p = ldf(param + i);
+    MEASURE_EACH_VECTOR(READ_GRAD READ_PARAM(0),
+        const vf p = READ(param);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v6 = v0 - v5;
@@ -2153,14 +2051,12 @@ static void p3a7d8b97671faee5(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v16 = v4 * c0;
         const vf v17 = v16 - v0;
         const vf v19 = v17 * c1;
@@ -2191,13 +2087,11 @@ static void p47a85c526c6de3da(const hu_piece *w) {
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = v0 * c0;
         const vf v6 = v2 * c1;
         const vf v7 = v4 + v6;
@@ -2224,15 +2118,13 @@ static void p54a3b5e3b386413e(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v5 = v4 - v0;
         const vf v7 = v5 * c0;
         const vf v8 = v0 + v7;
@@ -2280,14 +2172,12 @@ static void p5c82364df8fd0eb0(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -2315,15 +2205,13 @@ static void p67b0d230bc25dfba(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v9 = p * c1;
@@ -2371,14 +2259,12 @@ static void p76bac5fc0e95fd77(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v20 = v4 * c0;
         const vf v22 = p * c1;
         const vf v23 = v20 + v22;
@@ -2421,12 +2307,10 @@ static void p7d6af99a50ceaeb2(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vm v9 = nef(v1, v1);
         const vf v10 = maxf(v1, c2);
@@ -2472,12 +2356,10 @@ static void p88fa64ff811d24bd(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v4 = v1 + v3;
         const vf v6 = p * c1;
@@ -2519,15 +2401,13 @@ static void p9ee7c280db914294(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v9 = p * c1;
@@ -2568,15 +2448,13 @@ static void paf3aaadc744ceae2(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v8 = v4 * c1;
         const vf v9 = v0 + v8;
@@ -2645,14 +2523,12 @@ static void pb4555fa39eec8dc1(const hu_piece *w) {
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
     const vf c4 = setf(w->c[4]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -2685,14 +2561,12 @@ static void pc4c6148209f48c87(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -2720,10 +2594,9 @@ static void pc4c6148209f48c87(const hu_piece *w) {
 
 static void pc6c2c3d1c408eb76(const hu_piece *w) {
     MEASURE(1)
-    MEASURE_EACH_VECTOR(
-        FETCH(grad);
+    MEASURE_EACH_VECTOR(READ_GRAD,
         const vf v0 = ldf(state[0] + i);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v2 = v0 - v1;
         TERM(0, v1, v1);
         TERM(1, v2, v2);
@@ -2745,14 +2618,12 @@ static void pce7d91187b17cb51(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 + v7;
         const vf v10 = p * c1;
@@ -2795,14 +2666,12 @@ static void pd3ae63acef3cb89c(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v7 = v6 - v0;
@@ -2840,14 +2709,12 @@ static void pde458c82ce0eef36(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v4 = v3 - v0;
         const vf v6 = v4 * c0;
         const vf v7 = v0 + v6;
@@ -2878,13 +2745,11 @@ static void pea8550cc8c147c34(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v7 = p * c1;
@@ -2911,14 +2776,12 @@ static void pf229cd49bebb8a2c(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v4 = v3 - v0;
         const vf v6 = v4 * c0;
         const vf v7 = v0 + v6;
@@ -2956,14 +2819,12 @@ static void pf743363cd0414ba0(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v12 = v3 * c0;
         const vf v13 = v12 - v0;
         const vf v15 = v13 * c1;
@@ -3030,14 +2891,12 @@ static void p13515734b4fb4714(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -3073,14 +2932,12 @@ static void p18b12ec5c3c745eb(const hu_piece *w) {
     const vf c5 = setf(w->c[5]);
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -3121,14 +2978,12 @@ static void p2374e5b23f14c9f3(const hu_piece *w) {
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
     const vm c13 = nef(setf(w->c[13]), setf(0.0f));
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 + v7;
         const vf v10 = p * c1;
@@ -3175,12 +3030,10 @@ static void p31d30db970a40c10(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v4 = v1 + v3;
         const vf v6 = p * c1;
@@ -3220,15 +3073,13 @@ static void p36818c5364c5f480(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 - v0;
         const vf v9 = v7 * c1;
@@ -3272,14 +3123,12 @@ static void p3b580fdbcc1cbe5d(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v4 = v3 - v0;
         const vf v6 = v4 * c0;
         const vf v7 = v0 + v6;
@@ -3319,14 +3168,12 @@ static void p4f1c11230064343c(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vm c12 = nef(setf(w->c[12]), setf(0.0f));
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 - v0;
         const vf v10 = v8 * c1;
@@ -3364,15 +3211,13 @@ static void p58300b9d70f224b6(const hu_piece *w) {
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
     const vf c4 = setf(w->c[4]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v9 = p * c1;
@@ -3449,15 +3294,13 @@ static void p5d6a8e25072b7f21(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 + v6;
         const vf v9 = p * c1;
@@ -3535,13 +3378,11 @@ static void p697fcaeee7e5be35(const hu_piece *w) {
     const vf c1 = setf(w->c[1]);
     const vf c2 = setf(w->c[2]);
     const vf c3 = setf(w->c[3]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
-        const vf v2 = ldf(grad + i);
+        const vf v2 = READ(grad);
         const vf v4 = p * c0;
         const vf v5 = v2 + v4;
         const vf v7 = v0 * c1;
@@ -3567,14 +3408,12 @@ static void p777ccb6116c18c29(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v4 = v3 - v0;
         const vf v6 = v4 * c0;
         const vf v7 = v0 + v6;
@@ -3612,14 +3451,12 @@ static void p83e72a5a5df34b21(const hu_piece *w) {
     const vf c6 = setf(w->c[6]);
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -3659,14 +3496,12 @@ static void p8c0fc14d5f9bedde(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v12 = v3 * c0;
         const vf v14 = p * c1;
         const vf v15 = v12 + v14;
@@ -3708,14 +3543,12 @@ static void p9f8a175b76f9220c(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = v1 * c0;
         const vf v7 = v4 * v4;
         const vf v9 = v7 * c1;
@@ -3762,12 +3595,10 @@ static void paf4d3973be1747d8(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v5 = v1 - setf(0x0.0p+0f);
         const vf v7 = v5 * c1;
@@ -3805,15 +3636,13 @@ static void pbbda9ee54f43916d(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 - v0;
         const vf v9 = v7 * c1;
@@ -3898,14 +3727,12 @@ static void pc5009ba060495476(const hu_piece *w) {
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
     const vf c12 = setf(w->c[12]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -3957,15 +3784,13 @@ static void pc7c98a9cb5952802(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v21 = v5 * c0;
         const vf v23 = p * c1;
         const vf v24 = v21 + v23;
@@ -4002,12 +3827,10 @@ static void pcf2ff8c04d1b4207(const hu_piece *w) {
     START(0)
     const vf c0 = setf(w->c[0]);
     const vf c1 = setf(w->c[1]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
-        const vf v1 = ldf(grad + i);
+        const vf v1 = READ(grad);
         const vf v3 = p * c0;
         const vf v4 = v1 + v3;
         const vf v6 = v4 * c1;
@@ -4030,14 +3853,12 @@ static void pd4126250ef52578a(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;
@@ -4078,14 +3899,12 @@ static void pe585b44d203d5833(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v5 = ldf(grad + i);
+        const vf v5 = READ(grad);
         const vf v7 = p * c0;
         const vf v8 = v5 - v0;
         const vf v10 = v8 * c1;
@@ -4128,15 +3947,13 @@ static void pefe52ef28897e559(const hu_piece *w) {
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
     const vf c11 = setf(w->c[11]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
         const vf v2 = ldf(state[2] + i);
-        const vf v4 = ldf(grad + i);
+        const vf v4 = READ(grad);
         const vf v6 = p * c0;
         const vf v7 = v4 - v0;
         const vf v9 = v7 * c1;
@@ -4182,14 +3999,12 @@ static void pf3ff5bb9d559fcfb(const hu_piece *w) {
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
     const vf c10 = setf(w->c[10]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 + v5;
         const vf v8 = p * c1;
@@ -4229,14 +4044,12 @@ static void pfc7189299438f58a(const hu_piece *w) {
     const vf c7 = setf(w->c[7]);
     const vf c8 = setf(w->c[8]);
     const vf c9 = setf(w->c[9]);
-    FOR_EACH_VECTOR(
-        FETCH(grad);
-        FETCH_TO_CHANGE(param);
-        const vf p = ldf(param + i);
+    FOR_EACH_VECTOR(READ_GRAD READ_PARAM(1),
+        const vf p = READ(param);
         stf(old_param + i, p);
         const vf v0 = ldf(state[0] + i);
         const vf v1 = ldf(state[1] + i);
-        const vf v3 = ldf(grad + i);
+        const vf v3 = READ(grad);
         const vf v5 = p * c0;
         const vf v6 = v3 - v0;
         const vf v8 = v6 * c1;

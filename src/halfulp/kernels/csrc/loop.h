@@ -9,8 +9,16 @@
 #include "hash.h"
 #include "simd.h"
 
+/* Where values are read: fp32 numbers, or bfloat16 ones, with remainders of 16 or 8 bits where there are any. */
+typedef struct hu_source {
+    const float *fp32;
+    const uint16_t *bf16; /* NULL for fp32 */
+    const uint8_t *rest;  /* NULL without remainders */
+    int kind;             /* of the remainders */
+} hu_source;
+
 typedef struct hu_piece {
-    const float *grad, *param;
+    hu_source grad, param;
     float *new_param, *old_param; /* the old parameter is kept, for tiles that will have to be put back */
     float *state[HU_MAX_SLOTS];   /* updated in place */
     vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, lane by lane */
@@ -75,22 +83,56 @@ static inline void all_words(const hu_piece *w) {
                  w->streams > 1 ? w->stream[1].words : NULL);
 }
 
+/* A 16-bit remainder is the difference between the patterns of the weight and of the visible one, as a signed number; one
+ * of 8 bits is its upper half. */
+INLINE vf join(const uint16_t *visible, const void *rest, int kind) {
+    vu difference = kind == HU_MASTER_REMAINDER16 ? (vu)ldu16(rest) << 16 : (vu)ldu8(rest) << 24;
+    return asf((vi)((vu)ldu16(visible) << 16) + ((vi)difference >> 16));
+}
+
+/* The numbers of one unit as fp32, in place or written to `unit`; those AHEAD are fetched. */
+INLINE const float *unit_of(const hu_source *from, int start, float *unit, const int to_change) {
+    const int ahead = start + AHEAD;
+    if (!from->bf16) {
+        for (int line = 0; line < HU_UNIT; line += 16) __builtin_prefetch(from->fp32 + ahead + line, to_change);
+        return from->fp32 + start;
+    }
+    for (int line = 0; line < HU_UNIT; line += 32) __builtin_prefetch(from->bf16 + ahead + line, to_change);
+    if (from->rest) {
+        const int bytes = from->kind / 8;
+        for (int line = 0; line < HU_UNIT * bytes; line += 64) __builtin_prefetch(from->rest + ahead * bytes + line, 1);
+        for (int i = 0; i < HU_UNIT; i += VL)
+            stf(unit + i, join(from->bf16 + start + i, from->rest + (start + i) * bytes, from->kind));
+    } else {
+        for (int i = 0; i < HU_UNIT; i += VL) stf(unit + i, asf(ldu16(from->bf16 + start + i) << 16));
+    }
+    return unit;
+}
+
 #define START(slots) \
     enum { STATES = slots, PLACES = slots ? slots : 1 }; \
-    const float *const grad = w->grad, *const param = w->param; \
     float *const new_param = w->new_param, *const old_param = w->old_param; \
     float *state[PLACES]; \
     vi *of_state[PLACES]; \
     for (int k = 0; k < STATES; k++) state[k] = w->state[k], of_state[k] = w->largest[k]; \
-    (void)grad, (void)param, (void)new_param, (void)old_param, (void)state;
+    (void)new_param, (void)old_param, (void)state;
 
 INLINE vf signf(vf x) {
     const vf zero = setf(0.0f), one = setf(1.0f);
     return self(ltf(zero, x), one, zero) - self(ltf(x, zero), one, zero);
 }
 
+/* What a program reads of a unit. */
+#define READ_GRAD \
+    float grad_unit[HU_UNIT] __attribute__((aligned(64))); \
+    const float *const grad = unit_of(&w->grad, start, grad_unit, 0);
+#define READ_PARAM(to_change) \
+    float param_unit[HU_UNIT] __attribute__((aligned(64))); \
+    const float *const param = unit_of(&w->param, start, param_unit, to_change);
+#define READ(x) ldf(x + (i - start))
+
 /* The statements are done for each vector, elements i to i + VL. They take the largest magnitudes of new states. */
-#define FOR_EACH_VECTOR(...) \
+#define FOR_EACH_VECTOR(reads, ...) \
     const int n = w->n, streams = w->streams, together = words_in_loop(w); \
     const uint32_t *const key = w->stream[0].key; \
     const vu key0 = setu(together ? folded_key(w->element, key) : 0), key1 = setu(together ? key[1] : 0); \
@@ -99,6 +141,7 @@ INLINE vf signf(vf x) {
     vu point = weyl(w->element); \
     vi worst = seti(0); \
     for (int start = 0; start < n; start += HU_UNIT) { \
+        reads \
         vi largest[PLACES], others = seti(0); \
         for (int k = 0; k < PLACES; k++) largest[k] = seti(0); \
         for (int i = start; i < start + HU_UNIT; i += VL) { \
@@ -112,8 +155,6 @@ INLINE vf signf(vf x) {
     } \
     *w->worst = worst;
 
-#define FETCH(address) __builtin_prefetch(address + i + AHEAD)
-#define FETCH_TO_CHANGE(address) __builtin_prefetch(address + i + AHEAD, 1)
 #define CHECK(x) others = maxs(others, absi(x)) /* of a gradient: its magnitude decides, but is not kept */
 #define SAVE(k, x) stf(state[k] + i, x)
 #define LARGEST(k, x) largest[k] = maxs(largest[k], absi(x))
@@ -129,11 +170,13 @@ INLINE void plain_term(double *to, vf a) {
     memcpy(to, &x, sizeof x);
 }
 #define MEASURE(slots) \
-    const float *const grad = w->grad, *const param = w->param; \
     const float *const *const state = (const float *const *)w->state; \
-    (void)grad, (void)param, (void)state;
-#define MEASURE_EACH_VECTOR(...) \
-    for (int i = 0; i < w->n; i += VL) { __VA_ARGS__ }
+    (void)state;
+#define MEASURE_EACH_VECTOR(reads, ...) \
+    for (int start = 0; start < w->n; start += HU_UNIT) { \
+        reads \
+        for (int i = start; i < start + HU_UNIT; i += VL) { __VA_ARGS__ } \
+    }
 #define TERM(k, a, b) term(w->terms[k] + i, a, b)
 #define PLAIN_TERM(k, a) plain_term(w->terms[k] + i, a)
 

@@ -55,10 +55,13 @@ static void run_machine(const hu_piece *w) {
     vi worst = seti(0);
     for (int start = 0; start < w->n; start += HU_WIDTH) {
         const int n = w->n - start < HU_WIDTH ? w->n - start : HU_WIDTH, inputs = registers + uniforms;
-        operands[inputs] = (operand){w->grad + start, -1};
-        operands[inputs + 1] = (operand){w->param + start, -1};
+        operands[inputs] = (operand){w->grad.fp32 + start, -1};
+        operands[inputs + 1] = (operand){w->param.fp32 + start, -1};
         for (int k = 0; k < HU_MAX_SLOTS; k++) operands[inputs + 2 + k] = (operand){w->state[k] + start, -1};
-        for (int i = 0; i < n; i += 16) FETCH(w->grad + start), FETCH_TO_CHANGE(w->param + start);
+        for (int i = start; i < start + n; i += 16) {
+            __builtin_prefetch(w->grad.fp32 + i + AHEAD);
+            __builtin_prefetch(w->param.fp32 + i + AHEAD, 1);
+        }
         const int32_t *at = code + 3;
         for (int number = 0; number < instructions; number++, at += 5) {
             const operand x = operands[at[1]], y = operands[at[2]], z = operands[at[3]];
@@ -108,7 +111,7 @@ static void run_machine(const hu_piece *w) {
             case HU_SAVE_PARAM:
                 for (int i = 0; i < n; i += VL) {
                     const vf a = ldf(x.at + (i & x.mask));
-                    stf(w->old_param + start + i, ldf(w->param + start + i));
+                    stf(w->old_param + start + i, ldf(w->param.fp32 + start + i));
                     stf(w->new_param + start + i, a);
                 }
                 break;

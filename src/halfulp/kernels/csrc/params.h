@@ -32,13 +32,6 @@ static float *fp32_weights(const hu_work *w) {
     return w->param_kind == HU_FLOAT32 ? w->param : NULL;
 }
 
-/* A 16-bit remainder is the difference between the patterns of the weight and of the visible one, as a signed number; one
- * of 8 bits is its upper half. */
-INLINE vf join(const uint16_t *visible, const void *rest, int kind) {
-    vu difference = kind == HU_MASTER_REMAINDER16 ? (vu)ldu16(rest) << 16 : (vu)ldu8(rest) << 24;
-    return asf((vi)((vu)ldu16(visible) << 16) + ((vi)difference >> 16));
-}
-
 /* The fp32 weights of a parameter. */
 static const float *read_param(const hu_work *w, int64_t first, int n, float *to) {
     const float *home = fp32_weights(w);
@@ -58,6 +51,23 @@ static const float *read_param(const hu_work *w, int64_t first, int n, float *to
     }
     for (i = n; i < padded; i++) to[i] = 0.0f;
     return to;
+}
+
+/* Whether a program reads numbers of 16 bits itself: generated code does, of whole units. */
+static int reads_itself(const hu_work *w, int n) { return w->program >= 0 && n % HU_UNIT == 0; }
+
+static hu_source grad_of(const hu_work *w, int64_t first, int n, float *to) {
+    if (w->grad_kind == HU_BFLOAT16 && !w->maximize && reads_itself(w, n))
+        return (hu_source){.bf16 = (const uint16_t *)w->grad + first};
+    return (hu_source){.fp32 = read_values(w->grad, w->grad_kind, first, n, w->maximize, to)};
+}
+
+static hu_source param_of(const hu_work *w, int64_t first, int n, float *to) {
+    const int kind = (int)w->master_kind;
+    if (w->param_kind != HU_BFLOAT16 || kind == HU_MASTER_FP32 || !reads_itself(w, n))
+        return (hu_source){.fp32 = read_param(w, first, n, to)};
+    const uint8_t *rest = kind ? (const uint8_t *)w->master + first * (kind / 8) : NULL;
+    return (hu_source){.bf16 = (const uint16_t *)w->param + first, .rest = rest, .kind = kind};
 }
 
 /* Rounding of a parameter to 16 bits: torch's own cast to nearest (infinities and NaN included), or stochastic. */
@@ -96,28 +106,61 @@ INLINE vi split(vf x, vu word, int kind, int stochastic, vi *rest) {
     return seli(finite, (vi)(((vu)bits + 0x8000u) >> 16), other);
 }
 
-/* New weights in 16 bits, and their remainders where there are any: `n` of them, a multiple of HU_UNIT. */
-static void round_params(const hu_work *w, const float *x, int n, const uint32_t *words, uint16_t *to, uint8_t *rest) {
-    const int stochastic = w->param_stochastic, kind = (int)w->master_kind, bytes = kind / 8;
-    if (kind == HU_MASTER_REMAINDER8 || kind == HU_MASTER_REMAINDER16) {
-        for (int i = 0; i < n; i += 4 * VL) {
-            vi remainder[4];
-            for (int j = 0; j < 4; j++) {
-                const int at = i + j * VL;
-                vu word = stochastic ? (vu)ldi(words + at) : (vu)seti(0);
-                stu16(to + at, split(ldf(x + at), word, kind, stochastic, &remainder[j]));
-                if (kind == HU_MASTER_REMAINDER16) stu16((uint16_t *)(rest + at * bytes), remainder[j]);
-            }
-            if (kind == HU_MASTER_REMAINDER8)
-                store_bytes(rest + i, pack_bytes(remainder[0], remainder[1], remainder[2], remainder[3], 0));
+/* One vector of new weights, whatever they are: the visible ones are returned. */
+INLINE vi round_any(vf x, vu word, const int param_kind, const int kind, const int stochastic, vi *rest) {
+    if (kind != HU_MASTER_NONE && kind != HU_MASTER_FP32) return split(x, word, kind, stochastic, rest);
+    return param_kind == HU_BFLOAT16 ? round_bfloat16(x, word, stochastic) : round_float16(x, word, stochastic);
+}
+
+/* New weights in 16 bits, and their remainders where there are any: `n` of them, a multiple of HU_UNIT. Of numbers up to
+ * `plain` in magnitude, an addition to the pattern does it all. */
+INLINE void round_as(const float *x, int n, const uint32_t *words, uint16_t *to, uint8_t *rest, const int param_kind,
+                     const int kind, const int stochastic) {
+    const int remains = kind == HU_MASTER_REMAINDER8 || kind == HU_MASTER_REMAINDER16;
+    const int32_t plain = param_kind != HU_BFLOAT16 ? -1
+                          : remains                 ? (int32_t)INF_BITS - 1
+                          : stochastic              ? 0x7f7f0000
+                                                    : (int32_t)INF_BITS;
+    for (int i = 0; i < n; i += 4 * VL) {
+        vi bits[4], kept[4], remainder[4];
+        vu word[4];
+        vm other = gts(seti(0), seti(0));
+        for (int j = 0; j < 4; j++) {
+            bits[j] = asi(ldf(x + i + j * VL));
+            word[j] = stochastic ? (vu)ldi(words + i + j * VL) : setu(0);
+            other = orm(other, gts(absi(asf(bits[j])), seti(plain)));
         }
-        return;
+        if (__builtin_expect(countm(other) != 0, param_kind != HU_BFLOAT16)) {
+            for (int j = 0; j < 4; j++)
+                stu16(to + i + j * VL, round_any(asf(bits[j]), word[j], param_kind, kind, stochastic, &remainder[j]));
+        } else {
+            for (int j = 0; j < 4; j++) {
+                const vu odd = (vu)bits[j] >> (remains ? 8 : 16) & 1u;
+                const vu added = remains ? stochastic ? word[j] >> 24 : odd + 0x7fu : stochastic ? word[j] >> 16 : odd + 0x7fffu;
+                kept[j] = kind == HU_MASTER_REMAINDER16 ? bits[j] : (vi)((vu)bits[j] + added);
+                remainder[j] = kind == HU_MASTER_REMAINDER8 ? kept[j] >> 8 : kept[j];
+                if (kind == HU_MASTER_REMAINDER8) kept[j] = kept[j] & (int32_t)0xffffff00;
+                if (remains) kept[j] = (vi)((vu)kept[j] + 0x8000u);
+            }
+            store_high16(to + i, kept[0], kept[1]);
+            store_high16(to + i + 2 * VL, kept[2], kept[3]);
+        }
+        if (kind == HU_MASTER_REMAINDER16)
+            for (int j = 0; j < 4; j += 2)
+                store_high16((uint16_t *)(void *)rest + i + j * VL, remainder[j] << 16, remainder[j + 1] << 16);
+        if (kind == HU_MASTER_REMAINDER8)
+            store_bytes(rest + i, pack_bytes(remainder[0], remainder[1], remainder[2], remainder[3], 0));
     }
-    for (int i = 0; i < n; i += VL) {
-        vu word = stochastic ? (vu)ldi(words + i) : (vu)seti(0);
-        vf new = ldf(x + i);
-        stu16(to + i, w->param_kind == HU_BFLOAT16 ? round_bfloat16(new, word, stochastic) : round_float16(new, word, stochastic));
-    }
+}
+
+static void round_params(const hu_work *w, const float *x, int n, const uint32_t *words, uint16_t *to, uint8_t *rest) {
+#define AS(p, k, s) \
+    if (w->param_kind == p && (k == HU_MASTER_NONE ? !rest : w->master_kind == k) && !w->param_stochastic == !s) \
+        round_as(x, n, words, to, rest, p, k, s);
+    AS(HU_BFLOAT16, HU_MASTER_NONE, 0) AS(HU_BFLOAT16, HU_MASTER_NONE, 1) AS(HU_FLOAT16, HU_MASTER_NONE, 0)
+    AS(HU_FLOAT16, HU_MASTER_NONE, 1) AS(HU_BFLOAT16, HU_MASTER_REMAINDER8, 0) AS(HU_BFLOAT16, HU_MASTER_REMAINDER8, 1)
+    AS(HU_BFLOAT16, HU_MASTER_REMAINDER16, 0) AS(HU_BFLOAT16, HU_MASTER_REMAINDER16, 1)
+#undef AS
 }
 
 /* Whether the rule writes the new weights straight to where they belong. */
@@ -143,8 +186,8 @@ static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int 
     float *const home = fp32_weights(w) ? fp32_weights(w) + first : NULL;
     if (w->param_kind != HU_FLOAT32) {
         uint16_t *visible = (uint16_t *)w->param + first, *to = visible;
-        uint8_t *rest = (uint8_t *)w->master + first * bytes, *rest_to = rest;
-        if (any_bad || padded != n) to = (uint16_t *)t->codes, rest_to = t->codes + 2 * HU_CAP;
+        uint8_t *rest = bytes ? (uint8_t *)w->master + first * bytes : NULL, *rest_to = rest;
+        if (any_bad || padded != n) to = (uint16_t *)t->codes, rest_to = bytes ? t->codes + 2 * HU_CAP : NULL;
         round_params(w, placed ? home : t->new_param, padded, words, to, rest_to);
         if (to != visible) {
             copy_tiles(w, t, any_bad, 0, visible, to, 2, n);

@@ -30,12 +30,13 @@ static program_fn program_of(const hu_work *w) {
 }
 
 /* Mark the tiles of a piece in which the gradient or a new state is not finite; returns the elements in them. */
-static int find_bad(const hu_work *w, const hu_piece *piece, int n, scratch *t) {
+static int find_bad(const hu_work *w, int64_t first, int n, scratch *t) {
+    const float *const grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
     const int tile = w->tile < n ? (int)w->tile : n;
     int elements = 0;
     for (int start = 0; start < n; start += tile) {
         int end = n - start < tile ? n : start + tile;
-        uint32_t worst = largest_of(piece->grad, NULL, start, end);
+        uint32_t worst = largest_of(grad, NULL, start, end);
         for (int k = 0; k < w->slots; k++) {
             uint32_t of_state = largest_of(t->state[k], NULL, start, end);
             worst = of_state > worst ? of_state : worst;
@@ -57,7 +58,7 @@ static void trim(const hu_piece *piece, int slots, int n) {
         piece->largest[k][last] = largest;
         for (int u = 0; u <= last; u++) worst = maxs(worst, piece->largest[k][u]);
     }
-    for (int i = 0; i < piece->n; i += VL) worst = maxs(worst, absi(ldf(piece->grad + i)));
+    for (int i = 0; i < piece->n; i += VL) worst = maxs(worst, absi(ldf(piece->grad.fp32 + i)));
     *piece->worst = worst;
 }
 
@@ -90,8 +91,8 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         memcpy(stream->key, w->param_key, sizeof stream->key);
         stream->words = words[HU_MAX_SLOTS] = t->words[HU_MAX_SLOTS];
     }
-    piece.grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
-    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_param(w, first, n, t->param);
+    piece.grad = grad_of(w, first, n, t->grad);
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : param_of(w, first, n, t->param);
     piece.new_param = in_place(w, n) && !measure ? fp32_weights(w) + first : t->new_param;
     piece.old_param = t->param;
     t->run(&piece);
@@ -106,7 +107,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     }
     int any_bad = 0;
     if (all >= INF_BITS) {
-        any_bad = find_bad(w, &piece, n, t);
+        any_bad = find_bad(w, first, n, t);
         if (any_bad) __atomic_fetch_add(w->skipped, any_bad, __ATOMIC_RELAXED);
     }
     for (int k = 0; k < w->slots; k++) write_slot(w, k, row, col, n, t, big, any_bad, words[k]);
@@ -178,8 +179,8 @@ static void measure(const hu_work *w, int64_t unit, scratch *t) {
         for (int i = n; i < piece.n; i++) t->state[k][i] = 0.0f;
     }
     for (int k = 0; k < w->terms; k++) piece.terms[k] = t->terms[k];
-    piece.grad = read_values(w->grad, w->grad_kind, row * w->cols + col, n, w->maximize, t->grad);
-    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : read_param(w, row * w->cols + col, n, t->param);
+    piece.grad = grad_of(w, row * w->cols + col, n, t->grad);
+    piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : param_of(w, row * w->cols + col, n, t->param);
     t->run(&piece);
     const int64_t count = units(w);
     for (int k = 0; k < w->terms; k++) {
