@@ -31,17 +31,23 @@ def read(path: Path = CSV) -> list[Row]:
 
 
 def runs(folder: Path, text: str) -> list[Row]:
-    """Every run of a folder: the ladder's, and the final ones."""
+    """Every run of a folder: the ladder's, and the final ones.
+
+    Final runs of a folder with a single rate are not tuned: their stage is ``common``.
+    """
     config = ScaleConfig.from_json(read_json(folder / "config.json"))
     found = []
     files = [folder / Job(arm, stage, (), ()).name for arm in config.arms for stage in ("ladder", "own", "common")]
     for path in filter(Path.exists, files):
         result = read_json(path)
-        each = zip(result["replicas"], result["validation"], result["rows"][-1]["stalled"], strict=True)
+        stage = "common" if len(config.lrs) == 1 else result["stage"]
+        late = result["rows"][len(result["rows"]) // 2 :]
+        means = [sum(each) / len(late) for each in zip(*(row["stalled"] for row in late), strict=True)]
+        each = zip(result["replicas"], result["validation"], means, strict=True)
         for (seed, lr), loss, stalled in each:
             values = (
                 config.format, config.factor, config.regime, config.architecture, config.hidden, text,
-                result["arm"], result["stage"], result["period"] or "", seed, f"{lr:g}",
+                result["arm"], stage, result["period"] or "", seed, f"{lr:g}",
                 "" if loss is None else f"{loss:.5f}", f"{stalled:.4f}",
             )  # fmt: skip
             found.append(dict(zip(COLUMNS, map(str, values), strict=True)))
@@ -49,12 +55,21 @@ def runs(folder: Path, text: str) -> list[Row]:
 
 
 def gap(rows: list[Row], arm: str, stage: str) -> Interval | None:
-    """Loss of an arm less fp32's with the same seed, over the seeds that both have."""
-    losses = [
-        {row["seed"]: float(row["loss"]) for row in rows if (row["arm"], row["stage"]) == key and row["loss"]}
-        for key in ((arm, stage), ("fp32", "own"))
-    ]
-    return Interval.of([losses[0][seed] - losses[1][seed] for seed in losses[0] if seed in losses[1]])
+    """Loss of an arm less fp32's with the same seed, over the seeds that both have.
+
+    At its own rate an arm is compared with fp32 at fp32's best rate, else with fp32 at the same rate.
+    """
+    mine = final(rows, arm, stage)
+    base = final(rows, "fp32", "own") or final(rows, "fp32", "common")
+    losses = {row["seed"]: float(row["loss"]) for row in base if row["loss"]}
+    same = stage == "own" or not mine or mine[0]["lr"] == base[0]["lr"]
+    pairs = [(float(row["loss"]), losses[row["seed"]]) for row in mine if row["loss"] and row["seed"] in losses]
+    return Interval.of([x - y for x, y in pairs]) if same else None
+
+
+def final(rows: list[Row], arm: str, stage: str) -> list[Row]:
+    """Final runs of an arm, at its own rate or at fp32's."""
+    return [row for row in rows if (row["arm"], row["stage"]) == (arm, stage)]
 
 
 def by_rate(rows: list[Row]) -> list[str]:
@@ -75,21 +90,22 @@ def by_rate(rows: list[Row]) -> list[str]:
 
 def differences(rows: list[Row]) -> list[str]:
     """Losses less fp32's of one experiment as lines of a Markdown table."""
-    arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] == "own" and row["arm"] != "fp32"))
-    base = [row for row in rows if (row["arm"], row["stage"]) == ("fp32", "own")]
-    rate = base[0]["lr"]
-    columns = ("seeds", "reset every", "rate", "at its own rate", f"at fp32's, {rate}", "stalled", "published")
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] != "ladder" and row["arm"] != "fp32"))
+    rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
+    columns = ("seeds", "reset every", "own rate", "at its own rate", f"at fp32's, {rate}", "stalled", "published")
     lines = [
         f"| {' | '.join((title(rows[0]), *columns))} |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in arms:
-        own = [row for row in rows if (row["arm"], row["stage"]) == (arm, "own")]
-        other = gap(rows, arm, "own" if own[0]["lr"] == base[0]["lr"] else "common")
+        own, common = final(rows, arm, "own"), final(rows, arm, "common")
+        tuned = own[0]["lr"] if own else "-"
+        other = gap(rows, arm, "own" if tuned == rate else "common")
         known = PUBLISHED[rows[0]["format"]].get("nearest + reset (published)" if arm == "nearest + reset" else arm)
-        stalled = sum(float(row["stalled"]) for row in own) / len(own)
+        some = own or common
+        stalled = sum(float(row["stalled"]) for row in some) / len(some)
         cells = (
-            arm, str(len(own)), own[0]["reset_every"], own[0]["lr"], signed(gap(rows, arm, "own")), signed(other),
+            arm, str(len(some)), some[0]["reset_every"], tuned, signed(gap(rows, arm, "own")), signed(other),
             f"{stalled:.1%}", "" if known is None else f"{known:+.3f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -110,9 +126,23 @@ def tables(rows: list[Row]) -> list[str]:
     for key in keys:
         mine = [row for row in rows if tuple(row[k] for k in EXPERIMENT) == key]
         stages = {row["stage"] for row in mine if row["arm"] != "fp32"}
-        for stage, make in (("own", differences), ("ladder", by_rate)):
-            lines += [*make(mine), ""] if stage in stages else []
+        lines += [*differences(mine), ""] if stages & {"own", "common"} else []
+        lines += [*by_rate(mine), ""] if "ladder" in stages else []
     return lines
+
+
+def merged(rows: list[Row], new: list[Row]) -> list[Row]:
+    """Rows with those of a folder in the place of the same experiment's, arm by arm and stage by stage.
+
+    Runs at a common rate that is the arm's own are not listed twice.
+    """
+    what = (*EXPERIMENT, "arm", "stage")
+    again = {tuple(row[k] for k in what) for row in new}
+    both = [row for row in rows if tuple(row[k] for k in what) not in again] + new
+    tuned = {tuple(row[k] for k in (*EXPERIMENT, "arm", "lr")) for row in both if row["stage"] == "own"}
+    both = [r for r in both if r["stage"] != "common" or tuple(r[k] for k in (*EXPERIMENT, "arm", "lr")) not in tuned]
+    order = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in both))
+    return sorted(both, key=lambda row: order.index(tuple(row[k] for k in EXPERIMENT)))
 
 
 def main() -> None:
@@ -123,8 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = read()
     for folder in arguments.folders:
-        new = runs(folder, arguments.text)
-        rows = [row for row in rows if any(row[k] != new[0][k] for k in EXPERIMENT)] + new
+        rows = merged(rows, runs(folder, arguments.text))
     if arguments.folders:
         with CSV.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -18,9 +18,10 @@ over that of the plan, both plus 1. In brackets what the criterion would plan, a
 none or resets of an exact state gain as much.
 
 ``--stochastic`` checks by brute force whether a second moment in powers of two gains from resets under stochastic
-rounding at 0.9999 (four groups of coordinates give the standard error).
+rounding at 0.9999 (four groups of coordinates give the standard error), and ``--uint4`` whether one in uint4 does, in
+blocks of 128 as the library stores them.
 
-Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks | --gains | --stochastic]
+Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks | --gains | --stochastic | --uint4]
        OMP_NUM_THREADS=1 python benchmarks/theory_planner.py --time
 """
 
@@ -169,6 +170,51 @@ def stochastic_gain(n: int) -> None:
             )
 
 
+def uint4_gain(n: int) -> None:
+    """uint4 under stochastic rounding at 0.9999: the planned period and none, and an exact state's cost."""
+    import torch
+
+    from halfulp.numbers.quantizer import Quantizer
+
+    torch.set_num_threads(1)
+    beta1, beta2, steps = 0.9, 0.9999, 60_000
+    period = plan_reset("uint4", beta=beta2, rounding="stochastic").period
+    assert period is not None
+    quantizer = Quantizer(get_format("uint4", signed=False), rounding="stochastic", zero_floor=True)
+    print(f"cost with resets every {period} steps and without, and the difference (standard error)")
+    for drift in (0.0, 0.025, 0.1):
+        generator = torch.Generator().manual_seed(0)
+        scale = torch.exp2(torch.rand(n // 128, 1, generator=generator).expand(-1, 128).clone())
+        fall = math.exp(-drift * (1 - beta2))
+        m = torch.zeros(n // 128, 128)
+        for _ in range(300):
+            m = beta1 * m + (1 - beta1) * scale * torch.randn(m.shape, generator=generator)
+        young, states = torch.zeros_like(m), {"uint4": torch.zeros_like(m), "exact": torch.zeros_like(m)}
+        total = {how: torch.zeros(n // 128, dtype=torch.float64) for how in states}
+        at_period = {}
+        for t in range(1, steps + 1):
+            scale *= fall
+            g = scale * torch.randn(m.shape, generator=generator)
+            m, young = (beta1 * x + (1 - beta1) * g for x in (m, young))
+            for how, v in states.items():
+                new = beta2 * v + (1 - beta2) * g * g
+                update = young / (1 - beta1**t) / (new / (1 - beta2**t)).sqrt().clamp_min(1e-15)
+                total[how] += ((update - m / scale) ** 2).mean(1) * (1 + beta1) / (1 - beta1)
+                if how == "uint4":
+                    words = torch.randint(0, 1 << 32, new.shape, generator=generator)
+                    new = quantizer.dequantize(*quantizer.quantize(new, words), new.shape)
+                states[how] = new
+            if t == period:
+                at_period = {how: x / t for how, x in total.items()}
+        for how, x in total.items():
+            apart = x / steps - at_period[how]
+            print(
+                f"{drift:6g} {how:10} {at_period[how].mean():8.5f} {x.mean() / steps:8.5f} {apart.mean():+8.5f} "
+                f"({apart.std() / len(apart) ** 0.5:.5f})",
+                flush=True,
+            )
+
+
 def time_plans() -> None:
     print(f"{'':16}" + "".join(f"{beta:>14g}" for beta in TIMED_BETAS))
     worst = 0.0
@@ -205,13 +251,14 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="processor time of a plan")
     parser.add_argument("--gains", action="store_true", help="plans of every format, beta and rounding")
     parser.add_argument("--stochastic", action="store_true", help="powers of two under stochastic rounding at 0.9999")
+    parser.add_argument("--uint4", action="store_true", help="uint4 under stochastic rounding at 0.9999")
     args = parser.parse_args()
     for chosen, run in ((args.time, time_plans), (args.blocks, compare_with_blocks), (args.gains, gains)):
         if chosen:
             run()
             return
-    if args.stochastic:
-        stochastic_gain(args.coordinates)
+    if args.stochastic or args.uint4:
+        (stochastic_gain if args.stochastic else uint4_gain)(args.coordinates)
         return
     print(
         f"{'format':14} {'beta1':>5} {'beta2':>6} {'plan':>6} {'best':>6} "

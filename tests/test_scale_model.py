@@ -19,7 +19,7 @@ from halfulp.lab.files import write_json
 from halfulp.lab.replicas import Replicas, round_fraction_
 from halfulp.lab.scale import Job, ScaleConfig, best_rate, finals, gradient_scale, ladder, learning_rate, train_job
 from halfulp.lab.scale_arms import ARMS, period_of
-from halfulp.lab.scale_report import load_scale_model, write_scale_report
+from halfulp.lab.scale_report import load_scale_model, paired, write_scale_report
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 from halfulp.theory.similitude import scale_model
@@ -165,6 +165,19 @@ def test_every_arm_trains(name: str, tokens: Path) -> None:
     assert [0 < s < 1 for s in stalled] == [rounded] * 2
 
 
+def test_a_state_that_was_just_reset_is_compared_bias_corrected() -> None:
+    runs = _replicas([1, 2], [1e-3] * 2)
+    watch = scale._Watch(runs)
+    for step in range(12):
+        if step == 10:
+            runs.reset(tuple(runs.groups))
+        runs.grads.fill_(0.1)  # of a constant square every average is the same, at any age
+        watch.follow(True)
+        runs.step(1.0)
+        watch.record(torch.zeros(2))
+    assert [row["ratio"] for row in watch.rows] == [pytest.approx([1.0, 1.0], rel=1e-5)] * 12
+
+
 @pytest.mark.parametrize("regime", ["constant", "falling", "jumping"])
 def test_regimes(regime: str) -> None:
     config = dataclasses.replace(TINY, regime=regime)
@@ -222,6 +235,14 @@ def test_command_resumes_and_writes_its_page(tmp_path: Path, tokens: Path) -> No
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_arm_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("halfulp.cli.scale_model.run_scale", lambda given, *others: asked.append(given))
+    done = CliRunner().invoke(app, ["compare", "--scale-model", "8", "--arms", "all", "--seeds", "8"])
+    assert done.exit_code == 0, done.output
+    assert asked == [{"arms": tuple(ARMS), "seeds": 8, "factor": 8}]
+
+
 def test_one_rate_needs_no_ladder(tokens: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, lrs=(3e-3,), arms=("fp32", "nearest"))
     assert ladder(config) == []
@@ -232,7 +253,10 @@ def test_one_rate_needs_no_ladder(tokens: Path, tmp_path: Path) -> None:
     for job in jobs:
         write_json(tmp_path / job.name, train_job(config, job, Tokens(tokens, config.context)))
     results = load_scale_model(tmp_path)
-    assert results.arms[1].own == results.arms[1].common
+    fp32, nearest = results.arms
+    assert nearest.own == nearest.common == paired(nearest.final, fp32.final)
+    assert fp32.own is None
+    assert 0 < nearest.late_stalled < 1
     assert "Loss against rate" not in write_scale_report(tmp_path).read_text()
 
 

@@ -75,7 +75,7 @@ class ScaleConfig:
     factor: int = 8
     arms: tuple[str, ...] = DEFAULT_ARMS
     lrs: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
-    seeds: int = 8
+    seeds: int = 6
     tuning_seeds: int = 1
     regime: str = "constant"
     clip: float | None = None
@@ -201,12 +201,20 @@ class _Watch:
         self.before = self.stored.clone() if measured else None
 
     def record(self, losses: Tensor) -> None:
-        """After a measured step: stalled fraction, and mean stored value over the mean of the shadow."""
+        """After a measured step: stalled fraction, and mean stored value over the mean of the shadow.
+
+        Both means are of bias-corrected values, as the update takes them: a state that was just reset is not small.
+        """
         assert self.before is not None
-        grads, stored = self.runs.grads[:, self.watched], self.stored
-        update = Update(self.before, stored, successor(self.runs.betas[1], self.before, grads * grads))
+        beta2, grads, stored = self.runs.betas[1], self.runs.grads[:, self.watched], self.stored
+        update = Update(self.before, stored, successor(beta2, self.before, grads * grads))
         stalled = update.lost.sum(1) / update.due.sum(1).clamp_min(1)
-        ratio = stored.double().sum(1) / self.shadow.double().sum(1).clamp_min(1e-300)
+        corrected = torch.zeros(self.runs.count, dtype=torch.float64)
+        for group, span in self.runs.groups.items():
+            if group != "norms":
+                corrected += stored[:, span].double().sum(1) / (1 - beta2 ** self.runs.ages[group]["exp_avg_sq"])
+        exact = self.shadow.double().sum(1) / (1 - beta2**self.runs.steps)
+        ratio = corrected / exact.clamp_min(1e-300)
         self.rows.append(
             {
                 "step": self.runs.steps,

@@ -41,13 +41,16 @@ class ScaleArmResult:
         Its ladder: validation loss at each rate, NaN where a run diverged.
     own_rate
         The best of them.
+    final
+        Validation loss of each seed at the own rate, of runs that did not diverge.
     own, common
         Validation loss less fp32's at its best rate, seed by seed: of the arm at its own best rate, and at fp32's.
+        ``None`` for fp32 itself.
     diverged
         Final runs that diverged.
     shares, stalled, ratio
         Over the final runs at the own rate, by share of the run: mean stalled fraction of the second moment, and mean
-        stored value over fp32's.
+        stored value over fp32's, both bias-corrected.
     """
 
     name: str
@@ -55,12 +58,18 @@ class ScaleArmResult:
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     own_rate: float
+    final: dict[int, float]
     own: Interval | None
     common: Interval | None
     diverged: int
     shares: tuple[float, ...]
     stalled: tuple[float, ...]
     ratio: tuple[float, ...]
+
+    @property
+    def late_stalled(self) -> float:
+        """Mean stalled fraction over the second half of the run."""
+        return float(np.mean([s for x, s in zip(self.shares, self.stalled, strict=True) if x > 0.5]))
 
     @property
     def css(self) -> str:
@@ -107,25 +116,31 @@ def load_scale_model(folder: Path) -> ScaleResults:
     own, common = (load_results(folder, jobs, stage) for stage in ("own", "common"))
     if "fp32" not in own:
         raise ValueError(f"{folder} has no final runs of fp32 yet; continue it with --resume {folder}")
-    rates, base = own_rates(config, ladders), _by_seed(own["fp32"])
+    rates, base = own_rates(config, ladders), _converged(own["fp32"])
     arms = tuple(
         _arm(ladders.get(name), own[name], own[name] if rates[name] == rates["fp32"] else common.get(name), base)
         for name in config.arms
         if name in own
     )
-    whole = Interval.of([loss for loss in base.values() if loss is not None])
+    whole = Interval.of(list(base.values()))
     if whole is None:
         raise ValueError(f"every final run of fp32 in {folder} diverged: give smaller rates by --lr")
     return ScaleResults(config, arms, rates["fp32"], whole)
 
 
-def _by_seed(result: dict[str, Any]) -> dict[int, float | None]:
-    """Validation loss of each seed of a job with one rate."""
-    return {seed: loss for (seed, _), loss in zip(result["replicas"], result["validation"], strict=True)}
+def _converged(result: dict[str, Any]) -> dict[int, float]:
+    """Validation loss by seed of a job with one rate, without the runs that diverged."""
+    each = zip(result["replicas"], result["validation"], strict=True)
+    return {seed: loss for (seed, _), loss in each if loss is not None}
+
+
+def paired(losses: dict[int, float], others: dict[int, float]) -> Interval | None:
+    """Interval of the first less the second, over the seeds that both have."""
+    return Interval.of([loss - others[seed] for seed, loss in losses.items() if seed in others])
 
 
 def _arm(
-    climbed: dict[str, Any] | None, own: dict[str, Any], common: dict[str, Any] | None, base: dict[int, float | None]
+    climbed: dict[str, Any] | None, own: dict[str, Any], common: dict[str, Any] | None, base: dict[int, float]
 ) -> ScaleArmResult:
     losses: dict[float, list[float]] = {}
     tried = own if climbed is None else climbed
@@ -133,15 +148,16 @@ def _arm(
         losses.setdefault(lr, []).append(float("nan") if loss is None else loss)
 
     def against(result: dict[str, Any] | None) -> Interval | None:
-        gaps = [(loss, base[seed]) for seed, loss in ({} if result is None else _by_seed(result)).items()]
-        return Interval.of([x - y for x, y in gaps if x is not None and y is not None])
+        if result is None or own["arm"] == "fp32":
+            return None
+        return paired(_converged(result), base)
 
     finals = [own] if common is None or common is own else [own, common]
     last = own["rows"][-1]["step"]
     mean = {k: tuple(float(np.mean(row[k])) for row in own["rows"]) for k in ("stalled", "ratio")}
     return ScaleArmResult(
         own["arm"], own["period"], tuple(losses), tuple(float(np.mean(x)) for x in losses.values()),
-        own["replicas"][0][1], against(own), against(common),
+        own["replicas"][0][1], _converged(own), against(own), against(common),
         sum(x is None for one in finals for x in one["validation"]), tuple(row["step"] / last for row in own["rows"]),
         mean["stalled"], mean["ratio"],
     )  # fmt: skip
@@ -167,7 +183,11 @@ def sentences(results: ScaleResults) -> list[str]:
             other = arms.get(name)
             if sure and other is not None and other.own is not None:
                 share = 1 - max(other.own.mean, 0.0) / nearest.own.mean
-                said.append(f"{name.capitalize()}: {signed(other.own)} nats; {share:.0%} of the loss is recovered.")
+                less = signed(paired(nearest.final, other.final)).removeprefix("+")
+                said.append(
+                    f"{name.capitalize()} costs {signed(other.own)} nats. It ends {less} below nearest rounding: "
+                    f"{share:.0%} of the loss is recovered."
+                )
     edges = (min(results.config.lrs), max(results.config.lrs))
     at_edge = [f"{a.name} ({a.own_rate:g})" for a in results.arms if edges[0] < edges[1] and a.own_rate in edges]
     if at_edge:
@@ -255,7 +275,7 @@ def write_scale_report(folder: Path, console: Console | None = None) -> Path:
             known = results.published(arm.name)
             table.add_row(
                 arm.name, str(arm.period or "-"), f"{arm.own_rate:g}", signed(arm.own), signed(arm.common),
-                f"{arm.stalled[-1]:.1%}", "-" if known is None else f"{known:+.3f}",
+                f"{arm.late_stalled:.1%}", "-" if known is None else f"{known:+.3f}",
             )  # fmt: skip
         print_table(console, table, drop=("reset every", "published"))
         console.print()

@@ -4,13 +4,13 @@ A reset wipes out what rounding has done to a second moment, at the price of a f
 chain's law through a cycle and takes the period ``K`` at which the mean error of Adam's update over a cycle
 (:mod:`halfulp.theory.cost`) is least. Since the gradient's scale falls in training at a rate that is not known, it
 takes the ``K`` whose cost is least above the best possible one in the worst of a few drifts:
-``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon, and where no reset costs no more
-than that plan, as far as the criterion can tell:
+``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon, and where the plan gains nothing
+that is worth a reset:
 
 - A reset is to undo what rounding did. What a state in full precision would gain from it as well (it forgets an old
   scale, if that falls) is not to its credit.
-- Since the drift is not known, a plan costs up to its own regret more than the best one, and costs are known but for
-  what the criterion neglects (:func:`~halfulp.theory.cost.neglected`). No reset has to cost more than both together.
+- Costs are known but for what the criterion neglects (:func:`~halfulp.theory.cost.neglected`). What is gained has to be
+  more than that, and more than :data:`WORTH`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ Criterion = Literal["total", "residual"]
 
 DRIFTS = (0.0, 0.025, 0.1)
 """E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` that a plan has to stand."""
+WORTH = 0.01
+"""Share of the least error that resets have to save."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,10 +167,10 @@ def _decide(
         return replace(plan, why=why)
     exact = weigh([exact_parts(law, beta1, horizon) for law in laws])
     by_rounding = replace(plan, costs=costs + np.maximum(exact[:, -1:] - exact, 0.0))
-    never, margin = by_rounding.regret[-1], neglected(beta1, laws[0].beta)
-    if never <= 2 * by_rounding.regret[best] + margin:
-        reason = "what is gained is within what not knowing the gradient's drift costs"
-        if plan.regret[-1] > 2 * plan.regret[best] + margin:
+    never, least = by_rounding.regret[-1], max(neglected(beta1, laws[0].beta), WORTH)
+    if never <= by_rounding.regret[best] + least:
+        reason = "what is gained is less than the criterion can tell, or than a reset is worth"
+        if plan.regret[-1] > plan.regret[best] + least:
             reason = "what is gained, a state that is not rounded would gain too while the gradient's scale falls"
         why = (
             f"Never: with a reset every {best + 1} steps the update's mean squared error would be {_span(low)} of the "
