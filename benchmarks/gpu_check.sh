@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu_check.sh [FOLDER]               on a machine with an NVIDIA GPU; about ten minutes
 #   bash benchmarks/gpu_check.sh --dry-run [FOLDER]     a few cases in Triton's interpreter, to test the script
 #
-# FOLDER (gpu_check by default) gets a log for each section, the figures as CSV, and results.json; a table is printed.
+# FOLDER (gpu_check by default) gets a log for each section, the figures as CSV and JSON, and results.json, which says
+# what became of each section; a table is printed.
 # The status is 1 if a section failed or ran out of time.
 set -u
 cd "$(dirname "$0")/.."
@@ -36,14 +37,20 @@ pytest=("$python" -m pytest -q -p no:cacheprovider)
 if [ $dry -eq 1 ]; then
     export TRITON_INTERPRET=1
     section bits 300 "${pytest[@]}" tests/test_kernels_triton.py -k "short_rows or reasons"
-    section step_float32 300 "$python" benchmarks/step_gpu.py --dry-run --csv "$out/step_float32.csv"
+    for dtype in float32 bfloat16; do
+        section step_$dtype 300 "$python" benchmarks/step_gpu.py --dry-run --dtype $dtype --csv "$out/step_$dtype.csv"
+    done
+    section offload 300 "$python" benchmarks/gpu_offload.py --dry-run --json "$out/offload.json"
+    section train 300 "$python" benchmarks/gpu_train.py --dry-run --json "$out/train.json"
 else
     export TRITON_INTERPRET=0 HALFULP_EVERY_CASE=1
-    section bits 240 "${pytest[@]}" tests/test_kernels_triton.py
-    section sums 60 "${pytest[@]}" tests/test_triton_sums.py
     section device 60 "${pytest[@]}" tests/test_gpu.py
-    section step_float32 120 "$python" benchmarks/step_gpu.py --csv "$out/step_float32.csv"
-    section step_bfloat16 120 "$python" benchmarks/step_gpu.py --dtype bfloat16 --csv "$out/step_bfloat16.csv"
+    section sums 60 "${pytest[@]}" tests/test_triton_sums.py
+    section bits 150 "${pytest[@]}" tests/test_kernels_triton.py
+    section step_float32 75 "$python" benchmarks/step_gpu.py --csv "$out/step_float32.csv"
+    section step_bfloat16 75 "$python" benchmarks/step_gpu.py --dtype bfloat16 --csv "$out/step_bfloat16.csv"
+    section offload 40 "$python" benchmarks/gpu_offload.py --json "$out/offload.json"
+    section train 140 "$python" benchmarks/gpu_train.py --seconds 120 --steps 200 --json "$out/train.json"
 fi
 sed -e '1s/^/[/' -e '$!s/$/,/' -e '$s/$/]/' "$out/results.jsonl" >"$out/results.json"
 printf '%-16s %-12s %8s %8s\n' section result seconds limit

@@ -1,6 +1,6 @@
 """One optimizer step on a GPU, ours against the peers that are installed, as ratios of interleaved CUDA-event times.
 
-Needs an NVIDIA GPU; peers: ``pip install torchao bitsandbytes flashoptim``. Check the bits first:
+Needs a GPU; peers: ``pip install torchao bitsandbytes flashoptim torch-optimi heavyball``. Check the bits first:
 ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py``.
 
     python benchmarks/step_gpu.py
@@ -8,9 +8,14 @@ Needs an NVIDIA GPU; peers: ``pip install torchao bitsandbytes flashoptim``. Che
     python benchmarks/step_gpu.py --dry-run            walks through the script on the CPU; its figures mean nothing
 
 In every round each optimizer makes one step on parameters of its own, in turn; a ratio is taken inside its round,
-against torch's fused AdamW. The table shows the 20th, 50th and 80th percentile of the ratios, the first step
-(compilation included), the bytes of state a parameter, and the memory that a step takes beside what stays. A pair of
-events includes the host's time where the GPU waits for it, as in training.
+against torch's fused AdamW. The table shows the 20th, 50th and 80th percentile of the ratios, the wall clock of a whole
+step from an idle GPU to an idle GPU, the first step (compilation included), the bytes of state a parameter, and the
+memory that a step takes beside what stays. A pair of events includes the host's time where the GPU waits for it, as in
+training.
+
+For ours it also shows the bandwidth that the step's bytes reach, as a share of a large copy's that is measured first,
+and the time that ``gpu_model.py`` predicts from bytes and instructions: a measured step that is far from it says that
+the model is wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import argparse
 import csv
 import gc
 import importlib.metadata
+import math
 import os
 import statistics
 import sys
@@ -26,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gpu_model
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -35,13 +42,21 @@ from halfulp.numbers.formats import FRIENDLY
 
 Factory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 BASE = "torch fused"
-WORKLOADS = {
+GPT2 = [(50304, 768), (1024, 768), *[(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12, *[(768,)] * 25]
+"""Of 124 million parameters; biases of the matrices are left out."""
+LLAMA = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), *[(14336, 4096)] * 2, (4096, 14336), (4096,), (4096,)]
+"""A layer of Llama 3 8B."""
+WORKLOADS: dict[str, list[tuple[int, ...]]] = {
     "2^20": [(1 << 10, 1 << 10)],
     "2^24": [(1 << 12, 1 << 12)],
     "2^26": [(1 << 13, 1 << 13)],
+    "2^28": [(1 << 14, 1 << 14)],
+    "32 x 4096": [(64, 64)] * 32,
     "1000 x 4096": [(64, 64)] * 1000,
+    "GPT-2 124M": GPT2,
+    "Llama-8B layer": LLAMA,
 }
-SMALL = {"2^10": [(1 << 5, 1 << 5)], "8 x 4096": [(64, 64)] * 8}
+SMALL: dict[str, list[tuple[int, ...]]] = {"2^10": [(1 << 5, 1 << 5)], "8 x 4096": [(64, 64)] * 8}
 HYPER = {"lr": 1e-3, "weight_decay": 0.1}
 
 
@@ -59,12 +74,13 @@ def arms(dtype: torch.dtype) -> dict[str, Factory]:
         found[f"halfulp {state}"] = ours(state=state)
     found["halfulp 8bit nearest"] = ours(state="8bit", rounding="nearest")
     if dtype != torch.float32:
-        found["halfulp 8bit, parameters stochastic"] = ours(state="8bit", param_rounding="stochastic")
+        for kind in ("remainder8", "remainder16", "fp32"):
+            found[f"halfulp 8bit {kind}"] = ours(state="8bit", master_weights=kind)
     return {**found, **peers()}
 
 
 def peers() -> dict[str, Factory]:
-    """Of torchao, bitsandbytes and FlashOptim, those that are installed."""
+    """Of torchao, bitsandbytes, FlashOptim, optimi, HeavyBall and Transformer Engine, those that are installed."""
     found: dict[str, Factory] = {}
     try:
         from torchao.optim import AdamW4bit, AdamW8bit, AdamWFp8
@@ -84,6 +100,24 @@ def peers() -> dict[str, Factory]:
         from flashoptim import FlashAdamW
 
         found["FlashOptim 8-bit"] = lambda params: FlashAdamW(params, **HYPER, master_weight_bits=None)
+    except ImportError:
+        pass
+    try:
+        from optimi import AdamW as OptimiAdamW
+
+        found["optimi"] = lambda params: OptimiAdamW(params, **HYPER)
+    except ImportError:
+        pass
+    try:
+        from heavyball import ForeachAdamW
+
+        found["HeavyBall"] = lambda params: ForeachAdamW(params, **HYPER)
+    except ImportError:
+        pass
+    try:
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        found["Transformer Engine"] = lambda params: FusedAdam(params, **HYPER)
     except ImportError:
         pass
     return found
@@ -123,6 +157,14 @@ class Arm:
         end.synchronize()
         return start.elapsed_time(end)
 
+    def wall(self) -> float:
+        """Milliseconds of a whole step, from an idle GPU to an idle GPU."""
+        self.wait()
+        begin = time.perf_counter()
+        self.optimizer.step()
+        self.wait()
+        return (time.perf_counter() - begin) * 1e3
+
     def extra_bytes(self) -> int:
         """Memory that a step takes for itself."""
         if self.device != "cuda":
@@ -159,8 +201,40 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[round(share * (len(ordered) - 1))]
 
 
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy of half a gigabyte reads and writes."""
+    if device != "cuda":
+        return 1e10
+    source = torch.empty(1 << 28, dtype=torch.bfloat16, device=device)
+    target, times = torch.empty_like(source), []
+    for _ in range(7):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return 2 * source.numel() * 2 / statistics.median(times)
+
+
+def predicted(arm: str, dtype: torch.dtype, elements: int, ms: float, device: str, copy: float) -> dict[str, object]:
+    """Share of the copy's bandwidth that a step of ours reached, and the time that the model has for it."""
+    storage = arm.removeprefix("halfulp ")
+    if dtype != torch.float32 and storage == "8bit":
+        storage = "8bit stochastic"
+    elif dtype != torch.float32 and "remainder" not in storage:
+        return {}
+    gpu = gpu_model.present(copy) if device == "cuda" else gpu_model.Gpu("sm_90", copy / gpu_model.REACHED, 1, 1e9)
+    code = gpu_model.read_code().get((gpu.target, storage))
+    if arm == storage or code is None:
+        return {}
+    seconds, bound = gpu_model.seconds(code, gpu, elements)
+    reached = elements * code.bytes / (ms / 1e3) / copy
+    return {"of copy": reached, "predicted ms": 1e3 * seconds, "bound": bound}
+
+
 def measure(
-    name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str, rounds: int
+    name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str, rounds: int, copy: float
 ) -> list[dict[str, object]]:
     """One line for each optimizer, over one list of tensors."""
     running: dict[str, Arm] = {}
@@ -181,11 +255,14 @@ def measure(
             times[arm].append(arm_running.milliseconds())
     for arm, arm_running in running.items():
         ratios = [t / base for t, base in zip(times[arm], times[BASE], strict=True)]
+        ms, elements = statistics.median(times[arm]), sum(p.numel() for p in arm_running.params)
         rows.append(
             {
                 "workload": name,
                 "optimizer": arm,
-                "ms": statistics.median(times[arm]),
+                "ms": ms,
+                "wall ms": statistics.median(arm_running.wall() for _ in range(min(rounds, 9))),
+                **predicted(arm, dtype, elements, ms, device, copy),
                 **{f"ratio p{round(100 * q)}": percentile(ratios, q) for q in (0.2, 0.5, 0.8)},
                 "first ms": arm_running.first,
                 "state B/param": arm_running.state_bytes(),
@@ -198,7 +275,8 @@ def measure(
 
 
 COLUMNS = {
-    "workload": "", "optimizer": "", "ms": ".3f", "ratio p20": ".3f", "ratio p50": ".3f", "ratio p80": ".3f",
+    "workload": "", "optimizer": "", "ms": ".3f", "wall ms": ".3f", "of copy": ".0%", "predicted ms": ".3f",
+    "bound": "", "ratio p20": ".3f", "ratio p50": ".3f", "ratio p80": ".3f",
     "first ms": ".1f", "state B/param": ".3f", "extra MB": ".2f",
 }  # fmt: skip
 
@@ -217,7 +295,16 @@ def show(rows: list[dict[str, object]], title: str) -> Table:
 
 
 def versions(device: str) -> str:
-    names = ["torch", "triton", "torchao", "bitsandbytes", "flashoptim"]
+    names = [
+        "torch",
+        "triton",
+        "torchao",
+        "bitsandbytes",
+        "flashoptim",
+        "torch-optimi",
+        "heavyball",
+        "transformer-engine",
+    ]
     found = []
     for name in names:
         try:
@@ -242,8 +329,11 @@ def main() -> None:
     device, workloads = ("cpu", SMALL) if args.dry_run else ("cuda", WORKLOADS)
     dtype = getattr(torch, args.dtype)
     rows: list[dict[str, object]] = []
+    copy = copy_bandwidth(device)
     for name, shapes in workloads.items():
-        rows += measure(name, shapes, dtype, device, 3 if args.dry_run else args.rounds)
+        large = sum(math.prod(shape) for shape in shapes) > 1 << 26
+        rounds = 3 if args.dry_run else args.rounds // 4 if large else args.rounds
+        rows += measure(name, shapes, dtype, device, rounds, copy)
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(show(rows, f"AdamW, {args.dtype} parameters. {versions(device)}"))
     for row in rows:

@@ -1,4 +1,4 @@
-"""What only a GPU can show: no wait in a step, streams, CUDA graphs. Skipped where there is none."""
+"""What only a GPU can show: no wait in a step, streams, several devices, CUDA graphs. Skipped where there is none."""
 
 from __future__ import annotations
 
@@ -78,6 +78,22 @@ def test_streams() -> None:
         last = stream
     torch.cuda.synchronize()
     assert_same_as_reference(params, optimizer, 6)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_several_devices() -> None:
+    """Parameters on two devices step in one optimizer, and optimizers on each do not meet."""
+    params, optimizer = make("cpu")
+    spread = [p.detach().to(f"cuda:{i % 2}").requires_grad_() for i, p in enumerate(params)]
+    optimizer = halfulp.AdamW(spread, lr=1e-2, min_size=0, backend="triton")
+    alone, second = make("cuda:1", backend="triton")
+    for step in range(6):
+        set_gradients(spread, step)
+        set_gradients(alone, step)
+        optimizer.step()
+        second.step()
+    assert_same_as_reference(spread, optimizer, 6)
+    assert_same_as_reference(alone, second, 6)
 
 
 def test_graph() -> None:

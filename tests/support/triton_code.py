@@ -2,9 +2,10 @@
 
 Run as a module, in a process without ``TRITON_INTERPRET``, from the repository's root::
 
-    PYTHONPATH=tests python -m support.triton_code 80 90                   sample cases, as JSON
-    PYTHONPATH=tests python -m support.triton_code --every 80 90 100       every program of every optimizer too
-    PYTHONPATH=tests python -m support.triton_code --table 90              optimizers in 8 bits, as a table
+    PYTHONPATH=tests python -m support.triton_code sm_80 sm_90 gfx942          sample cases, as JSON
+    PYTHONPATH=tests python -m support.triton_code --every sm_90 gfx942        every program of every optimizer too
+    PYTHONPATH=tests python -m support.triton_code --table sm_90               optimizers in 8 bits, as a table
+    PYTHONPATH=tests python -m support.triton_code --csv sm_90 gfx942          AdamW in every format, for gpu_model.py
 
 The first architecture gets every case, on tensors with aligned rows; the others get four, on any tensors, or with
 ``--every`` all as well.
@@ -13,9 +14,11 @@ The first architecture gets every case, on tensors with aligned rows; the others
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +36,7 @@ from halfulp.kernels.triton import branches_of, member_of
 from halfulp.kernels.triton_launch import Kind
 from halfulp.kernels.triton_plan import StoredAs
 from halfulp.kernels.triton_source import kernel_of
-from halfulp.numbers.formats import Format
+from halfulp.numbers.formats import FRIENDLY, Format, resolve_name
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.program import Program
 from support.kernel_cases import Case, make_step
@@ -64,24 +67,55 @@ def kind_of(step: Step, program: Program, aligned: bool) -> Kind:
     return replace(member.kind, plan=replace(member.kind.plan, aligned=aligned))
 
 
-def compile_kind(kind: Kind, capability: int) -> dict[str, Any]:
-    """What the code of a kernel does: instructions of PTX by name, registers and more of the machine code."""
+def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
+    """What the code of a kernel does: its instructions by name, registers and more of the machine code.
+
+    Parameters
+    ----------
+    kind
+        What the kernel is made for.
+    target
+        ``sm_90`` and the like of NVIDIA, whose instructions are those of PTX, or ``gfx942`` and the like of AMD.
+    """
     levels = {f"levels{k}": "*fp32" for k in range(len(kind.formats))}
     numbers = "*fp64" if kind.program.sums else "*i32"
     signature = {"lines": "*i64", "numbers": numbers, "scalars": "*fp32", **levels, "tensors": "i32"}
     source = ASTSource(
         kernel_of(kind.program), {**signature, **dict.fromkeys(kind.constants, "constexpr")}, kind.constants
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=kind.options)
+    amd = target.startswith("gfx")
+    gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
+    compiled = triton.compile(source, target=gpu, options=kind.options)
+    elements = kind.plan.tiles * kind.plan.padded / (gpu.warp_size * kind.options["num_warps"])
+    common = {"target": target, "aligned": kind.plan.aligned}
+    if amd:
+        return {**common, **amd_code(compiled.asm["amdgcn"], elements), "binary": len(compiled.asm["hsaco"])}
     ptx = compiled.asm["ptx"]
-    elements = kind.plan.tiles * kind.plan.padded / (32 * kind.options["num_warps"])
     return {
-        "capability": capability,
-        "aligned": kind.plan.aligned,
+        **common,
         "instructions": Counter(re.findall(r"^\s+(?:@!?%\S+ )?([a-z][\w.:]*)", ptx, re.M)),
         "loaded": moved(ptx, "ld") / elements,
         "stored": moved(ptx, "st") / elements,
         **machine_code(compiled.asm["cubin"], elements),
+    }
+
+
+def amd_code(text: str, elements: float) -> dict[str, Any]:
+    """What an AMD kernel's machine code does; encodings are left out of the names of instructions."""
+    found = re.findall(r"^\t((?:v|s|ds|global|flat|buffer|scratch)_\w+)", text, re.M)
+    names = Counter(re.sub(r"_(?:e32|e64|dpp|sdwa|e64_dpp)$", "", name) for name in found)
+
+    def field(name: str) -> int:
+        return int(re.search(rf"{name}:?\s+(\d+)", text).group(1))  # type: ignore[union-attr]
+
+    spilled = field(r"\.vgpr_spill_count") + field(r"\.sgpr_spill_count")
+    return {
+        "instructions": names,
+        "denormals kept": field(r"\.amdhsa_float_denorm_mode_32") == field(r"\.amdhsa_float_denorm_mode_16_64") == 3,
+        "to nearest even": field(r"\.amdhsa_float_round_mode_32") == field(r"\.amdhsa_float_round_mode_16_64") == 0,
+        "registers": field(r"\.vgpr_count"),
+        "spilled": 4 * spilled + field(r"\.private_segment_fixed_size"),
+        "machine instructions": sum(names.values()) / elements,
     }
 
 
@@ -105,7 +139,7 @@ def machine_code(cubin: bytes, elements: float) -> dict[str, float]:
         usage, code = dump("--dump-resource-usage"), dump("-sass")
     count = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+[@A-Z]", code, re.M))
     registers, local = (int(n) for n in re.search(r"REG:(\d+).*LOCAL:(\d+)", usage).groups())  # type: ignore[union-attr]
-    return {"registers": registers, "spilled": local, "machine instructions": count / elements, "cubin": len(cubin)}
+    return {"registers": registers, "spilled": local, "machine instructions": count / elements, "binary": len(cubin)}
 
 
 def of_case(case: Case, aligned: bool) -> Kind:
@@ -129,14 +163,39 @@ def of_variants() -> Iterator[tuple[str, Kind]]:
 def bound(kind: Kind) -> float:
     """Bytes a parameter that a step has to move: parameter and states in and out, the gradient in."""
     states = sum(f.bits / 8 + ((1 if s.pow2 else 4) / s.block if f.scaled else 0) for f, s in _stored(kind))
-    return 4 + 4 * (kind.program.param is not None) + 4 * kind.program.reads("param") + 2 * states
+    gradient, weight = (4 if stored.float32 else 2 for stored in kind.stored[-2:])
+    ways = (kind.program.param is not None) + kind.program.reads("param")
+    return gradient + ways * (weight + kind.plan.master / 8) + 2 * states
 
 
 def _stored(kind: Kind) -> Iterator[tuple[Format, StoredAs]]:
     return zip(kind.formats, kind.stored, strict=False)
 
 
-def table(capability: int) -> str:
+def storages() -> Iterator[tuple[str, Kind]]:
+    """AdamW in every format by its friendly name on fp32 parameters, and in 8 bits on bf16 parameters."""
+    for name in FRIENDLY:
+        formats = tuple(resolve_name(name, signed=signed) for signed in (True, False))
+        yield name, of_case(replace(BASE, formats=formats, shape=(4, 1024)), True)
+    case = replace(BASE, formats=("8bit", "8bit"), param_dtype=torch.bfloat16, shape=(4, 1024))
+    yield "8bit stochastic", of_case(replace(case, param_rounding="stochastic"), True)
+    for bits in (8, 16):
+        kind = of_case(case, True)
+        yield f"8bit remainder{bits}", replace(kind, plan=replace(kind.plan, master=bits))
+
+
+def write_csv(targets: list[str]) -> None:
+    """What AdamW's kernels ask of a GPU, as CSV for ``benchmarks/gpu_model.py``."""
+    out = csv.writer(sys.stdout)
+    out.writerow(["target", "storage", "registers", "spilled", "instructions", "bytes"])
+    for target in targets:
+        for name, kind in storages():
+            code = compile_kind(kind, target)
+            instructions = f"{code['machine instructions']:.2f}"
+            out.writerow([target, name, code["registers"], code["spilled"], instructions, f"{bound(kind):.4f}"])
+
+
+def table(target: str) -> str:
     """The optimizers of the library in 8 bits, in Markdown: the program that each has without further arguments."""
     lines = [
         "| rule | states | registers | spilled B | instructions an element | bytes loaded | stored | bound |",
@@ -148,29 +207,34 @@ def table(capability: int) -> str:
         branches = branches_of(variant.rule, step.binding, measuring=False)
         named.setdefault(variant.name, kind_of(step, branches.choose(step.scalars), True))
     for name, kind in sorted(named.items()):
-        code = compile_kind(kind, capability)
+        code = compile_kind(kind, target)
+        requested = " | ".join(f"{code[way]:.2f}" if way in code else "" for way in ("loaded", "stored"))
         lines.append(
             f"| {name} | {len(kind.formats)} | {code['registers']} | {code['spilled']} | "
-            f"{code['machine instructions']:.0f} | {code['loaded']:.2f} | {code['stored']:.2f} | {bound(kind):.2f} |"
+            f"{code['machine instructions']:.0f} | {requested} | {bound(kind):.2f} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("capabilities", nargs="+", type=int, help="architectures: 80, 90, 100 ...")
+    parser.add_argument("targets", nargs="+", help="architectures: sm_80, sm_90, sm_100, gfx942 ...")
     parser.add_argument("--every", action="store_true", help="every program of every optimizer, too")
     parser.add_argument("--table", action="store_true", help="a table instead of JSON")
+    parser.add_argument("--csv", action="store_true", help="AdamW in every format, as CSV")
     args = parser.parse_args()
     if args.table:
-        print("\n\n".join(table(capability) for capability in args.capabilities))
+        print("\n\n".join(table(target) for target in args.targets))
         return
-    first, *others = args.capabilities
+    if args.csv:
+        write_csv(args.targets)
+        return
+    first, *others = args.targets
     kinds = [(case.id, of_case(case, True), first) for case in SAMPLE]
-    kinds += [(case.id, of_case(case, False), capability) for capability in others for case in SAMPLE[:4]]
+    kinds += [(case.id, of_case(case, False), target) for target in others for case in SAMPLE[:4]]
     if args.every:
-        kinds += [(name, kind, capability) for capability in args.capabilities for name, kind in of_variants()]
-    print(json.dumps([{"case": name, **compile_kind(kind, capability)} for name, kind, capability in kinds]))
+        kinds += [(name, kind, target) for target in args.targets for name, kind in of_variants()]
+    print(json.dumps([{"case": name, **compile_kind(kind, target)} for name, kind, target in kinds]))
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def _no_device(kind: str) -> str | None:
     if kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "tensor on 'cpu': only Triton's interpreter runs there, set TRITON_INTERPRET=1 before the first import"
     if kind == "cuda" and torch.version.hip is not None:
-        return "ROCm: the arithmetic of these kernels was only checked in the code for NVIDIA"
+        return "ROCm: the code for gfx942 was examined, and a launch there was never tried"
     import triton
 
     if tuple(int(n) for n in triton.__version__.split(".")[:2]) < OLDEST:
