@@ -104,6 +104,16 @@ def test_tensor_parallel_shards_have_the_bits_of_one_process(folder: Path, name:
     assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
 
 
+OFFLOADED = ["8bit-reset", "remainder16", "muon"]
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_shards_have_the_bits_of_one_process(folder: Path, name: str) -> None:
+    """Offloaded after two steps; each rank copies its own part."""
+    out = launch(folder, 2, "offload", "--offload", "--steps", str(LOADED), "--cases", ",".join(OFFLOADED))
+    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+
+
 @pytest.mark.parametrize("name", ["8bit-reset", "4bit"])
 def test_ddp_has_the_bits_of_one_process(folder: Path, name: str) -> None:
     out = launch(folder, 2, "ddp", "--wrap", "ddp", "--steps", str(LOADED), "--cases", "8bit-reset,4bit")
@@ -174,6 +184,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     [
         ("8bit", 2.1, "torch.uint8"), ("8bit-nearest", 2.1, "torch.uint8"), ("4bit", 1.1, "torch.uint8"),
         ("bf16", 4.1, "torch.bfloat16"), ("min_size", 2.1, "torch.uint8"), ("fp32", 8.0, "torch.float32"),
+        ("remainder16", 4.1, "torch.uint8"), ("master", 6.1, "torch.uint8"),
     ],
 )  # fmt: skip
 def test_flat_parameters_of_fsdp1_are_quantized_and_resumed(

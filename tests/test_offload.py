@@ -12,37 +12,8 @@ from torch import Tensor, nn
 
 import halfulp
 from halfulp.training import main_grads, offload
+from support.copies import Late
 from support.optimizers import model
-
-
-class Late:
-    """Streams' stand-in: a copy happens when it is waited for, at the latest when all are; and is counted."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
-        self.started = 0
-
-    def host(self, like: Tensor) -> Tensor:
-        return torch.full(like.shape, float("nan"), dtype=like.dtype)
-
-    def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
-        done = False
-
-        def wait() -> None:
-            nonlocal done
-            if not done:
-                done = True
-                target.copy_(source)
-
-        self.waiting.append(wait)
-        self.started += 1
-        return wait
-
-    def finish(self) -> None:
-        for wait in self.waiting:
-            wait()
-        self.waiting.clear()
-
 
 CASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw-remainder16": lambda params: halfulp.AdamW(params, lr=1e-2, min_size=0, master_weights="remainder16"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from halfulp.numbers.log import log_once
 from halfulp.numbers.scaling import rows_and_cols
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
     from halfulp.numbers.quantizer import Quantizer
@@ -38,6 +40,7 @@ __all__ = [
     "is_wrapper",
     "local",
     "local_state_shape",
+    "placed_on",
     "shard_like",
     "whole_values",
     "window",
@@ -163,6 +166,35 @@ def shard_like(param: Tensor, part: Tensor) -> Tensor:
     return DTensor.from_local(
         part, mesh, sharded.placements, run_check=False, shape=torch.Size(whole), stride=tuple(stride)
     )
+
+
+def placed_on(device: str, like: Tensor, part: Tensor) -> Tensor:
+    """A DTensor that is sharded as another one is, over the same ranks, whose parts are in another memory.
+
+    Parameters
+    ----------
+    device
+        Kind of the memory: ``"cpu"``.
+    like
+        What is sharded; for a plain tensor `part` is returned as it is.
+    part
+        This rank's part, in the other memory.
+    """
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    sharded: DTensor = like  # type: ignore[assignment]
+    mesh = _mesh_on(device, sharded.device_mesh)
+    return DTensor.from_local(part, mesh, sharded.placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+@cache
+def _mesh_on(device: str, mesh: DeviceMesh) -> DeviceMesh:
+    """A mesh of the same ranks for another kind of memory."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return mesh if mesh.device_type == device else DeviceMesh(device, mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def cut(like: Tensor, whole: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from halfulp.engine.optimizer import RuleOptimizer, evaluated
-from halfulp.engine.sharding import is_sharded, is_wrapper
+from halfulp.engine.sharding import is_wrapper, local, placed_on
 from halfulp.numbers.log import log_once
 
 __all__ = ["Copies", "Offload", "offload"]
@@ -89,11 +89,12 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
     copies
         How tensors are copied; streams on a CUDA device, without.
 
+    Sharded parameters (FSDP2, tensor parallelism) are offloaded as they are: each rank copies and steps its own part.
+
     Raises
     ------
     ValueError
-        Sharded parameters: FSDP2's ``CPUOffloadPolicy`` has parameters on the host, where every optimizer here steps in
-        C as it is.
+        Parameters of a tensor subclass that wraps others, such as torchao's float8 weights.
     TypeError
         What is no optimizer.
 
@@ -144,10 +145,9 @@ class Offload(Optimizer):
         groups = optimizer.param_groups
         params = [p for group in groups for p in group["params"]]
         for p in params:
-            if is_sharded(p) or is_wrapper(p):
+            if is_wrapper(p):
                 raise ValueError(
-                    f"offload takes plain parameters, got a {type(p).__name__}: under FSDP2 use its CPUOffloadPolicy, "
-                    "with which every optimizer of halfulp steps in C on the host"
+                    f"offload takes plain and sharded parameters, got a {type(p).__name__}: leave its group out"
                 )
         cuda = next((p.device for p in params if p.is_cuda), None)
         self._copies = copies or (_Direct() if cuda is None else _Streams(cuda))
@@ -160,13 +160,13 @@ class Offload(Optimizer):
 
     def _moved(self, param: Tensor) -> nn.Parameter:
         """The host's copy of a parameter, which takes over its states."""
-        host = nn.Parameter(self._copies.host(param), requires_grad=param.requires_grad)
+        here = local(param.detach())
+        host = nn.Parameter(placed_on("cpu", param, self._copies.host(here)), requires_grad=param.requires_grad)
         self.host_of[param] = host
-        host.data.copy_(param.detach())
+        local(host.detach()).copy_(here)
         states = self.optimizer.state.pop(param, None)
         if states is not None:
-            moved = {k: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in states.items()}
-            self.optimizer.state[host] = moved
+            self.optimizer.state[host] = {k: _on_host(v) if isinstance(v, Tensor) else v for k, v in states.items()}
         return host
 
     @property
@@ -205,13 +205,15 @@ class Offload(Optimizer):
             for i in bucket:
                 for wait in waits[i]:
                     wait()
-                host, grad = self.host_of[having[i]], self._grads[having[i]]
+                host, given = self.host_of[having[i]], having[i].grad
+                assert given is not None
+                grad = placed_on("cpu", given, self._grads[having[i]])
                 if grad.dtype != host.dtype:
                     host.grad_dtype = grad.dtype
                 host.grad = grad
             self._step([self.host_of[having[i]] for i in bucket], whole=len(bucket) == len(having))
             for i in bucket:
-                self._copies.start(having[i].detach(), self.host_of[having[i]].detach())
+                self._copies.start(local(having[i].detach()), local(self.host_of[having[i]].detach()))
         self._copies.finish()
         for p in having:
             self.host_of[p].grad = None
@@ -220,8 +222,11 @@ class Offload(Optimizer):
     def _copied_out(self, param: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
         """Start to copy a gradient, and the weights, which may have been set on the device since the last step."""
         assert param.grad is not None
-        host = self.host_of[param].detach()
-        return self._copies.start(self._room(param), param.grad), self._copies.start(host, param.detach())
+        host = local(self.host_of[param].detach())
+        return (
+            self._copies.start(self._room(param), local(param.grad)),
+            self._copies.start(host, local(param.detach())),
+        )
 
     def _step(self, hosts: list[Any], whole: bool) -> None:
         if whole or not isinstance(self.optimizer, RuleOptimizer):
@@ -242,7 +247,7 @@ class Offload(Optimizer):
                 found.append([])
                 size = 0
             found[-1].append(i)
-            size += p.numel() * p.element_size()
+            size += local(p).numel() * p.element_size()
         return [bucket for bucket in found if bucket]
 
     def _room(self, param: Tensor) -> Tensor:
@@ -250,9 +255,9 @@ class Offload(Optimizer):
         assert param.grad is not None
         if param.grad.layout != torch.strided:
             raise RuntimeError("offload takes dense gradients; got a sparse one: use sparse=False")
-        room = self._grads.get(param)
-        if room is None or room.dtype != param.grad.dtype or room.shape != param.grad.shape:
-            room = self._grads[param] = self._copies.host(param.grad)
+        room, grad = self._grads.get(param), local(param.grad)
+        if room is None or room.dtype != grad.dtype or room.shape != grad.shape:
+            room = self._grads[param] = self._copies.host(grad)
         return room
 
     def _share_arguments(self) -> None:
@@ -278,6 +283,11 @@ class Offload(Optimizer):
         if not isinstance(self.optimizer, RuleOptimizer):
             raise TypeError(f"memory() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
         return self.optimizer.memory()
+
+
+def _on_host(state: Tensor) -> Tensor:
+    """A copy of a state in host memory."""
+    return placed_on("cpu", state, local(state.detach()).to("cpu", copy=True))
 
 
 def _sums(optimizer: RuleOptimizer) -> bool:

@@ -72,7 +72,8 @@ def train(model: torch.nn.Module, optimizer: Any, first: int, steps: int) -> Non
 
 def collect(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
     """Parameters and states as whole tensors, by name; bytes of state and resets of this rank."""
-    found: dict[str, Any] = {"bytes": optimizer.memory().total, "resets": len(optimizer.reset_log)}
+    stepping = getattr(optimizer, "optimizer", optimizer)  # within an offload
+    found: dict[str, Any] = {"bytes": optimizer.memory().total, "resets": len(stepping.reset_log)}
     for name, param in model.named_parameters():
         entries = {"": param.detach(), **{f"/{k}": v for k, v in optimizer.state[param].items()}}
         for key, value in entries.items():

@@ -24,13 +24,16 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"state": "bf16"},
     "min_size": {"state": "8bit", "min_size": 0},
     "fp32": {"state": "fp32"},
+    "remainder16": {"state": "8bit", "master_weights": "remainder16"},
+    "master": {"state": "8bit", "master_weights": "fp32"},
 }
+"""Those with master weights have parameters in bfloat16."""
 STEPS = 3
 
 
-def build(original: bool) -> FSDP:
+def build(original: bool, dtype: torch.dtype) -> FSDP:
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(96, 130), nn.Tanh(), nn.Linear(130, 96))
+    layers = nn.Sequential(nn.Linear(96, 130), nn.Tanh(), nn.Linear(130, 96)).to(dtype)
     return FSDP(layers, use_orig_params=original, device_id=torch.device("cpu"))
 
 
@@ -38,13 +41,14 @@ def train(model: FSDP, optimizer: Any, first: int) -> None:
     for step in range(first, first + STEPS):
         torch.manual_seed(step)
         optimizer.zero_grad()
-        model(torch.randn(8, 96)).square().mean().backward()
+        model(torch.randn(8, 96).to(next(model.parameters()).dtype)).square().mean().backward()
         optimizer.step()
 
 
 def run(original: bool, arguments: dict[str, Any]) -> dict[str, Any]:
     """Whether a run through a checkpoint has the weights of one without, bytes a parameter, and dtypes of states."""
-    straight = build(original)
+    dtype = torch.bfloat16 if "master_weights" in arguments else torch.float32
+    straight = build(original, dtype)
     optimizer = halfulp.AdamW(straight.parameters(), lr=1e-2, **arguments)
     train(straight, optimizer, 0)
     own, saved = deepcopy(optimizer.state_dict()), FSDP.optim_state_dict(straight, optimizer)
@@ -53,7 +57,7 @@ def run(original: bool, arguments: dict[str, Any]) -> dict[str, Any]:
     dtypes = {str(e["exp_avg"].dtype) for e in optimizer.state.values() if e and e["exp_avg"].numel() >= 4096}
     train(straight, optimizer, STEPS)
 
-    resumed = build(original)
+    resumed = build(original, dtype)
     resumed.load_state_dict(weights)
     other = halfulp.AdamW(resumed.parameters(), lr=1e-2, **arguments)
     if original:  # torch.optim.AdamW does not resume from `saved` either: on CPUs its tensors are views of one buffer
@@ -71,7 +75,7 @@ def said(name: str) -> list[str]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("halfulp").addHandler(handler)
-    model = build(True)
+    model = build(True, torch.float32)
     train(model, getattr(halfulp, name)(model.parameters(), lr=1e-3), 0)
     logging.getLogger("halfulp").removeHandler(handler)
     return seen

@@ -17,6 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import halfulp
+from halfulp.training import offload
+from support.copies import Late
 from support.distributed.cases import CASES, LOADED, build_model, collect, counted, leave, optimizer_of, train
 
 EVERY = 2
@@ -72,6 +74,11 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     model = wrap(build_model(CASES[name].dtype), args.wrap)
     optimizer = optimizer_of(CASES[name], model)
     watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)  # all elements
+    if args.offload:
+        train(model, optimizer, 0, 2)
+        optimizer = offload(optimizer, copies=Late())
+        train(model, optimizer, 2, args.steps - 2)
+        return collect(model, optimizer)
     if args.keep is not None:
         train_keeping(model, optimizer, args)
     elif args.load is None:
@@ -97,6 +104,7 @@ def main() -> None:
     parser.add_argument("--load", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--die", type=int)
+    parser.add_argument("--offload", action="store_true", help="after two steps")
     args = parser.parse_args()
     dist.init_process_group("gloo")
     for name in args.cases.split(","):
