@@ -189,6 +189,56 @@ def test_swap_there_and_back(keep, state, dtype):
             assert torch.equal(value, now) if isinstance(value, torch.Tensor) else value == now
 
 
+CHANGES = {
+    "a step": lambda model: stepped(halfulp.AdamW(model.parameters(), lr=0.1), model),
+    "a step of torch": lambda model: stepped(torch.optim.SGD(model.parameters(), lr=0.1), model),
+    "load_state_dict": lambda model: model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}),
+}
+
+
+def stepped(optimizer, model):
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("state", ["fp32", "8bit"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_while_swapped_in_is_said(change, state, caplog):
+    """The live weights come back, and what was changed meanwhile is lost."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    average = EMA(model, 0.9, state=state, min_size=0)
+    live = [p.detach().clone() for p in model.parameters()]
+    with average.swap():
+        pass
+    assert not caplog.messages
+    with average.swap():
+        CHANGES[change](model)
+    assert all(map(torch.equal, model.parameters(), live))
+    (said,) = caplog.messages
+    assert said.startswith("0.weight and 3 others was changed while the average was swapped in")
+    assert said.endswith("in the average now") == (state == "fp32")
+
+
+def test_two_averages_come_out_in_the_order_in_which_they_went_in():
+    """Crossed, the second would give back the first one's average in place of the live weights."""
+    model = nn.Linear(64, 64)
+    first, second = EMA(model, 0.9), EMA(model, 0.5)
+    with torch.no_grad():
+        model.weight.add_(1)
+    first.update()
+    second.update()
+    live, expected = model.weight.detach().clone(), first.value("weight").to(model.weight)
+    first.swap_in()
+    second.swap_in()
+    with pytest.raises(RuntimeError, match="another average was swapped in after this one"):
+        first.swap_out()
+    second.swap_out()
+    assert torch.equal(model.weight, expected)
+    first.swap_out()
+    assert torch.equal(model.weight, live)
+
+
 def test_swap_comes_back_after_an_error():
     model = make()
     ema = EMA(model, 0.5)

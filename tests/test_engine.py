@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import halfulp
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, norm, total
 from halfulp.rules.slots import Hyper, StateSlot
@@ -141,3 +142,16 @@ def test_sums_have_the_same_bits_for_any_number_of_threads(threads: int) -> None
         assert (total(x), norm(x)) == expected
     finally:
         torch.set_num_threads(old)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_a_graph_from_before_a_step_is_refused(name: str, backend: str | None) -> None:
+    """Autograd learns of steps in kernels: a second backward pass would mix the weights of two steps."""
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
+    optimizer = getattr(halfulp, name)(layers.named_parameters(), lr=1e-2, backend=backend)
+    loss = layers(torch.ones(2, 64)).square().mean()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -97,3 +97,15 @@ def test_they_load_and_continue_with_the_same_bits(name: str) -> None:
 
 if __name__ == "__main__":
     write()
+
+
+def test_a_checkpoint_of_the_transform_master_weights_goes_on() -> None:
+    """fp32 master weights were a state of the rule; the file was written by the commit named in it."""
+    kept = torch.load(FILE.with_name("master_weights.pt"), weights_only=True)
+    params = [torch.nn.Parameter(p.clone()) for p in kept["params"]]
+    named = [(f"layer{i}", p) for i, p in enumerate(params)]
+    optimizer = halfulp.AdamW(named, lr=1e-2, state="8bit", master_weights="fp32", **OPTIONS)
+    optimizer.load_state_dict(kept["optimizer"])
+    for number in range(4, 7):
+        step(params, optimizer, number)
+    assert all(map(torch.equal, params, kept["after"]))

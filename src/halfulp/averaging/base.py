@@ -334,8 +334,9 @@ class WeightAverage(Shown):
         """Live weights back into the model."""
         if self._swap is None:
             raise RuntimeError("the average is not swapped in")
-        swap, self._swap = self._swap, None
+        swap = self._swap
         swap.leave()
+        self._swap = None
         now = self.source.tensors()
         replaced = [n for n, t in swap.live.items() if swap.owner is self.model and now.get(n) is not t]
         if replaced:

@@ -7,7 +7,7 @@ Another training goes on with the live weights and the average, as if it had not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,11 @@ from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.shards import local_part, whole
 from halfulp.checkpoint.files import read_file, write_file
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import is_sharded
+from halfulp.libraries import unwrap
 from halfulp.monitor.bases import calling, lightning_base, transformers_base
-from halfulp.numbers.log import log
+from halfulp.numbers.log import log, log_once
 
 __all__ = ["lightning_callback", "trainer_callback"]
 
@@ -50,6 +52,17 @@ class Keeper:
             log.warning("the average begins anew: the trainer has another model than in the training before")
         self.average = EMA(model, **self.options) if self.make is None else self.make(model)
         self._live = {}
+
+    def update(self, optimizers: Iterable[Any]) -> None:
+        """The optimizers have stepped: the average moves."""
+        for optimizer in map(unwrap, optimizers):
+            if isinstance(optimizer, RuleOptimizer) and any(g["master_weights"] for g in optimizer.param_groups):
+                log_once(
+                    "the average is of the 16-bit weights that the model has, not of the fp32 weights that "
+                    "master_weights= keeps behind them; halfulp.fp32_weights says how to average those",
+                    level=30,
+                )
+        self.average.update()
 
     @torch.no_grad()
     def end(self) -> None:
@@ -166,7 +179,7 @@ def _trainer_class() -> Any:
                 self.average.load_state_dict(read_file(saved))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.average.update()
+            self.update([kwargs["optimizer"]] if kwargs.get("optimizer") is not None else ())
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder, saved = self._folder / f"checkpoint-{state.global_step}", self.saved()  # on every rank
@@ -257,7 +270,7 @@ def _lightning_class() -> Any:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
             if trainer.global_step != self._step:
                 self._step = trainer.global_step
-                self.average.update()
+                self.update(trainer.optimizers)
 
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
             self._fitting = False

@@ -12,19 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from halfulp.averaging.serve import refuse_compiled, serve, unserve
 from halfulp.averaging.shards import local_part
 from halfulp.engine.sharding import is_sharded
+from halfulp.numbers.log import log
 
 __all__ = ["Keep", "Swap", "check_keep"]
 
 Keep = Literal["device", "cpu", "stream"]
 Value = Callable[[str], Tensor]
+
+
+def _nothing() -> None:
+    """In place of a reference to a swap."""
+
+
+_TOP: Any = WeakTensorKeyDictionary()
+"""The last swap of each tensor that has an average in it, by a weak reference."""
 
 
 def check_keep(keep: str, *known: str) -> None:
@@ -67,6 +78,10 @@ class Swap:
         self._kept: list[tuple[str, Tensor]] = []
         """Live tensors in the order in which they were replaced; the last one goes back first."""
         self._served: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._below: dict[str, Callable[[], Swap | None]] = {}
+        """Swaps of other averages whose values these stand in place of."""
+        self._versions: dict[str, int] = {}
+        """How often each live tensor had been changed, by autograd's count, when the averages were in."""
         self._in_place: set[str] = set()
         """Names that ``"stream"`` replaces as the others do: buffers."""
         if keep == "stream":
@@ -104,10 +119,31 @@ class Swap:
         except BaseException:
             self.leave()
             raise
+        self._versions = {name: live._version for name, live in self.live.items()}
 
     @torch.no_grad()
     def leave(self) -> None:
-        """Live weights back."""
+        """Live weights back.
+
+        Raises
+        ------
+        RuntimeError
+            Another average was swapped in later, and is still there; nothing is changed.
+        """
+        for name, _ in self._kept:
+            top = _TOP.get(self.live[name], _nothing)()
+            if top is not None and top is not self:
+                raise RuntimeError(
+                    f"another average was swapped in after this one, and has {name} in its keeping: swap that one out "
+                    "first"
+                )
+        changed = [name for name, version in self._versions.items() if self.live[name]._version != version]
+        if changed:
+            also = ", and is in the average now" if set(changed) & set(self.exchange) else ""
+            log.warning(
+                "%s was changed while the average was swapped in, by a step or load_state_dict: that is lost%s",
+                changed[0] if len(changed) == 1 else f"{changed[0]} and {len(changed) - 1} others", also,
+            )  # fmt: skip
         torch.clear_autocast_cache()
         unserve(self._served)
         self._served = []
@@ -121,6 +157,7 @@ class Swap:
                 _change_places(weight, self.exchange[name])
             else:
                 weight.copy_(kept)
+            _TOP[self.live[name]] = self._below.pop(name)
 
     def original(self, name: str) -> Tensor:
         """The local values of a live tensor while its average stands in its place."""
@@ -128,7 +165,8 @@ class Swap:
 
     def _in(self, name: str, device: torch.device | None) -> None:
         weight = local_part(self.live[name]).tensor
-        codes = self.exchange.get(name)
+        live, codes = self.live[name], self.exchange.get(name)
+        self._below[name], _TOP[live] = _TOP.get(live, _nothing), ref(self)
         if codes is not None:
             _change_places(weight, codes)
             self._kept.append((name, codes))

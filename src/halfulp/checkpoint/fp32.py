@@ -139,10 +139,13 @@ def load_fp32_state_dict(
 
 @contextmanager
 def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
-    """Within it, the model's 16-bit parameters are the fp32 weights behind them: for evaluation.
+    """Within it, the model's 16-bit parameters are the fp32 weights behind them: for evaluation, and for averages.
 
     The parameters are the same objects, with other values; afterwards they are what they were. Changes that are made to
     them inside are lost, and the optimizer must not step.
+
+    A weight average follows what the model has, which is the 16-bit weights. One that is built and updated in here
+    follows the fp32 weights, and can be swapped into the 16-bit model outside.
 
     Parameters
     ----------
@@ -166,6 +169,11 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     >>> with halfulp.fp32_weights(model, optimizer):
     ...     print(model(torch.ones(1, 2)).dtype)
     torch.float32
+    >>> with halfulp.fp32_weights(model, optimizer):
+    ...     average = halfulp.averaging.EMA(model, 0.999, state="8bit")
+    >>> # after each optimizer.step():
+    >>> with halfulp.fp32_weights(model, optimizer):
+    ...     average.update()
     """
     ours = _ours(optimizer)
     params = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer
 
 from halfulp.engine import checks, compiled, loading
@@ -275,6 +276,8 @@ class RuleOptimizer(Optimizer):
                 for slot, shape, q in self.slot_storage(group, p):
                     rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
                 kind, rule = group["master_weights"], self.active_rule(group, p)
+                if p.dtype == torch.float16 and not p.requires_grad and kind != "fp32":
+                    continue  # remainders are of bfloat16; a step would refuse it
                 master = MasterState.of(p, kind, {}, rule, place.label)
                 if master is not None:
                     storage = storage_of(master.kind)
@@ -400,6 +403,9 @@ class RuleOptimizer(Optimizer):
                 else:
                     able = steps if rule.measure is None else combine(rule, steps, self.backend)
                     dispatch.step(rule, able, self.backend)
+                    increment_version(
+                        [bound.param for bound in bounds if bound.lasting]
+                    )  # kernels write behind autograd
                 for bound, step in zip(bounds, steps, strict=True):
                     bound.scalars = step.scalars  # with what followed from sums
                     if not bound.lasting:
