@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import halfulp
 import halfulp.averaging.store as store_module
 from halfulp.averaging import EMA, SWA, Cosine, Linear, MeanTeacher, PowerLaw, Ramp, Uniform, Warmup
-from halfulp.averaging.shards import Part
 from halfulp.averaging.store import AverageStore
+from halfulp.engine.sharding import Part
 
 FORMATS = ["fp32", "bf16", "fp16", "8bit", "int8", "fp8", "4bit"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.averaging.shards import Part
+from halfulp.engine.sharding import Part
 from halfulp.engine.storage import StorageOptions
 from halfulp.workers import DPSGD, Alone, Graph, LocalSGD, Matchings, RandomPairs, complete, ring, simulate
 from halfulp.workers.graphs import as_graphs

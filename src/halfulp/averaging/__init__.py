@@ -26,12 +26,12 @@ from halfulp.averaging.ema import EMA, SWA, TemporalEnsemble
 from halfulp.averaging.merge import liti, slerp, warp
 from halfulp.averaging.pair import check_pair
 from halfulp.averaging.posthoc import PostHocEMA, Reconstruction, profile_product, reconstruct_weights
-from halfulp.averaging.shards import whole
 from halfulp.averaging.stall import predict, watch
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.switch import ElasticReset, SlowWeights, SwitchEMA
 from halfulp.averaging.teacher import Teacher, TemporaryTeachers
 from halfulp.averaging.window import LAWA
+from halfulp.engine.sharding import whole
 from halfulp.theory.walk import WalkStall, walk_stall
 
 __all__ = [

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from halfulp.averaging.serve import serve, unserve
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.source import Model, Source, check_followed, clean_name, is_frozen, shipped_names
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
-from halfulp.engine.sharding import shard_like
+from halfulp.engine.sharding import local_part, shard_like
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log, log_once
 from halfulp.numbers.show import Shown

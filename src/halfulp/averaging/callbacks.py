@@ -18,10 +18,9 @@ from torch import Tensor
 
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part, whole
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.optimizer import RuleOptimizer
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_sharded, local_part, whole
 from halfulp.libraries import unwrap
 from halfulp.monitor.bases import calling, lightning_base, transformers_base
 from halfulp.numbers.log import log, log_once

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.source import check_followed, is_frozen
 from halfulp.averaging.store import AverageStore
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
+from halfulp.engine.sharding import local_part
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log_once
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from halfulp.averaging.dropin import SecondModel
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.skeleton import Skeleton
 from halfulp.averaging.source import clean_name
+from halfulp.engine.sharding import local_part
 
 __all__ = ["EMAPytorch"]
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from halfulp.averaging.decay import PowerLaw, power_exponent
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.source import Model
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.loading import count
+from halfulp.engine.sharding import local_part
 
 __all__ = ["PostHocEMA", "Profile", "Reconstruction", "profile_product", "reconstruct_weights"]
 
@@ -193,13 +193,10 @@ class PostHocEMA:
             key = (sigma, self.step)
             if key in self.snapshots:
                 raise RuntimeError(f"there is a snapshot of step {self.step} already")
-            entries = average.store.state_dict()
             if self.folder is None:
-                self._kept[key] = {
-                    n: {k: v.clone() if isinstance(v, Tensor) else v for k, v in e.items()} for n, e in entries.items()
-                }
+                self._kept[key] = average.store.snapshot()
             else:
-                write_file({"averages": entries}, self._path(key))
+                write_file({"averages": average.store.state_dict()}, self._path(key))
             self.snapshots.append(key)
 
     def _path(self, key: tuple[float, int]) -> Path:

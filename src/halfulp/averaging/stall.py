@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part
+from halfulp.engine.sharding import local_part
 from halfulp.theory.walk import SAMPLE, WalkStall, check_walk, constant_spacing, expected, scaled_float_spacing
 
 __all__ = ["Watched", "predict", "watch"]

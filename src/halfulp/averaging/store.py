@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.shards import Part, local_part
 from halfulp.engine.checks import PARAM_DTYPES
 from halfulp.engine.loading import count, tensor_entries
 from halfulp.engine.memory import MemoryReport, MemoryRow
-from halfulp.engine.sharding import cut, is_sharded, local_state_shape
+from halfulp.engine.sharding import Part, cut, is_sharded, local_part, local_state_shape
 from halfulp.engine.slot_state import SlotState
 from halfulp.engine.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 from halfulp.kernels import dispatch
@@ -27,10 +26,10 @@ from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
-from halfulp.numbers.rng import LANES, hash_elements, slot_id, step_keys
-from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.average import DIFFERENCE, EMA
-from halfulp.rules.base import all_fp32
+from halfulp.numbers.rng import LANES, slot_id, step_keys
+from halfulp.rules.average import COPY, DIFFERENCE, EMA
+from halfulp.rules.base import Rule, all_fp32
+from halfulp.rules.slots import Hyper
 
 __all__ = ["FORMATS", "AverageStore", "Tensors"]
 
@@ -49,6 +48,25 @@ class _Averaged:
     state: SlotState
     kept_fp32: str | None
     whole: torch.Size
+    binding: Binding | None = None
+    """Kept from step to step, since backends keep notes on it."""
+
+    def bound(self, rule: Rule, part: Part) -> Binding:
+        """The stored average under a rule: bound once, and again where its tensors are other ones."""
+        state, binding, place = self.state, self.binding, (part.first_element, part.row_stride)
+        if (
+            binding is None
+            or binding.rule is not rule
+            or binding.states[0].codes is not state.codes
+            or binding.states[0].scale is not state.scale
+            or (binding.first_element, binding.row_stride) != place
+            or not binding.intact()
+        ):
+            binding = self.binding = Binding(rule, None, (state.stored(),), *place)
+        return binding
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "binding": None}  # what holds addresses is not for a copy
 
 
 class AverageStore:
@@ -107,8 +125,6 @@ class AverageStore:
         (self.quantizer,) = slot_quantizers((self.slot,), wanted, rounding, self.storage)
         self._skipped = Skipped(_say_skipped)
         self._averaged: dict[str, _Averaged] = {}
-        self._bindings: dict[str, Binding] = {}
-        """Kept from update to update, since backends keep notes on them."""
         self.add(tensors)
 
     @torch.no_grad()
@@ -138,12 +154,10 @@ class AverageStore:
         """Drop averages."""
         for name in names:
             del self._averaged[name]
-            self._bindings.pop(name, None)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Go on under other names."""
         self._averaged = {names.get(name, name): averaged for name, averaged in self._averaged.items()}
-        self._bindings.clear()
 
     def number(self, numbers: Mapping[str, int]) -> None:
         """Number the random streams otherwise than in the order in which the tensors were added."""
@@ -159,11 +173,9 @@ class AverageStore:
         for averaged in self._averaged.values():
             entries = averaged.state.entries
             entries.update({k: v.to(device) for k, v in entries.items() if isinstance(v, Tensor)})
-        self._bindings.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        skipped = Skipped(_say_skipped, self.skipped)
-        return {**self.__dict__, "_bindings": {}, "_skipped": skipped}  # what holds addresses is not for a copy
+        return {**self.__dict__, "_skipped": Skipped(_say_skipped, self.skipped)}
 
     # ---------------------------------------------------------------- reading
 
@@ -213,46 +225,34 @@ class AverageStore:
         counts
             Adds up, for each name, the updates that were due and those of them that stalled: int64 of shape (1, 2).
         """
-        scalars = all_fp32(self.rule.scalars({"decay": decay}, {}))
-        names = list(self._averaged)
-        keys = self._keys(self.label, step)
+        inputs = (tensors,) if before is None else (tensors, before)
+        self._step(self.rule, self.label, step, LANES[1], inputs, {"decay": decay}, counts)
+        for averaged in self._averaged.values():
+            averaged.state.age += 1
+
+    def _step(
+        self, rule: Rule, label: str, step: int, lane: int, inputs: Sequence[Tensors], hyper: Hyper,
+        counts: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """One step of a rule for every average, with the random bits of a label, a step and a lane."""
+        scalars, index = all_fp32(rule.scalars(hyper, {})), [a.index for a in self._averaged.values()]
         steps = []
-        for name, key in zip(names, keys, strict=True):
-            weight = self._part(name, tensors)
-            inputs = (weight.tensor,) if before is None else (weight.tensor, self._part(name, before).tensor)
-            one = Step(self._binding(name, weight), inputs, scalars, [(key[0], key[1], LANES[1]), (0, 0, 0)])
-            one.skipped = self._skipped.counter(name, one.binding.device)
+        keys = step_keys(self.seed, index, slot_id(label), [step] * len(index))
+        for name, (key0, key1) in zip(self._averaged, keys, strict=True):
+            parts = [self._part(name, tensors) for tensors in inputs]
+            binding = self._averaged[name].bound(rule, parts[0])
+            one = Step(binding, tuple(part.tensor for part in parts), scalars, [(key0, key1, lane), (0, 0, 0)])
+            one.skipped = self._skipped.counter(name, binding.device)
             if counts is not None:
                 one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
             steps.append(one)
-        for averaged in self._averaged.values():
-            averaged.state.age += 1
-        dispatch.step(self.rule, steps, self.backend)
+        dispatch.step(rule, steps, self.backend)
         self._skipped.look()
 
     @property
     def skipped(self) -> dict[str, int]:
         """Elements left as they were because a live value was not finite: name -> count over all updates."""
         return self._skipped.read()
-
-    def _binding(self, name: str, weight: Part) -> Binding:
-        """The stored average of a name, bound: made once, and again where its tensors are other ones."""
-        state, binding = self._averaged[name].state, self._bindings.get(name)
-        place = (weight.first_element, weight.row_stride)
-        if (
-            binding is None
-            or binding.states[0].codes is not state.codes
-            or binding.states[0].scale is not state.scale
-            or (binding.first_element, binding.row_stride) != place
-            or not binding.intact()
-        ):
-            binding = self._bindings[name] = Binding(self.rule, None, (state.stored(),), *place)
-        return binding
-
-    def _keys(self, label: str, step: int) -> list[Sequence[int]]:
-        """Keys of a step's random words, for every average."""
-        index = [a.index for a in self._averaged.values()]
-        return step_keys(self.seed, index, slot_id(label), [step] * len(index))
 
     def _part(self, name: str, tensors: Tensors) -> Part:
         if name not in tensors:
@@ -292,17 +292,9 @@ class AverageStore:
     @torch.no_grad()
     def write(self, tensors: Tensors, step: int) -> None:
         """Store given tensors as they are, rounded as the store rounds, with the random bits of a step."""
-        for (name, averaged), key in zip(self._averaged.items(), self._keys(f"{self.label}/write", step), strict=True):
-            state, part = averaged.state, self._part(name, tensors)
-            if not bool(torch.isfinite(part.tensor).all()):
-                self._skipped.add(name, part.tensor.numel())
-                continue
-            words = None
-            if state.quantizer.stochastic:
-                words = random_words((key[0], key[1]), part)
-            codes, scale = state.quantizer.quantize(part.tensor.float(), words)
-            state.stored().write_(codes, scale)
-            state.age = 0
+        self._step(COPY, f"{self.label}/write", step, LANES[0], (tensors,), {})
+        for averaged in self._averaged.values():
+            averaged.state.age = 0
 
     # ---------------------------------------------------------------- memory and checkpoints
 
@@ -317,6 +309,13 @@ class AverageStore:
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Name -> codes, scales and age. The tensors are the store's own, as in ``torch.nn.Module.state_dict``."""
         return {name: dict(a.state.entries) for name, a in self._averaged.items()}
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """As :meth:`state_dict`, with copies of the tensors."""
+        return {
+            name: {key: x.clone() if isinstance(x, Tensor) else x for key, x in a.state.entries.items()}
+            for name, a in self._averaged.items()
+        }
 
     def validate(
         self, saved: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
@@ -333,9 +332,8 @@ class AverageStore:
         for name in wanted_names:
             averaged = self._averaged[name]
             state, entries = averaged.state, dict(saved[name])
-            wanted = {state.slot.name, state.age_key} | ({state.scale_key} if state.quantizer.format.scaled else set())
-            if set(entries) != wanted:
-                raise ValueError(f"{name}: saved are {sorted(entries)}, this average has {sorted(wanted)}")
+            if set(entries) != set(state.keys):
+                raise ValueError(f"{name}: saved are {sorted(entries)}, this average has {sorted(state.keys)}")
             for key, own in state.entries.items():
                 if is_sharded(own) and isinstance(entries[key], Tensor) and not is_sharded(entries[key]):
                     entries[key] = cut(own, entries[key])
@@ -355,12 +353,3 @@ class AverageStore:
 
 def _say_skipped(name: str) -> None:
     log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
-
-
-def random_words(key: tuple[int, int], part: Part) -> Tensor:
-    """Random words of the elements of a part, by their place in the whole."""
-    rows, cols = rows_and_cols(part.tensor.shape)
-    stride = cols if part.row_stride is None else part.row_stride
-    starts = part.first_element + stride * torch.arange(rows, device=part.tensor.device)
-    elements = starts.unsqueeze(1) + torch.arange(cols, device=part.tensor.device)
-    return hash_elements(key, elements).reshape(part.tensor.shape)

@@ -20,8 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from halfulp.averaging.serve import refuse_compiled, serve, unserve
-from halfulp.averaging.shards import local_part
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.numbers.log import log
 
 __all__ = ["Keep", "Swap", "check_keep"]

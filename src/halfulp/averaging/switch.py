@@ -9,9 +9,9 @@ import torch
 
 from halfulp.averaging.decay import Decay
 from halfulp.averaging.ema import EMA
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.source import Model
 from halfulp.averaging.store import AverageStore
+from halfulp.engine.sharding import local_part
 
 __all__ = ["ElasticReset", "SlowWeights", "SwitchEMA"]
 

@@ -62,8 +62,7 @@ class LAWA(WeightAverage):
             return
         self.updates += 1
         self.store.write(live, self.step)
-        entries = self.store.state_dict()
-        self._ring.append({n: {k: _copied(v) for k, v in e.items()} for n, e in entries.items()})
+        self._ring.append(self.store.snapshot())
         del self._ring[: -self.size]
 
     def _value(self, name: str) -> Tensor:
@@ -104,7 +103,3 @@ class LAWA(WeightAverage):
     def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """A saved snapshot; tensors that came later are missing in it."""
         return self.store.validate(snapshot, without=[n for n in self.store if n not in snapshot])
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

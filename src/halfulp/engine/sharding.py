@@ -12,6 +12,7 @@ own part of the result; the states are then whole on every rank.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.log import log_once
+from halfulp.numbers.rng import part_bits
 from halfulp.numbers.scaling import rows_and_cols
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from halfulp.numbers.quantizer import Quantizer
 
 __all__ = [
+    "Part",
     "Window",
     "agree",
     "copy_back_",
@@ -39,9 +42,11 @@ __all__ = [
     "is_sharded",
     "is_wrapper",
     "local",
+    "local_part",
     "local_state_shape",
     "placed_on",
     "shard_like",
+    "whole",
     "whole_values",
     "window",
 ]
@@ -138,6 +143,58 @@ def window(param: Tensor) -> Window:
     for size, start in zip(reversed(whole), reversed(offset), strict=True):
         first, inner = first + start * inner, inner * size
     return Window(tuple(shape), tuple(offset), 0 if 0 in shape else first, stride)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this rank holds of a tensor.
+
+    Parameters
+    ----------
+    tensor
+        The local values: a view that shares memory with the tensor, without its autograd history.
+    first_element, row_stride
+        Its place in the whole, as of a :class:`~halfulp.kernels.binding.Binding`; random bits follow it.
+    """
+
+    tensor: Tensor
+    first_element: int = 0
+    row_stride: int | None = None
+
+    def random_bits(self, key: Sequence[int]) -> Tensor:
+        """Random words of its elements, see :func:`~halfulp.numbers.rng.part_bits`."""
+        return part_bits(key, self.tensor.shape, self.first_element, self.row_stride, self.tensor.device)
+
+
+def local_part(tensor: Tensor) -> Part:
+    """Local part of a plain tensor (all of it) or of a DTensor."""
+    if not is_sharded(tensor):
+        return Part(tensor.data)
+    here = window(tensor)
+    stride = None if here.shape[1:] == tuple(tensor.shape[1:]) else here.row_stride
+    return Part(local(tensor).data, here.first_element, stride)
+
+
+def whole(state_dict: Any) -> Any:
+    """A state dictionary with every DTensor gathered, one after the other, into the host's memory.
+
+    Every rank must call it; a state without DTensors is returned as it is. Averages load either form.
+
+    Parameters
+    ----------
+    state_dict
+        Of an average, or any nest of mappings.
+
+    Examples
+    --------
+    >>> import torch, halfulp.averaging
+    >>> ema = halfulp.averaging.EMA(torch.nn.Linear(4, 4))
+    >>> halfulp.averaging.whole(ema.state_dict())["updates"]
+    0
+    """
+    if isinstance(state_dict, Mapping):
+        return {key: whole(value) for key, value in state_dict.items()}
+    return gathered(state_dict).cpu() if is_sharded(state_dict) else state_dict
 
 
 def shard_like(param: Tensor, part: Tensor) -> Tensor:

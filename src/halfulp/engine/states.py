@@ -19,7 +19,16 @@ from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.plan import GroupPlan, StatePlan
 from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, Site, SlotSite
-from halfulp.engine.sharding import copy_back_, has_memory, is_sharded, is_wrapper, local, whole_values, window
+from halfulp.engine.sharding import (
+    Part,
+    copy_back_,
+    has_memory,
+    is_sharded,
+    is_wrapper,
+    local,
+    local_part,
+    whole_values,
+)
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.kernels.binding import Binding
 from halfulp.numbers.quantizer import Quantizer
@@ -117,13 +126,10 @@ class Bound:
             self.param.copy_(binding.param)
 
     def _bind(self, param: Tensor) -> Binding:
-        first, stride = 0, None
-        if is_sharded(self.param) and self.rule.shardable:
-            here = window(self.param)
-            first = here.first_element
-            stride = None if here.shape[1:] == tuple(self.param.shape[1:]) else here.row_stride
+        part = local_part(self.param) if is_sharded(self.param) and self.rule.shardable else Part(param)
         master = None if self.master is None else self.master.codes
-        return Binding(self.rule, param, tuple(s.stored() for s in self.states), first, stride, master)
+        states = tuple(s.stored() for s in self.states)
+        return Binding(self.rule, param, states, part.first_element, part.row_stride, master)
 
     def due(self, schedule: ResetSchedule, group: dict[str, Any], count: int) -> tuple[str, ...]:
         """Slots that a schedule resets before the next step."""

@@ -18,7 +18,7 @@ from halfulp.kernels.pieces import pieces
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.remainder import split
-from halfulp.numbers.rng import hash_elements, random_bits
+from halfulp.numbers.rng import part_bits
 from halfulp.numbers.rounding import encode, pack4, unpack4
 from halfulp.numbers.scaling import Layout, rows_and_cols
 from halfulp.rules.base import Rule
@@ -129,12 +129,7 @@ def _tiles_to_keep(binding: Binding, values: list[Tensor]) -> Tensor | None:
 
 
 def _words(key: SlotKey, step: Step, like: Tensor) -> Tensor:
-    first, stride = step.binding.first_element, step.binding.row_stride
-    if stride is None:
-        return random_bits(key, first, like.numel(), like.device).reshape(like.shape)
-    rows, cols = rows_and_cols(like.shape)
-    starts = first + stride * torch.arange(rows, device=like.device)
-    return hash_elements(key, starts.unsqueeze(1) + torch.arange(cols, device=like.device)).reshape(like.shape)
+    return part_bits(key, like.shape, step.binding.first_element, step.binding.row_stride, like.device)
 
 
 def _rounded(new: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["LANES", "lanes", "random_bits", "slot_id", "step_keys", "stream_keys"]
+from halfulp.numbers.scaling import rows_and_cols
+
+__all__ = ["LANES", "lanes", "part_bits", "random_bits", "slot_id", "step_keys", "stream_keys"]
 
 _MASK = 0xFFFFFFFF
 GOLDEN, HIGH_WORD = 0x9E3779B9, 0xBB67AE85
@@ -130,6 +132,33 @@ def random_bits(
         int64 of shape ``(count,)``, uniform on ``[0, 2**32)``.
     """
     return hash_elements(key, torch.arange(start, start + count, dtype=torch.int64, device=device))
+
+
+def part_bits(
+    key: Sequence[int], shape: Sequence[int], first_element: int, row_stride: int | None, device: torch.device
+) -> Tensor:
+    """Random words of the elements of a tensor, or of a part of one, by their place in the whole.
+
+    Parameters
+    ----------
+    key
+        As of :func:`random_bits`.
+    shape
+        Of the part.
+    first_element, row_stride
+        Index of its first element in the whole, and elements of the whole between the starts of two rows of the part;
+        ``None`` where rows follow each other.
+
+    Returns
+    -------
+    Tensor
+        int64, of the shape.
+    """
+    rows, cols = rows_and_cols(tuple(shape))
+    if row_stride is None:
+        return random_bits(key, first_element, rows * cols, device).reshape(tuple(shape))
+    starts = first_element + row_stride * torch.arange(rows, device=device)
+    return hash_elements(key, starts.unsqueeze(1) + torch.arange(cols, device=device)).reshape(tuple(shape))
 
 
 def hash_elements(key: Sequence[int] | npt.NDArray[np.uint32], element: Tensor) -> Tensor:

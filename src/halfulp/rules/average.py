@@ -7,7 +7,7 @@ from torch import Tensor
 from halfulp.rules.base import Ages, Rule, Scalars, States
 from halfulp.rules.slots import WEIGHT, Hyper, StateSlot
 
-__all__ = ["DIFFERENCE", "EMA"]
+__all__ = ["COPY", "DIFFERENCE", "EMA"]
 
 
 def _decay(hyper: Hyper) -> float:  # a name of its own, as _itself: averages are pickled with their slots
@@ -34,6 +34,14 @@ def _update(weight: Tensor, states: States, c: Scalars) -> States:
 
 EMA = Rule("ema", _slots, _scalars, _update, inputs=("weight",), has_param=False)
 """``average <- average + (weight - average) * (1 - decay)``."""
+
+
+def _copy(weight: Tensor, states: States, c: Scalars) -> States:
+    return {"average": weight}
+
+
+COPY = Rule("copy", _slots, lambda hyper, ages: {}, _copy, inputs=("weight",), has_param=False)
+"""``average <- weight``."""
 
 
 def _difference_slots(hyper: Hyper) -> tuple[StateSlot, ...]:

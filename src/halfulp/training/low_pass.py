@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from halfulp.averaging.shards import local_part
-from halfulp.averaging.store import random_words
 from halfulp.averaging.swap import Swap, check_keep
 from halfulp.engine.loading import count
-from halfulp.engine.sharding import gathered
+from halfulp.engine.sharding import gathered, local_part
 from halfulp.numbers.log import log_once
 from halfulp.numbers.rng import slot_id, step_keys
 from halfulp.training.wrapper import Wrapper
@@ -145,7 +143,7 @@ class LowPass(Wrapper):
     def _noisy(self, param: Tensor, key: tuple[int, int]) -> Tensor:
         """A parameter (the part that this rank holds) with noise, in fp32."""
         part = local_part(param)
-        uniform = (random_words(key, part).double() + 0.5) * 2.0**-32
+        uniform = (part.random_bits(key).double() + 0.5) * 2.0**-32
         normal = torch.special.ndtri(uniform).reshape(part.tensor.shape)
         return (part.tensor.double() + normal * (self._sizes(param) * self.radius)).float()
 

@@ -23,9 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import total

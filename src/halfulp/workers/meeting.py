@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.loading import count
-from halfulp.engine.sharding import agree, is_sharded, local, shard_like
+from halfulp.engine.sharding import agree, is_sharded, local, local_part, shard_like
 from halfulp.engine.storage import StorageOptions
 from halfulp.rules.base import total
 from halfulp.training.wrapper import Wrapper

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.shards import Part
-from halfulp.averaging.store import FORMATS, random_words
+from halfulp.averaging.store import FORMATS
+from halfulp.engine.sharding import Part
 from halfulp.engine.storage import FLOAT32, StorageOptions, fp32_reason, slot_quantizers
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import slot_id, step_keys
@@ -148,7 +148,7 @@ class Layout:
         stream = slot_id(f"message/{sender}")
         keys = step_keys(self.options.seed, [p.index for p in self._places.values()], stream, [meeting] * len(values))
         for (name, place), key in zip(self._places.items(), keys, strict=True):
-            words = random_words((key[0], key[1]), place.part) if place.quantizer.stochastic else None
+            words = place.part.random_bits(key) if place.quantizer.stochastic else None
             codes, scale = place.quantizer.quantize(values[name], words)
             self._view(message, place.codes, codes.dtype).copy_(codes.flatten())
             if scale is not None:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.shards import local_part
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.optimizer import evaluated
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.optim.base import optimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
 from halfulp.rules.hyper import HyperBase

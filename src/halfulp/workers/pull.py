@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from halfulp.averaging.shards import local_part
-from halfulp.averaging.store import random_words
-from halfulp.engine.sharding import local, shard_like
+from halfulp.engine.sharding import local, local_part, shard_like
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.rng import slot_id, step_keys
@@ -109,6 +107,6 @@ def place(
             part.tensor.copy_(targets[name])
             continue
         quantizer = Quantizer(get_format(param.dtype), rounding=rounding)
-        words = random_words((key[0], key[1]), replace(part, tensor=targets[name])) if quantizer.stochastic else None
+        words = part.random_bits(key) if quantizer.stochastic else None
         codes, scale = quantizer.quantize(targets[name], words)
         part.tensor.copy_(quantizer.dequantize(codes, scale, part.tensor.shape))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from halfulp.averaging.shards import Part
+from halfulp.engine.sharding import Part
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.formats import Format
 from halfulp.numbers.quantizer import Rounding
