@@ -91,7 +91,7 @@ def _read_safetensors(path: Path) -> Any:
     return unpack_file(path, tensors, metadata) if metadata.get("format") == FORMAT else tensors
 
 
-def find_optimizers(tree: Any, where: str = "") -> list[tuple[str, dict[str, Any]]]:
+def find_optimizers(tree: Any) -> list[tuple[str, dict[str, Any]]]:
     """Every optimizer state dictionary in what was read, with its place; loose state tensors are put into one.
 
     Raises
@@ -99,7 +99,7 @@ def find_optimizers(tree: Any, where: str = "") -> list[tuple[str, dict[str, Any
     ValueError
         None there.
     """
-    found = list(_walk(tree, where, 0, set()))
+    found = list(_walk(tree, "", 0, set()))
     if not found and isinstance(tree, Mapping):
         loose = _loose(tree)
         if loose["state"]:

@@ -28,12 +28,14 @@ Array = npt.NDArray[np.float64]
 
 PHASES = 8
 """Positions of the scale within an octave of the unit."""
+BLOCK_SIZE = 128
+"""Elements that share a scale."""
 
 
 def block_transients(
-    fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int, *, block_size: int = 128
+    fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int
 ) -> tuple[Transient, ...]:
-    """Laws of a second moment in homogeneous blocks with power-of-two scales, at every age from 0 to `steps`.
+    """Laws of a second moment in homogeneous blocks of 128 with power-of-two scales, at every age from 0 to `steps`.
 
     Parameters
     ----------
@@ -45,8 +47,6 @@ def block_transients(
         E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``; one law each.
     steps
         Last age.
-    block_size
-        Elements that share a scale.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def block_transients(
         raise ValueError(f"steps must not be negative, got {steps}")
     found = []
     for drift in drifts:
-        evolution = _evolution(fmt, beta, rounding, block_size, drift)
+        evolution = _evolution(fmt, beta, rounding, drift)
         while evolution.age < steps:
             evolution.advance()
         found.append(evolution.result(0, steps))
@@ -69,8 +69,8 @@ def block_transients(
 
 
 @lru_cache(maxsize=64)
-def _evolution(fmt: Format, beta: float, rounding: str, block_size: int, drift: float) -> _RisingUnit:
-    return _RisingUnit(Chain(fmt, beta, rounding, scale=fmt.max, zero_floor=True), block_size, drift)
+def _evolution(fmt: Format, beta: float, rounding: str, drift: float) -> _RisingUnit:
+    return _RisingUnit(Chain(fmt, beta, rounding, scale=fmt.max, zero_floor=True), drift)
 
 
 class _RisingUnit(Evolution):
@@ -82,8 +82,7 @@ class _RisingUnit(Evolution):
 
     stepped = True
 
-    def __init__(self, chain: Chain, block_size: int, drift: float) -> None:
-        self.block_size = block_size
+    def __init__(self, chain: Chain, drift: float) -> None:
         points, split = chain.grid.points, (chain.grid.split if chain.rounding == "nearest" else None)
         self._halved, self._doubled_unit = (_rescaling(points, split, factor) for factor in (0.5, 2.0))
         self._law_at: dict[int, tuple[Section, Array]] = {}
@@ -100,7 +99,7 @@ class _RisingUnit(Evolution):
         """Whether half of the blocks have an element whose successor is beyond an end."""
         gain = (1 - chain.beta) * _scale(place)
         beyond = 1 - chain.drive.cdf((end - chain.beta * chain.grid.points) / gain)
-        return float(law @ beyond) * self.block_size > math.log(2)
+        return float(law @ beyond) * BLOCK_SIZE > math.log(2)
 
     def _rescale(self) -> None:
         fallen = self._phases_fallen(self.falls[0]) - self.rolled[0]

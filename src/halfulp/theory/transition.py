@@ -20,7 +20,7 @@ import numpy.typing as npt
 from halfulp.rules.drives import Drive
 from halfulp.theory.grid import Grid
 
-__all__ = ["Step", "stall_by_point"]
+__all__ = ["Step"]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -118,40 +118,37 @@ class Step:
         up_to[near] = self.drive.cdf((edge[column[near]] - start[row[near]]) / gain)
         return up_to
 
-    def stalls(self, scale: float, low: int = 0, high: int | None = None) -> Array:
-        """Probability that the update of each point is lost, on the true spacing."""
-        return stall_by_point(self, scale, low, len(self.grid) if high is None else high)
+    def stalls(self, scale: float) -> Array:
+        """Probability, for each point, that its next update is lost, on the true spacing.
 
+        A zero that meets a zero is no update.
+        """
+        grid, gain = self.grid, (1 - self.beta) * scale
+        x, below, above = grid.points, grid.below, grid.above
 
-def stall_by_point(step: Step, scale: float, low: int, high: int) -> Array:
-    """Probability, for each point, that its next update is lost. A zero that meets a zero is no update."""
-    grid, gain = step.grid, (1 - step.beta) * scale
-    x, below, above = grid.points[low:high], grid.below[low:high], grid.above[low:high]
+        def w(y: Array) -> Array:
+            return (y - self.beta * x) / gain
 
-    def w(y: Array) -> Array:
-        return (y - step.beta * x) / gain
+        if self.rounding == "nearest":
+            lower, upper = np.append(np.nan, grid.split), np.append(grid.split, np.nan)
+            lower = np.where(np.isnan(lower), x - below / 2, lower)
+            upper = np.where(np.isnan(upper), x + above / 2, upper)
+            stalled = self.drive.cdf(w(upper)) - self.drive.cdf(w(lower))
+        else:
+            middle = self._h(w(x))
 
-    if step.rounding == "nearest":
-        edges = np.concatenate([[np.nan], grid.split, [np.nan]])
-        lower, upper = edges[low:high], edges[low + 1 : high + 1]
-        lower = np.where(np.isnan(lower), x - below / 2, lower)
-        upper = np.where(np.isnan(upper), x + above / 2, upper)
-        stalled = step.drive.cdf(w(upper)) - step.drive.cdf(w(lower))
-    else:
-        middle = step._h(w(x))
+            def share(gap: Array, sign: float, end: float) -> Array:
+                """Mass up to the point (above) or strictly below it."""
+                safe = np.where(np.isfinite(gap) & (gap > 0), gap, 1.0)
+                slope = sign * (self._h(w(x + sign * safe)) - middle) / (safe / gain)
+                return np.where(np.isfinite(gap), np.where(gap > 0, slope, self.drive.cdf(w(x))), end)
 
-        def share(gap: Array, sign: float, end: float) -> Array:
-            """Mass up to the point (above) or strictly below it."""
-            safe = np.where(np.isfinite(gap) & (gap > 0), gap, 1.0)
-            slope = sign * (step._h(w(x + sign * safe)) - middle) / (safe / gain)
-            return np.where(np.isfinite(gap), np.where(gap > 0, slope, step.drive.cdf(w(x))), end)
-
-        stalled = share(above, 1.0, 1.0) - share(below, -1.0, 0.0)
-    no_update = step.drive.idle
-    at_zero = x == 0
-    if at_zero.any():
-        at_rest = no_update if step.drive.nonnegative or grid.above[low:high][at_zero][0] > 0 else 0.0
-        stalled = np.where(at_zero, np.maximum(stalled - at_rest, 0.0), stalled)
-        if grid.free:
-            stalled = np.where(at_zero, 0.0, stalled)
-    return np.clip(stalled, 0.0, 1.0)
+            stalled = share(above, 1.0, 1.0) - share(below, -1.0, 0.0)
+        no_update = self.drive.idle
+        at_zero = x == 0
+        if at_zero.any():
+            at_rest = no_update if self.drive.nonnegative or above[at_zero][0] > 0 else 0.0
+            stalled = np.where(at_zero, np.maximum(stalled - at_rest, 0.0), stalled)
+            if grid.free:
+                stalled = np.where(at_zero, 0.0, stalled)
+        return np.clip(stalled, 0.0, 1.0)
