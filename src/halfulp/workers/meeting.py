@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from halfulp.engine.sharding import agree, is_sharded, local, local_part, shard_
 from halfulp.engine.storage import StorageOptions
 from halfulp.rules.base import total
 from halfulp.training.wrapper import Wrapper
+from halfulp.workers.centre import OuterStep
 from halfulp.workers.described import described
 from halfulp.workers.graphs import Graphs, as_graphs
 from halfulp.workers.group import Peers, Processes
@@ -131,11 +131,11 @@ class Meeting(Wrapper):
             )
         self.pull: Optimizer = Pull(aliases(params), param_rounding=rounding, seed=seed)
         """Optimizer whose steps pull the weights; a :class:`halfulp.StallMonitor` on it counts the pulls it loses."""
-        self.outer: Optimizer | None = None
-        """Optimizer whose steps move the centre, where the method has one."""
-        if method.outer is not None:
+        self._outer: OuterStep | None = None
+        if (outer := method.outer) is not None:
+            assert self.reference is not None
             states = {"state": state, "rounding": rounding, "seed": seed, **vars(kept)}
-            self.outer = method.outer(_centres(params), self.hyper, states)
+            self._outer = OuterStep(lambda named: outer(named, self.hyper, states), params, self.reference)
         self._agree()
 
     # ---------------------------------------------------------------- steps
@@ -171,6 +171,11 @@ class Meeting(Wrapper):
             targets = {name: self.reference.read(name) for name in self._params}
             go(self.pull, self._params, targets, between / self.period)
         return loss
+
+    @property
+    def outer(self) -> Optimizer | None:
+        """Optimizer whose steps move the centre, where the method has one."""
+        return None if self._outer is None else self._outer.optimizer
 
     @torch.no_grad()
     def meet(self) -> None:
@@ -315,9 +320,8 @@ class Meeting(Wrapper):
             go(self.pull, params, {name: reference.read(name) for name in params}, share)
             reference.update(whole, 1.0 - self.method.centre_share(self.hyper), self.meetings)
             return
-        if self.outer is not None:
-            assert reference is not None
-            targets = self._step_outer(targets)
+        if self._outer is not None:
+            targets = self._outer.step(targets, float(self.param_groups[0]["lr"]))
             whole = {name: shard_like(params[name], target) for name, target in targets.items()}
         if reference is not None:
             reference.write(whole, self.meetings)
@@ -326,32 +330,6 @@ class Meeting(Wrapper):
             place(params, at, self.layout.options.quantizer.rounding, self.seed, self.meetings)
         else:
             go(self.pull, params, targets, share)
-
-    @contextmanager
-    def _held(self) -> Iterator[Optimizer]:
-        """The outer optimizer, whose parameters are the centre; they have memory of their own only meanwhile."""
-        assert self.outer is not None
-        assert self.reference is not None
-        centres = self.outer.param_groups[0]["params"]
-        for centre, name in zip(centres, self._params, strict=True):
-            _fill(centre, self.reference.read(name))
-        try:
-            yield self.outer
-        finally:
-            for centre in centres:
-                _empty(centre)
-
-    def _step_outer(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Where a step of the outer optimizer takes the centre."""
-        with self._held() as outer:
-            (group,) = outer.param_groups
-            if "fast_lr" in group:
-                group["fast_lr"] = float(self.param_groups[0]["lr"])
-            for centre, name in zip(group["params"], self._params, strict=True):
-                centre.grad = shard_like(centre, local(centre.data) - targets[name])
-            outer.step()
-            outer.zero_grad(set_to_none=True)
-            return {name: local(c.data) for name, c in zip(self._params, group["params"], strict=True)}
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(f"{type(self).__name__} is tied to its workers, and is not copied: save its state_dict()")
@@ -379,14 +357,9 @@ class Meeting(Wrapper):
             "norms": self.norms,
             "reference": {} if self.reference is None else self.reference.state_dict(),
             "storage": "" if self.reference is None else self.reference.quantizer.spec,
-            "pull": self.pull.state_dict() if self.pull.state else {}, "outer": self._outer_state(),
+            "pull": self.pull.state_dict() if self.pull.state else {},
+            "outer": {} if self._outer is None else self._outer.state_dict(),
         }  # fmt: skip
-
-    def _outer_state(self) -> dict[str, Any]:
-        if self.outer is None:
-            return {}
-        with self._held() as outer:
-            return outer.state_dict()
 
     def check_own(self, saved: Mapping[str, Any]) -> Any:
         """See :class:`~halfulp.training.wrapper.Wrapper`."""
@@ -416,9 +389,8 @@ class Meeting(Wrapper):
             self.pull.load_state_dict(saved["pull"])
         if self.reference is not None:
             self.reference.load(entries)
-        if self.outer is not None:
-            with self._held() as outer:
-                outer.load_state_dict(saved["outer"])
+        if self._outer is not None:
+            self._outer.load_state_dict(saved["outer"])
 
 
 def meeting(method: Method) -> type[Meeting]:
@@ -460,27 +432,3 @@ def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:
 
 def _is_peers(group: Any) -> bool:
     return callable(getattr(group, "exchange", None))
-
-
-def _centres(params: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Parameters for the outer optimizer, in fp32, which have no memory of their own between meetings."""
-    centres: list[tuple[str, Tensor]] = [
-        (name, torch.nn.Parameter(shard_like(param, local(param.detach()).float().clone())))
-        for name, param in params.items()
-    ]
-    for _, centre in centres:
-        _empty(centre)
-    return centres
-
-
-def _fill(centre: Tensor, values: Tensor) -> None:
-    if is_sharded(centre):
-        local(centre.data).copy_(values)
-    else:
-        centre.data = values
-
-
-def _empty(centre: Tensor) -> None:
-    """Give the memory of a centre back (a DTensor keeps its own)."""
-    if not is_sharded(centre):
-        centre.data = centre.new_zeros(()).expand(centre.shape)

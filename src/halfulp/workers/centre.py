@@ -1,0 +1,97 @@
+"""An outer optimizer, whose parameters are the weights that all workers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from halfulp.averaging.store import AverageStore
+from halfulp.engine.sharding import is_sharded, local, shard_like
+
+__all__ = ["OuterStep"]
+
+
+class OuterStep:
+    """Steps of the outer optimizer on the stored common weights.
+
+    Its parameters have memory of their own only during a step and while its states are saved or loaded.
+
+    Parameters
+    ----------
+    make
+        From named parameters to the outer optimizer.
+    params
+        The worker's parameters, by name.
+    reference
+        The common weights.
+    """
+
+    def __init__(
+        self, make: Callable[[list[tuple[str, Tensor]]], Optimizer], params: Mapping[str, Tensor],
+        reference: AverageStore,
+    ) -> None:  # fmt: skip
+        self._names, self._reference = list(params), reference
+        centres: list[tuple[str, Tensor]] = [
+            (name, torch.nn.Parameter(shard_like(param, local(param.detach()).float().clone())))
+            for name, param in params.items()
+        ]
+        for _, centre in centres:
+            _empty(centre)
+        self.optimizer = make(centres)
+
+    @contextmanager
+    def _held(self) -> Iterator[list[Tensor]]:
+        """The parameters with the common weights in them."""
+        centres: list[Tensor] = self.optimizer.param_groups[0]["params"]
+        for centre, name in zip(centres, self._names, strict=True):
+            values = self._reference.read(name)
+            if is_sharded(centre):
+                local(centre.data).copy_(values)
+            else:
+                centre.data = values
+        try:
+            yield centres
+        finally:
+            for centre in centres:
+                _empty(centre)
+
+    def step(self, targets: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
+        """The common weights after a step of which the way to the targets is the negative gradient.
+
+        Parameters
+        ----------
+        targets
+            fp32 values of this process's part, by name.
+        lr
+            The workers' learning rate, for an outer optimizer that asks for it.
+        """
+        with self._held() as centres:
+            (group,) = self.optimizer.param_groups
+            if "fast_lr" in group:
+                group["fast_lr"] = lr
+            for centre, name in zip(centres, self._names, strict=True):
+                centre.grad = shard_like(centre, local(centre.data) - targets[name])
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            return {name: local(centre.data) for name, centre in zip(self._names, centres, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the outer optimizer."""
+        with self._held():
+            return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave."""
+        with self._held():
+            self.optimizer.load_state_dict(state_dict)
+
+
+def _empty(centre: Tensor) -> None:
+    """Give the memory of a parameter back (a DTensor keeps its own)."""
+    if not is_sharded(centre):
+        centre.data = centre.new_zeros(()).expand(centre.shape)
