@@ -19,8 +19,9 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import Optimizer
 
 from halfulp.engine import checks, compiled, loading
+from halfulp.engine.bindings import Bindings
 from halfulp.engine.capture import Recording, capturing
-from halfulp.engine.lineup import Lineup, Share
+from halfulp.engine.lineup import Share
 from halfulp.engine.master import MASTER, MasterState, master_kind, storage_of
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
@@ -29,8 +30,6 @@ from halfulp.engine.registry import Registry
 from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
-from halfulp.engine.standing import standing
-from halfulp.engine.states import Bound, bind
 from halfulp.engine.storage import StorageOptions, fp32_reason
 from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
@@ -139,17 +138,13 @@ class RuleOptimizer(Optimizer):
     def _start_caches(self) -> None:
         self._registry: Registry | None = None
         self._plans: dict[int, tuple[dict[str, Any], GroupPlan]] = {}
-        self._bounds: dict[Tensor, Bound] = {}
-        self._lineups: dict[tuple[int, int], Lineup] = {}
-        """Of the parameters that were stepped together, by the first of them and their number."""
+        self._bindings = Bindings(self)
         self._followed: list[str] = []
         """Group keys that a plan follows from: not the rate, which schedules change in every step."""
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
         """Resets made: (step after which, parameter number, slots)."""
         self._skipped = Skipped(self._say_skipped)
         self._recording: Recording | None = None
-        self._warned = False
-        """Of weights that stand still."""
         self._number = compiled.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,10 +175,7 @@ class RuleOptimizer(Optimizer):
             self._registry = Registry(self.param_groups)
             if known is not None:
                 checks.tell_replaced(known, self._registry, self.state)
-            self._bounds = {p: b for p, b in self._bounds.items() if p in self._registry}
-            for p, bound in self._bounds.items():
-                bound.index = self._registry[p].index
-            self._lineups.clear()
+            self._bindings.follow(self._registry)
         assert self._registry is not None
         return self._registry
 
@@ -384,7 +376,7 @@ class RuleOptimizer(Optimizer):
         shares = [Share(group, self.plan(group), params) for group, params in groups if params]
         if not shares:
             return
-        lineup = self._line_up(shares)
+        lineup = self._bindings.line_up(shares)
         if not recording and checks.is_dry_run(groups, (b.entries["step"] for b in lineup.bounds)):
             return
         bounds_of = lineup.of_shares(shares) if any(share.plan.reset for share in shares) and not recording else []
@@ -414,68 +406,6 @@ class RuleOptimizer(Optimizer):
             lineup.release()
         if not recording:
             self._skipped.look()
-
-    def _line_up(self, shares: list[Share]) -> Lineup:
-        """The parameters of a step, bound to their present states."""
-        key = id(shares[0].params[0]), sum(len(share.params) for share in shares)
-        lineup = self._lineups.get(key)
-        if lineup is None or not lineup.is_of(shares) or not lineup.stands(self.state):
-            bounds = self._bind_all(shares)
-            if len(self._lineups) > len(self.registry):
-                self._lineups.clear()
-            lineup = self._lineups[key] = Lineup(shares, bounds, self._skipped.counter)
-        return lineup
-
-    def _bind_all(self, shares: list[Share]) -> list[Bound]:
-        """Bind every parameter to its present states; those that are made for this stay only if all can be."""
-        known, state = self._bounds, self.state
-        bounds, new = list[Bound](), list[Tensor]()
-        try:
-            for share in shares:
-                for p in share.params:
-                    entries, bound = state.get(p), known.get(p)
-                    current = bound is not None and bound.current(entries, share.plan.quantizers) and bound.intact()
-                    if bound is None or not current:
-                        if entries is None:
-                            new.append(p)
-                        bound = self._bind(share.group, p)
-                    bounds.append(bound)
-        except BaseException:
-            for p in new:
-                state.pop(p, None)
-                known.pop(p, None)
-            raise
-        if len(new) == len(state):  # the first step
-            checks.tell_kept_fp32(self.memory())
-        return bounds
-
-    def _bind(self, group: dict[str, Any], param: Tensor) -> Bound:
-        before, place, rule = self._bounds.get(param), self.registry[param], self.active_rule(group, param)
-        plan = self.plan(group)
-        planned = plan_states(plan, rule, param, place, self.storage)
-        bound = self._bounds[param] = bind(self.state, param, rule, plan, planned, place)
-        self._lineups.clear()
-        if before is not None:
-            bound.scalars, bound.counts = before.scalars, before.counts
-        if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
-            log_once(
-                f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "
-                "(param_rounding='nearest' loses those below half a unit)"
-            )
-        elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
-            self._warn_of_standing(group, param, rule)
-        return bound
-
-    def _warn_of_standing(self, group: dict[str, Any], param: Tensor, rule: Rule) -> None:
-        share = standing(rule, group, param)
-        if share is not None and share > 0.5 and not self._warned:
-            self._warned = True
-            log_once(
-                f"{self.registry[param].label}: {share:.0%} of the weights in {param.dtype} would not move at "
-                f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a unit: use "
-                "param_rounding='stochastic', or master_weights='remainder16'",
-                level=30,
-            )
 
     @property
     def skipped(self) -> dict[int, int]:
@@ -556,19 +486,18 @@ class RuleOptimizer(Optimizer):
             if entries:
                 for key in set(entries) - {"step"}:
                     del entries[key]
-            self._bounds.pop(p, None)
-        self._lineups.clear()
+            self._bindings.drop(p)
 
     def states(self, param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter that has made a step; ``KeyError`` for any other."""
-        place, entries, bound = self.registry[param], self.state.get(param), self._bounds.get(param)
+        place, entries, bound = self.registry[param], self.state.get(param), self._bindings.get(param)
         if not entries:
             raise KeyError(f"{place.label} has no state yet: it has made no step")
         if bound is not None and bound.current(entries, self.plan(place.group).quantizers) and bound.intact():
             return bound.states
         found = self._states_over(entries, param)
         if all(state.slot.name in entries for state in found):
-            return self._bind(place.group, param).states
+            return self._bindings.bind(place.group, param).states
         return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
 
     def master(self, param: Tensor) -> MasterState | None:
@@ -591,9 +520,8 @@ class RuleOptimizer(Optimizer):
         """Put another parameter in a place of a group, without states."""
         old, group["params"][at] = group["params"][at], param
         self.state.pop(old, None)
-        self._bounds.pop(old, None)
+        self._bindings.drop(old)
         self._registry = None
-        self._lineups.clear()
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
         """A state decoded to fp32, of its own shape (the parameter's, unless it is factored).
@@ -610,7 +538,7 @@ class RuleOptimizer(Optimizer):
 
     def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
         """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
-        bound = self._bounds.get(param)
+        bound = self._bindings.get(param)
         hyper = {**self.registry[param].group, **(bound.scalars if bound is not None else {})}
         return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}
 
@@ -640,7 +568,6 @@ class RuleOptimizer(Optimizer):
         self.state.update(states)
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
-        self._bounds.clear()
-        self._lineups.clear()
+        self._bindings.clear()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

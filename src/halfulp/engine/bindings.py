@@ -1,0 +1,124 @@
+"""The parameters of an optimizer as they are bound to their states: a cache beside ``optimizer.state``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halfulp.engine import checks
+from halfulp.engine.lineup import Lineup, Share
+from halfulp.engine.plan import plan_states
+from halfulp.engine.registry import Registry
+from halfulp.engine.standing import standing
+from halfulp.engine.states import Bound, bind
+from halfulp.numbers.log import log_once
+from halfulp.rules.base import Rule
+
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["Bindings"]
+
+
+class Bindings:
+    """Bound parameters of an optimizer, and the lineups of those that were stepped together.
+
+    Parameters
+    ----------
+    optimizer
+        Whose parameters they are. Its ``state`` is the truth; what is remembered here is compared with it.
+    """
+
+    def __init__(self, optimizer: RuleOptimizer) -> None:
+        self._optimizer = optimizer
+        self._bounds: dict[Tensor, Bound] = {}
+        self._lineups: dict[tuple[int, int], Lineup] = {}
+        """By the first of their parameters and the number of these."""
+        self._warned = False
+        """Of weights that stand still."""
+
+    def get(self, param: Tensor) -> Bound | None:
+        """A parameter as it was bound last; it may have changed since."""
+        return self._bounds.get(param)
+
+    def drop(self, param: Tensor) -> None:
+        """Forget a parameter."""
+        self._bounds.pop(param, None)
+        self._lineups.clear()
+
+    def clear(self) -> None:
+        """Forget every parameter."""
+        self._bounds.clear()
+        self._lineups.clear()
+
+    def follow(self, registry: Registry) -> None:
+        """Follow parameters that have another number now; forget those that are in no group any more."""
+        self._bounds = {p: bound for p, bound in self._bounds.items() if p in registry}
+        for p, bound in self._bounds.items():
+            bound.index = registry[p].index
+        self._lineups.clear()
+
+    def line_up(self, shares: list[Share]) -> Lineup:
+        """The parameters of a step, bound to their present states."""
+        key = id(shares[0].params[0]), sum(len(share.params) for share in shares)
+        lineup = self._lineups.get(key)
+        if lineup is None or not lineup.is_of(shares) or not lineup.stands(self._optimizer.state):
+            bounds = self._bind_all(shares)
+            if len(self._lineups) > len(self._optimizer.registry):
+                self._lineups.clear()
+            lineup = self._lineups[key] = Lineup(shares, bounds, self._optimizer._skipped.counter)
+        return lineup
+
+    def _bind_all(self, shares: list[Share]) -> list[Bound]:
+        """Bind every parameter to its present states; those that are made for this stay only if all can be."""
+        known, state = self._bounds, self._optimizer.state
+        bounds, new = list[Bound](), list[Tensor]()
+        try:
+            for share in shares:
+                for p in share.params:
+                    entries, bound = state.get(p), known.get(p)
+                    current = bound is not None and bound.current(entries, share.plan.quantizers) and bound.intact()
+                    if bound is None or not current:
+                        if entries is None:
+                            new.append(p)
+                        bound = self.bind(share.group, p)
+                    bounds.append(bound)
+        except BaseException:
+            for p in new:
+                state.pop(p, None)
+                known.pop(p, None)
+            raise
+        if len(new) == len(state):  # the first step
+            checks.tell_kept_fp32(self._optimizer.memory())
+        return bounds
+
+    def bind(self, group: dict[str, Any], param: Tensor) -> Bound:
+        """Bind a parameter to its present states, which are made or set right first."""
+        optimizer, before = self._optimizer, self._bounds.get(param)
+        place, rule, plan = optimizer.registry[param], optimizer.active_rule(group, param), optimizer.plan(group)
+        planned = plan_states(plan, rule, param, place, optimizer.storage)
+        bound = self._bounds[param] = bind(optimizer.state, param, rule, plan, planned, place)
+        self._lineups.clear()
+        if before is not None:
+            bound.scalars, bound.counts = before.scalars, before.counts
+        if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
+            log_once(
+                f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "
+                "(param_rounding='nearest' loses those below half a unit)"
+            )
+        elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
+            self._warn_of_standing(group, param, rule, place.label)
+        return bound
+
+    def _warn_of_standing(self, group: dict[str, Any], param: Tensor, rule: Rule, label: str) -> None:
+        share = standing(rule, group, param)
+        if share is not None and share > 0.5 and not self._warned:
+            self._warned = True
+            log_once(
+                f"{label}: {share:.0%} of the weights in {param.dtype} would not move at "
+                f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a unit: use "
+                "param_rounding='stochastic', or master_weights='remainder16'",
+                level=30,
+            )
