@@ -111,6 +111,45 @@ def test_bema_recurrence_and_its_trap():
     assert same(weights(model), live)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scaling": 0.5, "offset": 4.0},
+        {"ema_power": 0.7, "bias_power": 0.4},
+        {"burn_in": 3},
+        {"burn_in": 2, "update_every": 2},
+        {"start_state": "bf16"},
+    ],
+    ids=str,
+)
+def test_bema_follows_its_formula(options):
+    of = {
+        "ema_power": 0.5,
+        "bias_power": 0.2,
+        "scaling": 1.0,
+        "offset": 10.0,
+        "burn_in": 0,
+        "update_every": 1,
+    } | options
+    model = net()
+    name, live = "0.weight", model[0].weight.detach()
+    start = average = live.double()
+    bema = BEMA(model, state="fp32", **{"update_every": 1, **options})
+    for step in range(1, 11):
+        walk(model, step)
+        bema.update()
+        n = step - of["burn_in"]
+        if n <= 0:
+            start = average = live.double()
+        elif n % of["update_every"] == 0:
+            weight = (of["offset"] + of["scaling"] * n) ** -of["ema_power"]
+            average = (1 - weight) * average + weight * live.double()
+    if "start_state" in options:
+        start = start.bfloat16().double()
+    way = (live.double() - start) * (of["offset"] + of["scaling"] * n) ** -of["bias_power"]
+    torch.testing.assert_close(bema.value(name).double(), average + way, rtol=1e-5, atol=1e-6)
+
+
 def test_bias_correction_is_exact_on_a_quadratic():
     """mean(x_0 .. x_{T-1}) + (x_T - x_0) / (H h T) is the minimum of a quadratic under gradient descent."""
     h, curvature, minimum = 0.1, torch.tensor([0.5, 2.0]), torch.tensor([3.0, -1.0])
@@ -254,6 +293,7 @@ def test_warp():
     runs = [{"w": torch.tensor([2.0, 0.0])}, {"w": torch.tensor([0.0, 2.0])}]
     merged = averaging.warp(start, runs)["w"]
     torch.testing.assert_close(merged, torch.full((2,), 0.3 * math.sqrt(2)))
+    torch.testing.assert_close(averaging.warp(start, runs, eta=0.5)["w"], torch.full((2,), 0.5 * math.sqrt(2)))
     assert torch.equal(averaging.liti(start, runs[0], 1.0)["w"], runs[0]["w"])
     with pytest.raises(ValueError, match="different form"):
         averaging.liti(start, {"v": torch.zeros(2)})

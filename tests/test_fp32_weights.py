@@ -62,6 +62,17 @@ def test_an_fp32_checkpoint_keeps_every_bit(kind: str, steps: int) -> None:
     assert_same(everything(resumed), everything(optimizer))
 
 
+def test_part_of_a_checkpoint_is_loaded_where_that_is_asked_for() -> None:
+    low, optimizer = pair("remainder16")
+    before, exact = halfulp.fp32_state_dict(low, optimizer), model(seed=5).state_dict()
+    name, values = next(iter(exact.items()))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        halfulp.load_fp32_state_dict(low, optimizer, {name: values})
+    result = halfulp.load_fp32_state_dict(low, optimizer, {name: values}, strict=False)
+    assert name not in result.missing_keys
+    assert_same(halfulp.fp32_state_dict(low, optimizer), {**before, name: values})
+
+
 @each_kind
 def test_within_the_block_the_model_is_in_fp32(kind: str) -> None:
     low, optimizer = pair(kind)

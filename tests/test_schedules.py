@@ -16,6 +16,7 @@ def test_linear_to_zero_is_an_average_of_updates() -> None:
     """AdamW under D2Z is an EMA of its updates: coefficients and what is left of the start sum to 1."""
     factor, rate = halfulp.linear_to_zero(100), 0.05
     assert [factor(s) for s in (0, 5, 10, 55, 100, 120)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
+    assert [halfulp.linear_to_zero(100, 0.2)(s) for s in (0, 5, 20, 60, 100)] == pytest.approx([0, 0.25, 1, 0.5, 0])
     alphas = [rate * factor(s) for s in range(1, 101)]
     coefficients = [a * math.prod(1 - b for b in alphas[i + 1 :]) for i, a in enumerate(alphas)]
     assert sum(coefficients) + math.prod(1 - a for a in alphas) == pytest.approx(1.0)
@@ -40,6 +41,7 @@ def test_square_root_scaling() -> None:
     assert found["lr"] == pytest.approx(8e-3)
     assert found["betas"] == pytest.approx((0.84, 0.92))
     assert found["eps"] == pytest.approx(2.5e-9)
+    assert halfulp.scale_adam(4, lr=1.0, eps=1e-6)["eps"] == pytest.approx(5e-7)
     with pytest.raises(ValueError, match="kappa"):
         halfulp.scale_adam(16, lr=1e-3, betas=(0.9, 0.99))
 

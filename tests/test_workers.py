@@ -91,6 +91,8 @@ def test_pairs_and_matchings_are_the_same_for_everyone_and_meet_their_probabilit
     ], axis=0)  # fmt: skip
     assert active == pytest.approx(matchings.probabilities, abs=0.1)
     assert matchings.consensus < 1
+    drawn = [[Matchings(graph, 0.5, seed).graph(k).edges for k in range(1, 21)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
     assert Matchings(graph, 1.0).probabilities == (1.0,) * len(matchings.matchings)
 
 

@@ -224,6 +224,18 @@ def test_valleys_of_a_bowl_have_their_radius(h: float, kappa: float) -> None:
     assert 1 / inverse_mean_valley(bowl, models, kappa) == pytest.approx(math.sqrt(2 * (kappa - 1) * 3.0 / h), rel=1e-4)
 
 
+def test_a_valley_without_an_edge_has_no_radius() -> None:
+    """The search ends where it is told to: a flat loss never rises, and a wide bowl not by then."""
+    models = [{"x": torch.ones(2)}, {"x": -torch.ones(2)}]
+    assert inverse_mean_valley(lambda weights: 1.0, models) == 0.0
+
+    def bowl(weights: Any) -> float:
+        return float(1e-4 * weights["x"].square().sum() + 1.0)
+
+    assert inverse_mean_valley(bowl, models, furthest=10.0) == 0.0
+    assert 1 / inverse_mean_valley(bowl, models) == pytest.approx(100.0, rel=1e-4)
+
+
 # ---------------------------------------------------------------- outer optimizers
 
 RATE = 0.05

@@ -91,6 +91,20 @@ def test_error_of_messages_falls_with_bits_and_with_workers(message: str, bits: 
         assert nearest.error == pytest.approx(step / 12**0.5, rel=0.05)
 
 
+def test_errors_of_different_values_do_not_add_up() -> None:
+    """Under nearest rounding too, where workers that send the same values err alike."""
+    found = message_error("8bit", "nearest", workers=16, similar=False)
+    assert found.of_mean == pytest.approx(found.error / 4, rel=0.05)
+
+
+def test_a_pull_meets_the_walk_since_the_last_one() -> None:
+    """Independent steps add up as their squares do; so do those of workers in their mean."""
+    for options, walk in (({"every": 16}, 4e-4), ({"workers": 4}, 5e-5), ({"every": 4, "workers": 4}, 1e-4)):
+        assert pull_stall("bf16", 0.01, 1e-4, **options) == pull_stall("bf16", 0.01, walk)
+    near, far = (pull_stall("int8", 0.01, 1e-3, "nearest", absmax_ratio=ratio).stalled for ratio in (1.0, 100.0))
+    assert near < far  # a weight far below the largest of its block meets a coarser grid
+
+
 def test_what_is_no_pull_is_refused() -> None:
     with pytest.raises(ValueError, match="share of the way in"):
         pull_stall("bf16", 1.0, 1e-3)
