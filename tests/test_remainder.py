@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfulp.numbers.remainder import join, split
+from halfulp.numbers.remainder import join, split, weights
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 2.0**-126, 2.0**-149, 3.3895e38, 3.4028e38, -3.4028e38, 1 + 2.0**-8, -1 - 2.0**-8]
 
@@ -45,6 +45,15 @@ def test_what_is_not_finite_stays_so(value: float, kind: str) -> None:
     assert str(float(visible)) == str(float(join(visible, remainder))) == str(value)
 
 
+@pytest.mark.parametrize("kind", ["remainder16", "remainder8"])
+def test_nan_of_any_bits_stays_nan(kind: str) -> None:
+    bits = torch.tensor([0x7F800001, 0x7F80FFFF, 0x7FC08000, 0x7FFFFFFF], dtype=torch.int32)
+    visible, remainder = split(torch.cat([bits, bits | -(1 << 31)]).view(torch.float32), kind)
+    assert bool(visible.isnan().all())
+    assert not bool(remainder.any())
+    assert bool(join(visible, remainder).isnan().all())
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1), st.integers(0, 2**32 - 1))
 def test_eight_bits_round_to_fifteen_fraction_bits(values: list[float], word: int) -> None:
     x = torch.tensor([*values, *EDGES], dtype=torch.float32)
@@ -58,6 +67,15 @@ def test_eight_bits_round_to_fifteen_fraction_bits(values: list[float], word: in
         exact = torch.from_numpy(((wanted << np.uint64(8)) | sign).astype(np.uint32).view(np.int32).copy())
         finite = torch.isfinite(exact.view(torch.float32))
         assert torch.equal(join(*found).view(torch.int32)[finite], exact[finite])
+
+
+def test_weights_are_what_their_master_says() -> None:
+    x = torch.randn(64)
+    visible, remainder = split(x)
+    assert torch.equal(weights(visible, None), visible.float())
+    assert torch.equal(weights(visible, remainder), x)
+    assert weights(visible, x) is x
+    assert torch.equal(weights(x, None), x)
 
 
 def test_a_weight_changed_from_outside_stays_what_it_is() -> None:

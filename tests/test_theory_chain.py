@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 import halfulp
+from halfulp import Quantizer, Scaling
 from halfulp.numbers.formats import FORMATS, get_format
-from halfulp.rules.drives import GRADIENT, SQUARE, Drive
+from halfulp.rules.drives import GRADIENT, SQUARE, WEIGHT, Drive
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
+from halfulp.theory.predict import predict
 from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Sampled, sampled_law
+from halfulp.theory.simulation import simulate_blocks
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import transient, transients
+from halfulp.theory.walk import walk_stall
 from support.theory_oracle import round_free, simulate
 
 # Stalled fraction of the update applied to a state of age 10, 100, 300, 1000, 3000; beta 0.999.
@@ -278,7 +282,26 @@ def test_bad_input(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("kind", ["pow2", "fp32"])
+@pytest.mark.parametrize(("name", "drive"), [("uint4", SQUARE), ("float8_e4m3fn", GRADIENT)])
+def test_a_prediction_is_of_the_scales_that_are_stored(name: str, drive: Drive, kind: str) -> None:
+    quantizer = Quantizer(get_format(name), Scaling(kind), "nearest", drive.nonnegative)  # type: ignore[arg-type]
+    seen = simulate_blocks(quantizer, beta=0.9, steps=20, slot=drive, precision=0.01).figures[:, 0]
+    for age in (2, 20):
+        found = predict(name, "nearest", drive, 0.9, age, scale_kind=kind)
+        assert found == pytest.approx(seen[age - 1], abs=0.03), age
+
+
+def test_a_prediction_of_weights_takes_their_step() -> None:
+    walk = walk_stall("bf16", 0.999, 1e-4, "nearest", updates=500)
+    assert predict("bf16", "nearest", WEIGHT, 0.999, 500, step=1e-4) == walk.stalled
+    assert walk.stalled > predict("bf16", "nearest", WEIGHT, 0.999, 500, step=1e-2)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="give step="):
+        predict("bf16", "nearest", WEIGHT, 0.999, 500)
+
+
 def test_float32_loses_nothing() -> None:
+    assert predict("fp32", "nearest", SQUARE, 0.999, 10) == 0.0
     assert halfulp.stall_probability("fp32", beta=0.999, rounding="nearest") == 0.0
     assert not halfulp.stall_curve("fp32", beta=0.999, rounding="nearest", steps=5).any()
 
