@@ -293,11 +293,11 @@ def test_a_prediction_is_of_the_scales_that_are_stored(name: str, drive: Drive, 
 
 
 def test_a_prediction_of_weights_takes_their_step() -> None:
-    walk = walk_stall("bf16", 0.999, 1e-4, "nearest", updates=500)
-    assert predict("bf16", "nearest", WEIGHT, 0.999, 500, step=1e-4) == walk.stalled
-    assert walk.stalled > predict("bf16", "nearest", WEIGHT, 0.999, 500, step=1e-2)  # type: ignore[operator]
+    walk = walk_stall("bf16", 0.999, 1e-4, "stochastic", updates=500)
+    assert predict("bf16", "stochastic", WEIGHT, 0.999, 500, step=1e-4) == walk.stalled
+    assert walk.stalled > predict("bf16", "stochastic", WEIGHT, 0.999, 500, step=1e-2)  # type: ignore[operator]
     with pytest.raises(ValueError, match="give step="):
-        predict("bf16", "nearest", WEIGHT, 0.999, 500)
+        predict("bf16", "stochastic", WEIGHT, 0.999, 500)
 
 
 def test_float32_loses_nothing() -> None:
