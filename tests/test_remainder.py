@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from halfulp.numbers.remainder import join, split, weights
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 2.0**-126, 2.0**-149, 3.3895e38, 3.4028e38, -3.4028e38, 1 + 2.0**-8, -1 - 2.0**-8]
+EDGES += [1 + 2.0**-16, 1 + 3 * 2.0**-16]
+"""Halfway between two numbers of 15 fraction bits: the even one is below, and above."""
 
 
 def patterns() -> torch.Tensor:
