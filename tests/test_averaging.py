@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import halfulp
 import halfulp.averaging.store as store_module
-from halfulp.averaging import EMA, SWA, Cosine, Linear, MeanTeacher, PowerLaw, Ramp, Uniform, Warmup
+from halfulp.averaging import EMA, LAWA, SWA, Cosine, Linear, MeanTeacher, PowerLaw, Ramp, Uniform, Warmup
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.sharding import Part
 
@@ -448,16 +448,20 @@ def test_memory():
         assert stored == ema.memory().total
 
 
-def test_not_finite_weights_leave_their_stretch_alone():
+@pytest.mark.parametrize(
+    ("kind", "options", "moved"), [(EMA, {"decay": 0.5}, 2.0), (LAWA, {"size": 1, "every": 1}, 3.0)]
+)
+def test_not_finite_weights_leave_their_stretch_alone(kind, options, moved):
+    """Whether the average moves towards the weights or copies them."""
     live = {"w": torch.ones(2, 256)}
-    ema = EMA(live, 0.5, state="8bit", min_size=0)
+    average = kind(live, state="8bit", min_size=0, **options)
     live["w"].fill_(3.0)
     live["w"][1, 200] = float("nan")
-    ema.update()
-    expected = torch.full((2, 256), 2.0)
+    average.update()
+    expected = torch.full((2, 256), moved)
     expected[1, 128:] = 1.0
-    assert torch.equal(ema.value("w"), expected)
-    assert ema.store.skipped == {"w": 128}
+    assert torch.equal(average.value("w"), expected)
+    assert average.store.skipped == {"w": 128}
 
 
 @pytest.mark.parametrize(
