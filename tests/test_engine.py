@@ -47,6 +47,11 @@ CLIPPED = Rule(
 )
 
 
+def _exchange(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    """Two states change places, and the weight takes the first. All three are read where states are stored."""
+    return states["a"].view_as(grad), {"a": states["b"], "b": states["a"]}
+
+
 class Plain(RuleOptimizer):
     rule = PLAIN
 
@@ -56,6 +61,18 @@ class Plain(RuleOptimizer):
 
 class Clipped(Plain):
     rule = CLIPPED
+
+
+class Exchange(Plain):
+    rule = Rule(
+        "exchange", lambda hyper: (StateSlot("a", True, init=lambda p: p), StateSlot("b", True, init=lambda p: p + 1)),
+        lambda hyper, ages: {}, _exchange, elementwise=False,
+    )  # fmt: skip
+
+
+def _exchange(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
+    """Views of other states: the two change places, and the weight takes the first."""
+    return states["a"].view_as(grad), {"a": states["b"], "b": states["a"]}
 
 
 def _params() -> list[torch.nn.Parameter]:
@@ -92,6 +109,19 @@ def test_initial_values_come_back_with_a_reset() -> None:
     optimizer.reset_state(names=("start",))
     assert torch.equal(optimizer.state_tensor(params[0], "start"), params[0].detach())
     assert float(optimizer.state_tensor(params[0], "count")) == 1.0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_rule_may_return_its_states_in_other_places(backend: str) -> None:
+    params = _params()
+    a, b = params[0].detach().clone(), params[0].detach() + 1
+    optimizer = Exchange(params, state="fp32", backend=backend)
+    for _ in range(3):
+        optimizer.step()
+        assert torch.equal(params[0].detach(), a)
+        a, b = b, a
+        assert torch.equal(optimizer.state_tensor(params[0], "a"), a)
+        assert torch.equal(optimizer.state_tensor(params[0], "b"), b)
 
 
 def test_a_sum_over_the_whole_model_reaches_every_parameter() -> None:

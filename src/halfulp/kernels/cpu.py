@@ -291,6 +291,8 @@ class _SlotColumns:
 
 def _read(state: Stored) -> Tensor:
     """A state decoded in C; see :meth:`Stored.read`."""
+    if state.quantizer.format.is_float32:
+        return state.read()
     out = torch.empty(state.shape, dtype=torch.float32)
     slot = describe_slot(state.quantizer, state.shape)
     slot["codes"] = state.codes.data_ptr()
@@ -303,6 +305,8 @@ def _read(state: Stored) -> Tensor:
 def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tensor, Tensor | None]:
     """Codes and scales of new values, encoded in C; see :meth:`Quantizer.quantize`."""
     quantizer: Quantizer = state.quantizer
+    if quantizer.format.is_float32:
+        return x, None
     x = x.contiguous()
     (dtype, shape), *scales = quantizer.stored_as(x.shape)
     codes = torch.empty(shape, dtype=dtype)

@@ -84,7 +84,8 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
     wide, inputs = step.wide()
     old = {s.slot.name: codec.read(s) for s in binding.states}
     param, updated = rule.apply(wide, inputs, old, step.scalars)
-    states = [updated[s.slot.name] for s in binding.states]
+    states = [_own(updated[s.slot.name], k, binding) for k, s in enumerate(binding.states)]
+    param = param if param is None else _own(param, None, binding)
     if rule.elementwise:
         keep = _tiles_to_keep(binding, [inputs[0], *states])
         if keep is not None:
@@ -111,6 +112,13 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         binding.param.copy_(visible if keep is None else torch.where(keep, binding.param, visible))
         if master is not None and binding.master is not None:
             binding.master.copy_(master if keep is None else torch.where(keep, binding.master, master))
+
+
+def _own(new: Tensor, of: int | None, binding: Binding) -> Tensor:
+    """A new value that writing the other states leaves alone: an fp32 state is read as it is stored."""
+    at = new.untyped_storage().data_ptr()
+    taken = any(k != of and s.codes.untyped_storage().data_ptr() == at for k, s in enumerate(binding.states))
+    return new.clone() if taken else new
 
 
 def _finite(x: Tensor) -> bool:
