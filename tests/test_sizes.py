@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import halfulp
+from halfulp.engine.registry import Registry
 from support.random_steps import difference
 
 SOAK = "HALFULP_SOAK" in os.environ
@@ -89,6 +90,41 @@ def test_many_tiny_tensors() -> None:
         optimizer.step()
     assert all(torch.equal(p, params[i % 7]) for i, p in enumerate(params))
     assert float(params[0].detach()[0]) == pytest.approx(-0.2, abs=1e-3)
+
+
+def test_no_call_looks_at_all_parameters_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first step of 100 000 tensors takes hours. Counted: how often all are compared with what they were."""
+    looks = 0
+    look = Registry.describes
+
+    def counted(registry: Registry, groups: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return look(registry, groups)
+
+    params = [torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16)) for _ in range(60)]
+    optimizer = halfulp.AdamW(params, state="8bit", min_size=0, master_weights="remainder16", reset=2)
+    monkeypatch.setattr(Registry, "describes", counted)
+    saved = optimizer.state_dict()
+    for name, call in {
+        "steps": lambda: [step_all(optimizer, params) for _ in range(3)],
+        "state_dict": lambda: saved.update(optimizer.state_dict()),
+        "load_state_dict": lambda: optimizer.load_state_dict(saved),
+        "memory": optimizer.memory,
+        "reset_state": optimizer.reset_state,
+        "fp32_params": lambda: halfulp.fp32_params(optimizer),
+        "repr": lambda: repr(optimizer),
+        "convert": lambda: halfulp.convert_state_dict(saved, to=optimizer),
+    }.items():
+        looks = 0
+        call()
+        assert looks < 25, f"{name} looked {looks} times at all parameters"
+
+
+def step_all(optimizer: Any, params: list[torch.nn.Parameter]) -> None:
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
 
 
 @pytest.mark.skipif("HALFULP_HUGE" not in os.environ, reason="takes 14 GB: HALFULP_HUGE=1")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from halfulp.engine.master import MasterState
 from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import cut, gathered, is_sharded, local, shard_like
 from halfulp.libraries import unwrap
 
@@ -47,7 +48,8 @@ def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     (tensor([1., 1.], dtype=torch.bfloat16), tensor([0.9990, 0.9990]))
     """
     ours = _ours(optimizer)
-    return [_weights(ours, p) for group in ours.param_groups for p in group["params"]]
+    registry = ours.registry
+    return [_weights(ours, registry, p) for group in ours.param_groups for p in group["params"]]
 
 
 def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -74,10 +76,10 @@ def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     torch.float32
     """
     ours = _ours(optimizer)
-    values: dict[str, Any] = model.state_dict(keep_vars=True)
+    registry, values = ours.registry, model.state_dict(keep_vars=True)
     for name, x in values.items():
         if isinstance(x, nn.Parameter) and x.is_floating_point():
-            values[name] = _weights(ours, _host_of(optimizer, x))
+            values[name] = _weights(ours, registry, _host_of(optimizer, x))
         elif isinstance(x, Tensor):
             values[name] = x.detach()
     return values
@@ -120,8 +122,9 @@ def load_fp32_state_dict(
     """
     ours = _ours(optimizer)
     params = [(name, _host_of(optimizer, p), p) for name, p in model.state_dict(keep_vars=True).items()]
-    kept = [(name, p, here) for name, p, here in params if p in ours.registry and p.dtype != torch.float32]
-    kept = [(name, p, here) for name, p, here in kept if ours.registry[p].group["master_weights"]]
+    registry = ours.registry
+    kept = [(name, p, here) for name, p, here in params if p in registry and p.dtype != torch.float32]
+    kept = [(name, p, here) for name, p, here in kept if ours.place(p).group["master_weights"]]
     if not kept:
         raise ValueError(
             "no parameter of the model has master weights in this optimizer: build it with "
@@ -180,7 +183,8 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     if any(is_sharded(p) for p in params):
         raise ValueError("fp32_weights takes models that are not sharded: use fp32_state_dict(model, optimizer)")
     kept = [(p, p.data, p.grad) for p in params]
-    wide = [_weights(ours, _host_of(optimizer, p)).to(p.device) for p in params]
+    registry = ours.registry
+    wide = [_weights(ours, registry, _host_of(optimizer, p)).to(p.device) for p in params]
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("a step within fp32_weights would be lost: end the with block first")
@@ -210,9 +214,9 @@ def _ours(optimizer: torch.optim.Optimizer) -> RuleOptimizer:
     return inside
 
 
-def _weights(optimizer: RuleOptimizer, param: Tensor) -> Tensor:
+def _weights(optimizer: RuleOptimizer, registry: Registry, param: Tensor) -> Tensor:
     """The fp32 weights of a parameter, sharded as it is."""
-    master = optimizer.master(param) if param in optimizer.registry else None
+    master = optimizer.master(param) if param in registry else None
     if master is None:
         return param.detach().float()
     values = master.read(param)
@@ -226,7 +230,7 @@ def _made(optimizer: RuleOptimizer, param: Tensor) -> MasterState:
     found = optimizer.master(param)
     if found is None:
         entries = optimizer.state[param]
-        place = optimizer.registry[param]
+        place = optimizer.place(param)
         rule = optimizer.active_rule(place.group, param)
         found = MasterState.of(param, place.group["master_weights"], entries, rule, place.label)
         assert found is not None

@@ -97,7 +97,7 @@ class Bindings:
     def bind(self, group: dict[str, Any], param: Tensor) -> Bound:
         """Bind a parameter to its present states, which are made or set right first."""
         optimizer, before = self._optimizer, self._bounds.get(param)
-        place, rule, plan = optimizer.registry[param], optimizer.active_rule(group, param), optimizer.plan(group)
+        place, rule, plan = optimizer.place(param), optimizer.active_rule(group, param), optimizer.plan(group)
         planned = plan_states(plan, rule, param, place, optimizer.storage)
         bound = self._bounds[param] = bind(optimizer.state, param, rule, plan, planned, place)
         self._lineups.clear()

@@ -64,7 +64,7 @@ class Recording:
         strange = [p for p in self.params if not optimizer.state.get(p)]
         if strange:
             raise RuntimeError(
-                f"{optimizer.registry[strange[0]].label} has no states yet, and a graph would make them anew in every "
+                f"{optimizer.place(strange[0]).label} has no states yet, and a graph would make them anew in every "
                 "replay: make a few ordinary steps before recording one"
             )
         self.gradients = [p.grad for p in self.params]

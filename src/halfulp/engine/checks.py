@@ -48,7 +48,7 @@ def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
     if optimizer.nonfinite == "raise":
         bad = next((p for p in params if not bool(torch.isfinite(local(p.grad)).all())), None)  # type: ignore[arg-type]
         if agree(bad is not None, list(params)):
-            label = "a parameter on another rank" if bad is None else optimizer.registry[bad].label
+            label = "a parameter on another rank" if bad is None else optimizer.place(bad).label
             raise FloatingPointError(
                 f"the gradient of {label} is not finite; nothing was changed. Skip this step, or use nonfinite='skip' "
                 "to leave out the stretches concerned"
@@ -56,7 +56,7 @@ def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
 
 
 def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
-    label = optimizer.registry[param].label
+    label = optimizer.place(param).label
     if grad.layout != torch.strided:
         raise RuntimeError(f"{type(optimizer).__name__} takes dense gradients; got a sparse one: use sparse=False")
     check_param(param)  # model.double() after the optimizer was built

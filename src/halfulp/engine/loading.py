@@ -72,7 +72,7 @@ def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, 
     saved["state"] = plan.specs
     saved["rounding"] = ",".join(f"{name}={q.rounding}" for name, q in plan.quantizers.items())
     saved["reset"] = reset if reset is None or isinstance(reset, (int, str)) else repr(reset)
-    saved["params"] = [optimizer.registry[p].index for p in group["params"]]
+    saved["params"] = [optimizer.place(p).index for p in group["params"]]
     return saved
 
 
@@ -106,7 +106,7 @@ def _validate(
         _check_storage(saved, plan)
         for key, param in zip(in_order(saved, group), group["params"], strict=True):
             if key in state_dict["state"]:
-                rule, place = optimizer.active_rule(merged, param), optimizer.registry[param]
+                rule, place = optimizer.active_rule(merged, param), optimizer.place(param)
                 stored = plan_states(plan, rule, param, place, optimizer.storage)
                 entries: dict[str, Any] = {}
                 master = MasterState.of(param, plan.master, entries, rule, place.label)

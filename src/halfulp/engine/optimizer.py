@@ -26,7 +26,7 @@ from halfulp.engine.master import MASTER, MasterState, master_kind, storage_of
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
-from halfulp.engine.registry import Registry
+from halfulp.engine.registry import Place, Registry
 from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
@@ -179,6 +179,11 @@ class RuleOptimizer(Optimizer):
         assert self._registry is not None
         return self._registry
 
+    def place(self, param: Tensor) -> Place:
+        """Number, name and group of a parameter. Asked for every parameter in turn, it takes no quadratic time."""
+        known = self._registry
+        return known[param] if known is not None and known.stands(param, self.param_groups) else self.registry[param]
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its keys, formats and parameters are checked here."""
         for key in param_group:
@@ -249,7 +254,7 @@ class RuleOptimizer(Optimizer):
     def slot_storage(self, group: dict[str, Any], param: Tensor) -> list[StatePlan]:
         """(slot, shape, quantizer) of each state of a parameter, fp32 where it is kept so."""
         rule = self.active_rule(group, param)
-        return plan_states(self.plan(group), rule, param, self.registry[param], self.storage)
+        return plan_states(self.plan(group), rule, param, self.place(param), self.storage)
 
     def memory(self) -> MemoryReport:
         """Bytes of state of each tensor and in all, by format; and what stays in fp32, and why.
@@ -263,7 +268,7 @@ class RuleOptimizer(Optimizer):
             for p in self.active_params(group):
                 if p.dtype not in checks.PARAM_DTYPES:
                     continue
-                place = self.registry[p]
+                place = self.place(p)
                 reason = fp32_reason(p, place.name, self.storage) if low else None
                 for slot, shape, q in self.slot_storage(group, p):
                     rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
@@ -311,7 +316,7 @@ class RuleOptimizer(Optimizer):
         groups: dict[int, tuple[dict[str, Any], list[Tensor]]] = {}
         for p in params:
             if p.grad is not None:
-                group = self.registry[p].group
+                group = self.place(p).group
                 groups.setdefault(id(group), (group, []))[1].append(p)
         self._step(list(groups.values()))
 
@@ -416,7 +421,7 @@ class RuleOptimizer(Optimizer):
         return self._skipped.read()
 
     def _say_skipped(self, number: int) -> None:
-        labels = [self.registry[p].label for group in self.param_groups for p in group["params"]]
+        labels = [self.place(p).label for group in self.param_groups for p in group["params"]]
         label = labels[number] if number < len(labels) else f"parameter {number}"
         log_once(
             f"{label}: gradient or state not finite; the stretches concerned were left untouched (see "
@@ -431,7 +436,7 @@ class RuleOptimizer(Optimizer):
         for state in states:
             if state.slot.name in names:
                 state.reset_(param)
-        self.reset_log.append((step, self.registry[param].index, names))
+        self.reset_log.append((step, self.place(param).index, names))
         log_once(f"{type(self).__name__}: states reset (first at step {step}; all in optimizer.reset_log)")
 
     @torch.no_grad()
@@ -456,7 +461,8 @@ class RuleOptimizer(Optimizer):
         if isinstance(names, str):
             names = (names,)
         chosen = None if params is None else set(params)
-        strangers = [tuple(p.shape) for p in chosen or () if p not in self.registry]
+        registry = self.registry
+        strangers = [tuple(p.shape) for p in chosen or () if p not in registry]
         if strangers:
             raise ValueError(f"reset_state got tensors of shape {strangers} that are no parameters of this optimizer")
         known = {s.name for group in self.param_groups for s in self.group_slots(group)}
@@ -490,7 +496,7 @@ class RuleOptimizer(Optimizer):
 
     def states(self, param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter that has made a step; ``KeyError`` for any other."""
-        place, entries, bound = self.registry[param], self.state.get(param), self._bindings.get(param)
+        place, entries, bound = self.place(param), self.state.get(param), self._bindings.get(param)
         if not entries:
             raise KeyError(f"{place.label} has no state yet: it has made no step")
         if bound is not None and bound.current(entries, self.plan(place.group).quantizers) and bound.intact():
@@ -502,7 +508,7 @@ class RuleOptimizer(Optimizer):
 
     def master(self, param: Tensor) -> MasterState | None:
         """Master weights of a parameter that has made a step; ``None`` without."""
-        place, entries = self.registry[param], self.state.get(param)
+        place, entries = self.place(param), self.state.get(param)
         if not entries or MASTER not in entries:
             return None
         rule = self.active_rule(place.group, param)
@@ -510,7 +516,7 @@ class RuleOptimizer(Optimizer):
 
     def _states_over(self, entries: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
         """States of a parameter as they are planned, over entries that may lack some."""
-        place = self.registry[param]
+        place = self.place(param)
         rule = self.active_rule(place.group, param)
         planned = plan_states(self.plan(place.group), rule, param, place, self.storage)
         sharded = is_sharded(param) and rule.shardable
@@ -539,7 +545,7 @@ class RuleOptimizer(Optimizer):
     def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
         """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
         bound = self._bindings.get(param)
-        hyper = {**self.registry[param].group, **(bound.scalars if bound is not None else {})}
+        hyper = {**self.place(param).group, **(bound.scalars if bound is not None else {})}
         return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}
 
     # ---------------------------------------------------------------- checkpoints

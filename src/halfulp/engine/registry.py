@@ -51,6 +51,19 @@ class Registry:
             for group, (known, params) in zip(groups, self._seen, strict=True)
         )
 
+    def stands(self, param: Tensor, groups: list[dict[str, Any]]) -> bool:
+        """Whether one parameter is still where it was, which takes no look at the others."""
+        place = self._places.get(param)
+        return (
+            place is not None
+            and len(groups) == len(self._seen)
+            and all(
+                group is known and len(params) == len(group["params"])
+                for group, (known, params) in zip(groups, self._seen, strict=True)
+            )
+            and place.group["params"][place.position] is param
+        )
+
     def __len__(self) -> int:
         return len(self._places)
 

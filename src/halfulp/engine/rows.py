@@ -109,7 +109,7 @@ def resize_states(
     """
     _check_pair(optimizer, old, new)
     index = _sources(rows, old, new)
-    place = optimizer.registry[old]
+    place = optimizer.place(old)
     group, entries = place.group, optimizer.state.get(old)
     at = next(i for i, p in enumerate(group["params"]) if p is old)
     before = optimizer.states(old) if entries and set(entries) != {"step"} else ()

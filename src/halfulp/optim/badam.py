@@ -36,7 +36,7 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad or p in self._resting:
-                    place = self.registry[p]
+                    place = self.place(p)
                     key = str(place.index) if place.name is None else f"{self.block_of(place.name)}."
                     found.setdefault(key, []).append(p)
         return list(found.values())

@@ -87,7 +87,7 @@ class HyperOptimizer(RuleOptimizer):
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
         """The rule of one parameter; what may be several matrices is said."""
         if issubclass(self.hyper, MatrixHyper) and group["split"] is None:
-            place = self.registry[param]
+            place = self.place(param)
             tell_ambiguous(self.rule.title, place.name, place.label, tuple(param.shape))
         return super().rule_for(group, param)
 

@@ -28,7 +28,7 @@ class Muon(HyperOptimizer):  # noqa: D101 - its rule says what it is
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
         """The fallback for vectors, and for matrices whose name matches a pattern; experts are told by their name."""
-        place, patterns = self.registry[param], group["fallback"]
+        place, patterns = self.place(param), group["fallback"]
         name = place.name
         if is_flat(param):
             log_once(

@@ -42,7 +42,7 @@ def _pieces(subject: Subject) -> Iterator[tuple[Rule, Any, dict[str, Tensor]]]:
         made = subject.make(network(), state="fp32")
         run(made, 3)
         for p in params(made):
-            group = made.registry[p].group
+            group = made.place(p).group
             if made.active_rule(group, p).name == rule.name and p in made.state and p.ndim == 2:
                 yield rule, (made, p), {s.slot.name: s.read() for s in made.states(p)}
                 break
@@ -50,7 +50,7 @@ def _pieces(subject: Subject) -> Iterator[tuple[Rule, Any, dict[str, Tensor]]]:
 
 def _scalars(rule: Rule, made: Any, p: Tensor, grad: Tensor, states: dict[str, Tensor]) -> dict[str, float]:
     ages = {"step": 4, **dict.fromkeys(states, 4)}
-    c = all_fp32(rule.scalars({**made.registry[p].group, "bound_update": False}, ages))
+    c = all_fp32(rule.scalars({**made.place(p).group, "bound_update": False}, ages))
     if rule.measure is not None and rule.combine is not None:
         sums = rule.measure(p.detach().clone(), grad.clone(), {k: v.clone() for k, v in states.items()}, c)
         c = {**c, **all_fp32(rule.combine({name: float(value) for name, value in sums.items()}, c))}

@@ -220,7 +220,7 @@ class GradientRelease:
         if self._nested[task] or self._deferred() or not (self._stepping() or self._measuring()):
             if param in self._stepped:
                 raise RuntimeError(
-                    f"{self.optimizer.registry[param].label} got a second gradient in a backward pass, after its step: "
+                    f"{self.optimizer.place(param).label} got a second gradient in a backward pass, after its step: "
                     "it is shared with a part under re-entrant checkpointing. Use use_reentrant=False there"
                 )
             return
