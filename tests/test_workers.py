@@ -211,12 +211,13 @@ def test_processes_have_the_bits_of_threads(processes: list[dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("name", workers.SHARDED)
-def test_a_sharded_worker_has_the_bits_of_a_whole_one(name: str, processes: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Two workers of two processes each, FSDP2 inside, against two threads."""
-    expected = simulate(2, lambda peers: workers.run_sharded(name, workers.build(), peers, peers.rank))
+def test_a_worker_of_two_processes_has_the_bits_of_one(name: str, processes: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Two workers of two processes each, FSDP2 or DDP inside, against two threads."""
+    expected = simulate(2, lambda peers: workers.run_inside(name, workers.build(), peers, peers.rank))
     for rank, found in enumerate(processes):
         for n, wanted in expected[rank // 2].items():
             assert torch.equal(found[f"sharded {name}"][n], wanted), (rank, n)
+            assert torch.equal(found[f"replicated {name}"][n], wanted), (rank, n)
 
 
 def test_the_plain_mean_is_torchs_periodic_averager(processes: list[dict[str, dict[str, Tensor]]]) -> None:

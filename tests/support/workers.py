@@ -75,7 +75,8 @@ SHARDED: dict[str, Made] = {
 """Cases of two workers, which may be two processes each."""
 
 
-def run_sharded(name: str, model: nn.Module, group: Any, worker: int) -> dict[str, Tensor]:
+def run_inside(name: str, model: nn.Module, group: Any, worker: int) -> dict[str, Tensor]:
     inside = halfulp.AdamW(model.named_parameters(), lr=1e-2, state="8bit", **ROWS)
     train(model, SHARDED[name](inside, group), worker, 0, 6)
-    return {n: getattr(p.detach(), "full_tensor", p.detach)().clone() for n, p in model.named_parameters()}
+    whole = {n: getattr(p.detach(), "full_tensor", p.detach)().clone() for n, p in model.named_parameters()}
+    return {n.removeprefix("module."): w for n, w in whole.items()}

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from support import workers
 
@@ -33,7 +34,9 @@ def main(out: Path) -> None:
     for name in workers.SHARDED:
         model = fully_shard(workers.build(), mesh=mesh["shard"])
         group, worker = mesh.get_group("worker"), mesh.get_local_rank("worker")
-        found[f"sharded {name}"] = workers.run_sharded(name, model, group, worker)
+        found[f"sharded {name}"] = workers.run_inside(name, model, group, worker)
+        replica = DistributedDataParallel(workers.build(), process_group=mesh.get_group("shard"))
+        found[f"replicated {name}"] = workers.run_inside(name, replica, group, worker)
     torch.save(found, out / f"{rank}.pt")
     dist.destroy_process_group()
 
