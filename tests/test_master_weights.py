@@ -287,6 +287,47 @@ def as_transformer_engine(optimizer: Any) -> dict[str, Any]:
     return {"state": {0: entries}, "param_groups": [group]}
 
 
+def kahan_run(p: Tensor, updates: int) -> tuple[Tensor, Tensor]:
+    """A bfloat16 weight after Kahan-compensated updates, and its compensation; as optimi computes them."""
+    weight, lacking = p.clone(), torch.zeros_like(p)
+    for k in range(updates):
+        lacking = lacking + 1e-4 * random(tuple(p.shape), k).bfloat16()
+        new = weight + lacking
+        lacking = lacking + (weight - new)
+        weight = new
+    return weight, lacking
+
+
+@pytest.mark.parametrize("source", ["kahan_comp", "master_param"])
+@pytest.mark.parametrize(("kind", "unit"), [("fp32", 0.0), ("remainder16", 2.0**-23), ("remainder8", 2.0**-15)])
+def test_fp32_weights_of_other_libraries_become_those_of_the_target(source: str, kind: str, unit: float) -> None:
+    """Within a half of what the kind resolves, but for ties: there a pair can be a whole one off."""
+    weight, lacking = kahan_run(random((6, 64), 0).bfloat16(), 200)
+    exact = weight.float() + lacking.float()
+    assert int((exact != weight.float()).sum()) > 300
+    p = torch.nn.Parameter(weight)
+    entries = {name: random((6, 64), k).abs() for k, name in enumerate(("exp_avg", "exp_avg_sq"))}
+    entries |= {"step": torch.tensor(200.0), source: lacking if source == "kahan_comp" else exact}
+    group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "params": [0]}
+    optimizer = make("AdamW", [p], master_weights=kind)
+    saved = {"state": {0: entries}, "param_groups": [group]}
+    optimizer.load_state_dict(halfulp.convert_state_dict(saved, to=optimizer))
+    found = optimizer.state_tensor(p, "master_param")
+    assert torch.equal(p.detach(), weight)
+    tied = ((exact - weight.float()).abs() * 2.0**8 / torch.frexp(exact.abs()).mantissa) == 1.0
+    assert bool(((found - exact).abs() <= unit * exact.abs() * (0.5 + 0.5 * tied)).all())
+    if kind == "remainder16":
+        assert int((found != exact).sum()) < 30  # ties alone
+
+
+def test_weights_that_changed_since_have_no_remainder() -> None:
+    p = torch.nn.Parameter(random((6, 64), 0).bfloat16())
+    optimizer = make("AdamW", [p], master_weights="remainder16")
+    step(optimizer, 0)
+    entry = optimizer.master(p).beside(p, optimizer.state_tensor(p, "master_param") + 1.0)
+    assert not bool(entry.any())
+
+
 def test_float32_parameters_have_none() -> None:
     p = torch.nn.Parameter(random((6, 64), 0))
     optimizer = make("AdamW", [p], master_weights="remainder16")

@@ -211,7 +211,9 @@ def test_processes_have_the_bits_of_threads(processes: list[dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("name", workers.SHARDED)
-def test_a_worker_of_two_processes_has_the_bits_of_one(name: str, processes: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_a_worker_of_two_processes_has_the_bits_of_one(
+    name: str, processes: list[dict[str, dict[str, Tensor]]]
+) -> None:
     """Two workers of two processes each, FSDP2 or DDP inside, against two threads."""
     expected = simulate(2, lambda peers: workers.run_inside(name, workers.build(), peers, peers.rank))
     for rank, found in enumerate(processes):

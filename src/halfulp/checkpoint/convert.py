@@ -23,7 +23,7 @@ from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.checkpoint.foreign import torch_layout
 from halfulp.checkpoint.match import match_groups
 from halfulp.engine.loading import check_layout, reading
-from halfulp.engine.master import MASTER, MasterState
+from halfulp.engine.master import MASTER, MasterState, master_kind
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
@@ -32,7 +32,9 @@ __all__ = ["convert_state_dict"]
 
 RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
 """What the single state of bitsandbytes may be called, in the order of preference."""
-DROPPED = ("kahan_comp", "master_param", "error_bits")
+KAHAN = "kahan_comp"
+"""What Kahan summation adds to a 16-bit weight, in optimi."""
+DROPPED = (KAHAN, MASTER, "error_bits")
 """Entries that no target here keeps, which is said in the log: what 16-bit weights lack of fp32."""
 
 
@@ -186,7 +188,8 @@ def _to_ours(
 ) -> dict[str, Any]:
     kind = f"halfulp.{type(place.to).__name__}"
     slots = place.to.slot_storage(place.group, param)
-    rest = {k: v for k, v in entries.items() if k != MASTER} if place.group["master_weights"] else entries
+    kept = (MASTER, KAHAN) if master_kind(place.group["master_weights"], param, label) else ()
+    rest = {k: v for k, v in entries.items() if k not in kept}
     states = _decoded(rest, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
     step = _step(entries)
     ages = {name: state.age for name, state in states.items()}
@@ -212,13 +215,23 @@ def _to_ours(
 
 
 def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """Master weights of the target's kind; 16-bit remainders of Transformer Engine are those here, as int16."""
+    """Master weights of the target's kind, from fp32 ones, a 16-bit weight's Kahan compensation, or the same kind.
+
+    16-bit remainders of Transformer Engine are those here, as int16.
+    """
     found: dict[str, Any] = {}
     rule = place.to.active_rule(place.group, param)
-    master, given = MasterState.of(param, place.group["master_weights"], found, rule, label), entries.get(MASTER)
-    if master is None or not isinstance(given, Tensor):
+    master = MasterState.of(param, place.group["master_weights"], found, rule, label)
+    given, lacking = entries.get(MASTER), entries.get(KAHAN)
+    if master is None:
         return found
-    if given.dtype == torch.int16 and given.shape == param.shape:
+    if given is None and isinstance(lacking, Tensor) and lacking.shape == param.shape:
+        given = param.detach().float() + lacking.to(param.device).float()
+    if not isinstance(given, Tensor):
+        return found
+    if given.dtype == torch.float32 and given.shape == param.shape and not master.sharded:
+        given = master.beside(param, given.to(param.device))
+    elif given.dtype == torch.int16 and given.shape == param.shape:
         given = given.contiguous().view(torch.uint8).view(*given.shape, 2)
     if (given.dtype, tuple(given.shape)) != master.stored_as:
         log_once(

@@ -134,6 +134,21 @@ class MasterState:
         else:
             local(param.detach()).copy_(visible)
 
+    def beside(self, param: Tensor, values: Tensor) -> Tensor:
+        """The entry with which fp32 weights belong to a parameter that stays as it is.
+
+        A remainder reaches half a unit of the 16-bit weight. One that is further away counts as changed since, and is
+        taken as it is.
+        """
+        if self.kind == "fp32":
+            return values
+        low = self.visible(param).contiguous().view(torch.int16).to(torch.int32) << 16
+        apart = values.contiguous().view(torch.int32) - low
+        apart = torch.where((apart.abs() <= 0x8000) & values.isfinite(), apart, 0)
+        if self.kind == "remainder8":
+            return (((apart + 0x80) >> 8).clamp(-0x80, 0x7F) & 0xFF).to(torch.uint8)
+        return apart.clamp(-0x8000, 0x7FFF).to(torch.int16).view(torch.uint8).view(*values.shape, 2)
+
     @torch.inference_mode(False)
     def fitted(self, param: Tensor, label: str) -> dict[str, Any]:
         """The entries as a backend can use them, whatever was put there since the last step.
