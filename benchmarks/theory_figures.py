@@ -33,7 +33,7 @@ def buildup(out: Path) -> None:
         closed = stall_curve(name, beta=0.999, rounding="nearest", steps=10_000, model="build-up")
         stalled.plot(range(10_000), closed, color=colour, ls=":", lw=1)
     mean.plot(law.ages[1:], law.exact_mean[1:], color="black", lw=3, alpha=0.25, label="exact")
-    stalled.set(xscale="log", xlim=(1, 1e4), ylim=(0, 1.02), xlabel="age in steps", ylabel="share of lost updates",
+    stalled.set(xscale="log", xlim=(1, 1e4), ylim=(0, 1.02), xlabel="age in steps", ylabel="share of stalled updates",
                 title="stalling after a reset (dotted: closed form)")  # fmt: skip
     mean.set(xscale="log", yscale="log", xlim=(1, 1e4), xlabel="age in steps", ylabel="mean stored value / sigma²",
              title="what is stored (beta 0.999)")  # fmt: skip

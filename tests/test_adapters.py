@@ -264,7 +264,7 @@ def test_the_verdict_names_a_cure(name: str) -> None:
         row = next(r for r in watch.table().rows if r.slot == "exp_avg_sq")
     worse = halfulp.monitor.Row(**{**vars(row), "ratio": 29.4, "stalled": 0.96})
     assert worse.verdict.startswith(
-        f"exp_avg_sq is {row.format}, {row.rounding}: 96% of updates lost, v is 29x too large; use "
+        f"exp_avg_sq is {row.format}, {row.rounding}: 96% of updates stall, v is 29x too large; use "
     )
 
 

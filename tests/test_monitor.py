@@ -159,7 +159,7 @@ def test_weight_updates_are_those_of_the_optimizer(name: str) -> None:
     mirror.step()
     update = exact.detach() - old
     assert tally.due == int((update != 0).sum())
-    assert tally.lost == int(((update != 0) & (weight.double() == old)).sum())
+    assert tally.stalled == int(((update != 0) & (weight.double() == old)).sum())
     assert tally.intended == pytest.approx(float(update.abs().sum()), rel=1e-6)
     assert tally.moved == pytest.approx(float(((weight.detach().double() - old) * update.sign()).sum()), rel=1e-6)
 
@@ -190,7 +190,7 @@ def test_weights_of_ours_arrive_under_stochastic_rounding(kind: str) -> None:
                 due += int(changed.sum())
                 lost += int((changed & (weight.detach().float() == old)).sum())
             row = watch.table().rows[0]
-        assert row.weights_lost == pytest.approx(lost / due, abs=1e-3)  # fp32 drops a few updates that float64 keeps
+        assert row.weights_stalled == pytest.approx(lost / due, abs=1e-3)  # fp32 drops a few updates that float64 keeps
         assert row.weights_moved is not None
         moved[how] = row.weights_moved
     assert moved["stochastic"] == pytest.approx(1.0, abs=0.1)
@@ -202,7 +202,7 @@ def test_weights_without_a_due_update_are_not_called_lost() -> None:
     optimizer = torch.optim.AdamW([weight], lr=0.0)  # as in the first step of a warmup
     with StallMonitor(optimizer, every=1) as watch:
         drive(optimizer, 3)
-        assert watch.table().rows[0].weights_lost is None
+        assert watch.table().rows[0].weights_stalled is None
 
 
 def test_a_reset_restarts_the_shadow() -> None:
@@ -350,7 +350,7 @@ def test_rows_are_plain_and_the_table_prints() -> None:
     assert rows[0]["parameter"] == "layer.weight"
     text = str(watch.table())
     assert "stalled updates over 60 steps" in text
-    assert "16-bit weights" in text or rows[0]["weights_lost"] < 0.5
+    assert "16-bit weights" in text or rows[0]["weights_stalled"] < 0.5
 
 
 def test_non_contiguous_parameters() -> None:

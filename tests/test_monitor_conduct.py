@@ -280,17 +280,17 @@ def test_weights_are_judged_by_what_moved(options: dict[str, Any], verdict: bool
     table, logged = bf16_run(halfulp.AdamW([weight], lr=1e-4, state="fp32", **options), weight)
     assert any("16-bit weights" in line for line in table.verdicts()) == verdict
     if "master_weights" in options:  # counted on the weights of both tensors together
-        assert logged["halfulp/weights/lost"] < (0.7 if options["master_weights"] == "remainder8" else 0.1)
+        assert logged["halfulp/weights/stalled"] < (0.7 if options["master_weights"] == "remainder8" else 0.1)
         assert logged["halfulp/weights/moved"] == pytest.approx(1.0, abs=0.1)
     if options.get("param_rounding") == "stochastic":
-        assert logged["halfulp/weights/lost"] > 0.5
+        assert logged["halfulp/weights/stalled"] > 0.5
         assert logged["halfulp/weights/moved"] == pytest.approx(1.0, abs=0.2)
 
 
 def test_weights_without_a_known_update_have_no_verdict() -> None:
     weight = nn.Parameter((1 + torch.rand(64, 64)).bfloat16())
     table, _ = bf16_run(torch.optim.NAdam([weight], lr=1e-5), weight)
-    assert table.weights[0].lost > 0.9
+    assert table.weights[0].stalled > 0.9
     assert table.weights[0].moved is None
     assert not any("16-bit weights" in line for line in table.verdicts())
 
@@ -298,8 +298,8 @@ def test_weights_without_a_known_update_have_no_verdict() -> None:
 def test_plain_sgd_has_weights_to_lose() -> None:
     weight = nn.Parameter((1 + torch.rand(64, 64)).bfloat16())
     table, _ = bf16_run(torch.optim.SGD([weight], lr=1e-5), weight)
-    assert table.weights[0].lost > 0.9
-    assert "16-bit weights: 100% of updates lost in 1 of 1 tensors (4,096 of 4,096 weights)" in table.verdicts()[0]
+    assert table.weights[0].stalled > 0.9
+    assert "16-bit weights: 100% of updates stall in 1 of 1 tensors (4,096 of 4,096 weights)" in table.verdicts()[0]
 
 
 def test_the_overview_weighs_weights_by_elements_and_the_verdict_counts_them() -> None:
@@ -310,11 +310,11 @@ def test_the_overview_weighs_weights_by_elements_and_the_verdict_counts_them() -
             for p in (small, large):
                 p.grad = torch.randn(p.shape).bfloat16()
             optimizer.step()
-        table, lost = watch.table(), watch.weights_lost()
+        table, lost = watch.table(), watch.weights_stalled()
     assert lost == pytest.approx(64 / (64 + 128 * 512), abs=0.005)
-    assert all(row.weights_lost == pytest.approx(lost) for row in table.by_slot().values())
+    assert all(row.weights_stalled == pytest.approx(lost) for row in table.by_slot().values())
     (line,) = (line for line in table.verdicts() if "16-bit weights" in line)
-    assert "100% of updates lost in 1 of 2 tensors (64 of 65,600 weights)" in line
+    assert "100% of updates stall in 1 of 2 tensors (64 of 65,600 weights)" in line
 
 
 @pytest.mark.parametrize(("moves", "fine"), [(True, True), (False, False)])

@@ -29,7 +29,7 @@ def pulled(rounding: str, share: float, relative: float, meetings: int) -> tuple
         for _ in range(meetings):
             weight.grad = (relative * start * torch.randn(64, 64, generator=walk)).to(torch.bfloat16)
             optimizer.step()
-        lost = watch.weights_lost()
+        lost = watch.weights_stalled()
         assert lost is not None
         return lost, float(optimizer.distance or 0.0)
 

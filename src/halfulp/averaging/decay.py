@@ -256,7 +256,7 @@ def scale_decay(decay: float, batch_ratio: float) -> float:
     """Decay that keeps the dynamics of an EMA when the batch grows by a factor: ``decay ** batch_ratio``.
 
     Busbridge et al., How to Scale Your EMA, arXiv 2307.13813. The optimizer follows its own rule (SGD: ``lr`` times the
-    factor; Adam: times its square root). The smaller decay also loses fewer updates.
+    factor; Adam: times its square root). Fewer updates stall with the smaller decay, too.
 
     Parameters
     ----------

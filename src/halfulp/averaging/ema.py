@@ -29,7 +29,7 @@ class EMA(WeightAverage):
     decay
         A number, or a function of the number of the update, from 1 (:mod:`halfulp.averaging.decay`).
     state, rounding
-        As for the optimizers; see ``docs/averaging.md`` for what the formats lose.
+        As for the optimizers; see ``docs/averaging.md`` for how the formats compare.
     update_after_step
         Until then the average is a copy of the weights.
     update_every

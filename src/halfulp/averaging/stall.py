@@ -1,4 +1,4 @@
-"""How many updates of a weight average are lost: measured while it moves, and predicted from what is stored.
+"""How many updates of a weight average stall: measured while it moves, and predicted from what is stored.
 
 The theory is in :mod:`halfulp.theory.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
 """

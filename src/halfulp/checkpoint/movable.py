@@ -83,7 +83,7 @@ class Movable:
             return "codes stand, block scales move"
         if self.can_fall < 0.5 and self.slot in SECOND:
             return "stuck: rises at best, cannot fall"
-        return "stuck: most updates are lost"
+        return "stuck: most updates stall"
 
 
 def movable(state_dict: Mapping[str, Any]) -> list[Movable]:

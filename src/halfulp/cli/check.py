@@ -80,7 +80,7 @@ def _verdicts(rows: list[Any]) -> list[str]:
         total = sum(other.elements for other in rows if other.slot == r.slot)
         what = r.slot if r.elements == total else f"{r.elements:,} of {total:,} elements of {r.slot}"
         verb = "is" if r.elements == total else "are"
-        lines.append(f"{what} {verb} {r.format}, {r.rounding}: {1 - r.gets_through:.0%} of updates lost from here on")
+        lines.append(f"{what} {verb} {r.format}, {r.rounding}: {1 - r.gets_through:.0%} of updates stall from here on")
     worst = sum(r.elements for r in stuck) / sum(r.elements for r in rows)
     if worst < SMALL:
         return [*lines, f"all other states, {1 - worst:.1%} of the elements, can still move"]

@@ -74,7 +74,7 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/compare-DATE-TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
 ) -> None:
-    """Train on real text under several state formats, measure what they lose, and write one HTML page.
+    """Train on real text under several state formats, measure how the states stall, and write one HTML page.
 
     Without options: a small LLaMA on the source of Python's standard library, nine arms, a few minutes on two cores.
     Ctrl-C leaves a run that --resume continues to the same bits; a second one, a second later, does not wait for the

@@ -1,4 +1,4 @@
-"""The main figure with matplotlib: what is lost, and what that does to the states."""
+"""The main figure with matplotlib: what stalls, and what that does to the states."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draw(comparison: Comparison, path: Path) -> None:
 
         ends = [_stalled(left, a) for a in nearest]
         left.set(ylim=(0, 1.02), xlabel="step")
-        left.set_title("Updates of Adam's second moment that rounding loses", loc="left", fontweight="bold")
+        left.set_title("Stalled updates of Adam's second moment", loc="left", fontweight="bold")
         left.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         note: Any = {"ha": "center", "color": "#444", "bbox": {"color": "white", "pad": 2}}
         left.text(0.72, 0.05, "lines: predicted    dots: measured", transform=left.transAxes, **note)
@@ -55,7 +55,7 @@ def draw(comparison: Comparison, path: Path) -> None:
         right.axhline(1, color=COLOURS[32], linewidth=1, zorder=0)
         ends = [_ratio(right, a) for a in arms]
         right.set(yscale="log", xlabel="step")
-        right.set_title("Stored second moment, over what fp32 holds", loc="left", fontweight="bold")
+        right.set_title("Stored second moment over fp32's", loc="left", fontweight="bold")
         low, high = right.get_ylim()
         right.set_ylim(min(low, 0.45), max(high, 1.5))
         right.yaxis.set_major_locator(ticker.FixedLocator([0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10]))

@@ -1,4 +1,4 @@
-"""What an arm loses by the prediction from its own gradients, a sample of which it records."""
+"""How much an arm stalls, predicted from a recorded sample of its own gradients."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def own_prediction(sample: GradientSample, optimizer: AdamW, spec: RunSpec) -> d
                     stored.setdefault(state.slot.name, (state.quantizer, state.slot.coefficients(group)[0]))
     out = {}
     for slot, (quantizer, beta) in stored.items():
-        lost = sample.stalled(
+        stalled = sample.stalled(
             quantizer.format, beta=beta, rounding=quantizer.rounding, slot=slot,
             scale_kind=quantizer.scaling.kind, period=spec.period,
         )  # fmt: skip
-        out[slot] = np.round(lost, 4).tolist()
+        out[slot] = np.round(stalled, 4).tolist()
     return out

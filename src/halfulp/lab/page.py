@@ -76,7 +76,7 @@ class _Glance:
 
     label: str
     css: str
-    lost: float
+    stalled: float
     predicted: float | None
     ratio: float
     lag_place: float
@@ -240,9 +240,9 @@ def _sweep(comparison: Comparison) -> list[list[str]]:
         cells = [a.arm.label]
         for lr in lrs:
             mine = [r for r in a.runs if r.spec.lr == lr]
-            lost = sum(r.diverged for r in mine)
+            diverged = sum(r.diverged for r in mine)
             text = _interval(Interval.of([r.final for r in mine if r.final is not None]))
-            cells.append(f"{text} ({lost} diverged)" if lost else text)
+            cells.append(f"{text} ({diverged} diverged)" if diverged else text)
         rows.append(cells)
     return rows
 

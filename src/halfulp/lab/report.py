@@ -46,7 +46,7 @@ def _table(comparison: Comparison) -> Table:
         title_style="bold",
     )
     table.add_column("arm", min_width=min(12, max((len(a.arm.label) for a in comparison.arms), default=0)))
-    for heading in ("lost", "predicted", "v / fp32", "off 2x", "bytes", "validation"):
+    for heading in ("stalled", "predicted", "v / fp32", "off 2x", "bytes", "validation"):
         table.add_column(heading, justify="right", no_wrap=True)
     for a in comparison.arms:
         series, summary, final = a.shown.slots["exp_avg_sq"], a.shown.summary, a.final

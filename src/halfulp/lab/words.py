@@ -38,7 +38,7 @@ def shows(comparison: Comparison) -> list[str]:
     for rounding in ("nearest", "stochastic"):
         mine = [a for a in low if a.arm.rounding == rounding and a.arm.reset is None]
         if mine:
-            out.append(_lost(mine, rounding))
+            out.append(_stalled(mine, rounding))
     out += [_reset(a, comparison) for a in low if _was_reset(a)]
     out += _off(low)
     prediction = _prediction(low)
@@ -51,16 +51,15 @@ def shows(comparison: Comparison) -> list[str]:
     return out
 
 
-def _lost(arms: list[ArmResult], rounding: str) -> str:
+def _stalled(arms: list[ArmResult], rounding: str) -> str:
     parts = [f"{a.arm.formats} {percent(_second(a).mean_stalled())}" for a in arms]
     text = (
-        f"With {rounding} rounding, this share of all second-moment updates was rounded away over the run: "
-        f"{', '.join(parts)}."
+        f"With {rounding} rounding, this share of all second-moment updates stalled over the run: {', '.join(parts)}."
     )
     if rounding == "stochastic":
         text += (
-            " A stochastic state stands still almost as often, but the steps that it does take make up for those that "
-            "it misses: it is right on average."
+            " A stochastically rounded state stalls almost as often, but the steps that it takes are larger by just as "
+            "much: it is right on average."
         )
     return text
 
@@ -134,15 +133,15 @@ def _memory(comparison: Comparison) -> str:
 def _losses(comparison: Comparison) -> str:
     finals = [(a.final.mean, a) for a in comparison.arms if a.final is not None]
     diverged = sum(a.diverged for a in comparison.arms)
-    lost = f" {diverged} of all runs diverged." if diverged else " No run diverged."
+    ends = f" {diverged} of all runs diverged." if diverged else " No run diverged."
     if len(finals) < 2:
-        return "No losses to compare." + lost
+        return "No losses to compare." + ends
     low, high = min(f for f, _ in finals), max(f for f, _ in finals)
     text = f"Final validation losses lie between {low:.3f} and {high:.3f} nats."
     seeds = len(comparison.config.seeds)
     if seeds == 1:
         text += f" With one seed there is no interval, and {_noise(comparison)} More seeds (--seeds 3) give one."
-        return text + lost
+        return text + ends
     control = comparison.control
     clear = []
     for a in comparison.arms:
@@ -156,7 +155,7 @@ def _losses(comparison: Comparison) -> str:
             if clear
             else " Against fp32, seed by seed, every 95 % interval contains zero."
         )
-    return text + lost
+    return text + ends
 
 
 AVERAGES = {

@@ -1,11 +1,11 @@
-"""Watch an optimizer and count which of its updates are rounded away.
+"""Watch an optimizer and count which of its updates stall.
 
 :class:`StallMonitor` looks at a fixed sample of coordinates before and after a step, works out what every state
 should have become, and compares. It reads only: not a bit of the training changes.
 
-* **stalled fraction**: share of updates after which the stored value is what it was, although the exact successor
-  ``beta * v + gain * x`` differs from it. A lost decay (gradient zero, value not) counts; a zero that stays zero does
-  not. Where an fp32 scale moves a whole block each step, the codes are compared instead of the values.
+* **stalled fraction**: share of updates that left the stored value as it was, although the exact successor
+  ``beta * v + gain * x`` differs from it. A decay that is rounded away (gradient zero, value not) counts; a zero that
+  stays zero does not. Where an fp32 scale moves a whole block each step, the codes are compared instead of the values.
 * **predicted**: what theory gives for the ages that the counted updates met, averaged over them.
 * **lag**: median of ``log(stored / shadow)``, the shadow being the same EMA kept in float64 on the sample since the
   monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, where signed).

@@ -1,4 +1,4 @@
-"""What is counted: updates that were due and those that were lost, of states and of 16-bit weights."""
+"""What is counted: updates that were due and those that stalled, of states and of 16-bit weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Tally:
 
 @dataclass
 class WeightTally:
-    """Of the 16-bit weights of one parameter: updates due and lost, movement that was meant and that took place."""
+    """Of the 16-bit weights of one parameter: updates due and stalled, movement that was meant and that took place."""
 
     due: float = 0.0
-    lost: float = 0.0
+    stalled: float = 0.0
     intended: float = 0.0
     moved: float = 0.0
 
@@ -42,7 +42,7 @@ class Seen:
     stored, shadow
         Values after it.
     updates
-        ``(members, 2)``: due and lost, of each member.
+        ``(members, 2)``: due and stalled, of each member.
     met
         Average that the update of each member met, see :meth:`halfulp.rules.slots.StateSlot.average`; its age.
     beta, kind
@@ -168,6 +168,6 @@ class Counts:
         for members, sums in self._waiting_weights:
             for member, values in zip(members, sums.tolist(), strict=True):
                 kept = self.weights.setdefault(member, WeightTally())
-                for name, value in zip(("due", "lost", "intended", "moved"), values, strict=True):
+                for name, value in zip(("due", "stalled", "intended", "moved"), values, strict=True):
                     setattr(kept, name, getattr(kept, name) + value)
         self._waiting, self._waiting_weights = [], []

@@ -1,6 +1,6 @@
-"""Gradients of some blocks, step by step: what a state in any format loses on the gradients of this run.
+"""Gradients of some blocks, step by step: how much a state in any format stalls on the gradients of this run.
 
-:class:`~halfulp.monitor.StallMonitor` says how much is lost, and beside it what theory gives for independent normal
+:class:`~halfulp.monitor.StallMonitor` says how much stalls, and beside it what theory gives for independent normal
 gradients of one size. Where the two differ, the gradients are not like that. A sample of them tells how they are
 (:class:`halfulp.theory.measured.RunDrive`), and so what they explain, also of formats that the run does not use.
 """
@@ -57,8 +57,8 @@ class GradientSample(Hooked):
     ...     for _ in range(50):
     ...         weight.grad = torch.randn(64, 64)
     ...         optimizer.step()
-    >>> lost = sample.stalled("fp8", beta=0.999, rounding="nearest")  # of the update of each step
-    >>> bool(0.75 < lost[49] < 0.9)
+    >>> stalled = sample.stalled("fp8", beta=0.999, rounding="nearest")  # of the update of each step
+    >>> bool(0.75 < stalled[49] < 0.9)
     True
     """
 
@@ -201,7 +201,7 @@ class GradientSample(Hooked):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Forecast for a state that is zero before as many steps to come, if their gradients are like those recorded.
 
-        It tells how much will be lost on average, not which steps will be loud: single steps are off by about the
+        It tells how much will stall on average, not which steps will be loud: single steps are off by about the
         deviation, and a run whose gradients still grow or shrink (its first hundred steps) is not like what it was.
 
         Parameters

@@ -27,7 +27,7 @@ def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
             value = getattr(m, name)
             if value is not None and math.isfinite(value):
                 found[f"{prefix}/{m.slot}/{name}"] = float(value)
-    for name, value in (("lost", watch.weights_lost()), ("moved", watch.weights_moved())):
+    for name, value in (("stalled", watch.weights_stalled()), ("moved", watch.weights_moved())):
         if value is not None:
             found[f"{prefix}/weights/{name}"] = value
     return found

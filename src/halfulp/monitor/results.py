@@ -133,7 +133,7 @@ def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
         for member, tally in watch.counts.weights.items():
             if member.low and tally.due:
                 moved = tally.moved / tally.intended if tally.intended else None
-                yield Weights(member.name, math.prod(member.shape), tally.lost / tally.due, moved)
+                yield Weights(member.name, math.prod(member.shape), tally.stalled / tally.due, moved)
 
 
 def rows(watches: Iterable[GroupWatch]) -> list[Row]:
@@ -166,6 +166,6 @@ def _row(
     return Row(
         member.name, slot, codec.format, codec.rounding, seen.beta, round(tally.updates),
         tally.stalled / tally.updates if tally.updates else 0.0, math.nan if expected is None else expected, *apart,
-        None if weights is None else weights.lost, None if weights is None else weights.moved,
+        None if weights is None else weights.stalled, None if weights is None else weights.moved,
         math.prod(member.shape), codec.moving, *error,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from halfulp.numbers.show import Shown, html_table
 
-__all__ = ["MonitorTable", "Row", "Weights", "lost_of"]
+__all__ = ["MonitorTable", "Row", "Weights", "stalled_of"]
 
 LONGEST = 52
 """Characters of a parameter's name that a table shows."""
@@ -30,10 +30,10 @@ class Row:
     updates
         Updates that were due in the sample.
     stalled, predicted
-        Share of them that was lost; what theory gives, NaN where it has no answer.
+        Share of them that stalled; what theory gives, NaN where it has no answer.
     lag, ratio, off_2x
         Distance to the fp32 shadow.
-    weights_lost, weights_moved
+    weights_stalled, weights_moved
         Of 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
     elements
         Of the parameter.
@@ -45,7 +45,7 @@ class Row:
     Examples
     --------
     >>> Row("w", "exp_avg_sq", "bfloat16", "nearest", 0.999, 1000, 0.97, 0.97, 0.6, 1.9, 0.3, None).verdict[:60]
-    'exp_avg_sq is bfloat16, nearest: 97% of updates lost, v is 1'
+    'exp_avg_sq is bfloat16, nearest: 97% of updates stall, v is 1'
     """
 
     parameter: str
@@ -59,7 +59,7 @@ class Row:
     lag: float
     ratio: float
     off_2x: float
-    weights_lost: float | None
+    weights_stalled: float | None
     weights_moved: float | None = None
     elements: int = 1
     scale_moves: bool = False
@@ -70,12 +70,12 @@ class Row:
     def verdict(self) -> str:
         """What is wrong, and what to do, in a line; ``"fine"`` otherwise.
 
-        Lost updates alone are wrong under nearest rounding, unless scales of blocks move: codes that stand still decay
-        with their block there.
+        Stalled updates alone are wrong under nearest rounding, unless block scales move: a code that stands still
+        then decays with its block.
         """
         wrong = self.ratio > 1.25 or self.ratio < 0.8 or self.off_2x > 0.25
-        lost = self.rounding == "nearest" and self.stalled > 0.5 and not self.scale_moves
-        if self.format == "float32" or not (wrong or lost):
+        stuck = self.rounding == "nearest" and self.stalled > 0.5 and not self.scale_moves
+        if self.format == "float32" or not (wrong or stuck):
             return "fine"
         name = ABBREVIATIONS.get(self.slot, self.slot)
         if self.ratio > 1.25:
@@ -92,23 +92,23 @@ class Row:
             cure = "use fp32 states or stochastic rounding, e.g. halfulp.AdamW(state='8bit', rounding='stochastic')"
         else:
             cure = "use fp32 states or stochastic rounding"
-        return f"{self.slot} is {self.format}, {self.rounding}: {self.stalled:.0%} of updates lost, {size}; {cure}"
+        return f"{self.slot} is {self.format}, {self.rounding}: {self.stalled:.0%} of updates stall, {size}; {cure}"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Share of updates that a 16-bit parameter lost, and of the intended movement that took place, if known."""
+    """How much of a 16-bit parameter's updates stalled, and how much of the intended movement took place, if known."""
 
     parameter: str
     elements: int
-    lost: float
+    stalled: float
     moved: float | None
 
 
-def lost_of(weights: Iterable[Weights]) -> float | None:
-    """Share of updates of 16-bit weights that was lost, each parameter by its elements; ``None`` without any."""
+def stalled_of(weights: Iterable[Weights]) -> float | None:
+    """Share of stalled updates of 16-bit weights, weighted by elements; ``None`` without any."""
     found = list(weights)
-    return _weighted([(w.lost, w.elements) for w in found]) if found else None
+    return _weighted([(w.stalled, w.elements) for w in found]) if found else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,7 +145,7 @@ class MonitorTable(Shown):
     def by_slot(self) -> dict[str, Row]:
         """One row a slot and format: means over the parameters, weighted by updates (geometric for the ratio).
 
-        What weights lost is weighted by their elements.
+        Figures of weights are weighted by their elements.
         """
         merged: dict[str, Row] = {}
         for slot, fmt in dict.fromkeys((r.slot, r.format) for r in self.rows):
@@ -162,7 +162,7 @@ class MonitorTable(Shown):
                 lag=_mean(rows, "lag"),
                 ratio=_geometric_mean(rows),
                 off_2x=_mean(rows, "off_2x"),
-                weights_lost=_optional_mean(rows, "weights_lost"),
+                weights_stalled=_optional_mean(rows, "weights_stalled"),
                 weights_moved=_optional_mean(rows, "weights_moved"),
                 elements=sum(r.elements for r in rows),
                 scale_moves=rows[0].scale_moves,
@@ -172,14 +172,14 @@ class MonitorTable(Shown):
         return merged
 
     def verdicts(self) -> list[str]:
-        """One line for each slot and format that is not fine, and one for 16-bit weights that lose updates."""
+        """One line for each slot and format that is not fine, and one for 16-bit weights that hardly move."""
         lines = [row.verdict for row in self.by_slot().values() if row.verdict != "fine"]
-        bad = [w for w in self.weights if w.lost > 0.5 and w.moved is not None and w.moved < 0.8]
+        bad = [w for w in self.weights if w.stalled > 0.5 and w.moved is not None and w.moved < 0.8]
         if bad:
-            lost, moved = (_weighted([(getattr(w, name), w.elements) for w in bad]) for name in ("lost", "moved"))
+            stalled, moved = (_weighted([(getattr(w, name), w.elements) for w in bad]) for name in ("stalled", "moved"))
             total = sum(w.elements for w in self.weights)
             lines.append(
-                f"16-bit weights: {lost:.0%} of updates lost in {len(bad)} of {len(self.weights)} tensors "
+                f"16-bit weights: {stalled:.0%} of updates stall in {len(bad)} of {len(self.weights)} tensors "
                 f"({sum(w.elements for w in bad):,} of {total:,} weights), {max(moved, 0):.0%} of their movement took "
                 "place; keep fp32 weights, or round them stochastically (halfulp's default param_rounding)"
             )
@@ -234,7 +234,7 @@ class MonitorTable(Shown):
             (
                 r.slot, name, r.format, r.rounding, f"{r.stalled:.1%}",
                 "" if math.isnan(r.predicted) else f"{r.predicted:.1%}", f"{r.lag:+.2f}", f"{r.ratio:.3g}",
-                f"{r.off_2x:.1%}", "" if r.weights_lost is None else f"{r.weights_lost:.1%}",
+                f"{r.off_2x:.1%}", "" if r.weights_stalled is None else f"{r.weights_stalled:.1%}",
             )
             for r, name in zip(rows, shortened([r.parameter for r in rows]), strict=True)
         ]  # fmt: skip

@@ -16,7 +16,7 @@ from halfulp.monitor.binding import Member, coordinates
 from halfulp.monitor.group import GroupWatch
 from halfulp.monitor.hooked import Hooked, harmless
 from halfulp.monitor.results import Measure, measures, rows, weights
-from halfulp.monitor.table import MonitorTable, lost_of
+from halfulp.monitor.table import MonitorTable, stalled_of
 
 __all__ = ["StallMonitor"]
 
@@ -235,12 +235,12 @@ class StallMonitor(Hooked):
         watches = self._watches.values()
         return MonitorTable(tuple(rows(watches)), self.steps, self.skipped, tuple(weights(watches)))
 
-    def weights_lost(self) -> float | None:
-        """Share of the updates of 16-bit weights lost so far; ``None`` where there are none.
+    def weights_stalled(self) -> float | None:
+        """Share of the updates of 16-bit weights that stalled so far; ``None`` where there are none.
 
         Each parameter counts by its elements.
         """
-        return lost_of(weights(self._watches.values()))
+        return stalled_of(weights(self._watches.values()))
 
     def weights_moved(self) -> float | None:
         """How much of the intended movement of 16-bit weights took place, 1 is right; ``None`` where not known."""

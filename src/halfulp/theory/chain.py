@@ -102,7 +102,7 @@ class Chain:
         # averages over phases converge exponentially once phases are closer than the law is wide; 16-bit states with
         # long memories have narrow laws: at 0.999 they are off by 0.0002 with 8, by nothing visible with 12
         default = 4 if self.drive.symmetric else 12 if self.format.mantissa_bits >= 7 else 8
-        if self.drive.mean:  # where inputs hardly vary, what is lost changes within a small part of an octave
+        if self.drive.mean:  # where inputs hardly vary, the stalled share changes within a small part of an octave
             width = math.sqrt(self.drive.variance) / abs(self.drive.mean)
             default = min(max(default, math.ceil(1.5 / width)), MOST_PHASES)
         n = default if self.phases is None else self.phases

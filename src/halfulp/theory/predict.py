@@ -1,4 +1,4 @@
-"""How many updates of an average its rounding loses: the one door to the laws of this theory.
+"""How many updates of an average stall: the one door to the laws of this theory.
 
 Which law answers depends on what is stored, and on what is averaged:
 

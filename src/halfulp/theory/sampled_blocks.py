@@ -6,9 +6,10 @@ drawn from a power of the chain's transition matrix on the block's grid, and the
 what the elements of a block have in common, its scale, is followed in each block; a chain whose unit doubles for the
 typical block (:mod:`halfulp.theory.rising_unit`) has it double too late, and never fall.
 
-The stalled fraction is the chain's probability at each stored code, averaged over the ensemble. A step in which the
-block's scale changes loses only what the other scale can hold, and loses there: the values of dynamic codebooks are not
-on the grid of half their scale, and the largest element of a block goes to and fro at an octave's end.
+The stalled fraction is the chain's probability at each stored code, averaged over the ensemble. In a step that
+changes the block's scale, an update stalls only if the new scale can hold the old value. This matters: the values of
+dynamic codebooks are not on the grid of half their scale, and the largest element of a block goes to and fro at the
+end of an octave.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ class _Sampled:
         return total / self.code.size
 
     def _table(self, key: tuple[int, int]) -> Array:
-        """By code: how likely its update is lost, and logs of how likely it stays within the largest code, and half."""
+        """By code: how likely its update stalls, and logs of how likely it stays within the largest code, and half."""
         if key not in self.tables:
             inside = slice(self.offset, self.offset + len(self.levels))
             gain = (1 - self.blocks.beta) * self._scale(key)

@@ -1,6 +1,6 @@
 """Scale models of training: a short run that stalls as a long one does.
 
-A long run cannot be repeated on a laptop, but its stalling can. Which updates of an average are lost depends on four
+A long run cannot be repeated on a laptop, but its stalling can. Which updates of an average stall depends on four
 groups of numbers only:
 
 * ``(1 - beta) / eps``: an update over the spacing of the grid, where ``eps`` is the format's relative spacing;

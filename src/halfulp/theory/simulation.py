@@ -44,7 +44,7 @@ class Snapshot:
     sigma
         Of the gradients of this step.
     stalled
-        Share of updates that were lost: the stored value is what it was.
+        Share of updates that stalled: the stored value is what it was.
     ratio
         Sum of a row's stored values over the sum of its exact ones, averaged over rows (blocks); of squares, and
         the root taken, if signed.

@@ -43,7 +43,7 @@ class Update(Generic[Values]):
     Examples
     --------
     >>> import torch
-    >>> Update(torch.ones(2), torch.ones(2), torch.tensor([1.1, 1.0])).stalled  # one update was due, and it was lost
+    >>> Update(torch.ones(2), torch.ones(2), torch.tensor([1.1, 1.0])).stalled  # one update was due, and it stalled
     1.0
     """
 
@@ -63,7 +63,7 @@ class Update(Generic[Values]):
 
     @property
     def stalled(self) -> float:
-        """Share of the due updates that were lost; 0 where none was due."""
+        """Share of the due updates that stalled; 0 where none was due."""
         return int(self.lost.sum()) / max(int(self.due.sum()), 1)
 
 

@@ -23,8 +23,8 @@ STRIDES = 64
 """Strides of each length; from twice as many steps on they are 2, 4, 8 ... steps long."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
 POWERS = np.array([0, 0, 1, 2, 0, 0.5, -0.5, -1])
-"""Averages over the law: probability of a lost and of any update; of the value ``v``, its square, ``v == 0``, and over
-``v > 0`` of ``v**0.5``, ``v**-0.5``, ``v**-1``."""
+"""Averages over the law: probability of a stalled update and of any; of the value ``v``, its square, ``v == 0``, and
+over ``v > 0`` of ``v**0.5``, ``v**-0.5``, ``v**-1``."""
 
 
 @dataclass(frozen=True)

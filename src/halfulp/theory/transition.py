@@ -82,7 +82,7 @@ class Step:
         """Transitions of a step without gradient under nearest rounding.
 
         Nothing dithers a mere decay: also where the grid is thinned it is rounded on the true spacing, so that decays
-        below half of it are lost as they are. What lands between points is shared, which keeps the mean.
+        below half of it stall as they are. What lands between points is shared, which keeps the mean.
         """
         from scipy.sparse import csr_array
 
@@ -119,7 +119,7 @@ class Step:
         return up_to
 
     def stalls(self, scale: float) -> Array:
-        """Probability, for each point, that its next update is lost, on the true spacing.
+        """Probability, for each point, that its next update stalls, on the true spacing.
 
         A zero that meets a zero is no update.
         """

@@ -35,7 +35,7 @@ class UpdateError:
     error
         Mean squared difference to the exact update, relative to its mean square.
     stalled
-        Share of the stored moment's updates that were lost.
+        Share of the stored moment's updates that stalled.
     zeros
         Share of stored values that are zero.
     """

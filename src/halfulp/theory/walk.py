@@ -1,4 +1,4 @@
-"""How many updates of a weight average are lost, predicted: the drive of the average is the walk of the weights.
+"""How many updates of a weight average stall, predicted: the drive of the average is the walk of the weights.
 
 Write ``d`` for the distance of a live weight from its stored average, ``u`` for the grid spacing there, ``s`` for the
 standard deviation of the weight's (independent) steps and ``w = 1 - decay``. The update is ``w d``; nearest rounding
@@ -44,7 +44,7 @@ class WalkStall:
     Parameters
     ----------
     stalled
-        Share of updates that are lost.
+        Share of updates that stall.
     frozen_for
         Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
     distance
@@ -172,7 +172,7 @@ def _walk(weights: Tensor, spacing: Spacing, s: Tensor, w: float, updates: int) 
     """An average rounded to nearest: what stalls, share of the way of the exact one that it goes, distance from there.
 
     Walks in at most some thousand strides of many steps: what moves in a stride is what `span` updates of the present
-    size move, until the next one would be lost.
+    size move, until the next one would stall.
     """
     count = min(updates, int(min(max(20 * updates * w, 500), 4000)))
     span = updates / count

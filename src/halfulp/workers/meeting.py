@@ -130,7 +130,7 @@ class Meeting(Wrapper):
                 params, state=centre, rounding=rounding, seed=seed, storage=kept, label="centre"
             )
         self.pull: Optimizer = Pull(aliases(params), param_rounding=rounding, seed=seed)
-        """Optimizer whose steps pull the weights; a :class:`halfulp.StallMonitor` on it counts the pulls it loses."""
+        """Optimizer whose steps pull the weights; a :class:`halfulp.StallMonitor` on it counts the pulls that stall."""
         self._outer: OuterStep | None = None
         if (outer := method.outer) is not None:
             assert self.reference is not None

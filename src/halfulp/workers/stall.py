@@ -1,9 +1,9 @@
-"""What low precision does to workers, predicted: pulls that are lost, and the error of messages.
+"""What low precision does to workers, predicted: pulls that stall, and the error of messages.
 
 A pull moves a weight by a share ``w`` of its distance ``d`` from the centre, while the worker walks: ``d <- d - w d +
 step``. That is the dynamics of a weight average of decay ``1 - w`` under the live weight's walk, seen from the other
 side, so that its theory (:mod:`halfulp.theory.walk`) holds for weights that are pulled, and for a centre that follows
-the workers. :class:`halfulp.StallMonitor` on ``optimizer.pull`` counts what is lost.
+the workers. :class:`halfulp.StallMonitor` on ``optimizer.pull`` counts the stalled pulls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pull_stall(
     fmt: Format | str, share: float, step: float, rounding: Rounding = "stochastic", *, every: int = 1,
     workers: int = 1, meetings: int | None = None, absmax_ratio: float | None = None,
 ) -> WalkStall:  # fmt: skip
-    """Share of pulls that are lost, of weights or of a centre in a format.
+    """Share of pulls that stall, of weights or of a centre in a format.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def pull_stall(
 
     Examples
     --------
-    >>> lost = pull_stall("bf16", share=0.01, step=1e-4, rounding="nearest", every=16)
-    >>> round(lost.stalled, 3) > 0.95  # a hundredth of the way is nearly always less than half a unit
+    >>> pull = pull_stall("bf16", share=0.01, step=1e-4, rounding="nearest", every=16)
+    >>> round(pull.stalled, 3) > 0.95  # a hundredth of the way is nearly always less than half a unit
     True
     >>> pull_stall("bf16", share=0.01, step=1e-4, every=16).gone  # stochastic: none is lost on average
     1.0
