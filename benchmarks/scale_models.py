@@ -141,7 +141,7 @@ def merged(rows: list[Row], new: list[Row]) -> list[Row]:
     both = [row for row in rows if tuple(row[k] for k in what) not in again] + new
     tuned = {tuple(row[k] for k in (*EXPERIMENT, "arm", "lr")) for row in both if row["stage"] == "own"}
     both = [r for r in both if r["stage"] != "common" or tuple(r[k] for k in (*EXPERIMENT, "arm", "lr")) not in tuned]
-    order = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in both))
+    order = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in [*rows, *new]))
     return sorted(both, key=lambda row: order.index(tuple(row[k] for k in EXPERIMENT)))
 
 

@@ -175,6 +175,7 @@ def uint4_gain(n: int) -> None:
     import torch
 
     from halfulp.numbers.quantizer import Quantizer
+    from halfulp.rules.adam import max_ratio
 
     torch.set_num_threads(1)
     beta1, beta2, steps = 0.9, 0.9999, 60_000
@@ -198,7 +199,8 @@ def uint4_gain(n: int) -> None:
             m, young = (beta1 * x + (1 - beta1) * g for x in (m, young))
             for how, v in states.items():
                 new = beta2 * v + (1 - beta2) * g * g
-                update = young / (1 - beta1**t) / (new / (1 - beta2**t)).sqrt().clamp_min(1e-15)
+                bound = max_ratio(beta1, beta2, t)  # a state that was rounded to zero would make updates of any size
+                update = (young / (1 - beta1**t) / (new / (1 - beta2**t)).sqrt()).clamp(-bound, bound)
                 total[how] += ((update - m / scale) ** 2).mean(1) * (1 + beta1) / (1 - beta1)
                 if how == "uint4":
                     words = torch.randint(0, 1 << 32, new.shape, generator=generator)
