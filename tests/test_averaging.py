@@ -2,7 +2,9 @@
 
 import copy
 import io
+import math
 import weakref
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -513,6 +515,46 @@ def test_schedules():
     assert Warmup(0.9999)(1) == 0.0
     assert Warmup(0.9999)(8) == pytest.approx(1 - 8 ** (-2 / 3))
     assert PowerLaw(0.0)(4) == 0.75
+    slow = Warmup(0.9, inv_gamma=2.0, power=1.0, min_decay=0.5)  # 1 - (1 + (n - 1) / 2) ** -1
+    assert [slow(n) for n in (1, 2, 3, 11, 1000)] == pytest.approx([0.0, 0.5, 0.5, 5 / 6, 0.9])
+    assert [Linear(0.5, 1.0, 1)(n) for n in (0, 1, 2)] == [0.5, 0.5, 1.0]
+    assert [Cosine(0.5, 1.0, 1)(n) for n in (0, 1, 2)] == [0.5, 0.5, 1.0]
+
+
+def test_schedules_by_default():
+    assert [schedule()(10**9) for schedule in (Warmup, Ramp, MeanTeacher, Cosine)] == [0.9999, 0.9999, 0.999, 1.0]
+    assert [Cosine()(n) for n in (1, 9_999, 10_000)] == pytest.approx([0.996, 1.0, 1.0], abs=1e-9)
+    assert Cosine()(9_999) < 1.0
+    with pytest.raises(FrozenInstanceError):
+        MeanTeacher().decay = 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Ramp(1.1), "between 0 and 1"),
+        (lambda: MeanTeacher(-0.1), "between 0 and 1"),
+        (lambda: Warmup(2.0), "between 0 and 1"),
+        (lambda: Warmup(inv_gamma=0.0), "are positive, got 0.0"),
+        (lambda: Warmup(power=0.0), "are positive, got 1.0 and 0.0"),
+        (lambda: Linear(0.5, 1.5, 3), "between 0 and 1"),
+        (lambda: Linear(0.5, 0.9, 0), "at least one update"),
+        (lambda: Cosine(steps=0), "at least one update"),
+        (lambda: PowerLaw(-0.1), "gamma is at least 0"),
+        (lambda: halfulp.averaging.half_life(True), "between 0 and 1"),
+        (lambda: halfulp.averaging.half_life("0.9"), "between 0 and 1"),
+        (lambda: halfulp.averaging.power_exponent(0.0), "relative width"),
+        (lambda: halfulp.averaging.power_exponent(0.289), "relative width"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_ends_of_decays_and_widths():
+    assert [halfulp.averaging.half_life(decay) for decay in (0.0, 0.5, 1.0)] == [0.0, 1.0, math.inf]
+    assert halfulp.averaging.power_exponent(12**-0.5) == pytest.approx(0.0, abs=1e-9)  # the uniform mean's
 
 
 @pytest.mark.parametrize(("sigma", "gamma"), [(0.05, 16.9722), (0.10, 6.9372), (0.15, 3.5579), (0.25, 0.7198)])

@@ -10,6 +10,7 @@ from typing import Any
 from halfulp.lab.arms import Arm
 from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries
 from halfulp.lab.svg import Chart, Line, format_value
+from halfulp.lab.template import fill
 from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
 from halfulp.numbers.formats import get_format
 
@@ -27,17 +28,11 @@ def style(arm: Arm) -> str:
 
 def build_page(comparison: Comparison) -> str:
     """The page of a comparison."""
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report needs the jinja2 package: pip install 'halfulp[lab]'") from error
-    loader = jinja2.PackageLoader("halfulp.lab", ".")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["percent"] = lambda value: f"{value * 100:.1f}%"
-    environment.filters["times"] = lambda value: format_value(value, "times")
     low = [a for a in comparison.arms if not a.arm.is_fp32]
     kept: dict[str, str] = next((a.shown.summary["kept_fp32"] for a in low if a.shown.summary), {})
-    return environment.get_template("page.html.j2").render(
+    return fill(
+        "page.html.j2",
+        {"percent": lambda value: f"{value * 100:.1f}%", "times": lambda value: format_value(value, "times")},
         arms=[_glance(a) for a in comparison.arms],
         panels=[_panel(a) for a in low],
         distances=_distances(low),

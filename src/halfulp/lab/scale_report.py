@@ -16,6 +16,7 @@ from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rat
 from halfulp.lab.scale_arms import ARMS
 from halfulp.lab.svg import Chart, Line
 from halfulp.lab.tables import print_table
+from halfulp.lab.template import fill
 
 __all__ = ["ScaleArmResult", "ScaleResults", "load_scale_model", "write_scale_report"]
 
@@ -239,14 +240,9 @@ def _ratio_range(results: ScaleResults) -> tuple[float, float]:
 
 def build_scale_page(results: ScaleResults) -> str:
     """The page."""
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the report needs the jinja2 package: pip install 'halfulp[lab]'") from error
-    loader = jinja2.PackageLoader("halfulp.lab", ".")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["signed"] = signed
-    return environment.get_template("scale.html.j2").render(
+    return fill(
+        "scale.html.j2",
+        {"signed": signed},
         results=results,
         config=results.config,
         model=results.config.model,
