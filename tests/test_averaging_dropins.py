@@ -233,6 +233,25 @@ def reference(kind, step, after=0, power=2 / 3, gamma=1.0, decay=0.9, low=0.0):
     return max(low, min(value, decay))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 11 / 20),
+        ({"decay": 0.3}, 0.3),
+        ({"min_decay": 0.6}, 0.6),
+        ({"min_value": 0.6}, 0.6),
+        ({"update_after_step": 3}, 8 / 17),
+        ({"use_ema_warmup": True}, 1 - 11 ** (-2 / 3)),
+        ({"use_ema_warmup": True, "inv_gamma": 2.0, "power": 1.0}, 5 / 6),
+    ],
+    ids=str,
+)
+def test_decays_of_diffusers(options, expected):
+    ema = EMAModel(params(net(0)), **options)
+    assert ema.get_decay(11) == pytest.approx(expected)
+    assert ema.get_decay(1) == 0.0
+
+
 @pytest.mark.parametrize("kind", ["plain", "warmup"])
 def test_ema_model_is_the_recurrence_of_diffusers(kind):
     model = net()
