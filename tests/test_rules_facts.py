@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import halfulp
-from halfulp.rules.adam import ADAM, AdamHyper
+from halfulp.rules.adam import ADAM, AdamHyper, max_ratio
 from halfulp.rules.adopt import ADOPT, ADOPTHyper
 from halfulp.rules.base import Rule
 from halfulp.rules.hyper import HyperBase
@@ -445,3 +445,25 @@ def test_ademamix_without_its_slow_part_has_a_finite_bound() -> None:
     for age in (1, 5):
         ages = {"step": age, **{slot.name: age for slot in rule.slots(group)}}
         assert 0.0 < rule.scalars(group, ages)["bound"] < math.inf
+
+
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.81), (0.95, 0.85), (0.5, 0.9), (0.0, 0.99)])
+@pytest.mark.parametrize("age", [1, 2, 10, 100])
+def test_the_bound_of_adams_update_is_the_largest_there_is(beta1: float, beta2: float, age: int) -> None:
+    """Gradients that fall by ``beta1 / beta2`` a step, backwards, reach it; no others go beyond."""
+    past = torch.arange(age, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.cat([
+        (beta1 / beta2) ** past.unsqueeze(0), torch.randn(200, age, generator=generator, dtype=torch.float64)
+    ])  # fmt: skip
+    m = (1 - beta1) * (beta1**past * grads).sum(dim=1) / (1 - beta1**age)
+    v = (1 - beta2) * (beta2**past * grads.square()).sum(dim=1) / (1 - beta2**age)
+    ratios = (m / v.sqrt()).abs()
+    assert max_ratio(beta1, beta2, age) == pytest.approx(float(ratios[0]), rel=1e-9)
+    assert float(ratios.max()) <= max_ratio(beta1, beta2, age) * (1 + 1e-9)
+
+
+def test_bounds_of_adams_update_at_its_ends() -> None:
+    assert max_ratio(0.9, 0.999, 10**6) == pytest.approx(7.27, abs=0.005)
+    assert max_ratio(0.9, 0.5, 10**4) == math.inf  # the last gradients outgrow what the second moment knows of them
+    assert [max_ratio(beta1, 0.0, age) for beta1, age in ((0.9, 1), (0.9, 2), (0.0, 2))] == [1.0, math.inf, 1.0]
