@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfulp.kernels import cpu, native, reference
 from halfulp.kernels.binding import Stored
+from halfulp.kernels.cpu_codec import CODEC
 from halfulp.numbers.formats import FORMATS, Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling
@@ -212,7 +213,7 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
                     work.binding.states[0].slot, quantizer, points.shape, *quantizer.zeros(points.shape, points.device)
                 )
                 for key in ((1, 2, 3), (3, 4, 5), (5, 6, 7)):
-                    codes, scale = cpu.CODEC.quantize(state, points, key, work)
+                    codes, scale = CODEC.quantize(state, points, key, work)
                     expected, same = reference.TORCH.quantize(state, points, key, work)
                     assert torch.equal(codes, expected)
                     assert torch.equal(scale, same)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from halfulp.rules import base
 from halfulp.rules.program import Program, evaluate
+from halfulp.rules.stages import work_out
 from halfulp.rules.tracing import ProgramError, trace
 from support.kernel_cases import specials
 from support.rules import VARIANTS, Variant
 
 NO_PROGRAM = {
-    "Adafactor": "a sum over the tensor", "AdaLomo": "a sum over the tensor", "CAME": "a sum over the tensor",
     "SMMF": "Tensor.numel", "AdamP": "Tensor.shape", "Muon": "Tensor.reshape", "SOAP": "Tensor.T",
     "Conda": "Tensor.shape", "MicroAdam": "Tensor.shape", "SubsetNorm": "Tensor.reshape",
     "SubspaceMomentum": "Tensor.reshape", "FRUGAL": "Tensor.reshape",
@@ -68,6 +68,9 @@ def test_a_program_has_the_bits_of_its_rule(variant: Variant) -> None:
         assert "rules" in str(caught.value)
         return
     branches = variant.programs
+    if not variant.rule.elementwise:
+        assert_staged_bits(variant)
+        return
     for age in (1, 2, 10):
         c = {**FROM_SUMS, **variant.scalars(age)}
         program = branches.choose(c)
@@ -85,6 +88,21 @@ def test_a_program_has_the_bits_of_its_rule(variant: Variant) -> None:
         uniform = evaluate(program, values(program, found, c), only_uniform=True)
         assert [x is not None for x in uniform] == list(program.uniform)
         assert all(np.array_equal(uniform[i], got[i], equal_nan=True) for i in program.uniforms)
+
+
+def assert_staged_bits(variant: Variant) -> None:
+    """Passes with sums between them give what the rule gives; their sums must be finite, and so are the values."""
+    for age in (1, 2, 10):
+        c, generator = variant.scalars(age), torch.Generator().manual_seed(age)
+        shapes = {slot.name: slot.shape((30, 50)) or () for slot in variant.slots}
+        found = {name: torch.randn(shape, generator=generator).square() * 1e-3 for name, shape in shapes.items()}
+        given = {name: torch.randn(30, 50, generator=generator) * 0.1 for name in ("param", "grad")}
+        given["grad"].view(-1)[::7] = 0.0
+        arrays = {name: x.numpy() for name, x in (given | found).items()}
+        got = work_out(variant.programs.choose(c), arrays, c)
+        param, new = variant.rule.update(given["param"], given["grad"], dict(found), c)
+        assert got.keys() == {"param", *new}
+        assert all(same(got[name], want) for name, want in {"param": param, **new}.items())
 
 
 def test_every_branch_of_a_rule_is_found_and_chosen() -> None:
@@ -107,6 +125,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "wide": (update_of(lambda p, g, c: p.double().sqrt().float()), "Tensor.double"),
     "lerp": (update_of(lambda p, g, c: torch.lerp(p, g, 0.1)), "torch.lerp"),
     "sum": (update_of(lambda p, g, c: p * base.total(g)), "a sum over the tensor"),
+    "norm": (update_of(lambda p, g, c: p * base.norm(g)), "a sum over the tensor within an elementwise update"),
     "branch": (update_of(lambda p, g, c: p if p > 0 else g), "a branch on the values"),
     "value": (update_of(lambda p, g, c: p * float(g)), "the value of a tensor"),
     "math": (update_of(lambda p, g, c: p * math.sqrt(c["lr"])), "a NaN"),
@@ -152,6 +171,27 @@ def test_fixed_sequences_of_special_values() -> None:
     assert all(f(x)[4].isnan() for f in (base.cbrt, base.exp, base.sigmoid))
 
 
+SPREAD: dict[str, tuple[Any, str]] = {
+    "vector and tensor": (lambda p, g, v: p * base.row_means(g), "an operation on rows and tensor .*base.by_row"),
+    "both vectors": (lambda p, g, v: p * (base.row_means(g) + base.column_means(g)), "on columns and rows"),
+    "wrong way": (lambda p, g, v: p * base.by_column(base.row_means(g), p), "base.by_column of a rows"),
+    "norm of a vector": (lambda p, g, v: p * base.norm(base.row_means(g)), "base.norm of a rows"),
+    "new state": (lambda p, g, v: (p, {"v": base.column_means(g)}), "the new v has values of the columns"),
+}
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_what_has_other_values_is_named(name: str) -> None:
+    change, message = SPREAD[name]
+
+    def update(param: Any, grad: Any, states: Any, c: Any) -> Any:
+        found = change(param, grad, states["v"])
+        return found if isinstance(found, tuple) else (found, states)
+
+    with pytest.raises(ProgramError, match=message):
+        trace(update, (), (), 2, ("param", "grad"), (("v", "rows"),), elementwise=False)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (1,), (7,), (1024,), (1025,), (3, 1), (5, 2049), (2100, 3)])
 def test_totals_add_up_in_the_order_that_is_promised(shape: tuple[int, ...]) -> None:
     x, y = torch.randn(shape), torch.randn(shape)
@@ -170,3 +210,24 @@ def test_totals_add_up_in_the_order_that_is_promised(shape: tuple[int, ...]) -> 
     while len(sums) > 1:
         sums = [halved(sums[i : i + 1024]) for i in range(0, len(sums), 1024)]
     assert base.total(x, y).item() == (sums[0] if sums else 0.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 1), (5, 2049), (64, 3), (131, 2)])
+def test_means_add_up_in_the_order_that_is_promised(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape)
+    rows, cols = shape
+
+    def in_pairs(numbers: list[float]) -> float:
+        while len(numbers) > 1:
+            pairs = zip(numbers[::2], numbers[1::2], strict=False)
+            numbers = [a + b for a, b in pairs] + numbers[len(numbers) // 2 * 2 :]
+        return numbers[0]
+
+    assert base.row_means(x).tolist() == [base.fp32(base.total(x[k]).item() / cols) for k in range(rows)]
+    columns = x.double().T.tolist()
+    assert base.column_means(x).tolist() == [base.fp32(in_pairs(column) / rows) for column in columns]
+    assert base.mean(x[0]).item() == base.fp32(base.total(x[0]).item() / cols)
+    assert base.rms(x).item() == (base.norm(x) / math.sqrt(x.numel())).item()
+    matrix = x.reshape(rows, cols, 1)
+    assert base.by_row(x[:, 0], matrix).shape == (rows, 1, 1)
+    assert base.by_column(x[0], matrix).shape == (cols, 1)

@@ -10,15 +10,13 @@ from halfulp.numbers.formats import FORMATS, resolve_name
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import lanes, slot_id, stream_keys
 from halfulp.numbers.scaling import Scaling
-from halfulp.rules.program import is_number
 from support.kernel_cases import specials
 from support.rules import VARIANTS, Variant
 
 __all__ = ["PROGRAMS", "make_program_step"]
 
 NO_PROGRAM = (
-    "Adafactor", "AdaLomo", "CAME", "SMMF", "AdamP", "Muon", "SOAP", "Conda", "MicroAdam", "SubsetNorm",
-    "SubspaceMomentum", "FRUGAL",
+    "SMMF", "AdamP", "Muon", "SOAP", "Conda", "MicroAdam", "SubsetNorm", "SubspaceMomentum", "FRUGAL",
 )  # fmt: skip
 """Optimizers whose rule runs in torch operations."""
 PROGRAMS = [v for v in VARIANTS if v.name not in NO_PROGRAM]
@@ -36,7 +34,7 @@ def make_program_step(
         grad = torch.where(special != 1.0, special, grad)
     states = []
     for slot in variant.slots:
-        of = torch.Size() if is_number(slot) else size
+        of = torch.Size(slot.shape(shape) or ())
         x = torch.randn(of.numel(), generator=generator) * 0.03
         name = "fp32" if slot.exact else form
         quantizer = Quantizer(FORMATS[resolve_name(name, signed=slot.signed)], Scaling(), rounding)  # type: ignore[arg-type]

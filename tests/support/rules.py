@@ -15,7 +15,7 @@ from halfulp.numbers.rng import lanes
 from halfulp.optim import OPTIMIZERS
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule
-from halfulp.rules.program import Branches, is_number
+from halfulp.rules.program import Branches, extent_of, is_number
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.tracing import reads_of, trace
 
@@ -39,18 +39,28 @@ class Variant:
 
     @property
     def slots(self) -> tuple[StateSlot, ...]:
-        """All its states."""
-        return self.rule.slots(self.hyper)
+        """All states of a matrix."""
+        return tuple(s for s in self.rule.slots(self.hyper) if s.shape((2, 3)) is not None)
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Names of the states of the parameter's shape."""
-        return tuple(s.name for s in self.slots if not is_number(s))
+        """Names of the states that are neither numbers nor vectors, as if each had the parameter's shape."""
+        apart = {*self.numbers, *dict(self.vectors)}
+        return tuple(s.name for s in self.slots if s.name not in apart)
+
+    @property
+    def vectors(self) -> tuple[tuple[str, str], ...]:
+        """Names of the states with a value for each row or column, and which of these."""
+        found = ((s.name, extent_of(s, 2)) for s in self.slots)
+        return tuple((name, extent) for name, extent in found if extent in ("rows", "columns"))
 
     @property
     def programs(self) -> Branches:
         """Programs of its update."""
-        return trace(self.rule.update, self.states, self.numbers, reads=reads_of(self.rule))
+        rule = self.rule
+        return trace(
+            rule.update, self.states, self.numbers, 2, reads_of(rule), self.vectors, elementwise=rule.elementwise
+        )
 
     @property
     def numbers(self) -> tuple[str, ...]:

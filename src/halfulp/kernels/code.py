@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS
+from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS, MAX_VECTORS
 from halfulp.rules.base import Scalars
-from halfulp.rules.program import TYPES, Program, evaluate
+from halfulp.rules.program import TYPES, Op, Program, evaluate, spoilt
 from halfulp.rules.tracing import ProgramError
 
 __all__ = ["c_function", "check_grad", "flags", "machine_code", "uniform_values"]
@@ -32,12 +32,7 @@ C_TYPES = {"float": "vf", "mask": "vm", "int": "vi"}
 
 def check_grad(program: Program) -> bool:
     """Whether the gradient has to be looked at itself: no new state is sure to be infinite or NaN where it is."""
-    spoilt = set()
-    for k, (name, args, _) in enumerate(program.ops):
-        carriers = {"neg": 1, "abs": 1, "sqrt": 1, "div": 1, "add": 2, "sub": 2, "mul": 2}.get(name, 0)
-        if name == "grad" or any(i in spoilt for i in args[:carriers]):
-            spoilt.add(k)
-    return program.reads("grad") and not any(i in spoilt for i in program.new_states)
+    return program.reads("grad") and not spoilt(program.ops, program.ops.index(Op("grad"))) & {*program.new_states}
 
 
 def flags(program: Program) -> int:
@@ -94,7 +89,7 @@ def c_function(program: Program) -> str:
     """A function of a piece, named by the program's digest."""
     names: dict[int, str] = {}
     setup, body = [], []
-    for number, index in enumerate(program.uniforms):
+    for number, index in enumerate(program.uniforms, len(program.rows)):
         names[index] = f"c{number}"
         value = f"setf(w->c[{number}])"
         kind = TYPES[program.ops[index].name]
@@ -114,6 +109,9 @@ def c_function(program: Program) -> str:
             names[index] = f"setf({_number(op.of)})"  # type: ignore[arg-type]
         elif op.name == "param":
             names[index] = "p"
+        elif op.name == "row":
+            names[index] = f"row{op.of}"
+            setup.append(f"const vf row{op.of} = setf(w->c[{op.of}]);")
         elif not program.uniform[index]:
             names[index] = f"v{index}"
             kind = C_TYPES[TYPES[op.name]]
@@ -127,7 +125,7 @@ def c_function(program: Program) -> str:
         body.append(f"LARGEST({k}, {names[index]});")
     if program.param is not None:
         body.append(f"stf(new_param + i, {names[program.param]});")
-    for k, (_, _, a, b) in enumerate(program.sums):
+    for k, (a, b, _) in enumerate(program.terms):
         body.append(f"PLAIN_TERM({k}, {names[a]});" if b is None else f"TERM({k}, {names[a]}, {names[b]});")
     loop = "MEASURE_EACH_VECTOR" if program.sums else "FOR_EACH_VECTOR"
     start = f"START({len(program.states)})" if not program.sums else f"MEASURE({len(program.states)})"
@@ -140,6 +138,8 @@ def _c_value(name: str, args: list[str], of: float | int | None) -> str:
         return "READ(grad)"
     if name == "state":
         return f"ldf(state[{of}] + i)"
+    if name == "column":
+        return f"ldf(w->column[{of}] + i)"
     if name in INFIX:
         return f"{args[0]} {INFIX[name]} {args[1]}"
     if name in CALLS:
@@ -153,6 +153,9 @@ def _c_value(name: str, args: list[str], of: float | int | None) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ the machine
+
+INPUTS = {"grad": 0, "param": 1, "state": 2, "column": 2 + MAX_SLOTS, "row": 0}
+"""Places of operands that are not computed; a value for each row is among the uniform ones of a piece."""
 
 
 @lru_cache(maxsize=256)
@@ -172,16 +175,17 @@ def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     uniforms = [*program.uniforms, *constants]
     code, registers = _Machine(program, uniforms, shifts).instructions()
     rooms = (
-        ("states", len(program.states), MAX_SLOTS), ("sums", len(program.sums), MAX_SUMS),
-        ("uniform values", len(uniforms) + len(shifts), MAX_UNIFORMS),
-        ("values needed at once", registers, MAX_REGISTERS),
+        ("states", len(program.states), MAX_SLOTS), ("sums", len(program.terms), MAX_SUMS),
+        ("uniform values", len(program.rows) + len(uniforms) + len(shifts), MAX_UNIFORMS),
+        ("values needed at once", registers, MAX_REGISTERS), ("vectors of columns", len(program.columns), MAX_VECTORS),
+        ("sums of rows and columns", sum(kind == "vectors" for _, _, kind in program.terms), MAX_VECTORS),
     )  # fmt: skip
     for what, count, most in rooms:
         if count > most:
             raise ProgramError(f"the program has {count} {what}, and there is room for {most}")
     values = [np.float32(program.ops[k].of) for k in constants]
     patterns = np.array(shifts, np.int64).astype(np.uint32).view(np.float32)
-    head = [len(code), registers, len(uniforms) + len(shifts)]
+    head = [len(code), registers, len(program.rows) + len(uniforms) + len(shifts)]
     return np.array([*head, *(x for line in code for x in line)], np.int32), np.array([*values, *patterns], np.float32)
 
 
@@ -226,7 +230,7 @@ class _Machine:
             place[k] = count
             count += 1
         for k, op in enumerate(program.ops):
-            if program.uniform[k] or k in self.alias or op.name in ("param", "grad", "state"):
+            if program.uniform[k] or k in self.alias or op.name in INPUTS:
                 continue
             args = [self._value(i) for i in op.args]
             operands: list[Any] = [self._operand(i, place) for i in args]
@@ -254,11 +258,12 @@ class _Machine:
         if program.param is not None:
             lines.append(("save_param", [self._operand(self._value(program.param), place)], 0))
         lines += saves
-        for k, (_, _, a, b) in enumerate(program.sums):
+        for k, (a, b, _) in enumerate(program.terms):
             pair = [self._operand(self._value(i), place) for i in (a, b) if i is not None]
             lines.append(("term" if len(pair) == 2 else "plain_term", pair, k))
-        uniforms = count + len(self.uniforms) + len(self.shifts)
-        first = {"register": 0, "uniform": count, "input": uniforms, "plain": 0}
+        rows = count + len(program.rows)
+        uniforms = rows + len(self.uniforms) + len(self.shifts)
+        first = {"register": 0, "row": count, "uniform": rows, "input": uniforms, "plain": 0}
         code = []
         for name, operands, of in lines:
             numbers = [first[kind] + number for kind, number in operands]
@@ -269,6 +274,8 @@ class _Machine:
         op = self.program.ops[index]
         if index in self.uniforms and index not in self.masks:
             return "uniform", self.uniforms.index(index)
-        if op.name in ("grad", "param", "state"):
-            return "input", {"grad": 0, "param": 1, "state": 2 + int(op.of or 0)}[op.name]
+        if op.name == "row":
+            return "row", int(op.of or 0)
+        if op.name in INPUTS:
+            return "input", INPUTS[op.name] + int(op.of or 0)
         return "register", place[index]

@@ -15,10 +15,11 @@ import torch
 from halfulp.kernels import native
 from halfulp.kernels.binding import Stored
 from halfulp.kernels.code import flags, machine_code, uniform_values
-from halfulp.rules.base import Rule, Scalars, largest, total
-from halfulp.rules.program import Branches, Program, evaluate, is_number
+from halfulp.rules.base import Rule, Scalars
+from halfulp.rules.program import Branches, Program
 from halfulp.rules.slots import StateSlot
-from halfulp.rules.tracing import ProgramError, reads_of, trace
+from halfulp.rules.stages import Staged, work_out
+from halfulp.rules.tracing import ProgramError, reads_of, traced
 
 __all__ = ["Compiled", "Programs", "programs_of"]
 
@@ -53,7 +54,7 @@ class Compiled:
     def uniforms(self, scalars: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
         """Everything that its code takes as uniform values, and the new numbers."""
         values, new = uniform_values(self.program, scalars, numbers)
-        return [*values, *self.constants], new
+        return [*[0.0] * len(self.program.rows), *values, *self.constants], new  # a piece has values of its row first
 
     def numbers(self, states: Iterable[Stored]) -> list[float]:
         """Values of the states of one element that the program reads, in its order."""
@@ -70,10 +71,19 @@ class Compiled:
 def _compiled(program: Program, on_machine: bool) -> Compiled:
     number = -1 if on_machine else native.library().hu_find(int(program.digest, 16))
     code, constants = (None, ()) if number >= 0 else machine_code(program)
-    count = len(program.uniforms) + len(constants)
+    count = len(program.rows) + len(program.uniforms) + len(constants)
     return Compiled(
         program, number, code, tuple(map(float, constants)), flags(program), struct.Struct(f"{count}f")
     )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """A rule with sums within its update as C runs it: what is measured, round by round, and the update."""
+
+    staged: Staged
+    rounds: tuple[Compiled, ...]
+    update: Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,19 +92,19 @@ class Programs:
 
     function: Callable[..., Any]
     reads: tuple[str, ...]
-    states: tuple[str, ...]
-    numbers: tuple[str, ...]
     branches: Branches
     shape: tuple[int, ...]
     """Of the values that programs are checked on."""
     checked: set[int] = field(default_factory=set)
 
     @lru_cache(maxsize=64)  # noqa: B019 - as many as there are branches, of objects that live as long as the process
-    def _at(self, number: int) -> Compiled:
-        return _compiled(self.branches.programs[number], on_machine=False)
+    def _at(self, number: int) -> Any:
+        program = self.branches.programs[number]
+        *rounds, last = (_compiled(one, on_machine=False) for one in program.programs)
+        return Passes(program, tuple(rounds), last) if isinstance(program, Staged) else last
 
-    def choose(self, scalars: Scalars) -> Compiled:
-        """What these scalars choose.
+    def choose(self, scalars: Scalars) -> Any:
+        """What these scalars choose: :class:`Compiled`, or :class:`Passes` of a rule that is not elementwise.
 
         Raises
         ------
@@ -108,29 +118,25 @@ class Programs:
             self.checked.add(number)
         return self._at(number)
 
-    def _check(self, program: Program, scalars: Scalars) -> None:
+    def _check(self, program: Program | Staged, scalars: Scalars) -> None:
         generator = np.random.default_rng(0)
-        arrays = {n: generator.standard_normal(self.shape).astype(np.float32) for n in (*self.reads, *self.states)}
-        arrays |= {name: np.abs(arrays[name]) for name in self.states}
+        shapes = dict.fromkeys((*self.reads, *program.states), self.shape)
+        for name, extent in program.vectors:
+            shapes[name] = self.shape[:1] if extent == "rows" else self.shape[1:]
+        arrays = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        arrays |= {name: np.abs(x) for name, x in arrays.items() if name not in self.reads}
+        arrays |= {name: np.array(0.5, np.float32) for name in program.numbers}
         given = {name: torch.from_numpy(x) for name, x in arrays.items()}
-        states = {name: given[name] for name in self.states} | {n: torch.tensor(0.5) for n in self.numbers}
-        result = self.function(*(given[name] for name in self.reads), states, scalars)
-        got = evaluate(program, {
-            **{name: arrays[name] for name in self.reads}, "state": [arrays[n] for n in program.states],
-            "number": [0.5] * len(program.numbers), "scalar": program.scalar_values(scalars),
-        })  # fmt: skip
-        pairs = []
-        if program.sums:
-            of = {"sum": total, "largest": lambda a, b: largest(a)}
-            tensors = {i: torch.from_numpy(np.array(got[i])) for s in program.sums for i in (s.a, s.b) if i is not None}
-            for name, kind, a, b in program.sums:
-                pairs.append((result[name], of[kind](tensors[a], None if b is None else tensors[b]).numpy()))
-        else:
-            param, new = result if isinstance(result, tuple) else (None, result)
-            pairs = [] if program.param is None else [(param, got[program.param])]
-            pairs += [(new[name], got[i]) for name, i in zip(program.states, program.new_states, strict=True)]
-        if not all(np.array_equal(np.broadcast_to(x, want.shape), want.numpy(), equal_nan=True) for want, x in pairs):
-            raise ProgramError("the rule has other results on tensors than on symbols: it looks at more than they show")
+        inputs = [given.pop(name) for name in self.reads]
+        result = self.function(*inputs, given, scalars)
+        param, new = result if isinstance(result, tuple) else (None, result)
+        wanted = {"param": param, **new}
+        for name, got in work_out(program, arrays, scalars).items():
+            want = wanted[name].numpy()
+            if not np.array_equal(np.broadcast_to(got, want.shape), want, equal_nan=True):
+                raise ProgramError(
+                    "the rule has other results on tensors than on symbols: it looks at more than they show"
+                )
 
 
 @lru_cache(maxsize=1024)
@@ -142,14 +148,10 @@ def programs_of(rule: Rule, measure: bool, slots: tuple[StateSlot, ...], ndim: i
     ProgramError
         If it is not a program, or one that is too large.
     """
-    if not rule.elementwise:
-        raise ProgramError(f"rule {rule.name!r} is not elementwise")
-    states = tuple(s.name for s in slots if not is_number(s))
-    numbers = tuple(s.name for s in slots if is_number(s))
     function = rule.measure if measure else rule.update
     assert function is not None
-    branches = trace(function, states, numbers, min(max(ndim, 1), 2), reads_of(rule))
-    made = Programs(function, reads_of(rule), states, numbers, branches, (64,) if ndim < 2 else (8, 8))
+    branches = traced(rule, function, slots, ndim)
+    made = Programs(function, reads_of(rule), branches, (64,) if ndim < 2 else (9, 7))
     for number in range(len(branches.programs)):
         made._at(number)
     return made

@@ -8,11 +8,11 @@ from __future__ import annotations
 from halfulp.numbers.rng import GOLDEN, HIGH_WORD, MULTIPLIERS
 
 __all__ = [
-    "ABI", "CAP", "FINE", "FLAGS", "GROUP", "KINDS", "MACHINE", "MASTERS", "MAX_REGISTERS", "MAX_SLOTS",
-    "MAX_SUMS", "MAX_UNIFORMS", "PARTS", "PER", "SCALES", "STRETCHES", "UNIT", "header",
+    "ABI", "CAP", "FINE", "FLAGS", "GROUP", "KINDS", "MACHINE", "MASTERS", "MAX_REGISTERS", "MAX_SLOTS", "MAX_SUMS",
+    "MAX_UNIFORMS", "MAX_VECTORS", "PARTS", "PER", "SCALES", "STRETCHES", "TREE", "UNIT", "header",
 ]  # fmt: skip
 
-ABI = 3
+ABI = 4
 """Of the structs and functions: the library says which it has."""
 CAP = 1024
 """Elements that one pass holds; larger tiles take two passes, in which small blocks must fit this. Sums, too, begin
@@ -23,6 +23,10 @@ UNIT = 64
 """Loops run over multiples of this many elements."""
 MAX_SLOTS, MAX_SUMS, MAX_REGISTERS, MAX_UNIFORMS = 8, 4, 32, 64
 """Of a program, whose registers and uniform values are those of the vector machine."""
+MAX_VECTORS = 2
+"""Values of a program for which there are sums of rows or columns; and vectors of columns that it takes."""
+TREE = 6
+"""Of sums of columns, which are added up in pairs of rows: the levels that are done in one go."""
 STRETCHES = 16
 """Of a codebook of evenly spaced codes, on one side of zero."""
 PARTS = 4
@@ -52,6 +56,7 @@ def header() -> str:
     single = {
         "ABI": ABI, "CAP": CAP, "GROUP": GROUP, "UNIT": UNIT, "MAX_SLOTS": MAX_SLOTS, "MAX_SUMS": MAX_SUMS,
         "MAX_REGISTERS": MAX_REGISTERS, "MAX_UNIFORMS": MAX_UNIFORMS, "STRETCHES": STRETCHES, "PARTS": PARTS,
+        "MAX_VECTORS": MAX_VECTORS, "TREE": TREE,
     }  # fmt: skip
     hashes = {"GOLDEN": GOLDEN, "HIGH_WORD": HIGH_WORD, "MUL0": MULTIPLIERS[0]}
     groups = [

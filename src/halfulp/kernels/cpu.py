@@ -1,8 +1,8 @@
 """The step in C (``csrc/``): states are decoded, updated and encoded in one pass, bit for bit as the reference does it.
 
-One call does all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs in C as a whole, one that is
-not in torch between C's decoding and encoding, under the same code as the reference
-(:class:`~halfulp.kernels.reference.Codec`).
+One call does all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs in C as a whole. Sums within
+an update are measured before (:mod:`halfulp.kernels.cpu_stages`). A rule that is no program runs in torch between C's
+decoding and encoding, under the same code as the reference (:class:`~halfulp.kernels.reference.Codec`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from halfulp.kernels import native, reference
-from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, plain
+from halfulp.kernels.binding import Binding, Step, Stored, plain
 from halfulp.kernels.compiled import Compiled, Programs, programs_of
 from halfulp.kernels.constants import MAX_UNIFORMS
-from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, describe_slot, fill_master
+from halfulp.kernels.cpu_codec import CODEC
+from halfulp.kernels.cpu_stages import Measured, measured
+from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, fill_master
 from halfulp.numbers.log import log_once
-from halfulp.numbers.quantizer import Quantizer
-from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import Rule
-from halfulp.rules.program import is_number
+from halfulp.rules.program import extent_of
 from halfulp.rules.tracing import ProgramError
 
 __all__ = ["status", "step", "supports"]
@@ -71,14 +71,18 @@ def supports(rule: Rule, step: Step) -> str | None:
 def _plan(rule: Rule, step: Step) -> _Plan:
     """The plan of a binding whose rule is a program."""
     binding = step.binding
-    numbers = tuple(s for s in binding.states if is_number(s.slot))
-    arrays = tuple(s for s in binding.states if not is_number(s.slot))
+    extents = [extent_of(s.slot, len(binding.shape)) for s in binding.states]
+    numbers, arrays = (
+        tuple(s for s, extent in zip(binding.states, extents, strict=True) if extent == wanted)
+        for wanted in ("number", "tensor")
+    )
     if any(s.shape != binding.shape for s in arrays):
         raise ProgramError(f"a state of {rule.name!r} has another shape than its parameter")
     if any(not s.quantizer.format.is_float32 for s in numbers):
         raise ProgramError(f"a state of {rule.name!r} is one number, and not stored in fp32")
     programs = programs_of(rule, False, tuple(s.slot for s in binding.states), len(binding.shape))
-    made = describe(binding.shape, tuple(s.quantizer for s in arrays), binding.row_stride)
+    by_row = not rule.elementwise and len(binding.shape) > 1
+    made = describe(binding.shape, tuple(s.quantizer for s in arrays), binding.row_stride, by_row)
     if isinstance(made, str):
         raise ProgramError(made)
     programs.choose(step.scalars)
@@ -105,14 +109,24 @@ def _unfit(binding: Binding) -> str | None:
 def step(rule: Rule, steps: list[Step]) -> None:
     """Do the step of every binding."""
     fused = [s for s in steps if s.binding.plan.programs is not None]
+    left = [s for s in steps if s.binding.plan.programs is None]
+    found: list[Measured] = []
+    if fused and not rule.elementwise:
+        given, fused = measured(fused), []
+        for one in given:
+            if isinstance(one, Measured):
+                fused.append(one.step)
+                found.append(one)
+            else:
+                left.append(one)
     if fused:
         bindings = [s.binding for s in fused]
         batch = bindings[0].plan.batch
         if batch is None or not batch.is_of(bindings):
             batch = bindings[0].plan.batch = _Batch(rule, bindings)
-        batch.step(fused)
-    if len(fused) < len(steps):
-        reference.step(rule, [s for s in steps if s.binding.plan.programs is None], CODEC)
+        batch.step(fused, found)
+    if left:
+        reference.step(rule, left, CODEC)
 
 
 @dataclass
@@ -159,10 +173,10 @@ class _Batch:
         """Whether it is of these bindings."""
         return len(self.bindings) == len(bindings) and all(map(is_, self.bindings, bindings))
 
-    def step(self, steps: list[Step]) -> None:
-        """Fill in what changes from step to step, and do it."""
+    def step(self, steps: list[Step], found: list[Measured]) -> None:
+        """Fill in what changes from step to step, and do it; `found`: what sums within the update gave, if any."""
         inputs = self._fill_inputs(steps)
-        new = self._fill_uniforms(steps)
+        new = self._fill_uniforms(steps, found)
         if self.rule.has_param:
             self._hold(
                 "param_stochastic",
@@ -185,6 +199,8 @@ class _Batch:
                 steps[i].skipped += self.lengths[i]
             elif self.lengths[i]:  # an empty tensor makes no step
                 _write_numbers(steps[i], values)
+        for one in found:
+            one.write_vectors()
 
     def _fill_inputs(self, steps: list[Step]) -> list[Tensor]:
         self._hold("maximize", [s.maximize for s in steps])
@@ -210,10 +226,10 @@ class _Batch:
         if self.held.get(name) != values:
             self.columns[name][:] = self.held[name] = values
 
-    def _fill_uniforms(self, steps: list[Step]) -> dict[int, list[np.float32]]:
+    def _fill_uniforms(self, steps: list[Step], found: list[Measured]) -> dict[int, list[np.float32]]:
         """Choose each binding's program and write its uniform values, each set once; the new numbers of bindings."""
         sets = [id(s.scalars) for s in steps]
-        if self.has_numbers:
+        if self.has_numbers or found:
             keys: list[Any] = list(range(len(steps)))
         else:
             keys = list(zip(sets, self.programs, strict=True))
@@ -222,16 +238,20 @@ class _Batch:
         for i, key in enumerate(keys):
             if key not in made:
                 one = steps[i]
-                compiled = one.binding.plan.programs.choose(one.scalars)
-                values, numbers = compiled.uniforms(one.scalars, compiled.numbers(one.binding.plan.numbers))
+                if found:
+                    compiled, values, numbers = found[i].compiled, found[i].uniforms, found[i].numbers
+                    found[i].vectors.fill(self.rows[i])
+                else:
+                    compiled = one.binding.plan.programs.choose(one.scalars)
+                    values, numbers = compiled.uniforms(one.scalars, compiled.numbers(one.binding.plan.numbers))
                 at = 4 * MAX_UNIFORMS * len(made)
                 compiled.packed.pack_into(self.uniforms, at, *values)
                 made[key] = compiled, self.first_uniform + at
                 if numbers:
                     new[i] = numbers
-        found = [made[key] for key in keys]
-        self._hold("scalars", [at for _, at in found])
-        chosen = [compiled for compiled, _ in found]
+        taken = [made[key] for key in keys]
+        self._hold("scalars", [at for _, at in taken])
+        chosen = [compiled for compiled, _ in taken]
         if chosen != self.chosen:
             self.chosen = chosen
             for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
@@ -287,39 +307,3 @@ class _SlotColumns:
         if counts != self.held:
             self.counts[which] = self.held = counts
         self.key[which] = [s.keys[k] for s, k in zip(having, self.places, strict=True)]
-
-
-def _read(state: Stored) -> Tensor:
-    """A state decoded in C; see :meth:`Stored.read`."""
-    if state.quantizer.format.is_float32:
-        return state.read()
-    out = torch.empty(state.shape, dtype=torch.float32)
-    slot = describe_slot(state.quantizer, state.shape)
-    slot["codes"] = state.codes.data_ptr()
-    if state.scale is not None:
-        slot["scale"] = state.scale.data_ptr()
-    native.library().hu_decode(slot.ctypes.data, *rows_and_cols(state.shape), out.data_ptr(), torch.get_num_threads())
-    return out
-
-
-def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tensor, Tensor | None]:
-    """Codes and scales of new values, encoded in C; see :meth:`Quantizer.quantize`."""
-    quantizer: Quantizer = state.quantizer
-    if quantizer.format.is_float32:
-        return x, None
-    x = x.contiguous()
-    (dtype, shape), *scales = quantizer.stored_as(x.shape)
-    codes = torch.empty(shape, dtype=dtype)
-    scale = torch.empty(scales[0][1], dtype=scales[0][0]) if scales else None
-    slot = describe_slot(quantizer, x.shape)
-    slot["codes"], slot["key"] = codes.data_ptr(), key
-    if scale is not None:
-        slot["scale"] = scale.data_ptr()
-    rows, cols = rows_and_cols(x.shape)
-    stride = cols if step.binding.row_stride is None else step.binding.row_stride
-    first, threads = step.binding.first_element, torch.get_num_threads()
-    native.library().hu_encode(slot.ctypes.data, rows, cols, first, stride, x.data_ptr(), threads)
-    return codes, scale
-
-
-CODEC = reference.Codec(_read, _quantize)

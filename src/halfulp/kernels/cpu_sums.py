@@ -1,28 +1,36 @@
-"""Sums over tensors in C, in the fixed order of :func:`halfulp.rules.base.total`: `measure` of a rule as a program."""
+"""Sums over tensors in C, in the fixed orders of :mod:`halfulp.rules.base`: of measuring programs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from halfulp.kernels import native
 from halfulp.kernels.binding import Step, plain
 from halfulp.kernels.compiled import Compiled, programs_of
-from halfulp.kernels.constants import CAP
+from halfulp.kernels.constants import CAP, MAX_UNIFORMS, TREE, UNIT
 from halfulp.kernels.descriptors import DTYPES, WORK, describe_slots, fill_master
 from halfulp.numbers.log import log_once
 from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.base import Rule
+from halfulp.rules.base import Rule, fold_columns, fold_rows
 from halfulp.rules.tracing import ProgramError
 
-__all__ = ["measure"]
+__all__ = ["Vectors", "measure", "sums_of"]
 
 
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
     """What a rule measures of each binding; ``None`` where C cannot."""
     chosen = [_compiled(rule, one) for one in steps]
-    able = [(one, compiled) for one, compiled in zip(steps, chosen, strict=True) if compiled is not None]
-    found = iter(_sums(able) if able else [])
+    able = [
+        (one, compiled, compiled.uniforms(one.scalars, compiled.numbers(one.binding.states))[0], Vectors())
+        for one, compiled in zip(steps, chosen, strict=True)
+        if compiled is not None
+    ]
+    found = iter(sums_of(able) if able else [])
     return [None if compiled is None else next(found) for compiled in chosen]
 
 
@@ -33,7 +41,7 @@ def _compiled(rule: Rule, step: Step) -> Compiled | None:
         return None
     try:
         programs = programs_of(rule, True, tuple(s.slot for s in binding.states), len(binding.shape))
-        compiled = programs.choose(step.scalars)
+        compiled: Compiled = programs.choose(step.scalars)
     except ProgramError as error:
         log_once(f"sums by 'cpu' not used: {error}")
         return None
@@ -42,31 +50,73 @@ def _compiled(rule: Rule, step: Step) -> Compiled | None:
     return compiled if same else None
 
 
-def _sums(able: list[tuple[Step, Compiled]]) -> list[dict[str, float]]:
+class Vectors:
+    """Vectors along the rows and columns of a tensor, as a program in C takes them."""
+
+    def __init__(self, rows: Sequence[Any] = (), columns: Sequence[Any] = ()) -> None:
+        self.counts = len(rows), len(columns)
+        self.rows = np.array(rows, np.float32)
+        self.columns = np.zeros((0, 0), np.float32)
+        if columns:  # C reads beyond the last piece's end
+            self.columns = np.pad(np.array(columns, np.float32), ((0, 0), (0, UNIT)))
+
+    def fill(self, row: Any) -> None:
+        """Tell a ``hu_work`` of them, which must not outlive them."""
+        row["row_vectors"], row["column_vectors"] = self.counts
+        row["row_values"], row["column_values"] = self.rows.ctypes.data, self.columns.ctypes.data
+
+
+def sums_of(able: list[tuple[Step, Compiled, list[float], Vectors]]) -> list[dict[str, Any]]:
+    """The sums of a program over each step's tensor, of uniform values and vectors, in one call of C.
+
+    Floats, or of ``"rows"`` and ``"columns"`` float64 tensors.
+    """
     rows = np.zeros(len(able), WORK)
-    kept: list[object] = []
-    results = []
-    for row, (step, compiled) in zip(rows, able, strict=True):
-        binding, program = step.binding, compiled.program
-        states = [s for name in program.states for s in binding.states if s.slot.name == name]
-        slots = describe_slots(tuple(s.quantizer for s in states), binding.shape)
-        for slot, state in zip(slots, states, strict=True):
+    made = [_Sums(row, *one) for row, one in zip(rows, able, strict=True)]
+    native.library().hu_measure(rows.ctypes.data, len(able), torch.get_num_threads())
+    return [one.found() for one in made]
+
+
+class _Sums:
+    """A line of the table that C is given, and where it puts the sums."""
+
+    def __init__(self, row: np.void, step: Step, compiled: Compiled, uniforms: list[float], vectors: Vectors) -> None:
+        binding, self.program = step.binding, compiled.program
+        states = [s for name in self.program.states for s in binding.states if s.slot.name == name]
+        self.slots = describe_slots(tuple(s.quantizer for s in states), binding.shape)
+        for slot, state in zip(self.slots, states, strict=True):
             slot["codes"] = state.codes.data_ptr()
             slot["scale"] = 0 if state.scale is None else state.scale.data_ptr()
-        uniforms = np.array(compiled.uniforms(step.scalars, compiled.numbers(binding.states))[0], np.float32)
-        row["rows"], row["cols"] = rows_and_cols(binding.shape)
-        units = int(row["rows"]) * -(-int(row["cols"]) // CAP)
-        sums = np.zeros((len(program.sums), max(units, 1)))
+        self.uniforms, self.vectors = np.zeros(MAX_UNIFORMS, np.float32), vectors
+        self.uniforms[: len(uniforms)] = uniforms
+        self.rows, self.cols = row["rows"], row["cols"] = rows_and_cols(binding.shape)
+        terms, stretches = self.program.terms, self.rows * -(-self.cols // CAP)
+        self.sums = np.zeros((len(terms), max(stretches, 1)))
         if binding.param is not None:
             row["param"], row["param_kind"] = binding.param.data_ptr(), DTYPES[binding.param.dtype]
             fill_master(row, binding)
         row["grad"], row["grad_kind"] = step.inputs[0].data_ptr(), DTYPES[step.inputs[0].dtype]
-        row["maximize"], row["scalars"], row["slots"] = step.maximize, uniforms.ctypes.data, len(states)
+        row["maximize"], row["scalars"], row["slots"] = step.maximize, self.uniforms.ctypes.data, len(states)
         row["program"], row["code"], row["flags"] = compiled.number, compiled.address, compiled.flags
-        row["slot"], row["sums"], row["terms"] = slots.ctypes.data, sums.ctypes.data, len(program.sums)
-        row["largest"] = sum(1 << k for k, one in enumerate(program.sums) if one.kind == "largest")
-        kept += [slots, uniforms]
-        results.append((program.sums, sums))
-    native.library().hu_measure(rows.ctypes.data, len(able), torch.get_num_threads())
-    del kept  # alive until here
-    return [{one.name: float(sums[k, 0]) + 0.0 for k, one in enumerate(names)} for names, sums in results]
+        row["slot"], row["sums"], row["terms"] = self.slots.ctypes.data, self.sums.ctypes.data, len(terms)
+        row["largest"], row["vectors"] = (
+            sum(1 << k for k, term in enumerate(terms) if term[2] == kind) for kind in ("largest", "vectors")
+        )
+        vectors.fill(row)
+        self.columns: npt.NDArray[np.float64] | None = None
+        if row["vectors"]:
+            self.columns = np.empty((len(terms), -(-self.rows >> TREE), self.cols))
+            row["column_sums"] = self.columns.ctypes.data
+
+    def found(self) -> dict[str, Any]:
+        """The sums by name."""
+        found: dict[str, Any] = {}
+        for one in self.program.sums:
+            k = self.program.terms.index(self.program.term_of(one))
+            if one.kind == "rows":
+                found[one.name] = fold_rows(torch.from_numpy(self.sums[k].reshape(self.rows, -1)))
+            elif one.kind == "columns" and self.columns is not None:
+                found[one.name] = fold_columns(torch.from_numpy(self.columns[k]))
+            else:
+                found[one.name] = float(self.sums[k, 0]) + 0.0
+        return found

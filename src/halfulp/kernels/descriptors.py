@@ -56,6 +56,8 @@ WORK = np.dtype(
         ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("flags", np.int32),
         ("row_stride", np.int64), ("units_before", np.int64), ("code", np.uintp), ("slot", np.uintp),
         ("sums", np.uintp), ("terms", np.int64), ("largest", np.int64), ("master", np.uintp), ("master_kind", np.int64),
+        ("row_values", np.uintp), ("column_values", np.uintp), ("row_vectors", np.int64), ("column_vectors", np.int64),
+        ("column_sums", np.uintp), ("vectors", np.int64),
     ]
 )  # fmt: skip
 
@@ -76,11 +78,12 @@ def kept(make: Callable[[Key], Made]) -> Callable[[Key], Made]:
 
 @lru_cache(maxsize=4096)
 def describe(
-    shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None = None
+    shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None = None, by_row: bool = False
 ) -> tuple[Rows, Rows] | str:
     """``hu_work`` of a parameter, an array of one, and its ``hu_slot``: all that does not change from step to step.
 
-    The same arrays for the same arguments, to be copied. A string, where C cannot do it: why.
+    `by_row`: rows stay apart, since a program may have a value for each. The same arrays for the same arguments, to be
+    copied. A string, where C cannot do it: why.
     """
     rows, cols = rows_and_cols(shape)
     tile = step_tile(shape, quantizers)[2]
@@ -91,9 +94,9 @@ def describe(
     made = np.zeros(1, WORK)
     row = made[0]
     odd = cols % 2 == 1 and any(q.format.packed for q in quantizers)
-    if row_stride in (None, cols) and not odd and cols and all(cols % b == 0 for b in (tile, *blocks)):
+    if row_stride in (None, cols) and not odd and not by_row and cols and all(cols % b == 0 for b in (tile, *blocks)):
         rows, cols = 1, rows * cols  # no tile is short at the end of a row: one long row has the same tiles
-    elif tile == rows * cols and rows > 1 and not odd and row_stride is None and _whole(quantizers):
+    elif tile == rows * cols and rows > 1 and not odd and not by_row and row_stride is None and _whole(quantizers):
         rows, cols = 1, tile
     row["tile"], row["rows"], row["cols"] = tile, rows, cols
     row["row_stride"] = cols if row_stride is None else row_stride

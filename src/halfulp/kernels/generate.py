@@ -13,11 +13,11 @@ from typing import Any
 
 from halfulp import rules
 from halfulp.kernels.code import c_function
-from halfulp.kernels.constants import MAX_SLOTS, PARTS, header
+from halfulp.kernels.constants import MAX_SLOTS, MAX_SUMS, MAX_VECTORS, PARTS, header
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
-from halfulp.rules.program import Program, is_number
-from halfulp.rules.tracing import ProgramError, reads_of, trace
+from halfulp.rules.program import Program
+from halfulp.rules.tracing import ProgramError, traced
 from halfulp.rules.transforms import adagc, clip_global, compose
 
 __all__ = ["files", "library_programs"]
@@ -56,17 +56,23 @@ def library_programs() -> dict[str, Program]:
     for rule in library_rules():
         for hyper in (_Always(0.5), _Always(0.0)):
             slots = rule.slots(hyper)
-            states = tuple(s.name for s in slots if not is_number(s))
-            numbers = tuple(s.name for s in slots if is_number(s))
             for function in (rule.update, rule.measure):
                 for ndim in (1, 2):
+                    there = [s for s in slots if s.shape((2, 3)[:ndim]) is not None]
                     try:
-                        branches = trace(function, states, numbers, ndim, reads_of(rule)) if function else None
+                        branches = traced(rule, function, there, ndim) if function else None
                     except ProgramError:
                         continue
-                    programs = branches.programs if branches else ()
-                    found.update({p.digest: p for p in programs if len(p.states) <= MAX_SLOTS})
+                    programs = [one for p in branches.programs for one in p.programs] if branches else []
+                    found.update({p.digest: p for p in programs if _fits(p)})
     return found
+
+
+def _fits(program: Program) -> bool:
+    """Whether C has room for what a program takes and measures."""
+    vectors = sum(kind == "vectors" for _, _, kind in program.terms)
+    few = max(len(program.columns), vectors) <= MAX_VECTORS
+    return len(program.states) <= MAX_SLOTS and len(program.terms) <= MAX_SUMS and few
 
 
 def files() -> dict[str, str]:

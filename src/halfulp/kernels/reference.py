@@ -23,7 +23,7 @@ from halfulp.numbers.rounding import encode, pack4, unpack4
 from halfulp.numbers.scaling import Layout, rows_and_cols
 from halfulp.rules.base import Rule
 
-__all__ = ["Codec", "measure", "status", "step", "supports"]
+__all__ = ["Codec", "measure", "status", "step", "store", "supports"]
 
 
 def supports(rule: Rule, step: Step) -> str | None:
@@ -96,17 +96,7 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         step.skipped += count
         return
     for k, (state, new) in enumerate(zip(binding.states, states, strict=True)):
-        finite = new if keep is None else torch.where(keep, 0.0, new)
-        codes, scale = codec.quantize(state, finite, step.keys[k], step)
-        if keep is not None:
-            codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
-        before = old[state.slot.name]
-        if step.counts is not None and state.quantizer.format.is_float32:
-            before = before.clone()  # which is what is stored, and is written now
-        state.write_(codes, scale)
-        if step.counts is not None:
-            due = new != before if keep is None else (new != before) & ~keep
-            step.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
+        store(step, k, old[state.slot.name], new, keep, codec)
     if param is not None and binding.param is not None:
         visible, master = _rounded(param, step)
         binding.param.copy_(visible if keep is None else torch.where(keep, binding.param, visible))
@@ -119,6 +109,21 @@ def _own(new: Tensor, of: int | None, binding: Binding) -> Tensor:
     at = new.untyped_storage().data_ptr()
     taken = any(k != of and s.codes.untyped_storage().data_ptr() == at for k, s in enumerate(binding.states))
     return new.clone() if taken else new
+
+
+def store(step: Step, k: int, before: Tensor, new: Tensor, keep: Tensor | None, codec: Codec) -> None:
+    """Store new values of the k-th state, but where `keep` is set, and count stalled updates; `before`: its values."""
+    state = step.binding.states[k]
+    finite = new if keep is None else torch.where(keep, 0.0, new)
+    codes, scale = codec.quantize(state, finite, step.keys[k], step)
+    if keep is not None:
+        codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
+    if step.counts is not None and state.quantizer.format.is_float32:
+        before = before.clone()  # which is what is stored, and is written now
+    state.write_(codes, scale)
+    if step.counts is not None:
+        due = new != before if keep is None else (new != before) & ~keep
+        step.counts[k] += torch.stack([due.sum(), (due & (codec.read(state) == before)).sum()])
 
 
 def _finite(x: Tensor) -> bool:

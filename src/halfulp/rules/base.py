@@ -12,7 +12,8 @@ such a rule kernels are generated (:mod:`halfulp.rules.program`).
 
 A rule that needs a figure of the whole model (a global norm, an inner product) gives ``measure``: sums of each
 parameter, which the engine adds up over all parameters of the optimizer, and ``combine``, which turns them into
-further scalars before any parameter is updated.
+further scalars before any parameter is updated. A rule that needs sums within its update takes them with :func:`norm`,
+:func:`rms`, :func:`row_means` and the like, and is not elementwise (:mod:`halfulp.rules.stages`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "Ages", "Rule", "Scalars", "States", "all_fp32", "all_of_fp32", "bits", "cbrt", "clamp", "exp", "fp32", "from_bits",
-    "larger", "largest", "maximum", "minimum", "norm", "rounded", "sigmoid", "smaller", "sqrt", "total",
+    "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "all_fp32", "all_of_fp32", "bits", "by_column", "by_row", "cbrt",
+    "clamp", "column_means", "exp", "fold_columns", "fold_rows", "fp32", "from_bits", "larger", "largest", "maximum",
+    "mean", "minimum", "norm", "rms", "rounded", "row_means", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
 Scalars = dict[str, float]
@@ -140,7 +142,7 @@ def sqrt(x: Tensor) -> Tensor:
     if has_torch_function((x,)):
         return handle_torch_function(sqrt, (x,), x)
     if type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and not x.requires_grad:
-        return torch.from_numpy(np.sqrt(x.numpy()))  # correctly rounded, and in an eighth of the time
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and in an eighth of the time
     root = x.double().sqrt()
     return root if x.dtype == torch.float64 else root.float()
 
@@ -263,9 +265,7 @@ def total(x: Tensor, y: Tensor | None = None) -> Tensor:
     if not wide.numel():
         return wide.new_zeros(())
     sums = _stretches(wide.reshape(rows_and_cols(wide.shape)))
-    while sums.numel() > 1:
-        sums = _stretches(sums.reshape(1, -1))
-    return sums.sum() + 0.0
+    return fold_rows(sums.reshape(1, -1))[0]
 
 
 def _stretches(x: Tensor) -> Tensor:
@@ -276,7 +276,22 @@ def _stretches(x: Tensor) -> Tensor:
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
-    return x
+    return x.squeeze(-1)
+
+
+def fold_rows(x: Tensor) -> Tensor:
+    """Sum of each row of a float64 matrix: stretches are halved as in :func:`total`, until one number is left."""
+    while x.shape[1] > 1:
+        x = _stretches(x)
+    return x.sum(1) + 0.0
+
+
+def fold_columns(x: Tensor) -> Tensor:
+    """Sum of each column of a float64 matrix: rows 2 i and 2 i + 1 are added, until one is left."""
+    while len(x) > 1:
+        even = x[: len(x) // 2 * 2].unflatten(0, (-1, 2))
+        x = torch.cat([even[:, 0] + even[:, 1], x[len(x) // 2 * 2 :]])
+    return x.sum(0) + 0.0
 
 
 def largest(x: Tensor) -> Tensor:
@@ -286,9 +301,64 @@ def largest(x: Tensor) -> Tensor:
     return x.abs().max().double() if x.numel() else x.new_zeros((), dtype=torch.float64)
 
 
+FROM_SUMS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "norm": lambda sums, rows, cols: sums.sqrt().float(),
+    "rms": lambda sums, rows, cols: sums.sqrt().float() / fp32(math.sqrt(max(rows * cols, 1))),
+    "row_means": lambda sums, rows, cols: (sums / cols).float(),
+    "column_means": lambda sums, rows, cols: (sums / rows).float(),
+}
+"""What functions make of float64 sums over a matrix of so many rows and columns."""
+
+
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm, by :func:`total`, as an fp32 tensor without dimensions."""
-    return total(x, x).sqrt().float()
+    if has_torch_function((x,)):
+        return handle_torch_function(norm, (x,), x)
+    return FROM_SUMS["norm"](total(x, x), *rows_and_cols(x.shape))
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square, by :func:`total`, as an fp32 tensor without dimensions."""
+    if has_torch_function((x,)):
+        return handle_torch_function(rms, (x,), x)
+    return FROM_SUMS["rms"](total(x, x), *rows_and_cols(x.shape))
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of a vector, by :func:`total`, as an fp32 tensor without dimensions."""
+    if has_torch_function((x,)):
+        return handle_torch_function(mean, (x,), x)
+    return (total(x) / x.numel()).float()
+
+
+def row_means(x: Tensor) -> Tensor:
+    """Mean of each row (dimension 0 by all others) as an fp32 vector, its sum in the order of :func:`total`."""
+    if has_torch_function((x,)):
+        return handle_torch_function(row_means, (x,), x)
+    rows, cols = rows_and_cols(x.shape)
+    return FROM_SUMS["row_means"](fold_rows(x.double().reshape(rows, cols)), rows, cols)
+
+
+def column_means(x: Tensor) -> Tensor:
+    """Mean of each column as an fp32 vector; neighbouring rows are added in pairs, until one is left."""
+    if has_torch_function((x,)):
+        return handle_torch_function(column_means, (x,), x)
+    rows, cols = rows_and_cols(x.shape)
+    return FROM_SUMS["column_means"](fold_columns(x.double().reshape(rows, cols)), rows, cols)
+
+
+def by_row(x: Tensor, like: Tensor) -> Tensor:
+    """A vector of a value for each row of `like`, in a shape that spreads over its columns."""
+    if has_torch_function((x, like)):
+        return handle_torch_function(by_row, (x, like), x, like)
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def by_column(x: Tensor, like: Tensor) -> Tensor:
+    """A vector of a value for each column of `like`, in a shape that spreads over its rows."""
+    if has_torch_function((x, like)):
+        return handle_torch_function(by_column, (x, like), x, like)
+    return x.reshape(like.shape[1:])
 
 
 # ---------------------------------------------------------------- scalars

@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, norm, sqrt
+from halfulp.rules.base import (
+    Ages,
+    Rule,
+    Scalars,
+    States,
+    by_column,
+    by_row,
+    column_means,
+    mean,
+    rms,
+    row_means,
+    sqrt,
+)  # fmt: skip
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -47,17 +59,9 @@ def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> St
     return StateSlot(name, False, decay, drive, alike=True, shape=(_rows, _cols)[dim])
 
 
-def _mean(x: Tensor, dim: int) -> Tensor:
-    return x.double().mean(dim).float()
-
-
-def _outer(row: Tensor, col: Tensor) -> Tensor:
-    """The matrix whose row and column means these are, if it has rank one."""
-    return (row / torch.clamp(_mean(row, 0), min=1e-38)).unsqueeze(1) * col.unsqueeze(0)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return norm(x) / math.sqrt(max(x.numel(), 1))
+def _outer(row: Tensor, col: Tensor, like: Tensor) -> Tensor:
+    """The matrix whose row and column means these are, if it has rank one, in the shape of `like`."""
+    return by_row(row / torch.clamp(mean(row), min=1e-38), like) * by_column(col, like)
 
 
 def _ema(old: Tensor, new: Tensor, weight: float) -> Tensor:
@@ -72,10 +76,9 @@ def _factored_sq(
     if name in states:
         new = _ema(states[name], square, weight)
         return new, {name: new}
-    flat = square.reshape(square.shape[0], -1)
-    row = _ema(states[f"{name}_row"], _mean(flat, 1), weight)
-    col = _ema(states[f"{name}_col"], _mean(flat, 0), weight)
-    return _outer(row, col).reshape(grad.shape), {f"{name}_row": row, f"{name}_col": col}
+    row = _ema(states[f"{name}_row"], row_means(square), weight)
+    col = _ema(states[f"{name}_col"], column_means(square), weight)
+    return _outer(row, col, grad), {f"{name}_row": row, f"{name}_col": col}
 
 
 # ---------------------------------------------------------------- Adafactor
@@ -156,8 +159,8 @@ def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
         grad = grad + param * c["l2"]
     square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight"], c["eps"])
     step = grad / torch.clamp(sqrt(square), min=1e-38)
-    step = step / torch.clamp(_rms(step) / c["clip"], min=1.0)
-    step = step * (torch.clamp(_rms(param), min=c["min_scale"]) * c["rate"])
+    step = step / torch.clamp(rms(step) / c["clip"], min=1.0)
+    step = step * (torch.clamp(rms(param), min=c["min_scale"]) * c["rate"])
     if "exp_avg" in states:
         step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
     return param * c["keep"] - step, new  # the rate is that of the weights before their decay
@@ -228,7 +231,7 @@ def _came_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight2"], c["eps1"])
     step = grad / torch.clamp(sqrt(square), min=1e-38)
-    step = step / torch.clamp(_rms(step) / c["clip"], min=1.0)
+    step = step / torch.clamp(rms(step) / c["clip"], min=1.0)
     exp_avg = step_ = _ema(states["exp_avg"], step, c["weight1"])
     if "exp_avg_res_row" in states:
         residual, more = _factored_sq(step - exp_avg, states, c, "exp_avg_res", c["weight3"], c["eps2"])

@@ -16,6 +16,7 @@ operation                 result       meaning
 ``param``, ``grad``       float        the parameter and its gradient, element by element
 ``state`` [k]             float        the k-th of ``Program.states``, decoded
 ``number`` [k]            float        the k-th of ``Program.numbers``: a state of one element; uniform
+``row``, ``column`` [k]   float        the k-th of ``Program.rows`` or ``columns``: a value for each row, or column
 ``scalar`` [k]            float        the k-th of ``Program.scalars``, rounded to fp32; uniform
 ``constant`` [x]          float        x, which fp32 has exactly; uniform
 ``add sub mul div``       float        ``a + b``, ...
@@ -37,15 +38,15 @@ operation                 result       meaning
 
 Outputs are numbers of values: ``param`` (``None`` where the rule leaves it alone), ``new_states`` and ``new_numbers``
 in the order of ``states`` and ``numbers``, and ``sums``. No two operations of a program are the same, and each is
-needed for an output.
+needed for an output. A rule that needs sums within its update is several programs (:mod:`halfulp.rules.stages`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,11 +54,15 @@ import numpy as np
 from halfulp.rules.base import Scalars, all_of_fp32
 from halfulp.rules.slots import StateSlot
 
-__all__ = ["TYPES", "Branches", "Op", "Program", "Sum", "evaluate", "is_number"]
+__all__ = [
+    "EVALUATE", "TYPES", "Branches", "Op", "Program", "Sum", "cut", "evaluate", "extent_of", "is_number",
+    "scalar_values", "spoilt", "used",
+]  # fmt: skip
 
 FLOATS = (
-    "param", "grad", "state", "number", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs", "sqrt", "sign",
-    "max", "min", "select", "from_bits", "to_float",
+    "param", "grad", "state", "number", "row", "column", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs",
+    "sqrt", "sign", "max", "min", "select", "from_bits", "to_float",
+    "vector", "by_row", "by_column", "mean", "row_means", "column_means", "norm", "rms",  # of rules.stages
 )  # fmt: skip
 MASKS = ("lt", "le", "eq", "ne", "and", "or", "not")
 INTS = ("bits", "rounded", "add_int", "sub_int", "shift_left", "shift_right")
@@ -74,16 +79,22 @@ class Op(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """An output of ``measure``, a float64 over all elements of the tensor.
+    """An output of a measuring program, in float64.
 
     `kind` is ``"sum"``: of ``a * b``, exact products in float64, in the order of :func:`halfulp.rules.base.total`
-    (``b`` is ``None``: of ``a``); or ``"largest"``: the largest magnitude of ``a``, NaN above all.
+    (``b`` is ``None``: of ``a``); ``"rows"`` or ``"columns"``: the same of each row or column, in the order of
+    :func:`~halfulp.rules.base.row_means` and :func:`~halfulp.rules.base.column_means`; or ``"largest"``: the largest
+    magnitude of ``a``, NaN above all.
     """
 
     name: str
     kind: str
     a: int
     b: int | None = None
+
+    def at(self, place: Mapping[int, int]) -> Sum:
+        """The same of values with other numbers."""
+        return self._replace(a=place[self.a], b=None if self.b is None else place[self.b])
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,8 @@ class Program:
         rounded once to fp32.
     ops, param, new_states, new_numbers, sums
         Operations and outputs.
+    rows, columns
+        Names of the vectors that it reads: those with a value for each row, and for each column.
     """
 
     states: tuple[str, ...]
@@ -109,6 +122,26 @@ class Program:
     new_states: tuple[int, ...]
     new_numbers: tuple[int, ...]
     sums: tuple[Sum, ...] = ()
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    @cached_property
+    def terms(self) -> tuple[tuple[int, int | None, str], ...]:
+        """What sums are of, each once: `a`, `b`, and ``"sum"``, ``"largest"`` or (rows and columns) ``"vectors"``."""
+        return tuple(dict.fromkeys(map(self.term_of, self.sums)))
+
+    @staticmethod
+    def term_of(one: Sum) -> tuple[int, int | None, str]:
+        """The one of :attr:`terms` that a sum is of."""
+        return one.a, one.b, "vectors" if one.kind in ("rows", "columns") else one.kind
+
+    vectors = ()
+    """States that are vectors: none."""
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Itself, which is all that a step takes."""
+        return (self,)
 
     @cached_property
     def uniform(self) -> tuple[bool, ...]:
@@ -135,6 +168,7 @@ class Program:
     def code(self) -> str:
         """All of it that code depends on, one operation a line; no names of states, no expressions of scalars."""
         lines = [f"{len(self.states)} states, {len(self.numbers)} numbers"]
+        lines += [f"{len(self.rows)} rows, {len(self.columns)} columns"] if self.rows or self.columns else []
         for k, (name, args, of) in enumerate(self.ops):
             shown = [] if of is None else [f"[{of!r}]"]
             lines.append(" ".join([f"%{k} = {name}", *shown, *(f"%{i}" for i in args)]))
@@ -147,13 +181,20 @@ class Program:
         """Sixteen hexadecimal digits that name the code."""
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
-    @cached_property
-    def _scalar_values(self) -> Callable[[Scalars], tuple[float, ...]]:
-        return _function(f"({''.join(f'{source}, ' for source in self.scalars)})")
-
     def scalar_values(self, c: Scalars) -> tuple[float, ...]:
         """Its scalars in a step, rounded to fp32."""
-        return all_of_fp32(self._scalar_values(c))
+        return scalar_values(self.scalars, c)
+
+
+def scalar_values(sources: tuple[str, ...], c: Scalars) -> tuple[float, ...]:
+    """Expressions in the scalars of a step, rounded to fp32."""
+    return all_of_fp32(_scalars(sources)(c))
+
+
+@lru_cache(maxsize=1024)
+def _scalars(sources: tuple[str, ...]) -> Callable[[Scalars], tuple[float, ...]]:
+    made: Callable[[Scalars], tuple[float, ...]] = _function(f"({''.join(f'{source}, ' for source in sources)})")
+    return made
 
 
 def _function(expression: str) -> Any:
@@ -163,9 +204,12 @@ def _function(expression: str) -> Any:
 
 @dataclass(frozen=True)
 class Branches:
-    """The programs of a rule under given states, and which of them a step takes."""
+    """The programs of a rule under given states, and which of them a step takes.
 
-    programs: tuple[Program, ...]
+    They are :class:`~halfulp.rules.stages.Staged`, where the rule has sums within its update.
+    """
+
+    programs: tuple[Any, ...]
     source: str
     """Expression in ``c`` whose value is the number of the program."""
 
@@ -175,7 +219,7 @@ class Branches:
         chosen: Callable[[Scalars], int] = _function(self.source)
         return chosen
 
-    def choose(self, c: Scalars) -> Program:
+    def choose(self, c: Scalars) -> Any:
         """The program that scalars choose."""
         return self.programs[self.number(c)]
 
@@ -183,6 +227,54 @@ class Branches:
 def is_number(slot: StateSlot) -> bool:
     """Whether a state is one number a tensor, whatever the shape of the parameter."""
     return slot.shape((2,)) == ()
+
+
+def extent_of(slot: StateSlot, ndim: int) -> str | None:
+    """What a state has a value for: each element of the ``"tensor"``, each of its ``"rows"`` or ``"columns"``.
+
+    ``"number"``: it is one value. ``None``: it has another shape.
+    """
+    if is_number(slot):
+        return "number"
+    shape = (2, 3)[: min(max(ndim, 1), 2)]
+    return {(2,): "rows", (3,): "columns", shape: "tensor"}.get(slot.shape(shape) or ())
+
+
+def cut(
+    ops: Sequence[Op], outputs: Iterable[int], scalars: Sequence[str], leaf: Callable[[int], Op | None] = lambda i: None
+) -> tuple[tuple[Op, ...], tuple[str, ...], dict[int, int]]:
+    """What outputs need, up to the values in whose place `leaf` has an operation without arguments.
+
+    Returned are operations, scalars, and the new number of each value by its old one.
+    """
+    needed: dict[int, Op] = {}
+    pending = list(outputs)
+    while pending:
+        i = pending.pop()
+        if i not in needed:
+            needed[i] = leaf(i) or ops[i]
+            pending += needed[i].args
+    place = {old: new for new, old in enumerate(sorted(needed))}
+    found = [Op(name, tuple(place[i] for i in args), of) for name, args, of in (needed[old] for old in place)]
+    ops, read = used(found, ("scalar",))
+    return ops, tuple(scalars[k] for k in read["scalar"]), place
+
+
+def used(ops: Sequence[Op], names: Sequence[str]) -> tuple[tuple[Op, ...], dict[str, tuple[int, ...]]]:
+    """Operations whose inputs of some names are numbered without gaps, and the numbers that these had."""
+    read = {name: tuple(dict.fromkeys(int(op.of or 0) for op in ops if op.name == name)) for name in names}
+    place = {(name, float(k)): new for name, found in read.items() for new, k in enumerate(found)}
+    return tuple(op._replace(of=place[op.name, float(op.of or 0)]) if op.name in read else op for op in ops), read
+
+
+def spoilt(ops: Sequence[Op], start: int) -> set[int]:
+    """Values that are sure to be infinite or NaN where a value is."""
+    found = {start}
+    for k, (name, args, _) in enumerate(ops):
+        carriers = {"neg": 1, "abs": 1, "sqrt": 1, "div": 1, "add": 2, "sub": 2, "mul": 2}.get(name, 0)
+        if any(i in found for i in args[:carriers]):
+            found.add(k)
+    return found
 
 
 def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,7 +307,7 @@ def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = F
         The program.
     values
         By the name of an operation: ``param`` and ``grad``, fp32 arrays; ``state``, ``number`` and ``scalar``, lists of
-        arrays and numbers.
+        arrays and numbers; ``row`` and ``column``, lists of vectors.
     only_uniform
         Leave out what is not uniform (``None`` in its place).
 
@@ -234,6 +326,8 @@ def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = F
                 found.append(np.float32(of))
             elif name in ("param", "grad"):
                 found.append(values[name])
+            elif name == "row":
+                found.append(values[name][of][:, None])
             else:
-                found.append(np.float32(values[name][of]) if name != "state" else values[name][of])
+                found.append(values[name][of] if name in ("state", "column") else np.float32(values[name][of]))
     return found

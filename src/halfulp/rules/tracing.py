@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +18,15 @@ import torch
 
 from halfulp.rules import base
 from halfulp.rules.base import Rule, fp32
-from halfulp.rules.program import TYPES, Branches, Op, Program, Sum
+from halfulp.rules.program import TYPES, Branches, Op, Program, Sum, cut, extent_of, used
+from halfulp.rules.slots import StateSlot
+from halfulp.rules.stages import Staged, staged
 
-__all__ = ["ProgramError", "reads_of", "trace"]
+__all__ = ["ProgramError", "reads_of", "trace", "traced"]
 
 MOST_BRANCHES = 64
+VECTORS = ("rows", "columns")
+SUMS = "a rule with sums has `measure` and `combine`, or is not elementwise and takes base.norm, rms or means"
 OWN_FILES = (os.path.abspath(__file__), os.path.abspath(base.__file__), os.path.dirname(torch.__file__))
 
 
@@ -45,16 +49,39 @@ class _Tracer:
 
     ndim: int
     decisions: dict[str, bool]
+    elementwise: bool
+    """Whether there are no sums within the update."""
     ops: list[Op] = field(default_factory=list)
+    extents: list[str] = field(default_factory=list)
+    """Of each value, as :func:`~halfulp.rules.program.extent_of` has it."""
     known: dict[Op, int] = field(default_factory=dict)
     scalars: list[str] = field(default_factory=list)
 
-    def op(self, name: str, *args: Symbol, of: float | int | None = None) -> Symbol:
+    def op(self, name: str, *args: Symbol, of: float | int | None = None, extent: str = "") -> Symbol:
         made = Op(name, tuple(a.index for a in args), of)
         if made not in self.known:
             self.known[made] = len(self.ops)
             self.ops.append(made)
+            self.extents.append(extent or self._extent(name, args))
         return Symbol(self, self.known[made], TYPES[name])
+
+    def _extent(self, name: str, args: Sequence[Symbol]) -> str:
+        """That of a value made of others, element by element."""
+        found = {self.extents[a.index] for a in args} - {"number"}
+        if len(found) > 1:
+            raise _error(
+                f"an operation on {' and '.join(sorted(found))}", "base.by_row and base.by_column spread vectors"
+            )
+        return "tensor" if name in ("param", "grad", "state") else found.pop() if found else "number"
+
+    def over(self, name: str, x: object, takes: tuple[str, ...], extent: str) -> Symbol:
+        """A value of another extent: a sum over a tensor, or a vector along one."""
+        if self.elementwise:
+            raise _error("a sum over the tensor within an elementwise update", SUMS)
+        value = self.value(x)
+        if self.extents[value.index] not in takes:
+            raise _error(f"base.{name} of a {self.extents[value.index]}")
+        return self.op(name, value, extent=extent)
 
     def constant(self, value: float) -> Symbol:
         return self.op("constant", of=fp32(value))
@@ -76,7 +103,7 @@ class _Tracer:
                 raise _error("a NaN", "functions of `math` belong into the rule's `scalars`")
             return self.constant(x)
         if isinstance(x, _Pending):
-            raise _error("an operation on a sum over the tensor", "a rule with sums has `measure` and `combine`")
+            raise _error("an operation on a sum over the tensor", SUMS)
         if not isinstance(x, Symbol):
             raise _error(f"an operation on {type(x).__name__}", "it knows the rule's arguments and numbers")
         if x.type != "float":
@@ -361,7 +388,11 @@ class _Pending:
     b: Symbol | None = None
 
     def __getattr__(self, name: str) -> Any:
-        raise _error("an operation on a sum over the tensor", "a rule with sums has `measure` and `combine`")
+        raise _error("an operation on a sum over the tensor", SUMS)
+
+
+def _over(name: str, extent: str, *takes: str) -> Callable[..., Symbol]:
+    return lambda x, like=None: _tracer(x).over(name, x, takes, extent)
 
 
 def _binary(name: str) -> Callable[..., Symbol]:
@@ -384,9 +415,13 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     base.total: _total, base.largest: lambda x: _Pending("largest", x),
     base.bits: lambda x: x.tracer.op("bits", x.tracer.value(x)), base.from_bits: lambda x: x.tracer.op("from_bits", x),
     base.rounded: lambda x: x.tracer.op("rounded", x.tracer.value(x)),
+    base.norm: _over("norm", "number", "tensor"), base.rms: _over("rms", "number", "tensor"),
+    base.mean: _over("mean", "number", *VECTORS),
+    base.row_means: _over("row_means", "rows", "tensor"), base.column_means: _over("column_means", "columns", "tensor"),
+    base.by_row: _over("by_row", "tensor", "rows"), base.by_column: _over("by_column", "tensor", "columns"),
 }  # fmt: skip
 FUNCTIONS[torch.maximum], FUNCTIONS[torch.minimum] = base.maximum, base.minimum
-INSTEAD = {"sqrt": "sqrt", "exp": "exp", "sigmoid": "sigmoid", "sum": "total", "mean": "total", "norm": "total"}
+INSTEAD = {"sqrt": "sqrt", "exp": "exp", "sigmoid": "sigmoid", "sum": "total", "mean": "total", "norm": "norm"}
 HINTS = {name: f"halfulp.rules.base.{mine} has the same bits everywhere" for name, mine in INSTEAD.items()}
 HINTS |= {
     "pow": "base.cbrt, base.sqrt, base.exp and products make powers",
@@ -398,7 +433,7 @@ HINTS |= {
 @lru_cache(maxsize=4096)
 def trace(
     function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...] = (), ndim: int = 2,
-    reads: tuple[str, ...] = ("param", "grad"),
+    reads: tuple[str, ...] = ("param", "grad"), vectors: tuple[tuple[str, str], ...] = (), elementwise: bool = True,
 ) -> Branches:  # fmt: skip
     """The programs of an ``update`` or ``measure``.
 
@@ -414,6 +449,11 @@ def trace(
         Of the parameter: 1 (or fewer), or 2 (or more).
     reads
         What it takes before states and scalars, in its order (:func:`reads_of`).
+    vectors
+        Names of the states that are vectors, and what each has a value for: ``"rows"`` or ``"columns"``.
+    elementwise
+        Whether there are no sums within the function. With them its programs are
+        :class:`~halfulp.rules.stages.Staged`.
 
     Raises
     ------
@@ -440,12 +480,12 @@ def trace(
     %10 = sub %1 %9
     param 10 states (6,) numbers ()
     """
-    found: dict[Program, int] = {}
+    found: dict[Program | Staged, int] = {}
 
     def source(decisions: dict[str, bool]) -> str:
         """Expression that numbers the program, under what has been decided."""
-        tracer = _Tracer(min(max(ndim, 1), 2), dict(decisions))
-        program = _run(tracer, function, states, numbers, reads)
+        tracer = _Tracer(min(max(ndim, 1), 2), dict(decisions), elementwise)
+        program = _run(tracer, function, states, numbers, reads, vectors)
         undecided = [condition for condition in tracer.decisions if condition not in decisions]
         if not undecided:
             if len(found) >= MOST_BRANCHES:
@@ -473,13 +513,33 @@ def reads_of(rule: Rule) -> tuple[str, ...]:
     return names
 
 
+def traced(rule: Rule, function: Callable[..., Any], slots: Sequence[StateSlot], ndim: int) -> Branches:
+    """The programs of a rule's `update`, or of its `measure`, for a parameter of so many dimensions with some states.
+
+    Raises
+    ------
+    ProgramError
+        If it is not a program, or a state has a shape that none takes.
+    """
+    extents = {s.name: extent_of(s, ndim) for s in slots}
+    update = function is rule.update
+    odd = [name for name, extent in extents.items() if extent is None or (rule.elementwise and extent in VECTORS)]
+    if update and odd:
+        raise ProgramError(f"{odd[0]!r}, a state of {rule.name!r}, has another shape than its parameter")
+    states, numbers = (tuple(n for n, of in extents.items() if of == extent) for extent in ("tensor", "number"))
+    vectors = tuple((name, extent) for name, extent in extents.items() if extent in VECTORS) if update else ()
+    elementwise = rule.elementwise or not update
+    return trace(function, states, numbers, min(max(ndim, 1), 2), reads_of(rule), vectors, elementwise)
+
+
 def _run(
     tracer: _Tracer, function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...],
-    reads: tuple[str, ...],
-) -> Program:  # fmt: skip
+    reads: tuple[str, ...], vectors: tuple[tuple[str, str], ...],
+) -> Program | Staged:  # fmt: skip
     """The program of one run."""
     given: dict[str, Symbol] = {name: tracer.op("state", of=k) for k, name in enumerate(states)}
     given |= {name: tracer.op("number", of=k) for k, name in enumerate(numbers)}
+    given |= {name: tracer.op("vector", of=k, extent=extent) for k, (name, extent) in enumerate(vectors)}
     try:
         result = function(*map(tracer.op, reads), dict(given), _Scalars(tracer))
     except ProgramError:
@@ -488,16 +548,30 @@ def _run(
         raise ProgramError(f"on symbols the rule fails: {type(error).__name__}: {error}") from error
     if not isinstance(result, tuple):
         if any(isinstance(value, _Pending) for value in result.values()):
-            return _measuring(_pruned(tracer, states, numbers, None, (), (), _sums(result)))
+            return _measuring(tracer, states, numbers, _sums(result))
         result = (tracer.op("param"), result)
     new_param, new = tracer.value(result[0]), {name: tracer.value(value) for name, value in result[1].items()}
     missing = [name for name in given if name not in new]
     if missing:
         raise ProgramError(f"the rule returns no new {', '.join(missing)}")
-    kept = new_param.index == tracer.op("param").index
-    return _pruned(
-        tracer, states, numbers, None if kept else new_param.index, tuple(new[n].index for n in states),
-        tuple(new[n].index for n in numbers), (),
+    extents = {name: tracer.extents[given[name].index] for name in given}
+    for name, extent in extents.items():
+        found = tracer.extents[new[name].index]
+        if found not in (extent, "number"):
+            raise ProgramError(f"the new {name} has values of the {found}, the old one of the {extent}")
+    param = None if new_param.index == tracer.op("param").index else new_param.index
+    new_states, new_numbers = (tuple(new[n].index for n in names) for names in (states, numbers))
+    if not tracer.elementwise:
+        new_vectors = tuple(new[name].index for name, _ in vectors)
+        return staged(
+            tuple(tracer.ops), tuple(tracer.extents), states, numbers, vectors, tuple(tracer.scalars), param,
+            new_states, new_numbers, new_vectors,
+        )  # fmt: skip
+    outputs = [*([] if param is None else [param]), *new_states, *new_numbers]
+    ops, scalars, place = cut(tracer.ops, outputs, tracer.scalars)
+    return Program(
+        states, numbers, scalars, ops, None if param is None else place[param],
+        tuple(place[i] for i in new_states), tuple(place[i] for i in new_numbers),
     )  # fmt: skip
 
 
@@ -507,47 +581,9 @@ def _sums(result: Mapping[str, Any]) -> tuple[Sum, ...]:
     return tuple(Sum(n, s.kind, s.a.index, None if s.b is None else s.b.index) for n, s in result.items())
 
 
-def _pruned(
-    tracer: _Tracer, states: tuple[str, ...], numbers: tuple[str, ...], param: int | None, new_states: tuple[int, ...],
-    new_numbers: tuple[int, ...], sums: tuple[Sum, ...],
-) -> Program:  # fmt: skip
-    """The program of what the outputs need."""
-    outputs = [*([] if param is None else [param]), *new_states, *new_numbers]
-    outputs += [i for s in sums for i in (s.a, s.b) if i is not None]
-    needed, pending = set(outputs), list(outputs)
-    while pending:
-        more = [i for i in tracer.ops[pending.pop()].args if i not in needed]
-        needed.update(more)
-        pending += more
-    place = {old: new for new, old in enumerate(sorted(needed))}
-    scalars: list[str] = []
-    ops = []
-    for old in sorted(needed):
-        name, args, of = tracer.ops[old]
-        if name == "scalar":
-            scalars.append(tracer.scalars[int(of or 0)])
-            of = len(scalars) - 1
-        ops.append(Op(name, tuple(place[i] for i in args), of))
-    if any(not _numbers_only(ops, place[i]) for i in new_numbers):
-        raise ProgramError("a state of one element follows from numbers, not from the elements of a tensor")
-    return Program(
-        states, numbers, tuple(scalars), tuple(ops), None if param is None else place[param],
-        tuple(place[i] for i in new_states), tuple(place[i] for i in new_numbers),
-        tuple(Sum(s.name, s.kind, place[s.a], None if s.b is None else place[s.b]) for s in sums),
-    )  # fmt: skip
-
-
-def _measuring(program: Program) -> Program:
-    """A program that only measures, without the states and numbers that it does not read."""
-    used = [sorted({int(op.of or 0) for op in program.ops if op.name == name}) for name in ("state", "number")]
-    ops = tuple(
-        op._replace(of=used[op.name == "number"].index(int(op.of or 0))) if op.name in ("state", "number") else op
-        for op in program.ops
-    )
-    states, numbers = tuple(program.states[k] for k in used[0]), tuple(program.numbers[k] for k in used[1])
-    return replace(program, states=states, numbers=numbers, ops=ops)
-
-
-def _numbers_only(ops: list[Op], index: int) -> bool:
-    name, args, _ = ops[index]
-    return name not in ("param", "grad", "state") and all(_numbers_only(ops, i) for i in args)
+def _measuring(tracer: _Tracer, states: tuple[str, ...], numbers: tuple[str, ...], sums: tuple[Sum, ...]) -> Program:
+    """A program that only measures, of the states and numbers that it reads."""
+    ops, scalars, place = cut(tracer.ops, [i for s in sums for i in (s.a, s.b) if i is not None], tracer.scalars)
+    ops, read = used(ops, ("state", "number"))
+    of_states, of_numbers = tuple(states[k] for k in read["state"]), tuple(numbers[k] for k in read["number"])
+    return Program(of_states, of_numbers, scalars, ops, None, (), (), tuple(s.at(place) for s in sums))

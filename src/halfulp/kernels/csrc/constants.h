@@ -2,7 +2,7 @@
 #ifndef CONSTANTS_H
 #define CONSTANTS_H
 
-#define HU_ABI 3
+#define HU_ABI 4
 #define HU_CAP 1024
 #define HU_GROUP 512
 #define HU_UNIT 64
@@ -12,6 +12,8 @@
 #define HU_MAX_UNIFORMS 64
 #define HU_STRETCHES 16
 #define HU_PARTS 4
+#define HU_MAX_VECTORS 2
+#define HU_TREE 6
 #define GOLDEN 0x9e3779b9u
 #define HIGH_WORD 0xbb67ae85u
 #define MUL0 0x21f0aaadu

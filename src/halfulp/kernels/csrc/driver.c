@@ -214,6 +214,7 @@ EXPORT int hu_find(uint64_t digest) { return chosen->find(digest); }
 static void add_up(hu_work *w, int64_t count, double *stretch) {
     for (int k = 0; k < w->terms; k++) {
         double *x = w->sums + k * count;
+        if (w->vectors >> k & 1) continue;
         if (w->largest >> k & 1) {
             x[0] = hu_largest(x, count);
             continue;
@@ -227,13 +228,13 @@ static void add_up(hu_work *w, int64_t count, double *stretch) {
     }
 }
 
-/* The sums that measuring programs make of `count` parameters, in the first numbers of each. */
-EXPORT void hu_measure(hu_work *works, int64_t count, int threads) {
+/* The sums that measuring programs make of some parameters, in the first numbers of each. */
+EXPORT void hu_measure(hu_work *works, int64_t number, int threads) {
     double stretch[HU_CAP];
-    if (!in_order(works, count, threads)) return;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t units = chosen->units(&works[i]);
-        if (units) add_up(&works[i], units, stretch);
+    if (!in_order(works, number, threads)) return;
+    for (int64_t i = 0; i < number; i++) {
+        const int64_t count = works[i].rows * ((works[i].cols + HU_CAP - 1) / HU_CAP);
+        if (count) add_up(&works[i], count, stretch);
     }
 }
 

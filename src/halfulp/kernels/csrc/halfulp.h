@@ -62,10 +62,15 @@ typedef struct hu_work {
     int64_t units_before; /* filled in by hu_step */
     const int32_t *code;  /* of the vector machine */
     const hu_slot *slot;
-    double *sums; /* NULL, or where a measuring program puts its sums: [sums][units], the result in the first of each */
+    double *sums; /* NULL, or where a measuring program puts its sums: [terms][stretches], the result in the first of each */
     int64_t terms, largest; /* how many sums; bits of those that are largest magnitudes */
     void *master; /* of a 16-bit parameter: its fp32 weights, or remainders of 16 or 8 bits */
     int64_t master_kind;
+    const float *row_values, *column_values; /* vectors that a program takes: [row_vectors][rows], and [column_vectors]
+                                                [cols + HU_UNIT]; those of rows stand before the scalars */
+    int64_t row_vectors, column_vectors;
+    double *column_sums; /* of the terms that are vectors: [terms][groups of rows][cols]; the sums of stretches stay, too */
+    int64_t vectors;     /* bits of these */
 } hu_work;
 
 /* One instruction set's worth of code. */

@@ -23,7 +23,8 @@ typedef struct hu_piece {
     float *state[HU_MAX_SLOTS];   /* updated in place */
     vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, lane by lane */
     vi *worst;                    /* largest of all, the gradient's included where no state would show it */
-    const float *c;               /* uniform values */
+    const float *c;               /* values of this row, then uniform values */
+    const float *column[HU_MAX_VECTORS];
     double *terms[HU_MAX_SUMS];   /* of a measuring program: what is to be added up */
     const int32_t *code;          /* of the vector machine */
     uint64_t element;             /* global index of the first */

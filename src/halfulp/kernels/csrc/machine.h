@@ -3,7 +3,7 @@
  *
  * code[0]: instructions, code[1]: registers, code[2]: uniform values; then five numbers for each instruction: what it
  * does, its three operands, and where the result goes, a register, or what it is of. Operands count registers first, then
- * uniform values, then the gradient, the parameter and the states. */
+ * uniform values, then the gradient, the parameter, the states and the vectors of columns. */
 #ifndef MACHINE_H
 #define MACHINE_H
 
@@ -45,7 +45,7 @@ static void run_machine(const hu_piece *w) {
     const int instructions = code[0], registers = code[1], uniforms = code[2];
     float reg[HU_MAX_REGISTERS][HU_WIDTH] __attribute__((aligned(64)));
     float uniform[HU_MAX_UNIFORMS][VL] __attribute__((aligned(64)));
-    operand operands[HU_MAX_REGISTERS + HU_MAX_UNIFORMS + 2 + HU_MAX_SLOTS];
+    operand operands[HU_MAX_REGISTERS + HU_MAX_UNIFORMS + 2 + HU_MAX_SLOTS + HU_MAX_VECTORS];
     for (int k = 0; k < registers; k++) operands[k] = (operand){reg[k], -1};
     for (int k = 0; k < uniforms; k++) {
         stf(uniform[k], setf(w->c[k]));
@@ -58,6 +58,7 @@ static void run_machine(const hu_piece *w) {
         operands[inputs] = (operand){w->grad.fp32 + start, -1};
         operands[inputs + 1] = (operand){w->param.fp32 + start, -1};
         for (int k = 0; k < HU_MAX_SLOTS; k++) operands[inputs + 2 + k] = (operand){w->state[k] + start, -1};
+        for (int k = 0; k < HU_MAX_VECTORS; k++) operands[inputs + 2 + HU_MAX_SLOTS + k] = (operand){w->column[k] + start, -1};
         for (int i = start; i < start + n; i += 16) {
             __builtin_prefetch(w->grad.fp32 + i + AHEAD);
             __builtin_prefetch(w->param.fp32 + i + AHEAD, 1);

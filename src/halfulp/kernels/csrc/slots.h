@@ -27,6 +27,8 @@ typedef struct scratch {
     float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, where updates are counted */
     vi largest[HU_MAX_SLOTS][HU_CAP / HU_UNIT];
     double terms[HU_MAX_SUMS][HU_CAP] ALIGNED; /* of sums that are measured */
+    double tree[HU_MAX_VECTORS][HU_TREE][HU_CAP] ALIGNED, half[HU_CAP / 2] ALIGNED; /* of sums of columns */
+    float c[HU_MAX_UNIFORMS];
     uint8_t bad[HU_CAP]; /* tiles to leave alone */
 } scratch;
 

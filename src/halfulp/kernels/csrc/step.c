@@ -62,6 +62,17 @@ static void trim(const hu_piece *piece, int slots, int n) {
     *piece->worst = worst;
 }
 
+/* The uniform values and vectors of a piece. */
+static void give_values(const hu_work *w, int64_t row, int64_t col, scratch *t, hu_piece *piece) {
+    piece->c = w->scalars, piece->code = w->code;
+    if (w->row_vectors) {
+        memcpy(t->c, w->scalars, sizeof t->c);
+        for (int k = 0; k < w->row_vectors; k++) t->c[k] = w->row_values[k * w->rows + row];
+        piece->c = t->c;
+    }
+    for (int k = 0; k < w->column_vectors; k++) piece->column[k] = w->column_values + k * (w->cols + HU_UNIT) + col;
+}
+
 /* Returns whether a tile of two passes is to be left alone (first pass). */
 static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, span *big) {
     const int64_t first = row * w->cols + col;
@@ -71,7 +82,7 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     const int measure = big && !big->measured;
     piece.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
     piece.element = w->first_element + (uint64_t)(row * w->row_stride + col);
-    piece.c = w->scalars, piece.code = w->code;
+    give_values(w, row, col, t, &piece);
     piece.worst = &worst;
     piece.streams = 0;
     for (int k = 0; k < w->slots; k++) {
@@ -150,9 +161,12 @@ static void do_big_tile(const hu_work *w, int64_t row, int64_t col, int64_t rows
 /* Elements of a row that a unit of work covers: a piece, or a tile of two passes. */
 static int64_t stretch_of(const hu_work *w) { return w->tile > HU_CAP ? w->tile : piece_length(w); }
 
+/* Groups of rows whose sums of columns one thread takes. */
+static int64_t groups(const hu_work *w) { return (w->rows + (1 << HU_TREE) - 1) >> HU_TREE; }
+
 static int64_t units(const hu_work *w) {
     if (w->rows == 0 || w->cols == 0) return 0;
-    if (w->sums) return w->rows * ((w->cols + HU_CAP - 1) / HU_CAP);
+    if (w->sums) return (w->vectors ? groups(w) : w->rows) * ((w->cols + HU_CAP - 1) / HU_CAP);
     if (w->tile > w->cols) return 1; /* the tensor is one tile */
     return w->rows * ((w->cols + stretch_of(w) - 1) / stretch_of(w));
 }
@@ -168,26 +182,76 @@ static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_
     }
 }
 
+/* Add the terms of a row to those of the rows before: neighbours in pairs, as soon as both are there. */
+static void climb(scratch *t, int vector, int row, double *terms, double *top, int n) {
+    for (int level = 0; row >> level & 1; level++) {
+        const double *before = t->tree[vector][level];
+        double *sum = level + 1 == HU_TREE ? top : row >> (level + 1) & 1 ? terms : t->tree[vector][level + 1];
+        for (int i = 0; i < n; i++) sum[i] = before[i] + terms[i];
+        terms = sum;
+    }
+}
+
+/* What is left of a group of fewer rows. */
+static void fold_rest(scratch *t, int vector, int rows, double *top, int n) {
+    const double *last = NULL;
+    for (int level = 0; level < HU_TREE; level++) {
+        if (!(rows >> level & 1)) continue;
+        const double *before = t->tree[vector][level];
+        for (int i = 0; i < n; i++) top[i] = last ? before[i] + last[i] : before[i];
+        last = top;
+    }
+}
+
 /* The sums of one stretch of HU_CAP elements of a row: halved until one number is left. */
-static void measure(const hu_work *w, int64_t unit, scratch *t) {
-    const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, row = unit / a_row, col = unit % a_row * HU_CAP;
-    const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP;
-    hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT, .c = w->scalars, .code = w->code};
+static void measure_stretch(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, double **terms) {
+    const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, stretch = row * a_row + col / HU_CAP;
+    hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT};
+    give_values(w, row, col, t, &piece);
     for (int k = 0; k < w->slots; k++) {
         piece.state[k] = t->state[k];
         read_stretch(&w->slot[k], t->decode[k], row, col, w->cols, n, t, t->state[k]);
         for (int i = n; i < piece.n; i++) t->state[k][i] = 0.0f;
     }
-    for (int k = 0; k < w->terms; k++) piece.terms[k] = t->terms[k];
+    for (int k = 0; k < w->terms; k++) piece.terms[k] = terms[k];
     piece.grad = grad_of(w, row * w->cols + col, n, t->grad);
     piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : param_of(w, row * w->cols + col, n, t->param);
     t->run(&piece);
-    const int64_t count = units(w);
     for (int k = 0; k < w->terms; k++) {
-        double *x = t->terms[k];
+        double *x = terms[k], *sum = &w->sums[k * w->rows * a_row + stretch];
         for (int i = n; i < HU_CAP; i++) x[i] = 0.0;
-        w->sums[k * count + unit] = w->largest >> k & 1 ? hu_largest(x, n) : hu_halved(x, HU_CAP);
+        if (w->largest >> k & 1) *sum = hu_largest(x, n);
+        else if (w->vectors >> k & 1) { /* the terms are still needed */
+            for (int i = 0; i < HU_CAP / 2; i++) t->half[i] = x[i] + x[i + HU_CAP / 2];
+            *sum = hu_halved(t->half, HU_CAP / 2);
+        } else *sum = hu_halved(x, HU_CAP);
     }
+}
+
+/* A stretch of a row; or of each row of a group, whose columns are added up, too. */
+static void measure(const hu_work *w, int64_t unit, scratch *t) {
+    const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, col = unit % a_row * HU_CAP, group = unit / a_row;
+    const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP;
+    double *terms[HU_MAX_SUMS], *top[HU_MAX_VECTORS];
+    int vectors = 0, term[HU_MAX_VECTORS];
+    for (int k = 0; k < w->terms; k++) {
+        terms[k] = t->terms[k];
+        if (!(w->vectors >> k & 1)) continue;
+        term[vectors] = k;
+        top[vectors++] = w->column_sums + (k * groups(w) + group) * w->cols + col;
+    }
+    if (!vectors) {
+        measure_stretch(w, group, col, n, t, terms);
+        return;
+    }
+    const int64_t first = group << HU_TREE, left = w->rows - first;
+    const int rows = left < 1 << HU_TREE ? (int)left : 1 << HU_TREE;
+    for (int row = 0; row < rows; row++) {
+        for (int v = 0; v < vectors; v++) terms[term[v]] = row & 1 ? t->terms[term[v]] : t->tree[v][0];
+        measure_stretch(w, first + row, col, n, t, terms);
+        for (int v = 0; v < vectors; v++) climb(t, v, row, terms[term[v]], top[v], n);
+    }
+    for (int v = 0; v < vectors && rows < 1 << HU_TREE; v++) fold_rest(t, v, rows, top[v], n);
 }
 
 static void run(const hu_work *w, int64_t unit, int64_t last) {

@@ -1,0 +1,103 @@
+"""Updates with sums within them, in C: what is measured before the last pass, and what follows from it.
+
+See :mod:`halfulp.rules.stages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from halfulp.kernels import reference
+from halfulp.kernels.binding import Step, plain
+from halfulp.kernels.compiled import Compiled, Passes
+from halfulp.kernels.cpu_codec import CODEC
+from halfulp.kernels.cpu_sums import Vectors, sums_of
+from halfulp.numbers.scaling import rows_and_cols
+from halfulp.rules.stages import Stage
+
+__all__ = ["Measured", "measured"]
+
+
+@dataclass
+class Measured:
+    """A step of which everything is known but the last pass over its tensor.
+
+    Parameters
+    ----------
+    step, compiled
+        The step, its inputs contiguous, and the program that is left.
+    uniforms, vectors
+        What this takes.
+    numbers, new
+        New values of the states of one element, and of those that are vectors, by name.
+    """
+
+    step: Step
+    compiled: Compiled
+    uniforms: list[float]
+    vectors: Vectors
+    numbers: list[np.float32]
+    new: dict[str, Any]
+
+    def write_vectors(self) -> None:
+        """Store the new values of the states that are vectors."""
+        for k, state in enumerate(self.step.binding.states):
+            if state.slot.name in self.new:
+                value = np.broadcast_to(self.new[state.slot.name], state.shape).astype(np.float32)
+                reference.store(self.step, k, CODEC.read(state), torch.from_numpy(value), None, CODEC)
+
+
+def measured(steps: list[Step]) -> list[Measured | Step]:
+    """What the updates of steps measure, all tensors together in each round.
+
+    A step comes back as it is where something is not finite: the reference says what becomes of it.
+    """
+    courses = [_Course(replace(one, inputs=tuple(map(plain, one.inputs)))) for one in steps]
+    level = 0
+    while going := [one for one in courses if one.fine and level < len(one.passes.rounds)]:
+        found = sums_of([one.round(level) for one in going])
+        for one, sums in zip(going, found, strict=True):
+            one.proceed(level, sums)
+        level += 1
+    return [course.measured() or one for course, one in zip(courses, steps, strict=True)]
+
+
+class _Course:
+    """A step on its way through the rounds."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.passes: Passes = step.binding.plan.programs.choose(step.scalars)
+        self.staged = self.passes.staged
+        self.fine = step.binding.shape.numel() > 0
+        stored = {s.slot.name: s for s in step.binding.states}
+        numbers = [float(stored[name].codes) for name in self.staged.numbers]
+        vectors = [CODEC.read(stored[name]).numpy() for name, _ in self.staged.vectors]
+        self.found = self.staged.begin(step.scalars, numbers, vectors)
+
+    def _taken(self, stage: Stage, compiled: Compiled) -> tuple[list[float], Vectors]:
+        given = stage.inputs(self.found)
+        return compiled.uniforms(self.step.scalars, given["number"])[0], Vectors(given["row"], given["column"])
+
+    def round(self, level: int) -> tuple[Step, Compiled, list[float], Vectors]:
+        """What C needs to measure a round."""
+        compiled = self.passes.rounds[level]
+        return (self.step, compiled, *self._taken(self.staged.rounds[level], compiled))
+
+    def proceed(self, level: int, sums: dict[str, Any]) -> None:
+        """Take what a round has found."""
+        self.fine = self.staged.proceed(self.found, level, sums, *rows_and_cols(self.step.binding.shape))
+
+    def measured(self) -> Measured | None:
+        """The step before its last pass; ``None`` where something is not finite."""
+        staged = self.staged
+        numbers, vectors = ([self.found[k] for k in of] for of in (staged.new_numbers, staged.new_vectors))
+        if not self.fine or not all(np.isfinite(x).all() for x in (*numbers, *vectors)):
+            return None
+        taken = self._taken(staged.update, self.passes.update)
+        new = {name: value for (name, _), value in zip(staged.vectors, vectors, strict=True)}
+        return Measured(self.step, self.passes.update, *taken, [np.float32(x) for x in numbers], new)
