@@ -334,7 +334,7 @@ def main() -> None:
         large = sum(math.prod(shape) for shape in shapes) > 1 << 26
         rounds = 3 if args.dry_run else args.rounds // 4 if large else args.rounds
         rows += measure(name, shapes, dtype, device, rounds, copy)
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 170)
     console.print(show(rows, f"AdamW, {args.dtype} parameters. {versions(device)}"))
     for row in rows:
         if "failed" in row:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import halfulp
 from halfulp.numbers.remainder import join, split, weights
@@ -388,3 +389,35 @@ def put(p: Tensor, master: Tensor) -> None:
 
 def loaded(p: Tensor, **more: Any) -> None:
     make("AdamW", [p], **more).load_state_dict(trained(p).state_dict())
+
+
+SETS: dict[str, Callable[[nn.Module, nn.Parameter], object]] = {
+    "load_state_dict": lambda module, p: module.load_state_dict({"weight": torch.full_like(p, 3.0)}),
+    "in place": lambda module, p: p.fill_(3.0),
+    "some rows": lambda module, p: p[:2].fill_(3.0),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", SETS)
+def test_weights_that_are_set_between_steps_stay_set(how: str, dtype: torch.dtype, backend: str | None) -> None:
+    """Master weights in fp32 follow them; those of all other weights keep their bits."""
+    module = nn.Linear(64, 8, bias=False).to(dtype)
+    p = module.weight
+    optimizer = halfulp.SGD([p], lr=1e-4, master_weights="fp32", backend=backend)
+    for _ in range(3):
+        p.grad = torch.full_like(p, 0.1)
+        optimizer.step()
+    before = halfulp.fp32_params(optimizer)[0].clone()
+    with torch.no_grad():
+        SETS[how](module, p)
+    rows = slice(0, 2) if how == "some rows" else slice(None)
+    p.grad = torch.full_like(p, 0.1)
+    optimizer.step()
+    after = halfulp.fp32_params(optimizer)[0]
+    moved = 1e-4 * torch.full((), 0.1, dtype=dtype).float()
+    expected = before.clone()
+    expected[rows] = 3.0
+    assert torch.equal(after, expected - moved)
+    assert torch.equal(p.detach(), after.to(dtype))

@@ -102,7 +102,7 @@ class Bindings:
         bound = self._bounds[param] = bind(optimizer.state, param, rule, plan, planned, place)
         self._lineups.clear()
         if before is not None:
-            bound.scalars, bound.counts = before.scalars, before.counts
+            bound.scalars, bound.counts, bound.version = before.scalars, before.counts, before.version
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "

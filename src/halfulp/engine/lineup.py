@@ -111,6 +111,8 @@ class Lineup:
         self, shares: Sequence[Share], bounds: Sequence[Bound], counter: Callable[[int, torch.device], Tensor]
     ) -> None:
         self.bounds = list(bounds)
+        self.mastered = [b for b in bounds if b.master is not None and b.master.kind == "fp32"]
+        """Those with fp32 master weights, which follow weights that are set between steps."""
         self._params = [b.param for b in bounds]
         self._storage = [(share.plan.quantizers, len(share.params)) for share in shares]
         self._entries = [b.entries for b in bounds]

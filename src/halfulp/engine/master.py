@@ -120,6 +120,22 @@ class MasterState:
         else:
             self.codes[rows] = values[rows]
 
+    def follow_(self, param: Tensor) -> bool:
+        """Take the 16-bit weights that are a unit or more from their fp32 master weights; whether there are any.
+
+        Remainders have no such weights: what is set is the upper half of the pair.
+        """
+        if self.kind != "fp32" or (is_sharded(param) and not self.sharded):
+            return False
+        visible, master = self.visible(param), self.codes
+        wide, info = visible.float(), torch.finfo(visible.dtype)
+        unit = (torch.maximum(wide.abs(), master.abs()) * info.eps).clamp_min(info.smallest_normal * info.eps)
+        moved = ~((wide - master).abs() <= unit)
+        if not bool(moved.any()):
+            return False
+        master.copy_(torch.where(moved, wide, master))
+        return True
+
     def carry(self, source: MasterState, rows: Tensor) -> None:
         """Take rows from those of another parameter; where `rows` is negative, they are what they are."""
         self.codes[rows >= 0] = source.codes[rows[rows >= 0]]

@@ -30,6 +30,7 @@ from halfulp.engine.registry import Place, Registry
 from halfulp.engine.rows import reset_rows_, row_index
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
+from halfulp.engine.states import version_of
 from halfulp.engine.storage import StorageOptions, fp32_reason
 from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
@@ -392,6 +393,9 @@ class RuleOptimizer(Optimizer):
             for bound, names in zip(bounds, share.due, strict=False):
                 if names:
                     self._reset(bound.param, bound.states, names)
+        if not recording:
+            for bound in lineup.mastered:
+                bound.follow_weights()
         try:
             lineup.prepare(shares)
             for rule, bounds, steps in lineup.by_rule:
@@ -400,15 +404,16 @@ class RuleOptimizer(Optimizer):
                 else:
                     able = steps if rule.measure is None else combine(rule, steps, self.backend)
                     dispatch.step(rule, able, self.backend)
-                    increment_version(
-                        [bound.param for bound in bounds if bound.lasting]
-                    )  # kernels write behind autograd
+                    # kernels write behind autograd's back
+                    increment_version([bound.param for bound in bounds if bound.lasting])
                 for bound, step in zip(bounds, steps, strict=True):
                     bound.scalars = step.scalars  # with what followed from sums
                     if not bound.lasting:
                         bound.take_back(step.binding)
         finally:
             lineup.release()
+        for bound in lineup.mastered:
+            bound.version = version_of(bound.param)
         if not recording:
             self._skipped.look()
 

@@ -31,10 +31,11 @@ from halfulp.engine.sharding import (
 )
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.kernels.binding import Binding
+from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule, Scalars
 
-__all__ = ["Bound", "bind", "drop_leftovers"]
+__all__ = ["Bound", "bind", "drop_leftovers", "version_of"]
 
 
 @dataclass(eq=False)
@@ -77,6 +78,8 @@ class Bound:
     """Of the last step."""
     counts: Tensor | None = field(init=False, default=None)
     """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
+    version: int = field(init=False)
+    """How often the parameter had been changed after its last step, see :func:`version_of`."""
 
     def __post_init__(self) -> None:
         self.low = any(not s.quantizer.format.is_float32 for s in self.states)
@@ -85,10 +88,21 @@ class Bound:
         self.held = {key: self.entries[key] for s in self.states for key in s.tensor_keys}
         if self.master is not None:
             self.held[MASTER] = self.entries[MASTER]
+        self.version = version_of(self.param)
         self.counted = ["step", *(s.age_key for s in self.states)]
         self._integers = [int] * len(self.counted)
         if self.lasting:
             self.binding = self._bind(self.param)
+
+    def follow_weights(self) -> None:
+        """Bring fp32 master weights up to weights that were set since the last step, as ``load_state_dict`` does."""
+        if self.master is None or version_of(self.param) == self.version:
+            return
+        if self.master.follow_(self.param):
+            log_once(
+                "16-bit weights were set between steps, and their fp32 master weights follow; those that were set "
+                "through .data are not noticed: optimizer.reset_state(['master_param']) takes them over"
+            )
 
     def current(self, entries: dict[str, Any] | None, quantizers: dict[str, Quantizer]) -> bool:
         """Whether ``optimizer.state`` still holds what was bound, under the same storage."""
@@ -140,6 +154,11 @@ class Bound:
         if unknown:
             raise ValueError(f"the reset schedule names {sorted(unknown)}; slots are {[s.name for s in sites]}")
         return due
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, as autograd counts it; 0 where it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def bind(
