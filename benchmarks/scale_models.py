@@ -1,4 +1,4 @@
-"""Every run of `halfulp compare --scale-model` as CSV, and the tables of docs/lab.md from it.
+"""Every run of `halfulp compare --scale-model` as CSV, and the tables of docs/results/scale_models.md from it.
 
 halfulp compare --scale-model 8 --out runs/bf16
 python benchmarks/scale_models.py runs/bf16          # adds the runs to docs/results/scale_models.csv

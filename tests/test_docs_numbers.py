@@ -45,9 +45,14 @@ def test_predicted_stalled_fractions(slot: str) -> None:
 
 
 def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables of loss are those of the runs in ``docs/results``."""
+    """The tables of loss are those of the runs in ``docs/results``, all on one page and the first in part on another."""
     monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
-    page, scale_models = (DOCS / "lab.md").read_text(), importlib.import_module("scale_models")
+    scale_models = importlib.import_module("scale_models")
     lines = scale_models.tables(scale_models.read())
     assert len(lines) > 6
+    page = (DOCS / "results" / "scale_models.md").read_text()
     assert all(line in page for line in lines)
+    lab = (DOCS / "lab.md").read_text()
+    table = lab[lab.index("| bf16 at 1:8") :].split("\n\n")[0].splitlines()
+    assert len(table) > 4
+    assert set(table) <= set(lines)
