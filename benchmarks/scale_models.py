@@ -92,7 +92,8 @@ def differences(rows: list[Row]) -> list[str]:
     """Losses less fp32's of one experiment as lines of a Markdown table."""
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] != "ladder" and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
-    columns = ("seeds", "reset every", "own rate", "at its own rate", f"at fp32's, {rate}", "stalled", "published")
+    gaps = ("at its best lr", f"at fp32's best lr, {rate}")
+    columns = ("seeds", "reset every", "best lr", *gaps, "stalled", "published")
     lines = [
         f"| {' | '.join((title(rows[0]), *columns))} |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
