@@ -45,7 +45,7 @@ def test_predicted_stalled_fractions(slot: str) -> None:
 
 
 def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables of loss are those of the runs in ``docs/results``, all on one page and the first in part on another."""
+    """The tables of loss are those of the runs: all of them in ``docs/results``, a part of the first in lab.md."""
     monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
     scale_models = importlib.import_module("scale_models")
     lines = scale_models.tables(scale_models.read())
