@@ -221,7 +221,7 @@ def test_command_resumes_and_writes_its_page(tmp_path: Path, tokens: Path) -> No
     assert done.exit_code == 0, done.output
     results = load_scale_model(out)
     assert [a.name for a in results.arms] == ["fp32", "nearest", "stochastic"]
-    assert "validation loss less fp32's" in done.output
+    assert "validation loss minus fp32's" in done.output
     page = (out / "report.html").read_text()
     assert "nearest" in page
     first = (out / "own-nearest.json").read_text()

@@ -27,9 +27,9 @@ class WeightAverages:
     model
         The live model.
     decay
-        Of all three.
+        Decay of all three averages.
     seed
-        Of the random bits of the 8-bit one.
+        Seed of the random bits of the 8-bit average.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float, seed: int) -> None:

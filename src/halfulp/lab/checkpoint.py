@@ -34,7 +34,7 @@ def save_checkpoint(
     extra
         Further values: plain numbers and text.
     averages, gradients
-        Of the weights, and recorded, if the run keeps any.
+        Averages of the weights, and recorded gradients, if the run keeps any.
     """
     kept: dict[str, Any] = {
         "optimizer": optimizer, "monitor": monitor, "averages": averages, "gradients": gradients,

@@ -32,7 +32,7 @@ HEARTBEAT = 0.25
 
 @dataclass
 class RunStatus:
-    """What is known of one run while the comparison goes on; `state` is waiting, running, done, stopped or failed."""
+    """Status of one run during the comparison; `state` is waiting, running, done, stopped or failed."""
 
     spec: RunSpec
     state: str = "waiting"

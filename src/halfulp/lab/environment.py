@@ -1,4 +1,4 @@
-"""Where a comparison ran: what a reader needs to repeat it, or to explain a difference."""
+"""The environment of a comparison: what a reader needs to repeat it, or to explain a difference."""
 
 from __future__ import annotations
 

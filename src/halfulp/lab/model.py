@@ -35,7 +35,7 @@ def build_model(
     vocab, hidden, layers, heads, context
         Sizes.
     seed
-        Of the initial weights.
+        Seed of the initial weights.
     """
     transformers = _transformers()
     common = {

@@ -199,7 +199,7 @@ def _table(comparison: Comparison) -> list[list[str]]:
     rows = [
         [
             "arm", "bytes / parameter", "reset", "v stalled, run", "predicted", "v stalled, end", "m stalled, end",
-            "v lag (ln), end", "v off 2×, end", "learning rate", "validation loss", "less fp32, paired", "diverged",
+            "v lag (ln), end", "v off 2×, end", "learning rate", "validation loss", "minus fp32, paired", "diverged",
         ]
     ]  # fmt: skip
     for a in comparison.arms:

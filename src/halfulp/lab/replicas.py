@@ -174,7 +174,7 @@ class Replicas:
         Parameters
         ----------
         share
-            Of the peak learning rates.
+            Share of the peak learning rates.
         """
         self.steps += 1
         for group, span in self.groups.items():

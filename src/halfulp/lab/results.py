@@ -201,7 +201,7 @@ class ArmResult:
         return sum(r.diverged for r in self.runs)
 
     def against(self, other: ArmResult) -> Interval | None:
-        """Final validation loss less that of another arm, seed by seed, each at its best learning rate."""
+        """Final validation loss minus that of another arm, seed by seed, each at its best learning rate."""
         theirs = {r.spec.seed: r.final for r in other.best}
         gaps = []
         for run in self.best:

@@ -2,7 +2,7 @@
 
 A scale model (:mod:`halfulp.theory.similitude`) of a long run is trained under several arms. Learning rates are tuned
 for every arm on seeds of their own; then each arm runs with fresh seeds, the same for all, at its own best rate and at
-fp32's. What is compared is the validation loss less that of fp32 with the same seed.
+fp32's. What is compared is the validation loss minus that of fp32 with the same seed.
 
 A run folder holds ``config.json``, ``tokens/`` and one file of results for each job, so that a run that was stopped
 goes on where it was.
@@ -49,7 +49,7 @@ class ScaleConfig:
     Parameters
     ----------
     format, betas, steps, factor
-        Of the original run, and by how much the model is shorter; see :func:`~halfulp.theory.similitude.scale_model`.
+        The original run, and by how much the model is shorter; see :func:`~halfulp.theory.similitude.scale_model`.
     arms
         Names of :data:`~halfulp.lab.scale_arms.ARMS`; fp32, which all are compared with, is among them.
     lrs
@@ -66,7 +66,7 @@ class ScaleConfig:
         ``False``: the states are rounded to the model's fraction bits at any exponent. ``True``: the format itself in
         blocks of a row of the model with power-of-two scales, at the model's betas.
     architecture, hidden, layers, heads, batch, context, warmup, weight_decay, validation
-        Of the model and its training; `warmup` is a share of the run.
+        The model and its training; `warmup` is a share of the run.
     """
 
     format: str = "bf16"

@@ -14,7 +14,7 @@ __all__ = ["draw_scale_model"]
 
 
 def draw_scale_model(results: ScaleResults, path: Path) -> None:
-    """Draw loss against rate for every arm, and each arm's loss less fp32's with its 95 % interval.
+    """Draw loss against rate for every arm, and each arm's loss minus fp32's with its 95 % interval.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def _differences(axes: Any, results: ScaleResults) -> None:
         label.set(color=_colour(arm), fontweight="bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title("Loss less that with fp32 states", loc="left", fontweight="bold")
+    axes.set_title("Loss minus loss with fp32 states", loc="left", fontweight="bold")
     seeds = sorted({arm.own.count for arm in arms if arm.own is not None})  # a run may not be finished
     number = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else "no"
     caption = f"nats, at each arm's best rate\n{number} paired seeds, 95 % intervals"

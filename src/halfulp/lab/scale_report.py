@@ -1,4 +1,4 @@
-"""What a scale model's experiment found: figures, one HTML page, a picture."""
+"""Results of a scale model's experiment: figures, one HTML page, a picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED = {
     "fp8": {"nearest": 0.038, "nearest + reset (published)": 0.004, "stochastic": 0.005, "stochastic + reset": 0.0},
     "fp4": {"nearest": 0.044, "nearest + reset (published)": 0.011, "stochastic": 0.027, "stochastic + reset": 0.005},
 }
-"""Final validation loss less fp32's, LLaMA-100M on C4, at one learning rate (arXiv 2603.16731)."""
+"""Final validation loss minus fp32's, LLaMA-100M on C4, at one learning rate (arXiv 2603.16731)."""
 
 SIZE: dict[str, Any] = {"width": 560, "height": 320, "label_width": 210}
 
@@ -37,7 +37,7 @@ class ScaleArmResult:
     Parameters
     ----------
     name, period
-        Of the arm; steps between its resets.
+        Name of the arm; steps between its resets.
     rates, losses
         Its ladder: validation loss at each rate, NaN where a run diverged.
     own_rate
@@ -45,7 +45,7 @@ class ScaleArmResult:
     final
         Validation loss of each seed at the own rate, of runs that did not diverge.
     own, common
-        Validation loss less fp32's at its best rate, seed by seed: of the arm at its own best rate, and at fp32's.
+        Validation loss minus fp32's at its best rate, seed by seed: of the arm at its own best rate, and at fp32's.
         ``None`` for fp32 itself.
     diverged
         Final runs that diverged.
@@ -263,7 +263,7 @@ def write_scale_report(folder: Path, console: Console | None = None) -> Path:
     page = folder / "report.html"
     write_text(page, build_scale_page(results))
     if console is not None:
-        table = Table(box=None, pad_edge=False, title="validation loss less fp32's, nats", title_style="bold")
+        table = Table(box=None, pad_edge=False, title="validation loss minus fp32's, nats", title_style="bold")
         table.add_column("arm", min_width=12)
         for heading in ("reset every", "best rate", "own rate", "fp32's rate", "stalled", "published"):
             table.add_column(heading, justify="right", no_wrap=True)

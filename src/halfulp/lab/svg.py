@@ -56,7 +56,7 @@ class Chart:
     log_x, log_y
         Logarithmic axes.
     width, height
-        Of the view box; text is 12 units high.
+        Size of the view box; text is 12 units high.
     label_width
         Room for labels at the right.
     x_format

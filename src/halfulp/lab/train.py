@@ -63,7 +63,7 @@ def is_measured(config: CompareConfig, period: int | None, step: int) -> bool:
 
 
 class _Run:
-    """What one run is made of."""
+    """The parts of one run."""
 
     def __init__(self, config: CompareConfig, spec: RunSpec, tokens: Tokens) -> None:
         self.config, self.spec, self.tokens = config, spec, tokens
@@ -133,7 +133,7 @@ def train(
     Parameters
     ----------
     folder
-        Of the run; gets ``checkpoint.safetensors``, ``metrics.jsonl`` and, at the end, ``summary.json``.
+        Folder of the run; gets ``checkpoint.safetensors``, ``metrics.jsonl`` and, at the end, ``summary.json``.
     data
         Where :func:`~halfulp.lab.tokens.prepare_tokens` wrote.
     config, spec

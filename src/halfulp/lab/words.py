@@ -168,7 +168,7 @@ AVERAGES = {
 
 
 def averages(comparison: Comparison) -> str:
-    """What became of the averages of the weights; empty if there are none."""
+    """Results of the averages of the weights; empty if there are none."""
     found = comparison.averages
     if not found:
         return ""
