@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/optimizers.md, and docs/results/stalls.md, from the CSVs beside that.
+"""The list of docs/optimizers.md, its figure, and the tables of docs/results, from the CSVs there.
 
 The page's own words stay; what stands between its two marks is written anew.
 
@@ -38,6 +38,7 @@ from halfulp.optim import OPTIMIZERS
 
 PAGE = ROOT / "docs" / "optimizers.md"
 STALLS = ROOT / "docs" / "results" / "stalls.md"
+TABLES = ROOT / "docs" / "results" / "optimizers.md"
 FIGURE = ROOT / "docs" / "images" / "optimizers.png"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SIZES = ("fp32", "bf16", "8bit", "4bit")
@@ -105,7 +106,7 @@ def difference(low: dict[int, float], fp32: dict[int, float]) -> tuple[float, fl
 
 def loss_cell(name: str, state: str, found: Losses, rows: Rows) -> str:
     if nothing_low(name, state):
-        return "nothing low"
+        return "all fp32"
     keys = [(SETTING, name, state, str(seed), f"{found.lr:g}") for seed in SEEDS]
     if not all(key in rows.found for key in keys):
         return "–"
@@ -125,9 +126,15 @@ def loss_table(found: dict[str, Losses], rows: Rows) -> list[list[str]]:
     ordered = sorted(found, key=lambda n: mean(found[n].by_state["fp32"]))
     return [
         [name, f"{found[name].lr:g}", f"{mean(found[name].by_state['fp32']):.3f}",
-         *(loss_cell(name, state, found[name], rows) for state in STATES[1:])]
+         *(loss_cell(name, state, found[name], rows) for state in shown(rows))]
         for name in ordered
     ]  # fmt: skip
+
+
+def shown(rows: Rows) -> list[str]:
+    """Formats that were run with at least one optimizer, other than fp32."""
+    run = {key[2] for key in rows.found}
+    return [state for state in STATES[1:] if state in run]
 
 
 def spread(found: dict[str, Losses], state: str) -> str:
@@ -137,14 +144,9 @@ def spread(found: dict[str, Losses], state: str) -> str:
         low = of.by_state[state]
         if all(math.isfinite(low[seed]) for seed in SEEDS) and not nothing_low(name, state):
             pairs.append(difference(low, of.by_state["fp32"]))
-    if len(pairs) < 2:
-        return f"`{state}`: not run"
     middle, half = interval([apart for apart, _ in pairs])
     worse, better = (sum(sign * apart > of for apart, of in pairs) for sign in (1, -1))
-    return (
-        f"`{state}` {middle:+.3f} ± {half:.3f} over {len(pairs)} optimizers ({worse} worse, {better} better with an "
-        "interval that leaves out zero)"
-    )
+    return f"`{state}`: {middle:+.3f} ± {half:.3f} over {len(pairs)} optimizers ({worse} worse, {better} better)"
 
 
 def plot(found: dict[str, Losses]) -> None:
@@ -260,48 +262,75 @@ def finished(rows: Rows) -> dict[str, Losses]:
 
 
 def body(folder: Path) -> list[str]:
-    rows, times = loss_rows(folder), time_rows(folder)
+    rows = loss_rows(folder)
     found = finished(rows)
-    unfinished = [n for n in names() if n not in found]
-    given = "; ".join(f"{n} {', '.join(f'{k}={v}' for k, v in a.items())}" for n, a in ARGUMENTS.items())
     return [
         "## All optimizers",
         "",
         *prose("""Core optimizers are recommended and will be kept. Contributed ones are implemented and tested in
             the same way. `help(halfulp.AdamW)` describes the arguments."""),
-        *table(["optimizer", "tier", "what it is", "source"], declared()),
+        *table(
+            ["core optimizer", "what it is"], [[name, what] for name, tier, what, _ in declared() if tier == "core"]
+        ),
         "",
+        *prose(f"""Contributed: {", ".join(name for name, tier, *_ in declared() if tier != "core")}.
+            [What each of them is](results/optimizers.md#all-optimizers), with its source."""),
         "## Loss",
         "",
-        *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer on the source of Python's standard
-            library, bytes as tokens, {MODEL.steps} steps of {MODEL.batch} × {MODEL.context}, stochastic rounding.
-            The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The others are
-            the mean difference to fp32, seed by seed, with its 95 % interval. The learning rate was tuned with fp32
-            states and another seed, in half decades, and is the same for all formats. Other arguments are the
-            defaults, except {given}. A dash: not run. *Nothing low*: all states are vectors, which stay in fp32."""),
-        *table(["optimizer", "lr", "fp32", *(f"{s} − fp32" for s in STATES[1:])], loss_table(found, rows)),
-        "",
-        *(prose(f"Not run yet: {', '.join(unfinished)}.") if unfinished else []),
-        "All optimizers that store anything low:",
-        "",
-        *(f"- {spread(found, state)}" for state in STATES[1:]),
+        *prose("""Difference in validation loss to fp32 states, in nats, averaged over the optimizers that have states
+            to round, with 95 % intervals. In brackets: how many optimizers have an interval of their own that excludes
+            zero. One in twenty does so by chance. [The table](results/optimizers.md#loss) has every optimizer."""),
+        *(f"- {spread(found, state)}" for state in shown(rows)),
         "",
         f"![Loss over bytes of state per parameter: fp32, 8bit and fp4 of each optimizer](images/{FIGURE.name})",
         "",
         "## Bytes and time",
         "",
+        *prose("""[A table](results/optimizers.md#bytes-and-time) has the bytes of state and the step time of every
+            optimizer, and [another](results/stalls.md) the share of stalled updates of every state."""),
+    ]
+
+
+def tables_page(folder: Path) -> str:
+    """The page of losses, bytes and times."""
+    rows, times = loss_rows(folder), time_rows(folder)
+    found = finished(rows)
+    unfinished = [n for n in names() if n not in found]
+    given = "; ".join(f"{n} {', '.join(f'{k}={v}' for k, v in a.items())}" for n, a in ARGUMENTS.items())
+    lines = [
+        "# Optimizers: what they are, and figures",
+        "",
+        "## All optimizers",
+        "",
+        *table(["optimizer", "tier", "what it is", "source"], declared()),
+        "",
+        "## Loss",
+        "",
+        *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer was trained for {MODEL.steps} steps of
+            {MODEL.batch} × {MODEL.context} bytes from the source of Python's standard library, with stochastic
+            rounding. The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The other
+            columns are mean differences to fp32 over the same seeds, with 95 % intervals. The learning rate was tuned
+            with fp32 states and another seed, on a half-decade grid, and is the same for all formats. Other arguments
+            are the defaults, except {given}. A dash: not run. *All fp32*: all states are vectors, which stay in
+            fp32."""),
+        *table(["optimizer", "lr", "fp32", *(f"{s} − fp32" for s in shown(rows))], loss_table(found, rows)),
+        "",
+        *(prose(f"Not run yet: {', '.join(unfinished)}.") if unfinished else []),
+        "## Bytes and time",
+        "",
         *prose("""Bytes of state per parameter, scales included, for one layer of a llama of width 1024. `fp8` and
-            `int8` take the bytes of `8bit`, and `fp4` those of `4bit`. Time of a step over torch's fused fp32
-            AdamW, processor time, one thread, median: one tensor of 2048 × 2048 with fp32 and with `8bit` states,
-            and 256 tensors of 64 × 64 with `8bit` states (*small*). A dash: not timed on an idle machine since its
-            rule became a compiled kernel; on a busy one, these take 0.8 to 1.8 times AdamW's step."""),
+            `int8` take as many bytes as `8bit`, and `fp4` as many as `4bit`. BAdam's bytes are those of the active
+            block."""),
+        *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, for one
+            tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of 64 × 64 with `8bit` states
+            (*small*). A dash: not timed since its rule became a compiled kernel. On a busy machine, these take 0.8 to
+            1.8 times AdamW's step."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
-        *prose("""How many updates of each state stall, predicted and simulated, is in
-            [its own table](results/stalls.md)."""),
-        *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, `python benchmarks/rules_stall.py` and
-            `python benchmarks/optimizers_page.py`. All figures are in `docs/results`."""),
+        *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
+            from [optimizers_loss.csv](optimizers_loss.csv) and [optimizers_time.csv](optimizers_time.csv)."""),
     ]
+    return "\n".join(lines)
 
 
 def stalls_page(folder: Path) -> str:
@@ -356,6 +385,7 @@ def main() -> None:
     partial.write_text(written_anew(PAGE.read_text(), args.results))
     partial.replace(PAGE)
     STALLS.write_text(stalls_page(args.results))
+    TABLES.write_text(tables_page(args.results))
 
 
 if __name__ == "__main__":

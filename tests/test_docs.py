@@ -133,3 +133,4 @@ def test_page_of_optimizers_is_what_its_figures_make(monkeypatch: pytest.MonkeyP
     assert writer.BEGIN in page
     assert writer.written_anew(page, ROOT / "docs" / "results") == page
     assert writer.stalls_page(ROOT / "docs" / "results") == writer.STALLS.read_text()
+    assert writer.tables_page(ROOT / "docs" / "results") == writer.TABLES.read_text()

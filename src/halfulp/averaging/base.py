@@ -1,4 +1,4 @@
-"""What every weight average offers its user: reading it, swapping it in, copying it, saving it."""
+"""The interface of every weight average: reading, swapping in, copying, saving."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class WeightAverage(Shown):
     ignore
         Names that are not averaged; the model's own are used.
     options
-        Of the store.
+        Options of the store.
 
     Examples
     --------

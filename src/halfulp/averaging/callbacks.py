@@ -31,7 +31,7 @@ Make = Callable[[Any], WeightAverage]
 
 
 class Keeper:
-    """What both callbacks have in common: an average from one training to the next, in and out of the model."""
+    """Shared part of both callbacks: keeps an average between trainings, and puts it in and out of the model."""
 
     def __init__(self, make: Make | None, evaluate: bool, name: str, options: dict[str, Any]) -> None:
         if make is not None and options:
@@ -221,7 +221,7 @@ def trainer_callback(
     evaluate
         Whether evaluations and the model after training are of the average. Without, only ``callback.average`` has it.
     name
-        Of the file, for a trainer with several averages (of which one evaluates).
+        Name of the file, for a trainer with several averages (of which one evaluates).
     options
         Of :class:`~halfulp.averaging.ema.EMA`.
 

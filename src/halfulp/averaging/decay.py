@@ -1,4 +1,4 @@
-"""How much of an average is kept at each update: schedules, and rules that turn one decay into another.
+"""Decays of an average: schedules, and rules that convert one decay into another.
 
 A schedule is any function of the number of the update, from 1; these are frozen dataclasses with a readable form.
 """
@@ -37,7 +37,7 @@ class Warmup:
     decay, min_decay
         Largest and smallest decay.
     inv_gamma, power
-        Of the formula; positive.
+        Constants of the formula; positive.
 
     Examples
     --------

@@ -36,7 +36,7 @@ class EMAModel:
     Parameters
     ----------
     parameters
-        Of the model; or a module, which sets ``use_ema_warmup`` as in diffusers.
+        Parameters of the model; or a module, which sets ``use_ema_warmup`` as in diffusers.
     decay, min_decay
         Largest and smallest decay.
     update_after_step

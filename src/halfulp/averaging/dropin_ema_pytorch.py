@@ -37,7 +37,7 @@ class EMAPytorch(SecondModel):
     update_after_step, update_every
         Steps until the first update, and from one to the next.
     inv_gamma, power, min_value
-        Of the warm-up of the decay: see :class:`~halfulp.averaging.decay.Warmup`.
+        Warm-up of the decay: see :class:`~halfulp.averaging.decay.Warmup`.
     param_or_buffer_names_no_ema
         Names that each update copies.
     ignore_names, ignore_startswith_names

@@ -33,9 +33,9 @@ class PairRow:
     Parameters
     ----------
     name, dtype
-        Of the tensor, as saved in the average: torch's dtype, or the format of an average of this library.
+        Name of the tensor, and how the average stores it: torch's dtype, or the format of an average of this library.
     rounding
-        Of an average of this library; ``None`` where the file does not say, which is judged as nearest.
+        Rounding of an average of this library; ``None`` where the file does not say, which counts as nearest.
     elements
         Elements that differ from the live ones.
     movable
@@ -75,7 +75,7 @@ def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float
     live
         State dictionary of the live model, or a checkpoint that holds it. May be the same file.
     decay
-        Of the average.
+        Decay of the average.
 
     Raises
     ------

@@ -52,12 +52,12 @@ def profile_product(a: Profile, b: Profile) -> float:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How an average is put together from snapshots.
+    """Weights that combine snapshots into an average.
 
     Parameters
     ----------
     weights
-        Of each snapshot; they add up to 1.
+        Weight of each snapshot; they add up to 1.
     profiles
         Exponent and time of each snapshot.
     error

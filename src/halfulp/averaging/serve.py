@@ -31,7 +31,7 @@ class Served(dict[str, Any]):
     entries
         All of them. Code that reads around this class (a compiled graph) finds these: placeholders without values.
     names
-        Of the averages that are read instead, by key.
+        Names of the averages that are read instead, by key.
     read
         From such a name to a parameter.
     """
@@ -86,7 +86,7 @@ def serve(model: nn.Module, names: Mapping[int, str], read: Read) -> list[tuple[
     model
         Its modules get other dictionaries of parameters.
     names
-        Of the averages, by ``id`` of the parameter in whose place they are read.
+        Names of the averages, by ``id`` of the parameter in whose place they are read.
     read
         From a name to a parameter.
 

@@ -27,7 +27,7 @@ class Skeleton:
     Parameters
     ----------
     average
-        Of a module.
+        Average of a module.
     module
         A second model of the same form, whose averaged weights are dropped; a copy of the first without.
     own
@@ -229,4 +229,4 @@ class _Loads:
 
 
 def _loads_nothing(*_: Any) -> None:
-    """Of modules that have weights of their own."""
+    """Loader of modules that have weights of their own: it does nothing."""

@@ -1,4 +1,4 @@
-"""Which tensors of a model an average may follow, under which names; looked up anew when the model has changed."""
+"""Tensors of a model that an average follows, with their names; looked up again when the model has changed."""
 
 from __future__ import annotations
 

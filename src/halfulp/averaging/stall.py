@@ -1,4 +1,4 @@
-"""How many updates of a weight average stall: measured while it moves, and predicted from what is stored.
+"""Stalled updates of a weight average: measured while it moves, and predicted from the stored values.
 
 The theory is in :mod:`halfulp.theory.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
 """
@@ -23,7 +23,7 @@ __all__ = ["Watched", "predict", "watch"]
 
 @dataclass(frozen=True)
 class Watched:
-    """What :func:`watch` measured of one average.
+    """Figures of one average, measured by :func:`watch`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def predict(
     average
         Any average that stores weights themselves (no differences).
     decay
-        Of its updates.
+        Decay of its updates.
     step
         Standard deviation of a weight's step, absolute; or by name, of the tensors asked for. With Adam and gradients
         that are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change

@@ -83,7 +83,7 @@ class AverageStore:
     storage
         Scales, and which tensors stay in fp32.
     seed
-        Of the random bits.
+        Seed of the random bits.
     difference
         Store the difference to the live tensors instead of the averages themselves.
     backend
@@ -217,7 +217,7 @@ class AverageStore:
         tensors
             Live tensors by name; every averaged name must be there.
         decay
-            Of this update: ``average <- average + (live - average) * (1 - decay)``.
+            Decay of this update: ``average <- average + (live - average) * (1 - decay)``.
         step
             Number of the update, from 1: the random bits follow it.
         before

@@ -47,9 +47,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     Parameters
     ----------
     state_dict
-        Of an optimizer of halfulp, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine, optimi, heavyball
-        and others (``docs/checkpoints.md``), over the same parameters in the same groups. Where both sides have names,
-        groups may differ.
+        State dictionary of an optimizer of halfulp, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine,
+        optimi, heavyball and others (``docs/checkpoints.md``), over the same parameters in the same groups. Where both
+        sides have names, groups may differ.
     to
         An optimizer of halfulp or ``torch.optim`` over the parameters, also inside a wrapper such as Accelerate's.
 

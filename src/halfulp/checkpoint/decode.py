@@ -83,7 +83,7 @@ def saved_states(
     Parameters
     ----------
     entries, group
-        Of the state dictionary.
+        Entries and group of the state dictionary.
     shapes
         Shape of each state where it is known. Without, packed codes are taken to have an even number of columns.
 

@@ -61,7 +61,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     Parameters
     ----------
     optimizer
-        Of the same kind and format as the saved one.
+        Optimizer of the same kind and format as the saved one.
     path
         The file.
     convert

@@ -56,7 +56,7 @@ def rebuilt(
     optimizer
         Name of a class; without, what the states are those of.
     rounding
-        Of the later steps.
+        Rounding of the later steps.
 
     Raises
     ------

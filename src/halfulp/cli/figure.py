@@ -1,4 +1,4 @@
-"""What the commands' pictures have in common (matplotlib, extra ``plot``)."""
+"""Shared parts of the commands' pictures (matplotlib, extra ``plot``)."""
 
 from __future__ import annotations
 

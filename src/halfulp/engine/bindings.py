@@ -35,9 +35,9 @@ class Bindings:
         self._optimizer = optimizer
         self._bounds: dict[Tensor, Bound] = {}
         self._lineups: dict[tuple[int, int], Lineup] = {}
-        """By the first of their parameters and the number of these."""
+        """Keyed by the first parameter of each and the number of parameters."""
         self._warned = False
-        """Of weights that stand still."""
+        """Whether the warning about stalled weights was given."""
 
     def get(self, param: Tensor) -> Bound | None:
         """A parameter as it was bound last; it may have changed since."""

@@ -1,4 +1,4 @@
-"""What an optimizer looks at before a step changes anything: parameters, gradients, and what became of its groups."""
+"""Checks of parameters, gradients and groups before a step changes anything."""
 
 from __future__ import annotations
 

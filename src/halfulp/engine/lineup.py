@@ -102,7 +102,7 @@ class Lineup:
     shares
         The groups' shares.
     bounds
-        Of their parameters, in order.
+        Bindings of their parameters, in order.
     counter
         Gives the counter of skipped elements of a parameter's number and a device.
     """

@@ -56,7 +56,7 @@ class MasterState:
     kind
         One of :data:`~halfulp.numbers.remainder.MASTERS`.
     shape
-        Of the parameter (of this rank's part of it).
+        Shape of the parameter, or of this rank's part of it.
     entries
         The dictionary that holds them.
     sharded

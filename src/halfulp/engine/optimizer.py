@@ -86,7 +86,7 @@ class RuleOptimizer(Optimizer):
         bits of fp32 weights), or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by `param_rounding`).
         Remainders are for bfloat16 alone. Per group.
     seed
-        Of the random bits; part of the checkpoint.
+        Seed of the random bits; part of the checkpoint.
     scale, block_size, min_size, keep_fp32, zero_floor
         See :class:`~halfulp.engine.storage.StorageOptions`.
     bound_update
@@ -232,7 +232,7 @@ class RuleOptimizer(Optimizer):
         return params
 
     def plan(self, group: dict[str, Any]) -> GroupPlan:
-        """What the arguments of a group come to; of one of the optimizer's groups as it is now, or of a like one."""
+        """Resolve the arguments of a group, or of a mapping like one."""
         known = self._plans.get(id(group))
         before = known[1] if known is not None and known[0] is group else None
         keys = self._followed = self._followed or [k for k in self.defaults if k not in ("lr", "differentiable")]

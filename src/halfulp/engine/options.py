@@ -81,7 +81,7 @@ def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]
     Parameters
     ----------
     name
-        Of the optimizer, for messages.
+        Name of the optimizer, for messages.
     options
         Keyword arguments, of which a copy is returned.
 

@@ -1,4 +1,4 @@
-"""What the arguments of a group come to: rules, slots, storage, resets and random streams, found once."""
+"""The resolved arguments of a group: rules, slots, storage, resets and random streams."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class StatePlan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
-    """What a group's arguments come to. Made when the group is added, and again when one of them changes.
+    """The resolved arguments of a group. Made when the group is added, and again when one of them changes.
 
     Parameters
     ----------
     rules
         Every rule that its parameters may follow, under the optimizer's transforms.
     slots
-        Of each rule, under the hyper-parameters.
+        Slots of each rule, under the hyper-parameters.
     quantizers
         Storage of every slot, for the parameters that do not stay in fp32. The same object as before where a change of
         arguments leaves the storage as it was.
@@ -122,7 +122,7 @@ def plan_group(
     group, storage
         Its arguments, and those of the whole optimizer.
     keys
-        Of the group, whose values the plan follows from.
+        Keys of the group whose values determine the plan.
     before
         The plan until now, if states may have been made by it: their formats must stay.
     """

@@ -1,4 +1,4 @@
-"""Which parameter is which: number, name and group of every parameter of an optimizer."""
+"""Number, name and group of every parameter of an optimizer."""
 
 from __future__ import annotations
 

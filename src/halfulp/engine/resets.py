@@ -31,7 +31,7 @@ __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedul
 
 @dataclass(frozen=True)
 class SlotSite:
-    """What a schedule may know of one slot; `drive` is what it averages, ``None`` for what is no plain average."""
+    """Information on one slot for a schedule; `drive` is what it averages, ``None`` if it is no plain average."""
 
     name: str
     format: Format
@@ -57,7 +57,7 @@ class SlotSite:
 
 @dataclass(frozen=True)
 class Site:
-    """What a schedule may know when it is asked.
+    """Information for a schedule.
 
     Parameters
     ----------

@@ -105,7 +105,7 @@ class Window:
     Parameters
     ----------
     shape, offset
-        Of the local part, in the whole.
+        Shape of the local part, and its place in the whole.
     first_element
         Index of its first element in the whole, flattened.
     row_stride
@@ -119,7 +119,7 @@ class Window:
 
 
 def window(param: Tensor) -> Window:
-    """What this rank holds of a parameter.
+    """The part of a parameter that this rank holds.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def window(param: Tensor) -> Window:
 
 @dataclass(frozen=True)
 class Part:
-    """What this rank holds of a tensor.
+    """The part of a tensor that this rank holds.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def whole(state_dict: Any) -> Any:
     Parameters
     ----------
     state_dict
-        Of an average, or any nest of mappings.
+        State dictionary of an average, or any nested mappings.
 
     Examples
     --------

@@ -51,7 +51,7 @@ class Bound:
     master
         Master weights, where it has any.
     quantizers
-        Of the plan by which it was bound.
+        Quantizers of the plan by which it was bound.
     index
         Number of the parameter.
     """
@@ -69,13 +69,13 @@ class Bound:
     low: bool = field(init=False)
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
-    """Of the states, and ``"param"``."""
+    """Names of the states, and ``"param"``."""
     held: dict[str, Tensor] = field(init=False)
     """Codes and scales, under their keys in `entries`."""
     counted: list[str] = field(init=False)
     """Keys of the numbers that a step adds one to: of its own, and of the states' ages."""
     scalars: Scalars = field(init=False, default_factory=dict)
-    """Of the last step."""
+    """Scalars of the last step."""
     counts: Tensor | None = field(init=False, default=None)
     """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
     version: int = field(init=False)

@@ -25,7 +25,7 @@ FLOAT32 = Quantizer(get_format("float32"))
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """What holds for the whole optimizer.
+    """Storage options of the whole optimizer.
 
     Parameters
     ----------

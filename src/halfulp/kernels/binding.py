@@ -1,4 +1,4 @@
-"""What a backend gets: a parameter bound to its states, which lasts, and the record of one step over it."""
+"""Input of a backend: a parameter bound to its states, and the record of one step over it."""
 
 from __future__ import annotations
 
@@ -117,18 +117,18 @@ class Binding:
     master: Tensor | None = None
     plan: Any = field(default=None, init=False, repr=False)
     shape: torch.Size = field(init=False)
-    """Of the parameter; of the state, where there is no parameter."""
+    """Shape of the parameter, or of the state where there is no parameter."""
     device: torch.device = field(init=False)
     tensors: tuple[Tensor, ...] = field(init=False, repr=False)
     """The parameter, codes and scales of the states, and master weights."""
     seen: Seen = field(init=False, repr=False)
     """What they were when they were bound: backends use these addresses."""
     quantizers: tuple[Quantizer, ...] = field(init=False)
-    """Of the states."""
+    """Quantizers of the states."""
     low: bool = field(init=False)
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
-    """Of the states, and ``"param"``: whose each of a step's `keys` is."""
+    """Names of the states, and ``"param"``, in the order of a step's `keys`."""
 
     def __post_init__(self) -> None:
         first = self.states[0].codes if self.param is None else self.param

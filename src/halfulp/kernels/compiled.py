@@ -1,4 +1,4 @@
-"""What the C library runs for a rule: generated code or instructions of the machine, for each of its programs."""
+"""Code that the C library runs for a rule: generated code or instructions of the machine for each program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Compiled:
     program
         The program.
     number
-        Of its generated code; -1: it runs on the machine.
+        Number of its generated code; -1 if it runs on the machine.
     code
         Instructions of the machine, if it does.
     constants
@@ -63,7 +63,7 @@ class Compiled:
 
     @property
     def address(self) -> int:
-        """Of the instructions."""
+        """Address of the instructions."""
         return 0 if self.code is None else self.code.ctypes.data
 
 
@@ -94,7 +94,7 @@ class Programs:
     reads: tuple[str, ...]
     branches: Branches
     shape: tuple[int, ...]
-    """Of the values that programs are checked on."""
+    """Shape of the values that programs are checked on."""
     checked: set[int] = field(default_factory=set)
 
     @lru_cache(maxsize=64)  # noqa: B019 - as many as there are branches, of objects that live as long as the process

@@ -13,7 +13,7 @@ __all__ = [
 ]  # fmt: skip
 
 ABI = 4
-"""Of the structs and functions: the library says which it has."""
+"""Version of the structs and functions, which the library reports."""
 CAP = 1024
 """Elements that one pass holds; larger tiles take two passes, in which small blocks must fit this. Sums, too, begin
 with that many (:func:`halfulp.rules.base.total`)."""
@@ -22,13 +22,13 @@ GROUP = 512
 UNIT = 64
 """Loops run over multiples of this many elements."""
 MAX_SLOTS, MAX_SUMS, MAX_REGISTERS, MAX_UNIFORMS = 8, 4, 32, 64
-"""Of a program, whose registers and uniform values are those of the vector machine."""
+"""Limits of a program, whose registers and uniform values are those of the vector machine."""
 MAX_VECTORS = 2
 """Values of a program for which there are sums of rows or columns; and vectors of columns that it takes."""
 TREE = 6
-"""Of sums of columns, which are added up in pairs of rows: the levels that are done in one go."""
+"""Levels of sums of columns, added up in pairs of rows, that are done in one go."""
 STRETCHES = 16
-"""Of a codebook of evenly spaced codes, on one side of zero."""
+"""Most stretches of a codebook of evenly spaced codes, on one side of zero."""
 PARTS = 4
 """Files that generated code is compiled as, so that several compilers run at once."""
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "float": 3, "int": 4, "book": 5}

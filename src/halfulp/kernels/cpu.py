@@ -47,7 +47,7 @@ class _Plan:
     arrays: tuple[Stored, ...] = ()
     """States of the parameter's shape."""
     places: tuple[int, ...] = ()
-    """Of these among all states."""
+    """Their places among all states."""
     numbers: tuple[Stored, ...] = ()
     """States of one element."""
     batch: _Batch | None = None

@@ -1,4 +1,4 @@
-"""What the C kernels are told: rows of numpy arrays that mirror the structs of ``csrc/halfulp.h`` field by field."""
+"""Input of the C kernels: rows of numpy arrays that mirror the structs of ``csrc/halfulp.h`` field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backend does which parameter."""
+"""Choice of the backend for each parameter."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class _Notes:
     def __init__(self) -> None:
         self.update, self.measure = _Look(measuring=False), _Look(measuring=True)
         self.batch: Batch | None = None
-        """Of the step in which this binding is the first."""
+        """Batch of the step in which this binding is the first."""
         self.sums: SumBatch | None = None
         """The same, of what is measured."""
 

@@ -30,7 +30,7 @@ __all__ = ["Batch", "Kind", "Launch", "Member"]
 
 @dataclass(frozen=True)
 class Kind:
-    """What the tensors of a launch have in common: all that their kernel is compiled for.
+    """Shared properties of the tensors of a launch: all that their kernel is compiled for.
 
     `stored` are the constants of the states, of the gradient and of the parameter; `formats` those of the states.
     """

@@ -1,4 +1,4 @@
-"""What a Triton kernel is compiled for: constants of each stored tensor and of the launch. Data only, no Triton here.
+"""Compile-time data of a Triton kernel: constants of each stored tensor and of the launch. Data only, no Triton here.
 
 Everything here is a compile-time constant; what changes from step to step (addresses, sizes, keys, scalars) goes to the
 kernel in a table, see :mod:`halfulp.kernels.triton`.

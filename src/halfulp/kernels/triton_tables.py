@@ -24,7 +24,7 @@ class DeviceTable:
     count
         Numbers in the table.
     dtype
-        Of the numbers: ``torch.int64`` or ``torch.int32``.
+        Dtype of the numbers: ``torch.int64`` or ``torch.int32``.
     device
         Where the table is. On the CPU (Triton's interpreter) an upload is a copy.
     """

@@ -1,4 +1,4 @@
-"""Which library an optimizer is of, and how its states are read. Adding a library is adding a file and a line here.
+"""Adapters for other libraries' optimizers. To add a library, add a file and a line here.
 
 An adapter is chosen by what lies in the optimizer's state, not by its class, so that wrappers and subclasses work.
 """

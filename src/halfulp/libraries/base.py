@@ -1,4 +1,4 @@
-"""What an adapter tells about the states of an optimizer: where they lie, how they are coded, how they should move.
+"""Adapters: where the states of an optimizer lie, how they are coded, and how they should move.
 
 An adapter answers for one library. For one parameter it lists its states as :class:`Stored`: the tensors that hold it
 and a codec that decodes single elements of them. How they move in exact arithmetic is a rule, in the terms of this
@@ -97,7 +97,7 @@ class Located:
 
 
 class Codec(Protocol):
-    """How stored numbers are decoded. Equal codecs are decoded together, so a codec is hashable."""
+    """Decoder of stored numbers. Equal codecs are decoded together, so a codec is hashable."""
 
     @property
     def format(self) -> str:

@@ -69,7 +69,7 @@ def _one(hyper: Hyper) -> float:
 
 
 def _adafactor_decay(hyper: Hyper) -> float:
-    """Of transformers' Adafactor: it grows with the step; before any, that of step 1000."""
+    """Decay of transformers' Adafactor. It grows with the step; before the first step, that of step 1000."""
     return 1.0 - float(hyper.get("age", 1000)) ** number(hyper["decay_rate"])
 
 

@@ -1,4 +1,4 @@
-"""Which elements are watched, and where their states lie: the sampled coordinates of one parameter group."""
+"""Sampled coordinates of a parameter group, and where their states lie."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Member:
 
     @classmethod
     def of(cls, param: Tensor, name: str, number: int, count: int) -> Member:
-        """Of `count` elements; the same ones for the same `number` of the parameter and its shape."""
+        """Sample `count` elements; the same ones for the same `number` and shape of the parameter."""
         return cls(param, name, coordinates(param, number, count), param.dtype, param.shape)
 
     @property
@@ -83,7 +83,7 @@ class Reader:
     Parameters
     ----------
     slot, codec
-        Of the states in it.
+        Slot and codec of the states in it.
     members, stored
         The parameters, and the state of each.
     pick
@@ -104,7 +104,7 @@ class Reader:
 
     @classmethod
     def of(cls, states: list[tuple[Member, Stored]], whole: bool, device: torch.device) -> Reader:
-        """Of some members' states; `whole`: of all members of the group, in order."""
+        """Read the states of some members; with `whole`, of all members of the group in order."""
         members, stored = [m for m, _ in states], [s for _, s in states]
         located = [s.codec.locate(local(m.param).shape, m.index) for m, s in states]
         sizes = torch.tensor([len(m.index) for m in members], device=device)

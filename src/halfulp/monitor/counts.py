@@ -1,4 +1,4 @@
-"""What is counted: updates that were due and those that stalled, of states and of 16-bit weights."""
+"""Counts of due and stalled updates, of states and of 16-bit weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tally:
 
 @dataclass
 class WeightTally:
-    """Of the 16-bit weights of one parameter: updates due and stalled, movement that was meant and that took place."""
+    """Updates due and stalled of a 16-bit parameter, and its intended and actual movement."""
 
     due: float = 0.0
     stalled: float = 0.0
@@ -65,7 +65,7 @@ class Counts:
         self.tallies: dict[tuple[Member, str], Tally] = {}
         self.weights: dict[Member, WeightTally] = {}
         self.seen: list[Seen] = []
-        """Of the last counted step."""
+        """States seen in the last counted step."""
         self.latest: dict[tuple[Member, str], Seen] = {}
         """Where each state was seen last, also of parameters that are gone."""
         self.weight_reason: str | None = None
@@ -83,7 +83,7 @@ class Counts:
         before, exact, shadow
             By slot, over the group: stored before the step, its exact successor, and the shadow after it.
         marks
-            Of each reader, before the step.
+            Marks of each reader, before the step.
         fine
             Elements to be counted.
         """

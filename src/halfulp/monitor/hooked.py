@@ -1,4 +1,4 @@
-"""What watches an optimizer through hooks on its step, and leaves it as it was."""
+"""Base of everything that watches an optimizer through hooks on its step and leaves it unchanged."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def log_to(watch: StallMonitor, logger: Any, *, every: int = 1, prefix: str = "h
     every
         Log each so many counted steps.
     prefix
-        Of the names.
+        Prefix of the names.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What theory predicts over the ages that a state's updates met."""
+"""Predictions of theory over the ages that a state's updates met."""
 
 from __future__ import annotations
 

@@ -20,16 +20,16 @@ __all__ = ["Measure", "measures", "rows", "weights"]
 
 @dataclass
 class Measure:
-    """What one slot looked like in one step, over the sample of the whole model; see the package for the terms.
+    """Figures of one slot in one step, over the sample of the whole model; see the package for the terms.
 
     Parameters
     ----------
     slot, format, rounding
-        Of the states: most of the sample is stored so.
+        How most of the sample is stored.
     beta, drive
         Decay, and the kind of what is averaged: ``"gradient"`` or ``"square"``.
     age
-        Of the states that the update met, the median over the parameters.
+        Age of the states that the update met, the median over the parameters.
     stalled, lag, ratio, off_2x
         As the package says.
     average
@@ -127,7 +127,7 @@ def _measure(slot: str, found: list[Seen]) -> Measure:
 
 
 def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
-    """What became of the updates of each 16-bit parameter, over all counted steps."""
+    """Figures of the updates of each 16-bit parameter, over all counted steps."""
     for watch in watches:
         watch.counts.flush()
         for member, tally in watch.counts.weights.items():

@@ -157,7 +157,7 @@ def declared_slot(member: Member, slot: str, group: Mapping[str, Any]) -> StateS
 
 
 def _age(member: Member, slot: str, group: Mapping[str, Any]) -> int:
-    """Of a state that was there before the monitor; where nothing says, past its build-up."""
+    """Age of a state that is older than the monitor; where nothing says, past its build-up."""
     assert member.adapter is not None
     assert member.entries is not None
     age = member.adapter.age(group, member.entries, slot)

@@ -34,17 +34,17 @@ class Row:
     lag, ratio, off_2x
         Distance to the fp32 shadow.
     weights_stalled, weights_moved
-        Of 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
+        For 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
     elements
-        Of the parameter.
+        Number of elements of the parameter.
     scale_moves
         Scales of blocks follow their largest element, so that values move where codes stand.
     factor, residual
-        Of squares only; ``None`` for others.
+        For averages of squares; ``None`` for others.
 
     Examples
     --------
-    >>> Row("w", "exp_avg_sq", "bfloat16", "nearest", 0.999, 1000, 0.97, 0.97, 0.6, 1.9, 0.3, None).verdict[:60]
+    >>> Row("w", "exp_avg_sq", "bfloat16", "nearest", 0.999, 1000, 0.97, 0.97, 0.6, 1.9, 0.3, None).verdict[:61]
     'exp_avg_sq is bfloat16, nearest: 97% of updates stall, v is 1'
     """
 
@@ -124,7 +124,7 @@ class MonitorTable(Shown):
     skipped
         States that were not watched, by parameter and slot, and why.
     weights
-        Of each 16-bit parameter.
+        Figures of each 16-bit parameter.
 
     Examples
     --------

@@ -144,7 +144,7 @@ def part_bits(
     key
         As of :func:`random_bits`.
     shape
-        Of the part.
+        Shape of the part.
     first_element, row_stride
         Index of its first element in the whole, and elements of the whole between the starts of two rows of the part;
         ``None`` where rows follow each other.

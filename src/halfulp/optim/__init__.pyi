@@ -74,7 +74,7 @@ class AdEMAMix(HyperOptimizer):
     ) -> None: ...
 
 class AdaBelief(HyperOptimizer):
-    """AdaBelief: the second moment is of the gradient's distance from its average."""
+    """AdaBelief: Adam with the second moment of the gradient's deviation from its average."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class AdaBelief(HyperOptimizer):
     ) -> None: ...
 
 class AdaBound(HyperOptimizer):
-    """AdaBound: from Adam to SGD, by bounds that close in on each rate."""
+    """AdaBound: Adam that turns into SGD through bounds on each coordinate's rate."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class AdaBound(HyperOptimizer):
     ) -> None: ...
 
 class AdaLomo(HyperOptimizer):
-    """AdaLomo: Adafactor with a given rate, made to run during the backward pass."""
+    """AdaLomo: Adafactor with a given learning rate, made to run during the backward pass."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class AdaLomo(HyperOptimizer):
     ) -> None: ...
 
 class AdaMod(HyperOptimizer):
-    """AdaMod: no coordinate's rate may exceed its own long average."""
+    """AdaMod: Adam with each coordinate's rate capped by its long-term average."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class AdaMod(HyperOptimizer):
     ) -> None: ...
 
 class AdaMomentum(HyperOptimizer):
-    """AdaMomentum: the second moment is of the first moment."""
+    """AdaMomentum: Adam with the second moment of the first moment."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class AdaMomentum(HyperOptimizer):
     ) -> None: ...
 
 class Adafactor(HyperOptimizer):
-    """Adafactor: second moments by rows and columns."""
+    """Adafactor: Adam with a second moment factored into rows and columns."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class Adam(HyperOptimizer):
     ) -> None: ...
 
 class AdamP(HyperOptimizer):
-    """AdamP: no step along the weights where a normalisation layer follows them."""
+    """AdamP: Adam without the step component along weights that a normalization layer follows."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class AdamW(HyperOptimizer):
     ) -> None: ...
 
 class BAdam(_BAdam):
-    """BAdam: Adam on one block at a time; the others rest, without states and without gradients."""
+    """BAdam: Adam on one block of layers at a time; the other blocks have no states and no gradients."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class BAdam(_BAdam):
     ) -> None: ...
 
 class CAME(HyperOptimizer):
-    """CAME: Adafactor's update, divided by how far it strays from its average."""
+    """CAME: Adafactor with updates divided by their deviation from their average."""
 
     def __init__(
         self,
@@ -295,7 +295,7 @@ class Conda(HyperOptimizer):
     ) -> None: ...
 
 class DiffGrad(HyperOptimizer):
-    """DiffGrad: Adam's step, damped where the gradient hardly changes."""
+    """DiffGrad: Adam with steps damped where the gradient hardly changes."""
 
     def __init__(
         self,
@@ -309,7 +309,7 @@ class DiffGrad(HyperOptimizer):
     ) -> None: ...
 
 class EXAdam(HyperOptimizer):
-    """EXAdam: bias corrections that know each other, and the gradient once more."""
+    """EXAdam: Adam with joint bias corrections and an extra gradient term."""
 
     def __init__(
         self,
@@ -341,7 +341,7 @@ class FRUGAL(HyperOptimizer):
     ) -> None: ...
 
 class Gravity(HyperOptimizer):
-    """Gravity: momentum on gradients that shrink where they are large."""
+    """Gravity: momentum on gradients that are damped where they are large."""
 
     def __init__(
         self,
@@ -356,7 +356,7 @@ class Gravity(HyperOptimizer):
     ) -> None: ...
 
 class LAMB(HyperOptimizer):
-    """LAMB: Adam's update, scaled to the norm of the weights."""
+    """LAMB: Adam with updates scaled to the norm of the weights."""
 
     def __init__(
         self,
@@ -372,7 +372,7 @@ class LAMB(HyperOptimizer):
     ) -> None: ...
 
 class LARS(HyperOptimizer):
-    """LARS: momentum on gradients scaled to the norm of the weights."""
+    """LARS: SGD with momentum on gradients scaled to the norm of the weights."""
 
     def __init__(
         self,
@@ -386,7 +386,7 @@ class LARS(HyperOptimizer):
     ) -> None: ...
 
 class Lion(HyperOptimizer):
-    """Lion: the sign of one momentum, with decoupled weight decay."""
+    """Lion: the sign of a momentum, with decoupled weight decay."""
 
     def __init__(
         self,
@@ -398,7 +398,7 @@ class Lion(HyperOptimizer):
     ) -> None: ...
 
 class MADGRAD(HyperOptimizer):
-    """MADGRAD: dual averaging; sums in place of moving averages."""
+    """MADGRAD: dual averaging, with sums instead of moving averages."""
 
     def __init__(
         self,
@@ -412,7 +412,7 @@ class MADGRAD(HyperOptimizer):
     ) -> None: ...
 
 class MicroAdam(HyperOptimizer):
-    """MicroAdam: moments over a window of sparse gradients; the rest of each is fed back into the next."""
+    """MicroAdam: Adam over a window of sparse gradients, with error feedback."""
 
     def __init__(
         self,
@@ -428,7 +428,7 @@ class MicroAdam(HyperOptimizer):
     ) -> None: ...
 
 class Muon(_Muon):
-    """Muon: the momentum of each matrix, orthogonalised; AdamW for vectors, embeddings and output layers."""
+    """Muon: orthogonalized momentum of each matrix; AdamW for vectors, embeddings and output layers."""
 
     def __init__(
         self,
@@ -465,7 +465,7 @@ class SGD(HyperOptimizer):
     ) -> None: ...
 
 class SMMF(HyperOptimizer):
-    """SMMF: both moments factored over the nearest square, with the signs of the first."""
+    """SMMF: Adam with both moments factored after reshaping to a near square."""
 
     def __init__(
         self,
@@ -499,7 +499,7 @@ class SOAP(HyperOptimizer):
     ) -> None: ...
 
 class SPAM(HyperOptimizer):
-    """SPAM: spikes of the gradient are clipped, moments reset at a fixed period."""
+    """SPAM: Adam with clipped gradient spikes and periodic resets."""
 
     def __init__(
         self,
@@ -517,7 +517,7 @@ class SPAM(HyperOptimizer):
     ) -> None: ...
 
 class SWATS(HyperOptimizer):
-    """SWATS: Adam, until its steps say at which rate SGD would make them; then SGD with momentum."""
+    """SWATS: Adam that switches to SGD with momentum, at a learning rate estimated from its steps."""
 
     def __init__(
         self,
@@ -532,7 +532,7 @@ class SWATS(HyperOptimizer):
     ) -> None: ...
 
 class SubsetNorm(HyperOptimizer):
-    """SubsetNorm: AdamW with one second moment for each row or column, whichever are fewer."""
+    """SubsetNorm: AdamW with one second moment per row or per column, whichever are fewer."""
 
     def __init__(
         self,
@@ -546,7 +546,7 @@ class SubsetNorm(HyperOptimizer):
     ) -> None: ...
 
 class SubspaceMomentum(HyperOptimizer):
-    """SubspaceMomentum: SubsetNorm with a first moment in a subspace alone."""
+    """SubspaceMomentum: SubsetNorm with a first moment in a subspace only."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How an optimizer's class follows from the declaration of its rule."""
+"""Makes an optimizer's class from the declaration of its rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     **GROUP_DEFAULTS, **{f.name: f.default for f in fields(StorageOptions)}, "nonfinite": "skip", "backend": None,
     "transforms": (), "foreach": None, "fused": None, "capturable": False, "differentiable": False,
 }  # fmt: skip
-"""Of the arguments that every optimizer takes."""
+"""Defaults of the arguments that every optimizer takes."""
 
 
 class HyperOptimizer(RuleOptimizer):
@@ -145,7 +145,7 @@ def _signature(hyper: type[HyperBase]) -> inspect.Signature:
 
 
 def _annotations(options: Any) -> dict[str, Any]:
-    """Of a ``TypedDict``, as they are written, those it inherits first."""
+    """Annotations of a ``TypedDict`` as they are written, inherited ones first."""
     return {name: ref.__forward_arg__ for name, ref in options.__annotations__.items()}
 
 

@@ -72,7 +72,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 MADGRAD = with_weight_decay(
     Rule(
         "madgrad", _slots, _scalars, _update, title="MADGRAD", hyper=MADGRADHyper,
-        summary="dual averaging; sums in place of moving averages", source="Defazio & Jelassi, arXiv 2101.11075",
+        summary="dual averaging, with sums instead of moving averages", source="Defazio & Jelassi, arXiv 2101.11075",
         notes="The sums only grow, until nearest rounding freezes them. Starting values of the weights stay in fp32.",
         example='lr=1e-2, state="bf16"',
     )

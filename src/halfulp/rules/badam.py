@@ -38,7 +38,7 @@ class BAdamHyper(MomentsHyper):
 
 BADAM = replace(
     ADAM, title="BAdam", hyper=BAdamHyper, source="Luo et al., arXiv 2404.02827", tier="contributed",
-    summary="Adam on one block at a time; the others rest, without states and without gradients",
+    summary="Adam on one block of layers at a time; the other blocks have no states and no gradients",
     notes="""A block is a layer: parameters whose names agree up to the first number (``model.layers.3.``), or in the
     module where there is none; parameters without names are blocks of their own. Pass ``model.named_parameters()``, and
     override :meth:`~halfulp.BAdam.block_of` for other blocks. Parameters at rest have ``requires_grad`` off, so that

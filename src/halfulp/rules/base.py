@@ -1,4 +1,4 @@
-"""What a rule is.
+"""Rules: the declarations of optimizers.
 
 A rule is one pure function ``update(param, grad, states, c) -> (new param, new states)`` on fp32 tensors, beside the
 declaration of its states and the scalars ``c`` that a step needs. States go in and come out by name. It never sees a

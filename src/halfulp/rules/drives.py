@@ -1,4 +1,4 @@
-"""What a state averages: gradients, their squares, or weights; element by element and as a distribution.
+"""Drives, the inputs of averages: gradients, their squares, or weights, as elements and as distributions.
 
 A :class:`Drive` is the one name for it, from the declaration of a slot to the theory of its stalling, which does not
 depend on the scale of what is averaged, only on how it varies. As a distribution a drive is in units of its own scale:

@@ -99,7 +99,7 @@ class AdafactorHyper(HyperParameters):
     decay_power
         The second moment's decay in step t is ``1 - t**-decay_power``.
     momentum
-        Of a first moment of the updates; 0: none.
+        Decay of a first moment of the updates; 0: none.
     clip
         Largest root mean square of an update.
     eps
@@ -168,14 +168,15 @@ def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
 
 ADAFACTOR = Rule(
     "adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False, title="Adafactor",
-    hyper=AdafactorHyper, summary="second moments by rows and columns", source="Shazeer & Stern, arXiv 1804.04235",
+    hyper=AdafactorHyper, summary="Adam with a second moment factored into rows and columns",
+    source="Shazeer & Stern, arXiv 1804.04235",
     notes="""As ``torch.optim.Adafactor``, whose ``beta2_decay=-0.8``, ``eps=(None, 1e-3)`` and ``d`` are
     ``decay_power=0.8``, ``eps`` and ``min_scale``, and ``clip`` here.""",
     example='lr=1e-2, momentum=0.9, state="8bit"', tier="core",
 )  # fmt: skip
 ADALOMO = replace(
     ADAFACTOR, title="AdaLomo", hyper=AdaLomoHyper, source="Lv et al., arXiv 2310.10195", tier="contributed",
-    summary="Adafactor with a given rate, made to run during the backward pass",
+    summary="Adafactor with a given learning rate, made to run during the backward pass",
     notes="See :func:`~halfulp.training.release.release_gradients`.", example='lr=1e-3, state="fp32"',
 )  # fmt: skip
 
@@ -242,7 +243,7 @@ def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 CAME = with_weight_decay(
     Rule(
         "came", _came_slots, _came_scalars, _came, elementwise=False, title="CAME", hyper=CAMEHyper,
-        summary="Adafactor's update, divided by how far it strays from its average",
+        summary="Adafactor with updates divided by their deviation from their average",
         source="Luo et al., arXiv 2307.02047", notes="There is no bias correction: the first steps are large.",
     )
 )  # fmt: skip
@@ -352,7 +353,7 @@ def _smmf(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 SMMF = with_weight_decay(
     Rule(
         "smmf", _smmf_slots, _smmf_scalars, _smmf, elementwise=False, title="SMMF", hyper=SMMFHyper,
-        summary="both moments factored over the nearest square, with the signs of the first",
+        summary="Adam with both moments factored after reshaping to a near square",
         source="Park & Lee, arXiv 2412.08894", notes="Signs of the first moment take 1.33 bits a weight.",
         example='lr=1e-3, state="bf16"',
     )

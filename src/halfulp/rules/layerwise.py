@@ -71,7 +71,7 @@ def _adamp(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
 
 ADAMP = Rule(
     "adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False, title="AdamP", hyper=AdamPHyper,
-    summary="no step along the weights where a normalisation layer follows them",
+    summary="Adam without the step component along weights that a normalization layer follows",
     source="Heo et al., arXiv 2006.08217",
 )  # fmt: skip
 
@@ -145,7 +145,7 @@ def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 LAMB = Rule(
     "lamb", _two_moments, _lamb_scalars, _lamb, measure=_lamb_measure, combine=_lamb_combine, per_tensor=True,
     title="LAMB", hyper=LAMBHyper, tier="core",
-    summary="Adam's update, scaled to the norm of the weights", source="You et al., arXiv 1904.00962, algorithm 2",
+    summary="Adam with updates scaled to the norm of the weights", source="You et al., arXiv 1904.00962, algorithm 2",
 )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ class LARSHyper(HyperParameters):
     Parameters
     ----------
     momentum
-        Of the buffer, to which each scaled gradient is added whole.
+        Decay of the buffer; each scaled gradient is added undamped.
     weight_decay, decoupled_weight_decay
         ``weight_decay * param`` is added to the gradients of tensors of two and more dimensions;
         `decoupled_weight_decay` must be false.
@@ -204,5 +204,5 @@ LARS_BUFFER = StateSlot("momentum_buffer", True, lambda h: h["momentum"], GRADIE
 LARS = Rule(
     "lars", lambda h: (LARS_BUFFER,), _lars_scalars, _lars, measure=_lars_measure, combine=_lars_combine,
     per_tensor=True, title="LARS", hyper=LARSHyper,
-    summary="momentum on gradients scaled to the norm of the weights", source="You et al., arXiv 1708.03888",
+    summary="SGD with momentum on gradients scaled to the norm of the weights", source="You et al., arXiv 1708.03888",
 )  # fmt: skip

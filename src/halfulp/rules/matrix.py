@@ -36,9 +36,9 @@ class MuonHyper(MatrixHyper):
         ``"match_rms_adamw"``: updates have the size of AdamW's, so that both parts share a learning rate;
         ``"original"``: steps are scaled by ``sqrt(max(1, rows / columns))`` only.
     ns_coefficients, ns_steps, ns_eps
-        Of the Newton-Schulz iteration.
+        Coefficients, steps and epsilon of the Newton-Schulz iteration.
     betas, eps
-        Of the fallback.
+        Betas and epsilon of the fallback.
     fallback
         Name patterns of matrices that AdamW takes: embeddings and output layers. Vectors always go there. Parameters
         without names are all taken for hidden layers, which is logged unless this is ``()``.
@@ -102,7 +102,7 @@ MUON_BUFFER = StateSlot("momentum_buffer", signed=True, decay=lambda h: h["momen
 MUON = with_weight_decay(
     Rule(
         "muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False, title="Muon", hyper=MuonHyper,
-        summary="the momentum of each matrix, orthogonalised; AdamW for vectors, embeddings and output layers",
+        summary="orthogonalized momentum of each matrix; AdamW for vectors, embeddings and output layers",
         source="Jordan et al., 2024, with the sizes of Liu et al., arXiv 2502.16982",
         notes="""Which matrices go to AdamW is decided by name (`fallback`), so pass ``model.named_parameters()``.
         Experts in one tensor are told by their name (``*expert*``) or ``split="stacked"``, a fused QKV by

@@ -112,7 +112,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 MICRO_ADAM = with_weight_decay(
     Rule(
         "micro_adam", _slots, _scalars, _update, elementwise=False, title="MicroAdam", hyper=MicroAdamHyper,
-        summary="moments over a window of sparse gradients; the rest of each is fed back into the next",
+        summary="Adam over a window of sparse gradients, with error feedback",
         source="Modoranu et al., arXiv 2405.15593",
         notes="""The error is stored like any state, in place of an asymmetric 4-bit code of its own:
         ``state="4bit"`` comes to 0.8 bytes a weight.""",

@@ -26,7 +26,7 @@ class SGDHyper(HyperBase):
     momentum
         Decay of the buffer; 0: there is none.
     dampening
-        Of the gradient that goes into the buffer, but for the first.
+        Damping of the gradients that go into the buffer, except the first.
     weight_decay
         ``weight_decay * param`` is added to the gradient.
     nesterov
@@ -131,6 +131,6 @@ def _lion_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
 
 LION = Rule(
     "lion", _lion_slots, _lion_scalars, _lion_update, title="Lion", hyper=LionHyper, tier="core",
-    summary="the sign of one momentum, with decoupled weight decay", source="Chen et al., arXiv 2302.06675",
+    summary="the sign of a momentum, with decoupled weight decay", source="Chen et al., arXiv 2302.06675",
     example='lr=1e-4, weight_decay=0.1, state="fp8"',
 )  # fmt: skip

@@ -32,7 +32,7 @@ class GravityHyper(HyperParameters):
     alpha
         Velocities start at random, with deviation ``alpha / lr``.
     init_seed
-        Of these.
+        Seed of these velocities.
     """
 
     lr: float | Tensor = 0.1
@@ -74,7 +74,8 @@ GRAVITY = with_weight_decay(
     Rule(
         "gravity", _gravity_slots, _gravity_scalars, _gravity, measure=_gravity_measure,
         combine=lambda sums, c: dict(sums), per_tensor=True, title="Gravity", hyper=GravityHyper,
-        summary="momentum on gradients that shrink where they are large", source="Bahrami & Zadeh, arXiv 2101.09192",
+        summary="momentum on gradients that are damped where they are large",
+        source="Bahrami & Zadeh, arXiv 2101.09192",
     )
 )  # fmt: skip
 

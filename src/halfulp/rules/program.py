@@ -145,7 +145,7 @@ class Program:
 
     @cached_property
     def uniform(self) -> tuple[bool, ...]:
-        """Of each value, whether it is the same for all elements."""
+        """Whether each value is the same for all elements."""
         found: list[bool] = []
         for name, args, _ in self.ops:
             leaf = name in ("number", "scalar", "constant")

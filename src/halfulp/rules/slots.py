@@ -88,7 +88,7 @@ class StateSlot:
         return beta, 1.0 - beta if self.gain is None else self.gain(hyper)
 
     def averages(self, hyper: Hyper, shape: Shape) -> Drive | None:
-        """What the state of a parameter of a shape averages; ``None``: nothing that has a theory."""
+        """Drive of the state of a parameter with a shape; ``None`` where theory has none."""
         return self.drive(hyper, shape) if callable(self.drive) else self.drive
 
     def average(self, hyper: Hyper, shape: Shape, age: int) -> tuple[Drive, float, float] | None:

@@ -1,4 +1,4 @@
-"""SPAM: spikes of the gradient are clipped, moments reset at a fixed period."""
+"""SPAM: Adam with clipped gradient spikes and periodic resets."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 SPAM = with_weight_decay(
     Rule(
         "spam", lambda h: MOMENTS, _scalars, _update, title="SPAM", hyper=SPAMHyper,
-        summary="spikes of the gradient are clipped, moments reset at a fixed period",
+        summary="Adam with clipped gradient spikes and periodic resets",
         source="Huang et al., arXiv 2501.06842",
         notes="""Without the sparse masks of the paper. Compare its resets with ``reset="auto"`` (``period=0`` leaves
         them out).""",

@@ -70,7 +70,7 @@ def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
 SUBSET_NORM = with_weight_decay(
     Rule(
         "subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False, title="SubsetNorm",
-        hyper=SubsetNormHyper, summary="AdamW with one second moment for each row or column, whichever are fewer",
+        hyper=SubsetNormHyper, summary="AdamW with one second moment per row or per column, whichever are fewer",
         source="Nguyen & Nguyen, arXiv 2411.07120",
         notes="""The second moment is of the *sum* of the squared gradients, so that steps shrink by the root of the
         subset's size: take about ten times Adam's learning rate.""",
@@ -88,7 +88,7 @@ class SubspaceMomentumHyper(SubsetNormHyper, MatrixHyper):
     Parameters
     ----------
     rank
-        Of the subspace that keeps a momentum, along the shorter side of a matrix; vectors keep a whole one.
+        Rank of the subspace that keeps a momentum, along the shorter side of a matrix; vectors keep all of it.
     period
         Steps from one subspace to the next, when momentum starts anew.
     """
@@ -151,7 +151,7 @@ SUBSPACE_MOMENTUM = with_weight_decay(
     Rule(
         "subspace_momentum", _subspace_slots, _subspace_scalars, _subspace_momentum, elementwise=False,
         title="SubspaceMomentum", hyper=SubspaceMomentumHyper, source="Nguyen & Nguyen, arXiv 2411.07120",
-        summary="SubsetNorm with a first moment in a subspace alone",
+        summary="SubsetNorm with a first moment in a subspace only",
         notes="""The subspace is spanned by the singular vectors of the gradient at its turn; the rest of each gradient
         goes straight into the step.""",
         example='lr=1e-2, rank=16, state="8bit"',
@@ -175,7 +175,7 @@ class FRUGALHyper(MomentsHyper):
     sign_scale
         Factor of the learning rate for the rest, which signSGD takes: 1 for pretraining, 0.1 for fine-tuning.
     column_seed
-        Of the draw.
+        Seed of the draw.
     """
 
     density: float = 0.25

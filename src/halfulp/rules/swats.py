@@ -80,7 +80,7 @@ SWATS = with_weight_decay(
     Rule(
         "swats", _slots, _scalars, _update, measure=_measure, combine=_combine, title="SWATS",
         hyper=SWATSHyper, source="Keskar & Socher, arXiv 1712.07628",
-        summary="Adam, until its steps say at which rate SGD would make them; then SGD with momentum",
+        summary="Adam that switches to SGD with momentum, at a learning rate estimated from its steps",
         notes="""All parameters switch together. SGD's momentum is the average that Adam's first moment is, started
         anew; its rate follows a schedule of ``lr``, of which it is a multiple:
         :meth:`~halfulp.RuleOptimizer.state_tensor` ``(p, "sgd_rate")`` is 0 before the switch, and the factor

@@ -446,7 +446,7 @@ def trace(
     states, numbers
         Names of the states of the parameter's shape, and of those of one element (:func:`is_number`).
     ndim
-        Of the parameter: 1 (or fewer), or 2 (or more).
+        Dimensions of the parameter: 1 (or fewer), or 2 (or more).
     reads
         What it takes before states and scalars, in its order (:func:`reads_of`).
     vectors

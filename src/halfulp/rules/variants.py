@@ -56,7 +56,8 @@ ADABELIEF = with_weight_decay(
     Rule(
         "adabelief", lambda h: (EXP_AVG, SURPRISE_SQ), moment_scalars, _adabelief, title="AdaBelief",
         hyper=AdaBeliefHyper, source="Zhuang et al., arXiv 2010.07468",
-        summary="the second moment is of the gradient's distance from its average", example='lr=1e-3, state="bf16"',
+        summary="Adam with the second moment of the gradient's deviation from its average",
+        example='lr=1e-3, state="bf16"',
     )
 )  # fmt: skip
 
@@ -88,7 +89,7 @@ def _adamomentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tup
 ADAMOMENTUM = with_weight_decay(
     Rule(
         "adamomentum", lambda h: (EXP_AVG, BELIEF_SQ), moment_scalars, _adamomentum, title="AdaMomentum",
-        hyper=AdaMomentumHyper, summary="the second moment is of the first moment",
+        hyper=AdaMomentumHyper, summary="Adam with the second moment of the first moment",
         source="Wang et al., arXiv 2106.11514", notes="The first step is ``lr / (1 - beta1)``: pair it with a warm-up.",
         example='lr=1e-4, state="8bit"',
     )
@@ -110,7 +111,7 @@ def _diffgrad(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[
 DIFFGRAD = with_weight_decay(
     Rule(
         "diffgrad", lambda h: (EXP_AVG, EXP_AVG_SQ, PREVIOUS), moment_scalars, _diffgrad, title="DiffGrad",
-        hyper=MomentsHyper, summary="Adam's step, damped where the gradient hardly changes",
+        hyper=MomentsHyper, summary="Adam with steps damped where the gradient hardly changes",
         source="Dubey et al., arXiv 1909.11015",
     )
 )  # fmt: skip
@@ -142,7 +143,7 @@ def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 EXADAM = with_weight_decay(
     Rule(
         "exadam", _two_moments, _exadam_scalars, _exadam, title="EXAdam", hyper=MomentsHyper,
-        summary="bias corrections that know each other, and the gradient once more", source="arXiv 2412.20302",
+        summary="Adam with joint bias corrections and an extra gradient term", source="arXiv 2412.20302",
         notes="As the authors' code has it. The first step is 16 times Adam's: take a smaller `lr`.",
         example='lr=1e-4, state="8bit"',
     )
@@ -202,7 +203,8 @@ def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 ADAMOD = with_weight_decay(
     Rule(
         "adamod", lambda h: (EXP_AVG, EXP_AVG_SQ, RATES), _adamod_scalars, _adamod, title="AdaMod", hyper=AdaModHyper,
-        summary="no coordinate's rate may exceed its own long average", source="Ding et al., arXiv 1910.12249",
+        summary="Adam with each coordinate's rate capped by its long-term average",
+        source="Ding et al., arXiv 1910.12249",
     )
 )  # fmt: skip
 
@@ -253,7 +255,8 @@ def _adabound(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[
 ADABOUND = with_weight_decay(
     Rule(
         "adabound", _adabound_slots, _adabound_scalars, _adabound, title="AdaBound", hyper=AdaBoundHyper,
-        summary="from Adam to SGD, by bounds that close in on each rate", source="Luo et al., arXiv 1902.09843",
+        summary="Adam that turns into SGD through bounds on each coordinate's rate",
+        source="Luo et al., arXiv 1902.09843",
         notes="With ``amsbound=True`` it is AMSBound.", example='lr=1e-3, final_lr=0.1, state="8bit"',
     )
 )  # fmt: skip

@@ -96,7 +96,7 @@ class BlockLaw:
         ``(len(ages), len(MOMENTS))``: the figures below, and over ``v > 0`` the averages of ``v**0.5``, ``v**-0.5``
         and ``1 / v``, ``v`` in units of each element's scale.
     beta, drive
-        Of the blocks.
+        Decay and drive of the blocks.
     errors
         ``(len(ages), 3)``: standard errors of :attr:`stalled`, :attr:`lag` and :attr:`zeros` as figures of an infinite
         ensemble, from the differences between blocks, which are independent.
@@ -171,7 +171,7 @@ def block_law(
         at any age. Even blocks have 0.01 with 128 or 256 of them; the lag of log-normal blocks, where one element makes
         the sum, may take a thousand.
     seed
-        Of the ensemble.
+        Seed of the ensemble.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
         Factor at each step, of all elements or ``(steps, blocks)``: the first is of the step that a state of age 0
         meets, the last of the step after the last age.
     seed
-        Of inputs and rounding.
+        Seed of inputs and rounding.
     """
     ensemble = _Ensemble(blocks, sizes, seed)
     power = 2 if blocks.drive.nonnegative else 1
@@ -257,7 +257,7 @@ def follow_gradients(
     period
         Steps after which the state is zeroed, again and again.
     seed
-        Of the rounding.
+        Seed of the rounding.
 
     Examples
     --------

@@ -39,7 +39,7 @@ def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> Parts:
     Parameters
     ----------
     law
-        Of a second moment, followed for at least `steps`.
+        Law of a second moment, followed for at least `steps`.
     beta1
         Decay of the first moment.
     """

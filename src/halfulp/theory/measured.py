@@ -40,7 +40,7 @@ class RunDrive:
     patterns
         What the elements of a block do together, of unit length, ``(stretches, blocks, patterns, elements)``.
     amplitudes
-        Of each pattern at each step, ``(steps, blocks, patterns)``.
+        Amplitude of each pattern at each step, ``(steps, blocks, patterns)``.
     sizes
         Root mean square of the rest of each element, over the block's level, ``(stretches, blocks, elements)``.
     levels
@@ -102,7 +102,7 @@ class RunDrive:
 
     @property
     def elements(self) -> int:
-        """Of all blocks."""
+        """Elements of all blocks."""
         return self.sizes[0].size
 
     @property
@@ -118,7 +118,7 @@ class RunDrive:
         Parameters
         ----------
         seed
-            Of where they begin.
+            Seed of where they begin.
         together
             All blocks begin at one step: a single course that such a run may take. Otherwise each begins at a step of
             its own: what is to be expected.
@@ -171,7 +171,7 @@ class RunDrive:
         period
             Steps between resets.
         seed
-            Of noise and rounding.
+            Seed of noise and rounding.
         """
         drive = as_drive(slot)
         blocks = Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative)

@@ -58,7 +58,7 @@ class ResetPlan(Shown):
         Cycle-averaged error of Adam's update by period (entry ``K - 1``), one row a drift, relative to the variance of
         the fp32 first moment; empty where there is nothing to weigh.
     drifts
-        Of the rows.
+        Drifts of the rows.
     """
 
     period: int | None

@@ -60,7 +60,7 @@ def predict(
     scale_kind
         ``"pow2"`` or ``"fp32"``, of blocks of 128, see :class:`halfulp.numbers.scaling.Scaling`.
     step
-        Of weights: standard deviation of a step, relative to the weight.
+        For averages of weights: standard deviation of a step, relative to the weight.
 
     Examples
     --------

@@ -53,7 +53,7 @@ class SampledLaw:
     ages
         Every one up to 128, then fewer and fewer.
     stalled
-        Of the update that a state of each age meets.
+        Stalled share of the updates that states of each age meet.
     """
 
     ages: Index

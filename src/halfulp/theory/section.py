@@ -36,7 +36,7 @@ class Section:
     step
         Law of a step.
     scale
-        Of the drive.
+        Scale of the drive.
     stride
         Steps at a time.
     """

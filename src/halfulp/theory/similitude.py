@@ -67,7 +67,7 @@ class ScaleModel:
     first, second
         Formats of the original's first and second moments.
     betas, steps
-        Of the original.
+        Decays and steps of the original run.
     factor
         By which the model is shorter.
     """
@@ -139,9 +139,9 @@ def scale_model(
     fmt
         Format of the states of the original, a float.
     betas
-        Of the original.
+        Decays of the original run.
     steps
-        Of the original.
+        Steps of the original run.
     factor
         A power of two. The shortest window must stay longer than a step (``factor * (1 - beta) < 1``), and the format
         must have as many fraction bits as the factor takes away.

@@ -42,7 +42,7 @@ class Snapshot:
     step
         From 1.
     sigma
-        Of the gradients of this step.
+        Deviation of the gradients of this step.
     stalled
         Share of updates that stalled: the stored value is what it was.
     ratio
@@ -103,7 +103,7 @@ def simulate(
     reset_every
         Steps between resets.
     seed
-        Of gradients and rounding; equal seeds give equal gradients.
+        Seed of gradients and rounding; equal seeds give equal gradients.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def simulate_blocks(
     most
         Blocks after which it ends.
     seed
-        Of sizes, gradients and rounding.
+        Seed of sizes, gradients and rounding.
 
     Examples
     --------

@@ -28,7 +28,7 @@ def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0, *, fir
     spread
         Standard deviation of the logarithm.
     seed
-        Of the shift of the sequence, and of the elements that are not spread evenly.
+        Seed of the shift of the sequence, and of the elements that are not spread evenly.
     first
         Blocks that an ensemble has already: these continue it.
 

@@ -24,7 +24,7 @@ class Stationary:
     stalled
         Stalled fraction.
     mean, deviation
-        Of the stored value.
+        Mean and deviation of the stored value.
     law
         Probabilities, ``(phases, points)``.
     """

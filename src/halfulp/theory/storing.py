@@ -41,7 +41,7 @@ class Storing:
     blocks
         Format, scale kind, rounding and floor; whether values are non-negative is that of its drive.
     rng
-        Of stochastic rounding.
+        Generator of stochastic rounding.
     """
 
     def __init__(self, blocks: Blocks, rng: np.random.Generator) -> None:

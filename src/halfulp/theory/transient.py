@@ -38,7 +38,7 @@ class Transient:
     moments
         ``(len(ages), len(MOMENTS))``: averages over the law at each age.
     beta, drive, start
-        Of the chain.
+        Decay, drive and start of the chain.
     fall
         E-folds by which the drive's scale falls in a step.
     """
@@ -165,7 +165,7 @@ class Evolution:
     chain, drifts, start
         As for :func:`transients`.
     scales
-        Of the drive in each phase, in units of the grid.
+        Scale of the drive in each phase, in units of the grid.
     """
 
     stepped = False

@@ -86,7 +86,7 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
     paths
         Blocks that are followed.
     seed
-        Of sizes, gradients and rounding.
+        Seed of sizes, gradients and rounding.
 
     Examples
     --------

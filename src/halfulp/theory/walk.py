@@ -1,4 +1,4 @@
-"""How many updates of a weight average stall, predicted: the drive of the average is the walk of the weights.
+"""Stalled updates of a weight average, predicted: the drive of the average is the walk of the weights.
 
 Write ``d`` for the distance of a live weight from its stored average, ``u`` for the grid spacing there, ``s`` for the
 standard deviation of the weight's (independent) steps and ``w = 1 - decay``. The update is ``w d``; nearest rounding
@@ -82,7 +82,7 @@ def walk_stall(
     fmt
         Format of the average. Floats have a spacing relative to the weight; for integer formats give `absmax_ratio`.
     decay
-        Of the average.
+        Decay of the average.
     step
         Standard deviation of a weight's step, relative to the weight.
     rounding
@@ -141,7 +141,7 @@ def expected(
     weights
         Stored values, float64.
     spacing
-        Of the grid at them.
+        Spacing of the grid at them.
     steps
         Standard deviation of a step of each.
     size

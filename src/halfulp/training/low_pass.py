@@ -43,7 +43,7 @@ class LowPass(Wrapper):
     growth, steps
         `gamma` rises to `growth` times itself over this many steps, along half a cosine; without `growth` it stays.
     seed
-        Of the noise, which is a function of seed, parameter, draw and element. There is no generator to save.
+        Seed of the noise, which is a function of seed, parameter, draw and element. There is no generator to save.
     keep
         Where the copy is kept: ``"device"`` or ``"cpu"``.
 

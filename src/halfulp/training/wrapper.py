@@ -1,4 +1,4 @@
-"""What an optimizer around another has in common with it: everything but the step."""
+"""Base of optimizers that wrap another one and share everything but its step."""
 
 from __future__ import annotations
 

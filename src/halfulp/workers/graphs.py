@@ -135,7 +135,7 @@ class Turns:
     Parameters
     ----------
     graphs
-        Of the same workers.
+        Graphs of the same workers.
 
     Examples
     --------
@@ -173,7 +173,7 @@ class RandomPairs:
     size
         How many workers.
     seed
-        Of the draws; the same on every worker.
+        Seed of the draws; the same on every worker.
 
     Examples
     --------
@@ -208,7 +208,7 @@ class Matchings:
     budget
         Expected share of the matchings that are active, in (0, 1].
     seed
-        Of the draws; the same on every worker.
+        Seed of the draws; the same on every worker.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Meeting(Wrapper):
         Steps from one meeting to the next; or a function of the number of steps made, which says whether a meeting
         follows. The same on every worker.
     graph
-        Of methods whose workers meet their neighbours alone: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs), a
+        For methods whose workers meet only their neighbours: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs), a
         :class:`~halfulp.workers.Graph`, a list of these that take turns, or :class:`~halfulp.workers.Matchings`.
     message
         Format in which tensors are sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library.
@@ -56,9 +56,9 @@ class Meeting(Wrapper):
     state
         Format of the states of the outer optimizer, where a method has one.
     rounding
-        Of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
+        Rounding of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
     seed
-        Of the random bits. The same on every worker.
+        Seed of the random bits. The same on every worker.
     group
         The workers: a process group of ``torch.distributed``, all ranks without; or the
         :class:`~halfulp.workers.Peers` that :func:`~halfulp.workers.simulate` gives. With several processes a worker

@@ -41,7 +41,7 @@ class MessageOptions:
     rounding
         ``"stochastic"`` or ``"nearest"``.
     seed
-        Of the random bits; the same on every worker.
+        Seed of the random bits; the same on every worker.
     storage
         Scales, and which tensors are sent in fp32.
 
@@ -58,7 +58,7 @@ class MessageOptions:
 
     @property
     def quantizer(self) -> Quantizer:
-        """Of the tensors that are not sent in fp32."""
+        """Quantizer of the tensors that are not sent in fp32."""
         wanted = FORMATS.get(self.message, self.message) if isinstance(self.message, str) else self.message
         if isinstance(wanted, Mapping):
             raise ValueError(f"a message has one format: a name, a Format or a Quantizer; got {self.message!r}")

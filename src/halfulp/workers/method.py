@@ -39,7 +39,7 @@ class Seen:
     graph, share
         The graph of this meeting, and the share of a neighbour in a mean.
     seed
-        Of the random bits.
+        Seed of the random bits.
 
     Examples
     --------

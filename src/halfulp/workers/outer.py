@@ -42,7 +42,7 @@ class DiLoCoHyper(HyperBase):
     Parameters
     ----------
     lr, momentum
-        Of the outer optimizer, SGD with Nesterov momentum.
+        Arguments of the outer optimizer, SGD with Nesterov momentum.
     outer
         Another outer optimizer: a function that makes it from parameters, as ``lambda params: halfulp.AdamW(params,
         lr=1e-2, state="4bit")``. `lr`, `momentum` and `state` are then not used.

@@ -83,7 +83,7 @@ def go(pull: torch.optim.Optimizer, params: Mapping[str, Tensor], targets: Mappi
     targets
         fp32 values of this process's part of each.
     share
-        Of the way; negative: away from the target.
+        Share of the way; negative: away from the target.
     """
     (group,) = pull.param_groups
     group["lr"], group["push"] = max(share, 0.0), max(-share, 0.0)

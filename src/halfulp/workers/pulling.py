@@ -93,7 +93,7 @@ class GRAWAHyper(HyperBase):
     between
         Share of the way to the last weighted mean that is gone from one meeting to the next, in equal parts a step.
     decay
-        Of the average of gradient norms over meetings.
+        Decay of the average of gradient norms over meetings.
     """
 
     pull: float = 0.5

@@ -47,7 +47,7 @@ def pull_stall(
     meetings
         Mean over so many, from a common start; the long run without.
     absmax_ratio
-        Of formats with an even grid: largest magnitude of the block over that of the weight.
+        For formats with an even grid: largest magnitude of the block over that of the weight.
 
     Examples
     --------
