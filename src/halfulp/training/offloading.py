@@ -80,16 +80,15 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
     A step copies gradients and weights out, steps on the host (in C, for ours) and copies the weights in. Large models
     go in buckets, so that the copies of one go on while another steps. The bits are those of the same step without
     offload, on the CPU. The optimizer that is returned has the groups of the parameters on the device: schedulers,
-    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as ever.
+    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as usual. Sharded parameters (FSDP2, tensor
+    parallelism) are offloaded as they are: each rank copies and steps its own part.
 
     Parameters
     ----------
     optimizer
         Any optimizer, new or trained; it must not be used directly any more.
     copies
-        How tensors are copied; streams on a CUDA device, without.
-
-    Sharded parameters (FSDP2, tensor parallelism) are offloaded as they are: each rank copies and steps its own part.
+        How tensors are copied; by default through streams on a CUDA device.
 
     Raises
     ------
