@@ -27,7 +27,10 @@ def cells(page: str, heading: str) -> list[Cell]:
     return found if EVERY else random.Random(SEED).sample([cell for cell in found if cell[1] < 0.9999], 6)
 
 
-@pytest.mark.parametrize(("name", "beta", "said"), cells("theory.md", "format"))
+PAGES = ("theory.md", "results/theory.md")
+
+
+@pytest.mark.parametrize(("name", "beta", "said"), [cell for page in PAGES for cell in cells(page, "format")])
 def test_planned_periods(name: str, beta: float, said: str) -> None:
     plan = halfulp.plan_reset(name, beta=beta, rounding="nearest")
     assert ("never" if plan.period is None else str(plan.period)) == said
@@ -35,7 +38,7 @@ def test_planned_periods(name: str, beta: float, said: str) -> None:
 
 @pytest.mark.parametrize("slot", ["exp_avg_sq", "exp_avg"])
 def test_predicted_stalled_fractions(slot: str) -> None:
-    for names, beta, said in cells("theory.md", f"`{slot}`"):
+    for names, beta, said in [cell for page in PAGES for cell in cells(page, f"`{slot}`")]:
         for name in names.split(", "):
             found = [
                 100 * halfulp.stall_probability(name, beta=beta, rounding=rounding, slot=slot)
