@@ -55,7 +55,7 @@ def runs(folder: Path, text: str) -> list[Row]:
 
 
 def gap(rows: list[Row], arm: str, stage: str) -> Interval | None:
-    """Loss of an arm less fp32's with the same seed, over the seeds that both have.
+    """Loss of an arm minus fp32's with the same seed, over the seeds that both have.
 
     At its own rate an arm is compared with fp32 at fp32's best rate, else with fp32 at the same rate.
     """
@@ -89,7 +89,7 @@ def by_rate(rows: list[Row]) -> list[str]:
 
 
 def differences(rows: list[Row]) -> list[str]:
-    """Losses less fp32's of one experiment as lines of a Markdown table."""
+    """Losses minus fp32's of one experiment as lines of a Markdown table."""
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] != "ladder" and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
     gaps = ("at its best lr", f"at fp32's best lr, {rate}")

@@ -87,7 +87,7 @@ def test_a_class_made_from_a_rule_is_like_one_written_down() -> None:
     assert inspect.signature(Written) == inspect.signature(made) == inspect.signature(halfulp.Lion)
     assert Written.hyper is made.hyper is halfulp.Lion.hyper
     assert made.__doc__ is not None
-    assert made.__doc__.startswith("Lion: the sign of one momentum, with decoupled weight decay.\n\nChen et al.")
+    assert made.__doc__.startswith("Lion: the sign of a momentum, with decoupled weight decay.\n\nChen et al.")
     assert list(inspect.signature(Sub).parameters) == ["params", "strength"]
     assert Sub([torch.nn.Parameter(torch.zeros(2))], 2.0).param_groups[0]["lr"] == 2e-3
 
