@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DECLARATION = '''
-"""One declaration, as in CONTRIBUTING.md."""
+"""One declaration, as CONTRIBUTING.md asks for."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -68,6 +68,7 @@ print(json.dumps({
     "matrix": "EmaSGD" in test_matrix.NAMES,
     "stubs": [text() for text in stubs.STUBS.values()],
     "page": "\\n".join(optimizers_page.body(root / "docs" / "results")),
+    "tables": optimizers_page.tables_page(root / "docs" / "results"),
     "passed": halfulp.testing.check_optimizer(halfulp.EmaSGD, skip=["trains"]).passed,
 }))
 """
@@ -88,6 +89,7 @@ def test_a_declaration_is_found_everywhere(tmp_path: Path) -> None:
     assert "from halfulp.optim import EmaSGD as EmaSGD" in found["stubs"][0]
     assert "class EmaSGD(HyperOptimizer):" in found["stubs"][1]
     assert "        betas: tuple[float] = (0.9,),\n" in found["stubs"][1]
-    assert "| `EmaSGD` | contributed | steps along the average of the gradient | Nobody, 2026 |" in found["page"]
-    assert "\n| EmaSGD | " in found["page"]
+    assert "`EmaSGD`" in found["page"]
+    assert "| `EmaSGD` | contributed | steps along the average of the gradient | Nobody, 2026 |" in found["tables"]
+    assert "\n| EmaSGD | " in found["tables"]
     assert {"resume", "same_bits", "threads", "elementwise"} <= set(found["passed"])
