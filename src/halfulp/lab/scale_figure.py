@@ -76,5 +76,5 @@ def _differences(axes: Any, results: ScaleResults) -> None:
     axes.set_title("Loss minus loss with fp32 states", loc="left", fontweight="bold")
     seeds = sorted({arm.own.count for arm in arms if arm.own is not None})  # a run may not be finished
     number = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else "no"
-    caption = f"nats, at each arm's best rate\n{number} paired seeds, 95 % intervals"
-    axes.set_xlabel(caption + ("\n(hollow: at fp32's best rate)" if hollow else ""))
+    caption = f"nats, at each arm's best learning rate\n{number} paired seeds, 95 % intervals"
+    axes.set_xlabel(caption + ("\n(hollow: at fp32's best learning rate)" if hollow else ""))
