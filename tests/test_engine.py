@@ -124,6 +124,30 @@ def test_a_rule_may_return_its_states_in_other_places(backend: str) -> None:
         assert torch.equal(optimizer.state_tensor(params[0], "b"), b)
 
 
+def _of_matrices(param: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that only matrices of four columns and more have; others raise, as they would in a user's function."""
+    if param[1] < 4:
+        raise ValueError(f"no state beside a parameter of shape {param}")
+    return (param[1], 1)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("elementwise", [True, False])
+def test_a_state_may_belong_to_some_shapes_alone(elementwise: bool, backend: str) -> None:
+    class OfMatrices(Plain):
+        rule = Rule(
+            "of_matrices", lambda hyper: (StateSlot("odd", True, shape=_of_matrices),), lambda hyper, ages: {},
+            lambda param, grad, states, c: (param - grad, {"odd": states["odd"] + 1}), elementwise=elementwise,
+        )  # fmt: skip
+
+    p = _params()[0]
+    wanted = p.detach() - p.grad  # type: ignore[operator]
+    optimizer = OfMatrices([p], state="fp32", backend=backend)
+    optimizer.step()
+    assert torch.equal(p.detach(), wanted)
+    assert torch.equal(optimizer.state_tensor(p, "odd"), torch.ones(16, 1))
+
+
 def test_a_sum_over_the_whole_model_reaches_every_parameter() -> None:
     params = _params()
     before = [p.detach().clone() for p in params]

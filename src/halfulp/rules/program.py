@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from halfulp.rules.base import Scalars, all_of_fp32
-from halfulp.rules.slots import StateSlot
+from halfulp.rules.slots import Shape, StateSlot
 
 __all__ = [
     "EVALUATE", "TYPES", "Branches", "Op", "Program", "Sum", "cut", "evaluate", "extent_of", "is_number",
@@ -226,7 +226,15 @@ class Branches:
 
 def is_number(slot: StateSlot) -> bool:
     """Whether a state is one number a tensor, whatever the shape of the parameter."""
-    return slot.shape((2,)) == ()
+    return _shape_beside(slot, (2,)) == ()
+
+
+def _shape_beside(slot: StateSlot, param: Shape) -> Shape | None:
+    """Shape of a state of a parameter that nobody has; ``None`` where its rule has no such parameters."""
+    try:
+        return slot.shape(param)
+    except (ValueError, IndexError):
+        return None
 
 
 def extent_of(slot: StateSlot, ndim: int) -> str | None:
@@ -237,7 +245,7 @@ def extent_of(slot: StateSlot, ndim: int) -> str | None:
     if is_number(slot):
         return "number"
     shape = (2, 3)[: min(max(ndim, 1), 2)]
-    return {(2,): "rows", (3,): "columns", shape: "tensor"}.get(slot.shape(shape) or ())
+    return {(2,): "rows", (3,): "columns", shape: "tensor"}.get(_shape_beside(slot, shape) or ())
 
 
 def cut(
