@@ -163,7 +163,8 @@ def test_help_says_the_defaults_of_a_comparison() -> None:
     config = CompareConfig()
     scaled = ScaleConfig()
     special = {
-        "seeds": len(config.seeds), "lr": config.lrs[0], "beta2": config.betas[1], "state": scaled.format,
+        "seeds": f"{len(config.seeds)}, {scaled.seeds} in a scale model",
+        "lr": config.lrs[0], "beta2": config.betas[1], "state": scaled.format,
         "regime": scaled.regime,
     }  # fmt: skip
     parameters = inspect.signature(command, eval_str=True).parameters
