@@ -117,7 +117,7 @@ def simulate(
         if window and step == window[0]:
             tallies = {}
             for _, p in params:
-                bound = optimizer._bounds[p]
+                bound = optimizer._bindings.get(p)
                 bound.counts = torch.zeros(len(bound.states), 2, dtype=torch.int64)
             watch = halfulp.StallMonitor(optimizer, every=1) if window == windows[-1] else None
         for n, p in params:
@@ -127,8 +127,8 @@ def simulate(
             continue
         places = [round(window[0] + i * (window[1] - window[0]) / (samples - 1)) for i in range(samples)]
         for _, p in params:
-            hyper = {**optimizer.param_groups[0], **optimizer._bounds[p].scalars}
-            for stored, counts in zip(optimizer.states(p), optimizer._bounds[p].counts, strict=True):
+            hyper = {**optimizer.param_groups[0], **optimizer._bindings.get(p).scalars}
+            for stored, counts in zip(optimizer.states(p), optimizer._bindings.get(p).counts, strict=True):
                 if stored.quantizer.format.is_float32:
                     continue
                 tally = tallies.setdefault(stored.slot.name, _Tally(stored.quantizer.format.name))

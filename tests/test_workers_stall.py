@@ -101,7 +101,7 @@ def test_a_pull_meets_the_walk_since_the_last_one() -> None:
     """Independent steps add up as their squares do; so do those of workers in their mean."""
     for options, walk in (({"every": 16}, 4e-4), ({"workers": 4}, 5e-5), ({"every": 4, "workers": 4}, 1e-4)):
         assert pull_stall("bf16", 0.01, 1e-4, **options) == pull_stall("bf16", 0.01, walk)
-    near, far = (pull_stall("int8", 0.01, 1e-3, "nearest", absmax_ratio=ratio).stalled for ratio in (1.0, 100.0))
+    near, far = (pull_stall("linear8", 0.01, 1e-3, "nearest", absmax_ratio=ratio).stalled for ratio in (1.0, 100.0))
     assert near < far  # a weight far below the largest of its block meets a coarser grid
 
 
