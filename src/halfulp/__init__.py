@@ -6,6 +6,7 @@ little more than ``import torch``.
 
 from __future__ import annotations
 
+import gc
 import importlib.machinery
 import sys
 from typing import Any
@@ -93,12 +94,23 @@ class _ShortNames:
 sys.meta_path.append(_ShortNames)  # type: ignore[arg-type]
 
 
+def _imported(name: str) -> Any:
+    """A module. The garbage collector rests meanwhile: one walk over torch's objects takes longer than the import."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__all__":
         return [*_HOME, *importlib.import_module("halfulp.optim").__all__]
-    home = None if name.startswith("_") else importlib.import_module(f"halfulp.{_HOME.get(name, 'optim')}")
+    home = None if name.startswith("_") else _imported(f"halfulp.{_HOME.get(name, 'optim')}")
     if name not in getattr(home, "__all__", ()):
         raise AttributeError(f"module 'halfulp' has no attribute {name!r}")
     value = getattr(home, name)
