@@ -127,8 +127,9 @@ def simulate(
             continue
         places = [round(window[0] + i * (window[1] - window[0]) / (samples - 1)) for i in range(samples)]
         for _, p in params:
-            hyper = {**optimizer.param_groups[0], **optimizer._bindings.get(p).scalars}
-            for stored, counts in zip(optimizer.states(p), optimizer._bindings.get(p).counts, strict=True):
+            bound = optimizer._bindings.get(p)
+            hyper = {**optimizer.param_groups[0], **bound.scalars}
+            for stored, counts in zip(optimizer.states(p), bound.counts, strict=True):
                 if stored.quantizer.format.is_float32:
                     continue
                 tally = tallies.setdefault(stored.slot.name, _Tally(stored.quantizer.format.name))

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import importlib
 import importlib.metadata
 import math
 import os
@@ -31,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gpu_model
 import torch
@@ -79,47 +81,28 @@ def arms(dtype: torch.dtype) -> dict[str, Factory]:
     return {**found, **peers()}
 
 
+PEERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("torchao 8-bit", "torchao.optim", "AdamW8bit", {}),
+    ("torchao fp8", "torchao.optim", "AdamWFp8", {}),
+    ("torchao 4-bit", "torchao.optim", "AdamW4bit", {}),
+    ("bitsandbytes 8-bit", "bitsandbytes.optim", "AdamW8bit", {}),
+    ("FlashOptim 8-bit", "flashoptim", "FlashAdamW", {"master_weight_bits": None}),
+    ("optimi", "optimi", "AdamW", {}),
+    ("HeavyBall", "heavyball", "ForeachAdamW", {}),
+    ("Transformer Engine", "transformer_engine.pytorch.optimizers", "FusedAdam", {}),
+)
+"""Optimizers of other libraries: label, module, class and further arguments."""
+
+
 def peers() -> dict[str, Factory]:
-    """Of torchao, bitsandbytes, FlashOptim, optimi, HeavyBall and Transformer Engine, those that are installed."""
+    """Optimizers of the other libraries that are installed."""
     found: dict[str, Factory] = {}
-    try:
-        from torchao.optim import AdamW4bit, AdamW8bit, AdamWFp8
-
-        found["torchao 8-bit"] = lambda params: AdamW8bit(params, **HYPER)
-        found["torchao fp8"] = lambda params: AdamWFp8(params, **HYPER)
-        found["torchao 4-bit"] = lambda params: AdamW4bit(params, **HYPER)
-    except ImportError:
-        pass
-    try:
-        from bitsandbytes.optim import AdamW8bit as BnbAdamW8bit
-
-        found["bitsandbytes 8-bit"] = lambda params: BnbAdamW8bit(params, **HYPER)
-    except ImportError:
-        pass
-    try:
-        from flashoptim import FlashAdamW
-
-        found["FlashOptim 8-bit"] = lambda params: FlashAdamW(params, **HYPER, master_weight_bits=None)
-    except ImportError:
-        pass
-    try:
-        from optimi import AdamW as OptimiAdamW
-
-        found["optimi"] = lambda params: OptimiAdamW(params, **HYPER)
-    except ImportError:
-        pass
-    try:
-        from heavyball import ForeachAdamW
-
-        found["HeavyBall"] = lambda params: ForeachAdamW(params, **HYPER)
-    except ImportError:
-        pass
-    try:
-        from transformer_engine.pytorch.optimizers import FusedAdam
-
-        found["Transformer Engine"] = lambda params: FusedAdam(params, **HYPER)
-    except ImportError:
-        pass
+    for label, module, name, more in PEERS:
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+        found[label] = lambda params, kind=kind, more=more: kind(params, **HYPER, **more)  # type: ignore[misc]
     return found
 
 

@@ -107,9 +107,9 @@ def _imported(name: str) -> Any:
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _imported(f"{__name__}.{name}")
     if name == "__all__":
-        return [*_HOME, *importlib.import_module("halfulp.optim").__all__]
+        return [*_HOME, *_imported("halfulp.optim").__all__]
     home = None if name.startswith("_") else _imported(f"halfulp.{_HOME.get(name, 'optim')}")
     if name not in getattr(home, "__all__", ()):
         raise AttributeError(f"module 'halfulp' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfulp.engine.sharding import copy_back_, is_sharded, local, shard_like, whole_values, window
 from halfulp.engine.slot_state import MASTER, master_codes, usable
 from halfulp.kernels.binding import plain
-from halfulp.numbers.remainder import MASTERS, split, weights
+from halfulp.numbers.remainder import MASTERS, beside, split, weights
 from halfulp.rules.base import Rule
 
 __all__ = ["MASTER", "MasterState", "check_master", "master_kind", "storage_of"]
@@ -151,19 +151,10 @@ class MasterState:
             local(param.detach()).copy_(visible)
 
     def beside(self, param: Tensor, values: Tensor) -> Tensor:
-        """The entry with which fp32 weights belong to a parameter that stays as it is.
-
-        A remainder reaches half a unit of the 16-bit weight. One that is further away counts as changed since, and is
-        taken as it is.
-        """
+        """The entry with which fp32 weights belong to a parameter that stays as it is."""
         if self.kind == "fp32":
             return values
-        low = self.visible(param).contiguous().view(torch.int16).to(torch.int32) << 16
-        apart = values.contiguous().view(torch.int32) - low
-        apart = torch.where((apart.abs() <= 0x8000) & values.isfinite(), apart, 0)
-        if self.kind == "remainder8":
-            return (((apart + 0x80) >> 8).clamp(-0x80, 0x7F) & 0xFF).to(torch.uint8)
-        return apart.clamp(-0x8000, 0x7FFF).to(torch.int16).view(torch.uint8).view(*values.shape, 2)
+        return beside(self.visible(param), values, self.kind).view(torch.uint8).view(self.stored_as[1])
 
     @torch.inference_mode(False)
     def fitted(self, param: Tensor, label: str) -> dict[str, Any]:

@@ -58,8 +58,7 @@ class Compiled:
 
     def numbers(self, states: Iterable[Stored]) -> list[float]:
         """Values of the states of one element that the program reads, in its order."""
-        stored = {s.slot.name: s for s in states}
-        return [float(stored[name].codes) for name in self.program.numbers]
+        return numbers_of(self.program.numbers, states)
 
     @property
     def address(self) -> int:
@@ -137,6 +136,12 @@ class Programs:
                 raise ProgramError(
                     "the rule has other results on tensors than on symbols: it looks at more than they show"
                 )
+
+
+def numbers_of(names: Iterable[str], states: Iterable[Stored]) -> list[float]:
+    """Values of some states of one element, by name."""
+    stored = {s.slot.name: s for s in states}
+    return [float(stored[name].codes) for name in names]
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ import torch
 
 from halfulp.kernels import reference
 from halfulp.kernels.binding import Step, plain
-from halfulp.kernels.compiled import Compiled, Passes
+from halfulp.kernels.compiled import Compiled, Passes, numbers_of
 from halfulp.kernels.cpu_codec import CODEC
 from halfulp.kernels.cpu_sums import Vectors, sums_of
 from halfulp.numbers.scaling import rows_and_cols
@@ -75,7 +75,7 @@ class _Course:
         self.staged = self.passes.staged
         self.fine = step.binding.shape.numel() > 0
         stored = {s.slot.name: s for s in step.binding.states}
-        numbers = [float(stored[name].codes) for name in self.staged.numbers]
+        numbers = numbers_of(self.staged.numbers, step.binding.states)
         vectors = [CODEC.read(stored[name]).numpy() for name, _ in self.staged.vectors]
         self.found = self.staged.begin(step.scalars, numbers, vectors)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["MASTERS", "REMAINDERS", "join", "split", "weights"]
+__all__ = ["MASTERS", "REMAINDERS", "beside", "join", "split", "weights"]
 
 REMAINDERS = {"remainder16": torch.int16, "remainder8": torch.uint8}
 """Kinds of remainders, and their dtypes."""
@@ -83,6 +83,38 @@ def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None)
     lower = torch.where(finite, bits & 0xFFFF, 0)
     visible = upper.to(torch.int16).view(torch.bfloat16)
     return visible, (lower >> 8).to(torch.uint8) if dtype == torch.uint8 else lower.to(torch.int16)
+
+
+def beside(visible: Tensor, x: Tensor, kind: str = "remainder16") -> Tensor:
+    """The remainder with which a given bfloat16 weight is nearest to an fp32 weight, however it was rounded.
+
+    Parameters
+    ----------
+    visible
+        bfloat16.
+    x
+        fp32, of the same shape. A weight further than half a unit from `visible`, or not finite, gets no remainder.
+    kind
+        ``"remainder16"`` or ``"remainder8"``, which is rounded to nearest.
+
+    Returns
+    -------
+    Tensor
+        int16 or uint8. At a tie that was rounded away from the half-up pattern, the pair is one unit of the remainder
+        off.
+
+    Examples
+    --------
+    >>> one = torch.ones(1, dtype=torch.bfloat16)
+    >>> join(one, beside(one, torch.tensor([1.001])))
+    tensor([1.0010])
+    """
+    dtype = _dtype(kind)
+    apart = x.contiguous().view(torch.int32) - (visible.contiguous().view(torch.int16).to(torch.int32) << 16)
+    apart = torch.where((apart.abs() <= 0x8000) & x.isfinite(), apart, 0)
+    if dtype == torch.uint8:
+        return (((apart + 0x80) >> 8).clamp(-0x80, 0x7F) & 0xFF).to(dtype)
+    return apart.clamp(-0x8000, 0x7FFF).to(dtype)
 
 
 def join(visible: Tensor, remainder: Tensor) -> Tensor:

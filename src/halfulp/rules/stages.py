@@ -150,9 +150,9 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
         got = _evaluated(program, arrays, c, number=[arrays[name] for name in program.numbers])
         if program.sums:
             return _summed(program, got, arrays["grad"].shape)
-        found = {} if program.param is None else {"param": got[program.param]}
-        found |= {name: got[k] for name, k in zip(program.states, program.new_states, strict=True)}
-        return found | {name: got[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)}
+        return _updated(program, got) | {
+            name: got[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)
+        }
     values = program.begin(c, [arrays[n] for n in program.numbers], [arrays[n] for n, _ in program.vectors])
     rows, cols = rows_and_cols(arrays["grad"].shape)
     for level, stage in enumerate(program.rounds):
@@ -161,8 +161,7 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
             raise ValueError("a sum within the update is not finite")
     last = program.update.program
     got = _evaluated(last, arrays, c, **program.update.inputs(values))
-    found = {} if last.param is None else {"param": got[last.param]}
-    found |= {name: got[k] for name, k in zip(last.states, last.new_states, strict=True)}
+    found = _updated(last, got)
     found |= {name: values[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)}
     return found | {name: values[k] for (name, _), k in zip(program.vectors, program.new_vectors, strict=True)}
 
@@ -170,6 +169,12 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
 def _evaluated(program: Program, arrays: Mapping[str, Any], c: Scalars, **values: Any) -> list[Any]:
     state = [arrays[name] for name in program.states]
     return evaluate(program, {**arrays, "state": state, "scalar": program.scalar_values(c), **values})
+
+
+def _updated(program: Program, values: list[Any]) -> dict[str, Any]:
+    """The new parameter and states of the tensor's shape, from all values of a program."""
+    param = {} if program.param is None else {"param": values[program.param]}
+    return param | {name: values[k] for name, k in zip(program.states, program.new_states, strict=True)}
 
 
 def _summed(program: Program, values: list[Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
