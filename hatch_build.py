@@ -35,7 +35,7 @@ FLAGS = ["-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 """Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
 PARTS = 4
-"""Of the generated code (``HU_PARTS``), compiled apart."""
+"""Number of parts of the generated code (``HU_PARTS``), which are compiled separately."""
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86 = {"avx2": ["-mavx2", "-mf16c"], "avx512": AVX512, "avx512vbmi": [*AVX512, "-mavx512vbmi"]}
 

@@ -106,7 +106,7 @@ class BEMA(EMA):
         return {} if self.start is not None else super()._exchangeable(live)
 
     def state_dict(self) -> dict[str, Any]:
-        """As :class:`EMA`, with the start."""
+        """The state dictionary of an :class:`EMA`, with the start."""
         own = super().state_dict()
         return own if self.start is None else {**own, "start": self.start.state_dict()}
 

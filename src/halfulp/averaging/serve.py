@@ -53,7 +53,7 @@ class Served(dict[str, Any]):
         super().__setitem__(key, value)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As of ``dict``, decoded."""
+        """The value under a key, decoded, or the default."""
         try:
             return self[key]
         except KeyError:
