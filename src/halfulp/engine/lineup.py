@@ -129,6 +129,8 @@ class Lineup:
         self.by_rule: list[tuple[Rule, list[Bound], list[Step]]] = []
         """What follows each rule, in order."""
         self._group(shares, steps)
+        self.in_place = {id(rule): [b.param for b in bounds if b.lasting] for rule, bounds, _ in self.by_rule}
+        """Parameters of each rule that backends write where they are."""
 
     def _group(self, shares: Sequence[Share], steps: list[Step]) -> None:
         rules: dict[int, tuple[Rule, list[Bound], list[Step]]] = {}

@@ -405,7 +405,7 @@ class RuleOptimizer(Optimizer):
                     able = steps if rule.measure is None else combine(rule, steps, self.backend)
                     dispatch.step(rule, able, self.backend)
                     # kernels write behind autograd's back
-                    increment_version([bound.param for bound in bounds if bound.lasting])
+                    increment_version(lineup.in_place[id(rule)])
                 for bound, step in zip(bounds, steps, strict=True):
                     bound.scalars = step.scalars  # with what followed from sums
                     if not bound.lasting:
