@@ -1,4 +1,4 @@
-"""Three open questions of the reset theory, each as a small experiment. See docs/theory-notebook.md for what came out.
+"""Three open questions of the reset theory, each a small experiment. Results: docs/results/theory-checks.md.
 
 ``sr``: resets on top of stochastic rounding. At which fall of the gradient's scale does the planner's cost ask for
 them, and does that depend on the format?

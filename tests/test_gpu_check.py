@@ -56,7 +56,7 @@ def test_the_predicted_times_are_those_of_the_documentation(monkeypatch: pytest.
     """And each is the longer of two times, from what the code asks for."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     model = importlib.import_module("gpu_model")
-    codes, page = model.read_code(), (ROOT / "docs" / "kernels-gpu.md").read_text()
+    codes, page = model.read_code(), (ROOT / "docs" / "results" / "gpu.md").read_text()
     said = {"8bit, bf16 weights, 16-bit remainder": "8bit remainder16"}
     rows = re.findall(r"^\| ([^|]+) \| (\d+ \| \d+ \| \d+ \| \d+ \| \d+) \|$", page, re.M)
     assert len(rows) == 6

@@ -1,6 +1,6 @@
 """Device functions: random bits, decode, encode and scales, operation by operation those of the reference.
 
-Every operation here is one whose PTX rounds as IEEE 754 asks, or is an integer operation (``docs/kernels-gpu.md`` lists
+Every operation here is one whose PTX rounds as IEEE 754 asks, or is an integer operation (``docs/results/gpu.md`` lists
 them): bfloat16 and the 8 and 4 bit formats go through integers, rounding to an integer is an addition of ``2**23``, a
 sign is an exclusive or (Triton's unary minus is ``0 - x`` and loses the sign of zero). Triton reads the
 annotations of these functions, so that only constants have one.

@@ -31,7 +31,7 @@ EXPRESSIONS = {
     "to_float": "{0}.to(tl.float32)", "add_int": "{0} + {of}", "sub_int": "{0} - {1}",
     "shift_left": "{0} << {of}", "shift_right": "{0} >> {of}",
 }  # fmt: skip
-"""Each operation in Triton: every one rounds as the program asks, see ``docs/kernels-gpu.md``."""
+"""Each operation in Triton: every one rounds as the program asks, see ``docs/results/gpu.md``."""
 
 TEMPLATE = """\
 import triton
