@@ -1,0 +1,431 @@
+"""The symbols that stand for tensors and scalars while a rule is traced (:mod:`halfulp.rules.tracing`).
+
+Symbols go through a rule as tensors do, by their operators and by ``__torch_function__``, and write down what is done
+to them. Scalars are symbols too: what the rule computes from them stays an expression of Python floats, and where it
+asks whether one holds, both answers are tried.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from halfulp.rules import base
+from halfulp.rules.base import fp32
+from halfulp.rules.program import TYPES, Op
+
+__all__ = ["VECTORS", "PendingSum", "ProgramError", "ScalarSymbol", "ScalarSymbols", "Symbol", "Tracer"]
+
+VECTORS = ("rows", "columns")
+SUMS = "a rule with sums has `measure` and `combine`, or is not elementwise and takes base.norm, rms or means"
+OWN_FILES = (os.path.abspath(__file__), os.path.abspath(base.__file__), os.path.dirname(torch.__file__))
+
+
+class ProgramError(TypeError):
+    """A rule does what a program cannot say; it runs in torch operations then."""
+
+
+def _error(what: str, hint: str = "") -> ProgramError:
+    """An error that says which line of the rule does what."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(OWN_FILES):
+        frame = frame.f_back
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return ProgramError(f"a program cannot say {what} ({place}){'; ' + hint if hint else ''}")
+
+
+@dataclass
+class Tracer:
+    """One run on symbols: operations so far, and how conditions were decided."""
+
+    ndim: int
+    decisions: dict[str, bool]
+    elementwise: bool
+    """Whether there are no sums within the update."""
+    ops: list[Op] = field(default_factory=list)
+    extents: list[str] = field(default_factory=list)
+    """Of each value, as :func:`~halfulp.rules.program.extent_of` has it."""
+    known: dict[Op, int] = field(default_factory=dict)
+    scalars: list[str] = field(default_factory=list)
+
+    def op(self, name: str, *args: Symbol, of: float | int | None = None, extent: str = "") -> Symbol:
+        """The value of an operation; one that was made before is the same value."""
+        made = Op(name, tuple(a.index for a in args), of)
+        if made not in self.known:
+            self.known[made] = len(self.ops)
+            self.ops.append(made)
+            self.extents.append(extent or self._extent(name, args))
+        return Symbol(self, self.known[made], TYPES[name])
+
+    def _extent(self, name: str, args: Sequence[Symbol]) -> str:
+        """That of a value made of others, element by element."""
+        found = {self.extents[a.index] for a in args} - {"number"}
+        if len(found) > 1:
+            raise _error(
+                f"an operation on {' and '.join(sorted(found))}", "base.by_row and base.by_column spread vectors"
+            )
+        return "tensor" if name in ("param", "grad", "state") else found.pop() if found else "number"
+
+    def over(self, name: str, x: object, takes: tuple[str, ...], extent: str) -> Symbol:
+        """A value of another extent: a sum over a tensor, or a vector along one."""
+        if self.elementwise:
+            raise _error("a sum over the tensor within an elementwise update", SUMS)
+        value = self.value(x)
+        if self.extents[value.index] not in takes:
+            raise _error(f"base.{name} of a {self.extents[value.index]}")
+        return self.op(name, value, extent=extent)
+
+    def constant(self, value: float) -> Symbol:
+        """A number, rounded to fp32."""
+        return self.op("constant", of=fp32(value))
+
+    def scalar(self, source: str) -> Symbol:
+        """The value of an expression of the rule's scalars."""
+        if source not in self.scalars:
+            self.scalars.append(source)
+        return self.op("scalar", of=self.scalars.index(source))
+
+    def decide(self, condition: str) -> bool:
+        """Whether a condition holds in this run: true the first time that it is asked."""
+        return self.decisions.setdefault(condition, True)
+
+    def value(self, x: object) -> Symbol:
+        """A symbol, a scalar of the rule or a Python number as a float value."""
+        if isinstance(x, ScalarSymbol):
+            return self.scalar(x.source)
+        if isinstance(x, (int, float)) and not isinstance(x, bool):
+            if x != x:
+                raise _error("a NaN", "functions of `math` belong into the rule's `scalars`")
+            return self.constant(x)
+        if isinstance(x, PendingSum):
+            raise _error("an operation on a sum over the tensor", SUMS)
+        if not isinstance(x, Symbol):
+            raise _error(f"an operation on {type(x).__name__}", "it knows the rule's arguments and numbers")
+        if x.type != "float":
+            raise _error(f"arithmetic on a value of type {x.type}", "torch.where turns a mask into numbers")
+        return x
+
+
+def _literal(x: object) -> str:
+    if isinstance(x, ScalarSymbol):
+        return x.source
+    if isinstance(x, (int, float)):
+        return repr(float(x))
+    raise _error(f"an operation of a scalar and {type(x).__name__}")
+
+
+class ScalarSymbol(float):
+    """A scalar of the rule, or an expression of such: a Python float when the step runs.
+
+    torch takes nothing but a float for one. What looks at its own value, as functions of :mod:`math` do, sees a NaN.
+    """
+
+    tracer: Tracer
+    source: str
+
+    def __new__(cls, tracer: Tracer, source: str) -> ScalarSymbol:
+        """A NaN that knows its expression."""
+        made = super().__new__(cls, float("nan"))
+        made.tracer, made.source = tracer, source
+        return made
+
+    def __neg__(self) -> ScalarSymbol:
+        return ScalarSymbol(self.tracer, f"(-{self.source})")
+
+    def __abs__(self) -> ScalarSymbol:
+        return ScalarSymbol(self.tracer, f"abs({self.source})")
+
+    def __bool__(self) -> bool:
+        return self != 0.0
+
+    def __hash__(self) -> int:
+        return hash(self.source)
+
+    def __float__(self) -> float:
+        raise _error("the value of a scalar", "compare it (c['x'] != math.inf), or compute it in `scalars`")
+
+    def __int__(self) -> int:
+        raise _error("the value of a scalar", "compute what follows from it in `scalars`")
+
+
+def _arithmetic(form: str) -> Callable[[ScalarSymbol, object], Any]:
+    def operator(self: ScalarSymbol, other: object) -> Any:
+        if isinstance(other, Symbol):
+            return NotImplemented
+        return ScalarSymbol(self.tracer, form.format(self.source, _literal(other)))
+
+    return operator
+
+
+def _comparison(form: str, holds: bool = True) -> Callable[[ScalarSymbol, object], Any]:
+    def operator(self: ScalarSymbol, other: object) -> Any:
+        if isinstance(other, Symbol):
+            return NotImplemented
+        return self.tracer.decide(form.format(self.source, _literal(other))) == holds
+
+    return operator
+
+
+for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}.items():
+    setattr(ScalarSymbol, f"__{_name}__", _arithmetic(f"({{0}} {_sign} {{1}})"))
+    setattr(ScalarSymbol, f"__r{_name}__", _arithmetic(f"({{1}} {_sign} {{0}})"))
+for _name, _sign in {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():
+    setattr(ScalarSymbol, f"__{_name}__", _comparison(f"{{0}} {_sign} {{1}}"))
+setattr(ScalarSymbol, "__ne__", _comparison("{0} == {1}", holds=False))  # noqa: B010 - mypy takes no assignment
+
+
+class ScalarSymbols(dict[str, Any]):
+    """The rule's scalars: whatever is asked for is there."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __missing__(self, name: str) -> ScalarSymbol:
+        return ScalarSymbol(self.tracer, f"c[{name!r}]")
+
+
+class Symbol:
+    """A value of the program that is being traced, in a tensor's place."""
+
+    __hash__ = None  # type: ignore[assignment]
+    __array_priority__ = 1000
+
+    def __init__(self, tracer: Tracer, index: int, kind: str) -> None:
+        self.tracer, self.index, self.type = tracer, index, kind
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """What a function of torch, or of :mod:`halfulp.rules.base`, is on symbols."""
+        if func not in FUNCTIONS:
+            name = getattr(func, "__name__", str(func))
+            raise _error(f"torch.{name}", HINTS.get(name, ""))
+        return FUNCTIONS[func](*args, **(kwargs or {}))
+
+    def _two(self, name: str, other: object, swap: bool = False) -> Symbol:
+        tracer = self.tracer
+        mine, theirs = tracer.value(self), tracer.value(other)
+        return tracer.op(name, *((theirs, mine) if swap else (mine, theirs)))
+
+    def __add__(self, other: object) -> Symbol:
+        return self._two("add", other) if self.type == "float" else self._add_int(other)
+
+    def __radd__(self, other: object) -> Symbol:
+        return self._two("add", other, swap=True) if self.type == "float" else self._add_int(other)
+
+    def _add_int(self, other: object) -> Symbol:
+        if self.type != "int" or not isinstance(other, int):
+            raise _error(f"the sum of a value of type {self.type} and {type(other).__name__}")
+        return self.tracer.op("add_int", self, of=other)
+
+    def __sub__(self, other: object) -> Symbol:
+        if self.type == "int" and isinstance(other, Symbol) and other.type == "int":
+            return self.tracer.op("sub_int", self, other)
+        return self._two("sub", other)
+
+    def __rsub__(self, other: object) -> Symbol:
+        return self._two("sub", other, swap=True)
+
+    def __mul__(self, other: object) -> Symbol:
+        return self if type(other) in (int, float) and other == 1.0 else self._two("mul", other)
+
+    def __rmul__(self, other: object) -> Symbol:
+        return self * other
+
+    def __truediv__(self, other: object) -> Symbol:
+        return self._two("div", other)
+
+    def __rtruediv__(self, other: object) -> Symbol:
+        return self.reciprocal() * other  # so does torch
+
+    def __pow__(self, exponent: object) -> Symbol:
+        if exponent != 2:
+            raise _error(f"a power of {exponent}", "products and base.sqrt, base.cbrt or base.exp make it")
+        return self * self
+
+    def __neg__(self) -> Symbol:
+        return self.tracer.op("neg", self.tracer.value(self))
+
+    def __abs__(self) -> Symbol:
+        return self.tracer.op("abs", self.tracer.value(self))
+
+    def __lt__(self, other: object) -> Symbol:
+        return self._two("lt", other)
+
+    def __le__(self, other: object) -> Symbol:
+        return self._two("le", other)
+
+    def __gt__(self, other: object) -> Symbol:
+        return self._two("lt", other, swap=True)
+
+    def __ge__(self, other: object) -> Symbol:
+        return self._two("le", other, swap=True)
+
+    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]
+        return self._two("eq", other)
+
+    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]
+        return self._two("ne", other)
+
+    def _masks(self, name: str, *others: object) -> Symbol:
+        masks = [self, *others]
+        if not all(isinstance(m, Symbol) and m.type == "mask" for m in masks):
+            raise _error(f"{name!r} of anything but masks")
+        return self.tracer.op(name, *masks)  # type: ignore[arg-type]
+
+    def __and__(self, other: object) -> Symbol:
+        return self._masks("and", other)
+
+    def __or__(self, other: object) -> Symbol:
+        return self._masks("or", other)
+
+    def __invert__(self) -> Symbol:
+        return self._masks("not")
+
+    def __lshift__(self, by: int) -> Symbol:
+        return self.tracer.op("shift_left", self, of=by)
+
+    def __rshift__(self, by: int) -> Symbol:
+        return self.tracer.op("shift_right", self, of=by)
+
+    def __bool__(self) -> bool:
+        raise _error("a branch on the values of a tensor", "torch.where chooses element by element")
+
+    def __float__(self) -> float:
+        raise _error("the value of a tensor in Python", "numbers that steps compute stay tensors")
+
+    __int__ = __index__ = __float__
+
+    def __iter__(self) -> Any:
+        raise _error("a loop over a tensor")
+
+    def _in_place(self, other: object) -> Any:
+        raise _error("an operation in place", "write x = x + y")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _error(f"Tensor.{name}", HINTS.get(name, ""))
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the parameter: 1 (or none), or 2 (or more)."""
+        return self.tracer.ndim
+
+    def float(self) -> Symbol:
+        """Itself; of an int, the nearest number."""
+        return self.tracer.op("to_float", self) if self.type == "int" else self.tracer.value(self)
+
+    def abs(self) -> Symbol:
+        """See ``torch.abs``."""
+        return abs(self)
+
+    def neg(self) -> Symbol:
+        """See ``torch.neg``."""
+        return -self
+
+    def sign(self) -> Symbol:
+        """See ``torch.sign``."""
+        return self.tracer.op("sign", self.tracer.value(self))
+
+    def square(self) -> Symbol:
+        """See ``torch.square``."""
+        return self * self
+
+    def reciprocal(self) -> Symbol:
+        """See ``torch.reciprocal``."""
+        return self._two("div", 1.0, swap=True)
+
+    def isnan(self) -> Symbol:
+        """See ``torch.isnan``."""
+        return self != self
+
+    def isfinite(self) -> Symbol:
+        """See ``torch.isfinite``."""
+        return abs(self) < float("inf")
+
+    def clamp(self, min: object = None, max: object = None) -> Symbol:
+        """See ``torch.clamp``: numbers as limits, and a NaN stays."""
+        if isinstance(min, Symbol) or isinstance(max, Symbol):
+            raise _error("torch.clamp with tensors as limits", "base.maximum and base.minimum take them")
+        held = self if min is None else self._two("max", min, swap=True)
+        return held if max is None else held._two("min", max, swap=True)
+
+
+def _tracer(*args: object) -> Tracer:
+    return next(a.tracer for a in args if isinstance(a, Symbol))
+
+
+def _where(mask: Any, a: object, b: object) -> Symbol:
+    if not isinstance(mask, Symbol) or mask.type != "mask":
+        raise _error("torch.where with anything but a comparison as its condition")
+    tracer = mask.tracer
+    return tracer.op("select", mask, tracer.value(a), tracer.value(b))
+
+
+def _filled(like: Any, value: object, **options: object) -> Symbol:
+    return _tracer(like).value(value)
+
+
+def _total(a: Any, b: Any = None) -> PendingSum:
+    return PendingSum("sum", a, b)
+
+
+@dataclass(frozen=True)
+class PendingSum:
+    """A sum over a tensor: what ``measure`` returns, and nothing to compute with."""
+
+    kind: str
+    a: Symbol
+    b: Symbol | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise _error("an operation on a sum over the tensor", SUMS)
+
+
+def _over(name: str, extent: str, *takes: str) -> Callable[..., Symbol]:
+    return lambda x, like=None: _tracer(x).over(name, x, takes, extent)
+
+
+def _binary(name: str) -> Callable[..., Symbol]:
+    def function(a: Any, b: Any) -> Symbol:
+        tracer = _tracer(a, b)
+        return tracer.op(name, tracer.value(a), tracer.value(b))
+
+    return function
+
+
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.where: _where, torch.sign: Symbol.sign, torch.abs: abs, torch.neg: Symbol.neg, torch.square: Symbol.square,
+    torch.reciprocal: Symbol.reciprocal, torch.clamp: Symbol.clamp, torch.isnan: Symbol.isnan,
+    torch.isfinite: Symbol.isfinite, torch.add: _binary("add"), torch.sub: _binary("sub"), torch.mul: _binary("mul"),
+    torch.div: _binary("div"), torch.zeros_like: lambda x, **options: _filled(x, 0.0),
+    torch.ones_like: lambda x, **options: _filled(x, 1.0), torch.full_like: _filled,
+    torch.logical_and: Symbol.__and__, torch.logical_or: Symbol.__or__, torch.logical_not: Symbol.__invert__,
+    base.sqrt: lambda x: x.tracer.op("sqrt", x.tracer.value(x)),
+    base.larger: _binary("max"), base.smaller: _binary("min"),
+    base.total: _total, base.largest: lambda x: PendingSum("largest", x),
+    base.bits: lambda x: x.tracer.op("bits", x.tracer.value(x)), base.from_bits: lambda x: x.tracer.op("from_bits", x),
+    base.rounded: lambda x: x.tracer.op("rounded", x.tracer.value(x)),
+    base.norm: _over("norm", "number", "tensor"), base.rms: _over("rms", "number", "tensor"),
+    base.mean: _over("mean", "number", *VECTORS),
+    base.row_means: _over("row_means", "rows", "tensor"), base.column_means: _over("column_means", "columns", "tensor"),
+    base.by_row: _over("by_row", "tensor", "rows"), base.by_column: _over("by_column", "tensor", "columns"),
+}  # fmt: skip
+FUNCTIONS[torch.maximum], FUNCTIONS[torch.minimum] = base.maximum, base.minimum
+INSTEAD = {"sqrt": "sqrt", "exp": "exp", "sigmoid": "sigmoid", "sum": "total", "mean": "total", "norm": "norm"}
+HINTS = {name: f"halfulp.rules.base.{mine} has the same bits everywhere" for name, mine in INSTEAD.items()}
+HINTS |= {
+    "pow": "base.cbrt, base.sqrt, base.exp and products make powers",
+    "double": "values are fp32; base.sqrt and base.total are wide within",
+    "shape": "a program does not know it; `ndim` it knows",
+}
