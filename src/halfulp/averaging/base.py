@@ -28,22 +28,22 @@ Frozen = Literal["live", "average"]
 
 
 class WeightAverage(Shown):
-    """Base of the averages: one :class:`~halfulp.averaging.store.AverageStore` beside the live tensors.
+    """Base class of the averages: an :class:`~halfulp.averaging.store.AverageStore` beside the live tensors.
 
-    Subclasses decide when and how the store moves, and may combine several stores in :meth:`value`.
+    Subclasses decide when and how the store is updated, and may combine several stores in :meth:`value`.
 
     Parameters
     ----------
     model
         A module, or its named parameters (a mapping or pairs).
     buffers
-        ``"live"``: evaluation uses the model's own buffers, as they are then. ``"average"``: floating-point buffers are
-        averaged too, in fp32 (integer ones stay live).
+        ``"live"``: evaluation uses the model's own buffers. ``"average"``: floating-point buffers are averaged too, in
+        fp32. Integer buffers are never averaged.
     frozen
-        ``"live"``: parameters that take no gradient are not averaged until they are unfrozen; evaluation uses the
-        model's own. ``"average"``: they are averaged as the others are.
+        ``"live"``: parameters with ``requires_grad=False`` are not averaged until they are unfrozen, and evaluation
+        uses the model's own values. ``"average"``: they are averaged like the others.
     ignore
-        Names that are not averaged; the model's own are used.
+        Names that are not averaged. Evaluation uses the model's own values for them.
     options
         Options of the store.
 
@@ -78,9 +78,9 @@ class WeightAverage(Shown):
         self.step = 0
         """Calls of :meth:`update`."""
         self.updates = 0
-        """Those among them that moved the average."""
+        """Number of those calls that updated the average."""
         self.began: dict[str, int] = {}
-        """Step at which the average of each tensor began: later than 0 where it was unfrozen, added or resized."""
+        """Step at which each tensor's average began. It is above 0 for tensors that were unfrozen, added or resized."""
         followed = {n: t for n, t in tensors.items() if self._wanted(t)}
         if not followed:
             left = self.left_out
@@ -99,7 +99,7 @@ class WeightAverage(Shown):
         self._resting: list[str] = []
         self._synced: dict[str, Tensor] | None = None
         self._last: dict[str, Tensor] = dict(followed)
-        """The tensors of the last update, which are recognised under another name."""
+        """The tensors of the last update, used to recognize them under another name."""
         self._number(tensors)
 
     def _source_of(self, model: nn.Module | Mapping[str, Tensor]) -> Source:
@@ -122,8 +122,8 @@ class WeightAverage(Shown):
     def live(self) -> dict[str, Tensor]:
         """The averaged tensors as the model has them now, by name.
 
-        A tensor that was removed or resized since the last :meth:`update` is missing until the next one, which is
-        logged as a warning.
+        A tensor that was removed or resized since the last :meth:`update` is missing until the next one. A warning
+        says so.
         """
         if self._swap is not None:
             return self._swap.live
@@ -149,7 +149,7 @@ class WeightAverage(Shown):
         return found
 
     def _rename(self, tensors: dict[str, Tensor]) -> None:
-        """Follow tensors that stand under another name now: layers that moved up, pruned and parametrized weights."""
+        """Follow tensors whose name has changed, as when layers move or weights are pruned or parametrized."""
         if tensors is self._synced:
             return
         places = {id(t): n for n, t in tensors.items()}
@@ -171,11 +171,11 @@ class WeightAverage(Shown):
             store.rename(names)
 
     def _stores(self) -> tuple[AverageStore, ...]:
-        """Every store, for tensors that come and go; subclasses have further ones."""
+        """All stores. Subclasses may have more than one."""
         return (self.store,)
 
     def _follow(self, model: Model | None = None) -> dict[str, Tensor]:
-        """Live tensors for an update. Averages of tensors that came or changed their shape begin here."""
+        """Return the live tensors for an update. Averages of new or resized tensors begin here."""
         source = self.source if model is None or model is self.model else self._source_of(_mapping(model))
         tensors = source.tensors()
         if tensors is self._synced and not any(
@@ -208,7 +208,7 @@ class WeightAverage(Shown):
         return self._followed
 
     def _number(self, tensors: dict[str, Tensor]) -> None:
-        """Random streams follow the place in the model: those of a run that is resumed are those of one that is not."""
+        """Number the random streams by position in the model, so that a resumed run uses the same streams."""
         for store in self._stores():
             store.number({name: i for i, name in enumerate(tensors) if name in store})
         self._synced, self._resting = tensors, [n for n in tensors if n not in self.store]
@@ -216,20 +216,23 @@ class WeightAverage(Shown):
         self._last = self._followed
 
     def _join(self, tensors: dict[str, Tensor]) -> None:
-        """Begin the averages of further tensors; subclasses that keep more extend it."""
+        """Begin the averages of further tensors. Subclasses with more state extend this."""
         for store in self._stores():
             store.add(tensors, fp32=self.source.buffer_names)
         self.began.update(dict.fromkeys(tensors, self.step))
 
     def _leave(self, names: list[str]) -> None:
-        """Drop averages; subclasses that keep more extend it."""
+        """Drop averages. Subclasses with more state extend this."""
         for store in self._stores():
             store.remove(names)
         for name in names:
             del self.began[name]
 
     def pick(self, model: Model) -> dict[str, Tensor]:
-        """The tensors of another model of the same form that this average is about, by name; ``ValueError`` without."""
+        """Return the averaged tensors of another model of the same form, by name.
+
+        Raise ``ValueError`` if any is missing.
+        """
         tensors = self._source_of(_mapping(model)).tensors()
         missing = sorted(set(self.store) - set(tensors))
         if missing:
@@ -239,41 +242,41 @@ class WeightAverage(Shown):
     # ---------------------------------------------------------------- reading
 
     def value(self, name: str) -> Tensor:
-        """The average of a name in fp32 (this process's part, of a DTensor)."""
+        """Return the average of a tensor in fp32. For a DTensor, it is this process's part."""
         if self._swap is not None and name in self._swap.exchange:
             return local_part(self._swap.live[name]).tensor.float().clone()
         return self._value(name)
 
     def _value(self, name: str) -> Tensor:
-        """The average of a name in fp32, from what is stored; subclasses combine several stores."""
+        """Return the stored average of a tensor in fp32. Subclasses may combine several stores."""
         return self.store.read(name)
 
     def _live_part(self, name: str) -> Tensor:
-        """The live values of a name, also while the average stands in their place."""
+        """Return the live values of a tensor, even while the average is swapped in."""
         return local_part(self.live[name]).tensor if self._swap is None else self._swap.original(name)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and averages, decoded one by one to the dtype of the live tensors; sharded as these are."""
+        """Yield names and averages, decoded one at a time to the dtype and sharding of the live tensors."""
         self._refuse_while_swapped("read the average")
         for name, live in self.live.items():
             yield name, shard_like(live, self.value(name).to(live.dtype))
 
     def parameters(self) -> Iterator[Tensor]:
-        """Averages, decoded one by one."""
+        """Yield the averages, decoded one at a time."""
         return (tensor for _, tensor in self.named_parameters())
 
     @torch.no_grad()
     def copy_to(self, model: Model | None = None) -> None:
-        """Put the averages into a model for good: another of the same form, or the live one."""
+        """Copy the averages into a model permanently: the live model, or another of the same form."""
         self._refuse_while_swapped("copy the average")
         torch.clear_autocast_cache()
         for name, tensor in (self.live if model is None else self.pick(model)).items():
             local_part(tensor).tensor.copy_(self.value(name))
 
     def averaged_state_dict(self) -> dict[str, Any]:
-        """A ``state_dict`` of the model with the averages in it, in the model's dtypes: what one ships.
+        """Return the model's ``state_dict`` with the averages in it, in the model's dtypes, ready to ship.
 
-        Its keys are those of the model, without what wrappers for distributed training and compilation add.
+        Keys have no prefixes from wrappers for distributed training or compilation.
         """
         self._refuse_while_swapped("read the average")
         live = self.live
@@ -303,16 +306,18 @@ class WeightAverage(Shown):
 
     @contextmanager
     def swap(self, model: Model | None = None, keep: Keep = "device") -> Iterator[None]:
-        """Within the ``with`` block the model has the averaged weights; afterwards the live ones, bit for bit.
+        """Swap the averages into the model within the ``with`` block. The live weights are restored bit for bit.
 
         Parameters
         ----------
         model
-            Another model of the same form, such as the unwrapped one; the live one without.
+            Another model of the same form, such as the unwrapped one. Default: the live model.
         keep
-            Where the live weights go meanwhile: ``"device"``, ``"cpu"``, or ``"stream"``: module by module, so that no
-            copy of the model ever exists. Averages stored in the dtype of the weights change places with them and need
-            no memory under any of the three.
+            Where the live weights are kept meanwhile: on the ``"device"``, on the ``"cpu"``, or ``"stream"``, which
+            decodes
+            module by module and never holds a copy of the model. Averages stored in the dtype of the weights are
+            exchanged
+            with them and need no memory in any of the three.
         """
         self.swap_in(model, keep)
         try:
@@ -321,7 +326,7 @@ class WeightAverage(Shown):
             self.swap_out()
 
     def swap_in(self, model: Model | None = None, keep: Keep = "device") -> None:
-        """Averages into the model, until :meth:`swap_out`."""
+        """Put the averages into the model until :meth:`swap_out`."""
         self._refuse_while_swapped("swap in")
         live = self.live if model is None else self.pick(model)
         owner = self.model if model is None else model
@@ -330,7 +335,7 @@ class WeightAverage(Shown):
         self._swap = swap
 
     def swap_out(self) -> None:
-        """Live weights back into the model."""
+        """Restore the live weights."""
         if self._swap is None:
             raise RuntimeError("the average is not swapped in")
         swap = self._swap
@@ -343,11 +348,11 @@ class WeightAverage(Shown):
 
     @property
     def swapped(self) -> bool:
-        """Whether the model has the averaged weights now."""
+        """Whether the averages are in the model now."""
         return self._swap is not None
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Codes that are the average itself, in the live tensor's dtype."""
+        """Codes that are themselves the average, in the live tensor's dtype."""
         found = {}
         for name, tensor in live.items():
             codes = self.store.state_of(name).codes
@@ -362,22 +367,22 @@ class WeightAverage(Shown):
     # ---------------------------------------------------------------- memory and checkpoints
 
     def memory(self) -> MemoryReport:
-        """Bytes of the average by format, and what stays in fp32."""
+        """Return the bytes of the average by format, and what is kept in fp32."""
         return self.store.memory()
 
     def in_short(self) -> str:
-        """How often it moved, and its bytes."""
+        """The number of tensors, the number of updates, and the bytes."""
         return f"{len(self.live)} tensors, {self.updates} updates, {self.memory().total:,} bytes"
 
     def in_html(self) -> str:
-        """The line above its memory."""
+        """The one-line summary above the memory table."""
         return f"<p>{html.escape(repr(self))}</p>{self.memory().in_html()}"
 
     def __str__(self) -> str:
         return repr(self)
 
     def to(self, device: Any) -> None:
-        """Move what is stored to a device. Live tensors elsewhere are brought there for each update."""
+        """Move the stored averages to a device. Live tensors on other devices are copied there for each update."""
         self._refuse_while_swapped("move the average")
         for store in self._stores():
             store.to(torch.device(device))
@@ -387,7 +392,7 @@ class WeightAverage(Shown):
         return {**self.__dict__, "_synced": None, "_followed": {}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers: the stored averages, the counts, and how they are stored."""
+        """Return plain tensors and numbers: the stored averages, the counters, and the storage options."""
         self._refuse_while_swapped("save the average")
         state = {
             "kind": self.kind,
@@ -403,9 +408,10 @@ class WeightAverage(Shown):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, into an average built with the same storage; all is checked first.
+        """Load the result of :meth:`state_dict` into an average with the same storage. Everything is checked first.
 
-        The counts and the seed come from the checkpoint; the decay, the format and the rounding from this object.
+        The counters and the seed come from the checkpoint. The decay, the format and the rounding come from this
+        object.
         """
         self._refuse_while_swapped("load an average")
         own = WeightAverage.state_dict(self)
@@ -418,7 +424,7 @@ class WeightAverage(Shown):
         saved, tensors, frozen = state_dict["averages"], self.source.tensors(), state_dict.get("frozen", ())
         added = {n: tensors[n] for n in saved if n in tensors and n not in self.store}
         unfrozen = [n for n in self.store if n not in saved and n in frozen]
-        self._join(added)  # frozen here, and averaged there
+        self._join(added)  # frozen in this model, averaged in the checkpoint
         try:
             checked = self.store.validate(saved, without=unfrozen)
             counts = [count("average", k, state_dict[k]) for k in ("step", "updates", "seed")]
@@ -426,17 +432,17 @@ class WeightAverage(Shown):
         except Exception:
             self._leave(list(added))
             raise
-        self._leave(unfrozen)  # they begin with the next update, as they would have without a checkpoint
+        self._leave(unfrozen)  # their averages begin with the next update, as without a checkpoint
         self.store.load(checked)
         self.step, self.updates, self.store.seed = counts
         self._number(tensors)
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
-        """Subclasses load what they add to the state_dict, checking it first."""
+        """Load what a subclass adds to the state_dict, after checking it."""
 
 
 def _mapping(model: Model) -> nn.Module | Mapping[str, Tensor]:
-    """A module as it is, named tensors as a mapping."""
+    """Return a module unchanged, and named tensors as a mapping."""
     if isinstance(model, (nn.Module, Mapping)):
         return model
     try:

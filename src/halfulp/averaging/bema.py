@@ -16,7 +16,7 @@ __all__ = ["BEMA"]
 
 
 class BEMA(EMA):
-    """EMA without the lag: the average, moved on by a share of the way that the weights have gone.
+    """EMA without the lag: the average plus a share of the distance that the weights have moved since the start.
 
     Block and Zhang, EMA Without the Lag, arXiv 2508.00180. In update ``n``, with ``s = offset + scaling * n``:
     ``average <- average + (live - average) * s ** -ema_power``, and the result is
@@ -27,14 +27,14 @@ class BEMA(EMA):
     model
         A module, or its named parameters.
     ema_power, bias_power, scaling, offset
-        kappa, eta, gamma and rho of the paper. ``bias_power=None`` leaves the correction out. Beware: 0 does not, it
-        adds the whole way, by the formula (other code reads 0 as "off").
+        kappa, eta, gamma and rho of the paper. ``bias_power=None`` disables the correction. By the formula, 0 adds the
+        whole distance (other implementations read 0 as "off").
     burn_in
-        Steps during which average and start follow the weights.
+        Steps during which the average and the start are copies of the weights.
     update_every
-        phi of the paper; its ``n`` counts steps, not updates.
+        phi of the paper. Its ``n`` counts steps, not updates.
     start_state
-        How the start is stored; in the dtype of the average without.
+        How the start is stored. Default: in the dtype of the average.
     options
         As for :class:`~halfulp.averaging.ema.EMA`.
 
@@ -82,17 +82,17 @@ class BEMA(EMA):
 
     @property
     def bias_weight(self) -> float:
-        """Weight of the correction now; 0 without one."""
+        """Current weight of the correction; 0 if it is disabled."""
         return 0.0 if self.bias_power is None else self._base() ** -self.bias_power
 
     def update(self, model: Model | None = None) -> None:
-        """Count a step, and move the average if it is due."""
+        """Count a step, and update the average if it is due."""
         super().update(model)
         if self.start is not None and self.step <= self.update_after_step:
             self.start.copy_from(self.live if model is None else self.pick(model))
 
     def _value(self, name: str) -> Tensor:
-        """The corrected average, from the live weights as they are now."""
+        """Return the corrected average, computed from the present live weights."""
         average = super()._value(name)
         if self.start is None:
             return average
@@ -106,7 +106,7 @@ class BEMA(EMA):
         return {} if self.start is not None else super()._exchangeable(live)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state dictionary of an :class:`EMA`, with the start."""
+        """The state dictionary of :class:`EMA` plus the start."""
         own = super().state_dict()
         return own if self.start is None else {**own, "start": self.start.state_dict()}
 

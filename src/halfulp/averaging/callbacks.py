@@ -1,8 +1,8 @@
 """Averages inside trainers: Hugging Face's ``Trainer`` and Lightning.
 
-Both do the same. Evaluations in training are of the average, whatever happens in them. When training ends the model
-is handed over with the averaged weights in it: later evaluations, predictions and saved models have what was measured.
-Another training goes on with the live weights and the average, as if it had not been interrupted.
+Both work alike. Every evaluation during training uses the average. When training ends, the averaged weights are in the
+model, so that later evaluations, predictions and saved models match what was measured. Further training resumes from
+the live weights and the average as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Make = Callable[[Any], WeightAverage]
 
 
 class Keeper:
-    """Shared part of both callbacks: keeps an average between trainings, and puts it in and out of the model."""
+    """Shared part of both callbacks: keeps an average between trainings, and swaps it in and out of the model."""
 
     def __init__(self, make: Make | None, evaluate: bool, name: str, options: dict[str, Any]) -> None:
         if make is not None and options:
@@ -40,10 +40,10 @@ class Keeper:
         self.average: Any = None
         """The average; ``None`` before the first training."""
         self._live: dict[str, Tensor] = {}
-        """Live weights, in the host's memory, while the model has the averaged ones after training."""
+        """Live weights in host memory, kept after training while the model has the averaged weights."""
 
     def begin(self, model: Any, restored: bool = False) -> None:
-        """A training begins; `restored`: with weights from a checkpoint."""
+        """Start a training. `restored` says that the weights come from a checkpoint."""
         if self.average is not None and self.average.model is model:
             self._take_back(restored)
             return
@@ -53,7 +53,7 @@ class Keeper:
         self._live = {}
 
     def update(self, optimizers: Iterable[Any]) -> None:
-        """The optimizers have stepped: the average moves."""
+        """Update the average after the optimizers have stepped."""
         for optimizer in map(unwrap, optimizers):
             if isinstance(optimizer, RuleOptimizer) and any(g["master_weights"] for g in optimizer.param_groups):
                 log_once(
@@ -65,7 +65,7 @@ class Keeper:
 
     @torch.no_grad()
     def end(self) -> None:
-        """A training ends: the model gets the averaged weights."""
+        """End a training: put the averaged weights into the model."""
         if not self.evaluate or self.average is None:
             return
         live = {name: local_part(t).tensor for name, t in self.average.live.items()}
@@ -90,7 +90,7 @@ class Keeper:
 
     @contextmanager
     def evaluating(self, model: Any) -> Iterator[None]:
-        """The average is in the model, if this is the model of the average and it is not there already."""
+        """Swap the average in, if this is its model and it is not in the model already."""
         average = self.average
         if not self.evaluate or average is None or average.swapped or self._live or average.model is not model:
             yield
@@ -100,7 +100,7 @@ class Keeper:
 
     @contextmanager
     def swapped_out(self) -> Iterator[None]:
-        """The live weights are in the model, for a checkpoint in the middle of an evaluation."""
+        """Put the live weights back for a checkpoint in the middle of an evaluation."""
         average = self.average
         if average is None or not average.swapped:
             yield
@@ -119,7 +119,7 @@ class Keeper:
 
     def __reduce__(self) -> Any:
         state = {k: v for k, v in self.__dict__.items() if not k.startswith("__")}
-        return _rebuild, (self.kind,), state  # the class is made when it is needed: it has no name to be found by
+        return _rebuild, (self.kind,), state  # the class is created on demand, so pickle cannot find it by name
 
     kind = ""
 
@@ -130,7 +130,7 @@ def _rebuild(kind: str) -> Any:
 
 
 class _Evaluated:
-    """A loop of a trainer's, with the average in the model."""
+    """A loop of the trainer that runs with the average in the model."""
 
     def __init__(self, keeper: Keeper, trainer: Any, loop: str) -> None:
         self.keeper, self.trainer, self.loop = keeper, trainer, loop
@@ -141,7 +141,7 @@ class _Evaluated:
 
 
 def _calling_trainer(callback: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The trainer that calls a callback, and the local variables of its loop."""
+    """Return the trainer that calls a callback, and the local variables of its loop."""
     found: Any = None
     for found, variables in calling(
         lambda o: callback in getattr(getattr(o, "callback_handler", None), "callbacks", ())
@@ -206,29 +206,29 @@ def trainer_callback(
 ) -> Any:
     """A ``transformers.TrainerCallback`` that keeps a weight average.
 
-    The average moves after every optimizer step, is saved into the trainer's checkpoints
-    (``weight_average.safetensors``) and resumed from the one that ``train(resume_from_checkpoint=...)`` names, and is
-    ``callback.average``. With `evaluate`, what the trainer evaluates and predicts in training is the average; the
-    weights in checkpoints are live. After training the model has the averaged weights, with
-    ``load_best_model_at_end`` those of the best checkpoint: ``evaluate()``, ``predict()`` and ``save_model()`` have
-    what was measured. Another ``train()`` goes on with the live weights. Under FSDP2 and DDP every rank averages what
-    it holds; the file holds the whole, and any number of ranks resumes it.
+    The average is updated after every optimizer step and is available as ``callback.average``. It is saved in the
+    trainer's checkpoints (``weight_average.safetensors``) and resumed from the one that
+    ``train(resume_from_checkpoint=...)`` names. With `evaluate`, evaluations and predictions during training use the
+    average, while checkpoints hold the live weights. After training the model has the averaged weights, or with
+    ``load_best_model_at_end`` those of the best checkpoint. So ``evaluate()``, ``predict()`` and ``save_model()`` use
+    what was measured. Another ``train()`` resumes from the live weights. Under FSDP2 and DDP every rank averages what
+    it holds. The file holds the whole average, and any number of ranks can resume it.
 
     Parameters
     ----------
     make
-        From the model to an average; an :class:`~halfulp.averaging.ema.EMA` with `options` without.
+        Function that builds the average of a model. Default: an :class:`~halfulp.averaging.ema.EMA` with `options`.
     evaluate
-        Whether evaluations and the model after training are of the average. Without, only ``callback.average`` has it.
+        Whether evaluations and the trained model use the average. Otherwise only ``callback.average`` has it.
     name
-        Name of the file, for a trainer with several averages (of which one evaluates).
+        Name of the file. Needed for a trainer with several averages, of which one evaluates.
     options
-        Of :class:`~halfulp.averaging.ema.EMA`.
+        Options of :class:`~halfulp.averaging.ema.EMA`.
 
     Raises
     ------
     ModuleNotFoundError
-        Without transformers.
+        If transformers is not installed.
 
     Examples
     --------
@@ -291,7 +291,7 @@ def _lightning_class() -> Any:
             return {} if self.average is None else self.saved()
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            if self._fitting and state_dict:  # a tuner brings back what was before it
+            if self._fitting and state_dict:  # a tuner restores the weights from before it
                 self.average.load_state_dict(state_dict)
             else:
                 self._saved = state_dict or None
@@ -306,7 +306,7 @@ def _lightning_class() -> Any:
                 if any(is_sharded(t) for t in averaged.values()) or not set(average.live) <= set(live):
                     log.warning("a sharded or renamed state_dict: checkpoints have the live weights, not the averages")
                     return
-                if self._live:  # after training, when the model has the averages
+                if self._live:  # after training the model has the averages
                     live |= {name: t for name, t in self._live.items() if name in live}
                 changed = {n for n in live if live[n] is not saved[n] or n in average.live}
                 checkpoint[self._live_key] = {n: live[n].detach().clone() for n in changed if n in live}
@@ -329,25 +329,25 @@ def lightning_callback(
 ) -> Any:
     """A Lightning ``Callback`` that keeps a weight average, as :func:`trainer_callback` does.
 
-    The average moves when the optimizer has stepped, also under gradient accumulation. With `evaluate`, validation in
-    ``fit`` is of the average, and the module has it after ``fit``, for ``test`` and ``predict``. As with Lightning's
-    own ``WeightAveraging``, the ``state_dict`` of a checkpoint has the averaged weights, so that
-    ``test(ckpt_path="best")`` and ``load_from_checkpoint`` give what was measured; the live ones lie beside it, and
-    ``fit(ckpt_path=...)`` goes on with them. Another ``fit`` with the same module goes on with the average.
+    The average is updated when the optimizer has stepped, also under gradient accumulation. With `evaluate`, validation
+    in ``fit`` uses the average, and the module keeps it after ``fit`` for ``test`` and ``predict``. As with Lightning's
+    own ``WeightAveraging``, the ``state_dict`` of a checkpoint holds the averaged weights, so that
+    ``test(ckpt_path="best")`` and ``load_from_checkpoint`` give what was measured. The live weights are stored beside
+    them, and ``fit(ckpt_path=...)`` resumes from those. Another ``fit`` with the same module continues the average.
 
     Parameters
     ----------
     make, options
-        As of :func:`trainer_callback`.
+        As for :func:`trainer_callback`.
     evaluate
-        Whether validation, checkpoints and the module after ``fit`` are of the average.
+        Whether validation, checkpoints and the module after ``fit`` use the average.
     name
-        Key of the state in checkpoints, for a trainer with several averages (of which one evaluates).
+        Key of the state in checkpoints. Needed for a trainer with several averages, of which one evaluates.
 
     Raises
     ------
     ModuleNotFoundError
-        Without Lightning.
+        If Lightning is not installed.
 
     Examples
     --------

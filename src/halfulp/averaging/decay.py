@@ -1,6 +1,6 @@
-"""Decays of an average: schedules, and rules that convert one decay into another.
+"""Decay schedules of an average, and functions that convert one decay into another.
 
-A schedule is any function of the number of the update, from 1; these are frozen dataclasses with a readable form.
+A schedule is any function of the update's number, starting at 1. These are frozen dataclasses with a readable repr.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class _Constant:
 class Warmup:
     """``clamp(1 - (1 + (n - 1) / inv_gamma) ** -power, min_decay, decay)``, and 0 in the first update.
 
-    The warm-up of ema-pytorch and of Crowson's k-diffusion. With `power` 2/3 a decay of 0.9999 is reached at about a
-    million updates, with 3/4 at 215 000; 1 gives the uniform mean until `decay` is reached.
+    The warm-up of ema-pytorch and of Crowson's k-diffusion. With `power` 2/3 the decay reaches 0.9999 after about a
+    million updates, with 3/4 after 215 000. With 1 the average is the uniform mean until `decay` is reached.
 
     Parameters
     ----------
-    decay, min_decay
+    Largest and smallest decay.
         Largest and smallest decay.
     inv_gamma, power
-        Constants of the formula; positive.
+        Positive constants of the formula.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class Warmup:
             raise ValueError(f"inv_gamma and power are positive, got {self.inv_gamma} and {self.power}")
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         if n <= 1:
             return 0.0
         return min(max(1 - (1 + (n - 1) / self.inv_gamma) ** -self.power, self.min_decay), self.decay)
@@ -65,12 +65,12 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Ramp:
-    """``min(decay, (1 + n) / (10 + n))``: the ramp of TensorFlow and diffusers.
+    """The ramp of TensorFlow and diffusers: ``min(decay, (1 + n) / (10 + n))``.
 
     Parameters
     ----------
     decay
-        Where it ends.
+        Final decay.
 
     Examples
     --------
@@ -84,18 +84,18 @@ class Ramp:
         _check(self.decay)
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         return min(self.decay, (1 + n) / (10 + n))
 
 
 @dataclass(frozen=True)
 class MeanTeacher:
-    """``min(1 - 1 / n, decay)``: the uniform mean until `decay` is reached (Tarvainen & Valpola, arXiv 1703.01780).
+    """Uniform mean until `decay` is reached: ``min(1 - 1 / n, decay)`` (Tarvainen & Valpola, arXiv 1703.01780).
 
     Parameters
     ----------
     decay
-        Where it ends.
+        Final decay.
 
     Examples
     --------
@@ -109,18 +109,18 @@ class MeanTeacher:
         _check(self.decay)
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         return min(1 - 1 / n, self.decay)
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """``1 - 1 / (n + 1)``, or ``1 - 1 / n`` where the start does not count: the running mean of SWA (arXiv 1803.05407).
+    """Running mean of SWA: ``1 - 1 / n``, or ``1 - 1 / (n + 1)`` if the start counts (arXiv 1803.05407).
 
     Parameters
     ----------
     counts_start
-        Whether the weights that the average started from are one of those averaged.
+        Whether the initial weights are part of the mean.
 
     Examples
     --------
@@ -131,22 +131,22 @@ class Uniform:
     counts_start: bool = False
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         return n / (n + 1) if self.counts_start else 1 - 1 / n
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """``(1 - 1 / n) ** (gamma + 1)``: the averaging window is a fixed share of the training so far.
+    """Averaging window that is a fixed share of the training so far: ``(1 - 1 / n) ** (gamma + 1)``.
 
     Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696. The weight of
-    step ``i`` in the average of step ``n`` grows as ``i ** gamma``; the width of that profile relative to ``n`` is
-    `sigma`, between 0 and ``1 / sqrt(12)``.
+    step ``i`` in the average of step ``n`` grows as ``i ** gamma``. `sigma` is the width of that profile relative to
+    ``n``, between 0 and ``1 / sqrt(12)``.
 
     Parameters
     ----------
     gamma
-        Exponent; 0 is the uniform mean.
+        Exponent. 0 gives the uniform mean.
 
     Examples
     --------
@@ -162,29 +162,29 @@ class PowerLaw:
 
     @classmethod
     def of_width(cls, sigma: float) -> PowerLaw:
-        """The profile whose standard deviation is `sigma` of the training so far."""
+        """Return the profile whose standard deviation is `sigma` of the training so far."""
         return cls(power_exponent(sigma))
 
     @property
     def sigma(self) -> float:
-        """Relative width."""
+        """Width of the profile relative to the training so far."""
         return power_width(self.gamma)
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         return (1 - 1 / n) ** (self.gamma + 1)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """From `start` to `end` in `steps` updates, in a straight line; `end` from there on.
+    """Linear schedule from `start` to `end` in `steps` updates, constant afterwards.
 
     Parameters
     ----------
     start, end
-        Decays of the first update, and of update `steps`.
+        Decay of the first update, and of update `steps`.
     steps
-        Updates, at least 1.
+        Number of updates, at least 1.
 
     Examples
     --------
@@ -201,20 +201,20 @@ class Linear:
         _check(self.start, self.end, steps=self.steps)
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         return self.start + (self.end - self.start) * min(max(n - 1, 0) / max(self.steps - 1, 1), 1.0)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """From `start` to `end` in `steps` updates, along half a cosine (BYOL and DINO: to 1); `end` from there on.
+    """Half-cosine schedule from `start` to `end` in `steps` updates, constant afterwards (BYOL and DINO: to 1).
 
     Parameters
     ----------
     start, end
-        Decays of the first update, and of update `steps`.
+        Decay of the first update, and of update `steps`.
     steps
-        Updates, at least 1.
+        Number of updates, at least 1.
 
     Examples
     --------
@@ -231,13 +231,13 @@ class Cosine:
         _check(self.start, self.end, steps=self.steps)
 
     def __call__(self, n: int) -> float:
-        """Decay of update `n`."""
+        """Return the decay of update `n`."""
         share = min(max(n - 1, 0) / max(self.steps - 1, 1), 1.0)
         return self.end - (self.end - self.start) * (math.cos(math.pi * share) + 1) / 2
 
 
 def as_decay(decay: float | Decay) -> Decay:
-    """A schedule from a number or a schedule."""
+    """Return a schedule, given a number or a schedule."""
     if callable(decay):
         return decay
     _check(decay)
@@ -253,17 +253,17 @@ def _check(*decays: float, steps: int = 1) -> None:
 
 
 def scale_decay(decay: float, batch_ratio: float) -> float:
-    """Decay that keeps the dynamics of an EMA when the batch grows by a factor: ``decay ** batch_ratio``.
+    """Return the decay that keeps the dynamics of an EMA when the batch grows: ``decay ** batch_ratio``.
 
     Busbridge et al., How to Scale Your EMA, arXiv 2307.13813. The optimizer follows its own rule (SGD: ``lr`` times the
-    factor; Adam: times its square root). Fewer updates stall with the smaller decay, too.
+    ratio; Adam: times its square root). The smaller decay also stalls fewer updates.
 
     Parameters
     ----------
     decay
-        At the old batch size, in [0, 1].
+        Decay at the old batch size, in [0, 1].
     batch_ratio
-        New batch size over the old one.
+        New batch size divided by the old one.
 
     Examples
     --------
@@ -277,12 +277,12 @@ def scale_decay(decay: float, batch_ratio: float) -> float:
 
 
 def half_life(decay: float) -> float:
-    """Updates after which half of an average is left: ``log(1/2) / log(decay)``.
+    """Return the number of updates after which half of an average is left: ``log(1/2) / log(decay)``.
 
     Parameters
     ----------
     decay
-        In [0, 1].
+        Decay in [0, 1].
 
     Examples
     --------
@@ -296,11 +296,11 @@ def half_life(decay: float) -> float:
 
 
 def power_width(gamma: float) -> float:
-    """Relative width of the power profile of an exponent: ``sqrt((g + 1) / ((g + 2)^2 (g + 3)))``.
+    """Return the relative width of a power profile: ``sqrt((g + 1) / ((g + 2)^2 (g + 3)))`` with ``g = gamma``.
 
     Parameters
     ----------
-    gamma
+    Exponent, as in :class:`PowerLaw`.
         The exponent, as of :class:`PowerLaw`.
 
     Examples
@@ -312,17 +312,17 @@ def power_width(gamma: float) -> float:
 
 
 def power_exponent(sigma: float) -> float:
-    """Exponent of the power profile of a relative width: the root of ``power_width(gamma) == sigma``.
+    """Return the exponent of the power profile with a given relative width, the inverse of :func:`power_width`.
 
     Parameters
     ----------
     sigma
-        The width.
+        Relative width.
 
     Raises
     ------
     ValueError
-        Outside ``(0, 1 / sqrt(12)]``, the width of the uniform mean.
+        If `sigma` lies outside ``(0, 1 / sqrt(12)]``. The upper end is the width of the uniform mean.
 
     Examples
     --------

@@ -17,10 +17,9 @@ __all__ = ["AveragedModel", "SecondModel"]
 
 
 class SecondModel(nn.Module):
-    """Base of drop-ins for classes that keep a second model: a module around one whose weights are an average.
+    """Base class of drop-ins for classes that keep a second model: a module around one whose weights are an average.
 
-    Subclasses register the second model under the name that the original has for it (:attr:`second`), and set
-    :attr:`ema`.
+    Subclasses set :attr:`ema` and register the second model under the original's name for it (:attr:`second`).
     """
 
     second = "module"
@@ -32,7 +31,7 @@ class SecondModel(nn.Module):
         self._modules[self.second] = skeleton.module
 
     def _average(self, move: Callable[[], None]) -> None:
-        """Move the average, and let the second model follow."""
+        """Update the average, then the second model."""
         self._skeleton.take_buffers()
         move()
         self._skeleton.follow()
@@ -40,7 +39,7 @@ class SecondModel(nn.Module):
         self._skeleton.give_buffers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """``to()`` and its kin: averages move to the device; weights are decoded to the dtype."""
+        """Handle ``to()`` and related methods: averages move to the device, and weights are decoded to the dtype."""
         super()._apply(fn, recurse)
         for name, dtype in self._skeleton.dtypes.items():
             if name in self.ema.store:
@@ -50,7 +49,7 @@ class SecondModel(nn.Module):
         return self
 
     def _take(self, values: Mapping[str, Tensor]) -> None:
-        """Start from given averages."""
+        """Start from the given averages."""
         named = {clean_name(n): t for n, t in values.items()}
         missing = sorted(set(self.ema.store) - set(named))
         if missing:
@@ -62,14 +61,14 @@ class SecondModel(nn.Module):
 
     @torch.no_grad()
     def _take_buffers(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """The second model's buffers, as they were saved."""
+        """Restore the second model's buffers as they were saved."""
         self._skeleton.give_buffers()
         for name, buffer in self._skeleton.module.named_buffers():
             if f"{prefix}{name}" in state_dict:
-                buffer.copy_(state_dict[f"{prefix}{name}"])  # what differs from the average was put there by update_bn
+                buffer.copy_(state_dict[f"{prefix}{name}"])  # update_bn wrote what differs from the average
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's keys, decoded, and under ``halfulp`` what is stored, bit for bit."""
+        """Return the original's keys, decoded, plus the stored averages under ``halfulp``, bit for bit."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         state[f"{kwargs.get('prefix', '')}halfulp"] = self.ema.state_dict()
         return state
@@ -78,14 +77,14 @@ class SecondModel(nn.Module):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load our own or the original's; all of the average must be there."""
+        """Load our own state or the original's. It must hold every average."""
         self._load(state_dict)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: Any,
         unexpected: Any, errors: list[str],
     ) -> None:  # fmt: skip
-        try:  # as part of a larger module
+        try:  # part of a larger module
             self._load({k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)})
         except ValueError as error:
             errors.append(f"{prefix}: {error}")
@@ -104,25 +103,27 @@ class SecondModel(nn.Module):
 class AveragedModel(SecondModel):
     """``torch.optim.swa_utils.AveragedModel`` with averages in any format.
 
-    The same arguments, methods and state_dict keys; ``state``, ``rounding``, ``seed`` and the options of
-    :class:`~halfulp.averaging.ema.EMA` come on top. ``module`` is a second model whose weights are decoded whenever
-    something reads them: ``module.state_dict()``, ``module(x)``, ``copy.deepcopy(module)`` have the averages. Its
-    buffers are its own, so that ``update_bn`` works. Frozen weights are those of the model.
+    It has the same arguments, methods and state_dict keys, plus ``state``, ``rounding``, ``seed`` and the options of
+    :class:`~halfulp.averaging.ema.EMA`. ``module`` is a second model whose weights are decoded whenever they are read,
+    so
+    ``module.state_dict()``, ``module(x)`` and ``copy.deepcopy(module)`` have the averages. It has its own buffers, so
+    that
+    ``update_bn`` works. Frozen weights are shared with the model.
 
-    ``avg_fn`` and ``multi_avg_fn`` must be linear, as torch's own are: the decay is read off them.
+    ``avg_fn`` and ``multi_avg_fn`` must be linear, like torch's own, because the decay is inferred from them.
 
     Parameters
     ----------
     model
         A module.
     device
-        Where the averages are kept; with the model without.
+        Device of the averages. Default: the model's.
     avg_fn, multi_avg_fn
-        As torch has them; one of them, or the uniform mean without.
+        As in torch, at most one of them. Default: the uniform mean.
     use_buffers
         Average floating-point buffers too, in fp32. Other buffers are copied from the model in each update.
     options
-        Of :class:`~halfulp.averaging.ema.EMA`.
+        Options of :class:`~halfulp.averaging.ema.EMA`.
 
     Examples
     --------
@@ -137,7 +138,7 @@ class AveragedModel(SecondModel):
     """
 
     n_averaged: Tensor
-    """Updates so far."""
+    """Number of updates so far."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class AveragedModel(SecondModel):
             self.to(device)
 
     def _decay(self, n: int) -> float:
-        """Decay of the `n`-th update; the first copies, as torch's does."""
+        """Return the decay of update `n`. The first update copies, as in torch."""
         if n == 1:
             return 0.0
         if self.avg_fn is None and self.multi_avg_fn is None:
@@ -177,11 +178,11 @@ class AveragedModel(SecondModel):
         return ends[1]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The second model's forward: with the averaged weights."""
+        """Run the second model's forward, with the averaged weights."""
         return self._skeleton.module(*args, **kwargs)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the weights of a model in."""
+        """Update the average with the weights of a model."""
         self.ema.updates = int(self.n_averaged)
         self._average(lambda: self.ema.update(model))
         self.n_averaged.fill_(self.ema.updates)

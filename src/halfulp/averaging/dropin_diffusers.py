@@ -21,34 +21,35 @@ from halfulp.numbers.log import log_once
 __all__ = ["EMAModel"]
 
 FILE = "halfulp_ema.safetensors"
-"""Beside the averaged model: what is stored, bit for bit."""
+"""File beside the averaged model that holds the stored averages, bit for bit."""
 
 
 class EMAModel:
     """``diffusers.training_utils.EMAModel`` with averages in any format: the same arguments, methods and files.
 
-    It holds no model: parameters are handed in, always the same in the same order. Frozen ones are not stored, their
-    average is what they are.
+    It holds no model. Parameters are passed in, always the same ones in the same order. Frozen parameters are not
+    stored:
+    their average is their value.
 
-    Where it differs: ``shadow_params`` is decoded at each reading, a list of copies (assigning a list stores it);
-    ``foreach`` changes nothing; :meth:`to` moves, and has no dtype; another number of parameters is refused.
+    Differences: ``shadow_params`` is a list of copies that is decoded at each read, and assigning a list stores it.
+    ``foreach`` has no effect. :meth:`to` accepts no dtype. A different number of parameters raises an error.
 
     Parameters
     ----------
     parameters
-        Parameters of the model; or a module, which sets ``use_ema_warmup`` as in diffusers.
+        The model's parameters, or a module, which sets ``use_ema_warmup`` as in diffusers.
     decay, min_decay
         Largest and smallest decay.
     update_after_step
-        Steps until the average leaves the weights.
+        Number of steps during which the average is a copy of the weights.
     use_ema_warmup, inv_gamma, power
-        The warm-up ``1 - (1 + step / inv_gamma) ** -power``; ``(1 + step) / (10 + step)`` without.
+        Warm-up ``1 - (1 + step / inv_gamma) ** -power``. Without it, the decay is ``(1 + step) / (10 + step)``.
     foreach
-        Without effect.
+        No effect.
     model_cls, model_config
-        For :meth:`save_pretrained`.
+        Used by :meth:`save_pretrained`.
     state, rounding, seed, backend, options
-        Storage, as of :class:`~halfulp.averaging.ema.EMA`; ``device`` moves the averages, ``max_value`` and
+        Storage options, as for :class:`~halfulp.averaging.ema.EMA`. ``device`` moves the averages. ``max_value`` and
         ``min_value`` are old names of ``decay`` and ``min_decay``.
 
     Examples
@@ -92,12 +93,12 @@ class EMAModel:
         self.cur_decay_value: float | None = None
         """Decay of the last step."""
         self.temp_stored_params: list[Tensor] | None = None
-        """What :meth:`store` keeps."""
+        """The weights that :meth:`store` keeps."""
         listed = self._listed(parameters)
         if not listed:
             raise ValueError("there is nothing to average: no parameters were given")
         self._frozen: dict[int, Tensor] = {}
-        """Parameters that are not stored, by place: those of the model."""
+        """Parameters that are not stored, by position."""
         self._number = len(listed)
         self.averages = AverageStore(
             self._sorted(listed), state=state, rounding=rounding, seed=seed, backend=backend,
@@ -119,7 +120,7 @@ class EMAModel:
         return listed
 
     def _sorted(self, listed: list[Tensor]) -> dict[str, Tensor]:
-        """Trained parameters by place; frozen ones are noted."""
+        """Return the trained parameters by position, and note the frozen ones."""
         self._frozen = {i: p for i, p in enumerate(listed) if is_frozen(p)}
         trained = {str(i): p for i, p in enumerate(listed) if i not in self._frozen}
         for name, tensor in trained.items():
@@ -131,7 +132,7 @@ class EMAModel:
 
     @property
     def shadow_params(self) -> list[Tensor]:
-        """Averages, decoded to fp32; frozen parameters as they are."""
+        """Averages, decoded to fp32. Frozen parameters are returned as they are."""
         return [
             self._frozen[i].detach() if i in self._frozen else self.averages.read(str(i)) for i in range(self._number)
         ]
@@ -150,7 +151,7 @@ class EMAModel:
     # ---------------------------------------------------------------- steps
 
     def get_decay(self, optimization_step: int) -> float:
-        """Decay of a step, as diffusers computes it."""
+        """Return the decay of a step, computed as in diffusers."""
         step = max(0, optimization_step - self.update_after_step - 1)
         if step <= 0:
             return 0.0
@@ -159,7 +160,7 @@ class EMAModel:
 
     @torch.no_grad()
     def step(self, parameters: Iterable[Tensor] | nn.Module) -> None:
-        """Move the averages towards the parameters; those that were frozen or unfrozen are no averages or begin."""
+        """Update the averages. Those of newly frozen parameters are dropped, and those of unfrozen ones begin."""
         listed = self._given(parameters)
         trained = self._sorted(listed)
         resized = [n for n in trained if n in self.averages and not self.averages.fits(n, trained[n])]
@@ -179,19 +180,19 @@ class EMAModel:
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[Tensor] | nn.Module) -> None:
-        """Put the averages into parameters."""
+        """Copy the averages into parameters."""
         torch.clear_autocast_cache()
         for i, param in enumerate(self._given(parameters)):
             average = self.averages.read(str(i)) if i not in self._frozen else local_part(self._frozen[i]).tensor
             local_part(param).tensor.copy_(average)
 
     def store(self, parameters: Iterable[Tensor] | nn.Module) -> None:
-        """Keep parameters, in the host's memory, for :meth:`restore`."""
+        """Keep a copy of the parameters in host memory for :meth:`restore`."""
         self.temp_stored_params = [local_part(p).tensor.to("cpu", copy=True) for p in self._given(parameters)]
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[Tensor] | nn.Module) -> None:
-        """Put back what :meth:`store` kept."""
+        """Restore the parameters that :meth:`store` kept."""
         if self.temp_stored_params is None:
             raise RuntimeError("there are no weights to restore: call store() before copy_to()")
         torch.clear_autocast_cache()
@@ -207,11 +208,11 @@ class EMAModel:
             self.averages.to(torch.device(device))
 
     def pin_memory(self) -> None:
-        """Does nothing but say so: stored averages are small, and not pinned."""
+        """Log that averages are never pinned, since they are small."""
         log_once("EMAModel.pin_memory does nothing: averages are not pinned")
 
     def memory(self) -> MemoryReport:
-        """Bytes of the averages by format, and what stays in fp32."""
+        """Return the bytes of the averages by format, and what is kept in fp32."""
         return self.averages.memory()
 
     # ---------------------------------------------------------------- checkpoints
@@ -234,12 +235,12 @@ class EMAModel:
         return {"storage": store.quantizer.spec, "seed": store.seed, "averages": store.state_dict()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The keys of diffusers, with decoded averages, and under ``halfulp`` what is stored, bit for bit."""
+        """Return the keys of diffusers with decoded averages, plus the stored averages under ``halfulp``."""
         return {**self._settings(), "shadow_params": self.shadow_params, "halfulp": self._stored()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load our own or that of diffusers; what it lacks stays as it is."""
+        """Load our own state or that of diffusers. Missing settings keep their values."""
         settings = {**self._settings(), **{k: state_dict[k] for k in self._settings() if k in state_dict}}
         self._check(settings)
         for key in ("optimization_step", "update_after_step"):
@@ -263,7 +264,7 @@ class EMAModel:
         self.averages.seed = seed
 
     def save_pretrained(self, path: Any) -> None:
-        """Write a model with the averages in it, as diffusers does, and the stored averages beside it."""
+        """Save a model with the averages in it, as diffusers does, with the stored averages beside it."""
         if self.model_cls is None or self.model_config is None:
             raise ValueError("save_pretrained needs model_cls= and model_config= of the constructor")
         model = self.model_cls.from_config(self.model_config)
@@ -274,7 +275,7 @@ class EMAModel:
 
     @classmethod
     def from_pretrained(cls, path: Any, model_cls: Any, foreach: bool = False, **options: Any) -> EMAModel:
-        """Read what :meth:`save_pretrained` wrote, or that of diffusers, whose averages are rounded to nearest."""
+        """Load the result of :meth:`save_pretrained`, or of diffusers, whose averages are rounded to nearest."""
         _, settings = model_cls.from_config(path, return_unused_kwargs=True)
         model = model_cls.from_pretrained(path)
         ema = cls(model.parameters(), model_cls=model_cls, model_config=model.config, foreach=foreach, **options)

@@ -20,42 +20,43 @@ __all__ = ["EMAPytorch"]
 class EMAPytorch(SecondModel):
     """``ema_pytorch.EMA`` (0.8.3) with averages in any format: the same arguments, methods and checkpoint keys.
 
-    ``ema_model`` is a second model whose weights are decoded whenever something reads them. ``use_foreach`` and
-    ``coerce_dtype`` change nothing: averages are always updated in one pass, from weights of any dtype. Of the
-    original's attributes, ``inplace_copy`` and ``inplace_lerp`` are missing; models that are no ``nn.Module`` (pytrees)
-    are refused.
+    ``ema_model`` is a second model whose weights are decoded whenever they are read. ``use_foreach`` and
+    ``coerce_dtype``
+    have no effect: averages are always updated in one pass, from weights of any dtype. The attributes ``inplace_copy``
+    and
+    ``inplace_lerp`` are missing. Models that are not an ``nn.Module`` (pytrees) raise an error.
 
     Parameters
     ----------
     model
         A module.
     ema_model
-        A second module of the same form, or a function that makes one: the averages begin as its weights, which it
-        gives up. A copy of the model without.
+        A second module of the same form, or a function that makes one. Its weights become the averages and are then
+        dropped. Default: a copy of the model.
     beta
         Largest decay.
     update_after_step, update_every
-        Steps until the first update, and from one to the next.
+        Steps before the first update, and steps between updates.
     inv_gamma, power, min_value
         Warm-up of the decay: see :class:`~halfulp.averaging.decay.Warmup`.
     param_or_buffer_names_no_ema
-        Names that each update copies.
+        Names that are copied in each update.
     ignore_names, ignore_startswith_names
-        Names, and beginnings of names, that no update changes in the second model.
+        Names, and name prefixes, that no update changes in the second model.
     include_online_model
         Whether the model is part of the state_dict.
     allow_different_devices, move_ema_to_online_device
-        Averages may lie elsewhere than the model; whether they move to it.
+        Whether averages may be on another device than the model, and whether they move to the model's.
     use_foreach, coerce_dtype
-        Without effect.
+        No effect.
     update_model_with_ema_every, update_model_with_ema_beta
-        Steps after which the model goes on from the average (Switch EMA), and how much of it stays (hare to tortoise).
+        Steps after which the model takes over the average (Switch EMA), and the share of its own value that it keeps.
     forward_method_names
-        Methods of the second model that are offered here.
+        Methods of the second model that are available here.
     lazy_init_ema
-        Make the second model in the first update.
+        Whether to create the second model in the first update.
     options
-        Of :class:`~halfulp.averaging.ema.EMA`: ``state``, ``rounding``, ``seed``, ``frozen`` ...
+        Options of :class:`~halfulp.averaging.ema.EMA`: ``state``, ``rounding``, ``seed``, ``frozen`` ...
 
     Examples
     --------
@@ -114,7 +115,7 @@ class EMAPytorch(SecondModel):
         if include_online_model:
             self.online_model: Any = model
         else:
-            self.online_model = [model]  # as in the original: no part of the module tree
+            self.online_model = [model]  # as in the original, not part of the module tree
         self._modules["ema_model"] = None
         self.register_buffer("initted", torch.tensor(False))
         self.register_buffer("step", torch.tensor(0))
@@ -122,7 +123,7 @@ class EMAPytorch(SecondModel):
             self.init_ema(ema_model)
 
     def init_ema(self, ema_model: nn.Module | Callable[[], nn.Module] | None = None) -> None:
-        """Make the second model, or take one over."""
+        """Create the second model, or take one over."""
         if ema_model is not None and not isinstance(ema_model, nn.Module):
             ema_model = ema_model()
         names = {clean_name(n) for n, _ in [*self.model.named_parameters(), *self.model.named_buffers()]}
@@ -149,45 +150,45 @@ class EMAPytorch(SecondModel):
 
     @property
     def model(self) -> nn.Module:
-        """The model that is followed."""
+        """The model that the average follows."""
         model: nn.Module = self.online_model if self.include_online_model else self.online_model[0]
         return model
 
     def eval(self) -> Any:
-        """Evaluation mode of the second model, which is returned, as by the original."""
+        """Set the second model's evaluation mode and return that model, as the original does."""
         return self.ema_model.eval()
 
     @torch.no_grad()
     def forward_eval(self, *args: Any, **kwargs: Any) -> Any:
-        """The second model's forward, without gradients."""
+        """Run the second model's forward without gradients."""
         return self.ema_model(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The second model's forward: with the averaged weights."""
+        """Run the second model's forward, with the averaged weights."""
         return self.ema_model(*args, **kwargs)
 
     def restore_ema_model_device(self) -> None:
-        """Bring the averages to the device of this module's counters."""
+        """Move the averages to the device of this module's counters."""
         self.ema.to(self.initted.device)
         self.ema_model.to(self.initted.device)
 
     def get_params_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Names and parameters of either model that are averaged."""
+        """Yield names and averaged parameters of either model."""
         return ((n, p) for n, p in model.named_parameters() if clean_name(n) in self.parameter_names)
 
     def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Names and buffers of either model that are averaged."""
+        """Yield names and averaged buffers of either model."""
         return ((n, b) for n, b in model.named_buffers() if clean_name(n) in self.buffer_names)
 
     def get_current_decay(self) -> float:
-        """Decay of an update now, as ema-pytorch computes it."""
+        """Return the current decay, computed as in ema-pytorch."""
         epoch = max(int(self.step) - self.update_after_step - 1, 0)
         if epoch == 0:
             return 0.0
         return min(max(1 - (1 + epoch / self.inv_gamma) ** -self.power, self.min_value), self.beta)
 
     def update(self) -> None:
-        """Count a step, and move the average if it is due."""
+        """Count a step, and update the average if it is due."""
         step = int(self.step)
         self.step += 1
         if not bool(self.initted):
@@ -226,7 +227,7 @@ class EMAPytorch(SecondModel):
         self._copy_own(self._copied)
 
     def update_model_with_ema(self, decay: float | None = None) -> None:
-        """The model goes on from the average, or from a mean of both."""
+        """Replace the model's weights by the average, or by a mean of both."""
         decay = self.update_model_with_ema_beta if decay is None else decay
         if decay == 0.0:
             self.copy_params_from_ema_to_model()
@@ -235,7 +236,7 @@ class EMAPytorch(SecondModel):
 
     @torch.no_grad()
     def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the model's weights."""
+        """Restart the average from the model's weights."""
         self._average(lambda: self.ema.store.copy_from(self.ema._follow()))
         self._copy_own(self._skeleton.own)
 
@@ -248,7 +249,7 @@ class EMAPytorch(SecondModel):
 
     @torch.no_grad()
     def copy_params_from_ema_to_model(self) -> None:
-        """The model's weights become the average."""
+        """Replace the model's weights by the average."""
         self.ema.copy_to()
 
     def _load(self, state_dict: Mapping[str, Any]) -> None:

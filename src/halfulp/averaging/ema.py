@@ -18,27 +18,27 @@ __all__ = ["EMA", "SWA", "TemporalEnsemble"]
 class EMA(WeightAverage):
     """Exponential moving average of a model's weights, stored in any format.
 
-    ``average <- average + (live - average) * (1 - decay)``, in fp32, then rounded to the format. With a decay of 0.999
-    and more, a bf16 average under nearest rounding is frozen: its updates are smaller than half a unit in the last
-    place. Stochastic rounding keeps it moving, in 8 bits too.
+    ``average <- average + (live - average) * (1 - decay)`` in fp32, then rounded to the format. At a decay of 0.999 or
+    more, a bf16 average under nearest rounding is frozen: its updates are smaller than half a unit in the last place.
+    Stochastic rounding keeps it moving, even in 8 bits.
 
     Parameters
     ----------
     model
         A module, or its named parameters (a mapping or pairs).
     decay
-        A number, or a function of the number of the update, from 1 (:mod:`halfulp.averaging.decay`).
+        A number, or a function of the update's number, starting at 1 (:mod:`halfulp.averaging.decay`).
     state, rounding
-        As for the optimizers; see ``docs/averaging.md`` for how the formats compare.
+        As for the optimizers. ``docs/averaging.md`` compares the formats.
     update_after_step
-        Until then the average is a copy of the weights.
+        Number of steps during which the average is a copy of the weights.
     update_every
-        Steps from one update to the next. The decay is per update.
+        Steps between updates. The decay is per update.
     buffers, frozen, ignore
         See :class:`~halfulp.averaging.base.WeightAverage`.
     difference
-        Store the difference to the live weights instead of the average. Needs :meth:`before_step` (or :meth:`attach`),
-        and a copy of the weights during the optimizer's step.
+        Whether to store the difference to the live weights instead of the average. Needs :meth:`before_step` (or
+        :meth:`attach`), and a copy of the weights during the optimizer's step.
     seed, scale, block_size, min_size, keep_fp32, backend
         As for the optimizers.
 
@@ -82,19 +82,19 @@ class EMA(WeightAverage):
         self._before: dict[str, Tensor] | None = None
         self._hooks: list[Any] = []
         self.counts: dict[str, Tensor] | None = None
-        """Updates due and stalled by name, where :func:`~halfulp.averaging.stall.watch` asks for them."""
+        """Updates due and stalled by name, while :func:`~halfulp.averaging.stall.watch` is counting."""
         super().__init__(
             model, buffers=buffers, frozen=frozen, ignore=ignore, state=state, rounding=rounding, seed=seed,
             difference=difference, **options,
         )  # fmt: skip
 
     def update(self, model: Model | None = None) -> None:
-        """Count a step, and move the average if it is due; call it after the optimizer's step.
+        """Count a step, and update the average if it is due. Call this after the optimizer's step.
 
         Parameters
         ----------
         model
-            Where to take the weights from; the live model without.
+            Model that provides the weights. Default: the live model.
         """
         self._refuse_while_swapped("update")
         live = self._follow(model)
@@ -109,7 +109,7 @@ class EMA(WeightAverage):
                 "an average that is stored as a difference needs the weights before the optimizer's step: call "
                 "before_step() before it, or attach(optimizer) once"
             )
-        if self._before is not None:  # what began in this update has not moved
+        if self._before is not None:  # averages that began in this update have not moved
             kept = self._before
             self._before = {n: kept[n] if n in kept and kept[n].shape == t.shape else t for n, t in live.items()}
         if (self.step - self.update_after_step) % self.update_every:
@@ -129,12 +129,12 @@ class EMA(WeightAverage):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Keep a copy of the live weights until :meth:`update` (only where the difference is stored)."""
+        """Keep a copy of the live weights until :meth:`update`. Only needed if the difference is stored."""
         if self.difference:
             self._before = {n: t.detach().clone() for n, t in self.live.items()}
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update after every step of an optimizer from now on, until :meth:`detach`."""
+        """Update after every step of an optimizer, until :meth:`detach`."""
 
         def before(*_: Any) -> None:
             self.before_step()
@@ -142,12 +142,12 @@ class EMA(WeightAverage):
         def after(*_: Any) -> None:
             self.update()
 
-        for hook in (before, after):  # gradients may be freed before the hooks are called
+        for hook in (before, after):  # gradients may be freed before the hooks run
             hook.__dict__["reads_gradients"] = False
         self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     def detach(self) -> None:
-        """Stop following the optimizers of :meth:`attach`."""
+        """Stop following the optimizers passed to :meth:`attach`."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -160,7 +160,7 @@ class EMA(WeightAverage):
         return {} if self.difference else super()._exchangeable(live)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and numbers: the stored averages, the counts, and how they are stored."""
+        """Return plain tensors and numbers: the stored averages, the counters, and the storage options."""
         return {**super().state_dict(), "difference": self.difference}
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
@@ -169,10 +169,10 @@ class EMA(WeightAverage):
 
 
 class TemporalEnsemble(EMA):
-    """EMA of decay 0.99 that is used at evaluation only: temporal ensembles for continual learning.
+    """EMA of decay 0.99, used only at evaluation: temporal ensembles for continual learning.
 
     Soutif-Cormerais et al., Improving Online Continual Learning Performance and Stability with Temporal Ensembles,
-    arXiv 2306.16817. Training goes on as without it, bit for bit.
+    arXiv 2306.16817. Training is unchanged, bit for bit.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ class TemporalEnsemble(EMA):
 class SWA(EMA):
     """Stochastic weight averaging: the uniform mean of the weights at each update (Izmailov et al., arXiv 1803.05407).
 
-    Call :meth:`update` once an epoch, or every ``update_every`` steps, in the part of training that is to be averaged.
+    Call :meth:`update` once per epoch, or every ``update_every`` steps, during the part of training to average.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Merging of models: task vectors on a sphere, and part of the way back to the start (WARP).
+"""Model merging: spherical interpolation of task vectors, and interpolation towards the start (WARP).
 
-Ramé et al., WARP: On the Benefits of Weight Averaged Rewarded Policies, arXiv 2406.16768. All functions take and give
-tensors by name (``dict(model.named_parameters())``, ``dict(ema.named_parameters())``), compute in fp32, and return the
-dtype of the start.
+Ramé et al., WARP: On the Benefits of Weight Averaged Rewarded Policies, arXiv 2406.16768. All functions take and return
+tensors by name (``dict(model.named_parameters())``, ``dict(ema.named_parameters())``). They compute in fp32 and return
+the dtype of the start.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ Named = Mapping[str, Tensor]
 def slerp(start: Named, first: Named, second: Named, t: float = 0.5) -> dict[str, Tensor]:
     """Spherical interpolation of two task vectors ``model - start``, tensor by tensor.
 
-    ``start + sin((1 - t) w) / sin(w) * d1 + sin(t w) / sin(w) * d2`` with ``w`` the angle between ``d1`` and ``d2``.
-    Where they are parallel, the limit: linear interpolation.
+    ``start + sin((1 - t) w) / sin(w) * d1 + sin(t w) / sin(w) * d2``, where ``w`` is the angle between ``d1`` and
+    ``d2``.
+    Parallel vectors use the limit, linear interpolation.
 
     Parameters
     ----------
     start, first, second
-        Three models of one form.
+        Three models of the same form.
     t
         0 gives `first`, 1 gives `second`.
 
     Raises
     ------
     ValueError
-        Different names or shapes; opposite task vectors, between which there is no shortest way.
+        If names or shapes differ, or the task vectors are opposite, so that there is no shortest path.
 
     Examples
     --------
@@ -67,14 +68,14 @@ def liti(start: Named, model: Named, eta: float = 0.3) -> dict[str, Tensor]:
     Parameters
     ----------
     start, model
-        Named tensors of one form.
+        Named tensors of the same form.
     eta
-        Share of `model`.
+        Weight of `model`.
 
     Raises
     ------
     ValueError
-        Different names or shapes.
+        If names or shapes differ.
 
     Examples
     --------
@@ -89,24 +90,25 @@ def liti(start: Named, model: Named, eta: float = 0.3) -> dict[str, Tensor]:
 
 
 def warp(start: Named, runs: Sequence[Named], eta: float = 0.3) -> dict[str, Tensor]:
-    """Stages two and three of WARP: the runs merged by :func:`slerp`, then :func:`liti`; the start of the next round.
+    """Stages two and three of WARP: merge the runs by :func:`slerp`, then apply :func:`liti`, to start the next round.
 
-    Two runs are merged half and half, as published. A further one is merged into those before it with weight ``1 / m``
-    (our choice: equal weights in the linear limit).
+    Two runs are merged half and half, as published. Each further run is merged into the result with weight ``1 / m``
+    (our
+    choice: equal weights in the linear limit).
 
     Parameters
     ----------
     start
-        What every run began with.
+        The weights that every run started from.
     runs
-        The runs' weights, e.g. of their averages.
+        The weights of the runs, such as their averages.
     eta
         See :func:`liti`.
 
     Raises
     ------
     ValueError
-        As of :func:`slerp`, and without any run.
+        As for :func:`slerp`, and if there are no runs.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Whether a saved weight average can still move: from its values, the grid around them, and the live weights.
+"""Check whether a saved weight average can still move, from its values, its grid and the live weights.
 
-An update is ``(1 - decay) (live - average)``. Nearest rounding lets it through if it is at least half the spacing of
-the grid there; stochastic rounding with a probability of their ratio, so that nothing is lost in the mean.
+An update is ``(1 - decay) (live - average)``. Nearest rounding applies it if it is at least half the local spacing of
+the grid. Stochastic rounding applies it with the probability of their ratio, so that nothing is lost on average.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ __all__ = ["PairRow", "check_pair"]
 AVERAGES = ("ema", "ema_model", "model_ema", "state_dict_ema", "ema_state_dict", "average")
 """Keys under which checkpoints keep an averaged model."""
 MODELS = ("state_dict", "model", "module", "model_state_dict")
-"""Keys under which they keep a model."""
+"""Keys under which checkpoints keep a model."""
 PREFIXES = ("ema_model.", "online_model.")
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """One tensor of a saved average beside its live twin.
+    """One tensor of a saved average, compared with the live one.
 
     Parameters
     ----------
     name, dtype
-        Name of the tensor, and how the average stores it: torch's dtype, or the format of an average of this library.
+        Name of the tensor, and its storage: torch's dtype, or the format of an average of this library.
     rounding
-        Rounding of an average of this library; ``None`` where the file does not say, which counts as nearest.
+        Rounding of an average of this library. ``None`` if the file does not say, which counts as nearest.
     elements
-        Elements that differ from the live ones.
+        Number of elements that differ from the live ones.
     movable
-        Share of these whose next update gets through.
+        Share of those elements whose next update changes the stored value.
     gap
-        Root mean square distance of average and live, relative to the live weights.
+        Root mean square difference of average and live weights, relative to the live weights.
     """
 
     name: str
@@ -53,9 +53,9 @@ class PairRow:
 
     @property
     def verdict(self) -> str:
-        """``"moves"``, ``"frozen"`` or ``"half frozen"``; ``"equal"`` where there is nothing to average.
+        """``"moves"``, ``"frozen"`` or ``"half frozen"``; ``"equal"`` if there is nothing to average.
 
-        What rounds stochastically moves in the mean, however few updates get through.
+        Under stochastic rounding an average moves in the mean, however few updates get through.
         """
         if not self.elements:
             return "equal"
@@ -65,22 +65,23 @@ class PairRow:
 
 
 def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float = 0.9999) -> list[PairRow]:
-    """Whether a saved average can still move: for each tensor that both have, what becomes of its next update.
+    """Check whether a saved average can still move, for each tensor that both models have.
 
     Parameters
     ----------
     average
         State dictionary of an averaged model, of an average of this library, or a checkpoint that holds either
-        (``ema``, ``state_dict_ema`` ...; ``ema_model.*`` of ema-pytorch). Prefixes such as ``module.`` do not matter.
+        (``ema``,
+        ``state_dict_ema`` ...; ``ema_model.*`` of ema-pytorch). Prefixes such as ``module.`` are ignored.
     live
-        State dictionary of the live model, or a checkpoint that holds it. May be the same file.
+        State dictionary of the live model, or a checkpoint that holds it. It may be the same file.
     decay
         Decay of the average.
 
     Raises
     ------
     ValueError
-        Nothing in common, or an average that is stored as a difference, which is written anew at each step.
+        If the models have nothing in common, or the average is stored as a difference, which is rewritten at each step.
 
     Examples
     --------
@@ -120,7 +121,7 @@ def _rows(average: Any, theirs: Mapping[str, Tensor], decay: float) -> Iterator[
 def _row(
     name: str, stored: Tensor, theirs: Mapping[str, Tensor], decay: float, quantizer: Quantizer | None
 ) -> PairRow | None:
-    """`quantizer` of an average of this library; torch's cast of anything else."""
+    """Compare one tensor. `quantizer` is that of an average of this library; without it, torch's cast is assumed."""
     twin = theirs.get(name)
     if twin is None or twin.shape != stored.shape or not stored.numel():
         return None
@@ -142,7 +143,7 @@ def _row(
 
 
 def _own(saved: Any) -> Mapping[str, Any] | None:
-    """State dictionary of an average of this library, at the top or one level down."""
+    """Return the state dictionary of an average of this library, at the top or one level down."""
     if not isinstance(saved, Mapping):
         return None
     for candidate in (saved, *(v for v in saved.values() if isinstance(v, Mapping))):
@@ -152,7 +153,7 @@ def _own(saved: Any) -> Mapping[str, Any] | None:
 
 
 def _tensors(saved: Any, keys: tuple[str, ...], prefix: str) -> dict[str, Tensor]:
-    """Tensors of a saved model: what has a prefix, what stands under one of the keys, else the tree itself."""
+    """Return the tensors of a saved model: those with a prefix, those under one of the keys, or the whole tree."""
     while isinstance(saved, Mapping):
         inner = [saved[k] for k in keys if isinstance(saved.get(k), Mapping)]
         if not inner:

@@ -1,8 +1,8 @@
-"""Averages of any width, reconstructed after training from stored snapshots of two.
+"""Averages of any width, reconstructed after training from stored snapshots of two averages.
 
 Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv 2312.02696, section 3 and
-appendix C: the weight profiles of power-law averages at different times nearly span those of other widths, so that a
-linear combination of snapshots, found by least squares on the profiles, is the average that was never tracked.
+appendix C. The weight profiles of power-law averages at different times nearly span those of other widths. So a linear
+combination of snapshots, fitted to the profiles by least squares, gives an average that was never tracked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def profile_product(a: Profile, b: Profile) -> float:
     Parameters
     ----------
     a, b
-        Exponent and time of each.
+        Exponent and time of each profile.
 
     Examples
     --------
@@ -57,11 +57,11 @@ class Reconstruction:
     Parameters
     ----------
     weights
-        Weight of each snapshot; they add up to 1.
+        Weight of each snapshot. They sum to 1.
     profiles
         Exponent and time of each snapshot.
     error
-        L2 distance of the combined profile from the one asked for, relative to the latter's norm.
+        L2 distance between the combined and the wanted profile, relative to the norm of the latter.
 
     Examples
     --------
@@ -75,29 +75,32 @@ class Reconstruction:
 
     @property
     def norm1(self) -> float:
-        """``sum |w|``: by how much rounding errors of the snapshots may grow. 1 where no weight is negative."""
+        """Largest factor by which rounding errors of the snapshots can grow: ``sum |w|``.
+
+        1 if no weight is negative.
+        """
         return float(sum(abs(w) for w in self.weights))
 
     @property
     def norm2(self) -> float:
-        """Root of ``sum w ** 2``: by how much independent rounding errors of the snapshots grow."""
+        """Factor by which independent rounding errors of the snapshots grow: the root of ``sum w ** 2``."""
         return math.sqrt(sum(w * w for w in self.weights))
 
 
 def reconstruct_weights(profiles: Sequence[Profile], wanted: Profile) -> Reconstruction:
-    """Weights of snapshots that come nearest to a wanted profile, scaled to the sum 1.
+    """Return the weights of snapshots that best fit a wanted profile, scaled to sum to 1.
 
     Parameters
     ----------
     profiles
-        Exponent and time of each snapshot; later ones than the wanted time are not used (weight 0).
+        Exponent and time of each snapshot. Snapshots later than the wanted time have weight 0.
     wanted
         Exponent and time.
 
     Raises
     ------
     ValueError
-        No snapshot is as early.
+        If no snapshot is early enough.
 
     Examples
     --------
@@ -121,20 +124,20 @@ def reconstruct_weights(profiles: Sequence[Profile], wanted: Profile) -> Reconst
 
 
 class PostHocEMA:
-    """Two power-law averages, snapshots of them, and any other width afterwards.
+    """Two power-law averages with snapshots, from which any other width can be reconstructed.
 
     Parameters
     ----------
     model
         A module, or its named parameters.
     sigmas
-        Relative widths that are tracked.
+        Relative widths to track.
     every
-        Steps from one snapshot to the next; 0 leaves it to calls of :meth:`snapshot`.
+        Steps between snapshots. With 0, call :meth:`snapshot`.
     state, rounding, seed
-        Storage of the averages; a snapshot is a copy of what is stored, so that it costs no second rounding.
+        Storage of the averages. A snapshot copies the stored codes, so it adds no rounding.
     folder
-        Where snapshots are written, one safetensors file each; in memory without.
+        Folder for snapshots, one safetensors file each. Default: they are kept in memory.
     options
         As for :class:`~halfulp.averaging.ema.EMA`.
 
@@ -168,25 +171,25 @@ class PostHocEMA:
         self.every, self.folder = every, None if folder is None else Path(folder)
         self.averages = {s: EMA(model, PowerLaw.of_width(s), label=f"average/{s:g}", **options) for s in sigmas}
         self.snapshots: list[tuple[float, int]] = []
-        """``(sigma, step)`` of each, in the order they were taken."""
+        """``(sigma, step)`` of each snapshot, in order."""
         self._kept: dict[tuple[float, int], dict[str, Any]] = {}
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def step(self) -> int:
-        """Calls of :meth:`update`."""
+        """Number of calls of :meth:`update`."""
         return next(iter(self.averages.values())).step
 
     def update(self, model: Model | None = None) -> None:
-        """Move every average, and take snapshots if they are due; call it after the optimizer's step."""
+        """Update every average, and take snapshots if they are due. Call this after the optimizer's step."""
         for average in self.averages.values():
             average.update(model)
         if self.every and self.step % self.every == 0:
             self.snapshot()
 
     def snapshot(self) -> None:
-        """Keep what is stored now, of every width."""
+        """Keep a snapshot of every average."""
         if self.step == 0:
             raise RuntimeError("there is nothing to keep before the first update")
         for sigma, average in self.averages.items():
@@ -209,7 +212,7 @@ class PostHocEMA:
         return self.averages[key[0]].store.validate(read_file(self._path(key))["averages"])
 
     def plan(self, sigma: float, step: int | None = None) -> Reconstruction:
-        """How an average of relative width `sigma` at a step (now without) comes from the snapshots."""
+        """Return the combination of snapshots for relative width `sigma` at a step (default: the last snapshot)."""
         if not self.snapshots:
             raise RuntimeError("there are no snapshots yet: give every= or call snapshot()")
         profiles = [(power_exponent(s), float(t)) for s, t in self.snapshots]
@@ -217,7 +220,7 @@ class PostHocEMA:
 
     @torch.no_grad()
     def reconstruct(self, sigma: float, step: int | None = None) -> dict[str, Tensor]:
-        """The average of relative width `sigma` at a step (that of the last snapshot without), in fp32, by name."""
+        """Return the average of relative width `sigma` at a step (default: the last snapshot), in fp32, by name."""
         plan = self.plan(sigma, step)
         total: dict[str, Tensor] = {}
         for key, weight in zip(self.snapshots, plan.weights, strict=True):
@@ -239,13 +242,13 @@ class PostHocEMA:
 
     @torch.no_grad()
     def copy_to(self, model: Model, sigma: float, step: int | None = None) -> None:
-        """Put a reconstructed average into a model."""
+        """Copy a reconstructed average into a model."""
         target = next(iter(self.averages.values())).pick(model)
         for name, value in self.reconstruct(sigma, step).items():
             local_part(target[name]).tensor.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and snapshots (their names only, where they are files)."""
+        """Return the averages and snapshots. Snapshots in files are listed by name."""
         return {
             "averages": {f"{s:g}": average.state_dict() for s, average in self.averages.items()},
             "snapshots": [[s, t] for s, t in self.snapshots],
@@ -253,7 +256,7 @@ class PostHocEMA:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         wanted = {f"{s:g}" for s in self.averages}
         if set(state_dict["averages"]) != wanted:
             raise ValueError(f"the state_dict has widths {sorted(state_dict['averages'])}, this one {sorted(wanted)}")

@@ -1,8 +1,8 @@
-"""Weights that exist only while they are read: attributes of modules that decode an average each time.
+"""Weights that exist only while they are read: module attributes that decode an average at each access.
 
-A module's forward reads ``self.weight``, or its parent reads ``self.out_proj.weight``: either way through the module's
-dictionary of parameters. With another dictionary in its place each reader gets the average, whoever it is; the tensor
-lives as long as the reader keeps it.
+A forward reads ``self.weight``, or the parent reads ``self.out_proj.weight``. Either way the read goes through the
+module's dictionary of parameters. A replacement of that dictionary gives every reader the average. The tensor lives as
+long as the reader keeps it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Read = Callable[[str], nn.Parameter]
 
 
 def placeholder(like: Tensor) -> nn.Parameter:
-    """A parameter of the same shape and dtype without any values."""
+    """Return a parameter of the same shape and dtype without storage."""
     return nn.Parameter(torch.empty(like.shape, dtype=like.dtype, device="meta"), requires_grad=False)
 
 
 class Served(dict[str, Any]):
-    """Parameters of a module, of which some are read from an average.
+    """Parameters of a module, some of which are decoded from an average.
 
     Parameters
     ----------
     entries
-        All of them. Code that reads around this class (a compiled graph) finds these: placeholders without values.
+        All parameters. Code that bypasses this class (a compiled graph) finds these placeholders without values.
     names
-        Names of the averages that are read instead, by key.
+        Names of the averages to decode, by key.
     read
-        From such a name to a parameter.
+        Function that returns the parameter for such a name.
     """
 
     def __init__(self, entries: Mapping[str, Any], names: Mapping[str, str], read: Read) -> None:
@@ -53,47 +53,47 @@ class Served(dict[str, Any]):
         super().__setitem__(key, value)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value under a key, decoded, or the default."""
+        """Return the decoded value of a key, or the default."""
         try:
             return self[key]
         except KeyError:
             return default
 
     def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
-        """As of ``dict``, decoded one by one."""
+        """Yield pairs like ``dict.items``, decoded one at a time."""
         return ((key, self[key]) for key in self)
 
     def values(self) -> Iterator[Any]:  # type: ignore[override]
-        """As of ``dict``, decoded one by one."""
+        """Yield values like ``dict.values``, decoded one at a time."""
         return (self[key] for key in self)
 
-    def __iter__(self) -> Iterator[str]:  # so that dict(served) reads, too
+    def __iter__(self) -> Iterator[str]:  # makes dict(served) decode as well
         return iter(self.keys())
 
     def copy(self) -> dict[str, Any]:
-        """A plain dictionary with the decoded averages."""
+        """Return a plain dictionary with the decoded averages."""
         return dict(self.items())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (list(self.items()),)  # a copy of the module is a plain one with the averages in it
+        return dict, (list(self.items()),)  # a copied module is a plain one that holds the averages
 
 
 def serve(model: nn.Module, names: Mapping[int, str], read: Read) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Let every module of a model read its parameters through `read`.
+    """Make every module of a model read its parameters through `read`.
 
     Parameters
     ----------
     model
-        Its modules get other dictionaries of parameters.
+        Model whose parameter dictionaries are replaced.
     names
-        Names of the averages, by ``id`` of the parameter in whose place they are read.
+        Names of the averages, by ``id`` of the parameter that they replace.
     read
-        From a name to a parameter.
+        Function that returns the parameter for a name.
 
     Returns
     -------
     list
-        Modules and what they had before, for :func:`unserve`.
+        Modules and their former dictionaries, for :func:`unserve`.
     """
     before: list[tuple[nn.Module, dict[str, Any]]] = []
     for module in model.modules():
@@ -107,13 +107,13 @@ def serve(model: nn.Module, names: Mapping[int, str], read: Read) -> list[tuple[
 
 
 def unserve(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    """Give modules back what :func:`serve` took from them."""
+    """Undo :func:`serve`."""
     for module, entries in before:
         module.__dict__["_parameters"] = entries
 
 
 def refuse_compiled(model: nn.Module, what: str, instead: str) -> None:
-    """``ValueError`` for a model of which torch has compiled parts: these do not read attributes."""
+    """Raise ``ValueError`` if torch has compiled part of a model, since compiled parts read no attributes."""
     for path, module in model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if compiled or type(module).__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):

@@ -1,4 +1,4 @@
-"""A second model without weights of its own: its modules read an average, or what the first model has."""
+"""A second model without weights of its own: its modules read an average or the first model's tensors."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Skeleton"]
 
 
 class Skeleton:
-    """The modules of a model around an average of it.
+    """The modules of a model, reading an average of it.
 
-    What is averaged is decoded while it is read. What is not (frozen weights) is the first model's own tensor, also
-    when it was replaced there. Buffers are copies; the average of a buffer is written into its copy.
+    Averaged weights are decoded when they are read. The others (frozen weights) are the first model's current tensors.
+    Buffers are copies. The average of a buffer is written into its copy.
 
     Parameters
     ----------
     average
         Average of a module.
     module
-        A second model of the same form, whose averaged weights are dropped; a copy of the first without.
+        A second model of the same form, whose averaged weights are dropped. Default: a copy of the first.
     own
-        Names of parameters that stay as they are in the second model.
+        Names of parameters that the second model keeps as they are.
 
     Raises
     ------
     ValueError
-        The model is sharded, cannot be copied, or the second one has another form.
+        If the model is sharded or cannot be copied, or the second one has another form.
     """
 
     def __init__(self, average: WeightAverage, module: nn.Module | None = None, own: Iterable[str] = ()) -> None:
@@ -49,10 +49,10 @@ class Skeleton:
             raise ValueError("the second model is the first one: hand in another of the same form, or none")
         self.average, self.own, self._given = average, frozenset(own), module is not None
         self.dtypes: dict[str, torch.dtype] = {}
-        """In which an average is decoded, by name."""
+        """Dtype to which each average is decoded, by name."""
         self._theirs: dict[str, Tensor] = {}
         self._put: dict[str, Tensor] = {}
-        """What averaged buffers were given; another value in them was put there by the user."""
+        """The values written into averaged buffers. If a buffer differs from them, the user has changed it."""
         self._seen: dict[str, Tensor] | None = None
         self._look()
         if module is None:
@@ -68,7 +68,7 @@ class Skeleton:
         self._theirs = {self.average.source.names[n]: p for n, p in model.named_parameters()}
 
     def _build(self) -> None:
-        """Copy the modules, without compiled and distributed wrappers and without weights."""
+        """Copy the modules without weights and without wrappers for compilation or distributed training."""
         model = self.average.model
         assert isinstance(model, nn.Module)
         memo: dict[int, Any] = {}
@@ -78,7 +78,7 @@ class Skeleton:
                 memo[id(param)] = mine = placeholder(param)
                 names[id(mine)] = name
         for module in model.modules():
-            for value in vars(module).values():  # weight_norm's product: no leaf, computed anew in each forward
+            for value in vars(module).values():  # weight_norm's product is not a leaf and is recomputed in each forward
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach().clone()
         try:
@@ -119,7 +119,7 @@ class Skeleton:
         self._hooks = [m.register_load_state_dict_pre_hook(_Loads(self)) for m, _ in self._served]
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Clean names and buffers of the second model."""
+        """Yield clean names and buffers of the second model."""
         return ((self._clean[name], buffer) for name, buffer in self.module.named_buffers())
 
     def _read(self, name: str) -> Any:
@@ -130,7 +130,7 @@ class Skeleton:
     # ---------------------------------------------------------------- following the model
 
     def follow(self) -> None:
-        """Look up what the first model has now. The modules are copied anew if it has other parameters than before."""
+        """Look up the first model's current tensors. Copy its modules again if the set of parameters has changed."""
         if self.average.source.tensors() is self._seen:
             return
         before = set(self._theirs)
@@ -151,7 +151,7 @@ class Skeleton:
 
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
-        """Take over the buffers of a model that are not averaged."""
+        """Copy the buffers of a model that are not averaged."""
         names = self.average.source.names if model is self.average.model else all_clean_names(model)
         theirs = {names[n]: buffer for n, buffer in model.named_buffers()}
         for name, mine in self.buffers():
@@ -160,14 +160,14 @@ class Skeleton:
 
     @torch.no_grad()
     def take_buffers(self) -> None:
-        """Averages of buffers become what the user has put there (``update_bn``); call it before an update."""
+        """Write buffers that the user changed (``update_bn``) into their averages. Call this before an update."""
         for name, buffer in self.buffers():
             if name in self._put and not torch.equal(buffer, self._put[name]):
                 self.average.store.set(name, buffer)
 
     @torch.no_grad()
     def give_buffers(self) -> None:
-        """Put the averages of buffers into the second model; call it after an update."""
+        """Copy the averages of buffers into the second model. Call this after an update."""
         self._put = {}
         for name, buffer in self.buffers():
             if name in self.average.store:
@@ -207,7 +207,7 @@ class Skeleton:
 
 
 class _Loads:
-    """What a module of the second model is loaded with goes into the average, rounded to nearest."""
+    """Hook that stores the weights loaded into a module of the second model in the average, rounded to nearest."""
 
     def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton = skeleton
@@ -217,16 +217,16 @@ class _Loads:
         for key, name in getattr(module._parameters, "names", {}).items():
             value = state_dict.get(prefix + key)
             if not isinstance(value, Tensor) or name not in average.store or not average.store.fits(name, value):
-                continue  # the module says what is missing or does not fit
+                continue  # the module reports what is missing or does not fit
             if not torch.equal(value, average.value(name).to(value)):
                 average.store.set(name, value)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _loads_nothing  # a copy of the modules has weights of its own
+        return _loads_nothing  # copied modules have their own weights
 
     def __reduce__(self) -> Any:
         return getattr, (_loads_nothing, "__call__")
 
 
 def _loads_nothing(*_: Any) -> None:
-    """Loader of modules that have weights of their own: it does nothing."""
+    """Load hook of modules with their own weights. It does nothing."""

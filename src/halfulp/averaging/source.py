@@ -1,4 +1,4 @@
-"""Tensors of a model that an average follows, with their names; looked up again when the model has changed."""
+"""The tensors of a model that an average follows, by name. They are looked up again when the model changes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ WRAPPING = {
     "OptimizedModule": "_orig_mod",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
 }
-"""Classes that put another module into themselves, and where."""
+"""Classes that wrap another module, and the attribute that holds it."""
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name without what DistributedDataParallel, torch.compile and FSDP put into it."""
+    """Return a parameter's name without the parts that DistributedDataParallel, torch.compile and FSDP insert."""
     for wrapper in WRAPPERS:
         name = name.replace(f".{wrapper}", ".")
         while name.startswith(wrapper):
@@ -47,37 +47,37 @@ def clean_name(name: str) -> str:
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Clean name of each name. Names that would become the same keep what tells them apart."""
+    """Return the clean name of each name. Names that would collide keep what distinguishes them."""
     names = list(names)
     found = {name: clean_name(name) for name in names}
     times = Counter(found.values())
     if len(times) == len(names):
         return found
-    shared = 0  # a wrapper around the whole is no part of a name; an attribute of the model's own is
+    shared = 0  # a wrapper around the whole model is no part of a name; one of the model's own attributes is
     while any(all(name[shared:].startswith(w) for name in names) for w in WRAPPERS):
         shared = names[0].index(".", shared) + 1
     return {name: clean if times[clean] == 1 else name[shared:] for name, clean in found.items()}
 
 
 def all_clean_names(model: nn.Module) -> dict[str, str]:
-    """Clean name of every parameter and buffer of a module."""
+    """Return the clean name of every parameter and buffer of a module."""
     return clean_names(dict.fromkeys([n for n, _ in [*model.named_parameters(), *model.named_buffers()]]))
 
 
 def is_frozen(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter that takes no gradient; buffers and plain tensors are not."""
+    """Whether a tensor is a parameter with ``requires_grad=False``. Buffers and plain tensors are not."""
     return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside wrappers for distributed training and compilation."""
+    """Return the module inside wrappers for distributed training and compilation."""
     while (child := WRAPPING.get(type(model).__name__)) is not None and isinstance(getattr(model, child), nn.Module):
         model = getattr(model, child)
     return model
 
 
 def shipped_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Keys of a model's ``state_dict`` as the model inside of its wrappers has them."""
+    """Map ``state_dict`` keys to those of the model inside its wrappers."""
     inserted = []
     for path, module in model.named_modules(remove_duplicate=False):
         child = WRAPPING.get(type(module).__name__)
@@ -87,7 +87,7 @@ def shipped_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         key = name
-        for full, start in reversed(inserted):  # the innermost first
+        for full, start in reversed(inserted):  # innermost wrapper first
             if key.startswith(full):
                 key = start + key.removeprefix(full)
         found[name] = key
@@ -95,7 +95,7 @@ def shipped_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_followed(name: str, tensor: Tensor) -> None:
-    """``ValueError`` for a tensor that no average can follow."""
+    """Raise ``ValueError`` for a tensor that cannot be averaged."""
     if is_lazy(tensor):
         problem = "is not initialized yet: run a forward of the model first"
     elif tensor.is_meta:
@@ -110,17 +110,16 @@ def check_followed(name: str, tensor: Tensor) -> None:
 
 
 class Source:
-    """The floating-point tensors of a model by clean name: parameters, and buffers if asked for.
+    """The floating-point parameters of a model, and optionally its buffers, by clean name.
 
     Parameters
     ----------
     model
-        A module or a mapping. Tensors are looked up in it at each call of :meth:`tensors`, so that those that were
-        replaced are found.
+        A module or a mapping. :meth:`tensors` looks the tensors up at each call, so that replaced ones are found.
     buffers
-        Whether buffers belong to them.
+        Whether to include buffers.
     ignore
-        Names that do not.
+        Names to exclude.
     """
 
     def __init__(self, model: nn.Module | Mapping[str, Tensor], buffers: bool, ignore: frozenset[str]) -> None:
@@ -128,14 +127,14 @@ class Source:
         self._seen: list[tuple[Mapping[str, Any], list[Any]]] = []
         self._tensors: dict[str, Tensor] = {}
         self.buffer_names: frozenset[str] = frozenset()
-        """Names among those of :meth:`tensors` that are buffers."""
+        """Names of the buffers among :meth:`tensors`."""
         self.names: dict[str, str] = {}
-        """Clean name of each name that the model has; of tied tensors the first one."""
+        """Clean name of each name in the model. Tied tensors have the first one."""
         self.left_out: dict[str, str] = {}
-        """Names that are no candidates, and why."""
+        """Names that cannot be averaged, and why."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Candidates by name; the same dictionary as long as the model has the same tensors under the same names."""
+        """Return the candidates by name. The dictionary is the same object until the model's tensors change."""
         if not self._seen or any(
             len(now) != len(then) or any(map(is_not, now.values(), then)) for now, then in self._seen
         ):

@@ -1,6 +1,6 @@
-"""Stalled updates of a weight average: measured while it moves, and predicted from the stored values.
+"""Stalled updates of a weight average, measured during training or predicted from the stored values.
 
-The theory is in :mod:`halfulp.theory.walk`; a saved pair of models is judged by :mod:`halfulp.averaging.pair`.
+The theory is in :mod:`halfulp.theory.walk`. :mod:`halfulp.averaging.pair` checks a saved pair of models.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Watched", "predict", "watch"]
 
 @dataclass(frozen=True)
 class Watched:
-    """Figures of one average, measured by :func:`watch`.
+    """Measurements of one average by :func:`watch`.
 
     Parameters
     ----------
     due, stalled
-        Updates that would have changed the stored value in exact arithmetic, and those of them that did not.
+        Updates that would change the stored value in exact arithmetic, and the number of those that did not.
     step
-        Standard deviation of a step of the weights: their way in the block over the root of the number of updates.
+        Standard deviation of one step of the weights: their displacement in the block over the root of the updates.
     predicted
-        Stalled fraction that theory gives for weights that walk so (:func:`predict`): from a
-        copy if the average began in the block, else in the long run. ``None`` for what stays in fp32, for averages
-        stored as differences, and where nothing moved.
+        Stalled fraction that :func:`predict` gives for a random walk with that step: from a copy if the average began
+        in
+        the block, else in the long run. ``None`` for averages in fp32 or stored as differences, and if nothing moved.
     """
 
     due: int
@@ -44,29 +44,29 @@ class Watched:
 
     @property
     def fraction(self) -> float:
-        """Stalled fraction; NaN where nothing was due."""
+        """Stalled fraction; NaN if no update was due."""
         return self.stalled / self.due if self.due else math.nan
 
 
 def predict(
     average: WeightAverage, decay: float, step: float | Mapping[str, float], updates: int | None = None
 ) -> dict[str, WalkStall]:
-    """Prediction for each tensor of an average, from what is stored now; :func:`watch` measures.
+    """Predict the stalling of each tensor of an average from the values stored now. :func:`watch` measures it.
 
-    Tensors that stay in fp32 are left out.
+    Tensors kept in fp32 are left out.
 
     Parameters
     ----------
     average
-        Any average that stores weights themselves (no differences).
+        An average that stores the weights themselves, not differences.
     decay
-        Decay of its updates.
+        Decay of the updates.
     step
-        Standard deviation of a weight's step, absolute; or by name, of the tensors asked for. With Adam and gradients
-        that are mostly noise it is about the learning rate: momentum spreads a step over several, but does not change
-        their sum.
+        Absolute standard deviation of a weight's step, or a mapping from the names of interest to it. With Adam and
+        mostly
+        noisy gradients it is about the learning rate: momentum spreads a step over several without changing their sum.
     updates
-        Over so many updates, from a copy of the weights; the long run without.
+        Number of updates from a copy of the weights. Default: the long run.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def predict(
         weights, units, spacing = (
             x.flatten()[::every].double() for x in (values, quantizer.units(values), quantizer.spacing(values))
         )
-        keep = units > 0  # not blocks of zeros
+        keep = units > 0  # skip blocks of zeros
         weights, units, spacing = weights[keep], units[keep], spacing[keep]
         fmt = quantizer.format
         follow = scaled_float_spacing(fmt, units) if fmt.kind == "float" else constant_spacing(spacing)
@@ -100,9 +100,9 @@ def predict(
 
 @contextmanager
 def watch(ema: EMA) -> Iterator[dict[str, Watched]]:
-    """Count the updates of an average that stall, in the ``with`` block, and predict them; filled in at its end.
+    """Count the stalled updates of an average within the ``with`` block, and predict them at its end.
 
-    The kernels count every element. The walk of the weights is measured on a sample of them.
+    The kernels count every element. The step of the weights is measured on a sample.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Averaged tensors in any storage format: what every average of this package is built on.
+"""Averaged tensors in any storage format, the basis of every average in this package.
 
-An :class:`AverageStore` keeps one state of each tensor of a model, with the quantizers, random bits and kernels of the
-optimizer states; the update is a rule (:mod:`halfulp.rules.average`) that runs through :mod:`halfulp.kernels.dispatch`.
-It holds no reference to the model: tensors are handed in by name.
+An :class:`AverageStore` keeps one state per tensor, with the quantizers, random bits and kernels of the optimizer
+states. The update is a rule (:mod:`halfulp.rules.average`) that runs through :mod:`halfulp.kernels.dispatch`. The store
+holds no reference to the model: tensors are passed in by name.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ __all__ = ["FORMATS", "AverageStore", "Tensors"]
 Tensors = Mapping[str, Tensor]
 
 FORMATS = {"8bit": "linear8", "int8": "linear8"}
-"""Friendly names that mean another format for weights than for optimizer states: a weight average wants an even grid,
-not a wide range (measured in ``docs/averaging.md``)."""
+"""Format names that mean another format for weights than for optimizer states. A weight average needs an even grid, not
+a
+wide range (measured in ``docs/averaging.md``).
+"""
 
 
 @dataclass
 class _Averaged:
-    """One averaged tensor: its number, its storage, why it stays in fp32 if it does, and its shape in all processes."""
+    """One averaged tensor: its number, its storage, the reason if it is kept in fp32, and its global shape."""
 
     index: int
     state: SlotState
     kept_fp32: str | None
     whole: torch.Size
     binding: Binding | None = None
-    """Kept from step to step, since backends keep notes on it."""
+    """Kept from step to step, since backends cache data on it."""
 
     def bound(self, rule: Rule, part: Part) -> Binding:
-        """The stored average under a rule: bound once, and again where its tensors are other ones."""
+        """Return the stored average bound to a rule. It is bound again only if its tensors have changed."""
         state, binding, place = self.state, self.binding, (part.first_element, part.row_stride)
         if (
             binding is None
@@ -66,7 +68,7 @@ class _Averaged:
         return binding
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "binding": None}  # what holds addresses is not for a copy
+        return {**self.__dict__, "binding": None}  # it holds addresses, which a copy must not share
 
 
 class AverageStore:
@@ -75,21 +77,22 @@ class AverageStore:
     Parameters
     ----------
     tensors
-        What is averaged, by name: float32, bfloat16 or float16; plain tensors or DTensors cut along dimension 0. The
-        averages start as copies of them. Their order numbers the random streams.
+        The tensors to average, by name: float32, bfloat16 or float16; plain tensors, or DTensors sharded along
+        dimension 0.
+        The averages start as copies of them. Their order numbers the random streams.
     state, rounding
         As for the optimizers: a format name, a :class:`~halfulp.numbers.formats.Format` or a
         :class:`~halfulp.numbers.quantizer.Quantizer`; ``"stochastic"`` or ``"nearest"``.
     storage
-        Scales, and which tensors stay in fp32.
+        Scales, and which tensors are kept in fp32.
     seed
         Seed of the random bits.
     difference
-        Store the difference to the live tensors instead of the averages themselves.
+        Whether to store the difference to the live tensors instead of the averages themselves.
     backend
         As for the optimizers.
     label
-        Name of the random stream; averages that live side by side take different ones.
+        Name of the random stream. Averages that exist side by side need different ones.
 
     Examples
     --------
@@ -129,7 +132,7 @@ class AverageStore:
 
     @torch.no_grad()
     def add(self, tensors: Tensors, fp32: Collection[str] = ()) -> None:
-        """Further tensors to average, from where they stand; names among `fp32` stay in fp32."""
+        """Add tensors to average, starting from their present values. Names in `fp32` are kept in fp32."""
         kept = [n for n in tensors if n in fp32 and n not in self.storage.keep_fp32]
         if kept:
             self.storage = replace(self.storage, keep_fp32=(*self.storage.keep_fp32, *kept))
@@ -156,20 +159,20 @@ class AverageStore:
             del self._averaged[name]
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Go on under other names."""
+        """Rename averages."""
         self._averaged = {names.get(name, name): averaged for name, averaged in self._averaged.items()}
 
     def number(self, numbers: Mapping[str, int]) -> None:
-        """Number the random streams otherwise than in the order in which the tensors were added."""
+        """Set the numbers of the random streams. The default is the order in which tensors were added."""
         for name, index in numbers.items():
             self._averaged[name].index = index
 
     def fits(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor has the shape of the average of a name."""
+        """Whether a tensor has the shape of the average of that name."""
         return tensor.shape == self._averaged[name].whole
 
     def to(self, device: torch.device) -> None:
-        """Move what is stored to a device."""
+        """Move the stored averages to a device."""
         for averaged in self._averaged.values():
             entries = averaged.state.entries
             entries.update({k: v.to(device) for k, v in entries.items() if isinstance(v, Tensor)})
@@ -189,18 +192,18 @@ class AverageStore:
         return name in self._averaged
 
     def state_of(self, name: str) -> SlotState:
-        """Storage of one average; ``KeyError`` for a name that is not averaged."""
+        """Return the storage of one average. Raise ``KeyError`` for a name that is not averaged."""
         if name not in self._averaged:
             raise KeyError(f"{name!r} is not averaged")
         return self._averaged[name].state
 
     def read(self, name: str) -> Tensor:
-        """What is stored of a name, decoded to fp32 (this process's part, of a DTensor)."""
+        """Return the stored value of a name, decoded to fp32. For a DTensor, it is this process's part."""
         state = self.state_of(name)
         return state.read().clone() if state.quantizer.format.is_float32 else state.read()
 
     def read_from(self, name: str, entries: Mapping[str, Any]) -> Tensor:
-        """As :meth:`read`, of kept entries (:meth:`state_dict`) instead of the present ones."""
+        """Like :meth:`read`, from saved entries (:meth:`state_dict`) instead of the present ones."""
         return replace(self.state_of(name), entries=dict(entries)).read()
 
     # ---------------------------------------------------------------- writing
@@ -210,20 +213,20 @@ class AverageStore:
         self, tensors: Tensors, decay: float, step: int, before: Tensors | None = None,
         counts: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """Move every average towards its live tensor.
+        """Update every average.
 
         Parameters
         ----------
         tensors
-            Live tensors by name; every averaged name must be there.
+            Live tensors by name. Every averaged name must be present.
         decay
             Decay of this update: ``average <- average + (live - average) * (1 - decay)``.
         step
-            Number of the update, from 1: the random bits follow it.
+            Number of the update, starting at 1. It determines the random bits.
         before
-            Live tensors before the optimizer's step, where differences are stored.
+            Live tensors before the optimizer's step. Needed if differences are stored.
         counts
-            Adds up, for each name, the updates that were due and those of them that stalled: int64 of shape (1, 2).
+            Counters to add to, by name: updates due, and those of them that stalled. int64 of shape (1, 2).
         """
         inputs = (tensors,) if before is None else (tensors, before)
         self._step(self.rule, self.label, step, LANES[1], inputs, {"decay": decay}, counts)
@@ -234,7 +237,7 @@ class AverageStore:
         self, rule: Rule, label: str, step: int, lane: int, inputs: Sequence[Tensors], hyper: Hyper,
         counts: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """One step of a rule for every average, with the random bits of a label, a step and a lane."""
+        """Run one step of a rule on every average, with the random bits of a label, a step and a lane."""
         scalars, index = all_fp32(rule.scalars(hyper, {})), [a.index for a in self._averaged.values()]
         steps = []
         keys = step_keys(self.seed, index, slot_id(label), [step] * len(index))
@@ -251,7 +254,7 @@ class AverageStore:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Elements left as they were because a live value was not finite: name -> count over all updates."""
+        """Number of elements skipped over all updates because a live value was not finite, by name."""
         return self._skipped.read()
 
     def _part(self, name: str, tensors: Tensors) -> Part:
@@ -275,7 +278,7 @@ class AverageStore:
 
     @torch.no_grad()
     def set(self, name: str, value: Tensor) -> None:
-        """Store a value for one name, rounded to nearest; its age stays."""
+        """Store a value for one name, rounded to nearest. Its age does not change."""
         state = self.state_of(name)
         codes, scale = state.quantizer.with_rounding("nearest").quantize(value.float().to(state.codes.device))
         state.codes.copy_(codes)
@@ -284,14 +287,14 @@ class AverageStore:
 
     @torch.no_grad()
     def copy_from(self, tensors: Tensors) -> None:
-        """Start again from given tensors, rounded to nearest; ages go to zero. Differences become zero."""
+        """Start again from the given tensors, rounded to nearest. Ages and differences become zero."""
         for name, averaged in self._averaged.items():
             part = self._part(name, tensors)
             averaged.state.reset_(tensors[name] if averaged.state.sharded else part.tensor)
 
     @torch.no_grad()
     def write(self, tensors: Tensors, step: int) -> None:
-        """Store given tensors as they are, rounded as the store rounds, with the random bits of a step."""
+        """Store the given tensors with the store's rounding and the random bits of a step."""
         self._step(COPY, f"{self.label}/write", step, LANES[0], (tensors,), {})
         for averaged in self._averaged.values():
             averaged.state.age = 0
@@ -299,7 +302,7 @@ class AverageStore:
     # ---------------------------------------------------------------- memory and checkpoints
 
     def memory(self) -> MemoryReport:
-        """Bytes of each average and in all, by format; and what stays in fp32, and why."""
+        """Return the bytes of each average and in total by format, and what is kept in fp32 and why."""
         rows = tuple(
             MemoryRow(n, a.state.slot.name, tuple(a.state.shape), a.state.quantizer.spec, a.state.bytes(), a.kept_fp32)
             for n, a in self._averaged.items()
@@ -307,11 +310,11 @@ class AverageStore:
         return MemoryReport(rows, sum(a.state.shape.numel() for a in self._averaged.values()))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Name -> codes, scales and age. The tensors are the store's own, as in ``torch.nn.Module.state_dict``."""
+        """Return codes, scales and age by name. The tensors are shared, as in ``torch.nn.Module.state_dict``."""
         return {name: dict(a.state.entries) for name, a in self._averaged.items()}
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """As :meth:`state_dict`, with copies of the tensors."""
+        """Like :meth:`state_dict`, with copies of the tensors."""
         return {
             name: {key: x.clone() if isinstance(x, Tensor) else x for key, x in a.state.entries.items()}
             for name, a in self._averaged.items()
@@ -320,9 +323,9 @@ class AverageStore:
     def validate(
         self, saved: Mapping[str, Mapping[str, Any]], without: Collection[str] = ()
     ) -> dict[str, dict[str, Any]]:
-        """Entries to be loaded, copied to their devices; ``ValueError`` saying what does not fit.
+        """Return entries ready to load, copied to their devices. Raise ``ValueError`` if they do not fit.
 
-        Of the whole tensors of a sharded average this process takes its part. Names of `without` need not be there.
+        A sharded average takes this process's part of each whole tensor. Names in `without` may be missing.
         """
         wanted_names = set(self._averaged) - set(without)
         if set(saved) != wanted_names:
@@ -344,7 +347,7 @@ class AverageStore:
         return checked
 
     def load(self, checked: Mapping[str, dict[str, Any]]) -> None:
-        """Take over what :meth:`validate` gave."""
+        """Load the result of :meth:`validate`."""
         for name, entries in checked.items():
             own = self._averaged[name].state.entries
             own.clear()

@@ -1,11 +1,11 @@
-"""Averages into a model and out again, bit for bit, with as little memory as possible.
+"""Swap averages into a model and out again, bit for bit, with as little memory as possible.
 
-A live weight has to be kept somewhere while its average stands in its place. Three ways:
+The live weight must be kept somewhere while its average takes its place. There are three ways:
 
-* an average that is stored in the weight's own dtype changes places with it: no memory at all;
-* ``"device"`` and ``"cpu"`` keep a copy of the others, beside the model or in the host's memory;
-* ``"stream"`` copies nothing: modules decode an average each time that a weight is read
-  (:mod:`halfulp.averaging.serve`). The live tensors are out of reach meanwhile: code that holds one of them finds NaN.
+* an average stored in the weight's own dtype is exchanged with it and needs no memory;
+* ``"device"`` and ``"cpu"`` keep a copy of the other weights, on their device or in host memory;
+* ``"stream"`` copies nothing: modules decode an average each time a weight is read (:mod:`halfulp.averaging.serve`).
+  The live tensors cannot be used meanwhile: code that holds one of them finds NaN.
 """
 
 from __future__ import annotations
@@ -30,41 +30,42 @@ Value = Callable[[str], Tensor]
 
 
 def _nothing() -> None:
-    """In place of a reference to a swap."""
+    """Stand-in for a reference to a swap."""
 
 
 _TOP: Any = WeakTensorKeyDictionary()
-"""The last swap of each tensor that has an average in it, by a weak reference."""
+"""The last swap of each tensor that currently holds an average, by weak reference."""
 
 
 def check_keep(keep: str, *known: str) -> None:
-    """``ValueError`` for a place to keep tensors that is not known."""
+    """Raise ``ValueError`` if `keep` is not a known place."""
     if keep not in known:
         *others, last = (repr(name) for name in known)
         raise ValueError(f"keep is {', '.join(others)} or {last}, got {keep!r}")
 
 
 class Swap:
-    """One swap, in and out.
+    """One swap of averages into a model and out again.
 
     Parameters
     ----------
     live
-        What is replaced, by name.
+        Tensors to replace, by name.
     value
-        Average of a name, in fp32, of the local part's shape.
+        Function that returns the average of a name in fp32, in the local shape.
     exchange
-        Codes that may change places with the live tensor of a name, by name.
+        Codes that can be exchanged with the live tensor, by name.
     keep
-        Where the other live tensors go.
+        Where the other live tensors are kept.
     model
-        Needed by ``"stream"``.
+        The model, needed by ``"stream"``.
 
     Raises
     ------
     ValueError
-        ``"stream"`` where not every read of a weight can be served: models that are sharded or compiled, or that hold
-        weights in other attributes than those of parameters.
+        If ``"stream"`` cannot serve every read of a weight: the model is sharded or compiled, or holds weights in
+        attributes
+        other than parameters.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class Swap:
         self.owner = model
         self._value, self._keep, self._model = value, keep, model
         self._kept: list[tuple[str, Tensor]] = []
-        """Live tensors in the order in which they were replaced; the last one goes back first."""
+        """Live tensors in the order of replacement. They are restored last to first."""
         self._served: list[tuple[nn.Module, dict[str, Any]]] = []
         self._below: dict[str, Callable[[], Swap | None]] = {}
-        """Swaps of other averages whose values these stand in place of."""
+        """Swaps of other averages whose values these replaced."""
         self._versions: dict[str, int] = {}
-        """How often each live tensor had been changed, by autograd's count, when the averages were in."""
+        """Autograd's version counter of each live tensor when the averages were swapped in."""
         self._in_place: set[str] = set()
-        """Names that ``"stream"`` replaces as the others do: buffers."""
+        """Buffers, which ``"stream"`` replaces by copying."""
         if keep == "stream":
             self._check_stream()
         if parametrize._cache_enabled:
@@ -107,8 +108,8 @@ class Swap:
 
     @torch.no_grad()
     def enter(self) -> None:
-        """Averages in."""
-        torch.clear_autocast_cache()  # an outer autocast region would go on with casts of the live weights
+        """Put the averages in."""
+        torch.clear_autocast_cache()  # an outer autocast region would reuse casts of the live weights
         if self._keep == "stream":
             self._stream()
             return
@@ -122,12 +123,12 @@ class Swap:
 
     @torch.no_grad()
     def leave(self) -> None:
-        """Live weights back.
+        """Restore the live weights.
 
         Raises
         ------
         RuntimeError
-            Another average was swapped in later, and is still there; nothing is changed.
+            If another average was swapped in later and is still there. Nothing is changed.
         """
         for name, _ in self._kept:
             top = _TOP.get(self.live[name], _nothing)()
@@ -159,7 +160,7 @@ class Swap:
             _TOP[self.live[name]] = self._below.pop(name)
 
     def original(self, name: str) -> Tensor:
-        """The local values of a live tensor while its average stands in its place."""
+        """Return the local values of a live tensor while its average is swapped in."""
         return next((kept for n, kept in self._kept if n == name), local_part(self.live[name]).tensor)
 
     def _in(self, name: str, device: torch.device | None) -> None:
@@ -191,7 +192,7 @@ class Swap:
 
 
 def _other_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that a module holds outside of its parameters and buffers; RNNs look theirs up in each forward."""
+    """Yield tensors that a module holds outside its parameters and buffers. RNNs look theirs up in each forward."""
     for attribute, value in vars(module).items():
         if attribute in ("_parameters", "_buffers", "_modules", "_flat_weights"):
             continue

@@ -1,4 +1,4 @@
-"""Averages that go back into the model: Switch-EMA, Elastic Reset, and the slow weights of Lookahead."""
+"""Averages that are fed back into the model: Switch-EMA, Elastic Reset, and the slow weights of Lookahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ElasticReset", "SlowWeights", "SwitchEMA"]
 
 
 class SwitchEMA(EMA):
-    """Switch EMA: at the end of each epoch the model goes on from its average.
+    """Switch EMA: at the end of each epoch the model takes over its average.
 
     Li et al., arXiv 2402.09240. The optimizer's states are kept. A frozen average (bf16, nearest) would undo the epoch.
 
@@ -26,9 +26,9 @@ class SwitchEMA(EMA):
     model, options
         As for :class:`~halfulp.averaging.ema.EMA`.
     decay
-        0.9998 a step, as published.
+        Decay per update; 0.9998 as published.
     switch_every
-        Updates from one switch to the next; 0 leaves it to calls of :meth:`switch`.
+        Steps between switches. With 0, call :meth:`switch`.
 
     Examples
     --------
@@ -50,13 +50,13 @@ class SwitchEMA(EMA):
         self.switch_every = switch_every
 
     def update(self, model: Model | None = None) -> None:
-        """Count a step, move the average if it is due, and switch if that is due."""
+        """Count a step, update the average if it is due, and switch if that is due."""
         super().update(model)
         if self.switch_every and self.step % self.switch_every == 0:
             self.switch()
 
     def switch(self) -> None:
-        """The live weights become the average."""
+        """Replace the live weights by the average."""
         values = {name: self.value(name) for name in self.live} if self.difference else None
         self.copy_to() if values is None else self._put(values)
 
@@ -68,17 +68,17 @@ class SwitchEMA(EMA):
 
 
 class ElasticReset(EMA):
-    """Elastic Reset: every `every` steps the model goes back to its average, and the average to the start.
+    """Elastic Reset: every `every` steps the model is reset to its average, and the average to its start.
 
     Noukhovitch et al., Language Model Alignment with Elastic Reset, arXiv 2312.07551: fine-tuning that drifts less.
-    The optimizer's states are kept, as published; ``reset_state()`` of a halfulp optimizer would clear them.
+    The optimizer's states are kept, as published. ``reset_state()`` of a halfulp optimizer would clear them.
 
     Parameters
     ----------
     model, decay, options
         As for :class:`~halfulp.averaging.ema.EMA`.
     every
-        Steps from one reset to the next; 0 leaves it to calls of :meth:`reset`.
+        Steps between resets. With 0, call :meth:`reset`.
 
     Examples
     --------
@@ -93,13 +93,13 @@ class ElasticReset(EMA):
         if every < 0:
             raise ValueError(f"every is at least 0, got {every}")
         self.start: dict[str, dict[str, Any]] = {}
-        """The stored average of the start."""
+        """The stored average at the start."""
         super().__init__(model, decay, **options)
         self.every = every
         self.start = {name: _copy(entries) for name, entries in self.store.state_dict().items()}
 
     def update(self, model: Model | None = None) -> None:
-        """Count a step, move the average if it is due, and reset if that is due."""
+        """Count a step, update the average if it is due, and reset if that is due."""
         super().update(model)
         if self.every and self.step % self.every == 0:
             self.reset()
@@ -118,14 +118,14 @@ class ElasticReset(EMA):
             del self.start[name]
 
     def reset(self) -> None:
-        """The live weights become the average, and the average becomes that of the start, bit for bit."""
+        """Replace the live weights by the average, and the average by its start, bit for bit."""
         if self.difference:
             raise RuntimeError("Elastic Reset keeps the average itself: difference=True does not go with it")
         self.copy_to()
         self.store.load({name: _copy(entries) for name, entries in self.start.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """As :class:`EMA`, with the start."""
+        """The state dictionary of :class:`EMA` plus the start."""
         return {**super().state_dict(), "start": {n: dict(e) for n, e in self.start.items()}}
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
@@ -138,17 +138,18 @@ class ElasticReset(EMA):
 class SlowWeights:
     """The slow weights of Lookahead (Zhang et al., arXiv 1907.08610), in any format.
 
-    ``slow <- slow + alpha * (fast - slow)``, then ``fast <- slow``: an EMA of decay ``1 - alpha`` that goes back into
-    the weights. What an optimizer's wrapper needs, without a model.
+    ``slow <- slow + alpha * (fast - slow)``, then ``fast <- slow``: an EMA of decay ``1 - alpha`` that is copied back
+    into
+    the weights. It serves wrappers of optimizers and needs no model.
 
     Parameters
     ----------
     tensors
-        The fast weights, by name, which the slow ones start from.
+        The fast weights, by name. The slow weights start from them.
     alpha
-        Share of the way.
+        Share of the distance that the slow weights move.
     options
-        Of :class:`~halfulp.averaging.store.AverageStore`.
+        Options of :class:`~halfulp.averaging.store.AverageStore`.
 
     Examples
     --------
@@ -169,7 +170,7 @@ class SlowWeights:
 
     @torch.no_grad()
     def synchronize(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        """Move the slow weights, and put them into the fast ones; `step` counts synchronizations, from 1."""
+        """Update the slow weights and copy them into the fast ones. `step` counts synchronizations, starting at 1."""
         self.store.update(tensors, 1.0 - self.alpha, step)
         for name in self.store:
             local_part(tensors[name]).tensor.copy_(self.store.read(name))

@@ -1,4 +1,4 @@
-"""Teachers that are averages of their students: BYOL, DINO, JEPA, mean teacher; and teachers that take turns."""
+"""Teachers whose weights are averages of a student's: BYOL, DINO, JEPA, mean teacher, and alternating teachers."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ __all__ = ["Teacher", "TemporaryTeachers"]
 
 
 class Teacher:
-    """A network whose weights are the average of a student's, stored in any format and decoded while they are read.
+    """A network whose weights are the average of a student's, stored in any format and decoded when they are read.
 
-    A weight exists while a ``forward`` uses it, and only then: a teacher in 8 bits costs one byte a parameter beside
-    the student. What is not averaged (frozen weights, ``ignore``) is the student's own tensor. No gradients. The
-    forwards of student and teacher may come in any order.
+    A weight exists only while a ``forward`` uses it: a teacher in 8 bits costs one byte per parameter beside the
+    student.
+    Weights that are not averaged (frozen ones, ``ignore``) are the student's own tensors. The teacher takes no
+    gradients.
+    The forwards of student and teacher may come in any order.
 
     Parameters
     ----------
-    student
+    The network to follow.
         The network that is followed.
     decay
-        Momentum: a number, or a schedule such as ``Cosine(0.996, 1.0, steps)`` (BYOL, DINO, I-JEPA). A momentum that
-        rises to 1 freezes any low-precision copy under nearest rounding.
+        Momentum: a number, or a schedule such as ``Cosine(0.996, 1.0, steps)`` (BYOL, DINO, I-JEPA). Under nearest
+        rounding, a momentum that rises to 1 freezes any low-precision copy.
     state, rounding, seed, options
         As for :class:`~halfulp.averaging.ema.EMA`.
     module
-        A second network of the same form, which becomes the teacher's; a copy of the student without. For networks
-        that cannot be copied.
+        A second network of the same form to use as the teacher, for networks that cannot be copied. Default: a copy of
+        the
+        student.
     buffers
-        ``"copy"``: the student's, copied at each update. ``"own"``: the teacher's forwards keep their own (batch norm
-        statistics of a teacher in training mode, as in BYOL).
+        ``"copy"``: the student's buffers are copied at each update. ``"own"``: the teacher's forwards update its own
+        buffers (batch norm statistics of a teacher in training mode, as in BYOL).
 
     Examples
     --------
@@ -68,21 +71,21 @@ class Teacher:
 
     @property
     def module(self) -> nn.Module:
-        """The teacher's modules. Their weights are decoded whenever something reads them."""
+        """The teacher's modules. Their weights are decoded whenever they are read."""
         return self._second.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The teacher's forward, without gradients."""
+        """Run the teacher's forward without gradients."""
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Training mode of the teacher's modules."""
+        """Set the training mode of the teacher's modules."""
         self.module.train(mode)
         return self
 
     def eval(self) -> Teacher:
-        """Evaluation mode of the teacher's modules."""
+        """Set the evaluation mode of the teacher's modules."""
         return self.train(False)
 
     @torch.no_grad()
@@ -95,20 +98,20 @@ class Teacher:
             self._second.copy_buffers(source)
 
     def value(self, name: str) -> Tensor:
-        """A weight of the teacher in fp32."""
+        """Return a weight of the teacher in fp32."""
         return self.ema.value(name)
 
     def memory(self) -> MemoryReport:
-        """Bytes of the teacher's weights."""
+        """Return the bytes of the teacher's weights."""
         return self.ema.memory()
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and the teacher's buffers."""
+        """Return the average and the teacher's buffers."""
         return {"ema": self.ema.state_dict(), "buffers": {n: b.clone() for n, b in self.module.named_buffers()}}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         mine, saved = dict(self.module.named_buffers()), state_dict["buffers"]
         if set(saved) != set(mine):
             raise ValueError(f"the state_dict has buffers {sorted(saved)}, this teacher {sorted(mine)}")
@@ -120,15 +123,16 @@ class Teacher:
 class TemporaryTeachers:
     """Teachers that take turns (Na et al., Switching Temporary Teachers, arXiv 2310.18640).
 
-    One teacher at a time follows the student; at a switch, usually each epoch, the next takes over and begins as a copy
-    of the student. Its decay is ``min(1 - 1 / n, decay)``, ``n`` from 1 at each switch.
+    One teacher at a time follows the student. At a switch, usually each epoch, the next one takes over and starts as a
+    copy
+    of the student. Its decay is ``min(1 - 1 / n, decay)``, where ``n`` starts at 1 at each switch.
 
     Parameters
     ----------
     student, decay, options
         As for :class:`Teacher`.
     count
-        How many teachers.
+        Number of teachers.
 
     Examples
     --------
@@ -153,24 +157,24 @@ class TemporaryTeachers:
         return self.teachers[self.turn]
 
     def update(self, student: nn.Module | None = None) -> None:
-        """The active teacher follows the student by one step."""
+        """Update the active teacher."""
         self.active.update(student)
 
     def switch(self) -> None:
-        """The next teacher takes over; its first update copies the student."""
+        """Switch to the next teacher. Its first update copies the student."""
         self.turn = (self.turn + 1) % len(self.teachers)
         self.active.ema.updates = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Forward of every teacher, in order."""
+        """Run the forward of every teacher, in order."""
         return [teacher(*args, **kwargs) for teacher in self.teachers]
 
     def state_dict(self) -> dict[str, Any]:
-        """All teachers, and whose turn it is."""
+        """Return the states of all teachers and the index of the active one."""
         return {"turn": self.turn, "teachers": {str(k): t.state_dict() for k, t in enumerate(self.teachers)}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         saved = state_dict["teachers"]
         if len(saved) != len(self.teachers):
             raise ValueError(f"the state_dict has {len(saved)} teachers, this one {len(self.teachers)}")

@@ -19,15 +19,15 @@ class LAWA(WeightAverage):
     """Latest weight averaging: the mean of the last `size` snapshots, `every` steps apart.
 
     Kaddour, arXiv 2209.14981; Sanyal et al., Early Weight Averaging meets High Learning Rates, arXiv 2306.03241 (5
-    snapshots, at least 1000 steps apart). Each snapshot is rounded once, to nearest or stochastically; the mean is
-    taken in fp32.
+    snapshots, at least 1000 steps apart). Each snapshot is rounded once, to nearest or stochastically. The mean is
+    computed in fp32.
 
     Parameters
     ----------
     model
         A module, or its named parameters.
     size, every
-        Snapshots kept, and steps between them.
+        Number of snapshots kept, and steps between them.
     options
         As for :class:`~halfulp.averaging.ema.EMA`: ``state``, ``rounding``, ``seed``, ``buffers`` ...
 
@@ -49,7 +49,7 @@ class LAWA(WeightAverage):
 
     @property
     def snapshots(self) -> int:
-        """How many there are now."""
+        """Number of snapshots now."""
         return len(self._ring)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class LAWA(WeightAverage):
         del self._ring[: -self.size]
 
     def _value(self, name: str) -> Tensor:
-        """Mean of the snapshots that have a name; the start, as long as there is none."""
+        """Mean of the snapshots that contain a name, or the start if there is none."""
         total, number = None, 0
         for read in self._reads(name):
             total, number = read if total is None else total + read, number + 1
@@ -91,7 +91,7 @@ class LAWA(WeightAverage):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """As every average, with the snapshots, oldest first."""
+        """The state dictionary of every average plus the snapshots, oldest first."""
         return {**super().state_dict(), "snapshots": {str(i): s for i, s in enumerate(self._ring)}}
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
@@ -101,5 +101,5 @@ class LAWA(WeightAverage):
         self._ring = [self._checked(saved[str(i)]) for i in range(len(saved))]
 
     def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """A saved snapshot; tensors that came later are missing in it."""
+        """Check a saved snapshot. Tensors added later are missing from it."""
         return self.store.validate(snapshot, without=[n for n in self.store if n not in snapshot])

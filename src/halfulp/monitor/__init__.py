@@ -1,21 +1,22 @@
 """Watch an optimizer and count which of its updates stall.
 
-:class:`StallMonitor` looks at a fixed sample of coordinates before and after a step, works out what every state
-should have become, and compares. It reads only: not a bit of the training changes.
+:class:`StallMonitor` reads a fixed sample of coordinates before and after a step, computes the exact new value of every
+state, and compares. It only reads: training is unchanged, bit for bit.
 
-* **stalled fraction**: share of updates that left the stored value as it was, although the exact successor
-  ``beta * v + gain * x`` differs from it. A decay that is rounded away (gradient zero, value not) counts; a zero that
-  stays zero does not. Where an fp32 scale moves a whole block each step, the codes are compared instead of the values.
-* **predicted**: what theory gives for the ages that the counted updates met, averaged over them.
-* **lag**: median of ``log(stored / shadow)``, the shadow being the same EMA kept in float64 on the sample since the
-  monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, where signed).
-* **off 2x**: share of coordinates more than a factor of two away from their shadow.
-* **factor**, **residual**, of averages of squares: Adam divides by the root of such a state. `factor` is how much
-  longer all updates are than those of the shadow, which a learning rate divided by it takes out; `residual` is the mean
-  squared error that is left then, relative to the mean square of an update.
-* **weights**: for 16-bit parameters, the share of weights that stood still although their update was not zero, and how
-  much of the intended movement took place (``weights_moved``; 1 is right). The update is computed in float64 from the
-  optimizer's own rule where it is known; elsewhere a weight counts as due if its gradient or first moment is not zero.
+* **stalled fraction**: the share of updates that left the stored value unchanged although the exact successor
+  ``beta * v + gain * x`` differs from it. A decay that is rounded away (zero gradient, nonzero value) counts. A zero
+  that stays zero does not. If an fp32 scale moves a whole block at each step, codes are compared instead of values.
+* **predicted**: the theoretical stalled fraction, averaged over the ages of the counted updates.
+* **lag**: the median of ``log(stored / shadow)``. The shadow is the same EMA kept in float64 on the sample since the
+  monitor was attached. ``ratio`` is the mean stored value over the mean of the shadow (of magnitudes, if signed).
+* **off 2x**: the share of coordinates more than a factor of two away from their shadow.
+* **factor**, **residual**, for averages of squares: Adam divides by the root of such a state. `factor` is how much
+  larger all updates are than with the shadow. Dividing the learning rate by it removes this error. `residual` is the
+  remaining mean squared error, relative to the mean square of an update.
+* **weights**: for 16-bit parameters, the share of weights that did not change although their update was not zero, and
+  the share of the intended movement that took place (``weights_moved``; 1 is right). The update is computed in float64
+  from the optimizer's own rule if it is known. Otherwise a weight counts as due if its gradient or first moment is not
+  zero.
 """
 
 from __future__ import annotations

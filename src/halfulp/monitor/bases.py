@@ -1,4 +1,4 @@
-"""What callbacks need of a trainer: its base classes, and the trainer itself, which callbacks are not told of."""
+"""What callbacks need from a trainer: its base classes, and the trainer object, which callbacks are not passed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["calling", "lightning_base", "transformers_base"]
 
 
 def calling(fits: Callable[[Any], bool]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Objects whose methods are being called, innermost first, and the local variables of those methods.
+    """Yield objects whose methods are being called, innermost first, and the local variables of those methods.
 
     Parameters
     ----------
     fits
-        Which objects are meant.
+        Predicate that selects the objects.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -28,7 +28,7 @@ def calling(fits: Callable[[Any], bool]) -> Iterator[tuple[Any, Mapping[str, Any
 
 
 def transformers_base() -> Any:
-    """``transformers.TrainerCallback``."""
+    """Return ``transformers.TrainerCallback``."""
     try:
         from transformers import TrainerCallback
     except ModuleNotFoundError as error:
@@ -37,7 +37,7 @@ def transformers_base() -> Any:
 
 
 def lightning_base() -> Any:
-    """``Callback`` of ``lightning`` or ``pytorch_lightning``."""
+    """Return ``Callback`` from ``lightning`` or ``pytorch_lightning``."""
     for package in ("lightning.pytorch", "pytorch_lightning"):
         try:
             return importlib.import_module(package).Callback

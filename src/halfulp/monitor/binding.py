@@ -1,4 +1,4 @@
-"""Sampled coordinates of a parameter group, and where their states lie."""
+"""Sampled coordinates of a parameter group, and where their states are stored."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["Binding", "Member", "Reader", "coordinates", "gather", "precise"]
 
 LOW = (torch.bfloat16, torch.float16)
 RUN = 8
-"""Elements sampled side by side: a cache line or less, since fetching it is what a gather costs."""
+"""Contiguous elements per sampled run. A run fits in a cache line, and the cost of a gather is per cache line."""
 
 
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """Elements of this rank's part by flat index, without copying the rest (also of one that is not contiguous)."""
+    """Gather elements of this rank's part by flat index, without copying the rest. It need not be contiguous."""
     return torch.take(local(tensor.detach()), index)
 
 
 def precise(device: torch.device) -> torch.dtype:
-    """The dtype that shadows are kept in: float64 where the device has it."""
+    """The dtype of the shadows: float64 if the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def coordinates(param: Tensor, number: int, count: int) -> Tensor:
-    """A fixed sample of at most `count` flat indices of a parameter, in increasing order, in runs of eight."""
+    """Return a fixed sample of at most `count` flat indices of a parameter, in increasing order, in runs of eight."""
     size = local(param).numel()
     if count >= size:
         return torch.arange(size, device=param.device)
@@ -45,7 +45,7 @@ def coordinates(param: Tensor, number: int, count: int) -> Tensor:
 
 @dataclass(eq=False)
 class Member:
-    """A watched parameter: `piece` is where its elements are in the vectors of its group."""
+    """A watched parameter. `piece` is the slice of its elements in the vectors of its group."""
 
     param: Tensor
     name: str
@@ -57,11 +57,11 @@ class Member:
     adapter: Adapter | None = None
     followed: Followed | None = None
     ages: dict[str, int] = field(default_factory=dict)
-    """Steps that each state has seen."""
+    """Number of steps that each state has seen."""
 
     @classmethod
     def of(cls, param: Tensor, name: str, number: int, count: int) -> Member:
-        """Sample `count` elements; the same ones for the same `number` and shape of the parameter."""
+        """Sample `count` elements, always the same ones for the same `number` and shape of the parameter."""
         return cls(param, name, coordinates(param, number, count), param.dtype, param.shape)
 
     @property
@@ -71,25 +71,25 @@ class Member:
 
     @property
     def changed(self) -> bool:
-        """Whether the parameter is no longer what it was: cast, resized, moved."""
+        """Whether the parameter was cast, resized or moved."""
         param = self.param
         return param.dtype != self.dtype or param.shape != self.shape or param.device != self.index.device
 
 
 @dataclass(eq=False)
 class Reader:
-    """States of one slot that are decoded alike.
+    """States of one slot that are decoded in the same way.
 
     Parameters
     ----------
     slot, codec
-        Slot and codec of the states in it.
+        Slot and codec of the states.
     members, stored
         The parameters, and the state of each.
     pick
-        Where the elements are in the group's vectors; ``None`` for all of them in order.
+        Indices of the elements in the group's vectors; ``None`` for all of them in order.
     segment
-        Which of `members` each element belongs to.
+        Index into `members` of each element.
     """
 
     slot: str
@@ -104,7 +104,7 @@ class Reader:
 
     @classmethod
     def of(cls, states: list[tuple[Member, Stored]], whole: bool, device: torch.device) -> Reader:
-        """Read the states of some members; with `whole`, of all members of the group in order."""
+        """Build the reader of some members. `whole` says that they are all members of the group, in order."""
         members, stored = [m for m, _ in states], [s for _, s in states]
         located = [s.codec.locate(local(m.param).shape, m.index) for m, s in states]
         sizes = torch.tensor([len(m.index) for m in members], device=device)
@@ -117,7 +117,7 @@ class Reader:
         )  # fmt: skip
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Stored values (precise) and marks of the sampled elements, now."""
+        """Return the present stored values (precise) and marks of the sampled elements."""
         parts = [
             torch.cat([gather(s.tensors[i], at[i]) for s, at in zip(self.stored, self.indices, strict=True)])
             for i in range(len(self.indices[0]))
@@ -126,20 +126,20 @@ class Reader:
         return values.to(precise(values.device)), marks
 
     def of_group(self, x: Tensor) -> Tensor:
-        """The part of a vector of the group that belongs here."""
+        """Return the part of a group vector that belongs to this reader."""
         return x if self.pick is None else x[self.pick]
 
     def moved_away(self) -> bool:
-        """Whether a stored tensor was replaced by another object since it was looked up."""
+        """Whether a stored tensor was replaced by another object since the last lookup."""
         return any(s.holder.get(s.key) is not o for s, o in zip(self.stored, self.sources, strict=True))
 
     def split(self, x: Tensor) -> Iterable[tuple[Member, Tensor]]:
-        """The part of each member in a vector of this reader."""
+        """Split a vector of this reader by member."""
         return zip(self.members, x.split([len(m.index) for m in self.members]), strict=True)
 
 
 class Binding:
-    """Members of one parameter group on one device; vectors of the group hold the elements of all of them in a row."""
+    """Members of one parameter group on one device. The group's vectors concatenate the elements of all members."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.optimizer, self.device = optimizer, device
@@ -150,7 +150,7 @@ class Binding:
         """Whether members have no states yet."""
 
     def set_members(self, members: list[Member]) -> None:
-        """Watch these from now on; :meth:`bind` has to follow."""
+        """Set the members to watch. Call :meth:`bind` afterwards."""
         self.members, self.unbound, start = members, True, 0
         self.readers = []
         for member in members:
@@ -166,7 +166,7 @@ class Binding:
         return any(m.low for m in self.members)
 
     def stale(self) -> bool:
-        """Whether states came, went or were replaced since they were last looked up."""
+        """Whether states were added, removed or replaced since the last lookup."""
         state = self.optimizer.state
         return any((state.get(m.param) or None) is not m.entries for m in self.members)
 
@@ -175,7 +175,7 @@ class Binding:
         return any(reader.moved_away() for reader in self.readers)
 
     def bind(self, group: Mapping[str, Any], *, stepped: bool) -> None:
-        """Look every state up anew; a parameter without any after it `stepped` follows a rule that keeps none."""
+        """Look up every state again. A parameter without states after it `stepped` has a rule that keeps none."""
         found: dict[tuple[str, Codec], list[tuple[Member, Stored]]] = {}
         for member in self.members:
             member.entries = self.optimizer.state.get(member.param) or None
@@ -200,7 +200,7 @@ class Binding:
         ]
 
     def weights(self) -> Tensor:
-        """The sampled weights, those of ours with their master weights."""
+        """Return the sampled weights, including the master weights of our optimizers."""
         return torch.cat([self._weights_of(m) for m in self.members])
 
     def _weights_of(self, member: Member) -> Tensor:
@@ -211,7 +211,7 @@ class Binding:
         return visible.to(precise(self.device))
 
     def assemble(self, by_reader: Iterable[Tensor]) -> dict[str, Tensor]:
-        """States over the whole group by slot, from those of each reader; zero where a member has none."""
+        """Combine the readers' states into group vectors by slot, with zeros for members without a state."""
         out: dict[str, Tensor] = {}
         for reader, values in zip(self.readers, by_reader, strict=True):
             if reader.pick is None:
@@ -223,7 +223,7 @@ class Binding:
         return out
 
     def mask(self, members: Iterable[Member]) -> Tensor:
-        """Which elements of the group belong to some members."""
+        """Return the mask of the group's elements that belong to some members."""
         chosen = torch.zeros(len(self.members), dtype=torch.bool, device=self.device)
         places = {id(m): i for i, m in enumerate(self.members)}
         chosen[[places[id(m)] for m in members]] = True

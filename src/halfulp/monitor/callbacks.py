@@ -1,4 +1,4 @@
-"""The monitor inside trainers: Hugging Face's ``Trainer`` and Lightning."""
+"""Trainer callbacks of the monitor: Hugging Face's ``Trainer`` and Lightning."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ __all__ = ["lightning_callback", "trainer_callback"]
 
 
 def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "halfulp", logger: Any = None) -> Any:
-    """A ``transformers.TrainerCallback`` that watches the trainer's optimizer and adds its figures to the logs.
+    """A ``transformers.TrainerCallback`` that watches the trainer's optimizer and adds its measurements to the logs.
 
-    They go to ``trainer.state.log_history``, to the trainer's own reporters (``report_to=``), before which this
-    callback places itself, and to the console. The final table is ``callback.table``, and the verdicts are logged when
-    training ends. Should the optimizer be one that cannot be watched, a warning says so, and the training goes on.
+    The measurements go to ``trainer.state.log_history``, to the trainer's reporters (``report_to=``) and to the
+    console.
+    The callback moves itself before the reporters. ``callback.table`` is the final table, and the verdicts are logged
+    when
+    training ends. If the optimizer cannot be watched, a warning says so and training goes on.
 
     Parameters
     ----------
     sample, every, prefix
         See :class:`~halfulp.monitor.StallMonitor` and :func:`~halfulp.monitor.log_to`.
     logger
-        A further logger, see :func:`~halfulp.monitor.loggers.as_sink`.
+        An additional logger; see :func:`~halfulp.monitor.loggers.as_sink`.
 
     Raises
     ------
     ModuleNotFoundError
-        Without transformers.
+        If transformers is not installed.
 
     Examples
     --------
@@ -56,7 +58,7 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
             with _harmless():
                 found = figures(self.watch, prefix)
                 logs.update(found)  # for the callbacks after this one
-                state.log_history[-1].update(found)  # written before any callback hears of it
+                state.log_history[-1].update(found)  # written before any callback is called
                 if sink is not None:
                     sink(found, state.global_step)
 
@@ -72,7 +74,7 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
 def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "halfulp") -> Any:
     """A Lightning ``Callback`` that watches every optimizer of the trainer and logs through the module's logger.
 
-    The final tables, one an optimizer, are ``callback.tables``. Works with ``lightning`` and ``pytorch_lightning``.
+    ``callback.tables`` holds the final tables, one per optimizer. Works with ``lightning`` and ``pytorch_lightning``.
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
     Raises
     ------
     ModuleNotFoundError
-        Without Lightning.
+        If Lightning is not installed.
 
     Examples
     --------
@@ -118,9 +120,9 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
 
 
 def go_first(callback: Any) -> None:
-    """Put a callback before all others of the trainer that is calling it, so that they hear of what it adds to logs.
+    """Move a callback before all others of the trainer that is calling it, so that they see what it adds to the logs.
 
-    The trainer does not give callbacks its list of them.
+    The trainer does not pass the list to callbacks.
     """
 
     def tells(handler: Any) -> bool:
@@ -133,7 +135,7 @@ def go_first(callback: Any) -> None:
 
 
 def _harmless() -> AbstractContextManager[None]:
-    """Errors of the monitor are said, and do not reach the training."""
+    """Report errors of the monitor without interrupting training."""
     return harmless("the monitor's callback")
 
 

@@ -1,4 +1,4 @@
-"""Counts of due and stalled updates, of states and of 16-bit weights."""
+"""Counters of due and stalled updates, for states and for 16-bit weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Counts", "Seen", "Tally", "WeightTally"]
 
 @dataclass
 class Tally:
-    """Sums of one slot of one parameter over the counted steps."""
+    """Sums for one slot of one parameter over the counted steps."""
 
     updates: float = 0.0
     stalled: float = 0.0
@@ -25,7 +25,7 @@ class Tally:
 
 @dataclass
 class WeightTally:
-    """Updates due and stalled of a 16-bit parameter, and its intended and actual movement."""
+    """Due and stalled updates of a 16-bit parameter, and its intended and actual movement."""
 
     due: float = 0.0
     stalled: float = 0.0
@@ -40,11 +40,11 @@ class Seen:
     Parameters
     ----------
     stored, shadow
-        Values after it.
+        Values after the step.
     updates
-        ``(members, 2)``: due and stalled, of each member.
+        Due and stalled updates of each member, of shape ``(members, 2)``.
     met
-        Average that the update of each member met, see :meth:`halfulp.rules.slots.StateSlot.average`; its age.
+        Average that each member's update met (see :meth:`halfulp.rules.slots.StateSlot.average`), and its age.
     beta, kind
         Decay, and kind of drive.
     """
@@ -59,7 +59,7 @@ class Seen:
 
 
 class Counts:
-    """Sums over the counted steps, kept on the device until they are asked for."""
+    """Sums over the counted steps, kept on the device until they are needed."""
 
     def __init__(self) -> None:
         self.tallies: dict[tuple[Member, str], Tally] = {}
@@ -67,7 +67,7 @@ class Counts:
         self.seen: list[Seen] = []
         """States seen in the last counted step."""
         self.latest: dict[tuple[Member, str], Seen] = {}
-        """Where each state was seen last, also of parameters that are gone."""
+        """The last record of each state, including parameters that no longer exist."""
         self.weight_reason: str | None = None
         self._waiting: list[tuple[Reader, Tensor]] = []
         self._waiting_weights: list[tuple[list[Member], Tensor]] = []
@@ -81,11 +81,11 @@ class Counts:
         Parameters
         ----------
         before, exact, shadow
-            By slot, over the group: stored before the step, its exact successor, and the shadow after it.
+            Group vectors by slot: stored before the step, its exact successor, and the shadow after it.
         marks
-            Marks of each reader, before the step.
+            Marks of each reader before the step.
         fine
-            Elements to be counted.
+            Elements to count.
         """
         course_of = {m: course for course in courses for m in course.members}
         self.seen = []
@@ -102,7 +102,7 @@ class Counts:
             due = reader.of_group(fine) & (reader.of_group(exact[reader.slot]) != old)
             still = torch.eq(new_marks, mark)
             started = [i for i, m in enumerate(reader.members) if m.ages[reader.slot] == 1]
-            if started:  # the old code means nothing
+            if started:  # the old code has no meaning
                 young = torch.zeros(len(reader.members), dtype=torch.bool, device=due.device)
                 young[started] = True
                 still = torch.where(young[reader.segment], stored == old, still)
@@ -124,9 +124,9 @@ class Counts:
     def add_weights(
         self, binding: Binding, courses: list[Course], weight: Tensor, exact: Tensor, grad: Tensor, fine: Tensor
     ) -> None:
-        """Count 16-bit weights that stood still although their update was not zero.
+        """Count 16-bit weights that did not change although their update was not zero.
 
-        Where a rule does not say how weights move, one counts as due if its gradient is not zero.
+        If the rule does not say how weights move, a weight is due if its gradient is not zero.
         """
         known = torch.zeros_like(fine)
         for course in courses:
@@ -154,12 +154,12 @@ class Counts:
         self._waiting.append((reader, sums))
 
     def flushed_weights(self) -> list[WeightTally]:
-        """Sums of every parameter so far."""
+        """Return the sums of every parameter so far."""
         self.flush()
         return list(self.weights.values())
 
     def flush(self) -> None:
-        """Add what was counted on the device to the tallies."""
+        """Add the device's counts to the tallies."""
         for reader, sums in self._waiting:
             for member, (updates, stalled) in zip(reader.members, sums.tolist(), strict=True):
                 tally = self.tallies.setdefault((member, reader.slot), Tally())

@@ -1,8 +1,8 @@
-"""Gradients of some blocks, step by step: how much a state in any format stalls on the gradients of this run.
+"""Recorded gradients of sampled blocks, used to predict how a state in any format stalls in this run.
 
-:class:`~halfulp.monitor.StallMonitor` says how much stalls, and beside it what theory gives for independent normal
-gradients of one size. Where the two differ, the gradients are not like that. A sample of them tells how they are
-(:class:`halfulp.theory.measured.RunDrive`), and so what they explain, also of formats that the run does not use.
+:class:`~halfulp.monitor.StallMonitor` measures the stalled fraction and shows the theory for independent normal
+gradients of equal size. If the two differ, the gradients are not of that kind. A recorded sample describes them
+(:class:`halfulp.theory.measured.RunDrive`) and so explains the difference, also for formats that the run does not use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["GradientSample"]
 
 
 class GradientSample(Hooked):
-    """Record the gradients of a sample of blocks after each step of an optimizer. It only reads.
+    """Record the gradients of a sample of blocks after each step of an optimizer. Training is unchanged.
 
     Parameters
     ----------
@@ -38,13 +38,14 @@ class GradientSample(Hooked):
         Any ``torch.optim.Optimizer``, or a wrapper that keeps one as ``.optimizer``. The sample is drawn from its
         present parameters.
     blocks
-        Number of blocks in all, divided among the parameters by size, at least one for each. A prediction from 64
-        blocks has a standard error of 1 to 2 points at one age, and 3.5 for a first moment in 4 bits; four times as
-        many blocks halve it.
+        Total number of blocks, divided among the parameters by size, at least one for each. A prediction from 64 blocks
+        has a standard error of 1 to 2 points at one age, and 3.5 for a first moment in 4 bits. Four times as many
+        blocks
+        halve it.
     steps
         Number of steps recorded. They take at most ``4 * blocks * block_size * steps`` bytes of CPU memory.
     min_size
-        Smaller parameters are left out, since their states stay in fp32.
+        Smaller parameters are skipped, since their states stay in fp32.
     block_size
         Elements that share a scale.
 
@@ -86,7 +87,7 @@ class GradientSample(Hooked):
 
     @property
     def recorded(self) -> int:
-        """Steps recorded so far."""
+        """Number of steps recorded so far."""
         return len(next(iter(self._seen.values()), []))
 
     @torch.no_grad()
@@ -114,14 +115,14 @@ class GradientSample(Hooked):
             self._seen.setdefault(width, []).append(torch.cat(parts))
 
     def _choose(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """Parameter, width of its blocks, and the flat indices of those in the sample."""
+        """Yield each parameter, the width of its blocks, and the flat indices of the sampled ones."""
         params = [p for g in self.optimizer.param_groups for p in g["params"] if local(p).numel() >= self.min_size]
         if not params:
             raise ValueError(f"no parameter has min_size={self.min_size} elements; pass a smaller one")
         total = sum(local(p).numel() for p in params)
         for number, param in enumerate(params):
             layout = self.scaling.layout(local(param).shape)
-            whole = layout.rows * (layout.cols // layout.block)  # short blocks at the end of rows are left out
+            whole = layout.rows * (layout.cols // layout.block)  # short blocks at the ends of rows are skipped
             count = min(max(1, round(self.blocks * local(param).numel() / total)), whole)
             picked = np.sort(np.random.default_rng(number).choice(whole, count, replace=False))
             row, block = np.divmod(picked, layout.cols // layout.block)
@@ -129,24 +130,24 @@ class GradientSample(Hooked):
             yield param, layout.block, (start[:, None] + torch.arange(layout.block)).to(param.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The recorded gradients, by width of the blocks, for a run that is continued."""
+        """Return the recorded gradients by block width, so that a run can be continued."""
         return {str(width): torch.stack(seen) for width, seen in self._seen.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Continue from what another sample of the same model recorded."""
+        """Continue the recording of another sample of the same model."""
         self._drives = None
         self._seen = {int(width): list(seen) for width, seen in state_dict.items()}
 
     # ---------------------------------------------------------------- what it says
 
     def gradients(self) -> dict[int, npt.NDArray[np.float32]]:
-        """What was recorded, ``(steps, blocks, elements)``, by the number of elements of a block."""
+        """Return the recorded gradients, ``(steps, blocks, elements)``, by block width."""
         return {width: torch.stack(seen).numpy() for width, seen in self._seen.items()}
 
     def drives(self) -> dict[int, RunDrive]:
-        """What the gradients were like, by the number of elements of a block.
+        """Return a description of the gradients, by block width.
 
-        Blocks that never had a gradient are left out: no update of theirs is due. Needs two steps or more.
+        Blocks that never had a gradient are skipped, since none of their updates is due. Needs at least two steps.
         """
         from halfulp.theory.measured import RunDrive
 
@@ -167,14 +168,14 @@ class GradientSample(Hooked):
         scale_kind: Literal["pow2", "fp32"] = "pow2",
         period: int | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Predicted stalled fraction of the update of each recorded step, for a state that was zero before the first.
+        """Predict the stalled fraction at each recorded step, for a state that was zero before the first.
 
         Parameters
         ----------
         fmt, beta, rounding, slot
             As for :func:`halfulp.stall_curve`.
         scale_kind
-            See :class:`halfulp.numbers.scaling.Scaling`. With fp32 scales, codes are counted as the monitor does.
+            See :class:`halfulp.numbers.scaling.Scaling`. With fp32 scales, codes are counted, as in the monitor.
         period
             Steps between resets of the state.
         """
@@ -199,22 +200,23 @@ class GradientSample(Hooked):
         period: int | None = None,
         courses: int = 8,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Forecast for a state that is zero before as many steps to come, if their gradients are like those recorded.
+        """Forecast the same number of future steps from a zero state, assuming gradients like those recorded.
 
-        It tells how much will stall on average, not which steps will be loud: single steps are off by about the
-        deviation, and a run whose gradients still grow or shrink (its first hundred steps) is not like what it was.
+        The forecast is of the average, not of single steps, which differ from it by about the deviation. It does not
+        hold while
+        gradients still grow or shrink, as in the first hundred steps of a run.
 
         Parameters
         ----------
         fmt, beta, rounding, slot, scale_kind, period
-            As of :meth:`stalled`.
+            As for :meth:`stalled`.
         courses
-            That the recorded steps are followed through, each from another step on, for the deviation.
+            Number of passes through the recorded steps, each from another starting step, to estimate the deviation.
 
         Returns
         -------
         expected, deviation
-            Stalled fraction of the update of each step to come, and its standard deviation from course to course.
+            Stalled fraction at each future step, and its standard deviation over the passes.
         """
         if courses < 2:
             raise ValueError(f"a deviation takes two courses or more, got courses={courses}")
@@ -233,7 +235,7 @@ def _lost(
     scale_kind: str,
     period: int | None,
 ) -> npt.NDArray[np.float64]:
-    """Stalled fraction at each step, of the elements of several drives."""
+    """Return the stalled fraction at each step over the elements of several drives."""
     codes = scale_kind == "fp32" and fmt.scaled
     updates, shares = [], []
     for drive in drives:

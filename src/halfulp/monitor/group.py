@@ -1,4 +1,4 @@
-"""One parameter group on one device, watched around a step: a binding, the shadow of its states, and counts."""
+"""One parameter group on one device, watched around a step: a binding, the shadow of its states, and counters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["GroupWatch"]
 
 @dataclass
 class _Before:
-    """The states before a step: values by slot, over the group, and the marks of each reader."""
+    """The states before a step: group vectors by slot, and the marks of each reader."""
 
     values: dict[str, Tensor]
     readers: list[Reader]
     marks: list[Tensor]
 
     def recut(self, readers: list[Reader]) -> list[Tensor]:
-        """Marks of other readers, that are read now; zeros of states that were not there."""
+        """Return the marks for other readers, with zeros for states that did not exist."""
         known = {
             (m, reader.slot): piece
             for reader, marks in zip(self.readers, self.marks, strict=True)
@@ -44,29 +44,29 @@ class _Before:
 
 
 class GroupWatch:
-    """Watches the members of one parameter group that lie on one device."""
+    """Watch the members of one parameter group that are on one device."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, group: dict[str, Any], device: torch.device) -> None:
         self.group, self.device = group, device
         self.binding, self.shadow, self.counts = Binding(optimizer, device), Shadow(), Counts()
         self.stopped = False
-        """Whether an error ended it."""
+        """Whether an error stopped it."""
         self._before: _Before | None = None
         self._weight: Tensor | None = None
         self._grad: Tensor | None = None
         self._idle: set[int] = set()
 
     def stop(self) -> None:
-        """Watch no more; what was counted stays."""
+        """Stop watching and keep the counts."""
         self.stopped, self._before, self._weight, self._grad = True, None, None, None
 
     @property
     def members(self) -> list[Member]:
-        """The parameters that are watched now."""
+        """The parameters being watched."""
         return self.binding.members
 
     def set_members(self, members: list[Member]) -> None:
-        """Watch these parameters from now on; shadows of those that stay go on."""
+        """Set the parameters to watch. The shadows of those that remain are kept."""
         kept = self.shadow.pieces(self.binding)
         self.counts.flush()
         self.binding.set_members(members)
@@ -79,7 +79,7 @@ class GroupWatch:
         self.shadow.rebind(self.binding, kept, fresh=fresh, weight=self._weight, group=self.group)
 
     def _look_up(self, *, fresh: bool) -> None:
-        """Bind anew; shadows of states whose entries were replaced begin from what is there now."""
+        """Bind again. Shadows of states whose entries were replaced restart from the present values."""
         state = self.binding.optimizer.state
         kept = {
             (m, slot): piece
@@ -89,14 +89,14 @@ class GroupWatch:
         self._bind(kept, fresh=fresh)
 
     def shadows(self) -> Iterator[tuple[Tensor, str, Tensor]]:
-        """(parameter, slot, shadow) of every watched state; the shadow is a view and may be written to."""
+        """Yield (parameter, slot, shadow) of every watched state. The shadow is a view and may be written to."""
         for (member, slot), piece in self.shadow.pieces(self.binding).items():
             yield member.param, slot, piece
 
     # ---------------------------------------------------------------- around a step
 
     def before(self, counting: bool) -> None:
-        """Gather what the step will overwrite."""
+        """Gather the values that the step will overwrite."""
         binding, self._before, self._weight, self._grad = self.binding, None, None, None
         if not self.members:
             return
@@ -123,14 +123,14 @@ class GroupWatch:
         self._grad = torch.cat([g.to(torch.float32) if g.dtype == torch.float16 else g for g in grads])
 
     def after(self, scale: float) -> None:
-        """Advance the shadows by the gradient, divided by `scale`, and count if the step is to be counted."""
+        """Advance the shadows by the gradient divided by `scale`, and count if this step is counted."""
         binding, grad = self.binding, self._grad
         if grad is None or len(self._idle) == len(self.members):
             return
         self._grad, grad = None, grad.to(precise(self.device)) / scale
         if self.group.get("maximize"):
             grad = -grad
-        # between counted steps, states only come where there were none
+        # between counted steps, states appear only where there were none
         if (binding.unbound or self._before) and (binding.unbound or binding.stale() or binding.moved_away()):
             self._look_up(fresh=True)
             if self._before is not None:
@@ -138,7 +138,7 @@ class GroupWatch:
         restarted = list(self.shadow.count_ages(self._idle, self.members, self.group))
         for member, slot in restarted:
             start = start_of(member, slot, self.group, self._weight)
-            self.shadow.values[slot] = self.shadow.values[slot].clone()  # what was reported last stays
+            self.shadow.values[slot] = self.shadow.values[slot].clone()  # the last report must not change
             self.shadow.values[slot][member.piece] = start
             if self._before is not None:
                 self._before.values[slot][member.piece] = start
@@ -160,8 +160,9 @@ class GroupWatch:
             self._before = None
 
     def _complete(self, before: _Before) -> None:
-        """Give what was read before the step the layout of what is bound after it."""
-        values = {slot: shadow.clone() for slot, shadow in self.shadow.values.items()}  # of new states: their start
+        """Rearrange what was read before the step into the layout that is bound after it."""
+        # new states have their start value
+        values = {slot: shadow.clone() for slot, shadow in self.shadow.values.items()}
         old = {(m, r.slot): before.values[r.slot][m.piece] for r in before.readers for m in r.members}
         for (m, slot), piece in old.items():
             if slot in values:

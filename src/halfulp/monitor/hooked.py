@@ -1,4 +1,4 @@
-"""Base of everything that watches an optimizer through hooks on its step and leaves it unchanged."""
+"""Base class of everything that watches an optimizer through step hooks without changing it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Hooked", "harmless"]
 
 @contextmanager
 def harmless(what: str, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """No error within reaches the training: it is reported once, with the traceback's last line, after a ``stop``.
+    """Keep errors inside the block from reaching the training. The first is reported with the traceback's last line.
 
     Parameters
     ----------
     what
-        What ends with the error, for the message.
+        What the error stops, for the message.
     stop
         Called after an error.
     """
@@ -40,14 +40,14 @@ def harmless(what: str, stop: Callable[[], None] = lambda: None) -> Iterator[Non
 
 
 class Hooked:
-    """A context that holds hooks; they are gone when it is left or closed, and what was seen stays."""
+    """A context manager that holds hooks. Leaving or closing it removes them and keeps the results."""
 
     _hooks: list[Any]
     stopped = False
-    """Whether it looks no more; its hooks stay until it is closed, since torch walks over them."""
+    """Whether watching has stopped. Hooks remain until :meth:`close`, since torch iterates over them."""
 
     def stop(self) -> None:
-        """Look no more; what was seen stays."""
+        """Stop watching and keep the results. The hooks remain."""
         self.stopped = True
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Hooked:
         self.close()
 
     def close(self) -> None:
-        """Stop watching; what was measured stays."""
+        """Remove the hooks and keep the results."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

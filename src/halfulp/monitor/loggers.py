@@ -1,6 +1,6 @@
-"""Sending a monitor's figures to where a run is logged: a callable, TensorBoard, Weights & Biases or MLflow.
+"""Sending a monitor's measurements to a logger: a callable, TensorBoard, Weights & Biases or MLflow.
 
-A sink is a function ``sink(figures, step)`` of a dictionary of floats. :func:`as_sink` makes one of what a user has.
+A sink is a function ``sink(figures, step)`` of a dictionary of floats. :func:`as_sink` builds one from a logger.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Sink = Callable[[dict[str, float], int], None]
 
 
 def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
-    """Figures of the last counted step as a flat dictionary: ``halfulp/exp_avg_sq/stalled`` and so on.
+    """Return the measurements of the last counted step as a flat dictionary: ``halfulp/exp_avg_sq/stalled`` and so on.
 
-    Figures that are not finite (no prediction, an empty shadow) are left out.
+    Values that are not finite (no prediction, an empty shadow) are left out.
     """
     found: dict[str, float] = {}
     for m in watch.measure():
@@ -34,14 +34,13 @@ def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
 
 
 def as_sink(logger: Any) -> Sink:
-    """Make a sink of a logger.
+    """Return the sink of a logger.
 
     Parameters
     ----------
     logger
-        A function of (figures, step); a TensorBoard ``SummaryWriter`` (anything with ``add_scalar``); a run of Weights
-        & Biases or the module ``wandb`` (anything with ``log``); the module ``mlflow`` or a Lightning logger (anything
-        with ``log_metrics``).
+        A function of (figures, step), or an object with ``add_scalar`` (TensorBoard's ``SummaryWriter``), ``log`` (a
+        Weights & Biases run or the module ``wandb``) or ``log_metrics`` (the module ``mlflow`` or a Lightning logger).
 
     Raises
     ------
@@ -69,16 +68,16 @@ def as_sink(logger: Any) -> Sink:
 
 
 def log_to(watch: StallMonitor, logger: Any, *, every: int = 1, prefix: str = "halfulp") -> None:
-    """Send the figures of a monitor to a logger after each counted step, or each so many of them.
+    """Send the measurements of a monitor to a logger after every counted step, or every `every`-th.
 
     Parameters
     ----------
     watch
-        The monitor; the logger hears the number of steps that it has seen.
+        The monitor. The logger receives its number of steps.
     logger
         See :func:`as_sink`.
     every
-        Log each so many counted steps.
+        Number of counted steps between logs.
     prefix
         Prefix of the names.
 

@@ -1,4 +1,4 @@
-"""Predictions of theory over the ages that a state's updates met."""
+"""Theoretical predictions, averaged over the ages of a state's updates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from halfulp.rules.drives import Drive
 __all__ = ["Ages", "predicted"]
 
 Average = tuple[Drive, float, float]
-"""Drive, decay and age of an average, see :meth:`halfulp.rules.slots.StateSlot.average`."""
+"""Drive, decay and age of an average; see :meth:`halfulp.rules.slots.StateSlot.average`."""
 
 
 def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
-    """Predicted stalled fraction of the update that meets an average; ``None`` where theory has no answer.
+    """Return the predicted stalled fraction of the update that meets an average, or ``None`` if theory has no answer.
 
-    Beyond some windows ``1 / (1 - beta)`` an age is given the prediction there: a signed state has settled by then; a
-    second moment rounded to nearest never does, but its curve has gone flat.
+    Ages beyond several windows ``1 / (1 - beta)`` get the prediction at that limit. A signed state has settled by then.
+    A
+    second moment rounded to nearest never settles, but its curve has become flat.
     """
     if average is None or fmt not in FORMATS:
         return None
@@ -31,13 +32,13 @@ def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
 
 
 class Ages:
-    """How often each average was met: ages exact below 64, then in 32 bins an octave, so that long runs stay small."""
+    """Number of times each average was met. Ages are exact below 64, then in 32 bins per octave to bound the memory."""
 
     def __init__(self) -> None:
         self._counts: Counter[Average | None] = Counter()
 
     def add(self, average: Average | None) -> None:
-        """Count one; ``None`` for what has no theory."""
+        """Count one average; ``None`` if theory does not cover it."""
         if average is not None:
             drive, beta, age = average
             shift = max(int(age).bit_length() - 6, 0)
@@ -45,7 +46,7 @@ class Ages:
         self._counts[average] += 1
 
     def mean_prediction(self, fmt: str, rounding: str) -> float | None:
-        """Predicted stalled fraction, averaged over what was met; ``None`` without any, or without an answer."""
+        """Return the mean predicted stalled fraction of the counted averages, or ``None`` if there is none."""
         total = weighted = 0.0
         for average, count in self._counts.items():
             expected = predicted(fmt, rounding, average)

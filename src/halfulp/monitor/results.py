@@ -1,4 +1,4 @@
-"""From what was counted to figures: of the last counted step, and over all of them."""
+"""Measurements computed from the counters, for the last counted step and over all of them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["Measure", "measures", "rows", "weights"]
 
 @dataclass
 class Measure:
-    """Figures of one slot in one step, over the sample of the whole model; see the package for the terms.
+    """Measurements of one slot in one step, over the sample of the whole model.
 
     Parameters
     ----------
     slot, format, rounding
-        How most of the sample is stored.
+        Slot, and storage of most of the sample.
     beta, drive
-        Decay, and the kind of what is averaged: ``"gradient"`` or ``"square"``.
+        Decay, and what is averaged: ``"gradient"`` or ``"square"``.
     age
-        Age of the states that the update met, the median over the parameters.
+        Median over the parameters of the age that the update met.
     stalled, lag, ratio, off_2x
-        As the package says.
+        See :mod:`halfulp.monitor`.
     average
-        What theory is asked about: drive, decay and age of the average that the update met; ``None`` for nothing.
+        Drive, decay and age of the average that the update met, as input to the theory. ``None`` if it does not apply.
     factor, residual
-        As the package says, of squares only; ``None`` for others.
+        See :mod:`halfulp.monitor`. ``None`` unless squares are averaged.
 
     Examples
     --------
@@ -62,12 +62,15 @@ class Measure:
 
     @property
     def predicted(self) -> float | None:
-        """Stalled fraction that theory gives at this age; ``None`` where it has no answer."""
+        """Stalled fraction predicted at this age, or ``None`` if theory has no answer."""
         return predicted(self.format, self.rounding, self.average)
 
 
 def distance(stored: Tensor, shadow: Tensor) -> tuple[float, float, float]:
-    """Lag, ratio of means and share off by more than 2x, of magnitudes; values that are not finite are left out."""
+    """Return lag, ratio of means and share off by more than 2x, for magnitudes.
+
+    Values that are not finite are skipped.
+    """
     stored, shadow = stored.abs(), shadow.abs()
     alive = ((shadow > 0) | (stored > 0)) & torch.isfinite(shadow) & torch.isfinite(stored)
     if not bool(alive.any()):
@@ -82,9 +85,9 @@ def distance(stored: Tensor, shadow: Tensor) -> tuple[float, float, float]:
 
 
 def step_error(stored: Tensor, shadow: Tensor) -> tuple[float, float]:
-    """Common factor of the updates that are divided by a second moment's root, and the residual error.
+    """Return the common factor of updates divided by a second moment's root, and the residual error.
 
-    Coordinates at zero or not finite are left out: what they are divided by is not their second moment.
+    Coordinates that are zero or not finite are skipped: the second moment is not their divisor.
     """
     alive = (stored > 0) & (shadow > 0) & torch.isfinite(shadow) & torch.isfinite(stored)
     if not bool(alive.any()):
@@ -95,9 +98,9 @@ def step_error(stored: Tensor, shadow: Tensor) -> tuple[float, float]:
 
 
 def measures(watches: Iterable[GroupWatch]) -> list[Measure]:
-    """Figures of each slot in the last counted step.
+    """Return the measurements of each slot in the last counted step.
 
-    Summed over the states that are stored alike: the low format of most of the sample, float32 only where all are.
+    They cover the states stored in the most common low format, or in float32 if all states are.
     """
     by_slot: dict[str, list[Seen]] = {}
     for watch in watches:
@@ -127,7 +130,7 @@ def _measure(slot: str, found: list[Seen]) -> Measure:
 
 
 def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
-    """Figures of the updates of each 16-bit parameter, over all counted steps."""
+    """Return the measurements of each 16-bit parameter over all counted steps."""
     for watch in watches:
         watch.counts.flush()
         for member, tally in watch.counts.weights.items():
@@ -137,7 +140,7 @@ def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
 
 
 def rows(watches: Iterable[GroupWatch]) -> list[Row]:
-    """Figures of every slot of every parameter over all counted steps."""
+    """Return the measurements of every slot of every parameter over all counted steps."""
     watches = list(watches)
     moved = {w.parameter: w for w in weights(watches)}
     seen = [(watch, seen) for watch in watches for seen in dict.fromkeys(watch.counts.latest.values())]

@@ -1,4 +1,4 @@
-"""The states in full precision: the rule itself, run in float64 on the sampled elements."""
+"""Full-precision states: the rule itself, run in float64 on the sampled elements."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ States = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Course:
-    """Members that take the same step: a rule, its hyper-parameters and its scalars.
+    """Members that take the same step, with their rule, hyper-parameters and scalars.
 
-    `pick` is where their elements are in the vectors of the group; ``None`` for all of them.
+    `pick` holds the indices of their elements in the group's vectors; ``None`` for all of them.
     """
 
     members: list[Member]
@@ -31,17 +31,17 @@ class Course:
     hyper: Hyper
     scalars: dict[str, float]
     known: bool
-    """Whether the rule says how the weights move."""
+    """Whether the rule determines how the weights move."""
 
     def average(self, slot: str, member: Member) -> Any:
-        """Drive, decay and age of the average that this step meets; ``None`` for what has no theory."""
+        """Drive, decay and age of the average that this step meets; ``None`` if theory does not cover it."""
         declared = next(s for s in self.rule.slots(self.hyper) if s.name == slot)
         hyper = {**self.hyper, **self.scalars}
         return declared.average(hyper, tuple(member.shape), member.ages[slot] - 1)
 
 
 def needs_weights(binding: Binding, group: Mapping[str, Any]) -> bool:
-    """Whether the states of a step may depend on the weights before it."""
+    """Whether the states after a step may depend on the weights before it."""
     if binding.unbound:
         return True
     for followed, param in {m.followed.rule: (m.followed, m.param) for m in binding.members if m.followed}.values():
@@ -55,7 +55,7 @@ def needs_weights(binding: Binding, group: Mapping[str, Any]) -> bool:
 def exact_step(
     courses: list[Course], states: States, weight: Tensor, grad: Tensor, fine: Tensor
 ) -> tuple[Tensor, States]:
-    """Exact successors of weights and states; those of elements that are not fine, or idle, stay."""
+    """Return the exact successors of weights and states. Elements that are idle or not fine are unchanged."""
     if len(courses) == 1 and courses[0].pick is None:
         param, new = _update(courses[0], states, weight, grad)
         return torch.where(fine, param, weight), {
@@ -78,14 +78,14 @@ def _update(course: Course, states: States, weight: Tensor, grad: Tensor) -> tup
 
 
 class Shadow:
-    """What the states of a group would be in float64, since they were first seen."""
+    """The states of a group in float64, tracked since they were first seen."""
 
     def __init__(self) -> None:
         self.values: States = {}
-        """By slot, over the elements of the group; zero where a member has no such state."""
+        """Values by slot, over the elements of the group; zero for members without that state."""
 
     def pieces(self, binding: Binding) -> dict[tuple[Member, str], Tensor]:
-        """(member, slot) -> its part; of what is bound."""
+        """Return the part of each bound (member, slot)."""
         return {
             (m, reader.slot): self.values[reader.slot][m.piece] for reader in binding.readers for m in reader.members
         }
@@ -94,14 +94,14 @@ class Shadow:
         self, binding: Binding, kept: Mapping[tuple[Member, str], Tensor], *, fresh: bool, weight: Tensor | None,
         group: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """Follow a new binding.
+        """Adopt a new binding.
 
         Parameters
         ----------
         kept
-            Shadows that go on, from :meth:`pieces`.
+            Shadows to keep, from :meth:`pieces`.
         fresh
-            Other states were at their start until this step; otherwise they are taken as they are now.
+            Whether the other states were at their start until this step. Otherwise their present values are taken.
         weight
             Weights before this step, from which some states start.
         """
@@ -126,7 +126,7 @@ class Shadow:
     def count_ages(
         self, idle: set[int], members: Iterable[Member], group: Mapping[str, Any]
     ) -> Iterator[tuple[Member, str]]:
-        """Add one to the ages of the members that made the step; yields the states that were reset in it."""
+        """Add one to the ages of the members that stepped. Yield the states that were reset in this step."""
         for number, m in enumerate(members):
             if number in idle or m.adapter is None:
                 continue
@@ -141,7 +141,7 @@ class Shadow:
 
 
 def start_of(member: Member, slot: str, group: Mapping[str, Any], weight: Tensor | None) -> Tensor | float:
-    """Value of a state at its start."""
+    """Return the initial value of a state."""
     declared = declared_slot(member, slot, group)
     if declared is None or declared.init is None or weight is None:
         return 0.0
@@ -149,7 +149,7 @@ def start_of(member: Member, slot: str, group: Mapping[str, Any], weight: Tensor
 
 
 def declared_slot(member: Member, slot: str, group: Mapping[str, Any]) -> StateSlot | None:
-    """How a state of a member is declared."""
+    """Return the declared slot of a member's state."""
     if member.followed is None:
         return None
     hyper = member.followed.hyper(group, member.param)
@@ -157,7 +157,7 @@ def declared_slot(member: Member, slot: str, group: Mapping[str, Any]) -> StateS
 
 
 def _age(member: Member, slot: str, group: Mapping[str, Any]) -> int:
-    """Age of a state that is older than the monitor; where nothing says, past its build-up."""
+    """Return the age of a state that is older than the monitor. If unknown, it counts as past its build-up."""
     assert member.adapter is not None
     assert member.entries is not None
     age = member.adapter.age(group, member.entries, slot)
@@ -170,7 +170,7 @@ def _age(member: Member, slot: str, group: Mapping[str, Any]) -> int:
 
 
 def courses(binding: Binding, group: Mapping[str, Any], idle: set[int]) -> list[Course]:
-    """The members that make a step, by what they do in it."""
+    """Group the members that step by what they do."""
     sets: dict[tuple[Any, ...], list[Member]] = {}
     for number, m in enumerate(binding.members):
         if number not in idle and m.followed is not None:

@@ -1,4 +1,4 @@
-"""What a monitor found, as rows, verdicts and a printable table."""
+"""Results of a monitor as rows, verdicts and a printable table."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from halfulp.numbers.show import Shown, html_table
 __all__ = ["MonitorTable", "Row", "Weights", "stalled_of"]
 
 LONGEST = 52
-"""Characters of a parameter's name that a table shows."""
+"""Maximum length of a parameter's name in a table."""
 HEADINGS = ("slot", "parameter", "format", "rounding", "stalled", "predicted", "lag", "ratio", "off 2x", "weights")
 ABBREVIATIONS = {"exp_avg_sq": "v", "exp_avg": "m"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One slot of one parameter over the counted steps; the terms are those of :mod:`halfulp.monitor`.
+    """One slot of one parameter over the counted steps. :mod:`halfulp.monitor` defines the terms.
 
     Parameters
     ----------
     parameter, slot, format, rounding, beta
-        Which state it is, how it is stored, and its decay.
+        The state, its storage and its decay.
     updates
-        Updates that were due in the sample.
+        Number of updates in the sample that were due.
     stalled, predicted
-        Share of them that stalled; what theory gives, NaN where it has no answer.
+        Measured and predicted stalled fraction. The prediction is NaN if theory has no answer.
     lag, ratio, off_2x
-        Distance to the fp32 shadow.
+        Difference from the float64 shadow.
     weights_stalled, weights_moved
-        For 16-bit parameters, ``None`` for others; `weights_moved` also where the update's size is not known.
+        Only for 16-bit parameters. `weights_moved` is also ``None`` if the size of the update is unknown.
     elements
         Number of elements of the parameter.
     scale_moves
-        Scales of blocks follow their largest element, so that values move where codes stand.
+        Whether block scales follow their largest element, so that values move while codes do not.
     factor, residual
-        For averages of squares; ``None`` for others.
+        Only for averages of squares.
 
     Examples
     --------
@@ -68,10 +68,10 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What is wrong, and what to do, in a line; ``"fine"`` otherwise.
+        """One line that says what is wrong and what to do, or ``"fine"``.
 
-        Stalled updates alone are wrong under nearest rounding, unless block scales move: a code that stands still
-        then decays with its block.
+        Stalled updates alone are an error under nearest rounding, unless block scales move: an unchanged code then
+        decays with its block.
         """
         wrong = self.ratio > 1.25 or self.ratio < 0.8 or self.off_2x > 0.25
         stuck = self.rounding == "nearest" and self.stalled > 0.5 and not self.scale_moves
@@ -97,7 +97,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much of a 16-bit parameter's updates stalled, and how much of the intended movement took place, if known."""
+    """Stalled updates of a 16-bit parameter, and the share of the intended movement that took place, if known."""
 
     parameter: str
     elements: int
@@ -106,7 +106,7 @@ class Weights:
 
 
 def stalled_of(weights: Iterable[Weights]) -> float | None:
-    """Share of stalled updates of 16-bit weights, weighted by elements; ``None`` without any."""
+    """Return the share of stalled updates of 16-bit weights, weighted by elements, or ``None`` if there are none."""
     found = list(weights)
     return _weighted([(w.stalled, w.elements) for w in found]) if found else None
 
@@ -118,13 +118,13 @@ class MonitorTable(Shown):
     Parameters
     ----------
     rows
-        One a slot and parameter.
+        One row per slot and parameter.
     steps
-        Counted ones.
+        Number of counted steps.
     skipped
-        States that were not watched, by parameter and slot, and why.
+        States that were not watched and the reason, by parameter and slot.
     weights
-        Figures of each 16-bit parameter.
+        Measurements of each 16-bit parameter.
 
     Examples
     --------
@@ -139,13 +139,13 @@ class MonitorTable(Shown):
     weights: tuple[Weights, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """The rows as plain dictionaries, e.g. for ``pandas.DataFrame`` or JSON."""
+        """Return the rows as plain dictionaries, such as for ``pandas.DataFrame`` or JSON."""
         return [asdict(row) for row in self.rows]
 
     def by_slot(self) -> dict[str, Row]:
-        """One row a slot and format: means over the parameters, weighted by updates (geometric for the ratio).
+        """Return one row per slot and format: means over the parameters, weighted by updates (geometric for the ratio).
 
-        Figures of weights are weighted by their elements.
+        Values of weights are weighted by elements.
         """
         merged: dict[str, Row] = {}
         for slot, fmt in dict.fromkeys((r.slot, r.format) for r in self.rows):
@@ -172,7 +172,7 @@ class MonitorTable(Shown):
         return merged
 
     def verdicts(self) -> list[str]:
-        """One line for each slot and format that is not fine, and one for 16-bit weights that hardly move."""
+        """Return a line for each slot and format that is not fine, and one if 16-bit weights hardly move."""
         lines = [row.verdict for row in self.by_slot().values() if row.verdict != "fine"]
         bad = [w for w in self.weights if w.stalled > 0.5 and w.moved is not None and w.moved < 0.8]
         if bad:
@@ -194,11 +194,11 @@ class MonitorTable(Shown):
         return f"nothing was watched yet: {seen} passed uncounted (see every=), or without a state that can be watched"
 
     def in_short(self) -> str:
-        """States, counted steps, and how many verdicts there are."""
+        """The numbers of states, counted steps and verdicts."""
         return f"{len(self.rows)} states, {self.steps} steps, {len(self.verdicts())} verdicts"
 
     def in_html(self) -> str:
-        """One row for each slot and format."""
+        """The table with one row per slot and format."""
         return html_table(HEADINGS, self._cells(list(self.by_slot().values())), self._lines(), left=4)
 
     def __str__(self) -> str:
@@ -223,13 +223,13 @@ class MonitorTable(Shown):
         return text.getvalue()
 
     def _lines(self) -> list[str]:
-        """Verdicts, and what was not watched."""
+        """Return the verdicts, and the states that were not watched."""
         missed = dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items())
         return [*(self.verdicts() or [self._all_well()]), *(f"not watched: {slot} ({why})" for slot, why in missed)]
 
     @staticmethod
     def _cells(rows: list[Row]) -> list[tuple[str, ...]]:
-        """Rows as text, in the order of the headings."""
+        """Return the rows as text, in the order of the headings."""
         return [
             (
                 r.slot, name, r.format, r.rounding, f"{r.stalled:.1%}",
@@ -264,7 +264,7 @@ def _weighted(values: list[tuple[float, int]]) -> float:
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Names that fit into a table: where some are too long, without what all have in front, and cut in the middle.
+    """Shorten names to fit in a table: drop their common prefix and cut them in the middle.
 
     Examples
     --------

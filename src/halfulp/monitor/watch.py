@@ -1,4 +1,4 @@
-"""The monitor itself: hooks around the step of an optimizer."""
+"""The monitor: hooks around the step of an optimizer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class StallMonitor(Hooked):
     Parameters
     ----------
     optimizer
-        An optimizer of halfulp, of torch, or of a library that :mod:`halfulp.libraries` knows, or a wrapper that keeps
-        one as ``.optimizer``.
+        An optimizer of halfulp, of torch, or of a library known to :mod:`halfulp.libraries`, or a wrapper with such an
+        optimizer as ``.optimizer``.
     sample
-        Number of coordinates in all, divided among the tensors by size, at least 64 for each. The same model always
-        gives the same coordinates. On a sharded parameter they are those of this rank's part.
+        Total number of coordinates, divided among the tensors by size, at least 64 for each. The same model always
+        gives
+        the same coordinates. For a sharded parameter they are taken from this rank's part.
     every
-        Updates are counted in every so many steps. The shadow follows every step.
+        Steps between counted steps. The shadow follows every step.
     model
         Provides parameter names if the optimizer was not built from named parameters.
 
@@ -89,7 +90,7 @@ class StallMonitor(Hooked):
                 number += 1
 
     def _harmless(self, watch: GroupWatch | None = None) -> AbstractContextManager[None]:
-        """An error within ends the watching of a group, or of the whole optimizer, and not the training."""
+        """Let an error stop the watching of a group, or of the whole optimizer, but not the training."""
         if watch is None:
             return harmless("StallMonitor: watching the optimizer", self.stop)
         return harmless("StallMonitor: watching a parameter group", watch.stop)
@@ -105,7 +106,7 @@ class StallMonitor(Hooked):
 
         def watched() -> Any:
             loss = closure()
-            self._begin()  # only now are the gradients those of the step; weights and states are still untouched
+            self._begin()  # now the gradients are final, and weights and states not yet changed
             return loss
 
         if len(args) > 1:
@@ -128,14 +129,14 @@ class StallMonitor(Hooked):
         return [watch for watch in self._watches.values() if not watch.stopped]
 
     def _follow(self) -> None:
-        """Watch the parameters that the optimizer has now, each from its first gradient on."""
+        """Watch the optimizer's present parameters, each from its first gradient on."""
         groups = self.optimizer.param_groups
         layout = [
             (at, param, param.dtype, param.shape, param.device, param.grad is None)
             for at, group in enumerate(groups) for param in group["params"]
         ]  # fmt: skip
         for (at, _), watch in self._watches.items():
-            watch.group = groups[at] if at < len(groups) else watch.group  # load_state_dict makes new ones
+            watch.group = groups[at] if at < len(groups) else watch.group  # load_state_dict creates new ones
         if len(layout) == len(self._layout) and all(map(_alike, layout, self._layout)):
             return
         self._layout = layout
@@ -165,7 +166,7 @@ class StallMonitor(Hooked):
         self.steps += 1
         with self._harmless():
             found_inf = getattr(optimizer, "found_inf", None)
-            if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the step did nothing
+            if found_inf is not None and bool(found_inf):  # GradScaler with a fused optimizer: the step was skipped
                 return
             scale = getattr(optimizer, "grad_scale", None)
             for watch in self._alive():
@@ -179,7 +180,7 @@ class StallMonitor(Hooked):
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The shadows, by parameter number and slot, so that the lag of a continued run goes on.
+        """Return the shadows by parameter number and slot, so that a resumed run keeps its lag.
 
         Counts are not included.
         """
@@ -227,30 +228,33 @@ class StallMonitor(Hooked):
     # ---------------------------------------------------------------- results
 
     def measure(self) -> list[Measure]:
-        """Figures of each slot in the last counted step, over the whole sample; of fp32 only where nothing is lower."""
+        """Return the measurements of each slot in the last counted step, in fp32 only if no state is lower."""
         return measures(self._watches.values())
 
     def table(self) -> MonitorTable:
-        """Figures of every slot of every parameter over all counted steps, with a verdict for each slot; printable."""
+        """Return a printable table of every slot of every parameter over all counted steps, with a verdict per slot."""
         watches = self._watches.values()
         return MonitorTable(tuple(rows(watches)), self.steps, self.skipped, tuple(weights(watches)))
 
     def weights_stalled(self) -> float | None:
-        """Share of the updates of 16-bit weights that stalled so far; ``None`` where there are none.
+        """Return the share of updates of 16-bit weights that stalled so far, or ``None`` if there are none.
 
-        Each parameter counts by its elements.
+        Parameters are weighted by their elements.
         """
         return stalled_of(weights(self._watches.values()))
 
     def weights_moved(self) -> float | None:
-        """How much of the intended movement of 16-bit weights took place, 1 is right; ``None`` where not known."""
+        """Return the share of the intended movement of 16-bit weights that took place, or ``None`` if unknown.
+
+        1 is right.
+        """
         tallies = [t for watch in self._watches.values() for t in watch.counts.flushed_weights()]
         intended = sum(t.intended for t in tallies)
         return sum(t.moved for t in tallies) / intended if intended else None
 
     @property
     def weight_notes(self) -> list[str]:
-        """Why the size of a weight update is not known, where it is not (see :mod:`halfulp.monitor`)."""
+        """Reasons why the size of a weight update is unknown (see :mod:`halfulp.monitor`)."""
         reasons = {watch.counts.weight_reason for watch in self._watches.values() if watch.binding.any_low}
         return sorted(why for why in reasons if why is not None)
 
@@ -260,7 +264,7 @@ class StallMonitor(Hooked):
         return {key: why for watch in self._watches.values() for key, why in watch.binding.skipped.items()}
 
     def on_step(self, report: Callable[[int], None]) -> None:
-        """Call ``report(steps)`` after each step that was counted."""
+        """Call ``report(steps)`` after each counted step."""
         self._reports.append(report)
 
 
@@ -269,5 +273,5 @@ def _alike(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def _count(sample: int, param: Tensor, total: int) -> int:
-    """Elements of a parameter in a sample."""
+    """Return the number of a parameter's elements in the sample."""
     return max(64, round(sample * local(param).numel() / max(total, 1)))

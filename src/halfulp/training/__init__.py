@@ -1,4 +1,4 @@
-"""Around a step: Lookahead and low-pass filtering of any optimizer, gradient release, offload, fp32 gradients."""
+"""What surrounds a step: Lookahead, low-pass filtering, gradient release, CPU offload, fp32 gradients."""
 
 from halfulp.training.fp32_gradients import main_grads
 from halfulp.training.lookahead import Lookahead

@@ -1,4 +1,4 @@
-"""AutoDrop: the learning rate drops when the weights' direction of travel stops turning faster."""
+"""AutoDrop: drop the learning rate when the angular velocity of the weights saturates."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ __all__ = ["AutoDrop"]
 
 
 class AutoDrop(LRScheduler):
-    """Learning-rate drops from the angular velocity of the parameters; :meth:`step` once an epoch.
+    """Learning-rate schedule driven by the angular velocity of the parameters. Call :meth:`step` once per epoch.
 
     Wang et al., *AutoDrop: Training Deep Learning Models with Automatic Learning Rate Drop*, arXiv 2111.15317. The
-    angular velocity of an epoch is the angle between its step in weight space and that of the epoch before: it rises
-    at one learning rate until the weights only bounce (120 degrees in pure noise around a minimum), and saturates.
-    Where it changes by less than `threshold` degrees from one epoch to the next, the rate is multiplied by `factor`.
+    angular velocity of an epoch is the angle between its step in weight space and the previous one. At a fixed learning
+    rate it rises and then saturates, when the weights only bounce (120 degrees in pure noise around a minimum). When it
+    changes by less than `threshold` degrees between epochs, the rate is multiplied by `factor`.
 
     Parameters
     ----------
     optimizer
-        Any optimizer. The rates of its groups drop together.
+        Any optimizer. All its groups drop together.
     factor
         0.2 (CIFAR) or 0.1 (ImageNet) as published.
     threshold, max_threshold
-        In degrees. The threshold is divided by `factor` at each drop, up to `max_threshold`.
+        Thresholds in degrees. The threshold is divided by `factor` at each drop, up to `max_threshold`.
     min_lr
         The lowest rate.
     patience
-        Epochs from the first small change to the drop, that epoch included: 20 in the authors' code, 1 in the paper's
-        text.
+        Epochs from the first small change to the drop, including that epoch: 20 in the authors' code, 1 in the paper.
     average
-        At a drop, set the weights to their average over those epochs, where epoch k has weight k (the authors'
-        reduction of variance). Takes one more copy of the weights, in fp32.
+        At a drop, set the weights to their average over those epochs, where epoch k has weight k (the authors' variance
+        reduction). Needs one more copy of the weights, in fp32.
     keep
         Where the two copies of the weights are kept: ``"device"`` or ``"cpu"``.
 
@@ -48,7 +47,7 @@ class AutoDrop(LRScheduler):
     ------
     ValueError
         If `factor` is outside (0, 1), a threshold is not positive, `min_lr` is negative, `patience` is below 1, or
-        `keep` is another word.
+        `keep` is unknown.
 
     Examples
     --------
@@ -89,24 +88,24 @@ class AutoDrop(LRScheduler):
         self.factor, self.threshold, self.max_threshold, self.min_lr = factor, threshold, max_threshold, min_lr
         self.patience, self.average, self.keep = patience, average, keep
         self.angles: list[float] = []
-        """Angular velocity of each epoch from the second on, in degrees; NaN for one without movement."""
+        """Angular velocity of each epoch from the second on, in degrees; NaN for an epoch without movement."""
         self.drops: list[int] = []
         """Epochs after which the rate dropped."""
         self.waited = 0
-        """Epochs since the change was small, that one included; 0 while it is not."""
+        """Epochs since the change became small, including that one; 0 if it is not small."""
         self.snapshots: list[list[Tensor]] = []
         self.mean: list[Tensor] = []
         super().__init__(optimizer)
 
     def step(self, epoch: int | None = None) -> None:
-        """Look at the weights, once an epoch, and drop the rates if it is time."""
+        """Look at the weights once per epoch, and drop the rates if it is time."""
         self.dropping = self._observe()
         super().step(epoch)
         if self.dropping:
             self.drops.append(self.last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Rates after this epoch."""
+        """Return the rates after this epoch."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return [min(r, max(self.min_lr, r * self.factor)) for r in rates] if self.dropping else rates
 
@@ -136,12 +135,12 @@ class AutoDrop(LRScheduler):
         return len(self.angles) >= 2 and abs(self.angles[-1] - self.angles[-2]) < self.threshold
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer, snapshots of the weights included: plain tensors and numbers."""
+        """Return everything but the optimizer as plain tensors and numbers, including the snapshots of the weights."""
         return {k: v for k, v in super().state_dict().items() if not k.startswith("_get_lr")}
 
 
 def _angle(first: list[Tensor], second: list[Tensor], third: list[Tensor]) -> float:
-    """Angle at the second of three points, of the way on to the way before, in degrees."""
+    """Return the angle in degrees between the steps from `first` to `second` and from `second` to `third`."""
     dot = before_sq = after_sq = 0.0
     for a, b, c in zip(first, second, third, strict=True):
         before, after = b.double() - a.double(), c.double() - b.double()

@@ -11,22 +11,23 @@ __all__ = ["main_grads"]
 
 
 def main_grads(params: Iterable[Tensor]) -> None:
-    """Accumulate the gradients of 16-bit parameters in fp32, as Megatron's and torchtitan's main gradients.
+    """Accumulate the gradients of 16-bit parameters in fp32, like the main gradients of Megatron and torchtitan.
 
     Each backward pass computes a gradient in 16 bits and adds it to ``param.grad`` in fp32, so that small contributions
-    are not lost beside the sum of many. A gradient then takes 4 bytes from the first backward pass to
-    ``zero_grad()``. Without accumulation it changes nothing else. FSDP2 does the same by
-    ``MixedPrecisionPolicy(reduce_dtype=torch.float32)``.
+    are
+    not lost in the sum. A gradient then takes 4 bytes per element from the first backward pass to ``zero_grad()``.
+    Without
+    accumulation nothing else changes. In FSDP2, ``MixedPrecisionPolicy(reduce_dtype=torch.float32)`` does the same.
 
     Parameters
     ----------
     params
-        Those of a model; float32 and frozen ones stay as they are.
+        Parameters of a model. float32 and frozen ones are skipped.
 
     Raises
     ------
     RuntimeError
-        A torch before 2.10, which has no ``grad_dtype``, or a parameter that has a gradient already.
+        If torch is older than 2.10, which has no ``grad_dtype``, or a parameter already has a gradient.
 
     Examples
     --------

@@ -19,19 +19,20 @@ __all__ = ["Lookahead"]
 
 
 class Lookahead(Wrapper):
-    """Lookahead: every `k` steps the weights return to slow ones, which move by `alpha` towards them.
+    """Lookahead: every `k` steps the slow weights move by `alpha` towards the weights, which are then reset to them.
 
-    Zhang et al., arXiv 1907.08610. The states of the optimizer inside are kept, as published.
+    Zhang et al., arXiv 1907.08610. The states of the inner optimizer are kept, as published.
 
     Parameters
     ----------
     optimizer
         Any ``torch.optim.Optimizer``.
     k, alpha
-        Steps between two returns; the share of the way that the slow weights move, in (0, 1].
+        Steps between synchronizations, and the share of the distance that the slow weights move, in (0, 1].
     state, rounding, seed, backend
-        How slow weights are stored, as for the optimizers. The default is ``"fp32"``, since the weights become what is
-        stored at every return (``docs/wrappers.md`` says what that costs).
+        Storage of the slow weights, as for the optimizers. The default is ``"fp32"``, since at every synchronization
+        the
+        weights become the stored values (``docs/wrappers.md`` says what that costs).
     storage
         ``scale``, ``block_size``, ``min_size``, ``keep_fp32``: see :class:`~halfulp.engine.storage.StorageOptions`.
 
@@ -75,7 +76,7 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of the optimizer inside, and every `k` of them the return to the slow weights."""
+        """Step the inner optimizer, and synchronize with the slow weights every `k` steps."""
         self._begin(self.trained)
         with self._stepping() as inside:
             loss = inside.step() if closure is None else inside.step(closure)
@@ -85,20 +86,20 @@ class Lookahead(Wrapper):
         return loss
 
     def _begin(self, names: Iterable[str]) -> None:
-        """Slow weights of parameters that have none yet, from where they stand: layers that were frozen until now."""
+        """Add slow weights for parameters that have none yet, such as newly unfrozen layers."""
         named, store = self.named, self.slow.store
         self.slow.store.add({n: named[n] for n in names if n in named and n not in store})
 
     def _fast(self) -> dict[str, Tensor]:
-        """Weights that have slow ones, whether or not they still take gradients."""
+        """Return the weights that have slow ones, whether or not they still take gradients."""
         return {n: p for n, p in self.named.items() if n in self.slow.store}
 
     def memory(self) -> MemoryReport:
-        """Bytes of the slow weights by format, and which stay in fp32 for which reason."""
+        """Return the bytes of the slow weights by format, and which are kept in fp32 and why."""
         return self.slow.store.memory()
 
     def own_state(self) -> dict[str, Any]:
-        """Steps made and the stored slow weights."""
+        """Return the number of steps and the stored slow weights."""
         store = self.slow.store
         return {"steps": self.steps, "storage": store.quantizer.spec, "seed": store.seed, "slow": store.state_dict()}
 

@@ -1,4 +1,4 @@
-"""Low-pass filtering around any optimizer: gradients of the loss smoothed by noise on the weights."""
+"""Low-pass filtering around any optimizer: gradients of the loss, smoothed by noise on the weights."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class LowPass(Wrapper):
     Bisla, Wang & Choromanska, *Low-Pass Filtering SGD for Recovering Flat Optima in the Deep Learning Optimization
     Landscape*, arXiv 2201.08025. The published inner optimizer is SGD with momentum; any optimizer works.
 
-    The noise of each element is normal, with a deviation of ``gamma`` times the norm of its row (its filter) or of the
-    whole vector. Afterwards the weights are restored bit for bit, in any dtype, from a copy.
+    The noise of each element is normal. Its deviation is ``gamma`` times the norm of the element's row (its filter), or
+    of
+    the whole vector. Afterwards the weights are restored bit for bit from a copy, in any dtype.
 
     Parameters
     ----------
@@ -38,10 +39,10 @@ class LowPass(Wrapper):
         Relative deviation of the noise. Published: 0.002 (CIFAR), 0.001 (Tiny ImageNet), 0.0005 (ImageNet) with one
         sample; 0.0005 with 8 samples and a growth of 15.
     samples
-        Draws of noise in each :meth:`step` with a closure. In the paper, each draw sees its own part of the batch: see
+        Draws of noise in each :meth:`step` with a closure. In the paper, each draw has its own part of the batch; see
         :meth:`perturbed`.
     growth, steps
-        `gamma` rises to `growth` times itself over this many steps, along half a cosine; without `growth` it stays.
+        `gamma` rises by the factor `growth` over this many steps, along half a cosine. Default: it is constant.
     seed
         Seed of the noise, which is a function of seed, parameter, draw and element. There is no generator to save.
     keep
@@ -51,7 +52,7 @@ class LowPass(Wrapper):
     ------
     ValueError
         If `gamma` or `growth` is negative, `samples` is below 1, `growth` is given without `steps`, the seed has more
-        than 63 bits, or `keep` is another word.
+        than 63 bits, or `keep` is unknown.
 
     Examples
     --------
@@ -93,9 +94,9 @@ class LowPass(Wrapper):
         self.gamma, self.samples, self.growth, self.total_steps = gamma, samples, growth, steps
         self.seed, self.keep = seed, keep
         self.steps = 0
-        """Steps made."""
+        """Number of steps."""
         self.draws = 0
-        """Draws of the noise made."""
+        """Number of draws of noise."""
 
     @property
     def radius(self) -> float:
@@ -115,7 +116,7 @@ class LowPass(Wrapper):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Add a draw of noise to the weights inside the ``with`` block, and restore them afterwards, bit for bit.
+        """Add a draw of noise to the weights inside the ``with`` block, and restore them bit for bit afterwards.
 
         Run the forward *and* the backward pass inside. For the published form, with M parts of a batch::
 
@@ -141,14 +142,14 @@ class LowPass(Wrapper):
             swap.leave()
 
     def _noisy(self, param: Tensor, key: tuple[int, int]) -> Tensor:
-        """A parameter (the part that this rank holds) with noise, in fp32."""
+        """Return a parameter (this rank's part) with noise, in fp32."""
         part = local_part(param)
         uniform = (part.random_bits(key).double() + 0.5) * 2.0**-32
         normal = torch.special.ndtri(uniform).reshape(part.tensor.shape)
         return (part.tensor.double() + normal * (self._sizes(param) * self.radius)).float()
 
     def _sizes(self, param: Tensor) -> Tensor:
-        """Norms of the rows, or of a vector, as they broadcast against this rank's part."""
+        """Return the norms of the rows, or of a vector, shaped to broadcast against this rank's part."""
         whole, part = gathered(param.detach()).double(), local_part(param)
         if whole.ndim < 2:
             return whole.norm()
@@ -158,14 +159,15 @@ class LowPass(Wrapper):
         return norms.reshape(-1, *[1] * (whole.ndim - 1))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of the optimizer inside.
+        """Step the inner optimizer.
 
         Parameters
         ----------
         closure
-            Runs forward and backward pass and returns the loss; called once for each of the samples. The step is along
-            the mean of their gradients (those that lie there before are dropped), and the mean loss is returned.
-            Without it, gradients are those gathered under :meth:`perturbed`.
+            Function that runs forward and backward pass and returns the loss. It is called once per sample. The step
+            uses
+            the mean of their gradients and returns the mean loss. Earlier gradients are dropped. Without a closure, the
+            gradients accumulated under :meth:`perturbed` are used.
         """
         loss = None if closure is None else self._evaluate(closure)
         if not self._drawn and self.gamma:
@@ -197,7 +199,7 @@ class LowPass(Wrapper):
         return sum(losses[1:], losses[0]) / self.samples
 
     def own_state(self) -> dict[str, Any]:
-        """Steps, draws and the seed."""
+        """Return the numbers of steps and draws, and the seed."""
         return {"steps": self.steps, "draws": self.draws, "seed": self.seed}
 
     def check_own(self, saved: Mapping[str, Any]) -> Any:

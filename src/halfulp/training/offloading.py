@@ -1,4 +1,4 @@
-"""CPU offload: states, master weights and the step in host memory; weights and gradients on the device."""
+"""CPU offload: states, master weights and the step are in host memory, weights and gradients on the device."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from halfulp.numbers.log import log_once
 __all__ = ["Copies", "Offload", "offload"]
 
 BUCKET = 64 << 20
-"""Bytes of gradients whose copies are waited for, and whose parameters step, at once."""
+"""Bytes of gradients per bucket. The copies of a bucket are awaited together, and its parameters step together."""
 
 
 class Copies(Protocol):
-    """How tensors get from one memory to the other."""
+    """How tensors are copied between host and device."""
 
     def host(self, like: Tensor) -> Tensor:
-        """Host memory for a tensor's values."""
+        """Allocate host memory for a tensor's values."""
         ...
 
     def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
-        """Start a copy; what is returned waits for it."""
+        """Start a copy. Return a function that waits for it."""
         ...
 
     def finish(self) -> None:
-        """Order all copies before what the device does next."""
+        """Order all copies before the device's next work."""
         ...
 
 
 class _Direct:
-    """Between tensors of the host: a copy is done when it is started."""
+    """Copies within host memory. Each is done when it is started."""
 
     def host(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype)
@@ -50,7 +50,7 @@ class _Direct:
 
 
 class _Streams:
-    """Between a CUDA device and page-locked host memory, on two streams: one for each direction."""
+    """Copies between a CUDA device and page-locked host memory, on one stream per direction."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -75,27 +75,29 @@ class _Streams:
 
 
 def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
-    """Move an optimizer to the host: its states and its step, for parameters that stay on the device.
+    """Move an optimizer's states and step to the host, while its parameters stay on the device.
 
-    A step copies gradients and weights out, steps on the host (in C, for ours) and copies the weights in. Large models
-    go in buckets, so that the copies of one go on while another steps. The bits are those of the same step without
-    offload, on the CPU. The optimizer that is returned has the groups of the parameters on the device: schedulers,
-    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as usual. Sharded parameters (FSDP2, tensor
-    parallelism) are offloaded as they are: each rank copies and steps its own part.
+    A step copies gradients and weights to the host, steps there (in C, for our optimizers) and copies the weights back.
+    Large models are split into buckets, so that the copies of one overlap the step of another. The bits are those of
+    the
+    same step on the CPU without offload. The returned optimizer has the groups of the device parameters: schedulers,
+    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as usual. With sharded parameters (FSDP2,
+    tensor
+    parallelism), each rank copies and steps its own part.
 
     Parameters
     ----------
     optimizer
-        Any optimizer, new or trained; it must not be used directly any more.
+        Any optimizer, new or trained. It must not be used directly afterwards.
     copies
-        How tensors are copied; by default through streams on a CUDA device.
+        How tensors are copied. Default: on streams of the CUDA device.
 
     Raises
     ------
     ValueError
-        Parameters of a tensor subclass that wraps others, such as torchao's float8 weights.
+        If a parameter is a tensor subclass that wraps other tensors, such as torchao's float8 weights.
     TypeError
-        What is no optimizer.
+        If `optimizer` is not an optimizer.
 
     Examples
     --------
@@ -112,19 +114,19 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
 
 
 class Offload(Optimizer):
-    """An optimizer whose parameters are on a device, and whose states and steps are on the host; see :func:`offload`.
+    """An optimizer with parameters on a device, and states and step on the host; see :func:`offload`.
 
     Parameters
     ----------
     optimizer, copies
-        As of :func:`offload`.
+        As for :func:`offload`.
 
     Attributes
     ----------
     optimizer
-        The one that steps, over copies of the parameters on the host.
+        The optimizer that steps the copies of the parameters on the host.
     host_of
-        The copy of each parameter.
+        The host copy of each parameter.
 
     Examples
     --------
@@ -158,7 +160,7 @@ class Offload(Optimizer):
         super().__init__(mine, dict(optimizer.defaults))
 
     def _moved(self, param: Tensor) -> nn.Parameter:
-        """The host's copy of a parameter, which takes over its states."""
+        """Return the host copy of a parameter, which takes over its states."""
         here = local(param.detach())
         host = nn.Parameter(placed_on("cpu", param, self._copies.host(here)), requires_grad=param.requires_grad)
         self.host_of[param] = host
@@ -170,15 +172,15 @@ class Offload(Optimizer):
 
     @property
     def state(self) -> Any:
-        """States by the parameters on the device."""
+        """States, keyed by the parameters on the device."""
         return {p: self.optimizer.state[h] for p, h in self.host_of.items() if h in self.optimizer.state}
 
     @state.setter
     def state(self, value: Any) -> None:
-        """Torch's own constructor begins with an empty one."""
+        """Accept the empty state that torch's constructor sets."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its parameters may be on the device."""
+        """Add a group, whose parameters may be on the device."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if any(p not in self.host_of for p in group["params"]):
@@ -186,12 +188,12 @@ class Offload(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient.
+        """Step every parameter that has a gradient.
 
         Parameters
         ----------
         closure
-            Re-evaluates the model and returns the loss, which is returned.
+            Function that re-evaluates the model and returns the loss, which is returned.
         """
         loss = evaluated(closure)
         self._share_arguments()
@@ -219,7 +221,7 @@ class Offload(Optimizer):
         return loss
 
     def _copied_out(self, param: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Start to copy a gradient, and the weights, which may have been set on the device since the last step."""
+        """Start copying a gradient, and the weights, which may have been set on the device since the last step."""
         assert param.grad is not None
         host = local(self.host_of[param].detach())
         return (
@@ -250,7 +252,7 @@ class Offload(Optimizer):
         return [bucket for bucket in found if bucket]
 
     def _room(self, param: Tensor) -> Tensor:
-        """Host memory for the gradient of a parameter."""
+        """Return host memory for the gradient of a parameter."""
         assert param.grad is not None
         if param.grad.layout != torch.strided:
             raise RuntimeError("offload takes dense gradients; got a sparse one: use sparse=False")
@@ -260,32 +262,32 @@ class Offload(Optimizer):
         return room
 
     def _share_arguments(self) -> None:
-        """Give the optimizer on the host the groups' arguments, which schedulers change here."""
+        """Pass the groups' arguments, which schedulers change here, to the optimizer on the host."""
         for mine, theirs in zip(self.param_groups, self.optimizer.param_groups, strict=True):
             theirs.update({k: v for k, v in mine.items() if k not in ("params", "param_names")})
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer on the host: what it would be without offload."""
+        """Return the state dictionary of the optimizer on the host, which is the same as without offload."""
         self._share_arguments()
         return self.optimizer.state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, with offload or without."""
+        """Load a state dictionary saved with or without offload."""
         self.optimizer.load_state_dict(state_dict)
         for mine, theirs in zip(self.param_groups, self.optimizer.param_groups, strict=True):
             mine.update({k: v for k, v in theirs.items() if k != "params"})
         log_once(f"{type(self.optimizer).__name__}: states are loaded into host memory")
 
     def memory(self) -> Any:
-        """Bytes of the states, in host memory; see :meth:`RuleOptimizer.memory`."""
+        """Return the bytes of the states in host memory; see :meth:`RuleOptimizer.memory`."""
         if not isinstance(self.optimizer, RuleOptimizer):
             raise TypeError(f"memory() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
         return self.optimizer.memory()
 
 
 def _on_host(state: Tensor) -> Tensor:
-    """A copy of a state in host memory."""
+    """Return a copy of a state in host memory."""
     return placed_on("cpu", state, local(state.detach()).to("cpu", copy=True))
 
 

@@ -1,4 +1,4 @@
-"""Gradient release: each parameter is stepped as soon as its gradient is there, and the gradient is freed."""
+"""Gradient release: each parameter is stepped as soon as its gradient is ready, and the gradient is freed."""
 
 from __future__ import annotations
 
@@ -28,37 +28,39 @@ def release_gradients(
     max_norm: float | None = None,
     clip: Literal["previous", "two passes"] = "previous",
 ) -> GradientRelease:
-    """Make the steps of an optimizer during the backward pass: few gradients are alive at a time.
+    """Step each parameter during the backward pass, so that few gradients exist at a time.
 
-    The bits are those of an ordinary ``step()`` after the backward pass. Hooks of ``step()`` are called once a step.
-    ``optimizer.step()`` may be called as ever: it does what is left to do, usually nothing.
+    The bits are those of an ordinary ``step()`` after the backward pass. Hooks of ``step()`` run once per step.
+    ``optimizer.step()`` may still be called. It does the remaining work, usually none.
 
-    Gradients are kept to the end of the backward pass, which is logged as a warning, where they are not final before:
-    under :class:`~torch.nn.parallel.DistributedDataParallel` (all-reduce) and re-entrant checkpointing (more
-    contributions may follow), and where hooks of ``step()`` may look at all of them (:class:`~halfulp.StallMonitor`).
+    Some gradients are not final until the backward pass ends. They are then kept until that point, with a warning. This
+    happens under :class:`~torch.nn.parallel.DistributedDataParallel` (all-reduce), with re-entrant checkpointing
+    (further
+    contributions), and if hooks of ``step()`` may read all gradients (:class:`~halfulp.StallMonitor`).
 
     Parameters
     ----------
     optimizer
-        One of ours, also inside of a wrapper.
+        One of our optimizers, possibly inside a wrapper.
     accumulate
-        Backward passes to a step; gradients are freed in the last one.
+        Backward passes per step. Gradients are freed in the last one.
     max_norm
         Clip gradients to this norm over all parameters.
     clip
-        ``"previous"``: by the norm that the gradients of the step before had; the first step is not clipped. ``"two
-        passes"``: exactly, as ``clip_grad_norm_`` does; each first backward pass measures the norm and frees its
-        gradients, each second one of the same loss (``retain_graph=True`` in the first) makes the step.
+        ``"previous"`` clips by the gradient norm of the previous step; the first step is not clipped. ``"two passes"``
+        clips exactly, like ``clip_grad_norm_``: each first backward pass measures the norm and frees its gradients, and
+        the
+        second one of the same loss (``retain_graph=True`` in the first) makes the step.
 
     Returns
     -------
     GradientRelease
-        Its ``remove()`` ends it.
+        Call its ``remove()`` to end the gradient release.
 
     Raises
     ------
     ValueError
-        A rule that needs sums over the whole model, parameters of FSDP1, or arguments that do not go together.
+        If the rule needs sums over the whole model, parameters are of FSDP1, or arguments do not go together.
 
     Examples
     --------
@@ -86,14 +88,14 @@ def release_gradients(
 
 
 class GradientRelease:
-    """Steps during the backward pass; made by :func:`release_gradients`.
+    """Gradient release of an optimizer, created by :func:`release_gradients`.
 
     Parameters
     ----------
     optimizer, accumulate, max_norm
-        See there.
+        As for :func:`release_gradients`.
     two_passes
-        Whether every other pass measures the norm.
+        Whether every other backward pass measures the norm.
 
     Examples
     --------
@@ -108,9 +110,9 @@ class GradientRelease:
     def __init__(self, optimizer: RuleOptimizer, accumulate: int, max_norm: float | None, two_passes: bool) -> None:
         self.optimizer, self.accumulate, self.max_norm, self.two_passes = optimizer, accumulate, max_norm, two_passes
         self.passes = 0
-        """Backward passes that have ended."""
+        """Number of finished backward passes."""
         self.norm: Tensor | None = None
-        """Norm of the gradients of the last step, before it was clipped, where `max_norm` is given."""
+        """Gradient norm of the last step before clipping, if `max_norm` is given."""
         self._handles: dict[Tensor, Any] = {}
         self._norms: dict[Tensor, Tensor] = {}
         self._stepped: set[Tensor] = set()
@@ -130,7 +132,7 @@ class GradientRelease:
         optimizer.step = MethodType(asked, optimizer)  # type: ignore[method-assign]  # a method: schedulers wrap it
 
     def remove(self) -> None:
-        """End it: gradients stay again, and ``step()`` makes the steps."""
+        """End the gradient release: gradients are kept again, and ``step()`` makes the steps."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
@@ -151,7 +153,7 @@ class GradientRelease:
             if param in self._handles:
                 continue
             frozen = not param.requires_grad
-            if frozen:  # it may be unfrozen later, and hooks are put on what takes gradients alone
+            if frozen:  # it may be unfrozen later, and hooks need a tensor that takes gradients
                 param.requires_grad_(True)
             self._handles[param] = param.register_post_accumulate_grad_hook(self._ready)
             if frozen:
@@ -162,7 +164,7 @@ class GradientRelease:
         self._watch(self.optimizer.param_groups[-1])
 
     def _asked(self, closure: Callable[[], Any] | None) -> None:
-        """``optimizer.step()`` from outside: the steps that are left, of gradients that no hook has seen."""
+        """Handle a call of ``optimizer.step()``: step the gradients that no hook has seen."""
         if closure is not None:
             raise ValueError(
                 "a closure makes its own backward passes: call step() without one, or remove() the release"
@@ -176,11 +178,11 @@ class GradientRelease:
         return self.two_passes and self.passes % 2 == 0
 
     def _stepping(self) -> bool:
-        """Whether the present pass is the one that makes the step."""
+        """Whether the present pass makes the step."""
         return not self._measuring() and (self.passes + 1) % self.accumulate == 0
 
     def _deferred(self) -> bool:
-        """Whether gradients may change, or be looked at, after their hooks."""
+        """Whether gradients may change or be read after their hooks."""
         if self._replicated is None:
             self._replicated = self._under_ddp()
         reason = None
@@ -207,7 +209,7 @@ class GradientRelease:
 
     @torch.no_grad()
     def _ready(self, param: Tensor) -> None:
-        """A gradient is there."""
+        """Handle a gradient that is ready."""
         task = torch._C._current_graph_task_id()
         if task not in self._nested:
             outer = _checkpoint_around()
@@ -233,7 +235,7 @@ class GradientRelease:
         _callback(self._end)
 
     def _take(self, param: Tensor) -> None:
-        """Use a gradient that is final, and free it."""
+        """Use a final gradient and free it."""
         assert param.grad is not None
         if self.max_norm is not None:
             self._norms[param] = torch.linalg.vector_norm(param.grad)
@@ -246,7 +248,7 @@ class GradientRelease:
         param.grad = None
 
     def _end(self) -> None:
-        """The outermost backward pass has ended; DDP's own callback comes first."""
+        """Handle the end of the outermost backward pass. DDP's own callback runs first."""
         if self._nested:
             self._nested = {}
             if self._replicated:
@@ -266,7 +268,7 @@ class GradientRelease:
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """What no hook has taken, then the hooks of ``step()``."""
+        """Step the gradients that no hook has taken, then run the hooks of ``step()``."""
         left = self._left()
         if self._measuring():
             for param in left:
@@ -299,7 +301,7 @@ class GradientRelease:
                 hook(self.optimizer, (), {})
 
     def _total(self) -> Tensor | None:
-        """Norm over all parameters, summed up in their order as ``clip_grad_norm_`` does."""
+        """Return the norm over all parameters, summed in their order like ``clip_grad_norm_``."""
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p in self._norms]
         norms = [self._norms[p] for p in params]
         self._norms.clear()
@@ -310,12 +312,12 @@ class GradientRelease:
 
 
 def _callback(function: Callable[[], None]) -> None:
-    """Call at the end of the present backward pass."""
+    """Call a function at the end of the present backward pass."""
     torch.autograd.Variable._execution_engine.queue_callback(function)
 
 
 def _checkpoint_around() -> Any:
-    """The node of the outermost re-entrant checkpoint whose own backward pass this is; ``None`` outside of any."""
+    """Return the node of the outermost re-entrant checkpoint whose backward pass this is, or ``None``."""
     found, frame = None, sys._getframe()
     while frame is not None:
         if frame.f_code is CheckpointFunction.backward.__code__:
@@ -325,7 +327,7 @@ def _checkpoint_around() -> Any:
 
 
 def _after(node: Any, function: Callable[[], None]) -> None:
-    """Call at the end of the backward pass that a node is in, through the nodes that follow it there."""
+    """Call a function at the end of the backward pass that contains a node, through the nodes that follow it."""
     for following, _ in node.next_functions:
         if following is not None:
             following.register_prehook(lambda *_: _callback(function))

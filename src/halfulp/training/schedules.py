@@ -1,4 +1,4 @@
-"""Learning-rate schedules as plain functions for ``torch.optim.lr_scheduler.LambdaLR``, and scaling with batch size."""
+"""Learning-rate schedules as plain functions for ``torch.optim.lr_scheduler.LambdaLR``, and batch-size scaling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def linear_to_zero(steps: int, warmup: float = 0.1) -> Factor:
     Parameters
     ----------
     steps
-        Length of the run; afterwards the factor is 0.
+        Length of the run. Afterwards the factor is 0.
     warmup
         Share of the steps for warm-up, in [0, 1].
 
@@ -75,10 +75,11 @@ def warmup_stable_decay(steps: int, warmup: float = 0.05, decay: float = 0.2) ->
 
 
 def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float = 0.1) -> Factor:
-    """A schedule refined by the gradient norms of an earlier run of the same length (Defazio et al., 2310.07831).
+    """Schedule refined by the gradient norms of an earlier run of the same length (Defazio et al., 2310.07831).
 
     With weights ``w_t = norm_t**-power``, the rate of step t is proportional to ``w_t`` times the sum of all later
-    weights: linear decay to zero where norms are constant, with a warm-up of its own where they are large at first.
+    weights.
+    Constant norms give linear decay to zero. Norms that are large at first also give a warm-up.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float =
     Returns
     -------
     Factor
-        At most 1; 0 in the last step and after it.
+        A function of the step that is at most 1, and 0 from the last step on.
 
     Raises
     ------
@@ -126,15 +127,15 @@ def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float =
 def scale_adam(
     kappa: float, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> dict[str, Any]:
-    """Adam's hyper-parameters for a batch `kappa` times as large: the square-root rule (Malladi et al., 2205.10287).
+    """Return Adam's hyper-parameters for a batch `kappa` times as large (Malladi et al., 2205.10287).
 
-    ``lr * sqrt(kappa)``, ``1 - beta`` times `kappa`, ``eps / sqrt(kappa)``. A larger batch thus lowers beta2, and
-    with it the stalled fraction.
+    This is the square-root rule: ``lr * sqrt(kappa)``, ``(1 - beta) * kappa`` and ``eps / sqrt(kappa)``. A larger batch
+    thus lowers beta2 and the stalled fraction.
 
     Parameters
     ----------
     kappa
-        New batch size over the old one.
+        New batch size divided by the old one.
     lr, betas, eps
         Adam's hyper-parameters at the old batch size.
 

@@ -1,6 +1,6 @@
-"""Pieces for other people's training loops: groups by name, a ``Trainer`` factory.
+"""Helpers for third-party training loops: parameter groups by name, and a ``Trainer`` factory.
 
-Most trainers need nothing from here: every optimizer of the library is a ``torch.optim.Optimizer`` like any other.
+Most trainers need none of them: every optimizer of the library is an ordinary ``torch.optim.Optimizer``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from halfulp.training.release import release_gradients
 __all__ = ["TrainerFactory", "groups_by_name", "release_gradients"]
 
 NO_DECAY = ("*bias", "*norm*")
-"""Names without weight decay; by their type, vectors of normalisation layers are beside them, whatever their names."""
+"""Names without weight decay. Vectors of normalization layers are never decayed either, whatever their names."""
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
-"""Defaults of the optimizers that take `betas` and `eps` from the arguments of a Trainer."""
+"""Defaults of the optimizers that take `betas` and `eps` from a Trainer's arguments."""
 
 
 def groups_by_name(
@@ -33,23 +33,23 @@ def groups_by_name(
     *,
     no_decay: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups, with names, from patterns.
+    """Return parameter groups, with names, built from name patterns.
 
     Parameters
     ----------
     model
-        Parameters that need no gradient are left out.
+        The model. Frozen parameters are left out.
     overrides
-        Pattern of names (as of :mod:`fnmatch`, case ignored) -> group keys, such as ``{"*embed*": {"state": "bf16"}}``;
-        where several fit, later ones win key by key.
+        Name patterns (as in :mod:`fnmatch`, case-insensitive) and their group keys, such as
+        ``{"*embed*": {"state": "bf16"}}``. If several patterns match, later ones override earlier ones key by key.
     no_decay
-        Patterns of parameters without weight decay. Without: names with "bias" or "norm", the vectors of every
-        normalisation layer, and what the Trainer of transformers does not decay, where that is loaded.
+        Patterns of parameters without weight decay. Default: names with "bias" or "norm", the vectors of every
+        normalization layer, and what the Trainer of transformers does not decay, if it is loaded.
 
     Returns
     -------
     list of dict
-        One group for each different set of keys, in the order of the parameters; pass it to any optimizer here.
+        One group per distinct set of keys, in the order of the parameters. Pass it to any optimizer here.
 
     Examples
     --------
@@ -77,14 +77,14 @@ def groups_by_name(
 
 
 def _without_decay(model: nn.Module) -> set[str]:
-    """Names of parameters that are not decayed by default."""
+    """Return the names of parameters that are not decayed by default."""
     names = {name for name, _ in model.named_parameters()}
     found = {name for name in names if any(_fits(name, p) for p in NO_DECAY)}
     for place, module in model.named_modules():
         if "norm" in type(module).__name__.lower():
             vectors = (n for n, p in module.named_parameters(recurse=False) if p.ndim < 2)
             found |= {f"{place}.{n}".lstrip(".") for n in vectors}
-    trainer = sys.modules.get("transformers.trainer")  # loaded where its Trainer is used
+    trainer = sys.modules.get("transformers.trainer")  # loaded if its Trainer is used
     if trainer is not None:
         found |= names - set(trainer.Trainer.get_decay_parameter_names(None, model))
     return found & names
@@ -104,7 +104,7 @@ def _split_names(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_trainer() -> Any:
-    """The ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is being called; ``None`` elsewhere."""
+    """Return the ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is being called, or ``None``."""
 
     def makes(trainer: Any) -> bool:
         return hasattr(trainer, "create_optimizer") and hasattr(getattr(trainer, "args", None), "learning_rate")
@@ -113,7 +113,7 @@ def _of_trainer() -> Any:
 
 
 def _taken(args: Any, optimizer: type[RuleOptimizer]) -> dict[str, Any]:
-    """Arguments of an optimizer out of those of a Trainer."""
+    """Return the arguments of an optimizer taken from those of a Trainer."""
     offered = {
         "lr": args.learning_rate, "weight_decay": args.weight_decay, "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon,
@@ -125,14 +125,16 @@ def _taken(args: Any, optimizer: type[RuleOptimizer]) -> dict[str, Any]:
 
 
 class TrainerFactory:
-    """Optimizer factory for Hugging Face's ``Trainer``, with exceptions by name.
+    """Optimizer factory for Hugging Face's ``Trainer``, with overrides by name.
 
-    ``Trainer(..., optimizer_cls_and_kwargs=(TrainerFactory, {"overrides": {"*embed*": {"state": "bf16"}}}))``. Keyword
-    arguments: `optimizer`, the class (:class:`~halfulp.AdamW` without), `overrides` and `no_decay` as of
-    :func:`groups_by_name`, `args`, and those of the class.
+    Use it as ``Trainer(..., optimizer_cls_and_kwargs=(TrainerFactory, {"overrides": {"*embed*": {"state":
+    "bf16"}}}))``.
+    Keyword arguments are the class `optimizer` (default :class:`~halfulp.AdamW`), `overrides` and `no_decay` as for
+    :func:`groups_by_name`, `args`, and the arguments of the class.
 
-    Rate and weight decay that are not given come from the ``TrainingArguments``, and so do `betas` and `eps` of
-    optimizers that have Adam's: those of the Trainer that calls, or of `args`.
+    A missing learning rate or weight decay is taken from the ``TrainingArguments`` of the calling Trainer, or from
+    `args`.
+    So are `betas` and `eps` of optimizers like Adam.
     """
 
     def __call__(
@@ -145,7 +147,7 @@ class TrainerFactory:
         args: Any = None,
         **arguments: Any,
     ) -> RuleOptimizer:
-        """Build the optimizer of a model; ``ValueError`` without a rate."""
+        """Build the optimizer of a model. Raise ``ValueError`` if no learning rate is given."""
         given = _of_trainer() if args is None else args
         if given is not None:
             arguments = {**_taken(given, optimizer), **arguments}

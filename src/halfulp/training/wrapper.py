@@ -1,4 +1,4 @@
-"""Base of optimizers that wrap another one and share everything but its step."""
+"""Base class of optimizers that wrap another one and share everything but its step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ __all__ = ["Wrapper"]
 
 
 class Wrapper(Optimizer):
-    """Base of an optimizer around another one.
+    """Base class of an optimizer around another one.
 
-    It *is* a ``torch.optim.Optimizer``, with the groups, states and defaults of the one inside: schedulers, gradient
-    scalers and trainers take it like any other. Its ``state_dict`` is that of the one inside, with one more entry
-    under :attr:`key`.
+    It is a ``torch.optim.Optimizer`` with the groups, states and defaults of the inner one, so schedulers, gradient
+    scalers and trainers accept it. Its ``state_dict`` is that of the inner optimizer plus one entry under :attr:`key`.
 
     Parameters
     ----------
@@ -29,7 +28,7 @@ class Wrapper(Optimizer):
     Raises
     ------
     TypeError
-        If `optimizer` is none.
+        If `optimizer` is not an optimizer.
 
     Examples
     --------
@@ -51,14 +50,14 @@ class Wrapper(Optimizer):
         self.__setstate__({"optimizer": optimizer})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What :meth:`__getstate__` gave, and torch's hooks."""
+        """Restore the result of :meth:`__getstate__`, and torch's hooks."""
         super().__setstate__(state)
         self._inside = False
         self.optimizer.register_step_pre_hook(self._passed_by)
 
     @contextmanager
     def _stepping(self) -> Iterator[Optimizer]:
-        """The optimizer inside, for a step of this one."""
+        """Yield the inner optimizer during a step of this one."""
         self._inside = True
         try:
             yield self.optimizer
@@ -75,22 +74,22 @@ class Wrapper(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Groups of the optimizer inside."""
+        """Groups of the inner optimizer."""
         return self.optimizer.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        """States of the optimizer inside."""
+        """States of the inner optimizer."""
         return self.optimizer.state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """Defaults of the optimizer inside."""
+        """Defaults of the inner optimizer."""
         return self.optimizer.defaults
 
     @property
     def named(self) -> dict[str, Tensor]:
-        """Parameters by name, by number where they have none."""
+        """Parameters by name, or by number if they have none."""
         found: dict[str, Tensor] = {}
         for group in self.param_groups:
             names = group.get("param_names")
@@ -100,43 +99,46 @@ class Wrapper(Optimizer):
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """Those among :attr:`named` that take gradients."""
+        """The parameters of :attr:`named` that take gradients."""
         return {name: param for name, param in self.named.items() if param.requires_grad}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the optimizer inside."""
+        """Add a group to the inner optimizer."""
         self.optimizer.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is this wrapper's own, the optimizer inside included; no hooks."""
+        """Return this wrapper's own attributes, including the inner optimizer, without hooks."""
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "step"}
 
     # ---------------------------------------------------------------- checkpoints
 
     def own_state(self) -> dict[str, Any]:
-        """What goes under :attr:`key`: plain tensors and numbers."""
+        """Return the entry under :attr:`key`: plain tensors and numbers."""
         raise NotImplementedError
 
     def check_own(self, saved: Mapping[str, Any]) -> Any:
-        """What :meth:`take_own` needs, from what :meth:`own_state` gave; ``ValueError`` where it does not fit."""
+        """Check the result of :meth:`own_state` and prepare it for :meth:`take_own`.
+
+        Raise ``ValueError`` if it does not fit.
+        """
         raise NotImplementedError
 
     def take_own(self, checked: Any) -> None:
-        """Go on from what :meth:`check_own` gave."""
+        """Continue from the result of :meth:`check_own`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """As the optimizer inside, with this wrapper's own under :attr:`key`."""
+        """The inner optimizer's state dictionary, with this wrapper's own entry under :attr:`key`."""
         return {**self.optimizer.state_dict(), self.key: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave.
+        """Load the result of :meth:`state_dict`.
 
         Raises
         ------
         ValueError
-            If it is of the optimizer inside alone, or of another wrapper; or what that optimizer raises. Nothing is
-            changed then.
+            If it belongs to the inner optimizer alone or to another wrapper. Errors of the inner optimizer are raised
+            too. Nothing is changed in these cases.
         """
         if not isinstance(state_dict.get(self.key), Mapping):
             raise ValueError(
