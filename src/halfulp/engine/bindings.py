@@ -1,4 +1,4 @@
-"""The parameters of an optimizer as they are bound to their states: a cache beside ``optimizer.state``."""
+"""A cache, beside ``optimizer.state``, of an optimizer's parameters bound to their states."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = ["Bindings"]
 
 
 class Bindings:
-    """Bound parameters of an optimizer, and the lineups of those that were stepped together.
+    """The bound parameters of an optimizer, and the lineups of parameters that were stepped together.
 
     Parameters
     ----------
     optimizer
-        Whose parameters they are. Its ``state`` is the truth; what is remembered here is compared with it.
+        The optimizer that owns the parameters. Its ``state`` is the truth; this cache is checked against it.
     """
 
     def __init__(self, optimizer: RuleOptimizer) -> None:
         self._optimizer = optimizer
         self._bounds: dict[Tensor, Bound] = {}
         self._lineups: dict[tuple[int, int], Lineup] = {}
-        """Keyed by the first parameter of each and the number of parameters."""
+        """Lineups by the ``id`` of their first parameter and the number of parameters."""
         self._warned = False
         """Whether the warning about stalled weights was given."""
 
     def get(self, param: Tensor) -> Bound | None:
-        """A parameter as it was bound last; it may have changed since."""
+        """Return the last binding of a parameter, which may be out of date."""
         return self._bounds.get(param)
 
     def drop(self, param: Tensor) -> None:
@@ -54,14 +54,14 @@ class Bindings:
         self._lineups.clear()
 
     def follow(self, registry: Registry) -> None:
-        """Follow parameters that have another number now; forget those that are in no group any more."""
+        """Renumber the parameters after a change of groups, and forget those that are in no group any more."""
         self._bounds = {p: bound for p, bound in self._bounds.items() if p in registry}
         for p, bound in self._bounds.items():
             bound.index = registry[p].index
         self._lineups.clear()
 
     def line_up(self, shares: list[Share]) -> Lineup:
-        """The parameters of a step, bound to their present states."""
+        """Return the parameters of a step, bound to their present states."""
         key = id(shares[0].params[0]), sum(len(share.params) for share in shares)
         lineup = self._lineups.get(key)
         if lineup is None or not lineup.is_of(shares) or not lineup.stands(self._optimizer.state):
@@ -72,7 +72,7 @@ class Bindings:
         return lineup
 
     def _bind_all(self, shares: list[Share]) -> list[Bound]:
-        """Bind every parameter to its present states; those that are made for this stay only if all can be."""
+        """Bind every parameter to its present states. On an error, remove the states created for the others."""
         known, state = self._bounds, self._optimizer.state
         bounds, new = list[Bound](), list[Tensor]()
         try:
@@ -95,7 +95,7 @@ class Bindings:
         return bounds
 
     def bind(self, group: dict[str, Any], param: Tensor) -> Bound:
-        """Bind a parameter to its present states, which are made or set right first."""
+        """Bind a parameter to its present states, which are first created or repaired."""
         optimizer, before = self._optimizer, self._bounds.get(param)
         place, rule, plan = optimizer.place(param), optimizer.active_rule(group, param), optimizer.plan(group)
         planned = plan_states(plan, rule, param, place, optimizer.storage)

@@ -1,9 +1,9 @@
-"""Steps in CUDA graphs: the device's part is recorded once, the host's part is done anew before each replay.
+"""Steps in CUDA graphs: the device's part is recorded once, and the host's part is repeated before each replay.
 
-What a step needs from the host (random keys, ages, bias corrections in double precision) lies in tables that its
-kernels read. Recording puts the launches alone into the graph; before each replay
-:meth:`halfulp.engine.optimizer.RuleOptimizer.advance` counts the step, resets what is due and brings the tables up to
-date, as an ordinary step does, so that a replay has its bits.
+The kernels read what a step needs from the host (random keys, ages, bias corrections in double precision) from tables.
+The graph records only the launches. Before each replay, :meth:`halfulp.engine.optimizer.RuleOptimizer.advance` counts
+the step, resets the states that are due, and updates the tables, as an ordinary step does. A replay therefore gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
 def capturing() -> bool:
-    """Whether the current stream records a CUDA graph."""
+    """Whether the current stream is recording a CUDA graph."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
@@ -38,9 +38,9 @@ class Recording:
     Parameters
     ----------
     optimizer
-        Whose step it is.
+        The optimizer that steps.
     groups
-        Its parameters, by group.
+        The parameters that step, by group.
 
     Raises
     ------
@@ -83,8 +83,8 @@ class Recording:
         self.batches.append(dispatch.record(rule, steps))
 
     def advance(self) -> None:
-        """The host's part of a step."""
+        """Do the host's part of a step."""
         for param, grad in zip(self.params, self.gradients, strict=True):
-            param.grad = grad  # what the graph writes, whatever has been put in its place
+            param.grad = grad  # the tensor that the graph writes, even if it was replaced since
         batches = iter(self.batches)
         self.optimizer.make_step(self.groups, lambda rule, steps: dispatch.refresh(rule, steps, next(batches)))

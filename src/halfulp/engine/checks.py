@@ -33,7 +33,7 @@ def check_param(param: Tensor) -> None:
 
 
 def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
-    """Raise for parameters or gradients that a step cannot take; under ``nonfinite="raise"`` for what is not finite."""
+    """Raise for parameters or gradients that a step cannot use. ``nonfinite="raise"`` includes non-finite gradients."""
     for p in params:
         grad = p.grad
         assert grad is not None
@@ -72,10 +72,10 @@ def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
 
 
 def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Iterable[int]) -> bool:
-    """Whether a first step is one that makes states and nothing else: no rate, and gradients of zeros.
+    """Whether this first step only creates states: the learning rate and all gradients are zero.
 
-    ``torch.distributed.checkpoint`` makes one before it saves or loads. It must not count: the next step would have the
-    bias correction and the random bits of a second one.
+    ``torch.distributed.checkpoint`` makes such a step before it saves or loads. It must not count, since the next step
+    would get the bias correction and the random bits of a second one.
     """
     if any(float(group["lr"]) != 0.0 for group, params in groups if params) or any(steps):
         return False
@@ -85,9 +85,10 @@ def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Ite
 
 
 def tell_kept_fp32(report: MemoryReport) -> None:
-    """Say what the states of vectors and of small tensors cost, which stay in fp32, where it is much.
+    """Warn if states that stay in fp32 (those of vectors and small tensors) take much memory.
 
-    That is a tenth of all bytes of state, and a MiB. Parts that were flattened by others (ZeRO's) are such vectors.
+    The threshold is a tenth of all bytes of state, and at least a MiB. Parameters that a library flattened (ZeRO) count
+    as vectors.
     """
     kept = [row for row in report.rows if row.kept_fp32 is not None and "keep_fp32" not in row.kept_fp32]
     size = sum(row.bytes for row in kept)
@@ -102,7 +103,7 @@ def tell_kept_fp32(report: MemoryReport) -> None:
 
 
 def tell_replaced(before: Registry, now: Registry, state: Mapping[Any, Any]) -> None:
-    """Say that parameters were replaced by tensors that have no states, which torch's optimizers do not say."""
+    """Warn if parameters were replaced by tensors without states. torch's optimizers do not say so."""
     gone = [p for p in before if p not in now and state.get(p)]
     new = [now[p].label for p in now if p not in before and not state.get(p)]
     if gone and new:

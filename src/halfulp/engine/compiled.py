@@ -1,7 +1,8 @@
-"""The step as an operator of torch, so that ``torch.compile`` of a training step need not break its graph there.
+"""The step as a torch operator, so that ``torch.compile`` of a training step has no graph break there.
 
-To a compiler ``halfulp::step`` is a function that changes parameters. When the graph runs, the optimizer whose number
-it is given does its step: counting, resets and random keys are the host's work of that moment, as in an ordinary step.
+To the compiler, ``halfulp::step`` is a function that mutates parameters. When the graph runs, the operator looks up the
+optimizer by its number and does its step. The host counts steps, resets states and draws random keys at that moment, as
+in an ordinary step.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ _optimizers: weakref.WeakValueDictionary[int, RuleOptimizer] = weakref.WeakValue
 
 
 def number_of(optimizer: RuleOptimizer) -> int:
-    """A new number, by which the operator finds an optimizer as long as that lives."""
+    """Register an optimizer, and return the number by which the operator finds it while it is alive."""
     number = next(_numbers)
     _optimizers[number] = optimizer
     return number
 
 
 SCHEMA = "(Tensor(a!)[] params, Tensor[] gradients, int[] places, int optimizer) -> ()"
-"""In full, since torch 2.6 does not read it from annotations such as ``list[Tensor]``."""
+"""Written out, since torch 2.6 does not infer it from annotations such as ``list[Tensor]``."""
 
 
 @torch.library.custom_op("halfulp::step", mutates_args=("params",), schema=SCHEMA)
 def step(params: list[Tensor], gradients: list[Tensor], places: list[int], optimizer: int) -> None:
-    """A step of some parameters of an optimizer, given by their places in its groups.
+    """Step some parameters of an optimizer, given by their positions in its groups.
 
-    A compiler may pass copies of parameters, and put their new values in place of the old ones later.
+    A compiler may pass copies of the parameters and later put their new values in place of the old ones.
     """
     found = _optimizers[optimizer]
     every = [p for group in found.param_groups for p in group["params"]]
@@ -60,4 +61,4 @@ def step(params: list[Tensor], gradients: list[Tensor], places: list[int], optim
 
 @step.register_fake
 def _(params: list[Tensor], gradients: list[Tensor], places: list[int], optimizer: int) -> None:
-    """Nothing is returned, and no shape changes."""
+    """Describe the operator to the compiler: it returns nothing and changes no shape."""

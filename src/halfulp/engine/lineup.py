@@ -1,7 +1,8 @@
-"""Parameters that step together: what a step asks of each is asked of all at once, by comparing whole lists.
+"""Parameters that step together, checked all at once by comparing whole lists.
 
-A loop steps the same parameters over and over. A :class:`Lineup` remembers them as they were bound, answers whether
-anything about them has changed, and holds the record of each one's step, of which a step writes only what is new.
+A training loop steps the same parameters over and over. A :class:`Lineup` remembers how they were bound and tells
+whether anything about them has changed. It also holds one step record per parameter, of which each step writes only
+what is new.
 """
 
 from __future__ import annotations
@@ -35,35 +36,35 @@ class Share:
     Parameters
     ----------
     group, plan
-        The group, and what its arguments come to.
+        The group and its resolved arguments.
     params
-        Those of its parameters that step.
+        The parameters of the group that step.
     """
 
     group: dict[str, Any]
     plan: GroupPlan
     params: list[Tensor]
     due: list[tuple[str, ...]] = field(default_factory=list)
-    """Slots to reset of each; empty without a schedule."""
+    """The slots to reset, by parameter. Empty without a schedule."""
 
 
 @dataclass(eq=False)
 class _Family:
-    """Parameters of a share whose ages are counted under the same keys, and which have their scalars from one rule."""
+    """The parameters of a share that have the same rule and the same age keys."""
 
     rule: Rule
     low: bool
     counted: list[str]
     names: tuple[str, ...]
     exact: bool
-    """Whether master weights leave nothing to round but the visible weight."""
+    """Whether the master weights are exact, so that rounding affects only the visible weight."""
     bounds: list[Bound] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
 
     def prepare(self, group: dict[str, Any], plan: GroupPlan) -> None:
-        """Ages, scalars and random streams of the next step."""
+        """Set the ages, scalars and random streams of the next step."""
         columns = [[entries[key] + 1 for entries in self.entries] for key in self.counted]
         found: dict[tuple[int, ...], Scalars] = {}
         scalars = []
@@ -100,11 +101,11 @@ class Lineup:
     Parameters
     ----------
     shares
-        The groups' shares.
+        The share of each group.
     bounds
-        Bindings of their parameters, in order.
+        The bindings of the parameters, in order.
     counter
-        Gives the counter of skipped elements of a parameter's number and a device.
+        Returns the counter of skipped elements, given a parameter's number and a device.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Lineup:
     ) -> None:
         self.bounds = list(bounds)
         self.mastered = [b for b in bounds if b.master is not None and b.master.kind == "fp32"]
-        """Those with fp32 master weights, which follow weights that are set between steps."""
+        """Bindings with fp32 master weights, which must follow weights that are set between steps."""
         self._params = [b.param for b in bounds]
         self._storage = [(share.plan.quantizers, len(share.params)) for share in shares]
         self._entries = [b.entries for b in bounds]
@@ -122,15 +123,15 @@ class Lineup:
         self._counted = [key for b in bounds for key in b.counted]
         self._tensors = [x for b in bounds if b.binding is not None for x in b.binding.tensors]
         self._seen: Seen = look(self._tensors)
-        steps = [  # a binding that does not last is put in when it is fetched
+        steps = [  # a binding that does not last is set when it is fetched
             Step(cast(Binding, b.binding), (), {}, [], skipped=counter(b.index, local(b.param).device)) for b in bounds
         ]
         self._families: list[list[_Family]] = []
         self.by_rule: list[tuple[Rule, list[Bound], list[Step]]] = []
-        """What follows each rule, in order."""
+        """The parameters and steps of each rule, in order."""
         self._group(shares, steps)
         self.in_place = {id(rule): [b.param for b in bounds if b.lasting] for rule, bounds, _ in self.by_rule}
-        """Parameters of each rule that backends write where they are."""
+        """The parameters of each rule that the backend updates in place."""
 
     def _group(self, shares: Sequence[Share], steps: list[Step]) -> None:
         rules: dict[int, tuple[Rule, list[Bound], list[Step]]] = {}
@@ -152,7 +153,7 @@ class Lineup:
         self.by_rule = list(rules.values())
 
     def is_of(self, shares: Sequence[Share]) -> bool:
-        """Whether it is of these parameters, stored as these shares have it."""
+        """Whether the lineup has exactly the parameters of these shares, stored in the same way."""
         params = [*chain.from_iterable(share.params for share in shares)]
         return (
             len(params) == len(self._params)
@@ -164,7 +165,7 @@ class Lineup:
         )
 
     def stands(self, state: Mapping[Tensor, Any]) -> bool:
-        """Whether ``optimizer.state`` holds what was bound, and every tensor is where, and what, it was."""
+        """Whether ``optimizer.state`` still holds the bound tensors, with the same address, shape and dtype."""
         return (
             all(map(is_, map(state.get, self._params), self._entries))
             and all(map(is_, map(dict.get, self._of_held, self._keys), self._held))
@@ -173,18 +174,18 @@ class Lineup:
         )
 
     def of_shares(self, shares: Sequence[Share]) -> list[list[Bound]]:
-        """The bounds of each share."""
+        """Split the bindings by share."""
         bounds = iter(self.bounds)
         return [[next(bounds) for _ in share.params] for share in shares]
 
     def prepare(self, shares: Sequence[Share]) -> None:
-        """Everything of a step but resets and arithmetic."""
+        """Prepare a step: everything except resets and arithmetic."""
         for share, families in zip(shares, self._families, strict=True):
             for family in families:
                 family.prepare(share.group, share.plan)
 
     def release(self) -> None:
-        """Let go of gradients, and of what was fetched for a step: the loop may free them before the next."""
+        """Release gradients and fetched values, so that the loop may free them before the next step."""
         for bound, step in ((b, s) for _, bounds, steps in self.by_rule for b, s in zip(bounds, steps, strict=True)):
             step.inputs = ()
             if not bound.lasting:

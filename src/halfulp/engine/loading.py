@@ -1,4 +1,4 @@
-"""State dictionaries: what is saved, and what is checked before any of it is used."""
+"""State dictionaries: what is saved, and how it is checked before use."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 ]  # fmt: skip
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts that wrappers of a model put into the names of its parameters."""
+"""Name components that model wrappers insert into parameter names."""
 
 
 def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
-    """The state dictionary of an optimizer: as torch's, with formats by their full names."""
+    """Return the state dictionary of an optimizer in torch's layout, with formats by their full names."""
     for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
         pre_hook(optimizer)
     registry = optimizer.registry
@@ -43,7 +43,7 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
             state[key] = entries
         elif key in registry:
             if entries:
-                optimizer.states(key)  # what was put there since the last step is set right first
+                optimizer.states(key)  # repair what was put there since the last step
             state[registry[key].index] = _decoded(optimizer, key, entries) if is_flat(key) else entries
         else:
             log_once("states of tensors that are in no group any more are not saved", level=30)
@@ -57,7 +57,7 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
 
 
 def _decoded(optimizer: RuleOptimizer, param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
-    """Entries with the states' values in place of codes and scales: FSDP1 gathers and cuts states by element."""
+    """Return entries with decoded values in place of codes and scales. FSDP1 gathers and shards states by element."""
     decoded = dict(entries)
     for state in optimizer.states(param) if entries else ():
         decoded.pop(state.scale_key, None)
@@ -79,7 +79,7 @@ def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, 
 def validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
-    """Entries per parameter and values per group to be applied, or ``ValueError`` saying what does not fit."""
+    """Return the entries per parameter and the values per group to load. Raise ``ValueError`` if they do not fit."""
     with reading("the state_dict"):
         return _validate(optimizer, state_dict)
 
@@ -101,7 +101,7 @@ def _validate(
     for saved, group in zip(saved_groups, groups, strict=True):
         keep = {*STORAGE_KEYS, "params", "param_names"} - {"seed"}
         values.append(deepcopy({k: v for k, v in saved.items() if k not in keep}))
-        merged = {**group, **values[-1]}  # what the group will be: its hyper-parameters decide which states there are
+        merged = {**group, **values[-1]}  # the future group: its hyper-parameters decide which states there are
         plan = optimizer.plan(merged)
         _check_storage(saved, plan)
         for key, param in zip(in_order(saved, group), group["params"], strict=True):
@@ -129,9 +129,9 @@ def _validate(
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raise ``ValueError`` where saved data hold a value of another type than belongs there, whatever error it causes.
+    """Turn the errors that saved data of a wrong type cause within the block into ``ValueError``.
 
-    A file may hold anything, so the types of all values that it may have are not checked one by one.
+    A file may hold anything, so the types of its values are not checked one by one.
     """
     try:
         yield
@@ -142,7 +142,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def check_layout(state_dict: Any) -> None:
-    """Raise ``ValueError`` for what has not the layout of a state dictionary, whatever is in its states."""
+    """Raise ``ValueError`` for anything without the layout of a state dictionary. States are not checked here."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     groups = state_dict["param_groups"]
@@ -187,7 +187,7 @@ def _check_storage(saved: dict[str, Any], plan: GroupPlan) -> None:
 
 
 def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
-    """Saved keys in the order of a group's parameters: by name, where both have names."""
+    """Return the saved keys in the order of a group's parameters, matched by name if both have names."""
     theirs, mine = ([bare(n) for n in g.get("param_names") or ()] for g in (saved, group))
     keys = list(saved["params"])
     if theirs == mine or len(theirs) != len(keys) or len(mine) != len(keys):
@@ -207,7 +207,7 @@ def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
 
 
 def bare(name: str) -> str:
-    """The name of a parameter without what wrappers of its model put into it."""
+    """Return the name of a parameter without the components that model wrappers insert."""
     return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
 
 
@@ -219,7 +219,7 @@ def _entries(
         raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
     states = [SlotState(s.slot, s.quantizer, s.shape, entries) for s in plan]
     left = dict(saved)
-    left.pop(f"{MASTER}_age", None)  # of a checkpoint from when it was a state of its rule
+    left.pop(f"{MASTER}_age", None)  # from older checkpoints, where it was a state of its rule
     if master is not None and MASTER in left:
         master.loaded(label, left, param.device)
     elif master is not None:
@@ -251,11 +251,11 @@ def _entries(
 
 
 def _encode(param: Tensor, label: str, states: Sequence[SlotState], saved: dict[str, Any]) -> None:
-    """Replace values, which the state_dict of a flat parameter has, by codes and scales."""
+    """Replace decoded values by codes and scales. The state_dict of a flat parameter holds decoded values."""
     for state in states:
         values = saved.get(state.slot.name)
         if not isinstance(values, Tensor) or (values.dtype, values.shape) != (torch.float32, state.shape):
-            continue  # codes, or what is refused as such
+            continue  # codes, or something that is refused later
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{label}: {state.slot.name} has values that are not finite; {DAMAGED}")
         saved.update(state.encoded(param, values.to(param.device)))
@@ -263,7 +263,7 @@ def _encode(param: Tensor, label: str, states: Sequence[SlotState], saved: dict[
 
 @torch.inference_mode(False)
 def tensor_entries(label: str, state: SlotState, saved: Mapping[str, Any], device: torch.device) -> None:
-    """Copy the saved codes and scales of one state into its entries; ``ValueError`` where they do not fit."""
+    """Copy the saved codes and scales of one state into its entries. Raise ``ValueError`` if they do not fit."""
     for key, (dtype, shape) in zip(state.tensor_keys, state.quantizer.stored_as(state.shape), strict=True):
         tensor = saved[key]
         if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != shape or tensor.dtype != dtype:
@@ -276,7 +276,7 @@ def tensor_entries(label: str, state: SlotState, saved: Mapping[str, Any], devic
 
 
 def check_values(label: str, state: SlotState) -> None:
-    """Raise ``ValueError`` for codes or scales that no step makes: under them a stretch would stand still for ever."""
+    """Raise ``ValueError`` for codes or scales that no step produces. Blocks with them would never change again."""
     slot, quantizer, scale = state.slot, state.quantizer, state.entries.get(state.scale_key)
     if scale is not None:
         factors = quantizer.scaling.values(local(scale))

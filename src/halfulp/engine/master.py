@@ -1,4 +1,4 @@
-"""Master weights: what ``optimizer.state`` keeps beside a 16-bit parameter so that its updates are not rounded away."""
+"""Master weights, which keep small updates of 16-bit parameters from being rounded away."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["MASTER", "MasterState", "check_master", "master_kind", "storage_of"]
 
 
 def check_master(kind: Any) -> None:
-    """``ValueError`` for what is no kind of master weights."""
+    """Raise ``ValueError`` for an unknown kind of master weights."""
     if kind is not None and (not isinstance(kind, str) or kind not in MASTERS):
         raise ValueError(f"master_weights is None, {', '.join(map(repr, MASTERS))}; got {kind!r}")
 
 
 def master_kind(kind: str | None, param: Tensor, label: str) -> str | None:
-    """What a parameter of a group has: nothing, in float32.
+    """The kind of master weights of a parameter in a group; ``None`` for float32 parameters.
 
     Raises
     ------
     ValueError
-        Remainders of float16 parameters.
+        If the parameter is float16 and the kind is a remainder.
     """
     if kind is None or param.dtype == torch.float32:
         return None
@@ -43,24 +43,24 @@ def master_kind(kind: str | None, param: Tensor, label: str) -> str | None:
 
 
 def storage_of(kind: str) -> str:
-    """Name of what is stored, as in :attr:`~halfulp.numbers.quantizer.Quantizer.spec`."""
+    """The name of the storage, as in :attr:`~halfulp.numbers.quantizer.Quantizer.spec`."""
     return "float32" if kind == "fp32" else kind
 
 
 @dataclass(eq=False)
 class MasterState:
-    """The master weights of one parameter, over the entries of the optimizer's state dictionary.
+    """The master weights of one parameter, stored in its entries of ``optimizer.state``.
 
     Parameters
     ----------
     kind
         One of :data:`~halfulp.numbers.remainder.MASTERS`.
     shape
-        Shape of the parameter, or of this rank's part of it.
+        The shape of the parameter, or of this rank's part.
     entries
-        The dictionary that holds them.
+        The dictionary that holds the master weights.
     sharded
-        Stored as a DTensor, placed as the parameter is.
+        Whether they are stored as a DTensor with the parameter's placements.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class MasterState:
 
     @classmethod
     def of(cls, param: Tensor, kind: str | None, entries: dict[str, Any], rule: Rule, label: str) -> MasterState | None:
-        """That of a parameter under a rule; ``None`` where it has none. See :func:`master_kind`."""
+        """Return the master weights of a parameter under a rule, or ``None``. See :func:`master_kind`."""
         kind = master_kind(kind, param, label)
         if kind is None:
             return None
@@ -80,32 +80,32 @@ class MasterState:
 
     @property
     def stored_as(self) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Dtype and shape of the entry (of this rank's part)."""
+        """The dtype and shape of the entry (of this rank's part)."""
         if self.kind == "remainder16":
             return torch.uint8, (*self.shape, 2)
         return MASTERS[self.kind], tuple(self.shape)
 
     @property
     def codes(self) -> Tensor:
-        """What is stored (this rank's), of the parameter's shape; shares its memory."""
+        """The stored tensor (this rank's part) in the parameter's shape, as a view."""
         entry: Tensor = self.entries[MASTER]
         return master_codes(local(entry) if self.sharded else entry, self.shape)
 
     def bytes(self) -> int:
-        """Bytes stored."""
+        """The number of bytes stored."""
         return self.shape.numel() * MASTERS[self.kind].itemsize
 
     def visible(self, param: Tensor) -> Tensor:
-        """The 16-bit values that these are kept beside."""
+        """The 16-bit values that belong to these master weights."""
         return local(param.detach()) if self.sharded else plain(whole_values(param.detach()))
 
     def read(self, param: Tensor) -> Tensor:
-        """The fp32 weights."""
+        """Return the fp32 weights."""
         return weights(self.visible(param), self.codes)
 
     @torch.inference_mode(False)
     def initial(self, param: Tensor) -> dict[str, Any]:
-        """Entries with which the fp32 weights are the 16-bit ones."""
+        """Return new entries, whose fp32 weights equal the 16-bit weights."""
         dtype, shape = self.stored_as
         made = torch.zeros(shape, dtype=dtype, device=param.device)
         if self.kind == "fp32":
@@ -113,7 +113,7 @@ class MasterState:
         return {MASTER: shard_like(param, made) if self.sharded else made}
 
     def reset_(self, param: Tensor, rows: Tensor | None = None) -> None:
-        """Take the 16-bit weights as they are for the fp32 weights, in place; of some rows alone."""
+        """Set the fp32 weights to the 16-bit weights, in place. `rows` selects rows."""
         values = self.visible(param).float() if self.kind == "fp32" else torch.zeros_like(self.codes)
         if rows is None:
             self.codes.copy_(values)
@@ -121,9 +121,9 @@ class MasterState:
             self.codes[rows] = values[rows]
 
     def follow_(self, param: Tensor) -> bool:
-        """Take the 16-bit weights that are a unit or more from their fp32 master weights; whether there are any.
+        """Update fp32 master weights where the 16-bit weight is a unit or more away. Return whether there were any.
 
-        Remainders have no such weights: what is set is the upper half of the pair.
+        Remainders need no update: setting a weight sets the upper half of the pair.
         """
         if self.kind != "fp32" or (is_sharded(param) and not self.sharded):
             return False
@@ -137,11 +137,11 @@ class MasterState:
         return True
 
     def carry(self, source: MasterState, rows: Tensor) -> None:
-        """Take rows from those of another parameter; where `rows` is negative, they are what they are."""
+        """Copy rows of another parameter's master weights. Rows with a negative index in `rows` are left unchanged."""
         self.codes[rows >= 0] = source.codes[rows[rows >= 0]]
 
     def write_(self, param: Tensor, values: Tensor) -> None:
-        """Set the fp32 weights (of this rank's part), and the 16-bit ones with them; 8 bits are rounded to nearest."""
+        """Set the fp32 weights (of this rank's part) and the 16-bit weights. 8-bit remainders round to nearest."""
         low = self.visible(param)
         visible, master = (values.to(low.dtype), values) if self.kind == "fp32" else split(values, self.kind)
         self.codes.copy_(master)
@@ -151,14 +151,14 @@ class MasterState:
             local(param.detach()).copy_(visible)
 
     def beside(self, param: Tensor, values: Tensor) -> Tensor:
-        """The entry with which fp32 weights belong to a parameter that stays as it is."""
+        """Return the entry that stores these fp32 weights while the parameter itself stays unchanged."""
         if self.kind == "fp32":
             return values
         return beside(self.visible(param), values, self.kind).view(torch.uint8).view(self.stored_as[1])
 
     @torch.inference_mode(False)
     def fitted(self, param: Tensor, label: str) -> dict[str, Any]:
-        """The entries as a backend can use them, whatever was put there since the last step.
+        """Return the entries in a form that a backend can use, whatever was put there since the last step.
 
         Raises
         ------
@@ -178,12 +178,12 @@ class MasterState:
 
     @torch.inference_mode(False)
     def loaded(self, label: str, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Copy what a state dictionary has: the entry, or fp32 weights, as of FSDP1's flat parameters.
+        """Load from a state dictionary either the entry itself or fp32 weights (FSDP1's flat parameters).
 
         Raises
         ------
         ValueError
-            Where it does not fit.
+            If the saved tensor does not fit.
         """
         tensor, (dtype, shape) = saved[MASTER], self.stored_as
         if self.kind != "fp32" and isinstance(tensor, Tensor) and tensor.dtype == torch.float32:

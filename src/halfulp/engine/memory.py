@@ -11,7 +11,7 @@ __all__ = ["MemoryReport", "MemoryRow"]
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """One state of one parameter; `kept_fp32` says why it stays in fp32, if it was to be stored otherwise."""
+    """One state of one parameter. `kept_fp32` says why it stays in fp32, if it should have been quantized."""
 
     parameter: str
     slot: str
@@ -23,14 +23,14 @@ class MemoryRow:
 
 @dataclass(frozen=True, repr=False)
 class MemoryReport(Shown):
-    """States of all parameters. ``print(report)`` shows totals by storage and what stays in fp32."""
+    """The states of all parameters. ``print(report)`` shows totals by storage and what stays in fp32."""
 
     rows: tuple[MemoryRow, ...]
     parameters: int
 
     @property
     def total(self) -> int:
-        """Bytes in all, scales included."""
+        """Total bytes, scales included."""
         return sum(r.bytes for r in self.rows)
 
     @property
@@ -48,16 +48,16 @@ class MemoryReport(Shown):
 
     @property
     def kept_fp32(self) -> dict[str, str]:
-        """Parameter name -> why its states stay in fp32."""
+        """A mapping from each parameter whose states stay in fp32 to the reason."""
         return {r.parameter: r.kept_fp32 for r in self.rows if r.kept_fp32 is not None}
 
     def in_short(self) -> str:
-        """Bytes, and how many parameters stay in fp32."""
+        """The bytes, and how many parameters stay in fp32."""
         kept = f", {len(self.kept_fp32)} parameters kept in float32" if self.kept_fp32 else ""
         return f"{self.total:,} bytes, {self.bytes_per_parameter:.4f} per parameter{kept}"
 
     def in_html(self) -> str:
-        """Bytes by storage."""
+        """An HTML table of bytes by storage."""
         rows = [(storage, f"{n:,}") for storage, n in sorted(self.by_storage.items())]
         return html_table(["storage", "bytes"], [*rows, ("all", f"{self.total:,}")], self._kept())
 
@@ -67,7 +67,7 @@ class MemoryReport(Shown):
         return "\n".join([*lines, *self._kept()])
 
     def _kept(self) -> list[str]:
-        """What stays in fp32: vectors in one line, since every model has them, the others by name."""
+        """Lines on what stays in fp32. Vectors share one line, since every model has them; others are named."""
         vectors = {name: why for name, why in self.kept_fp32.items() if why.endswith("-D tensor")}
         named = self.kept_fp32 if len(vectors) < 2 else {n: w for n, w in self.kept_fp32.items() if n not in vectors}
         lines = [f"  {name}: {why}" for name, why in named.items()]

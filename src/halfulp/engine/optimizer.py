@@ -1,8 +1,9 @@
-"""The optimizer around a rule: a ``torch.optim.Optimizer`` whose states have any format.
+"""The optimizer that runs a rule: a ``torch.optim.Optimizer`` whose states have any format.
 
-A step goes: bind each parameter to what ``optimizer.state`` holds, reset the slots that are due, add one to the ages,
-compute the rule's scalars (after sums over the whole model, if the rule asks for them), and hand each parameter as a
-:class:`~halfulp.kernels.binding.Step` to a backend, which decodes the states, applies the rule, and encodes.
+A step binds each parameter to the entries of ``optimizer.state``, resets the slots that are due, and increments the
+ages. It then computes the rule's scalars, after sums over the model if the rule needs them. Finally it passes each
+parameter to a backend as a :class:`~halfulp.kernels.binding.Step`. The backend decodes the states, applies the rule,
+and encodes them again.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:
-    """The loss that a closure returns, with gradients computed whatever mode the step is in; ``None`` without one."""
+    """Return the loss of a closure, called with gradients enabled; ``None`` without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -57,22 +58,23 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
 
 
 class RuleOptimizer(Optimizer):
-    """Base of every optimizer here: a rule, run on states in any format.
+    """The base class of every optimizer here: it runs a rule on states in any format.
 
     Parameters
     ----------
     params
-        Parameters, named parameters or groups, as for ``torch.optim``. float32, bfloat16 or float16, dense; frozen ones
-        may be anything.
+        Parameters, named parameters or groups, as for ``torch.optim``. They are dense float32, bfloat16 or float16
+        tensors; frozen ones may be anything.
     hyper
-        The rule's hyper-parameters, which become group keys.
+        The rule's hyper-parameters. They become group keys.
     state
         How states are stored: ``"8bit"`` (default) or ``"4bit"``, the formats that measured best; ``"fp32" "bf16"
         "fp16" "fp8" "fp4" "int8" "int4"`` as published; a dtype or its name; a
         :class:`~halfulp.numbers.formats.Format`; a :class:`~halfulp.numbers.quantizer.Quantizer`, whose rounding and
-        ``zero_floor`` win; or a mapping from slot names to these, with the default for missing slots. Per group.
+        ``zero_floor`` take precedence; or a mapping from slot names to these, where missing slots get the default. Per
+        group.
     rounding
-        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, with the default for missing slots.
+        ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, where missing slots get the default.
         Per group.
     reset
         ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
@@ -81,31 +83,32 @@ class RuleOptimizer(Optimizer):
         How 16-bit parameters are rounded: ``"stochastic"`` (default), so that updates below half a unit are not lost,
         or ``"nearest"``. Per group.
     master_weights
-        What is kept beside 16-bit parameters, so that the rule moves fp32 weights: ``None`` (default), ``"fp32"`` (4
-        bytes a parameter), ``"remainder16"`` (2 bytes: the bits that bfloat16 cuts off, with which training has the
-        bits of fp32 weights), or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by `param_rounding`).
-        Remainders are for bfloat16 alone. Per group.
+        What is kept beside 16-bit parameters, so that the rule updates fp32 weights: ``None`` (default), ``"fp32"`` (4
+        bytes per parameter), ``"remainder16"`` (2 bytes: the bits that bfloat16 cuts off; training has the bits of fp32
+        weights), or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by `param_rounding`). Remainders
+        need bfloat16 parameters. Per group.
     seed
-        Seed of the random bits; part of the checkpoint.
+        The seed of the random bits. Saved in checkpoints.
     scale, block_size, min_size, keep_fp32, zero_floor
         See :class:`~halfulp.engine.storage.StorageOptions`.
     bound_update
-        Limit each coordinate of an update to what exact arithmetic allows (Adam family); does nothing where all states
-        are fp32.
+        Limit each coordinate of an update to what exact arithmetic allows (Adam family). No effect if all states are
+        fp32.
     capturable
-        Allow :meth:`step` to be recorded in a CUDA graph, with the Triton kernels; see :meth:`advance`.
+        Allow :meth:`step` to be recorded in a CUDA graph, with the Triton kernels. See :meth:`advance`.
     nonfinite
-        What to do with values that are not finite. ``"skip"`` (default): leave their stretch of a row (128 elements,
-        or the blocks of the states) untouched, count it in :attr:`skipped`, and log it once. A rule that is not
-        elementwise leaves the whole parameter untouched, and one that needs a sum over the model (SWATS, AMSGD,
-        :func:`~halfulp.clip_global`) all parameters. ``"raise"``: look at every gradient before the step and raise
-        ``FloatingPointError`` with everything untouched, at the cost of one more pass.
+        What to do with non-finite values. ``"skip"`` (default) leaves the affected segment of a row (128 elements, or
+        the blocks of the states) unchanged, counts it in :attr:`skipped`, and logs it once. A rule that is not
+        elementwise skips the whole parameter, and a rule that needs a sum over the model (SWATS, AMSGD,
+        :func:`~halfulp.clip_global`) skips all parameters. ``"raise"`` checks every gradient before the step and raises
+        ``FloatingPointError`` with nothing changed, at the cost of one more pass.
     backend
-        ``None`` takes the fastest that can do a step; ``"reference"``, ``"cpu"`` or ``"triton"`` that one or an error.
+        ``None`` picks the fastest backend that supports the step. ``"reference"``, ``"cpu"`` or ``"triton"`` picks that
+        one or raises an error.
     maximize
         Step along the gradient, to maximize.
     transforms
-        Functions from a rule to a rule, applied to the gradient in this order: :mod:`halfulp.rules.transforms`.
+        Functions from a rule to a rule, applied to the gradient in this order. See :mod:`halfulp.rules.transforms`.
     """
 
     rule: ClassVar[Rule]
@@ -141,15 +144,15 @@ class RuleOptimizer(Optimizer):
         self._plans: dict[int, tuple[dict[str, Any], GroupPlan]] = {}
         self._bindings = Bindings(self)
         self._followed: list[str] = []
-        """Group keys that a plan follows from: not the rate, which schedules change in every step."""
+        """The group keys that determine a plan. lr is not one, since schedules change it every step."""
         self.reset_log: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=100_000)
-        """Resets made: (step after which, parameter number, slots)."""
+        """The resets so far, as (step after which, parameter number, slots)."""
         self._skipped = Skipped(self._say_skipped)
         self._recording: Recording | None = None
         self._number = compiled.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """As torch, with our own attributes; caches are left out."""
+        """Return torch's state and the attributes of this class, without caches."""
         own = {
             k: getattr(self, k)
             for k in ("nonfinite", "backend", "capturable", "transforms", "storage", "reset_log", "skipped")
@@ -157,7 +160,7 @@ class RuleOptimizer(Optimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """As torch; caches start anew."""
+        """Restore what ``__getstate__`` saved, with empty caches."""
         super().__setstate__(state)
         reset_log, skipped = state.get("reset_log"), state.get("skipped")
         self.__dict__.pop("skipped", None)
@@ -170,7 +173,7 @@ class RuleOptimizer(Optimizer):
 
     @property
     def registry(self) -> Registry:
-        """Number, name and group of every parameter."""
+        """The number, name and group of every parameter."""
         known = self._registry
         if known is None or not known.describes(self.param_groups):
             self._registry = Registry(self.param_groups)
@@ -181,12 +184,12 @@ class RuleOptimizer(Optimizer):
         return self._registry
 
     def place(self, param: Tensor) -> Place:
-        """Number, name and group of a parameter. Asked for every parameter in turn, it takes no quadratic time."""
+        """Return the number, name and group of a parameter, in constant time."""
         known = self._registry
         return known[param] if known is not None and known.stands(param, self.param_groups) else self.registry[param]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; its keys, formats and parameters are checked here."""
+        """Add a group, as in torch. Its keys, formats and parameters are checked here."""
         for key in param_group:
             if key in NOT_GROUP:
                 raise ValueError(f"{key} holds for the whole optimizer: pass it as an argument, not in a group")
@@ -207,27 +210,27 @@ class RuleOptimizer(Optimizer):
             self._registry = None
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise ``ValueError`` for values of a group that cannot work; optimizers extend it."""
+        """Raise ``ValueError`` for invalid values of a group. Optimizers extend this."""
         check_options(group)
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
-        """Every rule that parameters of a group may follow: :attr:`rule` alone, unless a subclass has several."""
+        """Return every rule that a parameter of a group may have: :attr:`rule` alone, unless a subclass has several."""
         return (self.rule,)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
-        """The rule of one parameter, one of :meth:`rules`."""
+        """Return the rule of one parameter, one of :meth:`rules`."""
         return self.rules(group)[0]
 
     def active_rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
-        """The rules of a group under the optimizer's transforms."""
+        """Return the rules of a group, with the optimizer's transforms."""
         return tuple(compose(rule, self.transforms) for rule in self.rules(group))
 
     def active_rule(self, group: dict[str, Any], param: Tensor) -> Rule:
-        """The rule of one parameter under the optimizer's transforms."""
+        """Return the rule of one parameter, with the optimizer's transforms."""
         return compose(self.rule_for(group, param), self.transforms)
 
     def active_params(self, group: dict[str, Any]) -> list[Tensor]:
-        """Parameters of a group that take part in the present step: all, unless a subclass takes turns."""
+        """Return the parameters of a group that take part in this step: all, unless a subclass takes turns."""
         params: list[Tensor] = group["params"]
         return params
 
@@ -245,23 +248,23 @@ class RuleOptimizer(Optimizer):
         return made
 
     def group_slots(self, group: dict[str, Any]) -> tuple[StateSlot, ...]:
-        """Slots that parameters of a group may have, each name once."""
+        """Return the slots that parameters of a group may have, each name once."""
         return tuple(self.plan(group).all_slots.values())
 
     def group_quantizers(self, group: dict[str, Any]) -> dict[str, Quantizer]:
-        """Storage of each slot of a group, for the parameters that do not stay in fp32."""
+        """Return the storage of each slot of a group, for parameters whose states do not stay in fp32."""
         return self.plan(group).quantizers
 
     def slot_storage(self, group: dict[str, Any], param: Tensor) -> list[StatePlan]:
-        """(slot, shape, quantizer) of each state of a parameter, fp32 where it is kept so."""
+        """Return the (slot, shape, quantizer) of each state of a parameter, including those kept in fp32."""
         rule = self.active_rule(group, param)
         return plan_states(self.plan(group), rule, param, self.place(param), self.storage)
 
     def memory(self) -> MemoryReport:
-        """Bytes of state of each tensor and in all, by format; and what stays in fp32, and why.
+        """Return the bytes of each state tensor and in total, by format, and which states stay in fp32 and why.
 
-        Counts what the states take once every parameter has made a step; on sharded parameters, this rank's part.
-        Frozen parameters of other dtypes, which no step can take, are left out.
+        The report counts the states that exist once every parameter has made a step. For sharded parameters, it counts
+        this rank's part. It omits frozen parameters of other dtypes, which no step can update.
         """
         rows = []
         for group in self.param_groups:
@@ -275,7 +278,7 @@ class RuleOptimizer(Optimizer):
                     rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
                 kind, rule = group["master_weights"], self.active_rule(group, p)
                 if p.dtype == torch.float16 and not p.requires_grad and kind != "fp32":
-                    continue  # remainders are of bfloat16; a step would refuse it
+                    continue  # remainders need bfloat16; a step would raise
                 master = MasterState.of(p, kind, {}, rule, place.label)
                 if master is not None:
                     storage = storage_of(master.kind)
@@ -286,12 +289,12 @@ class RuleOptimizer(Optimizer):
     # ---------------------------------------------------------------- the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient.
+        """Step every parameter that has a gradient.
 
         Parameters
         ----------
         closure
-            Re-evaluates the model and returns the loss, which is returned.
+            A function that re-evaluates the model and returns the loss. Its result is returned.
         """
         loss = evaluated(closure)
         with torch.no_grad():
@@ -302,7 +305,7 @@ class RuleOptimizer(Optimizer):
         return loss
 
     def _step_in_graph(self) -> None:
-        """One step as an operator in the graph that ``torch.compile`` is making."""
+        """Add the step as an operator to the graph that ``torch.compile`` is tracing."""
         every = [p for group in self.param_groups for p in group["params"]]
         places = [i for i, p in enumerate(every) if p.grad is not None]
         params = [every[i] for i in places]
@@ -310,7 +313,7 @@ class RuleOptimizer(Optimizer):
 
     @torch.no_grad()
     def step_parameters(self, params: Iterable[Tensor]) -> None:
-        """One step of some parameters alone, with the bits it has in :meth:`step`; those without gradient are left out.
+        """Step only some parameters, with the same bits as in :meth:`step`. Those without a gradient are skipped.
 
         Hooks of the optimizer are not called. A rule that sums over the model sums over these parameters.
         """
@@ -331,15 +334,15 @@ class RuleOptimizer(Optimizer):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """The host's part of the next step, before a CUDA graph that recorded :meth:`step` is replayed.
+        """Do the host's part of the next step, before a CUDA graph that recorded :meth:`step` is replayed.
 
-        Counts the step, resets states that are due, and uploads what the recorded kernels read: random keys and the
-        rule's scalars, with the rates that the groups have now. A replay without it repeats the last step's.
+        This counts the step, resets states that are due, and uploads what the recorded kernels read: random keys and
+        the rule's scalars, at the groups' current learning rates. A replay without it repeats the last step.
 
         Raises
         ------
         RuntimeError
-            If no step was recorded, or what it was recorded for has changed.
+            If no step was recorded, or its parameters or states have changed since.
 
         Examples
         --------
@@ -366,16 +369,16 @@ class RuleOptimizer(Optimizer):
     def make_step(
         self, groups: Groups, act: Callable[[Rule, list[Step]], None] | None = None, *, recording: bool = False
     ) -> None:
-        """One step; up to the resets nothing is changed, so that an error leaves everything as it was.
+        """Do one step. Nothing changes before the resets, so that an earlier error leaves everything as it was.
 
         Parameters
         ----------
         groups
-            Groups, and the parameters of each that are stepped.
+            The groups, and the parameters of each to step.
         act
-            What is done with the steps of each rule instead.
+            What to do with the steps of each rule instead of running them.
         recording
-            Into a graph: nothing is reset.
+            Whether the step is recorded into a graph, which resets nothing.
         """
         checks.check_gradients(self, [p for _, params in groups for p in params])
         registry = self.registry
@@ -404,10 +407,10 @@ class RuleOptimizer(Optimizer):
                 else:
                     able = steps if rule.measure is None else combine(rule, steps, self.backend)
                     dispatch.step(rule, able, self.backend)
-                    # kernels write behind autograd's back
+                    # kernels write without autograd's knowledge
                     increment_version(lineup.in_place[id(rule)])
                 for bound, step in zip(bounds, steps, strict=True):
-                    bound.scalars = step.scalars  # with what followed from sums
+                    bound.scalars = step.scalars  # includes scalars that depend on sums
                     if not bound.lasting:
                         bound.take_back(step.binding)
         finally:
@@ -419,9 +422,9 @@ class RuleOptimizer(Optimizer):
 
     @property
     def skipped(self) -> dict[int, int]:
-        """Elements left untouched because something was not finite: parameter number -> count over all steps.
+        """The number of elements skipped because of non-finite values over all steps, by parameter number.
 
-        Counted on the device of the parameter; reading it waits for what has been started there.
+        The counts are on the parameter's device. Reading them waits for the work queued there.
         """
         return self._skipped.read()
 
@@ -448,20 +451,21 @@ class RuleOptimizer(Optimizer):
     def reset_state(
         self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None, rows: Any = None
     ) -> None:
-        """Set states to their initial value (zero, for moments) and their ages to zero now.
+        """Reset states to their initial value (zero, for moments) and their ages to zero, now.
 
-        Master weights are spared, unless ``"master_param"`` is among the names: they then follow weights that were set
-        from outside.
+        Master weights are reset only if ``"master_param"`` is among the names. They then take the values of weights
+        that were set from outside.
 
         Parameters
         ----------
         names
-            Slots; all without. Unknown names are a ``ValueError``.
+            The slots to reset; by default all. Unknown names raise ``ValueError``.
         params
-            Parameters; all without.
+            The parameters to reset; by default all.
         rows
-            Numbers of rows (dimension 0), a mask or a slice: the states of these alone, as of neurons that are drawn
-            anew. The age is that of the whole parameter, and stays: bias correction does not begin anew.
+            Numbers of rows (dimension 0), a mask or a slice. Only the states of these rows are reset, for example for
+            neurons that are initialized again. The age belongs to the whole parameter and is kept, so bias correction
+            does not restart.
         """
         if isinstance(names, str):
             names = (names,)
@@ -488,9 +492,9 @@ class RuleOptimizer(Optimizer):
 
     @torch.no_grad()
     def forget(self, params: Iterable[Tensor]) -> None:
-        """Drop the states of parameters, and their memory; a later step begins with new ones.
+        """Delete the states of parameters and free their memory. A later step starts with new ones.
 
-        Their count of steps goes on: the random bits follow it.
+        Their step counts are kept, since the random bits depend on them.
         """
         for p in params:
             entries = self.state.get(p)
@@ -500,7 +504,7 @@ class RuleOptimizer(Optimizer):
             self._bindings.drop(p)
 
     def states(self, param: Tensor) -> tuple[SlotState, ...]:
-        """States of a parameter that has made a step; ``KeyError`` for any other."""
+        """Return the states of a parameter that has made a step. Raise ``KeyError`` for any other."""
         place, entries, bound = self.place(param), self.state.get(param), self._bindings.get(param)
         if not entries:
             raise KeyError(f"{place.label} has no state yet: it has made no step")
@@ -509,10 +513,10 @@ class RuleOptimizer(Optimizer):
         found = self._states_over(entries, param)
         if all(state.slot.name in entries for state in found):
             return self._bindings.bind(place.group, param).states
-        return tuple(state for state in found if state.slot.name in entries)  # one may have been forgotten
+        return tuple(state for state in found if state.slot.name in entries)  # some may have been forgotten
 
     def master(self, param: Tensor) -> MasterState | None:
-        """Master weights of a parameter that has made a step; ``None`` without."""
+        """Return the master weights of a parameter that has made a step, or ``None`` if it has none."""
         place, entries = self.place(param), self.state.get(param)
         if not entries or MASTER not in entries:
             return None
@@ -520,7 +524,7 @@ class RuleOptimizer(Optimizer):
         return MasterState.of(param, place.group["master_weights"], entries, rule, place.label)
 
     def _states_over(self, entries: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
-        """States of a parameter as they are planned, over entries that may lack some."""
+        """Return the planned states of a parameter, over entries that may lack some."""
         place = self.place(param)
         rule = self.active_rule(place.group, param)
         planned = plan_states(self.plan(place.group), rule, param, place, self.storage)
@@ -528,16 +532,16 @@ class RuleOptimizer(Optimizer):
         return tuple(SlotState(s.slot, s.quantizer, s.shape, entries, sharded) for s in planned)
 
     def _replace(self, group: dict[str, Any], at: int, param: Tensor) -> None:
-        """Put another parameter in a place of a group, without states."""
+        """Replace a parameter of a group by another one without states."""
         old, group["params"][at] = group["params"][at], param
         self.state.pop(old, None)
         self._bindings.drop(old)
         self._registry = None
 
     def state_tensor(self, param: Tensor, name: str) -> Tensor:
-        """A state decoded to fp32, of its own shape (the parameter's, unless it is factored).
+        """Return a state decoded to fp32, in its own shape (the parameter's, unless it is factored).
 
-        Of ``"master_param"``, the fp32 weights.
+        For ``"master_param"``, return the fp32 weights.
         """
         master = self.master(param) if name == MASTER else None
         if master is not None:
@@ -548,7 +552,7 @@ class RuleOptimizer(Optimizer):
         raise KeyError(f"no state {name!r}; there are {[s.slot.name for s in self.states(param)]}")
 
     def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
-        """``(beta, gain)`` of each state of a parameter, as they were in its last step."""
+        """Return ``(beta, gain)`` of each state of a parameter in its last step."""
         bound = self._bindings.get(param)
         hyper = {**self.place(param).group, **(bound.scalars if bound is not None else {})}
         return {s.slot.name: s.slot.coefficients(hyper) for s in self.states(param)}
@@ -556,21 +560,22 @@ class RuleOptimizer(Optimizer):
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch; plain tensors and numbers only, formats by their full names."""
+        """Return a state dictionary like torch's, of plain tensors and numbers. Formats have their full names."""
         return loading.packed(self)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, into an optimizer built with the same formats.
+        """Load a :meth:`state_dict` into an optimizer with the same formats.
 
         Hyper-parameters and the seed come from the checkpoint, formats and rounding from this optimizer. Everything is
-        checked before anything is changed; tensors keep their dtype and move to the parameter's device. Named
-        parameters are found by their names.
+        checked before anything is changed. Tensors keep their dtype and move to the parameter's device. Named
+        parameters are matched by name.
 
         Raises
         ------
         ValueError
-            Another library's, format's or model's checkpoint; the message says what differs and how to convert.
+            If the checkpoint belongs to another library, format or model. The message says what differs and how to
+            convert it.
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict

@@ -1,4 +1,4 @@
-"""Arguments that every optimizer of the library takes, and their defaults."""
+"""The arguments that every optimizer of the library takes, and their defaults."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from halfulp.rules.hyper import check_switch
 __all__ = ["GROUP_DEFAULTS", "NOT_GROUP", "STORAGE_KEYS", "Options", "TorchOptions", "without_torch_switches"]
 
 STORAGE_KEYS = ("state", "rounding", "reset", "param_rounding", "master_weights", "seed")
-"""Group keys that say how states are kept; hyper-parameters are all others."""
+"""The group keys that describe storage. All others are hyper-parameters."""
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments that every optimizer of the library takes; the first six are per-group keys too."""
+    """Keyword arguments that every optimizer of the library takes. The first six are also group keys."""
 
     state: Any
     rounding: Any
@@ -37,14 +37,14 @@ class Options(TypedDict, total=False):
 
 
 class TorchOptions(Options, total=False):
-    """Those of :class:`Options`, and the arguments of torch.optim that say how it computes.
+    """:class:`Options`, plus the implementation switches of ``torch.optim``.
 
     Parameters
     ----------
     foreach, fused
-        Taken and ignored, which is logged once: `backend` chooses the kernels.
+        Accepted and ignored, which is logged once: `backend` chooses the kernels.
     differentiable
-        Only ``False``; anything else is a ``ValueError``.
+        Only ``False``. Anything else raises ``ValueError``.
     """
 
     foreach: bool | None
@@ -76,19 +76,19 @@ NOT_GROUP = (
 
 
 def without_torch_switches(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options without torch's own: those that mean nothing here are said once, those that change results refused.
+    """Return options without torch's switches. Log those that have no effect; raise for those that change results.
 
     Parameters
     ----------
     name
-        Name of the optimizer, for messages.
+        The name of the optimizer, for messages.
     options
-        Keyword arguments, of which a copy is returned.
+        The keyword arguments. A copy is returned.
 
     Raises
     ------
     ValueError
-        ``differentiable=True``.
+        If ``differentiable=True``.
     """
     kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "differentiable")}
     check_switch("capturable", options.get("capturable", False))

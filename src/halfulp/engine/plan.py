@@ -37,25 +37,25 @@ class StatePlan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
-    """The resolved arguments of a group. Made when the group is added, and again when one of them changes.
+    """The resolved arguments of a group, made when the group is added and again when an argument changes.
 
     Parameters
     ----------
     rules
-        Every rule that its parameters may follow, under the optimizer's transforms.
+        Every rule that its parameters may have, with the optimizer's transforms.
     slots
-        Slots of each rule, under the hyper-parameters.
+        The slots of each rule, under the group's hyper-parameters.
     quantizers
-        Storage of every slot, for the parameters that do not stay in fp32. The same object as before where a change of
-        arguments leaves the storage as it was.
+        The storage of every slot, for the parameters whose states do not stay in fp32. It is the same object as before
+        if a change of arguments leaves the storage unchanged.
     reset
-        When states begin anew.
+        The reset schedule.
     streams
-        Lane of the random stream of every slot, and of the parameter.
+        The lane of the random stream of every slot and of the parameter.
     master
-        What 16-bit parameters have beside them: a kind of :data:`~halfulp.numbers.remainder.MASTERS`, or nothing.
+        The kind of master weights of 16-bit parameters, one of :data:`~halfulp.numbers.remainder.MASTERS`, or ``None``.
     seen
-        The arguments that it was made from.
+        The argument values that the plan was made from.
     """
 
     rules: tuple[Rule, ...]
@@ -68,23 +68,23 @@ class GroupPlan:
 
     @property
     def specs(self) -> str:
-        """Storage of all slots as one line of text."""
+        """The storage of all slots as one line of text."""
         specs = [format_specs(self.quantizers)] if self.quantizers else []
         return ",".join([*specs, *([f"{MASTER}={storage_of(self.master)}"] if self.master else [])])
 
     @property
     def all_slots(self) -> dict[str, StateSlot]:
-        """Slots of all rules by name."""
+        """The slots of all rules, by name."""
         return {slot.name: slot for slots in self.slots.values() for slot in slots}
 
 
 def values_of(group: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
-    """What a group holds now under some keys, to be compared with what a plan was made from."""
+    """Return a group's current values under some keys, to compare with those that a plan was made from."""
     return [v if (v := group[k]).__class__ in PLAIN else _value(v) for k in keys]
 
 
 def _value(given: Any) -> Any:
-    """What an entry is now, of those that can be changed in place."""
+    """Return an immutable snapshot of an entry that could be changed in place."""
     if given.__class__ is tuple and PLAIN.issuperset(map(type, given)):
         return given
     if isinstance(given, Tensor):
@@ -95,7 +95,7 @@ def _value(given: Any) -> Any:
 
 
 def check_options(group: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for options of a group that cannot work."""
+    """Raise ``ValueError`` for invalid options of a group."""
     if not is_rate(as_number("lr", group["lr"])):
         raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
     if group["param_rounding"] not in ("nearest", "stochastic"):
@@ -113,18 +113,18 @@ def plan_group(
     rules: tuple[Rule, ...], group: Mapping[str, Any], storage: StorageOptions, keys: Sequence[str],
     before: GroupPlan | None = None,
 ) -> GroupPlan:  # fmt: skip
-    """The plan of a group, or ``ValueError`` for arguments that cannot work.
+    """Return the plan of a group. Raise ``ValueError`` for invalid arguments.
 
     Parameters
     ----------
     rules
-        Under the optimizer's transforms.
+        The rules, with the optimizer's transforms.
     group, storage
-        Its arguments, and those of the whole optimizer.
+        The arguments of the group and of the whole optimizer.
     keys
-        Keys of the group whose values determine the plan.
+        The group keys whose values determine the plan.
     before
-        The plan until now, if states may have been made by it: their formats must stay.
+        The previous plan, if states may have been made by it. Their formats cannot change.
     """
     slots = {rule: rule.slots(group) for rule in rules}
     named = {slot.name: slot for found in slots.values() for slot in found}
@@ -155,7 +155,7 @@ def plan_group(
 
 
 def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storage: StorageOptions) -> list[StatePlan]:
-    """Every state of a parameter under the plan of its group, fp32 where it is kept so."""
+    """Return every state of a parameter under the plan of its group, including those kept in fp32."""
     quantizers, sharded = plan.quantizers, is_sharded(param)
     reason = fp32_reason(param, place.name, storage)
     if reason is None and param.ndim < 2 and sharded:

@@ -1,4 +1,4 @@
-"""Number, name and group of every parameter of an optimizer."""
+"""The number, name and group of every parameter of an optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Place", "Registry"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter stands: its number over all groups, its name if it has one, its group, and its place in it."""
+    """The position of a parameter: its number over all groups, its name if any, its group, and its index there."""
 
     index: int
     name: str | None
@@ -22,17 +22,17 @@ class Place:
 
     @property
     def label(self) -> str:
-        """Name, or number, for messages and tables."""
+        """The name, or the number, for messages and tables."""
         return self.name if self.name is not None else f"parameter {self.index}"
 
 
 class Registry:
-    """Places of the parameters of some groups, in order.
+    """The positions of the parameters of some groups, in order.
 
     Parameters
     ----------
     groups
-        ``optimizer.param_groups``; names are their ``param_names``, as torch keeps them for named parameters.
+        ``optimizer.param_groups``. Names are their ``param_names``, which torch keeps for named parameters.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -45,14 +45,14 @@ class Registry:
                 self._places[param] = Place(len(self._places), name, group, i)
 
     def describes(self, groups: list[dict[str, Any]]) -> bool:
-        """Whether the groups, and the parameters in them, are the same and in the same order as they were."""
+        """Whether the groups and their parameters are the same, in the same order, as when this was built."""
         return len(groups) == len(self._seen) and all(
             group is known and len(params) == len(group["params"]) and all(map(is_, params, group["params"]))
             for group, (known, params) in zip(groups, self._seen, strict=True)
         )
 
     def stands(self, param: Tensor, groups: list[dict[str, Any]]) -> bool:
-        """Whether one parameter is still where it was, which takes no look at the others."""
+        """Whether one parameter is still in its position. The other parameters are not compared."""
         place = self._places.get(param)
         return (
             place is not None

@@ -1,11 +1,11 @@
-"""When to set states back to zero.
+"""Schedules for resetting states to zero.
 
-A reset zeroes the moments *and* their ages, so that bias correction starts again with them; restarting the moments
-alone makes the first Adam step 3.16 times too large at betas (0.9, 0.999).
+A reset zeroes the moments *and* their ages, so that bias correction restarts with them. Resetting the moments alone
+makes the first Adam step 3.16 times too large at betas (0.9, 0.999).
 
-A schedule is any object with ``due(site) -> tuple of slot names``: it is asked before each step of each parameter
-and names the slots to reset. An integer stands for :class:`Every`, ``"auto"`` for :class:`Planned`, a function of the
-:class:`Site` for itself.
+A schedule is any object with ``due(site) -> tuple of slot names``. It is called before each step of each parameter and
+returns the slots to reset. An integer stands for :class:`Every` and ``"auto"`` for :class:`Planned`; a function of the
+:class:`Site` is also a schedule.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedul
 
 @dataclass(frozen=True)
 class SlotSite:
-    """Information on one slot for a schedule; `drive` is what it averages, ``None`` if it is no plain average."""
+    """What a schedule knows about one slot. `drive` is what it averages, or ``None`` if it is no plain average."""
 
     name: str
     format: Format
@@ -43,7 +43,7 @@ class SlotSite:
 
     @classmethod
     def of(cls, state: SlotState, hyper: Hyper, shape: Shape) -> SlotSite:
-        """That of a state under hyper-parameters and the scalars of the last step; `shape` is the parameter's."""
+        """Describe a state, given the hyper-parameters, the scalars of the last step, and the parameter's shape."""
         slot, stored = state.slot, state.quantizer
         drive = None if slot.alike else slot.averages(hyper, shape)
         return cls(
@@ -51,24 +51,24 @@ class SlotSite:
         )
 
     def averages(self, kind: str) -> bool:
-        """Whether it averages the gradient (or its square) of each element."""
+        """Whether the slot averages the gradient (or its square) of each element."""
         return self.drive is not None and self.drive.kind == kind
 
 
 @dataclass(frozen=True)
 class Site:
-    """Information for a schedule.
+    """What a schedule knows about one parameter.
 
     Parameters
     ----------
     step
-        Steps of this parameter done so far.
+        The number of steps of this parameter so far.
     index, count
-        Number of the parameter and how many the optimizer has.
+        The number of the parameter, and how many parameters the optimizer has.
     slots
-        Its states.
+        The states of the parameter.
     grad
-        Its gradient in this step, if asked within one.
+        The gradient of this step, if called within one.
     """
 
     step: int
@@ -79,7 +79,7 @@ class Site:
 
     @property
     def mostly_zero(self) -> bool:
-        """Whether more than half of the gradient is zero, as that of an embedding; waits for the device."""
+        """Whether more than half of the gradient is zero, as for an embedding. This waits for the device."""
         if self.grad is None or not self.grad.numel():
             return False
         some = (self.grad != 0).sum()  # over all ranks
@@ -88,13 +88,13 @@ class Site:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all slots."""
+        """The names of all slots."""
         return tuple(s.name for s in self.slots)
 
 
 @runtime_checkable
 class ResetSchedule(Protocol):
-    """Says which slots of a parameter to reset before its next step.
+    """An object that chooses the slots of a parameter to reset before its next step.
 
     Examples
     --------
@@ -106,20 +106,20 @@ class ResetSchedule(Protocol):
     """
 
     def due(self, site: Site) -> tuple[str, ...]:
-        """Slots to reset now; empty for none."""
+        """Return the slots to reset now; empty for none."""
         ...
 
 
 @dataclass(frozen=True)
 class Every:
-    """Reset every slot (or those named) of every parameter each `period` steps.
+    """Reset every slot (or the named ones) of every parameter each `period` steps.
 
     Parameters
     ----------
     period
-        In steps, at least 1.
+        The period in steps, at least 1.
     names
-        Slots to reset; by default all.
+        The slots to reset; by default all.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class Every:
             raise ValueError(f"a reset period is at least 1 step, got {self.period}")
 
     def offset(self, site: Site) -> int:
-        """Step, modulo the period, at which this parameter is reset."""
+        """Return the step, modulo the period, at which this parameter is reset."""
         return 0
 
     def due(self, site: Site) -> tuple[str, ...]:
@@ -166,18 +166,18 @@ class Staggered(Every):
     """
 
     def offset(self, site: Site) -> int:
-        """Step, modulo the period, at which this parameter is reset."""
+        """Return the step, modulo the period, at which this parameter is reset."""
         return site.index * self.period // site.count
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Reset at the period that the planner finds for the format, rounding and decay of each second moment, or never.
+    """Reset at the period that the planner finds for each second moment's format, rounding and decay, or never.
 
     The moments of a parameter are reset together. Parameters without a second moment follow the plan of their own
-    states. Second moments that start at their first square (ADOPT, Adafactor) are never reset: the scale would be that
-    of a single gradient, and ``E[1 / v]`` right after it is infinite. A parameter whose gradient is mostly zero when a
-    reset is due (an embedding) is left out, since rows that see no gradient afterwards would have no scale.
+    states. Second moments that start at their first square (ADOPT, Adafactor) are never reset: their scale would be
+    that of a single gradient, and ``E[1 / v]`` right after the reset is infinite. A parameter whose gradient is mostly
+    zero when a reset is due (an embedding) is skipped, since rows that get no gradient afterwards would have no scale.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ class Planned:
     stagger: bool = False
 
     def period(self, site: Site) -> int | None:
-        """Planned period of a parameter, in steps; ``None`` for never."""
+        """Return the planned period of a parameter in steps, or ``None`` for never."""
         planned = [s for s in site.slots if s.averages("square")] or [s for s in site.slots if s.averages("gradient")]
         started = next((s for s in planned if s.drive is not None and s.drive.whole_first), None)
         if started is not None:
@@ -245,13 +245,13 @@ class _Function:
 
 
 def as_schedule(reset: object) -> ResetSchedule | None:
-    """Make a schedule of what a user may pass as ``reset=``.
+    """Return the schedule for a ``reset=`` argument.
 
     Parameters
     ----------
     reset
-        ``None``: never. An integer: :class:`Every`. ``"auto"``: :class:`Planned`. A :class:`ResetSchedule`. A function
-        of the :class:`Site` that returns slot names, or True for all.
+        ``None`` for never, an integer for :class:`Every`, ``"auto"`` for :class:`Planned`, a :class:`ResetSchedule`, or
+        a function of the :class:`Site` that returns slot names, or True for all slots.
     """
     if reset is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows of states: some of them set back, or carried over to a parameter that has grown or was pruned."""
+"""Rows of states: resetting some of them, and carrying them over to a parameter that has grown or was pruned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rows = Tensor | Sequence[int] | slice
 
 
 def row_index(rows: Rows, param: Tensor) -> Tensor:
-    """Rows of a parameter as a tensor of numbers; ``ValueError`` for what is none."""
+    """Return rows of a parameter as a tensor of indices. Raise ``ValueError`` for invalid rows."""
     if param.ndim == 0:
         raise ValueError("a parameter without dimensions has no rows")
     if is_sharded(param):
@@ -44,7 +44,7 @@ def row_index(rows: Rows, param: Tensor) -> Tensor:
 
 
 def _has_rows(state: SlotState, shape: torch.Size) -> bool:
-    """Whether a state has a row, or an element, for each row of its parameter; ``ValueError`` if it mixes them."""
+    """Whether a state has a row or an element per row of its parameter. Raise ``ValueError`` if it mixes rows."""
     if state.shape == shape or (len(state.shape) > 0 and state.shape.numel() == state.shape[0] == shape[0]):
         return True
     if math.prod(state.shape[:1]) != shape[0] or state.shape == shape[1:] or state.shape.numel() <= 1:
@@ -56,14 +56,14 @@ def _has_rows(state: SlotState, shape: torch.Size) -> bool:
 
 
 def reset_rows_(states: Sequence[SlotState], param: Tensor, index: Tensor) -> None:
-    """Set rows of states to their initial value, in place; the ages stay."""
+    """Reset rows of states to their initial value, in place. The ages are kept."""
     for state in [s for s in states if _has_rows(s, param.shape)]:
         codes, scale = state._initial(param)
         if len(state.shape) > 1 or not state.quantizer.format.scaled:
             state.codes[index] = codes[index]
             if scale is not None and state.scale is not None and scale.shape[:1] == codes.shape[:1]:
                 state.scale[index] = scale[index]
-        else:  # blocks along a vector: the values, under scales that are found anew
+        else:  # a vector's blocks hold several rows: write the values with new scales
             values, initial = state.read(), state.quantizer.dequantize(codes, scale, state.shape)
             values[index] = initial[index]
             state.stored().write_(*state.quantizer.with_rounding("nearest").quantize(values))
@@ -75,9 +75,9 @@ def resize_states(
 ) -> None:
     """Replace a parameter by one with other rows, and carry its states over.
 
-    For models that are pruned or grow during training: Gaussians, experts, tokens of a vocabulary. Rows that are
-    carried over keep their states bit for bit, as long as the new parameter has the format of the old one. New rows
-    begin with the initial state. The steps and ages of the parameter go on.
+    This is for models that are pruned or grow during training: Gaussians, experts, vocabularies. Rows that are carried
+    over keep their states bit for bit, as long as the new parameter has the format of the old one. New rows start with
+    the initial state. The step count and ages of the parameter are kept.
 
     Parameters
     ----------
@@ -86,14 +86,14 @@ def resize_states(
     old, new
         The parameter in it, and its replacement of the same dtype, device and shape except for the rows (dimension 0).
     rows
-        For each row of `new`, the row of `old` that it was, or -1 for a new one. By default, the rows of `old` come
-        first and the others are new.
+        For each row of `new`, the row of `old` that it comes from, or -1 for a new row. By default, the rows of `old`
+        come first and the others are new.
 
     Raises
     ------
     ValueError
-        If the parameters are not in the optimizer, are sharded or do not fit, or a state mixes rows (SOAP). Nothing is
-        changed then.
+        If the parameters are not in the optimizer, are sharded or do not match, or a state mixes rows (SOAP). Nothing
+        is changed then.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def _check_pair(optimizer: RuleOptimizer, old: Tensor, new: Tensor) -> None:
 
 
 def _sources(rows: Tensor | Sequence[int] | None, old: Tensor, new: Tensor) -> Tensor:
-    """For each row of the new parameter the old one, or -1."""
+    """Return the old row of each row of the new parameter, or -1."""
     count = new.shape[0]
     if rows is None:
         if count < old.shape[0]:

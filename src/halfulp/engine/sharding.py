@@ -1,12 +1,12 @@
-"""Sharded parameters (``DTensor``, as of FSDP2 and tensor parallelism): which part of the whole a rank holds.
+"""Sharded parameters (``DTensor``, as in FSDP2 and tensor parallelism) and the part that a rank holds.
 
-States of a sharded parameter are sharded like it, as DTensors, so that ``torch.distributed.checkpoint`` saves them from
-any number of ranks and loads them into any other. Random bits follow the element's index in the whole tensor and blocks
-never cross a row, so that a shard has the bits that the whole would have.
+The states of a sharded parameter are DTensors, sharded like it, so that ``torch.distributed.checkpoint`` saves and
+loads them on any number of ranks. Random bits depend on the element's index in the whole tensor, and blocks never cross
+a row. A shard therefore has the same bits as the whole tensor.
 
-Elementwise rules run on the local shard. A rule that is not elementwise, or needs sums over the model, would need other
-ranks' elements: its parameters are gathered before the step, every rank does the same step on the whole, and keeps its
-own part of the result; the states are then whole on every rank.
+Elementwise rules run on the local shard. Rules that are not elementwise, or need sums over the model, also need other
+ranks' elements. Their parameters are gathered before the step, every rank does the same step on the whole, and keeps
+its own part of the result. The states are then whole on every rank.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ __all__ = [
 
 
 def is_sharded(x: object) -> bool:
-    """Whether a tensor is a DTensor (looked up without importing ``torch.distributed.tensor``)."""
+    """Whether a tensor is a DTensor. ``torch.distributed.tensor`` is not imported for this."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
 
 def local(x: Tensor) -> Tensor:
-    """Part of a tensor that this rank holds, sharing its memory; a plain tensor is returned as it is."""
+    """Return the part of a tensor that this rank holds, sharing its memory. A plain tensor is returned as it is."""
     if not is_sharded(x):
         return x
     part: Tensor = x.to_local()  # type: ignore[attr-defined]
@@ -67,17 +67,17 @@ def local(x: Tensor) -> Tensor:
 
 
 def is_wrapper(x: Tensor) -> bool:
-    """Whether a tensor is a subclass that wraps others (torchao's float8 weights): it has no memory of its own."""
+    """Whether a tensor is a subclass that wraps others (torchao's float8 weights) and so has no memory of its own."""
     return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__ and not is_sharded(x)
 
 
 def is_flat(x: Tensor) -> bool:
-    """Whether a parameter is a flat part of others, as FSDP1 (``FullyShardedDataParallel``) makes them."""
+    """Whether a parameter is a flat part of others, as in FSDP1 (``FullyShardedDataParallel``)."""
     return bool(getattr(x, "_fsdp_flattened", False)) and x.ndim == 1
 
 
 def has_memory(x: Tensor) -> bool:
-    """Whether the elements of a plain tensor lie within its storage, which may have been freed or made smaller."""
+    """Whether the elements of a plain tensor lie within its storage, which may have been freed or shrunk."""
     if x.numel() == 0:
         return True
     last = x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
@@ -85,7 +85,7 @@ def has_memory(x: Tensor) -> bool:
 
 
 def whole_values(x: Tensor) -> Tensor:
-    """The values of a tensor as a plain one, on every rank: a sharded one gathered, a wrapper's copied."""
+    """Return the values as a plain tensor on every rank. Sharded tensors are gathered, wrappers copied."""
     if not is_wrapper(x):
         return gathered(x)
     values = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -93,23 +93,23 @@ def whole_values(x: Tensor) -> Tensor:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The whole of a tensor, on every rank; a plain tensor is returned as it is."""
+    """Return the whole tensor on every rank. A plain tensor is returned as it is."""
     whole: Tensor = x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
     return whole
 
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a tensor that a rank holds.
+    """The part of a tensor that a rank holds, by shape and position.
 
     Parameters
     ----------
     shape, offset
-        Shape of the local part, and its place in the whole.
+        The shape of the local part and its offset in the whole.
     first_element
-        Index of its first element in the whole, flattened.
+        The flat index of its first element in the whole.
     row_stride
-        Elements of the whole between the starts of two of its rows.
+        The distance, in elements of the whole, between the starts of consecutive rows.
     """
 
     shape: tuple[int, ...]
@@ -119,12 +119,12 @@ class Window:
 
 
 def window(param: Tensor) -> Window:
-    """The part of a parameter that this rank holds.
+    """Return the part of a parameter that this rank holds.
 
     Raises
     ------
     ValueError
-        A shard along a dimension behind the second that is not whole, whose rows would not be contiguous stretches.
+        If a dimension after the second is sharded, since the local rows would then not be contiguous.
     """
     whole = tuple(param.shape)
     stride = rows_and_cols(whole)[1]
@@ -147,14 +147,14 @@ def window(param: Tensor) -> Window:
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a tensor that this rank holds.
+    """The part of a tensor that this rank holds, with its values.
 
     Parameters
     ----------
     tensor
         The local values: a view that shares memory with the tensor, without its autograd history.
     first_element, row_stride
-        Its place in the whole, as of a :class:`~halfulp.kernels.binding.Binding`; random bits follow it.
+        The position in the whole, as in a :class:`~halfulp.kernels.binding.Binding`. Random bits depend on it.
     """
 
     tensor: Tensor
@@ -162,12 +162,12 @@ class Part:
     row_stride: int | None = None
 
     def random_bits(self, key: Sequence[int]) -> Tensor:
-        """Random words of its elements, see :func:`~halfulp.numbers.rng.part_bits`."""
+        """Return random words for the elements. See :func:`~halfulp.numbers.rng.part_bits`."""
         return part_bits(key, self.tensor.shape, self.first_element, self.row_stride, self.tensor.device)
 
 
 def local_part(tensor: Tensor) -> Part:
-    """Local part of a plain tensor (all of it) or of a DTensor."""
+    """Return the local part of a DTensor, or all of a plain tensor."""
     if not is_sharded(tensor):
         return Part(tensor.data)
     here = window(tensor)
@@ -176,14 +176,14 @@ def local_part(tensor: Tensor) -> Part:
 
 
 def whole(state_dict: Any) -> Any:
-    """A state dictionary with every DTensor gathered, one after the other, into the host's memory.
+    """Gather every DTensor of a state dictionary, one after the other, into the host's memory.
 
-    Every rank must call it; a state without DTensors is returned as it is. Averages load either form.
+    Every rank must call this. A state without DTensors is returned as it is. Averages load either form.
 
     Parameters
     ----------
     state_dict
-        State dictionary of an average, or any nested mappings.
+        The state dictionary of an average, or any nested mappings.
 
     Examples
     --------
@@ -198,10 +198,10 @@ def whole(state_dict: Any) -> Any:
 
 
 def shard_like(param: Tensor, part: Tensor) -> Tensor:
-    """A DTensor of which each rank holds `part`, placed as a parameter is; `part` itself for a plain parameter.
+    """Return a DTensor with a parameter's placements, whose local part is `part`; `part` itself for a plain parameter.
 
-    The parts' dimension 0 is that of the parameter; along the others (bytes of packed codes, scales of blocks) a shard
-    of the parameter is taken as a shard of the state.
+    Dimension 0 of the parts is that of the parameter. Along the others (bytes of packed codes, scales of blocks), a
+    shard of the parameter corresponds to a shard of the state.
     """
     if not is_sharded(param):
         return part
@@ -226,14 +226,14 @@ def shard_like(param: Tensor, part: Tensor) -> Tensor:
 
 
 def placed_on(device: str, like: Tensor, part: Tensor) -> Tensor:
-    """A DTensor that is sharded as another one is, over the same ranks, whose parts are in another memory.
+    """Return a DTensor sharded like another one over the same ranks, with its parts in another memory.
 
     Parameters
     ----------
     device
-        Kind of the memory: ``"cpu"``.
+        The kind of memory: ``"cpu"``.
     like
-        What is sharded; for a plain tensor `part` is returned as it is.
+        The sharded tensor. If it is a plain tensor, `part` is returned as it is.
     part
         This rank's part, in the other memory.
     """
@@ -248,20 +248,20 @@ def placed_on(device: str, like: Tensor, part: Tensor) -> Tensor:
 
 @cache
 def _mesh_on(device: str, mesh: DeviceMesh) -> DeviceMesh:
-    """A mesh of the same ranks for another kind of memory."""
+    """Return a mesh of the same ranks for another kind of memory."""
     from torch.distributed.device_mesh import DeviceMesh
 
     return mesh if mesh.device_type == device else DeviceMesh(device, mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def cut(like: Tensor, whole: Tensor) -> Tensor:
-    """A DTensor placed as another is, of which this rank holds its part of a whole tensor; no communication.
+    """Return a DTensor placed like another one, holding this rank's part of a whole tensor. Nothing is communicated.
 
     Raises
     ------
     ValueError
-        Where the whole does not have the shape of `like`, or the parts of `like` are not those of the whole: shards
-        inside blocks of a scaled state, see :func:`local_state_shape`.
+        If the shape of the whole differs from that of `like`, or the parts of `like` are not those of the whole because
+        shards cut blocks of a scaled state. See :func:`local_state_shape`.
     """
     here = window(like)
     if tuple(whole.shape) != tuple(like.shape) or here.shape != tuple(local(like).shape):
@@ -276,7 +276,7 @@ def cut(like: Tensor, whole: Tensor) -> Tensor:
 
 
 def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:
-    """Shape of the whole of which every rank holds `part`: sizes summed up along each sharded dimension."""
+    """Return the shape of the whole tensor, from the sizes of all ranks' parts along each sharded dimension."""
     from torch.distributed.tensor import Shard
 
     shape = list(part.shape)
@@ -289,7 +289,7 @@ def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:
 
 
 def copy_back_(param: Tensor, whole: Tensor) -> None:
-    """Put this rank's part of a whole tensor into a sharded parameter."""
+    """Copy this rank's part of a whole tensor into a sharded parameter."""
     here = window(param)
     part = whole
     for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
@@ -309,7 +309,7 @@ def agree(flag: bool, params: list[Any]) -> bool:
 
 
 def local_state_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
-    """Shape of this rank's part of a state shaped like its sharded parameter."""
+    """Return the shape of this rank's part of a state that has the shape of its sharded parameter."""
     here = window(param)
     if quantizer.format.scaled and here.shape != tuple(param.shape):
         if quantizer.scaling.per == "tensor":

@@ -1,4 +1,4 @@
-"""One state of one parameter, over the entries of the optimizer's state dictionary: made, reset, read, set right."""
+"""One state of one parameter, stored in the optimizer's state dictionary: created, reset, read and repaired."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from halfulp.rules.slots import StateSlot
 __all__ = ["MASTER", "SlotState", "count", "master_codes", "usable"]
 
 MASTER = "master_param"
-"""Key of master weights in ``optimizer.state`` (:mod:`halfulp.engine.master`)."""
+"""The key of master weights in ``optimizer.state``. See :mod:`halfulp.engine.master`."""
 
 
 @dataclass(eq=False)
@@ -28,13 +28,13 @@ class SlotState:
     Parameters
     ----------
     slot, quantizer
-        Declaration and storage.
+        The declaration of the state, and its storage.
     shape
-        Shape of the decoded state (of this rank's part of it).
+        The shape of the decoded state (of this rank's part).
     entries
         The dictionary that holds the tensors and the age.
     sharded
-        Stored as DTensors, each rank its part of a sharded parameter's state.
+        Whether the tensors are DTensors, of which each rank holds the part for its shard of the parameter.
     """
 
     slot: StateSlot
@@ -43,32 +43,32 @@ class SlotState:
     entries: dict[str, Any]
     sharded: bool = False
     scale_key: str = field(init=False)
-    """Key of the scales."""
+    """The key of the scales."""
     age_key: str = field(init=False)
-    """Key of the age."""
+    """The key of the age."""
 
     def __post_init__(self) -> None:
         self.scale_key, self.age_key = f"{self.slot.name}_scale", f"{self.slot.name}_age"
 
     @property
     def tensor_keys(self) -> tuple[str, ...]:
-        """Keys of its tensors: codes, and scales where the format has them."""
+        """The keys of its tensors: codes, and scales if the format has them."""
         return (self.slot.name, self.scale_key) if self.quantizer.format.scaled else (self.slot.name,)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of its entries."""
+        """The keys of all its entries."""
         return (*self.tensor_keys, self.age_key)
 
     @property
     def codes(self) -> Tensor:
-        """Stored codes (this rank's)."""
+        """The stored codes (this rank's part)."""
         codes: Tensor = self.entries[self.slot.name]
         return local(codes) if self.sharded else codes
 
     @property
     def scale(self) -> Tensor | None:
-        """Stored scales (this rank's), ``None`` for a format without."""
+        """The stored scales (this rank's part), or ``None`` for a format without scales."""
         if not self.quantizer.format.scaled:
             return None
         scale: Tensor = self.entries[self.scale_key]
@@ -76,7 +76,7 @@ class SlotState:
 
     @property
     def age(self) -> int:
-        """Steps since the state was zero."""
+        """The number of steps since the state was created or reset."""
         age: int = self.entries[self.age_key]
         return age
 
@@ -85,22 +85,22 @@ class SlotState:
         self.entries[self.age_key] = value
 
     def stored(self) -> Stored:
-        """The state as a backend sees it."""
+        """Return the state as a backend sees it."""
         return Stored(self.slot, self.quantizer, self.shape, self.codes, self.scale)
 
     def read(self) -> Tensor:
-        """The state as fp32."""
+        """Return the state decoded to fp32."""
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
 
     def bytes(self) -> int:
-        """Bytes stored, scales included."""
+        """Return the number of bytes stored, scales included."""
         return self.quantizer.bytes(self.shape)
 
-    # ---------------------------------------------------------------- coming and beginning anew
+    # ---------------------------------------------------------------- creating and resetting
 
-    @torch.inference_mode(False)  # states made within inference_mode could never be changed outside
+    @torch.inference_mode(False)  # states made within inference_mode could not be changed outside
     def initial(self, param: Tensor) -> dict[str, Any]:
-        """Entries of the initial state of a parameter, of age 0."""
+        """Return the entries of a parameter's initial state, with age 0."""
         return {**self._entered(param, *self._initial(param)), self.age_key: 0}
 
     def create(self, param: Tensor) -> None:
@@ -113,7 +113,7 @@ class SlotState:
         self.age = 0
 
     def encoded(self, param: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Entries that store values of this shape, rounded to nearest: codes, and scales where the format has them."""
+        """Return the entries that store these values, rounded to nearest: codes, and scales if the format has them."""
         return self._entered(param, *self._nearest(values))
 
     def _initial(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -132,28 +132,28 @@ class SlotState:
         pairs = zip(self.tensor_keys, tensors, strict=False)
         return {key: shard_like(param, x) if self.sharded else x for key, x in pairs if x is not None}
 
-    # ---------------------------------------------------------------- what others put into the dictionary
+    # ---------------------------------------------------------------- entries set from outside
 
     @torch.inference_mode(False)
     def fitted(self, param: Tensor, label: str, usual: Quantizer, step: int) -> dict[str, Any]:
-        """The entries of this state as a backend can use them, whatever was put there since the last step.
+        """Return the entries in a form that a backend can use, whatever was put there since the last step.
 
-        What is of another device, strided, or made under ``inference_mode`` is copied; floating-point values of the
-        state's shape are stored in its format; what is gone begins anew.
+        Tensors on another device, not contiguous, or made under ``inference_mode`` are copied. Floating-point values of
+        the state's shape are encoded in its format. Missing states start again.
 
         Parameters
         ----------
         param, label
-            The parameter, and how it is called.
+            The parameter, and its label in messages.
         usual
-            How the slot is stored where the parameter does not stay in fp32.
+            How the slot is stored if the parameter does not stay in fp32.
         step
-            Steps of the parameter so far.
+            The number of steps of the parameter so far.
 
         Raises
         ------
         ValueError
-            For anything that says nothing clear.
+            If the entries are ambiguous or do not fit.
         """
         name, given = self.slot.name, self.entries.get(self.slot.name)
         if given is None:
@@ -168,7 +168,7 @@ class SlotState:
         codes, age = entries[name], count(label, self.age_key, self.entries.get(self.age_key, step))
         if self._fits(self.quantizer, entries):
             return {**{k: entries[k] for k in self.tensor_keys}, self.age_key: age}
-        if self._fits(usual, entries):  # stored in low precision, and the parameter has become small
+        if self._fits(usual, entries):  # quantized before the parameter became small
             values = usual.dequantize(local(codes), _local(entries.get(self.scale_key)), self.shape)
         elif codes.is_floating_point() and tuple(local(codes).shape) == tuple(self.shape) and not self._cast(entries):
             values = local(codes).float()
@@ -186,7 +186,7 @@ class SlotState:
         return [(x.dtype, tuple(x.shape)) for x in have] == wanted
 
     def _cast(self, entries: dict[str, Tensor]) -> bool:
-        """Whether floats may be codes that were cast, rather than values: whole numbers of a byte."""
+        """Whether floats may be codes that were cast, rather than values: they are integers from 0 to 255."""
         x = local(entries[self.slot.name])
         if self.quantizer.format.bits > 8 or not bool((x != 0).any()):
             return False
@@ -206,12 +206,12 @@ class SlotState:
 
 
 def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: str) -> Tensor:
-    """An entry of ``optimizer.state`` as a tensor that a backend can use: moved, or copied, where it has to be.
+    """Return an entry of ``optimizer.state`` as a tensor that a backend can use, moved or copied if necessary.
 
     Raises
     ------
     ValueError
-        For what is no plain tensor with memory; the message ends with `way_out`.
+        For anything but a plain tensor with memory. The message ends with `way_out`.
     """
     if not isinstance(x, Tensor) or is_wrapper(local(x)) or local(x).layout != torch.strided:
         kind = f"{type(x).__name__} of layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
@@ -231,9 +231,10 @@ def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: 
 
 
 def master_codes(entry: Tensor, shape: torch.Size) -> Tensor:
-    """Master weights of a parameter's shape, from their entry, whose memory they share.
+    """View the entry of master weights in the parameter's shape.
 
-    A remainder of 16 bits is two bytes there, along a last dimension: collectives know no 16-bit integers.
+    The entry stores a 16-bit remainder as two bytes along a last dimension, since collectives do not support 16-bit
+    integers.
     """
     return (entry.view(torch.int16) if entry.ndim > len(shape) else entry).view(shape)
 
@@ -243,7 +244,7 @@ def _local(x: Tensor | None) -> Tensor | None:
 
 
 def count(label: str, key: str, value: Any) -> int:
-    """A number of steps as an integer; ``ValueError`` for anything else."""
+    """Return a number of steps as an integer. Raise ``ValueError`` for anything else."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):

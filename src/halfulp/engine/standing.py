@@ -1,4 +1,4 @@
-"""Whether 16-bit weights, rounded to nearest and without master weights, would stand still at a rate."""
+"""A check for 16-bit weights that would not move, being rounded to nearest without master weights."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from halfulp.rules.base import Rule, all_fp32
 __all__ = ["standing"]
 
 SAMPLE = 4096
-"""Weights that are looked at."""
+"""The number of weights to sample."""
 
 
 def standing(rule: Rule, group: Mapping[str, Any], param: Tensor) -> float | None:
-    """Share of the weights that a first step at the full rate would leave where they are, by rounding alone.
+    """Return the share of weights that a first step at the full rate leaves unchanged because of rounding.
 
-    The rule is run on a sample of the weights and gradients, from its initial states. The rate is that from which
-    schedules start, so that a warm-up does not count.
+    The rule runs on a sample of the weights and gradients, from its initial states. The learning rate is that from
+    which schedules start, so that a warm-up does not count.
 
     Parameters
     ----------
     rule
-        What the parameter follows.
+        The rule of the parameter.
     group
-        Its hyper-parameters.
+        The hyper-parameters of the parameter.
     param
-        In 16 bits, with a gradient.
+        A 16-bit parameter with a gradient.
 
     Returns
     -------
     float or None
-        Among the weights with an update; ``None`` where it is not known: for a rule that looks at more than one element
-        at a time, for a sharded parameter, and where no weight has an update.
+        The share among weights with a nonzero update. ``None`` if unknown: for a rule that is not elementwise, for a
+        sharded parameter, or if no weight has an update.
     """
     if not rule.shardable or param.grad is None or is_sharded(param) or is_wrapper(param):
         return None

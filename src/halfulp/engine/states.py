@@ -1,8 +1,8 @@
-"""The states of an optimizer's parameters: bound to what ``optimizer.state`` holds, and bound anew when that changes.
+"""The states of an optimizer's parameters, bound to ``optimizer.state`` and bound again when that changes.
 
-``optimizer.state`` is the truth. Each parameter that has made a step has an entry in it: its count of steps, and codes,
-scales and age of each of its slots. What is remembered here is a cache: it holds the tensors that it was made of, and
-notices when they are others, elsewhere, or of another length or dtype.
+``optimizer.state`` is the truth. It has an entry for each parameter that has made a step: its step count, and the
+codes, scales and age of each slot. A :class:`Bound` is a cache. It holds the tensors that it was made from, and detects
+when they were replaced or moved, or changed their length or dtype.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ __all__ = ["Bound", "bind", "drop_leftovers", "version_of"]
 
 @dataclass(eq=False)
 class Bound:
-    """A parameter with its states, as they were bound.
+    """A parameter with its states, as they were when bound.
 
     Parameters
     ----------
     param, rule, states
-        The optimizer's parameter, what it follows, and what it has.
+        The optimizer's parameter, its rule and its states.
     entries
-        Those of the parameter in ``optimizer.state``.
+        The entries of the parameter in ``optimizer.state``.
     master
-        Master weights, where it has any.
+        The master weights, if any.
     quantizers
-        Quantizers of the plan by which it was bound.
+        The quantizers of the plan at the time.
     index
-        Number of the parameter.
+        The number of the parameter.
     """
 
     param: Tensor
@@ -64,22 +64,22 @@ class Bound:
     quantizers: dict[str, Quantizer]
     index: int
     lasting: bool = field(init=False)
-    """Whether the binding lasts: not on a shard, a gathered tensor or a wrapper, whose values are fetched each step."""
+    """Whether the binding lasts. It does not for shards, gathered tensors and wrappers, which are fetched each step."""
     binding: Binding | None = field(init=False, default=None)
     low: bool = field(init=False)
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
-    """Names of the states, and ``"param"``."""
+    """The names of the states, and ``"param"``."""
     held: dict[str, Tensor] = field(init=False)
-    """Codes and scales, under their keys in `entries`."""
+    """The codes and scales, by their keys in `entries`."""
     counted: list[str] = field(init=False)
-    """Keys of the numbers that a step adds one to: of its own, and of the states' ages."""
+    """The keys of the counters that each step increments: the step count and the states' ages."""
     scalars: Scalars = field(init=False, default_factory=dict)
-    """Scalars of the last step."""
+    """The scalars of the last step."""
     counts: Tensor | None = field(init=False, default=None)
-    """What each step adds its due and stalled updates to, see :class:`~halfulp.kernels.binding.Step`."""
+    """The counters of due and stalled updates. See :class:`~halfulp.kernels.binding.Step`."""
     version: int = field(init=False)
-    """How often the parameter had been changed after its last step, see :func:`version_of`."""
+    """The version of the parameter after its last step. See :func:`version_of`."""
 
     def __post_init__(self) -> None:
         self.low = any(not s.quantizer.format.is_float32 for s in self.states)
@@ -95,7 +95,7 @@ class Bound:
             self.binding = self._bind(self.param)
 
     def follow_weights(self) -> None:
-        """Bring fp32 master weights up to weights that were set since the last step, as ``load_state_dict`` does."""
+        """Update fp32 master weights to weights that were set since the last step, as ``load_state_dict`` does."""
         if self.master is None or version_of(self.param) == self.version:
             return
         if self.master.follow_(self.param):
@@ -105,7 +105,7 @@ class Bound:
             )
 
     def current(self, entries: dict[str, Any] | None, quantizers: dict[str, Quantizer]) -> bool:
-        """Whether ``optimizer.state`` still holds what was bound, under the same storage."""
+        """Whether ``optimizer.state`` still holds what was bound, with the same storage."""
         return (
             entries is self.entries
             and quantizers is self.quantizers
@@ -114,23 +114,23 @@ class Bound:
         )
 
     def fetched(self) -> Binding:
-        """The binding for a step where none lasts."""
+        """Return the binding for one step, for parameters without a lasting one."""
         param = self.param.detach()
         return self._bind(local(param) if is_sharded(param) and self.rule.shardable else whole_values(param))
 
     def intact(self) -> bool:
-        """Whether the tensors are where, and what, they were when they were bound."""
+        """Whether the tensors still have the address, shape and dtype that they had when bound."""
         return self.binding is None or self.binding.intact()
 
     def fetched_gradient(self, grad: Tensor) -> Tensor:
-        """The gradient as the rule reads it, where no binding lasts."""
+        """Return the gradient as the rule reads it, for parameters without a lasting binding."""
         if not is_sharded(self.param):
             return whole_values(grad)
         grad = grad.redistribute(placements=self.param.placements)  # type: ignore[attr-defined]
         return local(grad) if self.rule.shardable else whole_values(grad)
 
     def take_back(self, binding: Binding) -> None:
-        """Put what a step made of fetched values into the parameter."""
+        """Copy the result of a step on fetched values into the parameter."""
         if is_sharded(self.param) and self.rule.shardable:
             return
         assert binding.param is not None
@@ -146,7 +146,7 @@ class Bound:
         return Binding(self.rule, param, states, part.first_element, part.row_stride, master)
 
     def due(self, schedule: ResetSchedule, group: dict[str, Any], count: int) -> tuple[str, ...]:
-        """Slots that a schedule resets before the next step."""
+        """Return the slots that a schedule resets before the next step."""
         hyper = {**group, **self.scalars}
         sites = tuple(SlotSite.of(s, hyper, tuple(self.param.shape)) for s in self.states)
         due = schedule.due(Site(self.entries["step"], self.index, count, sites, self.param.grad))
@@ -157,7 +157,7 @@ class Bound:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, as autograd counts it; 0 where it does not count."""
+    """Return how often a tensor was changed in place, as autograd counts it; 0 if it does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -165,19 +165,19 @@ def bind(
     state: MutableMapping[Tensor, dict[str, Any]], param: Tensor, rule: Rule, plan: GroupPlan,
     states: Sequence[StatePlan], place: Place,
 ) -> Bound:  # fmt: skip
-    """Bind a parameter to its entries, which are made or set right first; all of it or nothing.
+    """Bind a parameter to its entries, which are first created or repaired. On an error nothing changes.
 
     Parameters
     ----------
     state
         ``optimizer.state``.
     param, rule, plan, states, place
-        The parameter, what it follows, the plan of its group, its states by it, and where it stands.
+        The parameter, its rule, the plan of its group, its planned states, and its position.
 
     Raises
     ------
     ValueError
-        Entries, or a parameter, that a step could not use; the message says what to do.
+        If a step could not use the entries or the parameter. The message says what to do.
     """
     label = place.label
     _check_memory(param, label)
@@ -198,7 +198,7 @@ def bind(
     if master is not None:
         fresh.update(master.fitted(param, label))
     for slot in slots:
-        step = fresh["step"] if stored else 0  # forgotten as a whole is no surprise
+        step = fresh["step"] if stored else 0  # forgetting all states is no surprise
         fresh.update(slot.fitted(param, label, plan.quantizers[slot.slot.name], step))
     drop_leftovers(found, {s.slot.name for s in slots} | {MASTER})
     found.update(fresh)
@@ -211,7 +211,7 @@ def bind(
 
 
 def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:
-    """Remove the states of slots that there are no more (a momentum became zero); keys of others are theirs."""
+    """Remove states of slots that no longer exist (a momentum that became zero). Other keys belong to the user."""
     gone = [k for k in entries if isinstance(k, str) and f"{k}_age" in entries and k not in names]
     for name in gone:
         for key in (name, f"{name}_scale", f"{name}_age"):

@@ -1,4 +1,4 @@
-"""From ``state=`` and ``rounding=`` to one quantizer a slot; and which tensors stay in fp32, and why."""
+"""From ``state=`` and ``rounding=`` to one quantizer per slot, and which tensors stay in fp32 and why."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class StorageOptions:
     Parameters
     ----------
     scale, block_size
-        Kind of the scales (``"pow2"`` or ``"fp32"``), and the number of elements that share one. A :class:`Quantizer`
+        The kind of scales (``"pow2"`` or ``"fp32"``), and the number of elements that share one. A :class:`Quantizer`
         passed as a state overrides both.
     min_size
-        Tensors with fewer elements, and vectors, keep fp32 states; 0 quantizes everything. The flat parameters of FSDP1
+        Vectors and tensors with fewer elements keep fp32 states; 0 quantizes everything. The flat parameters of FSDP1
         are quantized like matrices.
     keep_fp32
-        Name pattern or patterns (:mod:`fnmatch`) of parameters whose states stay in fp32. Needs named parameters.
+        The name pattern or patterns (:mod:`fnmatch`) of parameters whose states stay in fp32. Needs named parameters.
     zero_floor
-        Under nearest rounding, non-negative states never round a positive value to zero.
+        Under nearest rounding, never round a positive value of a non-negative state to zero.
     """
 
     scale: str = "pow2"
@@ -60,7 +60,7 @@ class StorageOptions:
 def slot_quantizers(
     slots: Sequence[StateSlot], state: Any, rounding: Any, options: StorageOptions
 ) -> tuple[Quantizer, ...]:
-    """Quantizer of each slot.
+    """Return the quantizer of each slot.
 
     Parameters
     ----------
@@ -68,18 +68,18 @@ def slot_quantizers(
         The rule's states.
     state
         A format name, a torch dtype, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of
-        these; slots that a mapping leaves out have the default. Slots that are not named get the bits that they need
-        at least.
+        these. Slots missing from a mapping get the default. Slots that are not named get at least the bits that they
+        need.
     rounding
-        ``"nearest"``, ``"stochastic"``, or a mapping from slot names, in which what is left out has the default. A
-        :class:`Quantizer` has its own, which wins, and so does its ``zero_floor``.
+        ``"nearest"``, ``"stochastic"``, or a mapping from slot names, where missing slots get the default. The rounding
+        and ``zero_floor`` of a :class:`Quantizer` take precedence.
     options
-        The rest.
+        The options of the whole optimizer.
 
     Raises
     ------
     ValueError
-        Unknown format, rounding or slot name; a format without sign for a signed slot.
+        For an unknown format, rounding or slot name, or an unsigned format for a signed slot.
     """
     names = [s.name for s in slots]
     for what, given in (("state", state), ("rounding", rounding)):
@@ -126,7 +126,7 @@ def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: Storag
 
 
 def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) -> str | None:
-    """Why the states of a parameter stay in fp32; ``None`` if they do not."""
+    """Return why the states of a parameter stay in fp32; ``None`` if they do not."""
     if param.ndim < 2 and options.min_size > 0 and not is_flat(param):
         return f"{param.ndim}-D tensor"
     if param.numel() < options.min_size:
@@ -136,7 +136,7 @@ def fp32_reason(param: torch.Tensor, name: str | None, options: StorageOptions) 
 
 
 def format_specs(quantizers: Mapping[str, Quantizer]) -> str:
-    """Storage of every slot as one line of text, by the formats' full names; goes into checkpoints.
+    """Return the storage of every slot as one line of text, by the formats' full names, as saved in checkpoints.
 
     Examples
     --------

@@ -12,10 +12,10 @@ __all__ = ["combine"]
 
 
 def combine(rule: Rule, steps: list[Step], backend: str | None = None) -> list[Step]:
-    """Add up what the rule measures over all parameters, in their order, and give each the scalars that follow.
+    """Add up what the rule measures over all parameters, in order, and give each step the resulting scalars.
 
-    A rule that measures ``per_tensor`` gets the sums of each parameter alone. Returned are the steps that can be done:
-    none follows from a sum that is NaN or infinite, and its steps are marked as skipped as a whole.
+    A rule that measures ``per_tensor`` gets the sums of each parameter alone. The steps that can be done are returned.
+    A step whose sums are NaN or infinite is left out, and its elements are counted as skipped.
     """
     assert rule.combine is not None
     sums: dict[str, float] = {}

@@ -1,1 +1,1 @@
-"""What a code means: formats, rounding, scales, quantizers and random bits."""
+"""The meaning of codes: formats, rounding, scales, quantizers and random bits."""

@@ -1,16 +1,16 @@
 """Number formats for optimizer states, as data.
 
-A format is one row: a frozen, hashable :class:`Format`. Three kinds cover the field:
+Each format is one frozen, hashable :class:`Format`. There are three kinds:
 
 ``float``
-    sign, exponent and mantissa bits, with the spellings of ``ml_dtypes``; the ``ufloat`` rows have no sign bit,
-    spend it on the mantissa, and have no NaN or infinity codes (a stored state is never either).
+    sign, exponent and mantissa bits, named as in ``ml_dtypes``. The ``ufloat`` formats have one more mantissa bit
+    instead of a sign, and no codes for NaN and infinity, which no stored state is.
 ``int``
-    a linear grid in two's complement (signed rows never use the most negative code, so that the grid is symmetric).
+    a linear grid in two's complement. Signed formats never use the most negative code, so that the grid is symmetric.
 ``codebook``
-    an arbitrary sorted list of levels.
+    any sorted list of levels.
 
-Adding a format is adding a row to :data:`FORMATS`; see ``CONTRIBUTING.md``. A format of one's own is registered with
+To add a format, add a row to :data:`FORMATS` (see ``CONTRIBUTING.md``). Users register their own with
 :func:`register_format`.
 """
 
@@ -31,30 +31,30 @@ Kind = Literal["float", "int", "codebook"]
 Special = Literal["ieee", "fn", "none"]
 
 FINEST = 24
-"""Bits beyond the mantissa that stochastic rounding looks at, at most (``F`` of :mod:`halfulp.numbers.rounding`)."""
+"""The most bits beyond the mantissa that stochastic rounding uses (``F`` of :mod:`halfulp.numbers.rounding`)."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One number format: what each code means.
+    """A number format, which gives the value of each code.
 
     Parameters
     ----------
     name
-        As in ``ml_dtypes``, where that has the format.
+        The name, as in ``ml_dtypes`` if that has the format.
     kind
         ``"float"``, ``"int"`` or ``"codebook"``.
     bits
-        Width of a code: 4, 8, 16 or 32. Four-bit codes are packed two to a byte.
+        The width of a code: 4, 8, 16 or 32. Four-bit codes are packed two to a byte.
     signed
-        Whether negative values exist.
+        Whether there are negative values.
     exponent_bits, mantissa_bits, bias
-        For floats. ``mantissa_bits`` counts the explicit bits: the relative spacing is ``2**-mantissa_bits``.
+        For floats. ``mantissa_bits`` counts the explicit bits; the relative spacing is ``2**-mantissa_bits``.
     special
-        ``"ieee"``: the last exponent holds infinity and NaN; ``"fn"``: only the all-ones code is NaN;
-        ``"none"``: every code is a finite number.
+        ``"ieee"``: the last exponent holds infinity and NaN. ``"fn"``: only the all-ones code is NaN. ``"none"``: every
+        code is a finite number.
     levels
-        For codebooks: the values of codes 0, 1, 2, ... in increasing order, zero among them.
+        For codebooks: the values of codes 0, 1, 2, ... in increasing order, including zero.
 
     Raises
     ------
@@ -118,12 +118,12 @@ class Format:
 
     @property
     def is_float32(self) -> bool:
-        """Whether this is plain single precision, i.e. nothing is rounded."""
+        """Whether this is single precision, so that nothing is rounded."""
         return self.name == "float32"
 
     @property
     def scaled(self) -> bool:
-        """Whether a state needs a scale in this format: 16 and 32 bit floats have range enough without."""
+        """Whether states in this format have scales. Floats of 16 and 32 bits have enough range without."""
         return self.bits <= 8
 
     @property
@@ -133,38 +133,38 @@ class Format:
 
     @property
     def epsilon(self) -> float:
-        """Spacing of the grid just above a power of two, relative to it: ``2**-mantissa_bits`` (floats only)."""
+        """The spacing of the grid just above a power of two, relative to it: ``2**-mantissa_bits`` (floats only)."""
         if self.kind != "float":
             raise ValueError(f"{self.name} is not a float format: its grid has no relative spacing")
         return math.ldexp(1.0, -self.mantissa_bits)
 
     @property
     def min_exponent(self) -> int:
-        """Exponent of the smallest normal number (floats)."""
+        """The exponent of the smallest normal number (floats only)."""
         return 1 - self.bias
 
     @property
     def value_bits(self) -> int:
-        """Bits of a code apart from the sign."""
+        """The number of bits of a code without the sign."""
         return self.bits - 1 if self.signed else self.bits
 
     @cached_property
     def max(self) -> float:
-        """Largest finite value."""
+        """The largest finite value."""
         return self.decode(self.max_code)
 
     @cached_property
     def reach(self) -> float:
-        """Largest magnitude that values of either sign have: scales put a block's largest element there at most.
+        """The largest magnitude available with either sign, to which scales map a block's largest element at most.
 
-        It differs from :attr:`max` for codebooks that reach less far below zero. Scaled by their maximum, a slowly
-        growing negative element would be cut back at each step, and could never leave its power of two.
+        It differs from :attr:`max` for codebooks with a shorter negative side. If blocks were scaled by their maximum,
+        a slowly growing negative element would be clipped in each step and could never leave its power of two.
         """
         return min(self.max, -self.levels[0]) if self.kind == "codebook" and self.signed else self.max
 
     @cached_property
     def max_code(self) -> int:
-        """Code of the largest finite value."""
+        """The code of the largest finite value."""
         if self.kind == "codebook":
             return len(self.levels) - 1
         top = (1 << self.value_bits) - 1
@@ -174,14 +174,14 @@ class Format:
 
     @cached_property
     def smallest(self) -> float:
-        """Smallest positive value (a subnormal, for a float)."""
+        """The smallest positive value (subnormal for floats)."""
         if self.kind == "codebook":
             return min(v for v in self.levels if v > 0)
         return self.decode(1)
 
     @property
     def nan_code(self) -> int:
-        """Code that a NaN is encoded to; a format without NaN stores a zero (as ``ml_dtypes`` does)."""
+        """The code for NaN. Formats without NaN store zero, as ``ml_dtypes`` does."""
         if self.kind != "float":
             return self.encode_exact(0.0)
         top = (1 << self.value_bits) - 1
@@ -192,7 +192,7 @@ class Format:
         return 1 << self.value_bits if self.signed else 0
 
     def decode(self, code: int) -> float:
-        """Value of one code, exactly. ``O(1)``; tensors go through :mod:`halfulp.numbers.rounding`."""
+        """Return the exact value of one code in ``O(1)``. For tensors, see :mod:`halfulp.numbers.rounding`."""
         if not 0 <= code < 1 << self.bits:
             raise ValueError(f"{self.name} has codes 0 to {(1 << self.bits) - 1}, got {code}")
         if self.kind == "codebook":
@@ -211,7 +211,7 @@ class Format:
         return sign * math.ldexp((1 << self.mantissa_bits) + mantissa, exponent - self.bias - self.mantissa_bits)
 
     def encode_exact(self, value: float) -> int:
-        """Code of a value that lies on the grid; ``ValueError`` for any other. For tests and tables."""
+        """Return the code of a value on the grid. Raise ``ValueError`` for any other. For tests and tables."""
         for code in range(1 << self.bits):
             if self.decode(code) == value and math.copysign(1, self.decode(code)) == math.copysign(1, value):
                 return code
@@ -219,7 +219,7 @@ class Format:
 
     @cache  # noqa: B019 - rows are module constants, and hashable
     def grid(self) -> tuple[float, ...]:
-        """Every finite value once, in increasing order (float32 excepted: ``ValueError``)."""
+        """Return every finite value once, in increasing order. Raise ``ValueError`` for float32."""
         if self.bits > 16:
             raise ValueError(f"{self.name} has too many values to list")
         values = {self.decode(c) + 0.0 for c in range(1 << self.bits)}
@@ -232,10 +232,10 @@ class Format:
 
 
 def dynamic_levels(signed: bool) -> tuple[float, ...]:
-    """Levels of the 8-bit dynamic map of Dettmers et al., arXiv 2110.02861 (the block-wise map of bitsandbytes).
+    """Return the levels of the 8-bit dynamic map of Dettmers et al., arXiv 2110.02861 (block-wise in bitsandbytes).
 
-    Seven decades below 1; each decade up has twice the levels of the one below, placed at the middle of equal
-    parts of [0.1, 1] of its decade; and 0 and 1 themselves.
+    There are seven decades below 1. Each has twice the levels of the next lower one, at the middles of equal parts of
+    [0.1, 1] of the decade. 0 and 1 are levels too.
     """
     levels = [0.0, 1.0]
     for decade in range(7):
@@ -284,26 +284,26 @@ FORMATS: dict[str, Format] = {row.name: row for row in _ROWS}
 """Every format by its full name."""
 
 BUILT_IN = frozenset(_ROWS)
-"""Formats whose names alone say what a code means, in every process."""
+"""Formats whose name alone determines the values of codes, in every process."""
 
 
 def register_format(fmt: Format) -> Format:
-    """Make your own format known by its name to ``state=``, conversion, ``halfulp check`` and the monitor.
+    """Register your own format by name for ``state=``, conversion, ``halfulp check`` and the monitor.
 
     An unregistered :class:`Format` can be passed as a state, but is not recognized in files or in the states of another
-    optimizer. In files, a format of your own is named with a fingerprint of its values.
+    optimizer. Files name your own format with a fingerprint of its values.
 
     Parameters
     ----------
     fmt
-        The format; it is returned.
+        The format. It is returned.
 
     Raises
     ------
     TypeError
         If `fmt` is not a :class:`Format`.
     ValueError
-        If another format has the name.
+        If another format has this name.
 
     Examples
     --------
@@ -331,12 +331,13 @@ FRIENDLY: dict[str, tuple[str, str]] = {
     "8bit": ("float8_e4m3fn", "ufloat8_e5m3"),
     "4bit": ("float4_e2m1fn", "ufloat4_e4m0"),
 }
-"""Short names, as (signed slot, non-negative slot). ``fp8``, ``fp4`` are the published choices, ``int8`` the dynamic
-codebook, ``8bit`` and ``4bit`` what was measured to lose least (see ``docs/formats.md``)."""
+"""Short names, as (signed slot, non-negative slot). ``fp8`` and ``fp4`` are the published choices, ``int8`` is the
+dynamic codebook, and ``8bit`` and ``4bit`` are the formats that lose least in measurements (see ``docs/formats.md``).
+"""
 
 
 def resolve_name(name: str, *, signed: bool) -> str:
-    """Full name of a format, from a full or a friendly name.
+    """Return the full name of a format, from a full or a short name.
 
     Parameters
     ----------
@@ -348,7 +349,7 @@ def resolve_name(name: str, *, signed: bool) -> str:
     Raises
     ------
     ValueError
-        For an unknown name; the message lists the known ones and the nearest spelling.
+        For an unknown name. The message lists the known names and the closest one.
 
     Examples
     --------
@@ -366,20 +367,20 @@ def resolve_name(name: str, *, signed: bool) -> str:
 
 
 def get_format(name: str | Format | torch.dtype, *, signed: bool = True) -> Format:
-    """Look up a format by its full name, a short name, or a torch dtype. A :class:`Format` is returned as it is.
+    """Look up a format by its full name, a short name or a torch dtype. A :class:`Format` is returned as it is.
 
     Parameters
     ----------
     name
         A name, a dtype or a format.
     signed
-        Whether the state holds negative values. Short names stand for another format where it does not.
+        Whether the state has negative values. If not, short names stand for other formats.
 
     Raises
     ------
     ValueError
-        If there is no such format, also for dtypes that are no format of states (``torch.int8``; the name ``"int8"`` is
-        a codebook).
+        If there is no such format, or a dtype is not a state format (``torch.int8``; the name ``"int8"`` is a
+        codebook).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The library's logger: everything that happens silently elsewhere is said here, once."""
+"""The library's logger, which reports each event once instead of staying silent."""
 
 from __future__ import annotations
 

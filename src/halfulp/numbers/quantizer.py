@@ -1,4 +1,4 @@
-"""Quantizer = format x scaling x rounding: how one state tensor is stored."""
+"""A quantizer combines format, scaling and rounding: how one state tensor is stored."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Quantizer:
     format
         A :class:`~halfulp.numbers.formats.Format`, or its name (a short name stands for its signed format).
     scaling
-        Ignored by formats of 16 and 32 bits, which have no scales.
+        The scales. Ignored by formats of 16 and 32 bits, which have none.
     rounding
-        ``"nearest"`` (even) or ``"stochastic"``.
+        ``"nearest"`` (ties to even) or ``"stochastic"``.
     zero_floor
-        Under nearest rounding, a non-negative state never rounds a positive value to zero.
+        Under nearest rounding, never round a positive value of a non-negative state to zero.
 
     Examples
     --------
@@ -54,19 +54,19 @@ class Quantizer:
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
         if self.format.kind == "codebook":
-            codebook_tables(self.format)  # levels too uneven are refused here, not in a first step
+            codebook_tables(self.format)  # refuse too uneven levels here, not in the first step
 
     @property
     def stochastic(self) -> bool:
-        """Whether :meth:`quantize` takes random words."""
+        """Whether :meth:`quantize` needs random words."""
         return self.rounding == "stochastic" and not self.format.is_float32
 
     @property
     def spec(self) -> str:
-        """What is stored, as text: format, and scale kind and sharing. Rounding is not part of stored data.
+        """The storage as text: format, kind of scale, and what shares a scale. Rounding is not part of it.
 
-        A format that is not built in is named with a fingerprint of its values, as
-        in ``mine#1f3a90bc:pow2:block128``: another of the same name would decode the codes to something else.
+        A format that is not built in has a fingerprint of its values, as in ``mine#1f3a90bc:pow2:block128``, since
+        another format of the same name would decode the codes differently.
         """
         name = self.format.name
         if self.format not in BUILT_IN:
@@ -78,12 +78,12 @@ class Quantizer:
 
     @classmethod
     def from_spec(cls, spec: str) -> Quantizer:
-        """Quantizer (nearest) of a :attr:`spec`.
+        """Return the quantizer (rounding to nearest) of a :attr:`spec`.
 
         Raises
         ------
         ValueError
-            For any other text, and for a format of your own that is not registered.
+            For any other text, or for your own format if it is not registered.
         """
         name, *rest = spec.split(":")
         name, _, fingerprint = name.partition("#")
@@ -108,25 +108,25 @@ class Quantizer:
             raise wrong from error
 
     def with_rounding(self, rounding: Rounding) -> Quantizer:
-        """The same storage with another rounding."""
+        """Return the same storage with another rounding."""
         return replace(self, rounding=rounding)
 
     def codes_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the stored codes of a tensor: its own, or ``(rows, bytes a row)`` where two codes share a byte."""
+        """Return the shape of the stored codes: the tensor's own, or ``(rows, bytes per row)`` for packed codes."""
         if not self.format.packed:
             return tuple(shape)
         rows, cols = rows_and_cols(shape)
         return (rows, (cols + 1) // 2)
 
     def scale_shape(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int] | None:
-        """Shape ``(rows, blocks)`` of the stored scales, ``(1, 1)`` for one of a whole tensor, ``None`` without."""
+        """Return the shape ``(rows, blocks)`` of the scales, ``(1, 1)`` for one per tensor, ``None`` without scales."""
         if not self.format.scaled:
             return None
         layout = self.scaling.layout(shape)
         return (layout.rows, layout.blocks)
 
     def stored_as(self, shape: torch.Size | tuple[int, ...]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of the codes, and of the scales of a format that has them.
+        """Return dtype and shape of the codes, and of the scales if the format has them.
 
         Examples
         --------
@@ -137,27 +137,28 @@ class Quantizer:
         return [codes] if scale is None else [codes, (self.scaling.dtype, scale)]
 
     def bytes(self, shape: torch.Size | tuple[int, ...]) -> int:
-        """Bytes that a tensor of this shape takes, scales included."""
+        """Return the bytes of a stored tensor of this shape, scales included."""
         codes = _product(self.codes_shape(shape)) * storage_dtype(self.format).itemsize
         scale = self.scale_shape(shape)
         return codes + (_product(scale) * self.scaling.dtype.itemsize if scale else 0)
 
     def zeros(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Codes and scales of an all-zero tensor."""
+        """Return the codes and scales of an all-zero tensor."""
         zero = self.format.encode_exact(0.0) if self.format.kind == "codebook" else 0
         codes = torch.full(self.codes_shape(shape), zero, dtype=storage_dtype(self.format), device=device)
         scale = self.scale_shape(shape)
         return codes, None if scale is None else torch.zeros(scale, dtype=self.scaling.dtype, device=device)
 
     def quantize(self, x: Tensor, rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Codes and scales of a finite fp32 tensor.
+        """Return the codes and scales of a finite fp32 tensor.
 
         Parameters
         ----------
         x
-            fp32, any shape.
+            A float32 tensor of any shape.
         rand_bits
-            int64 words of the shape of `x` (:func:`halfulp.numbers.rng.random_bits`), needed by stochastic rounding.
+            int64 words in the shape of `x` (see :func:`halfulp.numbers.rng.random_bits`), needed for stochastic
+            rounding.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"quantize takes a float32 tensor, got {x!r}: make one by torch.tensor")
@@ -181,7 +182,7 @@ class Quantizer:
         return codes.reshape(self.codes_shape(x.shape)), scale
 
     def dequantize(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The stored tensor as fp32 of the given shape."""
+        """Return the stored tensor as fp32, in the given shape."""
         if scale is None:
             return decode(codes, self.format).reshape(shape)
         if self.format.packed:
@@ -191,7 +192,7 @@ class Quantizer:
         return layout.join(blocks).reshape(shape)
 
     def units(self, x: Tensor) -> Tensor:
-        """Scale of each element, float64, that :meth:`quantize` gives a finite fp32 tensor; 1 without scales."""
+        """Return each element's scale under :meth:`quantize` of a finite fp32 tensor, as float64; 1 without scales."""
         if not self.format.scaled:
             return torch.ones_like(x, dtype=torch.float64)
         layout = self.scaling.layout(x.shape)
@@ -200,9 +201,9 @@ class Quantizer:
         return layout.join(scale.double().unsqueeze(-1).expand(blocks.shape).contiguous()).reshape(x.shape)
 
     def spacing(self, x: Tensor) -> Tensor:
-        """Distance between the two stored values around each element of a finite fp32 tensor, float64.
+        """Return the distance of the two stored values around each element of a finite fp32 tensor, as float64.
 
-        Of a scaled format, with the scales that :meth:`quantize` gives this tensor (0 in blocks of zeros).
+        For a scaled format, the scales are those of :meth:`quantize` for this tensor (0 in blocks of zeros).
 
         Examples
         --------
@@ -218,15 +219,16 @@ class Quantizer:
         return (grid[above] - grid[above - 1]) * units
 
     def gather(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...], index: Tensor) -> Tensor:
-        """Values of single elements, by flat index (int64, one dimension), without decoding the others."""
+        """Return the values of single elements by flat index (1-D int64), without decoding the others."""
         code, block, odd = self.locate(shape, index)
         picked = self.pick(codes.flatten()[code], odd)
         return self.decode_picked(picked, None if scale is None else scale.flatten()[block])
 
     def locate(self, shape: torch.Size | tuple[int, ...], index: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Flat indices of elements into the codes and into the scales (``None`` without).
+        """Return the flat indices of elements in the codes and in the scales (``None`` without scales).
 
-        The third is 1 for elements in the high half of a byte, 0 in the low half; ``None`` where none share one.
+        The third result is 1 for elements in the high half of a byte and 0 in the low half, or ``None`` without
+        packing.
         """
         code, odd = index, None
         if self.format.packed:
@@ -239,11 +241,11 @@ class Quantizer:
         return code, index // layout.cols * layout.blocks + index % layout.cols // layout.block, odd
 
     def pick(self, codes: Tensor, odd: Tensor | None) -> Tensor:
-        """Single codes from gathered bytes, see :meth:`locate`."""
+        """Return single codes from gathered bytes. See :meth:`locate`."""
         return codes if odd is None else torch.where(odd == 0, codes & 15, codes >> 4)
 
     def decode_picked(self, codes: Tensor, scale: Tensor | None) -> Tensor:
-        """Values of single codes, each with the stored scale of its block."""
+        """Return the values of single codes, given the stored scales of their blocks."""
         values = decode(codes, self.format)
         return values if scale is None else values * self.scaling.values(scale)
 
@@ -260,7 +262,7 @@ def _fingerprint(fmt: Format) -> str:
 
 
 def float_spacing(values: Tensor, fmt: Format) -> Tensor:
-    """Distance between two numbers of a float format around each value, in float64.
+    """Return the distance of the two numbers of a float format around each value, as float64.
 
     Examples
     --------

@@ -1,17 +1,17 @@
-"""Master weights: what is kept beside a 16-bit weight so that the two give an fp32 weight, or most of its bits.
+"""Master weights: what is stored beside a 16-bit weight so that both give an fp32 weight, or most of its bits.
 
-``"fp32"`` keeps the fp32 weight itself. A remainder keeps the bits that bfloat16 cuts off.
+``"fp32"`` stores the fp32 weight itself. A remainder stores the bits that bfloat16 cuts off.
 
-A 16-bit remainder makes a pair with the bits of the fp32 weight: ``visible`` is the weight rounded to bfloat16, and the
-remainder is the lower half of the fp32 pattern. Rounding is half-up in the magnitude of the pattern (ties away from
-zero), so that the upper half follows from both: it is the visible pattern, less one where the remainder is a half or
-more. Round-half-even would leave one remainder in 65 536 ambiguous.
+A 16-bit remainder and the visible bfloat16 weight together give the bits of the fp32 weight. The remainder is the lower
+half of the fp32 pattern. The visible weight is rounded half-up in the magnitude of the pattern (ties away from zero),
+so that the pair determines the upper half: it is the visible pattern, minus one if the remainder is at least a half.
+Round-half-even would leave one remainder in 65 536 ambiguous.
 
-An 8-bit remainder keeps the upper eight of these bits. The weight is then a float of 15 fraction bits, and is rounded
-to it like any other format.
+An 8-bit remainder stores the upper eight of these bits. The weight is then a float with 15 fraction bits, and is
+rounded to it like any other format.
 
-The pair is within half a unit of the visible weight whatever the remainder is. A weight that was changed from outside
-keeps its remainder, and is still what the bfloat16 weight says.
+The fp32 weight of a pair is within half a unit of the visible weight for any remainder. A weight that was changed from
+outside keeps its remainder, and still rounds to the visible weight.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch import Tensor
 __all__ = ["MASTERS", "REMAINDERS", "beside", "join", "split", "weights"]
 
 REMAINDERS = {"remainder16": torch.int16, "remainder8": torch.uint8}
-"""Kinds of remainders, and their dtypes."""
+"""The kinds of remainders and their dtypes."""
 MASTERS = {"fp32": torch.float32, **REMAINDERS}
-"""Kinds of master weights, and their dtypes."""
+"""The kinds of master weights and their dtypes."""
 
 
 def weights(visible: Tensor, master: Tensor | None) -> Tensor:
-    """The fp32 weights of a parameter.
+    """Return the fp32 weights of a parameter.
 
     Parameters
     ----------
     visible
-        float32, bfloat16 or float16.
+        The parameter: float32, bfloat16 or float16.
     master
-        What is kept beside it, of a dtype of :data:`MASTERS`; ``None`` for nothing.
+        Its master weights, with a dtype of :data:`MASTERS`, or ``None``.
 
     Examples
     --------
@@ -48,22 +48,23 @@ def weights(visible: Tensor, master: Tensor | None) -> Tensor:
 
 
 def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """An fp32 weight as a bfloat16 weight and a remainder.
+    """Split an fp32 weight into a bfloat16 weight and a remainder.
 
     Parameters
     ----------
     x
-        fp32, any shape.
+        A float32 tensor of any shape.
     kind
         ``"remainder16"`` (exact) or ``"remainder8"`` (rounded to 15 fraction bits).
     rand_bits
-        int64 words in ``[0, 2**32)`` of the shape of `x` to round stochastically for ``"remainder8"``; ``None`` rounds
-        to nearest, ties to even. Exact pairs need none.
+        int64 words in ``[0, 2**32)``, in the shape of `x`, to round stochastically for ``"remainder8"``. ``None``
+        rounds to nearest, ties to even. ``"remainder16"`` is exact and needs none.
 
     Returns
     -------
     tuple of Tensor
-        bfloat16, and int16 or uint8, both of the shape of `x`. Infinities and NaN keep a remainder of zero.
+        The bfloat16 weight and the int16 or uint8 remainder, both in the shape of `x`. Infinities and NaN have the
+        remainder 0.
 
     Examples
     --------
@@ -86,22 +87,23 @@ def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None)
 
 
 def beside(visible: Tensor, x: Tensor, kind: str = "remainder16") -> Tensor:
-    """The remainder with which a given bfloat16 weight is nearest to an fp32 weight, however it was rounded.
+    """Return the remainder with which a given bfloat16 weight is closest to an fp32 weight.
 
     Parameters
     ----------
     visible
-        bfloat16.
+        The bfloat16 weight, rounded in any way.
     x
-        fp32, of the same shape. A weight further than half a unit from `visible`, or not finite, gets no remainder.
+        The fp32 weight, in the same shape. If it is more than half a unit from `visible` or not finite, the remainder
+        is 0.
     kind
-        ``"remainder16"`` or ``"remainder8"``, which is rounded to nearest.
+        ``"remainder16"``, or ``"remainder8"``, which is rounded to nearest.
 
     Returns
     -------
     Tensor
-        int16 or uint8. At a tie that was rounded away from the half-up pattern, the pair is one unit of the remainder
-        off.
+        An int16 or uint8 tensor. At a tie that was rounded away from the half-up pattern, the pair is one unit of the
+        remainder off.
 
     Examples
     --------
@@ -118,19 +120,19 @@ def beside(visible: Tensor, x: Tensor, kind: str = "remainder16") -> Tensor:
 
 
 def join(visible: Tensor, remainder: Tensor) -> Tensor:
-    """The fp32 weight of a pair.
+    """Return the fp32 weight of a pair.
 
     Parameters
     ----------
     visible
-        bfloat16.
+        The bfloat16 weight.
     remainder
-        int16 or uint8, of the same shape.
+        The int16 or uint8 remainder, in the same shape.
 
     Returns
     -------
     Tensor
-        fp32.
+        A float32 tensor.
     """
     if visible.dtype != torch.bfloat16 or remainder.dtype not in REMAINDERS.values():
         raise TypeError(f"a pair is bfloat16 with int16 or uint8, got {visible.dtype} with {remainder.dtype}")

@@ -1,19 +1,19 @@
-"""Counter-based random bits: a pure function of (seed; parameter, slot, step, element).
+"""Counter-based random bits: a pure function of seed, parameter, slot, step and element.
 
-No generator state exists, so that the bits are the same after a resume, for any thread count, chunking or sharding, and
-on every backend. Philox4x32-10 (Salmon et al., SC 2011) turns (seed; parameter, slot, step) into a key of 64 bits,
-once per tensor and step. An element becomes a point of the Weyl sequence ``element * GOLDEN``, and two rounds of an
-avalanche hash, the second key word added between them, turn (key; point) into 32 random bits. The multipliers are those
-of the two-round 32-bit hash with the lowest known bias.
+There is no generator state. The bits are therefore the same after a resume, for any thread count, chunking or sharding,
+and on every backend. Philox4x32-10 (Salmon et al., SC 2011) turns seed, parameter, slot and step into a 64-bit key,
+once per tensor and step. An element maps to a point of the Weyl sequence ``element * GOLDEN``. Two rounds of an
+avalanche hash, with the second key word added between them, turn key and point into 32 random bits. The multipliers are
+those of the two-round 32-bit hash with the lowest known bias.
 
-Streams that are drawn together, those of a parameter's states and of the parameter itself, are *lanes* of one key: they
-share the first round, which a kernel then does once an element, and differ in the multiplier of the second. The words
-of two lanes are related as successive outputs of a congruential generator are, so that multipliers were chosen whose
-ratios have good spectra (a shortest vector of 0.3 of the longest possible at least, of 0.55 among the first eight), and
-which mix as well as the first: powers of 0xADB4A92D times the first, filtered.
+The streams of a parameter and of its states are used together, as *lanes* of one key. Lanes share the first round,
+which a kernel computes once per element, and differ in the multiplier of the second. The words of two lanes are related
+like successive outputs of a congruential generator. The ratios of the multipliers therefore have good spectra: a
+shortest vector of at least 0.3 of the longest possible, and 0.55 among the first eight. The multipliers are the first
+one times powers of 0xADB4A92D, filtered to mix as well as the first.
 
-The Weyl sequence is not decoration: two rounds on the bare index leave elements 4096 apart correlated (36 standard
-deviations in a bit over 2**20 elements). A kernel gets it for one addition per element, of ``GOLDEN``.
+The Weyl sequence is necessary: two rounds on the bare index leave elements 4096 apart correlated (36 standard
+deviations over about 2**20 elements). It costs a kernel one addition of ``GOLDEN`` per element.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ LANES = (
     MULTIPLIERS[1], 0x0CA6CB77, 0x17EAB64F, 0xABB33313, 0x1C462C97, 0xD22B7363,
     0xF2E926C3, 0x428C5A7B, 0x8FD3358F, 0x31D556B3, 0x8D934ABB, 0x7EE4A48B,
 )  # fmt: skip
-"""Multipliers of the second round: the first for a parameter, the others for its states in their order."""
+"""The multipliers of the second round: the first for a parameter, the others for its states in order."""
 
 
 def slot_id(name: str) -> int:
-    """Number of a slot in the random streams: the CRC-32 of its name, so that it does not hang on slot order."""
+    """Return the number of a slot in the random streams, the CRC-32 of its name, which is independent of slot order."""
     return zlib.crc32(name.encode())
 
 
 def stream_keys(
     seed: int, parameter: npt.ArrayLike, slot: npt.ArrayLike, step: npt.ArrayLike
 ) -> npt.NDArray[np.uint32]:
-    """Keys of streams: Philox4x32-10 of the counter (parameter, slot, step), keyed by the seed.
+    """Return the keys of streams: Philox4x32-10 of the counter (parameter, slot, step), keyed by the seed.
 
     Parameters
     ----------
     seed
-        64 bits.
+        The seed, of 64 bits.
     parameter, slot, step
-        Broadcastable non-negative integers; `slot` as from :func:`slot_id`, `step` up to 64 bits.
+        Broadcastable non-negative integers. `slot` comes from :func:`slot_id`, and `step` has up to 64 bits.
 
     Returns
     -------
     ndarray
-        uint32, shape ``(*broadcast, 2)``.
+        uint32 of shape ``(*broadcast, 2)``.
 
     Examples
     --------
@@ -74,9 +74,9 @@ def stream_keys(
 
 
 def step_keys(seed: int, parameters: Sequence[int], slot: int, steps: Sequence[int]) -> list[Sequence[int]]:
-    """:func:`stream_keys` of one slot of several parameters, as lists of two integers.
+    """Return :func:`stream_keys` of one slot of several parameters, as lists of two integers.
 
-    Few are made one by one, in Python's integers: numpy takes as long for one as for twelve.
+    A few are computed one by one in Python integers, since numpy takes as long for one as for twelve.
     """
     if len(parameters) > 12:
         return list(stream_keys(seed, parameters, slot, steps).tolist())
@@ -84,7 +84,7 @@ def step_keys(seed: int, parameters: Sequence[int], slot: int, steps: Sequence[i
 
 
 def _philox(seed: int, counter: Sequence[Any], word: Callable[[int], Any]) -> tuple[Any, Any]:
-    """The first two words of Philox4x32-10, of integers or of uint64 arrays alike."""
+    """Return the first two words of Philox4x32-10, for integers or uint64 arrays."""
     mask, shift, first, second = word(_MASK), word(32), word(0xD2511F53), word(0xCD9E8D57)
     parameter, slot, step = counter
     c0, c1, c2, c3 = parameter & mask, slot & mask, step & mask, step >> shift
@@ -98,12 +98,12 @@ def _philox(seed: int, counter: Sequence[Any], word: Callable[[int], Any]) -> tu
 
 @cache
 def lanes(slots: tuple[str, ...]) -> dict[str, int]:
-    """Multiplier of each state by name, and of ``"param"``; see :data:`LANES`.
+    """Return the multiplier of each state by name, and of ``"param"``. See :data:`LANES`.
 
     Raises
     ------
     ValueError
-        For more states than there are lanes.
+        If there are more states than lanes.
     """
     if len(slots) >= len(LANES):
         raise ValueError(
@@ -115,21 +115,21 @@ def lanes(slots: tuple[str, ...]) -> dict[str, int]:
 def random_bits(
     key: Sequence[int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Random words of elements ``start`` to ``start + count`` of a stream.
+    """Return the random words of elements ``start`` to ``start + count`` of a stream.
 
     Parameters
     ----------
     key
-        Two 32-bit words, from :func:`stream_keys`; and one of :data:`LANES`, the first if it is missing.
+        Two 32-bit words from :func:`stream_keys`, and optionally one of :data:`LANES` (by default the first).
     start
-        Global index of the first element, up to 64 bits.
+        The global index of the first element, up to 64 bits.
     count
-        How many.
+        The number of elements.
 
     Returns
     -------
     Tensor
-        int64 of shape ``(count,)``, uniform on ``[0, 2**32)``.
+        int64 of shape ``(count,)``, uniform in ``[0, 2**32)``.
     """
     return hash_elements(key, torch.arange(start, start + count, dtype=torch.int64, device=device))
 
@@ -137,22 +137,22 @@ def random_bits(
 def part_bits(
     key: Sequence[int], shape: Sequence[int], first_element: int, row_stride: int | None, device: torch.device
 ) -> Tensor:
-    """Random words of the elements of a tensor, or of a part of one, by their place in the whole.
+    """Return the random words of a tensor, or of a part of one, by the elements' positions in the whole.
 
     Parameters
     ----------
     key
-        As of :func:`random_bits`.
+        The key, as in :func:`random_bits`.
     shape
-        Shape of the part.
+        The shape of the part.
     first_element, row_stride
-        Index of its first element in the whole, and elements of the whole between the starts of two rows of the part;
-        ``None`` where rows follow each other.
+        The index of its first element in the whole, and the distance between the starts of consecutive rows of the
+        part, in elements of the whole. ``None`` for contiguous rows.
 
     Returns
     -------
     Tensor
-        int64, of the shape.
+        int64 of this shape.
     """
     rows, cols = rows_and_cols(tuple(shape))
     if row_stride is None:
@@ -162,7 +162,7 @@ def part_bits(
 
 
 def hash_elements(key: Sequence[int] | npt.NDArray[np.uint32], element: Tensor) -> Tensor:
-    """Random words of given global element indices (int64 tensor of any shape); see :func:`random_bits`."""
+    """Return the random words of global element indices (int64, any shape). See :func:`random_bits`."""
     k0, k1, multiplier = (*(int(word) for word in key), LANES[0])[:3]
     x = ((element & _MASK) * GOLDEN & _MASK) ^ k0 ^ ((element >> 32) * HIGH_WORD & _MASK)
     x = ((x ^ (x >> 16)) * MULTIPLIERS[0] + k1) & _MASK

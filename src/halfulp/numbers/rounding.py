@@ -1,22 +1,22 @@
-"""Encoding fp32 values into codes and back: nearest-even and stochastic, defined bit by bit.
+"""Encoding fp32 values into codes and back, to nearest even or stochastically, defined bit by bit.
 
-This file is the definition that every kernel reproduces. For a float format with ``p`` mantissa bits and a value in
-the binade ``2**e`` (``e`` never below the format's smallest exponent), the quantum is ``q = 2**(e - p)`` and
+Every kernel reproduces this definition. For a float format with ``p`` mantissa bits and a value in the binade ``2**e``
+(``e`` at least the format's smallest exponent), the quantum is ``q = 2**(e - p)`` and
 
 * nearest:    ``n = round_half_even(|x| / q)``
 * stochastic: ``n = floor((round(|x| / q * 2**F) + (w >> (32 - F))) / 2**F)`` for a random 32-bit word ``w``
 
-where ``F`` is 24 or as many bits as an int32 leaves. The code is ``n`` plus the binade's offset, so that a carry out
-of the mantissa runs into the exponent by itself. ``x / q`` is a multiplication by a power of two and therefore exact,
-and ``F`` covers every bit that a normal fp32 value loses: the probability of rounding up is exact, not approximate.
-(Below the smallest normal number of the format, the probability is rounded to a multiple of ``2**-F``.)
+``F`` is 24, or as many bits as an int32 leaves. The code is ``n`` plus the binade's offset, so that a carry out of the
+mantissa increments the exponent. ``x / q`` is a multiplication by a power of two and therefore exact. ``F`` covers
+every bit that a normal fp32 value loses, so the probability of rounding up is exact. (Below the smallest normal number
+of the format, the probability is rounded to a multiple of ``2**-F``.)
 
-A codebook is read as stretches of evenly spaced levels, each counted from its end next to zero, a level ``S`` with code
-``c``: stochastic codes are ``c + floor((round((x - S) * density) + (w >> (32 - F))) / 2**F)``, where ``density`` is
-``2**F`` over the gap, and ``F`` is 16, or less if a level would not stay what it is.
+A codebook is divided into runs of evenly spaced levels. Each run is counted from its end next to zero, a level ``S``
+with code ``c``. Stochastic codes are ``c + floor((round((x - S) * density) + (w >> (32 - F))) / 2**F)``, where
+``density`` is ``2**F`` over the gap. ``F`` is 16, or less if a level would otherwise change its code.
 
-A linear integer grid is the degenerate float that has subnormals only. Values beyond the largest are saturated,
-infinities too; a NaN becomes the format's NaN code, or zero where there is none.
+A linear integer grid is a degenerate float with subnormals only. Values beyond the largest saturate, including
+infinities. NaN becomes the format's NaN code, or zero if there is none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SIGN, _EXP, _ABS = -(1 << 31), 0x7F800000, 0x7FFFFFFF
 
 
 def storage_dtype(fmt: Format) -> torch.dtype:
-    """Dtype that holds codes: the torch dtype itself for 16 and 32 bits, ``uint8`` for 8 and (packed) 4 bits."""
+    """Return the dtype of codes: the torch dtype itself for 16 and 32 bits, ``uint8`` for 8 and (packed) 4 bits."""
     wide = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return wide.get(fmt.name, torch.uint8)
 
@@ -47,20 +47,20 @@ def encode(x: Tensor, fmt: Format, rand_bits: Tensor | None = None, *, zero_floo
     Parameters
     ----------
     x
-        fp32 tensor of any shape, already divided by its scale.
+        A float32 tensor of any shape, already divided by its scale.
     fmt
-        Target format.
+        The target format.
     rand_bits
-        Random words for stochastic rounding: int64 tensor of the shape of `x`, values in ``[0, 2**32)``.
-        ``None`` rounds to nearest, ties to even (a codebook's ties go to the lower code).
+        Random words for stochastic rounding, int64 in ``[0, 2**32)`` in the shape of `x`. ``None`` rounds to nearest,
+        ties to even (in a codebook, to the lower code).
     zero_floor
-        Under nearest rounding, a positive value never becomes zero: it is stored as the smallest positive value.
-        Stochastic rounding ignores it, since it already moves between zero and that value without bias.
+        Under nearest rounding, store a positive value that would become zero as the smallest positive value. Stochastic
+        rounding ignores this, since it is already unbiased between the two.
 
     Returns
     -------
     Tensor
-        Codes of the shape of `x`, one element a code: ``uint8``, or the torch dtype of a 16 or 32 bit format.
+        Codes in the shape of `x`, one element per code, as ``uint8`` or the torch dtype of a 16 or 32 bit format.
 
     Examples
     --------
@@ -96,14 +96,14 @@ def encode(x: Tensor, fmt: Format, rand_bits: Tensor | None = None, *, zero_floo
 
 
 def grid_constants(fmt: Format) -> tuple[int, int, int]:
-    """``(p, smallest exponent field, F)`` of the module's formula, for floats and linear integers."""
+    """Return ``(p, smallest exponent field, F)`` of the module's formula, for floats and linear integers."""
     p = fmt.mantissa_bits if fmt.kind == "float" else fmt.value_bits
     emin = fmt.min_exponent if fmt.kind == "float" else fmt.value_bits
     return p, emin + 127, min(24, 29 - p)
 
 
 def _grid_code(magnitude: Tensor, fmt: Format, rand_bits: Tensor | None) -> Tensor:
-    """Unsigned code of fp32 bit patterns without sign (int32), at most the format's maximum."""
+    """Return the unsigned codes of fp32 bit patterns (int32) without sign, at most the format's maximum."""
     p, emin_field, fraction = grid_constants(fmt)
     exponent = (magnitude & _EXP).clamp_min(emin_field << 23)
     value = magnitude.view(torch.float32)
@@ -116,7 +116,7 @@ def _grid_code(magnitude: Tensor, fmt: Format, rand_bits: Tensor | None) -> Tens
 
 
 def _bfloat16_code(magnitude: Tensor, rand_bits: Tensor | None) -> Tensor:
-    """The same for bfloat16, whose exponent range is that of fp32: 16 bits are cut off the pattern."""
+    """Do the same for bfloat16, which has the exponent range of fp32, by cutting 16 bits off the pattern."""
     if rand_bits is None:
         return (magnitude + 0x7FFF + ((magnitude >> 16) & 1)) >> 16
     return (magnitude + (rand_bits >> 16).to(torch.int32)) >> 16
@@ -141,12 +141,12 @@ def _encode_codebook(x: Tensor, fmt: Format, rand_bits: Tensor | None, zero_floo
 
 
 EVEN = 1e-4
-"""Gaps of a codebook that differ by less, relatively, are one: fp32 levels cannot be spaced more evenly."""
+"""The relative difference below which gaps of a codebook count as equal, since fp32 levels are not more exact."""
 
 
 @cache
 def even_stretches(fmt: Format) -> tuple[int, ...]:
-    """Codes at which a codebook's gap changes, or its sign: its first code, what lies between, its last."""
+    """Return the codes at which the codebook's gap or sign changes, with its first and last code."""
     gaps = [high - low for low, high in itertools.pairwise(fmt.levels)]
     changes = [
         i for i in range(1, len(gaps)) if fmt.levels[i] == 0 or abs(gaps[i] - gaps[i - 1]) > EVEN * gaps[i]
@@ -155,30 +155,30 @@ def even_stretches(fmt: Format) -> tuple[int, ...]:
 
 
 class Codebook(NamedTuple):
-    """What encoding needs of a codebook of ``n`` levels; tensors on the CPU."""
+    """The tables for encoding to a codebook of ``n`` levels, as tensors on the CPU."""
 
     levels: Tensor
-    """fp32, ``(n,)``, rising."""
+    """fp32 of shape ``(n,)``, increasing."""
     middles: Tensor
-    """Between neighbours, rounded to fp32: ``(n - 1,)``, as all below."""
+    """The midpoints of neighbours, rounded to fp32, of shape ``(n - 1,)`` like all below."""
     density: Tensor
     """fp32: ``2**fraction`` over the gap."""
     start: Tensor
-    """fp32: the level that the gap's stretch is counted from."""
+    """fp32: the level from which the gap's run is counted."""
     base: Tensor
-    """int32: the code of that level, times ``2**fraction``."""
+    """int32: the code of that level times ``2**fraction``."""
     fraction: int
-    """Bits by which a stochastic code is finer than the codes."""
+    """The number of fraction bits of a stochastic code."""
 
 
 @cache
 def codebook_tables(fmt: Format) -> Codebook:
-    """Tables of a codebook; of ``fraction``, the largest up to 16 that leaves every level as it is.
+    """Return the tables of a codebook. ``fraction`` is the largest up to 16 that keeps the code of every level.
 
     Raises
     ------
     ValueError
-        If even 8 bits do not: the levels are too uneven to be told apart in fp32.
+        If 8 bits do not suffice, since the levels are too uneven for fp32.
     """
     levels = torch.tensor(fmt.levels, dtype=torch.float64)
     middles = ((levels[1:] + levels[:-1]) / 2).float()
@@ -200,19 +200,19 @@ def codebook_tables(fmt: Format) -> Codebook:
 
 @cache
 def decode_table(fmt: Format) -> Tensor:
-    """Value of every code of a format of 8 bits or fewer, fp32 on the CPU."""
+    """Return the value of every code of a format of 8 bits or fewer, as fp32 on the CPU."""
     return torch.tensor([fmt.decode(c) for c in range(1 << fmt.bits)], dtype=torch.float32)
 
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
-    """Value of each code, as fp32, exactly.
+    """Return the exact value of each code as fp32.
 
     Parameters
     ----------
     codes
-        As :func:`encode` returns them.
+        Codes as returned by :func:`encode`.
     fmt
-        Their format.
+        The format of the codes.
     """
     if fmt.bits >= 16:
         return codes.float()
@@ -225,18 +225,18 @@ def round_to(x: Tensor, fmt: Format | str, rand_bits: Tensor | None = None) -> T
     Parameters
     ----------
     x
-        float32, of any shape.
+        A float32 tensor of any shape.
     fmt
         The format, or its name.
     rand_bits
-        For stochastic rounding: random 32-bit words as int64, of the shape of `x`. By default, nearest with ties to
-        even.
+        Random 32-bit words for stochastic rounding, as int64 in the shape of `x`. By default, round to nearest with
+        ties to even.
 
     Returns
     -------
     Tensor
-        float32, of the shape of `x`. Values beyond the largest number become the largest, or infinity where the format
-        has one.
+        A float32 tensor in the shape of `x`. Values beyond the largest number become the largest, or infinity if the
+        format has it.
 
     Examples
     --------
@@ -253,7 +253,7 @@ def round_to(x: Tensor, fmt: Format | str, rand_bits: Tensor | None = None) -> T
 def pack4(codes: Tensor) -> Tensor:
     """Pack 4-bit codes along the last dimension, two to a byte, the even element in the low half.
 
-    An odd last element shares its byte with a zero. Shape ``(..., n)`` becomes ``(..., (n + 1) // 2)``.
+    An odd last element shares its byte with a zero. The shape ``(..., n)`` becomes ``(..., (n + 1) // 2)``.
     """
     if codes.shape[-1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
@@ -261,7 +261,7 @@ def pack4(codes: Tensor) -> Tensor:
 
 
 def unpack4(packed: Tensor, length: int) -> Tensor:
-    """Undo :func:`pack4`: shape ``(..., (length + 1) // 2)`` becomes ``(..., length)``."""
+    """Undo :func:`pack4`. The shape ``(..., (length + 1) // 2)`` becomes ``(..., length)``."""
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., :length]
 
 

@@ -1,10 +1,10 @@
-"""Scales: which elements share one, and how it follows from their largest magnitude.
+"""Scales: which elements share one, and how it is computed from their largest magnitude.
 
-``pow2`` (the default) stores the exponent alone, in one byte (E8M0: 0 is the scale of an all-zero block, otherwise the
-scale is ``2**(byte - 127)``, byte 1 to 253). It is the smallest power of two for which no element exceeds the format's
-maximum. Dividing by it is exact, so that re-quantizing an unchanged value gives the same value: the grid stands still.
+``pow2`` (the default) stores only the exponent, in one byte (E8M0: 0 for an all-zero block, otherwise the scale is
+``2**(byte - 127)``, byte 1 to 253). It is the smallest power of two for which no element exceeds the format's maximum.
+Dividing by it is exact. The grid is therefore fixed: quantizing a value again without changes gives the same value.
 
-``fp32`` stores ``absmax / max`` in four bytes and uses the whole range of the format, but the grid moves with the
+``fp32`` stores ``absmax / max`` in four bytes. It uses the whole range of the format, but the grid moves with the
 largest element of each block. Blocks whose scale would be below the smallest normal fp32 number are stored as zero.
 """
 
@@ -24,9 +24,10 @@ __all__ = ["Layout", "Scaling"]
 
 @dataclass(frozen=True)
 class Layout:
-    """A tensor as rows of blocks. Blocks never cross a row: cutting dimension 0 cuts codes and scales alike.
+    """A tensor as rows of blocks. Blocks never cross a row, so that splitting dimension 0 splits codes and scales.
 
-    ``rows`` is dimension 0 and ``cols`` the product of the others; a tensor of one dimension or none is a single row.
+    ``rows`` is dimension 0, and ``cols`` is the product of the others. A tensor of one dimension or none is a single
+    row.
     """
 
     rows: int
@@ -35,11 +36,11 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Blocks a row (the last may be short)."""
+        """The number of blocks per row (the last may be short)."""
         return math.ceil(self.cols / self.block) if self.block else 0
 
     def split(self, x: Tensor) -> Tensor:
-        """View or zero-padded copy of shape ``(rows, blocks, block)``."""
+        """Return a view or zero-padded copy of shape ``(rows, blocks, block)``."""
         x = x.reshape(self.rows, self.cols)
         missing = self.blocks * self.block - self.cols
         if missing:
@@ -47,12 +48,12 @@ class Layout:
         return x.reshape(self.rows, self.blocks, self.block)
 
     def join(self, x: Tensor) -> Tensor:
-        """Undo :meth:`split`: shape ``(rows, cols)``."""
+        """Undo :meth:`split`, to the shape ``(rows, cols)``."""
         return x.reshape(self.rows, self.blocks * self.block)[:, : self.cols]
 
 
 def rows_and_cols(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a shape, see :class:`Layout`."""
+    """Return the rows and columns of a shape. See :class:`Layout`."""
     if len(shape) < 2:
         return 1, math.prod(shape)
     return shape[0], math.prod(shape[1:])
@@ -60,21 +61,22 @@ def rows_and_cols(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which elements share a scale, and its kind.
+    """The kind of scale, and which elements share one.
 
     Parameters
     ----------
     kind
-        ``"pow2"``: a power of two in one byte; ``"fp32"``: a float of four bytes.
+        ``"pow2"`` is a power of two in one byte; ``"fp32"`` is a float of four bytes.
     per
-        ``"block"``: `block_size` consecutive elements of a row; ``"row"``: a row; ``"tensor"``: all.
+        ``"block"`` is `block_size` consecutive elements of a row; ``"row"`` and ``"tensor"`` are one row and the whole
+        tensor.
     block_size
-        Even and positive; the last block of a row may be short.
+        An even positive number. The last block of a row may be short.
 
     Raises
     ------
     ValueError
-        If `kind` or `per` is another word, or `block_size` is odd or not positive.
+        If `kind` or `per` is unknown, or `block_size` is odd or not positive.
 
     Examples
     --------
@@ -98,7 +100,7 @@ class Scaling:
             raise ValueError(f"block_size is an even number of at least 2 elements, got {size!r}")
 
     def layout(self, shape: torch.Size | tuple[int, ...]) -> Layout:
-        """Blocks of a tensor of this shape."""
+        """Return the blocks of a tensor of this shape."""
         rows, cols = rows_and_cols(shape)
         if self.per == "block":
             return Layout(rows, cols, min(self.block_size, cols))
@@ -108,14 +110,15 @@ class Scaling:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of a stored scale."""
+        """The dtype of stored scales."""
         return torch.uint8 if self.kind == "pow2" else torch.float32
 
     def from_absmax(self, absmax: Tensor, fmt: Format) -> Tensor:
-        """Stored scales from the largest magnitude of each block (fp32, finite)."""
+        """Return the stored scales, from the largest magnitude of each block (fp32, finite)."""
         if self.kind == "fp32":
-            scale = absmax / absmax.new_full((), fmt.reach)  # torch on CUDA multiplies by the reciprocal of a number
-            # a reach below 1 may take it beyond the largest number
+            # a tensor, since torch on CUDA multiplies by the reciprocal of a number
+            scale = absmax / absmax.new_full((), fmt.reach)
+            # a reach below 1 could overflow fp32
             return torch.where(scale < 2.0**-126, 0.0, scale.clamp_max(torch.finfo(torch.float32).max))
         mantissa, exponent = math.frexp(fmt.reach)  # reach = mantissa * 2**exponent, mantissa in [1/2, 1)
         mantissa_field = int((2 * mantissa - 1) * 2**23)
@@ -124,11 +127,11 @@ class Scaling:
         return torch.where(bits == 0, 0, code.clamp(1, 253)).to(torch.uint8)
 
     def values(self, scale: Tensor) -> Tensor:
-        """Stored scales as fp32 factors."""
+        """Return stored scales as fp32 factors."""
         return scale if self.kind == "fp32" else (scale.to(torch.int32) << 23).view(torch.float32)
 
     def inverses(self, scale: Tensor) -> Tensor:
-        """Factor that divides by each scale: exact for ``pow2``, rounded for ``fp32``; 0 for an all-zero block."""
+        """Return the inverse of each scale: exact for ``pow2``, rounded for ``fp32``, 0 for an all-zero block."""
         if self.kind == "fp32":
             return torch.where(scale > 0, 1.0 / scale, 0.0)
         code = scale.to(torch.int32)

@@ -1,4 +1,4 @@
-"""How reports show themselves: a line in a console, a table in a notebook."""
+"""The display of reports: a line in a console, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["Shown", "html_table"]
 
 
 class Shown:
-    """A report whose ``str`` is whole: ``repr`` is its class and :meth:`in_short`, notebooks show :meth:`in_html`."""
+    """A report with a full ``str``, a short ``repr`` (:meth:`in_short`) and HTML for notebooks (:meth:`in_html`)."""
 
     def in_short(self) -> str:
-        """What ``repr`` says between the parentheses."""
+        """Return the text of ``repr`` between the parentheses."""
         raise NotImplementedError
 
     def in_html(self) -> str:
-        """What a notebook shows: the text as it is printed, unless a class has a table."""
+        """Return the HTML that a notebook shows. By default, this is the printed text."""
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
@@ -27,7 +27,7 @@ class Shown:
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: int = 1) -> str:
-    """A table with lines of text below it; all columns but the first `left` are figures, which are not broken.
+    """Return an HTML table with lines of text below it. Columns after the first `left` hold numbers, which do not wrap.
 
     Examples
     --------

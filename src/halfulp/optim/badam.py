@@ -25,13 +25,13 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
 
     @staticmethod
     def block_of(name: str) -> str:
-        """Name of the block that a parameter belongs to."""
+        """Return the name of the block that a parameter belongs to."""
         layer = re.match(r"(.*?\.)?\d+(?=\.)", name)
         return layer.group() if layer else name.rpartition(".")[0]
 
     @property
     def blocks(self) -> list[list[Tensor]]:
-        """Blocks in the order of the parameters; those that were frozen by others are in none."""
+        """The blocks, in the order of the parameters, without parameters that the user froze."""
         found: dict[str, list[Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
@@ -43,7 +43,7 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
 
     @property
     def block(self) -> list[Tensor]:
-        """Parameters whose turn it is."""
+        """The parameters of the active block."""
         blocks, first = self.blocks, self.param_groups[0]
         if not blocks:
             return []
@@ -55,12 +55,12 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
         return blocks[place if first["order"] != "descending" else len(blocks) - 1 - place]
 
     def active_params(self, group: dict[str, Any]) -> list[Tensor]:
-        """Those of a group that are in the :attr:`block`."""
+        """Return the parameters of a group that are in the :attr:`block`."""
         block = set(self.block)
         return [p for p in group["params"] if p in block]
 
     def _turn(self) -> None:
-        """Put the block whose turn it is to work, and all others to rest."""
+        """Activate the block whose turn it is, and freeze all others."""
         everyone, block = [p for b in self.blocks for p in b], set(self.block)
         for p in everyone:
             if p in block:
@@ -77,11 +77,11 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
         self._turn()
 
     def step_parameters(self, params: Iterable[Tensor]) -> None:
-        """Not for BAdam, whose blocks take turns after whole steps."""
+        """Raise ``RuntimeError``, since blocks take turns after whole steps."""
         raise RuntimeError("BAdam's blocks take turns after whole steps: parameters cannot be stepped one by one")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the order of the blocks begins anew."""
+        """Add a group. The order of the blocks restarts."""
         super().add_param_group(param_group)
         if len(self.param_groups) > 1:
             self._turn()
@@ -94,10 +94,10 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
                 raise ValueError(f"{key} is the same in all groups of BAdam, got {group[key]!r} beside {first!r}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimizer, with the turn."""
+        """Load a state dictionary, and activate the block whose turn it is."""
         super().load_state_dict(state_dict)
         self._turn()
 
     def __getstate__(self) -> dict[str, Any]:
-        """As every optimizer, with what rests."""
+        """Return the state for pickling, with the frozen parameters."""
         return {**super().__getstate__(), "_resting": self._resting}

@@ -1,4 +1,4 @@
-"""Makes an optimizer's class from the declaration of its rule."""
+"""Construction of an optimizer's class from the declaration of its rule."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ DEFAULTS: dict[str, Any] = {
     **GROUP_DEFAULTS, **{f.name: f.default for f in fields(StorageOptions)}, "nonfinite": "skip", "backend": None,
     "transforms": (), "foreach": None, "fused": None, "capturable": False, "differentiable": False,
 }  # fmt: skip
-"""Defaults of the arguments that every optimizer takes."""
+"""The defaults of the arguments that every optimizer takes."""
 
 
 class HyperOptimizer(RuleOptimizer):
     """Base class of optimizers. Signature, defaults, checks and docstring come from the class's ``rule``.
 
-    A subclass with a ``hyper`` of its own takes its arguments from there. One without a docstring has that of its rule.
+    A subclass may define its own ``hyper``, which then gives its arguments. Without a docstring, it gets that of its
+    rule.
 
     Parameters
     ----------
     params
-        As for ``torch.optim``.
+        Parameters, as for ``torch.optim``.
     args, options
         The fields of :attr:`hyper`, by position or name, and :class:`~halfulp.engine.options.TorchOptions`.
 
@@ -80,12 +81,12 @@ class HyperOptimizer(RuleOptimizer):
         super().__init__(params, {name: getattr(values, name) for name in self.hyper.names()}, **options)
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
-        """:attr:`rule`, of each matrix of a parameter where the group says how they are split."""
+        """Return :attr:`rule`, applied to each matrix of a parameter if the group has a ``split``."""
         split = group.get("split") if issubclass(self.hyper, MatrixHyper) else None
         return (self.rule if split is None else in_parts(self.rule, Split.of(split)),)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
-        """The rule of one parameter; what may be several matrices is said."""
+        """Return the rule of one parameter, and warn if the parameter may be several matrices."""
         if issubclass(self.hyper, MatrixHyper) and group["split"] is None:
             place = self.place(param)
             tell_ambiguous(self.rule.title, place.name, place.label, tuple(param.shape))
@@ -101,19 +102,19 @@ class HyperOptimizer(RuleOptimizer):
 
 
 def optimizer(rule: Rule) -> type[HyperOptimizer]:
-    """Make the class of the optimizer that a rule declares.
+    """Make the optimizer class that a rule declares.
 
     Parameters
     ----------
     rule
-        Needs at least ``hyper`` and ``title``. For an optimizer with methods of its own, subclass
+        The rule, with at least ``hyper`` and ``title``. For an optimizer with methods of its own, subclass
         :class:`HyperOptimizer` and set ``rule``.
 
     Returns
     -------
     type
-        A subclass of :class:`HyperOptimizer`, named by the rule's ``title`` in the module that calls this. Assign it to
-        that name, so that its instances can be pickled.
+        A subclass of :class:`HyperOptimizer`, named by the rule's ``title`` in the calling module. Assign it to that
+        name, so that its instances can be pickled.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def _signature(hyper: type[HyperBase]) -> inspect.Signature:
 
 
 def _annotations(options: Any) -> dict[str, Any]:
-    """Annotations of a ``TypedDict`` as they are written, inherited ones first."""
+    """Return the annotations of a ``TypedDict`` as written, inherited ones first."""
     return {name: ref.__forward_arg__ for name, ref in options.__annotations__.items()}
 
 

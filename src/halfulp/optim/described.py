@@ -1,6 +1,6 @@
-"""Docstrings of the optimizers: the rule's words, and every argument in those of the class that it comes from.
+"""Docstrings of the optimizers, built from the rule and from the classes that define the arguments.
 
-``help(halfulp.AdamW)`` shows what can be passed, and none of it is written twice.
+``help(halfulp.AdamW)`` describes every argument, and each description is written only once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from halfulp.rules.base import Rule
 __all__ = ["described", "parameters"]
 
 SECTION = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=^\w[^\n]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
-"""The section of a numpy docstring, up to the next one."""
+"""The Parameters section of a numpy docstring, up to the next section."""
 
 
 @functools.cache
 def parameters(doc: str | None) -> dict[str, str]:
-    r"""What a numpy docstring says of each parameter, by name; the same text for names that share an entry.
+    r"""Return the description of each parameter in a numpy docstring. Names that share an entry get the same text.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def parameters(doc: str | None) -> dict[str, str]:
 def described(cls: type[Any]) -> None:
     """Give an optimizer class a docstring that describes all of its arguments, in the order of its signature.
 
-    Its own words come first, or those of its rule where it has none; then those of its hyper-parameters and of
+    Descriptions in the class itself take precedence, then those of its hyper-parameters, then those of
     :class:`RuleOptimizer`.
     """
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or _words(cls, cls.rule))
@@ -61,7 +61,7 @@ def described(cls: type[Any]) -> None:
 
 
 def _words(cls: type[Any], rule: Rule) -> str:
-    """What the declaration says, as the beginning and the end of a docstring."""
+    """Return a docstring made from the rule's declaration, without the Parameters section."""
     if not rule.summary:
         return f"The optimizer of the rule {rule.name!r}."
     said = " ".join(f"{rule.source + '.' if rule.source else ''} {rule.notes}".split())
@@ -78,7 +78,7 @@ def _words(cls: type[Any], rule: Rule) -> str:
 
 
 def _cut(text: str) -> tuple[str, str, str]:
-    """What stands before the first section, its heading, and the rest."""
+    """Split a docstring before and after the heading of its first section."""
     found = re.search(r"^\w[^\n]*\n-+\n", text, re.MULTILINE)
     if found is None:
         return text, "", ""

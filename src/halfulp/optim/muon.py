@@ -1,4 +1,4 @@
-"""Muon: which parameters are matrices for it, and which go to AdamW."""
+"""Muon: the choice between matrices and parameters that AdamW updates."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Muon(HyperOptimizer):  # noqa: D101 - its rule says what it is
     rule = MUON
 
     def rules(self, group: dict[str, Any]) -> tuple[Rule, ...]:
-        """Muon as the group splits it, or of stacked experts, and its fallback."""
+        """Return Muon with the group's split, Muon for stacked experts, and the fallback."""
         return (*super().rules(group), EXPERTS, MUON_FALLBACK)
 
     def rule_for(self, group: dict[str, Any], param: Tensor) -> Rule:
-        """The fallback for vectors, and for matrices whose name matches a pattern; experts are told by their name."""
+        """Return the fallback for vectors and for matrices whose name matches a pattern. Experts are found by name."""
         place, patterns = self.place(param), group["fallback"]
         name = place.name
         if is_flat(param):

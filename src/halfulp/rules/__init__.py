@@ -1,1 +1,1 @@
-"""Update rules: pure functions on fp32 tensors that know no storage format. See :mod:`halfulp.rules.base`."""
+"""Update rules: pure functions on fp32 tensors, independent of storage formats. See :mod:`halfulp.rules.base`."""

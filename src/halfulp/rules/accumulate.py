@@ -18,12 +18,12 @@ __all__ = ["MADGRAD", "MADGRADHyper"]
 
 @dataclass(frozen=True)
 class MADGRADHyper(HyperParameters):
-    """Hyper-parameters of MADGRAD; weight decay is coupled by default, as in the authors' code.
+    """Hyper-parameters of MADGRAD. Weight decay is coupled by default, as in the authors' code.
 
     Parameters
     ----------
     momentum
-        Share of the way to the new point that is left out in each step.
+        The fraction of the way to the new point that each step leaves out.
     eps
         Added to the cube root of the sum of squares, and to `lr`.
     """
@@ -35,19 +35,19 @@ class MADGRADHyper(HyperParameters):
 
 
 NO_FORGETTING = 1 - 1e-6
-"""Decay of an average that is a sum for all the steps that matter."""
+"""The decay of an average that behaves like a sum over all relevant steps."""
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     def one(h: Hyper) -> float:
         return 1.0
 
-    # Inputs grow as the root of time, so that a sum of t of them has the relative size of t/2 (its deviation) or
-    # t/1.5 (its mean) equal ones; and a sum is the start of an average that forgets nothing.
+    # Inputs grow as the root of time. A sum of t of them has the relative size of t/2 (its deviation) or t/1.5 (its
+    # mean) equal inputs, and a sum behaves like the start of an average that forgets nothing.
     def seen(share: float) -> Callable[[Hyper, Shape, int], tuple[float, float]]:
         return lambda h, shape, age: (NO_FORGETTING, age / share)
 
-    # Nothing limits a step where rounding has made the sum of squares zero beside the other: it takes 8 bits.
+    # nothing bounds a step where rounding made only the sum of squares zero, so it needs 8 bits
     return (
         StateSlot("grad_sum", signed=True, decay=one, drive=GRADIENT, alike=True, stalls_as=seen(2)),
         StateSlot("grad_sum_sq", signed=False, decay=one, drive=SQUARE, alike=True, stalls_as=seen(1.5), least_bits=8),

@@ -28,7 +28,7 @@ __all__ = [
 EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT)
 EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE)
 MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, rounding="nearest")
-"""A running maximum: stochastic rounding would keep every overshoot for ever."""
+"""A running maximum. Stochastic rounding would keep every overshoot forever."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class MomentsHyper(HyperParameters):
     Parameters
     ----------
     betas
-        Decays of the first and of the second moment.
+        Decays of the first and the second moment.
     eps
-        Added to the root of the second moment, bias-corrected.
+        Added to the bias-corrected root of the second moment.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -48,11 +48,11 @@ class MomentsHyper(HyperParameters):
 
 
 def max_ratio(beta1: float, beta2: float, age: int) -> float:
-    """Largest value that ``|m_hat| / sqrt(v_hat)`` can take in exact arithmetic at a given age.
+    """Return the largest value of ``|m_hat| / sqrt(v_hat)`` in exact arithmetic at a given age.
 
-    By Cauchy-Schwarz on the two weighted sums, ``m**2 <= (1-b1)**2 / (1-b2) * sum_k (b1**2/b2)**k * v``. It is 1 at age
-    1 and 7.27 in the long run at (0.9, 0.999); for ``b1**2 >= b2`` it grows without limit. A stored ``v`` that was
-    rounded to zero beside a non-zero ``m`` would exceed it: the step is then cut back to the bound.
+    By Cauchy-Schwarz on the two weighted sums, ``m**2 <= (1-b1)**2 / (1-b2) * sum_k (b1**2/b2)**k * v``. The bound is 1
+    at age 1 and 7.27 in the long run at (0.9, 0.999). For ``b1**2 >= b2`` it grows without limit. If a stored ``v`` was
+    rounded to zero while ``m`` is nonzero, the ratio exceeds the bound and the step is cut back to it.
     """
     if beta2 == 0.0:
         return math.inf if beta1 > 0.0 and age > 1 else 1.0
@@ -65,7 +65,7 @@ def max_ratio(beta1: float, beta2: float, age: int) -> float:
 
 
 def moment_scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    """What rules with Adam's two moments need for :func:`moments` and :func:`normalise`, and ``lr``."""
+    """Return ``lr`` and the scalars that :func:`moments` and :func:`normalise` need."""
     beta1, beta2 = hyper["betas"][:2]
     age1, age2 = ages["exp_avg"], ages["exp_avg_sq"]
     return {
@@ -81,13 +81,13 @@ def moment_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def moments(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
-    """Adam's two moments after this gradient."""
+    """Return Adam's two moments after this gradient."""
     exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
     return exp_avg + (grad - exp_avg) * c["weight1"], exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
 
 
 def normalise(exp_avg: Tensor, exp_avg_sq: Tensor, c: Scalars) -> Tensor:
-    """Adam's bias-corrected ratio of the moments, within the bound of exact arithmetic."""
+    """Return Adam's bias-corrected ratio of the moments, within the bound of exact arithmetic."""
     denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     return clamp(exp_avg / c["correction1"] / denominator, c["bound"])
 
@@ -99,18 +99,18 @@ class AdamHyper(HyperBase):
     Parameters
     ----------
     lr
-        Learning rate; a float or a tensor of one element.
+        Learning rate, a float or a tensor of one element.
     betas
-        Decays of the first and of the second moment.
+        Decays of the first and the second moment.
     eps
-        Added to the root of the second moment, bias-corrected.
+        Added to the bias-corrected root of the second moment.
     weight_decay
         ``weight_decay * param`` is added to the gradient.
     amsgrad
-        Divide by the largest second moment so far (Reddi et al., arXiv 1904.09237), as ``torch.optim`` has it: the
-        maximum is of the uncorrected moment.
+        Divide by the largest second moment so far (Reddi et al., arXiv 1904.09237). As in ``torch.optim``, the maximum
+        is that of the uncorrected moment.
     decoupled_weight_decay
-        Shrink parameters by ``lr * weight_decay`` a step instead, as :class:`~halfulp.AdamW` does.
+        Shrink parameters by ``lr * weight_decay`` per step instead, as in :class:`~halfulp.AdamW`.
     """
 
     lr: float | Tensor = 1e-3
@@ -128,7 +128,7 @@ class AdamWHyper(AdamHyper):
     Parameters
     ----------
     weight_decay
-        Parameters shrink by ``lr * weight_decay`` a step.
+        Parameters shrink by ``lr * weight_decay`` per step.
     """
 
     weight_decay: float = 1e-2

@@ -1,7 +1,7 @@
-"""Adaptive memory momentum: the momentum coefficient is set in each step, from how far gradient and momentum disagree.
+"""Adaptive memory momentum, whose coefficient follows in each step from how much gradient and momentum disagree.
 
-Topollai & Choromanska, arXiv 2510.04988: the loss is modelled by two planes, that of this gradient and that of the
-momentum, and the coefficient is the minimiser of the model with a proximal term.
+Topollai & Choromanska, arXiv 2510.04988. The loss is modelled by two planes, those of the current gradient and of the
+momentum. The coefficient minimises this model with a proximal term.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AMSGDHyper(HyperParameters):
     lam
         Weight of the old direction in the proximal term.
     max_momentum
-        Limit of the coefficient.
+        Largest value of the coefficient.
     """
 
     lr: float | Tensor = 0.1
@@ -45,7 +45,7 @@ class AMSGDHyper(HyperParameters):
 
 
 def _memory(hyper: Hyper) -> float:
-    """Decay of AM-SGD's direction in the last step; before any, the largest possible."""
+    """Return the decay of AM-SGD's direction in the last step, or the largest possible one before any step."""
     lam = hyper["lam"]
     return float(hyper.get("memory", (hyper["max_momentum"] + lam) / (1 + lam)))
 
@@ -94,11 +94,11 @@ class AMAdamWHyper(HyperParameters):
     Parameters
     ----------
     betas
-        Limit of each tensor's coefficient; decay of the second moment.
+        Largest value of each tensor's coefficient, and the decay of the second moment.
     eps
-        Added to the root of the second moment, bias-corrected.
+        Added to the bias-corrected root of the second moment.
     weight_decay, decoupled_weight_decay
-        Parameters shrink by ``lr * weight_decay`` a step; `decoupled_weight_decay` must be true.
+        Parameters shrink by ``lr * weight_decay`` per step. `decoupled_weight_decay` must be true.
     lam
         Weight of the old direction in the proximal term.
     """
@@ -116,7 +116,7 @@ class AMAdamWHyper(HyperParameters):
 
 
 def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    # The decay is (w + momentum) / (w + 1), w being lam times the preconditioner: next to nothing for usual gradients.
+    # The decay is (w + momentum) / (w + 1), with w = lam times the preconditioner, which is tiny for usual gradients.
     return (
         StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), drive=GRADIENT, alike=True),
         StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE),
@@ -137,7 +137,7 @@ def _ama_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _preconditioner(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
-    """The new second moment, and what divides the direction: its root, times the direction's bias correction."""
+    """Return the new second moment, and the divisor of the direction: its root times the bias correction."""
     exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
     root = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     return exp_avg_sq, root * (1 - states["momentum_product"] * c["max_momentum"])

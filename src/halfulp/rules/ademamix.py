@@ -22,12 +22,12 @@ class AdEMAMixHyper(MomentsHyper):
     Parameters
     ----------
     betas
-        Fast average, second moment, slow average.
+        Decays of the fast average, the second moment and the slow average.
     alpha
-        Weight of the slow average; the paper uses 5 to 8, its code 2.
+        Weight of the slow average. The paper uses 5 to 8, its code 2.
     warmup
-        Steps over which `alpha` rises from 0, linearly, and the slow decay from the fast one, linearly in half-life;
-        0: none. The paper takes the length of the run.
+        Number of steps over which `alpha` rises linearly from 0, and the slow decay rises from the fast one, linearly
+        in half-life; 0 for none. The paper uses the length of the run.
     """
 
     betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)  # type: ignore[assignment]
@@ -36,7 +36,7 @@ class AdEMAMixHyper(MomentsHyper):
     warmup: int = 0
 
     def at(self, step: int) -> tuple[float, float]:
-        """``(alpha, beta3)`` of a step.
+        """Return ``(alpha, beta3)`` of a step.
 
         Examples
         --------

@@ -23,7 +23,7 @@ class ADOPTHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Least value of the root of the second moment.
+        Lower bound of the root of the second moment.
     clip
         Limit the normalised gradient of step t to ``(t - 1)**0.25``.
     """
@@ -56,7 +56,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]}
 
 
-# the second moment starts from the first square, and so never is small
+# the second moment starts from the first square, so it is never small
 SLOTS = (replace(EXP_AVG, alike=True), replace(EXP_AVG_SQ, drive=Drive("square", whole_first=True)))
 ADOPT = with_weight_decay(
     Rule(

@@ -1,4 +1,4 @@
-"""Averages of weights: rules that read the weight, and have no parameter to change."""
+"""Averages of weights, as rules that read the weight and have no parameter to change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from halfulp.rules.slots import WEIGHT, Hyper, StateSlot
 __all__ = ["COPY", "DIFFERENCE", "EMA"]
 
 
-def _decay(hyper: Hyper) -> float:  # a name of its own, as _itself: averages are pickled with their slots
+def _decay(hyper: Hyper) -> float:  # named, like _itself, because averages are pickled with their slots
     decay: float = hyper["decay"]
     return decay
 
@@ -60,4 +60,4 @@ DIFFERENCE = Rule(
     "ema_difference", _difference_slots, _difference_scalars, _difference_update, inputs=("weight", "previous"),
     has_param=False,
 )  # fmt: skip
-"""The same average as its difference to the weight; ``previous`` is the weight before the optimizer's step."""
+"""The same average, stored as its difference from the weight. ``previous`` is the weight before the step."""

@@ -1,4 +1,4 @@
-"""BAdam: Adam on one block of the parameters at a time; whose turn it is is said in ``halfulp.optim.badam``."""
+"""BAdam: Adam on one block of the parameters at a time. ``halfulp.optim.badam`` decides which block is next."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ ORDERS = ("descending", "ascending", "random")
 
 @dataclass(frozen=True)
 class BAdamHyper(MomentsHyper):
-    """Hyper-parameters of BAdam; `period`, `order` and `block_seed` are the same in all groups.
+    """Hyper-parameters of BAdam. `period`, `order` and `block_seed` must be the same in all groups.
 
     Parameters
     ----------
     period
-        Steps on a block before the next one's turn.
+        Number of steps on a block before the next one's turn.
     order
-        ``"descending"`` (from the output down, as published), ``"ascending"`` or ``"random"``: each block once a round.
+        ``"descending"`` (from the output down, as published), ``"ascending"`` or ``"random"`` (each block once per
+        round).
     block_seed
         Seed of the random order.
     """

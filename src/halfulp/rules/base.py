@@ -1,19 +1,19 @@
 """Rules: the declarations of optimizers.
 
-A rule is one pure function ``update(param, grad, states, c) -> (new param, new states)`` on fp32 tensors, beside the
-declaration of its states and the scalars ``c`` that a step needs. States go in and come out by name. It never sees a
-format: the engine decodes the states, calls it, and encodes what it returns.
+A rule declares its states and the scalars ``c`` that a step needs, and has one pure function
+``update(param, grad, states, c) -> (new param, new states)`` on fp32 tensors. States are passed and returned by name.
+The function never sees a format: the engine decodes the states, calls it, and encodes the new states.
 
-Every tensor operation of an elementwise rule must round separately, since a kernel has to reproduce it bit by bit:
-plain ``+ - * /``, the functions of this module, ``torch.clamp``, comparisons and ``torch.where``. Not ``lerp``,
-``addcmul``, ``addcdiv`` or ``add(alpha=)``, which fuse or reorder. Scalars are computed once in Python floats and
-rounded to fp32. Sums over a tensor go through :func:`total`, whose bits do not depend on the number of threads. From
-such a rule kernels are generated (:mod:`halfulp.rules.program`).
+Every tensor operation of an elementwise rule must round separately, since a kernel has to reproduce it bit by bit.
+Allowed are plain ``+ - * /``, the functions of this module, ``torch.clamp``, comparisons and ``torch.where``. ``lerp``,
+``addcmul``, ``addcdiv`` and ``add(alpha=)`` are not, since they fuse or reorder. Scalars are computed once in Python
+floats and rounded to fp32. Sums over a tensor use :func:`total`, whose bits do not depend on the number of threads.
+Kernels are generated from such a rule (:mod:`halfulp.rules.program`).
 
-A rule that needs a figure of the whole model (a global norm, an inner product) gives ``measure``: sums of each
-parameter, which the engine adds up over all parameters of the optimizer, and ``combine``, which turns them into
-further scalars before any parameter is updated. A rule that needs sums within its update takes them with :func:`norm`,
-:func:`rms`, :func:`row_means` and the like, and is not elementwise (:mod:`halfulp.rules.stages`).
+A rule that needs a quantity of the whole model (a global norm, an inner product) has ``measure`` and ``combine``.
+``measure`` returns sums over each parameter, which the engine adds up over all parameters of the optimizer. ``combine``
+turns the totals into more scalars before any parameter is updated. A rule that needs sums within its update uses
+:func:`norm`, :func:`rms`, :func:`row_means` and the like, and is not elementwise (:mod:`halfulp.rules.stages`).
 """
 
 from __future__ import annotations
@@ -47,54 +47,55 @@ Update = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """An update rule, and the declaration of the optimizer that follows it.
+    """An update rule, and the declaration of its optimizer.
 
-    :func:`halfulp.optimizer` makes the class. A rule that is not an optimizer by itself, such as an average of weights,
-    leaves `hyper` and all that follows it out.
+    :func:`halfulp.optimizer` makes the class. A rule that is not an optimizer, such as an average of weights, omits
+    `hyper` and everything after it.
 
     Parameters
     ----------
     name
-        Its name; a fused kernel is looked up by it.
+        The name of the rule, by which its fused kernel is found.
     slots
-        States under given hyper-parameters (SGD without momentum has none).
+        A function that returns the states under given hyper-parameters (SGD without momentum has none).
     scalars
-        Numbers that a step needs, from the hyper-parameters and the age of each slot *in* this step (1 in the first),
-        by slot name, and ``"step"``, which no reset touches. In Python floats; the engine rounds them to fp32.
+        A function that returns the numbers a step needs, as Python floats, which the engine rounds to fp32. It gets the
+        hyper-parameters and the ages: by slot name, the age of the slot *in* this step (1 in the first), and
+        ``"step"``, which resets do not change.
     update
-        The rule: parameter, gradient, states by name, scalars; returns the new parameter and every state that it was
-        given. Without a parameter it returns the states alone.
+        The update function, called with the parameter, the gradient, the states by name and the scalars. It returns the
+        new parameter and all states; without a parameter, only the states.
     elementwise
-        Whether each element of the parameter depends on the same element of the inputs and the states alone. Only
-        then is a stretch with a value that is not finite left out by itself; otherwise the whole tensor is.
+        Whether each element of the parameter depends only on the same element of the inputs and the states. Then a
+        segment with a non-finite value is skipped by itself; otherwise the whole tensor is.
     measure
-        Sums over one parameter, as float64 tensors without dimensions, by name.
+        A function that returns sums over one parameter, as 0-dimensional float64 tensors by name.
     combine
-        Further scalars, from the sums over all parameters and the scalars of the parameter at hand.
+        A function that returns more scalars, from the sums over all parameters and the scalars of this parameter.
     per_tensor
-        The sums that ``combine`` gets are those of the parameter alone. (Computed before the update, so that its
-        scalars, from which slots take a varying decay, are known outside.)
+        Whether ``combine`` gets the sums of this parameter alone. (They are computed before the update, so that slots
+        may take a varying decay from the new scalars.)
     inputs
-        What `update` reads besides, by name and in its order: the gradient, for an optimizer. A weight average reads
-        weights, and has no parameter.
+        The names of the other tensors that `update` reads, in order: the gradient, for an optimizer. A weight average
+        reads weights and has no parameter.
     has_param
-        Whether `update` takes a parameter first, and returns it changed.
+        Whether `update` takes a parameter first and returns the new one.
     hyper
-        Class of the hyper-parameters: the arguments of the optimizer, their defaults, checks and descriptions.
+        The class of the hyper-parameters: the arguments of the optimizer with defaults, checks and descriptions.
     title
-        Name of the optimizer's class.
+        The name of the optimizer's class.
     summary
-        What sets the optimizer apart, in half a line, without a full stop.
+        What distinguishes the optimizer, in half a line without a full stop.
     source
-        Who published it, and where.
+        The authors and the publication.
     notes
-        What a user must know beside that; part of the docstring.
+        What else a user must know. It becomes part of the docstring.
     example
-        Arguments of the example in the docstring, the learning rate and ``state="8bit"`` unless given; or the whole
-        example, which starts with ``>>>``.
+        The arguments of the example in the docstring, by default the learning rate and ``state="8bit"``; or the whole
+        example, starting with ``>>>``.
     tier
-        ``"core"``: recommended, and kept for good. ``"contributed"``: implemented and tested like the others, and not
-        advertised.
+        ``"core"`` optimizers are recommended and stay in the library. ``"contributed"`` ones are implemented and tested
+        like the others, but not advertised.
     """
 
     name: str
@@ -119,7 +120,7 @@ class Rule:
     def apply(
         self, param: Tensor | None, inputs: Sequence[Tensor], states: States, scalars: Scalars
     ) -> tuple[Tensor | None, States]:
-        """:attr:`update` of fp32 tensors; the parameter, taken and returned, is ``None`` where the rule has none."""
+        """Call :attr:`update` on fp32 tensors. The parameter passed and returned is ``None`` if the rule has none."""
         if not self.has_param:
             return None, self.update(*inputs, states, scalars)
         new, updated = self.update(param, *inputs, states, scalars)
@@ -127,82 +128,83 @@ class Rule:
 
     @property
     def shardable(self) -> bool:
-        """Whether a rank can update its part of a sharded parameter without the others' elements."""
+        """Whether a rank can update its part of a sharded parameter without the other elements."""
         return self.elementwise and self.measure is None
 
 
-# ---------------------------------------------------------------- functions of values, the same bits everywhere
+# ---------------------------------------------------------------- functions with the same bits on every backend
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded square root of an fp32 tensor (torch's own is off by one unit in a fifth of the values).
+    """Return the correctly rounded square root of an fp32 tensor (torch's is one unit off for a fifth of all values).
 
-    Of a float64 tensor, with which the monitor runs a rule, in float64.
+    A float64 tensor, as in the monitor, gives a float64 root.
     """
     if has_torch_function((x,)):
         return handle_torch_function(sqrt, (x,), x)
     if type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and not x.requires_grad:
-        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and in an eighth of the time
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and eight times faster
     root = x.double().sqrt()
     return root if x.dtype == torch.float64 else root.float()
 
 
 def larger(a: Tensor, b: Tensor) -> Tensor:
-    """``a`` where it is larger, else ``b``: also where either is a NaN."""
+    """Return ``a`` where it is larger, else ``b``, also if either is NaN."""
     if has_torch_function((a, b)):
         return handle_torch_function(larger, (a, b), a, b)
     return torch.where(a > b, a, b)
 
 
 def smaller(a: Tensor, b: Tensor) -> Tensor:
-    """``a`` where it is smaller, else ``b``: also where either is a NaN."""
+    """Return ``a`` where it is smaller, else ``b``, also if either is NaN."""
     if has_torch_function((a, b)):
         return handle_torch_function(smaller, (a, b), a, b)
     return torch.where(a < b, a, b)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
-    """``torch.maximum``, of two zeros the second; a NaN in either is one in the result."""
+    """Return ``torch.maximum``. Of two zeros, return the second; NaN in either argument gives NaN."""
     return torch.where(a != a, a, larger(a, b))
 
 
 def minimum(a: Tensor, b: Tensor) -> Tensor:
-    """``torch.minimum``, of two zeros the second; a NaN in either is one in the result."""
+    """Return ``torch.minimum``. Of two zeros, return the second; NaN in either argument gives NaN."""
     return torch.where(a != a, a, smaller(a, b))
 
 
 def clamp(x: Tensor, bound: float) -> Tensor:
-    """Limit to ``[-bound, bound]``; a NaN stays."""
+    """Limit a tensor to ``[-bound, bound]``. NaN stays NaN."""
     return torch.clamp(x, -bound, bound)
 
 
 def bits(x: Tensor) -> Tensor:
-    """Patterns of fp32 values (float64 ones are rounded), as int32."""
+    """Return the bit patterns of fp32 values as int32. float64 values are first rounded to fp32."""
     if has_torch_function((x,)):
         return handle_torch_function(bits, (x,), x)
     return x.float().view(torch.int32)
 
 
 def from_bits(x: Tensor) -> Tensor:
-    """fp32 values of patterns."""
+    """Return the fp32 values of bit patterns."""
     if has_torch_function((x,)):
         return handle_torch_function(from_bits, (x,), x)
     return x.view(torch.float32)
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Nearest integers, ties to even, as int32."""
+    """Return the nearest integers, ties to even, as int32."""
     if has_torch_function((x,)):
         return handle_torch_function(rounded, (x,), x)
     return x.round().to(torch.int32)
 
 
 def exp(x: Tensor) -> Tensor:
-    """``e**x``, within 1 unit in the last place.
+    """Return ``e**x``, within 1 unit in the last place.
 
-    A power of two times a polynomial of degree 6 on ``[-ln 2 / 2, ln 2 / 2]``, with Cephes' coefficients.
+    It is computed as a power of two times a polynomial of degree 6 on ``[-ln 2 / 2, ln 2 / 2]``, with Cephes'
+    coefficients.
     """
-    x = torch.clamp(x, -104.0, 89.0)  # 0 below, infinity above
+    x = torch.clamp(x, -104.0, 89.0)  # 0 below and infinity above this range
     whole = rounded(x * 1.44269504)
     times = whole.float()
     rest = x - times * 0.693359375 - times * -2.12194440e-4
@@ -210,20 +212,20 @@ def exp(x: Tensor) -> Tensor:
     for coefficient in (8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         y = y * rest + coefficient
     y = y * (rest * rest) + rest + 1.0
-    half = whole >> 1  # two powers, since one would be beyond fp32 at the ends
+    half = whole >> 1  # two powers, since a single one would leave the fp32 range at the ends
     return y * from_bits((half + 127) << 23) * from_bits(((whole - half) + 127) << 23)
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """``1 / (1 + e**-x)``, within 2.5 units in the last place."""
+    """Return ``1 / (1 + e**-x)``, within 2.5 units in the last place."""
     power = exp(-x.abs())
     return torch.where(x < 0, power, 1.0) / (power + 1.0)
 
 
 def cbrt(x: Tensor) -> Tensor:
-    """Cube root, within 1 unit in the last place: two of Halley's steps from a third of the pattern."""
+    """Return the cube root, within 1 unit in the last place, by two Halley steps from a third of the bit pattern."""
     size = x.abs()
-    tiny, huge = size < 1e-30, size > 1e30  # whose cubes would leave fp32
+    tiny, huge = size < 1e-30, size > 1e30  # their cubes would leave the fp32 range
     inner = torch.where(tiny, size * 2.0**72, torch.where(huge, size * 2.0**-72, size))
     y = from_bits(rounded(bits(inner).float() * (1 / 3)) + 0x2A5137A0)
     for _ in range(2):
@@ -231,28 +233,28 @@ def cbrt(x: Tensor) -> Tensor:
         y = y - y * ((cube - inner) / (cube + cube + inner))
     y = torch.where(tiny, y * 2.0**-24, torch.where(huge, y * 2.0**24, y))
     y = torch.where(x < 0, -y, y)
-    return torch.where((size > 0) & (size < math.inf), y, x)  # zeros, infinities and NaN are their own
+    return torch.where((size > 0) & (size < math.inf), y, x)  # zeros, infinities and NaN are their own root
 
 
 ROW = 1024
-"""Elements whose sum is taken at once."""
+"""The number of elements of a segment in :func:`total`."""
 
 
 def total(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Sum over all elements of ``x``, or of ``x * y``, in float64; the same bits everywhere.
+    """Return the sum over all elements of ``x``, or of ``x * y``, in float64, with the same bits everywhere.
 
-    The tensor is rows (dimension 0) of columns. Stretches of 1024 elements of a row, the last filled up with zeros, are
-    halved until one number is left: element i is added to element i + 512, then i to i + 256, and so on. The sums of
-    all stretches, in their order, are added up in the same way, until one is left.
+    The tensor is taken as rows (dimension 0) of columns. Each row is cut into segments of 1024 elements, the last
+    padded with zeros. A segment is halved until one number is left: element i is added to element i + 512, then i to
+    i + 256, and so on. The sums of all segments, in order, are then added up in the same way until one is left.
 
     Parameters
     ----------
     x, y
-        fp32 tensors of one shape. Their products are exact.
+        fp32 tensors of the same shape. Their products are exact.
 
     Returns
     -------
-    A tensor without dimensions.
+    A 0-dimensional float64 tensor.
 
     Examples
     --------
@@ -269,9 +271,9 @@ def total(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def _stretches(x: Tensor) -> Tensor:
-    """Sum of each stretch of each row."""
+    """Return the sum of each segment of each row."""
     rows, cols = x.shape
-    width = ROW if cols > ROW else 1 << max(cols - 1, 0).bit_length()  # zeros beyond change nothing
+    width = ROW if cols > ROW else 1 << max(cols - 1, 0).bit_length()  # padding with zeros changes nothing
     x = torch.nn.functional.pad(x, (0, -cols % width)).reshape(rows, -1, width)
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
@@ -280,14 +282,14 @@ def _stretches(x: Tensor) -> Tensor:
 
 
 def fold_rows(x: Tensor) -> Tensor:
-    """Sum of each row of a float64 matrix: stretches are halved as in :func:`total`, until one number is left."""
+    """Return the sum of each row of a float64 matrix. Segments are added up as in :func:`total`."""
     while x.shape[1] > 1:
         x = _stretches(x)
     return x.sum(1) + 0.0
 
 
 def fold_columns(x: Tensor) -> Tensor:
-    """Sum of each column of a float64 matrix: rows 2 i and 2 i + 1 are added, until one is left."""
+    """Return the sum of each column of a float64 matrix, adding rows 2 i and 2 i + 1 until one is left."""
     while len(x) > 1:
         even = x[: len(x) // 2 * 2].unflatten(0, (-1, 2))
         x = torch.cat([even[:, 0] + even[:, 1], x[len(x) // 2 * 2 :]])
@@ -295,7 +297,7 @@ def fold_columns(x: Tensor) -> Tensor:
 
 
 def largest(x: Tensor) -> Tensor:
-    """Largest magnitude of all elements, as a float64 tensor without dimensions; 0 without any, NaN where one is."""
+    """Return the largest magnitude as a 0-dimensional float64 tensor: 0 if there are no elements, NaN if any is NaN."""
     if has_torch_function((x,)):
         return handle_torch_function(largest, (x,), x)
     return x.abs().max().double() if x.numel() else x.new_zeros((), dtype=torch.float64)
@@ -307,32 +309,32 @@ FROM_SUMS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "row_means": lambda sums, rows, cols: (sums / cols).float(),
     "column_means": lambda sums, rows, cols: (sums / rows).float(),
 }
-"""What functions make of float64 sums over a matrix of so many rows and columns."""
+"""The result of each function, from float64 sums over a matrix and its numbers of rows and columns."""
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm, by :func:`total`, as an fp32 tensor without dimensions."""
+    """Return the Euclidean norm, by :func:`total`, as a 0-dimensional fp32 tensor."""
     if has_torch_function((x,)):
         return handle_torch_function(norm, (x,), x)
     return FROM_SUMS["norm"](total(x, x), *rows_and_cols(x.shape))
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square, by :func:`total`, as an fp32 tensor without dimensions."""
+    """Return the root mean square, by :func:`total`, as a 0-dimensional fp32 tensor."""
     if has_torch_function((x,)):
         return handle_torch_function(rms, (x,), x)
     return FROM_SUMS["rms"](total(x, x), *rows_and_cols(x.shape))
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean of a vector, by :func:`total`, as an fp32 tensor without dimensions."""
+    """Return the mean of a vector, by :func:`total`, as a 0-dimensional fp32 tensor."""
     if has_torch_function((x,)):
         return handle_torch_function(mean, (x,), x)
     return (total(x) / x.numel()).float()
 
 
 def row_means(x: Tensor) -> Tensor:
-    """Mean of each row (dimension 0 by all others) as an fp32 vector, its sum in the order of :func:`total`."""
+    """Return the mean of each row (dimension 0 by all others) as an fp32 vector, added up as in :func:`total`."""
     if has_torch_function((x,)):
         return handle_torch_function(row_means, (x,), x)
     rows, cols = rows_and_cols(x.shape)
@@ -340,7 +342,7 @@ def row_means(x: Tensor) -> Tensor:
 
 
 def column_means(x: Tensor) -> Tensor:
-    """Mean of each column as an fp32 vector; neighbouring rows are added in pairs, until one is left."""
+    """Return the mean of each column as an fp32 vector. Neighbouring rows are added in pairs until one is left."""
     if has_torch_function((x,)):
         return handle_torch_function(column_means, (x,), x)
     rows, cols = rows_and_cols(x.shape)
@@ -348,14 +350,14 @@ def column_means(x: Tensor) -> Tensor:
 
 
 def by_row(x: Tensor, like: Tensor) -> Tensor:
-    """A vector of a value for each row of `like`, in a shape that spreads over its columns."""
+    """Reshape a vector with one value per row of `like` so that it broadcasts over the columns."""
     if has_torch_function((x, like)):
         return handle_torch_function(by_row, (x, like), x, like)
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def by_column(x: Tensor, like: Tensor) -> Tensor:
-    """A vector of a value for each column of `like`, in a shape that spreads over its rows."""
+    """Reshape a vector with one value per column of `like` so that it broadcasts over the rows."""
     if has_torch_function((x, like)):
         return handle_torch_function(by_column, (x, like), x, like)
     return x.reshape(like.shape[1:])
@@ -365,12 +367,12 @@ def by_column(x: Tensor, like: Tensor) -> Tensor:
 
 
 def fp32(value: Any) -> float:
-    """A Python float rounded to single precision; overflow becomes infinity."""
+    """Return a number rounded to single precision, as a Python float. Overflow becomes infinity."""
     return all_of_fp32((value,))[0]
 
 
 def all_of_fp32(values: Collection[Any]) -> tuple[float, ...]:
-    """:func:`fp32` of each."""
+    """Return :func:`fp32` of each value."""
     form = f"{len(values)}f"
     try:
         return struct.unpack(form, struct.pack(form, *values))
@@ -386,5 +388,5 @@ def _rounded(value: Any) -> float:
 
 
 def all_fp32(scalars: Scalars) -> dict[str, float]:
-    """Scalars rounded to single precision; overflow becomes infinity."""
+    """Return scalars rounded to single precision. Overflow becomes infinity."""
     return dict(zip(scalars, all_of_fp32(scalars.values()), strict=True))

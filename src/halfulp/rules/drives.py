@@ -1,8 +1,8 @@
-"""Drives, the inputs of averages: gradients, their squares, or weights, as elements and as distributions.
+"""Drives: the inputs of averages (gradients, their squares, or weights) and their distributions.
 
-A :class:`Drive` is the one name for it, from the declaration of a slot to the theory of its stalling, which does not
-depend on the scale of what is averaged, only on how it varies. As a distribution a drive is in units of its own scale:
-the gradient's standard deviation ``sigma`` for gradients, its square for squares.
+A :class:`Drive` describes what a state averages, from the declaration of a slot to the theory of its stalling. That
+theory does not depend on the scale of the input, only on how it varies. The distribution of a drive is therefore in
+units of its own scale: the gradient's standard deviation ``sigma`` for gradients, and ``sigma**2`` for squares.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ __all__ = ["GRADIENT", "SQUARE", "WEIGHT", "Drive", "as_drive"]
 Array = npt.NDArray[np.float64]
 
 TAIL = 1e-9
-"""Probability that is left out at each end of a drive."""
+"""The probability left out at each end of a drive."""
 
 
 @dataclass(frozen=True)
 class Drive:
-    """What one input of an average is.
+    """The distribution of one input of an average.
 
     Parameters
     ----------
     kind
-        ``"gradient"``: ``N(ratio * sigma, sigma**2)``, a first moment. ``"square"``: ``sigma**2 * chi2_shared /
-        shared``, a second moment. ``"weight"``: the walk of a weight, which has no scale of its own (see
+        ``"gradient"`` is ``N(ratio * sigma, sigma**2)``, for a first moment. ``"square"`` is ``sigma**2 * chi2_shared /
+        shared``, for a second moment. ``"weight"`` is the random walk of a weight, which has no scale of its own (see
         :mod:`halfulp.theory.walk`).
     shared
-        Number of squares whose mean is one input.
+        The number of squares whose mean is one input.
     ratio
-        Mean over standard deviation of a gradient.
+        The mean of a gradient over its standard deviation.
     whole_first
-        Whether the first input is taken as it is, so that nothing builds up from zero.
+        Whether the average starts with the first input instead of building up from zero.
     mixture
-        ``(share, scale)`` pairs: at each step the gradient is drawn with one of these factors of ``sigma``. A scale of
-        0 is a step without gradient; unequal scales are heavy tails. Shares add up to 1.
+        Pairs ``(share, scale)``: in each step the gradient is drawn with one of these factors of ``sigma``. A scale of
+        0 is a step without gradient, and unequal scales give heavy tails. The shares add up to 1.
 
     Examples
     --------
@@ -70,22 +70,22 @@ class Drive:
 
     @property
     def nonnegative(self) -> bool:
-        """Whether the EMA never becomes negative."""
+        """Whether the average is never negative."""
         return self.kind == "square"
 
     @property
     def symmetric(self) -> bool:
-        """Whether the law is even."""
+        """Whether the distribution is symmetric around zero."""
         return self.kind == "gradient" and self.ratio == 0
 
     @property
     def idle(self) -> float:
-        """Share of steps without gradient."""
+        """The share of steps without gradient."""
         return sum(share for share, scale in self.mixture if scale == 0)
 
     @property
     def active(self) -> Drive:
-        """The drive of the other steps."""
+        """The drive of the steps with a gradient."""
         rest = [(share, scale) for share, scale in self.mixture if scale]
         return replace(self, mixture=tuple((share / (1 - self.idle), scale) for share, scale in rest))
 
@@ -94,19 +94,19 @@ class Drive:
 
     @cached_property
     def mean(self) -> float:
-        """Mean of the drive."""
+        """The mean of the drive."""
         base = 1.0 if self.kind == "square" else self.ratio
         return sum(share * self._power(scale) * base for share, scale in self.mixture)
 
     @cached_property
     def variance(self) -> float:
-        """Variance of the drive."""
+        """The variance of the drive."""
         square = 1 + 2 / self.shared if self.kind == "square" else 1 + self.ratio**2
         return sum(share * self._power(scale) ** 2 * square for share, scale in self.mixture) - self.mean**2
 
     @cached_property
     def support(self) -> tuple[float, float]:
-        """Where all but :data:`TAIL` of each end lies."""
+        """The interval that leaves out a probability of :data:`TAIL` at each end."""
         from scipy.special import gammainccinv, ndtri
 
         largest = max(self._power(scale) for _, scale in self.mixture)
@@ -116,7 +116,7 @@ class Drive:
         return min(0.0, self.ratio - reach) * largest, max(0.0, self.ratio + reach) * largest
 
     def cdf_and_mean(self, w: Array) -> tuple[Array, Array]:
-        """``P(W <= w)`` and ``E[W; W <= w]``."""
+        """Return ``P(W <= w)`` and ``E[W; W <= w]``."""
         cdf, partial = np.zeros_like(w), np.zeros_like(w)
         for share, scale in self.mixture:
             factor = self._power(scale)
@@ -129,10 +129,10 @@ class Drive:
         return cdf, partial
 
     def cdf(self, w: Array) -> Array:
-        """``P(W <= w)``."""
+        """Return ``P(W <= w)``."""
         from scipy.special import erf
 
-        if self.kind == "square" and self.shared == 1 and self.mixture == ((1.0, 1.0),):  # half the work
+        if self.kind == "square" and self.shared == 1 and self.mixture == ((1.0, 1.0),):  # twice as fast
             return np.asarray(erf(np.sqrt(0.5 * np.maximum(w, 0.0))))
         return self.cdf_and_mean(w)[0]
 
@@ -163,19 +163,19 @@ class Drive:
 
 
 GRADIENT = Drive("gradient")
-"""Normal gradients without mean: the first moment."""
+"""Normal gradients with zero mean, for the first moment."""
 
 SQUARE = Drive("square")
-"""Squares of such: the second moment."""
+"""Squares of such gradients, for the second moment."""
 
 WEIGHT = Drive("weight")
-"""Weights: an average of the model."""
+"""Weights, for an average of the model."""
 
 SLOTS = {"exp_avg": GRADIENT, "exp_avg_sq": SQUARE}
 
 
 def as_drive(slot: str | Drive) -> Drive:
-    """A drive, or that of Adam's moment of a name.
+    """Return a drive unchanged, or look up that of one of Adam's moments by name.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Second moments by rows and columns: Adafactor, CAME, SMMF.
+"""Rules with second moments factored into rows and columns: Adafactor, CAME, SMMF.
 
-A tensor of two or more dimensions is taken as a matrix: the first dimension by all others.
+A tensor of two or more dimensions is taken as a matrix, the first dimension by all others.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _whole(shape: Shape) -> Shape | None:
 
 
 def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> StateSlot:
-    """Mean square of each row (`dim` 0) or column (1)."""
+    """The slot of the mean square of each row (`dim` 0) or column (1)."""
 
     def drive(hyper: Hyper, shape: Shape) -> Drive:
         return Drive("square", math.prod(shape[1:]) if dim == 0 else shape[0], whole_first=whole_first)
@@ -60,7 +60,7 @@ def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> St
 
 
 def _outer(row: Tensor, col: Tensor, like: Tensor) -> Tensor:
-    """The matrix whose row and column means these are, if it has rank one, in the shape of `like`."""
+    """Return the rank-one matrix with these row and column means, in the shape of `like`."""
     return by_row(row / torch.clamp(mean(row), min=1e-38), like) * by_column(col, like)
 
 
@@ -71,7 +71,7 @@ def _ema(old: Tensor, new: Tensor, weight: float) -> Tensor:
 def _factored_sq(
     grad: Tensor, states: States, c: Scalars, name: str, weight: float, floor: float
 ) -> tuple[Tensor, States]:
-    """Second moment of a gradient or residual, and its states: ``name`` (of a vector) or ``name_row``, ``name_col``."""
+    """Return the second moment of a gradient or residual, and its states ``name`` or ``name_row`` and ``name_col``."""
     square = grad * grad + floor
     if name in states:
         new = _ema(states[name], square, weight)
@@ -91,23 +91,23 @@ class AdafactorHyper(HyperParameters):
     Parameters
     ----------
     weight_decay
-        As ``torch.optim.Adafactor``: by ``lr * weight_decay``, whatever the rate of the step; the published rule has
-        none.
+        Weights decay by ``lr * weight_decay`` as in ``torch.optim.Adafactor``, whatever the rate of the step. The
+        published rule has no weight decay.
     lr
-        With `relative_step` the cap of ``1 / sqrt(step)``, otherwise the learning rate; both are multiplied by the
-        root mean square of the weights, at least `min_scale`.
+        With `relative_step`, the upper limit of ``1 / sqrt(step)``; otherwise the learning rate. Both are multiplied by
+        the root mean square of the weights, at least `min_scale`.
     decay_power
-        The second moment's decay in step t is ``1 - t**-decay_power``.
+        The decay of the second moment in step t is ``1 - t**-decay_power``.
     momentum
-        Decay of a first moment of the updates; 0: none.
+        Decay of a first moment of the updates; 0 for none.
     clip
         Largest root mean square of an update.
     eps
         Added to squared gradients.
     min_scale
-        Least root mean square of the weights that the rate is multiplied by.
+        Lower bound of the root mean square of the weights by which the rate is multiplied.
     relative_step
-        Whether the rate falls as ``1 / sqrt(step)``, with `lr` as its cap.
+        Whether the rate falls as ``1 / sqrt(step)``, limited to `lr`.
     """
 
     lr: float | Tensor = 1e-2
@@ -128,7 +128,7 @@ class AdaLomoHyper(AdafactorHyper):
 
 
 def _growing(hyper: Hyper) -> float:
-    """Adafactor's decay in the last step; before any, that of step 1000."""
+    """Return Adafactor's decay in the last step, or that of step 1000 before any step."""
     return float(hyper.get("decay", 1 - 1000.0 ** -hyper["decay_power"]))
 
 
@@ -163,7 +163,7 @@ def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
     step = step * (torch.clamp(rms(param), min=c["min_scale"]) * c["rate"])
     if "exp_avg" in states:
         step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
-    return param * c["keep"] - step, new  # the rate is that of the weights before their decay
+    return param * c["keep"] - step, new  # the rate uses the weights before decay
 
 
 ADAFACTOR = Rule(
@@ -191,9 +191,9 @@ class CAMEHyper(HyperParameters):
     Parameters
     ----------
     betas
-        Decays of the update, of the second moment, and of the residual.
+        Decays of the update, of the second moment and of the residual.
     eps
-        Added to squared gradients, and to squared residuals.
+        Added to squared gradients and to squared residuals.
     clip
         Largest root mean square of an update.
     """
@@ -261,10 +261,10 @@ class SMMFHyper(HyperParameters):
     eps
         Added to the root of the second moment.
     momentum, growth
-        The first moment's decay in step t is ``momentum * growth**(t - 1)``.
+        The decay of the first moment in step t is ``momentum * growth**(t - 1)``.
     decay_power
-        The second moment's decay in step t is ``1 - t**-decay_power``. The paper takes 0.5 for convolutional networks
-        and 0.8 for transformers.
+        The decay of the second moment in step t is ``1 - t**-decay_power``. The paper uses 0.5 for convolutional
+        networks and 0.8 for transformers.
     """
 
     eps: float = 1e-8
@@ -274,7 +274,7 @@ class SMMFHyper(HyperParameters):
 
 
 def nearest_square(count: int) -> tuple[int, int]:
-    """Sides of the most nearly square matrix of `count` elements, the longer first.
+    """Return the sides of the most nearly square matrix of `count` elements, the longer first.
 
     Examples
     --------
@@ -286,7 +286,7 @@ def nearest_square(count: int) -> tuple[int, int]:
 
 
 BITS = 24
-"""Signs that one fp32 number holds exactly, as an integer."""
+"""The number of signs that one fp32 number stores exactly, as an integer."""
 
 
 def _smmf_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -319,7 +319,7 @@ def _smmf_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _compress(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Row sums, and column sums over the total: their product keeps all sums, and is exact for rank one."""
+    """Return row sums, and column sums over the total. Their product has the same sums, and is exact for rank one."""
     wide = matrix.double()
     row, col = wide.sum(1), wide.sum(0)
     return row.float(), (col / torch.clamp(col.sum(), min=1e-300)).float()

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a rule: names, defaults and checks in one place, from which an optimizer's signature follows."""
+"""The hyper-parameters of a rule: names, defaults and checks, which also give an optimizer's signature."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
 def as_number(name: str, value: Any) -> float:
-    """A hyper-parameter as a float.
+    """Return a hyper-parameter as a float.
 
     Parameters
     ----------
     name
-        For the message.
+        The name in the message.
     value
         An int, a float or a tensor of one element.
 
     Raises
     ------
     ValueError
-        For anything else: ``None``, a tensor of several elements, and text, as YAML reads ``1e-3``.
+        For anything else: ``None``, a tensor of several elements, or text (YAML reads ``1e-3`` as text).
     """
     try:
         if not isinstance(value, (str, bytes, bool)):
@@ -40,13 +40,13 @@ def as_number(name: str, value: Any) -> float:
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise ``ValueError`` unless an argument is ``True`` or ``False`` (the text ``"false"`` counts as true)."""
+    """Raise ``ValueError`` unless an argument is ``True`` or ``False``, since the text ``"false"`` counts as true."""
     if not isinstance(value, bool) and not (isinstance(value, int) and value in (0, 1)):
         raise ValueError(f"{name} is True or False, got {value!r}")
 
 
 def is_rate(lr: Any) -> bool:
-    """Whether a value works as a learning rate: a finite number, not negative, or a tensor of one."""
+    """Whether a value is a valid learning rate: a finite number that is not negative, or a tensor of one."""
     if isinstance(lr, Tensor):
         lr = lr.item() if lr.numel() == 1 else None
     return isinstance(lr, (float, int)) and not isinstance(lr, bool) and 0.0 <= lr < math.inf
@@ -58,36 +58,36 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class HyperBase:
-    """Base of the hyper-parameters of every rule, which are dataclass fields with their defaults.
+    """The base of the hyper-parameters of every rule, which are dataclass fields with defaults.
 
-    Fields are arguments of the optimizer, in their order; those with ``kw_only=True`` by name alone, those with
-    ``init=False`` not at all, though its groups have them. Numbers must not be negative; those named in
-    :attr:`below_one` (or the numbers of a tuple so named) lie in [0, 1); those in :attr:`free` are left alone. A rule
-    extends :meth:`check` for anything else.
+    The fields are the arguments of the optimizer, in order. Fields with ``kw_only=True`` are keyword-only. Fields with
+    ``init=False`` are not arguments, but its groups have them. Numbers must not be negative. The numbers of fields
+    named in :attr:`below_one` must be in [0, 1). Fields named in :attr:`free` are not checked. A rule extends
+    :meth:`check` for anything else.
     """
 
     below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
     free: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
-        """Raise ``ValueError`` for values that cannot work."""
+        """Raise ``ValueError`` for invalid values."""
         for field in fields(self):
             if field.name not in self.free:
                 _check(field.name, getattr(self, field.name), field.default, field.name in self.below_one)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Names of all hyper-parameters, in order."""
+        """Return the names of all hyper-parameters, in order."""
         return tuple(f.name for f in fields(cls))
 
     @classmethod
     def of(cls, group: Any) -> Self:
-        """From the keys of a parameter group."""
+        """Return the hyper-parameters of a parameter group."""
         return cls(**{f.name: group[f.name] for f in fields(cls) if f.init})
 
 
 def _check(name: str, given: Any, default: Any, below_one: bool) -> None:
-    """``ValueError`` unless a value has the form of the default, and numbers in it are in their range."""
+    """Raise ``ValueError`` unless a value has the form of its default and its numbers are in range."""
     upper = 1.0 if below_one else math.inf
     if isinstance(default, tuple):
         allowed = "numbers in [0, 1)" if below_one else "numbers that are not negative, and finite"
@@ -104,15 +104,15 @@ def _check(name: str, given: Any, default: Any, below_one: bool) -> None:
 
 @dataclass(frozen=True)
 class HyperParameters(HyperBase):
-    """Hyper-parameters that most rules have; a rule's own follow as fields. See :class:`HyperBase`.
+    """The hyper-parameters that most rules have. A rule adds its own as fields. See :class:`HyperBase`.
 
     Parameters
     ----------
     lr
-        Learning rate; a float or a tensor of one element.
+        Learning rate, a float or a tensor of one element.
     weight_decay, decoupled_weight_decay
-        Decoupled: parameters shrink by ``lr * weight_decay`` a step. Coupled: ``weight_decay * param`` is added to the
-        gradient.
+        Decoupled weight decay shrinks parameters by ``lr * weight_decay`` per step. Coupled weight decay adds
+        ``weight_decay * param`` to the gradient.
     """
 
     lr: float | Tensor = 1e-3

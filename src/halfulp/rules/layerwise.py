@@ -1,4 +1,4 @@
-"""Rules that look at the norm of a whole tensor: AdamP, LAMB, LARS."""
+"""Rules that use the norm of a whole tensor: AdamP, LAMB, LARS."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class AdamPHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added to the root of the second moment, bias-corrected, and to norms.
+        Added to the bias-corrected root of the second moment, and to norms.
     delta
-        Weights count as scale-invariant where the cosine with their gradient is below ``delta / sqrt(dimension)``.
+        Weights count as scale-invariant if the cosine with their gradient is below ``delta / sqrt(dimension)``.
     wd_ratio
-        Factor of the weight decay for those.
+        Factor of the weight decay for scale-invariant weights.
     """
 
     delta: float = 0.1
@@ -47,8 +47,8 @@ def _adamp_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _project(param: Tensor, grad: Tensor, step: Tensor, c: Scalars) -> tuple[Tensor, float]:
-    """The step without its radial part, and the factor of weight decay, if the weights are scale-invariant."""
-    for shape in ((param.shape[0], -1), (1, -1)):  # by channel, then the layer as a whole
+    """Return the step without its radial part and the weight decay factor, if the weights are scale-invariant."""
+    for shape in ((param.shape[0], -1), (1, -1)):  # by channel, then for the whole layer
         p, g, s = (x.reshape(shape).double() for x in (param, grad, step))
         p_norm, g_norm = p.norm(dim=1, keepdim=True), g.norm(dim=1, keepdim=True)
         cosine = (p * g).sum(1, keepdim=True).abs() / (p_norm * g_norm + c["eps"])
@@ -86,16 +86,17 @@ class LAMBHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added to the root of the second moment, corrected as `bias_correction` says.
+        Added to the root of the second moment, which is corrected according to `bias_correction`.
     weight_decay, decoupled_weight_decay
-        ``weight_decay * param`` is part of the update whose norm is set, whatever `decoupled_weight_decay` says.
+        ``weight_decay * param`` is part of the update whose norm is scaled, whatever `decoupled_weight_decay` is.
     max_norm
-        Limit of the norm of the weights; ``None``: none. The paper names no value; other libraries take 10.
+        Largest norm of the weights in the scaling; ``None`` for no limit. The paper names no value; other libraries use
+        10.
     bias_correction
-        ``"moments"``: both moments are corrected (the paper's algorithm 2). ``"none"``: neither, as in earlier versions
-        of the paper and in libraries after them, for training with a warm-up. ``"step"``: neither, but the step is
-        divided by ``1 - beta1**t`` after its norm is set, so that the first is ten times too long: as
-        pytorch-optimizer does.
+        ``"moments"`` corrects both moments (the paper's algorithm 2). ``"none"`` corrects neither, as in earlier
+        versions of the paper and libraries based on them, for training with a warm-up. ``"step"`` corrects neither, but
+        divides the step by ``1 - beta1**t`` after scaling its norm, as pytorch-optimizer does, which makes the first
+        step ten times too long.
     """
 
     eps: float = 1e-6
@@ -121,7 +122,7 @@ def _lamb_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _lamb_step(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor, Tensor]:
-    """The step before its norm is set, and the new moments."""
+    """Return the step before its norm is scaled, and the new moments."""
     exp_avg, exp_avg_sq = moments(grad, states, c)
     return normalise(exp_avg, exp_avg_sq, c) + param * c["weight_decay"], exp_avg, exp_avg_sq
 
@@ -132,7 +133,7 @@ def _lamb_measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> di
 
 
 def _lamb_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
-    """The rate, times the factor that gives the step the norm of the weights."""
+    """Return the learning rate times the factor that gives the step the norm of the weights."""
     own, size = min(fp32(sums["param_sq"] ** 0.5), c["max_norm"]), fp32(sums["step_sq"] ** 0.5)
     return {"rate": (fp32(own / size) if own > 0 and size > 0 else 1.0) * c["lr"]}
 
@@ -159,9 +160,9 @@ class LARSHyper(HyperParameters):
     Parameters
     ----------
     momentum
-        Decay of the buffer; each scaled gradient is added undamped.
+        Decay of the buffer. Each scaled gradient is added without dampening.
     weight_decay, decoupled_weight_decay
-        ``weight_decay * param`` is added to the gradients of tensors of two and more dimensions;
+        ``weight_decay * param`` is added to the gradients of tensors with two or more dimensions.
         `decoupled_weight_decay` must be false.
     trust_coefficient
         Norm of a tensor's scaled gradient over that of its weights.

@@ -1,6 +1,6 @@
-"""Rules that take a parameter as a matrix: Muon, SOAP, Conda.
+"""Rules that treat a parameter as a matrix: Muon, SOAP, Conda.
 
-Matrix products and decompositions come from torch: their last bits may depend on the device and the number of threads.
+Matrix products and decompositions come from torch. Their last bits may depend on the device and the number of threads.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["CONDA", "MUON", "MUON_FALLBACK", "SOAP", "CondaHyper", "MuonHyper", 
 
 @dataclass(frozen=True)
 class MuonHyper(MatrixHyper):
-    """Hyper-parameters of Muon, and of the AdamW that takes vectors, embeddings and output layers.
+    """Hyper-parameters of Muon, and of AdamW for vectors, embeddings and output layers.
 
     Parameters
     ----------
     momentum, nesterov
-        Decay of the average of gradients, and whether the new gradient goes in once more.
+        Decay of the average of gradients, and whether to use Nesterov momentum.
     adjust_lr_fn
-        ``"match_rms_adamw"``: updates have the size of AdamW's, so that both parts share a learning rate;
-        ``"original"``: steps are scaled by ``sqrt(max(1, rows / columns))`` only.
+        ``"match_rms_adamw"`` scales updates to the size of AdamW's, so that both parts share a learning rate.
+        ``"original"`` scales steps only by ``sqrt(max(1, rows / columns))``.
     ns_coefficients, ns_steps, ns_eps
-        Coefficients, steps and epsilon of the Newton-Schulz iteration.
+        Coefficients, number of steps and epsilon of the Newton-Schulz iteration.
     betas, eps
-        Betas and epsilon of the fallback.
+        Betas and epsilon of the AdamW fallback.
     fallback
-        Name patterns of matrices that AdamW takes: embeddings and output layers. Vectors always go there. Parameters
-        without names are all taken for hidden layers, which is logged unless this is ``()``.
+        Name patterns of the matrices that AdamW updates: embeddings and output layers. Vectors always use AdamW.
+        Parameters without names are all treated as hidden layers, which is logged unless this is ``()``.
     """
 
     lr: float | Tensor = 1e-3
@@ -68,7 +68,7 @@ class MuonHyper(MatrixHyper):
 
 
 def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Nearly the orthogonal factor of a matrix, by Newton-Schulz: singular values end between about 0.7 and 1.2."""
+    """Return nearly the orthogonal factor of a matrix, by Newton-Schulz. Singular values end up in about [0.7, 1.2]."""
     a, b, c = coefficients
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
@@ -120,8 +120,10 @@ MUON_FALLBACK = ADAM
 
 
 TURNED_SQ = replace(EXP_AVG_SQ, alike=True, least_bits=8)
-"""Second moment in a basis that turns. Beside a first moment in another basis no bound of exact arithmetic limits the
-step where 4 bits have rounded it to zero."""
+"""The second moment in a basis that changes.
+
+The first moment is in another basis, so no exact bound limits the step if 4 bits rounded the second moment to zero.
+"""
 
 
 # ---------------------------------------------------------------- SOAP
@@ -134,9 +136,10 @@ class SOAPHyper(MomentsHyper, MatrixHyper):
     Parameters
     ----------
     period
-        Steps between updates of the eigenbases.
+        Number of steps between updates of the eigenbases.
     max_dim
-        Dimensions longer than this are not rotated; of tensors with more than two dimensions, none is without `split`.
+        Dimensions longer than this are not rotated. Tensors with more than two dimensions are not rotated without
+        `split`.
     """
 
     lr: float | Tensor = 3e-3
@@ -154,7 +157,7 @@ def _square(side: int, limit: int) -> object:
 
 
 def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    first = replace(EXP_AVG, least_bits=8)  # turning spreads its errors over all coordinates
+    first = replace(EXP_AVG, least_bits=8)  # rotation spreads its errors over all coordinates
     slots = [first, TURNED_SQ]
     for side, name in enumerate(("left", "right")):
         shape = _square(side, hyper["max_dim"])
@@ -167,14 +170,15 @@ def _soap_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 def _soap_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     step = ages["exp_avg"]
-    later = {"exp_avg": max(step - 1, 1), "exp_avg_sq": max(ages["exp_avg_sq"] - 1, 1)}  # the first only sets the bases
+    # the first step only sets the bases
+    later = {"exp_avg": max(step - 1, 1), "exp_avg_sq": max(ages["exp_avg_sq"] - 1, 1)}
     turn = float(step > 1 and (step - 1) % max(hyper["period"], 1) == 0)
     later_c = {**moment_scalars(hyper, later), "bound": math.inf}  # the second moment is not rotated with its basis
     return {**later_c, "first": float(step == 1), "turn": turn}
 
 
 def _rotate(x: Tensor, left: Tensor | None, right: Tensor | None, back: bool = False) -> Tensor:
-    """Into the eigenbases, or back."""
+    """Rotate into the eigenbases, or back."""
     if left is not None:
         x = (left if back else left.T) @ x
     if right is not None:
@@ -195,7 +199,7 @@ def _soap(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
         side = 0 if name == "left" else 1
         outer = grad @ grad.T if side == 0 else grad.T @ grad
         gram = states[f"gram_{name}"]
-        gram = (gram + gram.T) / 2  # rounding for storage breaks the symmetry
+        gram = (gram + gram.T) / 2  # storage rounding breaks the symmetry
         gram = new[f"gram_{name}"] = gram + (outer - gram) * c["weight2"]
         if c["first"]:
             new[f"basis_{name}"] = torch.linalg.eigh(gram.double()).eigenvectors.flip(1).float()
@@ -226,9 +230,9 @@ class CondaHyper(MomentsHyper, MatrixHyper):
     Parameters
     ----------
     period
-        Steps from one basis to the next.
+        Number of steps between changes of the basis.
     update_scale
-        Factor of steps that are taken in a basis, those of matrices.
+        Factor of steps that are taken in a basis, which are those of matrices.
     """
 
     period: int = 2000

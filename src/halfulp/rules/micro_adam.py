@@ -1,4 +1,4 @@
-"""MicroAdam: Adam's moments over a window of sparse gradients; what the window leaves out is fed back."""
+"""MicroAdam: Adam's moments over a window of sparse gradients, with feedback of what the window leaves out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from halfulp.rules.transforms import with_weight_decay
 __all__ = ["MICRO_ADAM", "MicroAdamHyper"]
 
 BLOCK = 4096
-"""Elements among which the largest are kept: places in it take 12 bits, so that an fp32 number holds two exactly."""
+"""The block of elements from which the largest are kept. An index in it has 12 bits, so an fp32 number holds two."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class MicroAdamHyper(MomentsHyper):
     Parameters
     ----------
     window
-        Gradients that the moments remember.
+        Number of gradients in the window.
     density
-        Share of each gradient that is kept: the largest of each stretch of 4096 elements.
+        Fraction of each gradient that is kept: the largest elements of each block of 4096.
     """
 
     window: int = 10
@@ -42,7 +42,7 @@ class MicroAdamHyper(MomentsHyper):
 
 
 def _layout(shape: Shape, density: float) -> tuple[int, int, int]:
-    """Blocks, elements of each, and how many of them are kept."""
+    """Return the number of blocks, their size, and the number of elements kept per block."""
     count = math.prod(shape)
     size = max(1, min(BLOCK, count))
     return -(-count // size), size, math.ceil(density * size)
@@ -75,7 +75,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _pack(places: Tensor) -> Tensor:
-    """Two places of 12 bits in each fp32 number."""
+    """Pack two indices of 12 bits into each fp32 number."""
     pairs = torch.nn.functional.pad(places, (0, places.numel() % 2)).reshape(-1, 2)
     return (pairs[:, 0] + pairs[:, 1] * BLOCK).float()
 
@@ -102,7 +102,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
         first.scatter_add_(1, where, value * c["beta1"] ** back)
         second.scatter_add_(1, where, value * value * c["beta2"] ** back)
     step = first * c["gain1"] / (sqrt(second * c["gain2"]) + c["eps"])
-    step = torch.where(second > 0, step, 0.0)  # most elements are in no gradient of the window
+    step = torch.where(second > 0, step, 0.0)  # most elements are not in the window
     count, shape = param.numel(), param.shape
     return param - step.reshape(-1)[:count].reshape(shape) * c["lr"], {
         "error": error.reshape(-1)[:count].reshape(shape), "window": window, "window_index": index,

@@ -22,15 +22,15 @@ class SGDHyper(HyperBase):
     Parameters
     ----------
     lr
-        Learning rate; a float or a tensor of one element.
+        Learning rate, a float or a tensor of one element.
     momentum
-        Decay of the buffer; 0: there is none.
+        Decay of the buffer; 0 for no buffer.
     dampening
-        Damping of the gradients that go into the buffer, except the first.
+        Dampening of the gradients that are added to the buffer, except the first.
     weight_decay
         ``weight_decay * param`` is added to the gradient.
     nesterov
-        Step along gradient plus `momentum` times buffer.
+        Step along the gradient plus `momentum` times the buffer.
     """
 
     lr: float | Tensor = 1e-3
@@ -64,7 +64,7 @@ def _sgd_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 
 def _sgd_scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    first = ages.get("momentum_buffer") == 1  # torch starts the buffer with the gradient itself, undampened
+    first = ages.get("momentum_buffer") == 1  # torch sets the buffer to the first gradient, undampened
     momentum = hyper["momentum"]
     return {
         "l2": hyper["weight_decay"],
@@ -100,11 +100,11 @@ class LionHyper(HyperBase):
     Parameters
     ----------
     lr
-        Learning rate; a float or a tensor of one element.
+        Learning rate, a float or a tensor of one element.
     betas
-        Weight of the buffer in the step, whose sign is taken, and its decay.
+        Weight of the buffer in the step, of which the sign is taken, and decay of the buffer.
     weight_decay
-        Parameters shrink by ``lr * weight_decay`` a step.
+        Parameters shrink by ``lr * weight_decay`` per step.
     """
 
     lr: float | Tensor = 1e-4

@@ -1,4 +1,4 @@
-"""Gravity, complex momentum, CoRe."""
+"""Rules that fit no other module: Gravity, complex momentum, CoRe."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class GravityHyper(HyperParameters):
     Parameters
     ----------
     momentum
-        Where the decay of the velocity ends; in step t it is ``(momentum * t + 1) / (t + 2)``.
+        Limit of the velocity's decay, which is ``(momentum * t + 1) / (t + 2)`` in step t.
     alpha
-        Velocities start at random, with deviation ``alpha / lr``.
+        Velocities start at random, with standard deviation ``alpha / lr``.
     init_seed
-        Seed of these velocities.
+        Seed of the initial velocities.
     """
 
     lr: float | Tensor = 0.1
@@ -92,7 +92,7 @@ class ComplexMomentumHyper(HyperParameters):
     momentum
         Modulus of the coefficient.
     phase
-        Its phase, in [0, pi]: 0 is heavy-ball, pi negative momentum.
+        Phase of the coefficient, in [0, pi]: 0 is heavy-ball, pi is negative momentum.
     """
 
     lr: float | Tensor = 1e-2
@@ -132,7 +132,7 @@ def _complex_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
 
 def _correlations(size: float, phase: float) -> tuple[float, float]:
-    """Correlation of successive values of the real and the imaginary part: the decay of an average like each."""
+    """Return the correlations of successive values of the real and imaginary part, as decays of such averages."""
     turn = cmath.rect(size, phase)
     power, turned = 1 / (1 - size * size), 1 / (1 - turn * turn)  # E |z|**2 and E z**2 in the long run
     real, imag, cross = (power + turned.real) / 2, (power - turned.real) / 2, turned.imag / 2
@@ -159,15 +159,15 @@ class CoReHyper(HyperParameters):
     Parameters
     ----------
     lr
-        First step size of every weight.
+        Initial step size of every weight.
     weight_decay
-        Relative to each weight's own step; `decoupled_weight_decay` must be true.
+        Weight decay, relative to each weight's own step. `decoupled_weight_decay` must be true.
     betas
-        Decay of the gradient at the start and in the end, steps between, decay of the squared gradient.
+        Initial and final decay of the first moment, number of steps between them, and decay of the second moment.
     steps, etas
-        Smallest and largest step size; factors after a change of sign and without.
+        Smallest and largest step size, and the factors after a change of sign and without one.
     eps
-        Added to the root of the second moment, bias-corrected.
+        Added to the bias-corrected root of the second moment.
     """
 
     weight_decay: float = 0.1
@@ -206,7 +206,7 @@ def _core_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     beta1, beta2 = _core_beta(hyper, age), hyper["betas"][3]
     (low, high), (down, up) = hyper["steps"], hyper["etas"]
     bound = math.inf
-    if hyper["bound_update"]:  # as Adam's, with the least favourable of all decays so far in each place
+    if hyper["bound_update"]:  # Adam's bound, with the worst of all decays so far in each place
         least, most = sorted(hyper["betas"][:2])
         largest = max_ratio(most, beta2, max(age, ages["exp_avg_sq"])) * (1 - most**age) / (1 - most)
         bound = largest * (1 - least) / (1 - beta1**age) * (1 + 1e-6)

@@ -1,7 +1,7 @@
-"""Parameters that are several matrices: stacked experts, fused projections, convolutions.
+"""Parameters that consist of several matrices: stacked experts, fused projections, convolutions.
 
-A rule that takes a parameter as a matrix mixes the elements of what is stored in one tensor. :func:`in_parts` makes a
-rule that treats each part as a parameter of its own.
+A rule that treats a parameter as one matrix mixes all elements of a tensor. :func:`in_parts` makes a rule that treats
+each part as a parameter of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from halfulp.rules.slots import Hyper, Shape, StateSlot
 __all__ = ["MatrixHyper", "Split", "in_parts", "tell_ambiguous"]
 
 FUSED = ("*qkv*", "*c_attn*", "*in_proj_weight", "*query_key_value*", "*gate_up*", "*w13*", "*kv_proj*", "*Wqkv*")
-"""Names that models give to matrices which stand side by side in one tensor."""
+"""Names that models give to several matrices stored side by side in one tensor."""
 ALLOWED = (
     "split is None, 'flat' (dimension 0 by all others, as for convolutions), 'stacked' (the last two dimensions are "
     "those of a matrix, as for experts), 'rows:3' or 'rows:2048,512,512' (parts along the rows, as of a fused QKV), "
@@ -34,16 +34,16 @@ ALLOWED = (
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixHyper(HyperParameters):
-    """Hyper-parameters of rules that take a parameter as a matrix.
+    """Hyper-parameters of rules that treat a parameter as a matrix.
 
     Parameters
     ----------
     split
-        Which matrices a parameter of the group consists of, each of which is treated alone. ``None``: it is one, of
-        dimension 0 by all others; what looks like several is logged. ``"flat"``: the same, without a log line.
-        ``"stacked"``: the last two dimensions are those of a matrix (experts). ``"rows:3"``, ``"rows:2048,512,512"``:
-        parts along the rows, equal or of these sizes (a fused QKV). ``"columns:3"``: along the columns.
-        ``"stacked rows:2"``: both. Give it in the group of the parameters that it is for.
+        How to split a parameter of the group into matrices that are updated separately. ``None`` takes it as one
+        matrix, dimension 0 by all others, and logs parameters that look like several. ``"flat"`` does the same without
+        logging. ``"stacked"`` takes the last two dimensions as a matrix (experts). ``"rows:3"`` and
+        ``"rows:2048,512,512"`` split the rows into equal parts or parts of these sizes (a fused QKV). ``"columns:3"``
+        splits the columns. ``"stacked rows:2"`` does both. Set it in the group of the parameters concerned.
     """
 
     split: str | None = None
@@ -59,16 +59,16 @@ class MatrixHyper(HyperParameters):
 
 @dataclass(frozen=True)
 class Split:
-    """How a tensor of two or more dimensions is cut into matrices.
+    """How a tensor of two or more dimensions is split into matrices.
 
     Parameters
     ----------
     stacked
-        Whether the dimensions before the last two count matrices; else dimension 0 is by all others.
+        Whether the dimensions before the last two index matrices. Otherwise, the matrix is dimension 0 by all others.
     dim
-        Along which each of these is cut: 0 for rows, 1 for columns.
+        The dimension along which each matrix is split: 0 for rows, 1 for columns.
     sizes
-        Number of equal parts, or the size of each.
+        The number of equal parts, or the size of each part.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Split:
 
     @classmethod
     def of(cls, text: str) -> Split:
-        """From the text of a group; ``ValueError`` for any other."""
+        """Parse the text of a group. Raise ``ValueError`` for invalid text."""
         found = re.fullmatch(r"(flat|stacked)?(?:(?:^| )(rows|columns):(\d+(?:,\d+)*))?", text) if text else None
         if found is None:
             raise ValueError(f"{ALLOWED}; got {text!r}")
@@ -93,7 +93,7 @@ class Split:
         return cls(kind == "stacked", int(along == "columns"), sizes[0] if len(sizes) == 1 else sizes)
 
     def _matrices(self, shape: Shape) -> Shape:
-        """Number of matrices before they are cut, and their sides."""
+        """Return the number of matrices before splitting, and their sides."""
         if self.stacked:
             return (math.prod(shape[:-2]), *shape[-2:])
         return (1, shape[0], math.prod(shape[1:]))
@@ -113,18 +113,18 @@ class Split:
         return ("rows", "columns")[self.dim]
 
     def shapes(self, shape: Shape) -> list[Shape]:
-        """Shape of each matrix of a tensor of a shape; ``ValueError`` where the sizes do not fit."""
+        """Return the shape of each matrix of a tensor of this shape. Raise ``ValueError`` if the sizes do not fit."""
         count, rows, columns = self._matrices(shape)
         cut: list[Shape] = [(n, columns) if self.dim == 0 else (rows, n) for n in self._sizes(shape)]
         return cut * count
 
     def parts(self, x: Tensor) -> list[Tensor]:
-        """Each matrix, a view where the memory allows it."""
+        """Return each matrix, as a view if the memory layout allows it."""
         sizes = self._sizes(tuple(x.shape))
         return [part for whole in x.reshape(self._matrices(tuple(x.shape))) for part in whole.split(sizes, self.dim)]
 
     def joined(self, parts: Sequence[Tensor], shape: Shape) -> Tensor:
-        """The tensor of a shape that has these matrices."""
+        """Join matrices to a tensor of this shape."""
         each = len(self._sizes(shape))
         whole = [torch.cat(list(parts[i : i + each]), self.dim) for i in range(0, len(parts), each)]
         return torch.stack(whole).reshape(shape)
@@ -132,10 +132,10 @@ class Split:
 
 @lru_cache(maxsize=256)
 def in_parts(rule: Rule, split: Split) -> Rule:
-    """A rule that treats each matrix of a parameter as a parameter of its own; vectors as they are.
+    """Return a rule that treats each matrix of a parameter as its own parameter. Vectors are treated as before.
 
-    States of the parameter's shape keep it. Of others there is one for each matrix, along a new first dimension; they
-    need matrices of one shape.
+    States of the parameter's shape keep that shape. Other states have one entry per matrix, along a new first
+    dimension, and need matrices of the same shape.
     """
 
     def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -177,7 +177,7 @@ def _shape(slot: StateSlot, split: Split, shape: Shape) -> Shape | None:
 
 
 def tell_ambiguous(title: str, name: str | None, label: str, shape: Shape) -> None:
-    """Say that a parameter without ``split=`` may be several matrices, or none."""
+    """Warn that a parameter without ``split=`` may be several matrices, or none."""
     fused = next((p for p in FUSED if name is not None and fnmatch.fnmatchcase(name, p)), None)
     if len(shape) == 3:
         why = f"has shape {shape}: a stack of {shape[0]} matrices ('stacked'), or a convolution ('flat')?"

@@ -1,14 +1,14 @@
-"""Programs: what a rule does, as a straight line of operations from which code can be generated.
+"""Programs: a rule as a straight-line list of operations, from which code is generated.
 
-:func:`halfulp.rules.tracing.trace` runs a rule's ``update`` (or ``measure``) on symbols instead of tensors. What comes
-out are :class:`Branches`: one :class:`Program` for each way that the rule's conditions on its scalars can go
-(``c["l2"] != 0.0``). A rule stays ordinary torch code; what a program cannot say raises
-:class:`~halfulp.rules.tracing.ProgramError`, which names the operation, the file and the line.
+:func:`halfulp.rules.tracing.trace` runs a rule's ``update`` (or ``measure``) on symbols instead of tensors. The result
+is :class:`Branches`, with one :class:`Program` for each combination of outcomes of the rule's conditions on its scalars
+(``c["l2"] != 0.0``). A rule remains ordinary torch code. If it does something that a program cannot express,
+:class:`~halfulp.rules.tracing.ProgramError` names the operation, the file and the line.
 
-A program is a list of operations, each the definition of one value, numbered by its place in the list. Values have one
-of three types: ``float`` (fp32), ``mask`` and ``int`` (int32). Every operation rounds by itself, to nearest even,
-subnormals kept. A value is *uniform* if it depends on nothing but scalars, numbers and constants: it is the same for
-all elements of a tensor.
+A program is a list of operations, each of which defines one value. A value's number is its position in the list. Values
+have one of three types: ``float`` (fp32), ``mask`` and ``int`` (int32). Every operation rounds separately, to nearest
+even, and keeps subnormals. A value is *uniform* if it depends only on scalars, numbers and constants. It is then the
+same for all elements of a tensor.
 
 ========================= ============ ===========================================================================
 operation                 result       meaning
@@ -36,9 +36,9 @@ operation                 result       meaning
 ``shift_right`` [n]       int          ``a >> n``, the sign bit repeated
 ========================= ============ ===========================================================================
 
-Outputs are numbers of values: ``param`` (``None`` where the rule leaves it alone), ``new_states`` and ``new_numbers``
-in the order of ``states`` and ``numbers``, and ``sums``. No two operations of a program are the same, and each is
-needed for an output. A rule that needs sums within its update is several programs (:mod:`halfulp.rules.stages`).
+Outputs are numbers of values: ``param`` (``None`` if the rule does not change it), ``new_states`` and ``new_numbers``
+in the order of ``states`` and ``numbers``, and ``sums``. No two operations of a program are the same, and an output
+depends on each of them. A rule that needs sums within its update is several programs (:mod:`halfulp.rules.stages`).
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ __all__ = [
 FLOATS = (
     "param", "grad", "state", "number", "row", "column", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs",
     "sqrt", "sign", "max", "min", "select", "from_bits", "to_float",
-    "vector", "by_row", "by_column", "mean", "row_means", "column_means", "norm", "rms",  # of rules.stages
+    "vector", "by_row", "by_column", "mean", "row_means", "column_means", "norm", "rms",  # from rules.stages
 )  # fmt: skip
 MASKS = ("lt", "le", "eq", "ne", "and", "or", "not")
 INTS = ("bits", "rounded", "add_int", "sub_int", "shift_left", "shift_right")
 TYPES = {name: kind for names, kind in ((FLOATS, "float"), (MASKS, "mask"), (INTS, "int")) for name in names}
-"""Type of the result of every operation."""
+"""The type of the result of every operation."""
 
 
 class Op(NamedTuple):
-    """One operation: its name, the values it takes, and what it is *of* (see the table above)."""
+    """One operation: its name, the values it takes, and its parameter in brackets (see the table above)."""
 
     name: str
     args: tuple[int, ...] = ()
@@ -81,10 +81,10 @@ class Op(NamedTuple):
 class Sum(NamedTuple):
     """An output of a measuring program, in float64.
 
-    `kind` is ``"sum"``: of ``a * b``, exact products in float64, in the order of :func:`halfulp.rules.base.total`
-    (``b`` is ``None``: of ``a``); ``"rows"`` or ``"columns"``: the same of each row or column, in the order of
-    :func:`~halfulp.rules.base.row_means` and :func:`~halfulp.rules.base.column_means`; or ``"largest"``: the largest
-    magnitude of ``a``, NaN above all.
+    `kind` ``"sum"`` is the sum of ``a * b`` (of ``a`` if ``b`` is ``None``), with exact float64 products, in the order
+    of :func:`halfulp.rules.base.total`. ``"rows"`` and ``"columns"`` are the same for each row or column, in the order
+    of :func:`~halfulp.rules.base.row_means` and :func:`~halfulp.rules.base.column_means`. ``"largest"`` is the largest
+    magnitude of ``a``, or NaN if any is NaN.
     """
 
     name: str
@@ -93,25 +93,25 @@ class Sum(NamedTuple):
     b: int | None = None
 
     def at(self, place: Mapping[int, int]) -> Sum:
-        """The same of values with other numbers."""
+        """Return the same sum for renumbered values."""
         return self._replace(a=place[self.a], b=None if self.b is None else place[self.b])
 
 
 @dataclass(frozen=True)
 class Program:
-    """A straight line of operations; see the module.
+    """A straight-line list of operations. See the module.
 
     Parameters
     ----------
     states, numbers
-        Names of the states that it reads: those of the parameter's shape, and those of one element.
+        The names of the states that it reads: those of the parameter's shape, and those of one element.
     scalars
-        Expressions in ``c``, the rule's scalars, in the order of their first use: evaluated in Python floats, each
-        rounded once to fp32.
+        Expressions in ``c``, the rule's scalars, in the order of their first use. They are evaluated in Python floats,
+        and each is rounded once to fp32.
     ops, param, new_states, new_numbers, sums
-        Operations and outputs.
+        The operations and the outputs.
     rows, columns
-        Names of the vectors that it reads: those with a value for each row, and for each column.
+        The names of the vectors that it reads: those with one value per row, and those with one per column.
     """
 
     states: tuple[str, ...]
@@ -127,20 +127,20 @@ class Program:
 
     @cached_property
     def terms(self) -> tuple[tuple[int, int | None, str], ...]:
-        """What sums are of, each once: `a`, `b`, and ``"sum"``, ``"largest"`` or (rows and columns) ``"vectors"``."""
+        """The distinct terms of the sums: `a`, `b`, and ``"sum"``, ``"largest"`` or ``"vectors"`` (rows, columns)."""
         return tuple(dict.fromkeys(map(self.term_of, self.sums)))
 
     @staticmethod
     def term_of(one: Sum) -> tuple[int, int | None, str]:
-        """The one of :attr:`terms` that a sum is of."""
+        """Return the term of a sum, one of :attr:`terms`."""
         return one.a, one.b, "vectors" if one.kind in ("rows", "columns") else one.kind
 
     vectors = ()
-    """States that are vectors: none."""
+    """States that are vectors. A plain program has none."""
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """Itself, which is all that a step takes."""
+        """The programs of a step: this one."""
         return (self,)
 
     @cached_property
@@ -154,19 +154,19 @@ class Program:
 
     @cached_property
     def uniforms(self) -> tuple[int, ...]:
-        """Uniform values, constants apart, that element-wise operations and outputs take: a kernel's inputs."""
+        """The uniform values, except constants, that elementwise operations and outputs use: the inputs of a kernel."""
         taken = [i for k, op in enumerate(self.ops) if not self.uniform[k] for i in op.args]
         taken += [i for i in (self.param, *self.new_states) if i is not None]
         taken += [i for s in self.sums for i in (s.a, s.b) if i is not None]
         return tuple(i for i in sorted(set(taken)) if self.uniform[i] and self.ops[i].name != "constant")
 
     def reads(self, name: str) -> bool:
-        """Whether an operation of this name is in it."""
+        """Whether the program contains an operation of this name."""
         return any(op.name == name for op in self.ops)
 
     @cached_property
     def code(self) -> str:
-        """All of it that code depends on, one operation a line; no names of states, no expressions of scalars."""
+        """The text that generated code depends on, one operation per line, without names of states or scalars."""
         lines = [f"{len(self.states)} states, {len(self.numbers)} numbers"]
         lines += [f"{len(self.rows)} rows, {len(self.columns)} columns"] if self.rows or self.columns else []
         for k, (name, args, of) in enumerate(self.ops):
@@ -178,16 +178,16 @@ class Program:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that name the code."""
+        """Sixteen hexadecimal digits that identify the code."""
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
     def scalar_values(self, c: Scalars) -> tuple[float, ...]:
-        """Its scalars in a step, rounded to fp32."""
+        """Return the program's scalars in a step, rounded to fp32."""
         return scalar_values(self.scalars, c)
 
 
 def scalar_values(sources: tuple[str, ...], c: Scalars) -> tuple[float, ...]:
-    """Expressions in the scalars of a step, rounded to fp32."""
+    """Evaluate expressions in the scalars of a step, rounded to fp32."""
     return all_of_fp32(_scalars(sources)(c))
 
 
@@ -198,39 +198,39 @@ def _scalars(sources: tuple[str, ...]) -> Callable[[Scalars], tuple[float, ...]]
 
 
 def _function(expression: str) -> Any:
-    """A function of ``c`` from an expression that symbols have put together."""
+    """Return a function of ``c`` from an expression that symbols have built."""
     return eval(f"lambda c: {expression}", {"inf": float("inf"), "nan": float("nan")})
 
 
 @dataclass(frozen=True)
 class Branches:
-    """The programs of a rule under given states, and which of them a step takes.
+    """The programs of a rule for given states, and the choice between them in a step.
 
-    They are :class:`~halfulp.rules.stages.Staged`, where the rule has sums within its update.
+    The programs are :class:`~halfulp.rules.stages.Staged` if the rule has sums within its update.
     """
 
     programs: tuple[Any, ...]
     source: str
-    """Expression in ``c`` whose value is the number of the program."""
+    """An expression in ``c`` whose value is the number of the program."""
 
     @cached_property
     def number(self) -> Callable[[Scalars], int]:
-        """Number of the program that scalars choose."""
+        """A function from scalars to the number of their program."""
         chosen: Callable[[Scalars], int] = _function(self.source)
         return chosen
 
     def choose(self, c: Scalars) -> Any:
-        """The program that scalars choose."""
+        """Return the program for these scalars."""
         return self.programs[self.number(c)]
 
 
 def is_number(slot: StateSlot) -> bool:
-    """Whether a state is one number a tensor, whatever the shape of the parameter."""
+    """Whether a state is one number per tensor, whatever the shape of the parameter."""
     return _shape_beside(slot, (2,)) == ()
 
 
 def _shape_beside(slot: StateSlot, param: Shape) -> Shape | None:
-    """Shape of a state of a parameter that nobody has; ``None`` where its rule has no such parameters."""
+    """Return the shape of a state for a made-up parameter shape, or ``None`` if the rule does not allow that shape."""
     try:
         return slot.shape(param)
     except (ValueError, IndexError):
@@ -238,9 +238,9 @@ def _shape_beside(slot: StateSlot, param: Shape) -> Shape | None:
 
 
 def extent_of(slot: StateSlot, ndim: int) -> str | None:
-    """What a state has a value for: each element of the ``"tensor"``, each of its ``"rows"`` or ``"columns"``.
+    """Return what a state has one value for: each element of the ``"tensor"``, each of its ``"rows"`` or ``"columns"``.
 
-    ``"number"``: it is one value. ``None``: it has another shape.
+    The result is ``"number"`` for a single value, and ``None`` for a state of another shape.
     """
     if is_number(slot):
         return "number"
@@ -251,9 +251,9 @@ def extent_of(slot: StateSlot, ndim: int) -> str | None:
 def cut(
     ops: Sequence[Op], outputs: Iterable[int], scalars: Sequence[str], leaf: Callable[[int], Op | None] = lambda i: None
 ) -> tuple[tuple[Op, ...], tuple[str, ...], dict[int, int]]:
-    """What outputs need, up to the values in whose place `leaf` has an operation without arguments.
+    """Return the operations that outputs need. `leaf` may replace a value by an operation without arguments.
 
-    Returned are operations, scalars, and the new number of each value by its old one.
+    The result is the operations, the scalars, and a mapping from old to new value numbers.
     """
     needed: dict[int, Op] = {}
     pending = list(outputs)
@@ -269,14 +269,14 @@ def cut(
 
 
 def used(ops: Sequence[Op], names: Sequence[str]) -> tuple[tuple[Op, ...], dict[str, tuple[int, ...]]]:
-    """Operations whose inputs of some names are numbered without gaps, and the numbers that these had."""
+    """Renumber the inputs of some names without gaps. Return the operations, and the old numbers by name."""
     read = {name: tuple(dict.fromkeys(int(op.of or 0) for op in ops if op.name == name)) for name in names}
     place = {(name, float(k)): new for name, found in read.items() for new, k in enumerate(found)}
     return tuple(op._replace(of=place[op.name, float(op.of or 0)]) if op.name in read else op for op in ops), read
 
 
 def spoilt(ops: Sequence[Op], start: int) -> set[int]:
-    """Values that are sure to be infinite or NaN where a value is."""
+    """Return the values that are certainly infinite or NaN if the value `start` is."""
     found = {start}
     for k, (name, args, _) in enumerate(ops):
         carriers = {"neg": 1, "abs": 1, "sqrt": 1, "div": 1, "add": 2, "sub": 2, "mul": 2}.get(name, 0)
@@ -307,21 +307,21 @@ EVALUATE: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = False) -> list[Any]:
-    """Every value of a program, in numpy.
+    """Evaluate every value of a program in numpy.
 
     Parameters
     ----------
     program
         The program.
     values
-        By the name of an operation: ``param`` and ``grad``, fp32 arrays; ``state``, ``number`` and ``scalar``, lists of
-        arrays and numbers; ``row`` and ``column``, lists of vectors.
+        Inputs by the name of their operation: ``param`` and ``grad`` are fp32 arrays; ``state``, ``number`` and
+        ``scalar`` are lists of arrays and numbers; ``row`` and ``column`` are lists of vectors.
     only_uniform
-        Leave out what is not uniform (``None`` in its place).
+        Whether to skip values that are not uniform (``None`` in their place).
 
     Returns
     -------
-    A list with one entry an operation.
+    A list with one entry per operation.
     """
     found: list[Any] = []
     with np.errstate(all="ignore"):

@@ -1,9 +1,9 @@
-"""Declaration of optimizer states.
+"""The declaration of optimizer states.
 
-A rule declares each of its states as a :class:`StateSlot`; the engine stores it with a
-:class:`~halfulp.numbers.quantizer.Quantizer`. Stored tensors are plain ones under torch-like keys:
-for a slot ``exp_avg`` the codes are ``exp_avg``, the scales ``exp_avg_scale`` (where the format has them), and
-``exp_avg_age`` counts the steps since the slot was last zero, which is what its bias correction takes.
+A rule declares each of its states as a :class:`StateSlot`, and the engine stores it with a
+:class:`~halfulp.numbers.quantizer.Quantizer`. States are stored as plain tensors with keys like torch's. For a slot
+``exp_avg``, the codes are ``exp_avg`` and the scales are ``exp_avg_scale`` (if the format has them). ``exp_avg_age``
+counts the steps since the slot was last zero, for its bias correction.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ class StateSlot:
     Parameters
     ----------
     name
-        Key in the optimizer's state, as in torch: ``exp_avg``, ``exp_avg_sq``, ``momentum_buffer`` ...
+        The key in the optimizer's state, as in torch: ``exp_avg``, ``exp_avg_sq``, ``momentum_buffer`` ...
     signed
-        ``False`` for a state that is never negative: it may use an unsigned format.
+        ``False`` for a state that is never negative. It may use an unsigned format.
     decay
-        The coefficient ``beta`` of ``beta * state + gain * drive``, from the group's hyper-parameters, over which the
-        scalars of the last step are laid (for a decay that changes from step to step).
+        The coefficient ``beta`` of ``beta * state + gain * drive``, as a function of the group's hyper-parameters.
+        Scalars of the last step override these, for a decay that changes from step to step.
     drive
-        What the state averages, see :class:`~halfulp.rules.drives.Drive`; a function of the hyper-parameters and the
-        parameter's shape where it depends on these. Of a state without it nothing is predicted.
+        What the state averages (see :class:`~halfulp.rules.drives.Drive`), or a function of the hyper-parameters and
+        the parameter's shape that returns it. Without a drive, nothing is predicted.
     alike
-        Its inputs are not the gradients of the same element (or their squares) but something that varies as these do.
+        Whether its inputs are not the gradients of the same element (or their squares), but vary like them.
     stalls_as
-        Decay and age of the plain average from zero whose updates stall as its own, where these are not `decay` and
-        the steps since it was zero: a function of the hyper-parameters (with the scalars of the last step), the
-        parameter's shape and the age that the update meets; ``None`` for none.
+        A function of the hyper-parameters (with the scalars of the last step), the parameter's shape and the state's
+        age before the update. It returns the decay and age of the plain average from zero whose updates stall like this
+        state's, or ``None`` if there is none. By default, these are `decay` and the state's own age.
     gain
-        The factor of the drive, ``1 - beta`` unless given.
+        The factor of the drive, by default ``1 - beta``.
     shape
-        Shape of the state from the shape of the parameter; ``None`` for parameters that do not have it.
+        The shape of the state, from the shape of the parameter; ``None`` for parameters that do not have it.
     exact
-        Never quantized: a scalar, a small vector, a basis, anything that rounding would break. Stays in fp32.
+        Never quantize this state. For scalars, small vectors, bases, and anything else that rounding would break.
     least_bits
-        Bits that it needs: where one ``state=`` for all slots has fewer, this one is stored as ``"8bit"``. A format
-        that is given for this slot by name is taken as it is.
+        The number of bits that it needs. If one ``state=`` for all slots has fewer bits, this slot is stored as
+        ``"8bit"``. A format given for this slot by name is used as it is.
     rounding
-        Overrides the optimizer's rounding unless that is given by slot (a running maximum keeps every overshoot of
-        stochastic rounding, so it asks for nearest).
+        Overrides the optimizer's rounding, unless that is given by slot. (A running maximum would keep every overshoot
+        of stochastic rounding, so it uses nearest.)
     init
-        Initial value, from the parameter; zero without.
+        The initial value, from the parameter; by default zero.
     """
 
     name: str
@@ -83,18 +83,18 @@ class StateSlot:
     init: Callable[[Tensor], Tensor] | None = None
 
     def coefficients(self, hyper: Hyper) -> tuple[float, float]:
-        """``(beta, gain)`` under given hyper-parameters."""
+        """Return ``(beta, gain)`` under given hyper-parameters."""
         beta = self.decay(hyper)
         return beta, 1.0 - beta if self.gain is None else self.gain(hyper)
 
     def averages(self, hyper: Hyper, shape: Shape) -> Drive | None:
-        """Drive of the state of a parameter with a shape; ``None`` where theory has none."""
+        """Return the drive of the state for a parameter of this shape, or ``None`` if there is no theory for it."""
         return self.drive(hyper, shape) if callable(self.drive) else self.drive
 
     def average(self, hyper: Hyper, shape: Shape, age: int) -> tuple[Drive, float, float] | None:
-        """Drive, decay and age of the plain average that the update which meets this state at an age stalls as.
+        """Return the drive, decay and age of the plain average that stalls like this state at an age.
 
-        What :func:`halfulp.theory.predict.predict` takes; ``None`` where there is no theory.
+        These are the arguments of :func:`halfulp.theory.predict.predict`. The result is ``None`` if there is no theory.
 
         Examples
         --------

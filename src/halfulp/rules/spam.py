@@ -23,16 +23,16 @@ class SPAMHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added to the root of the second moment, not bias-corrected, as the authors do.
+        Added to the uncorrected root of the second moment, as in the authors' code.
     threshold
-        A coordinate is a spike where its squared gradient exceeds `threshold` times its second moment; 0: never.
+        A coordinate is a spike if its squared gradient exceeds `threshold` times its second moment; 0 for never.
     period
-        Steps between resets of both moments; 0: never. Unlike ``reset=``, these do not restart the bias correction, and
-        are followed by a warm-up instead.
+        Number of steps between resets of both moments; 0 for never. Unlike ``reset=``, these resets do not restart the
+        bias correction. A warm-up follows them instead.
     warmup
-        Steps of that warm-up, a cosine from 0.01 to 1.
+        Number of steps of that warm-up, a cosine from 0.01 to 1.
     patience
-        Steps after a reset (and at the start) without clipping.
+        Number of steps without clipping after a reset and at the start.
     """
 
     eps: float = 1e-6
@@ -43,7 +43,7 @@ class SPAMHyper(MomentsHyper):
 
 
 def _moment(name: str, which: int, drive: Drive) -> StateSlot:
-    """A moment whose decay is zero in a step that starts it anew."""
+    """A moment whose decay is zero in a step that resets it."""
 
     def stalls_as(h: Hyper, shape: Shape, age: int) -> tuple[float, float]:
         return h["betas"][which], min(age, h.get("since", age))

@@ -1,7 +1,8 @@
-"""An update with sums within it, as several programs: what is measured in each pass over a tensor, and the update.
+"""Updates that contain sums, split into several programs: the measuring passes over a tensor, and the update.
 
-The operations of such an update are those of a program (:mod:`halfulp.rules.program`), on values of four *extents*: one
-for each element of the ``"tensor"``, for each of its ``"rows"`` or ``"columns"``, or one ``"number"``; and these:
+Such an update has the operations of a program (:mod:`halfulp.rules.program`) and those below. Its values have one of
+four *extents*: one per element of the ``"tensor"``, one for each of its ``"rows"`` or ``"columns"``, or one
+``"number"``.
 
 ================================ ========= ==========================================================================
 operation                        extent    meaning
@@ -13,8 +14,8 @@ operation                        extent    meaning
 ``mean``                         number    of a vector: :func:`halfulp.rules.base.mean`
 ================================ ========= ==========================================================================
 
-Values for elements are computed in programs, pass after pass. The others are few: :class:`Staged` computes them in
-between, in numpy, with the same bits on every backend.
+Values per element are computed by programs, pass after pass. There are few other values. :class:`Staged` computes them
+between the passes in numpy, with the same bits on every backend.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from halfulp.rules.program import EVALUATE, Op, Program, Sum, cut, evaluate, sca
 __all__ = ["Stage", "Staged", "staged", "work_out"]
 
 SUMS = {"norm": "sum", "rms": "sum", "row_means": "rows", "column_means": "columns"}
-"""What is measured for an operation."""
+"""The kind of sum to measure for each operation."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A program, and which values it takes: of numbers, rows and columns."""
+    """A program, and the values that are its numbers, rows and columns."""
 
     program: Program
     numbers: tuple[int, ...]
@@ -48,29 +49,31 @@ class Stage:
     columns: tuple[int, ...]
 
     def inputs(self, found: list[Any]) -> dict[str, list[Any]]:
-        """These values."""
+        """Return these values."""
         places = {"number": self.numbers, "row": self.rows, "column": self.columns}
         return {name: [found[k] for k in of] for name, of in places.items()}
 
 
 @dataclass(frozen=True)
 class Staged:
-    """An update as passes over a tensor; see the module.
+    """An update as passes over a tensor. See the module.
 
     Parameters
     ----------
     states, numbers, vectors, scalars
-        As a :class:`~halfulp.rules.program.Program` has them; and the states that are vectors, each with its extent.
+        As in a :class:`~halfulp.rules.program.Program`. `vectors` are the states that are vectors, each with its
+        extent.
     ops, extents
-        All operations, and what each has a value for.
+        All operations, and the extent of each.
     levels
-        Of each operation, after how many rounds of measuring it is known.
+        The number of measuring rounds after which each operation is known.
     rounds
-        What is measured. If every sum is finite, so are the gradient and all new states of the tensor's shape.
+        The measuring passes. If every sum is finite, the gradient and all new states of the tensor's shape are finite
+        too.
     update
         The last pass.
     new_numbers, new_vectors
-        Operations.
+        The operations that give the new states.
     """
 
     states: tuple[str, ...]
@@ -92,12 +95,12 @@ class Staged:
 
     @cached_property
     def _small(self) -> list[list[int]]:
-        """Operations that are computed here, by level."""
+        """The operations that are computed in numpy, by level."""
         small = [k for k, op in enumerate(self.ops) if self.extents[k] != "tensor" and op.name not in SUMS]
         return [[k for k in small if self.levels[k] == level] for level in range(len(self.rounds) + 1)]
 
     def begin(self, c: Scalars, numbers: list[float], vectors: list[Any]) -> list[Any]:
-        """Values that are known before anything is measured, one entry an operation, ``None`` for others."""
+        """Return the values known before any measurement, with one entry per operation (``None`` for unknown ones)."""
         found: list[Any] = [None] * len(self.ops)
         given = {"scalar": scalar_values(self.scalars, c), "number": numbers, "vector": vectors}
         for k, (name, _, of) in enumerate(self.ops):
@@ -107,7 +110,7 @@ class Staged:
         return found
 
     def proceed(self, found: list[Any], level: int, sums: Mapping[str, Any], rows: int, cols: int) -> bool:
-        """Add what follows from the sums of a round to the values; whether all sums are finite."""
+        """Add the values that depend on the sums of a round. Return whether all sums are finite."""
         for name, value in sums.items():
             value, k = torch.as_tensor(value, dtype=torch.float64), int(name)
             if not bool(value.isfinite().all()):
@@ -130,21 +133,21 @@ class Staged:
 
 
 def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -> dict[str, Any]:
-    """What a program gives of arrays, in numpy, by name: ``param`` and states, or sums.
+    """Run a program on arrays in numpy. Return ``param`` and states, or sums, by name.
 
     Parameters
     ----------
     program
         The program.
     arrays
-        ``param``, ``grad`` and states.
+        The arrays ``param`` and ``grad``, and the states.
     c
-        The rule's scalars.
+        The scalars of the rule.
 
     Raises
     ------
     ValueError
-        A sum within an update is not finite.
+        If a sum within an update is not finite.
     """
     if isinstance(program, Program):
         got = _evaluated(program, arrays, c, number=[arrays[name] for name in program.numbers])
@@ -172,13 +175,13 @@ def _evaluated(program: Program, arrays: Mapping[str, Any], c: Scalars, **values
 
 
 def _updated(program: Program, values: list[Any]) -> dict[str, Any]:
-    """The new parameter and states of the tensor's shape, from all values of a program."""
+    """Return the new parameter and the new states of the tensor's shape, from all values of a program."""
     param = {} if program.param is None else {"param": values[program.param]}
     return param | {name: values[k] for name, k in zip(program.states, program.new_states, strict=True)}
 
 
 def _summed(program: Program, values: list[Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """The sums of a measuring program, from all its values."""
+    """Return the sums of a measuring program, from all its values."""
     rows, cols = rows_and_cols(shape)
 
     def tensor(k: int) -> Tensor:
@@ -200,7 +203,7 @@ def staged(
     vectors: tuple[tuple[str, str], ...], scalars: tuple[str, ...], param: int | None, new_states: tuple[int, ...],
     new_numbers: tuple[int, ...], new_vectors: tuple[int, ...],
 ) -> Staged:  # fmt: skip
-    """Cut an update into passes: each sum is measured as soon as what it is of can be computed."""
+    """Split an update into passes. Each sum is measured as soon as its term can be computed."""
     outputs = [*([] if param is None else [param]), *new_states, *new_numbers, *new_vectors]
     ops, scalars, place = cut(ops, [*outputs, ops.index(Op("grad"))], scalars)
     extents = tuple(extents[old] for old in place)
@@ -217,7 +220,7 @@ def staged(
             sums[levels[args[0]]].append(Sum(str(k), SUMS[name], args[0], args[0] if SUMS[name] == "sum" else None))
     measured = {s.a for found in sums for s in found}
     for k in (ops.index(Op("grad")), *new_states):
-        if not measured & spoilt(ops, k):  # measured for nothing but whether it is finite
+        if not measured & spoilt(ops, k):  # only to check that it is finite
             sums += [[]] * (levels[k] == len(sums))
             sums[levels[k]].append(Sum(str(k), "largest", k))
     return Staged(
@@ -231,7 +234,7 @@ def _stage(
     ops: tuple[Op, ...], extents: tuple[str, ...], states: tuple[str, ...], scalars: tuple[str, ...],
     param: int | None = None, new_states: tuple[int, ...] = (), sums: tuple[Sum, ...] = (),
 ) -> Stage:  # fmt: skip
-    """The pass that gives some outputs; its inputs have the numbers of the values that they are."""
+    """Return the pass that gives some outputs. Its inputs are numbered like the values that they stand for."""
 
     def leaf(k: int) -> Op | None:
         if ops[k].name in ("by_row", "by_column"):

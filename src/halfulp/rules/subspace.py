@@ -1,4 +1,4 @@
-"""Fewer states than parameters: Subset-Norm, Subspace-Momentum, FRUGAL."""
+"""Rules with fewer states than parameters: Subset-Norm, Subspace-Momentum, FRUGAL."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SUBSET_SQ = StateSlot("exp_avg_sq", False, lambda h: h["betas"][1], _subset_driv
 
 
 def _subset_sq(grad: Tensor, old: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
-    """The new second moment of each subset, and of each element its subset's."""
+    """Return the new second moment of each subset, and that of each element's subset."""
     matrix, dim = grad.reshape(grad.shape[0], -1) if grad.ndim > 1 else grad, None
     square = matrix * matrix
     if grad.ndim > 1:
@@ -88,9 +88,9 @@ class SubspaceMomentumHyper(SubsetNormHyper, MatrixHyper):
     Parameters
     ----------
     rank
-        Rank of the subspace that keeps a momentum, along the shorter side of a matrix; vectors keep all of it.
+        Rank of the subspace with momentum, along the shorter side of a matrix. Vectors have full momentum.
     period
-        Steps from one subspace to the next, when momentum starts anew.
+        Number of steps between changes of the subspace. Each change restarts the momentum.
     """
 
     rank: int = 128
@@ -169,13 +169,15 @@ class FRUGALHyper(MomentsHyper):
     Parameters
     ----------
     density
-        Share of the columns (of a matrix: first dimension by all others) that AdamW takes; vectors it takes whole.
+        Fraction of the columns (of a matrix: first dimension by all others) that AdamW updates. It updates vectors
+        whole.
     period
-        Steps after which other columns are drawn, and the moments start anew.
+        Number of steps after which new columns are drawn and the moments restart.
     sign_scale
-        Factor of the learning rate for the rest, which signSGD takes: 1 for pretraining, 0.1 for fine-tuning.
+        Factor of the learning rate for the other columns, which signSGD updates: 1 for pretraining, 0.1 for
+        fine-tuning.
     column_seed
-        Seed of the draw.
+        Seed of the random columns.
     """
 
     density: float = 0.25

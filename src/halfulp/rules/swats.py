@@ -1,4 +1,4 @@
-"""SWATS: from Adam to SGD, once Adam's steps say at which rate."""
+"""SWATS: Adam that switches to SGD once Adam's steps determine its learning rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SWATSHyper(MomentsHyper):
     eps
         Added to the uncorrected root of the second moment.
     tolerance
-        SGD takes over where the average of its rate is within this of the rate of the step; 0: never.
+        SGD takes over when the average of its estimated rate is within this of the rate of the step; 0 for never.
     """
 
     eps: float = 1e-9
@@ -54,7 +54,7 @@ def _measure(param: Tensor, grad: Tensor, states: States, c: Scalars) -> dict[st
 
 
 def _combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
-    """The rate at which SGD's step, projected on Adam's, would be it; 0 where there is none."""
+    """Return the rate at which the projection of SGD's step on Adam's equals Adam's step; 0 if there is none."""
     return {"rate": c["lr"] * sums["direction_sq"] / sums["along"] if sums["along"] else 0.0}
 
 

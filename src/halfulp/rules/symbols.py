@@ -1,8 +1,8 @@
-"""The symbols that stand for tensors and scalars while a rule is traced (:mod:`halfulp.rules.tracing`).
+"""Symbols that stand for tensors and scalars while a rule is traced (:mod:`halfulp.rules.tracing`).
 
-Symbols go through a rule as tensors do, by their operators and by ``__torch_function__``, and write down what is done
-to them. Scalars are symbols too: what the rule computes from them stays an expression of Python floats, and where it
-asks whether one holds, both answers are tried.
+Symbols are used like tensors, through operators and ``__torch_function__``, and record the operations. Scalars are
+symbols too. What the rule computes from them remains an expression of Python floats. If the rule branches on a
+condition of scalars, both outcomes are traced.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ OWN_FILES = (os.path.abspath(__file__), os.path.abspath(base.__file__), os.path.
 
 
 class ProgramError(TypeError):
-    """A rule does what a program cannot say; it runs in torch operations then."""
+    """A rule does something that a program cannot express. It then runs in torch operations."""
 
 
 def _error(what: str, hint: str = "") -> ProgramError:
-    """An error that says which line of the rule does what."""
+    """Return an error that names the operation and the line of the rule."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(OWN_FILES):
         frame = frame.f_back
@@ -41,20 +41,20 @@ def _error(what: str, hint: str = "") -> ProgramError:
 
 @dataclass
 class Tracer:
-    """One run on symbols: operations so far, and how conditions were decided."""
+    """One run on symbols: the operations so far, and the outcomes of conditions."""
 
     ndim: int
     decisions: dict[str, bool]
     elementwise: bool
-    """Whether there are no sums within the update."""
+    """Whether the update works element by element, without sums."""
     ops: list[Op] = field(default_factory=list)
     extents: list[str] = field(default_factory=list)
-    """Of each value, as :func:`~halfulp.rules.program.extent_of` has it."""
+    """The extent of each value, as in :func:`~halfulp.rules.program.extent_of`."""
     known: dict[Op, int] = field(default_factory=dict)
     scalars: list[str] = field(default_factory=list)
 
     def op(self, name: str, *args: Symbol, of: float | int | None = None, extent: str = "") -> Symbol:
-        """The value of an operation; one that was made before is the same value."""
+        """Return the value of an operation. The same operation gives the same value again."""
         made = Op(name, tuple(a.index for a in args), of)
         if made not in self.known:
             self.known[made] = len(self.ops)
@@ -63,7 +63,7 @@ class Tracer:
         return Symbol(self, self.known[made], TYPES[name])
 
     def _extent(self, name: str, args: Sequence[Symbol]) -> str:
-        """That of a value made of others, element by element."""
+        """Return the extent of an elementwise operation on these values."""
         found = {self.extents[a.index] for a in args} - {"number"}
         if len(found) > 1:
             raise _error(
@@ -72,7 +72,7 @@ class Tracer:
         return "tensor" if name in ("param", "grad", "state") else found.pop() if found else "number"
 
     def over(self, name: str, x: object, takes: tuple[str, ...], extent: str) -> Symbol:
-        """A value of another extent: a sum over a tensor, or a vector along one."""
+        """Return a value of another extent: a sum over a tensor, or a vector spread over one."""
         if self.elementwise:
             raise _error("a sum over the tensor within an elementwise update", SUMS)
         value = self.value(x)
@@ -81,21 +81,21 @@ class Tracer:
         return self.op(name, value, extent=extent)
 
     def constant(self, value: float) -> Symbol:
-        """A number, rounded to fp32."""
+        """Return the value of a number, rounded to fp32."""
         return self.op("constant", of=fp32(value))
 
     def scalar(self, source: str) -> Symbol:
-        """The value of an expression of the rule's scalars."""
+        """Return the value of an expression in the rule's scalars."""
         if source not in self.scalars:
             self.scalars.append(source)
         return self.op("scalar", of=self.scalars.index(source))
 
     def decide(self, condition: str) -> bool:
-        """Whether a condition holds in this run: true the first time that it is asked."""
+        """Whether a condition holds in this run. It does unless decided otherwise."""
         return self.decisions.setdefault(condition, True)
 
     def value(self, x: object) -> Symbol:
-        """A symbol, a scalar of the rule or a Python number as a float value."""
+        """Return a symbol, a scalar of the rule or a Python number as a float value."""
         if isinstance(x, ScalarSymbol):
             return self.scalar(x.source)
         if isinstance(x, (int, float)) and not isinstance(x, bool):
@@ -120,16 +120,17 @@ def _literal(x: object) -> str:
 
 
 class ScalarSymbol(float):
-    """A scalar of the rule, or an expression of such: a Python float when the step runs.
+    """A scalar of the rule, or an expression in scalars: a Python float when the step runs.
 
-    torch takes nothing but a float for one. What looks at its own value, as functions of :mod:`math` do, sees a NaN.
+    It is a float because torch accepts nothing else as a scalar. Functions that read its value, such as those of
+    :mod:`math`, get NaN.
     """
 
     tracer: Tracer
     source: str
 
     def __new__(cls, tracer: Tracer, source: str) -> ScalarSymbol:
-        """A NaN that knows its expression."""
+        """Return a NaN with its expression."""
         made = super().__new__(cls, float("nan"))
         made.tracer, made.source = tracer, source
         return made
@@ -180,7 +181,7 @@ setattr(ScalarSymbol, "__ne__", _comparison("{0} == {1}", holds=False))  # noqa:
 
 
 class ScalarSymbols(dict[str, Any]):
-    """The rule's scalars: whatever is asked for is there."""
+    """The rule's scalars. Every name exists."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -191,7 +192,7 @@ class ScalarSymbols(dict[str, Any]):
 
 
 class Symbol:
-    """A value of the program that is being traced, in a tensor's place."""
+    """A value of the program being traced, in place of a tensor."""
 
     __hash__ = None  # type: ignore[assignment]
     __array_priority__ = 1000
@@ -203,7 +204,7 @@ class Symbol:
     def __torch_function__(
         cls, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """What a function of torch, or of :mod:`halfulp.rules.base`, is on symbols."""
+        """Apply a function of torch or of :mod:`halfulp.rules.base` to symbols."""
         if func not in FUNCTIONS:
             name = getattr(func, "__name__", str(func))
             raise _error(f"torch.{name}", HINTS.get(name, ""))
@@ -243,7 +244,7 @@ class Symbol:
         return self._two("div", other)
 
     def __rtruediv__(self, other: object) -> Symbol:
-        return self.reciprocal() * other  # so does torch
+        return self.reciprocal() * other  # as in torch
 
     def __pow__(self, exponent: object) -> Symbol:
         if exponent != 2:
@@ -318,11 +319,11 @@ class Symbol:
 
     @property
     def ndim(self) -> int:
-        """Dimensions of the parameter: 1 (or none), or 2 (or more)."""
+        """The number of dimensions of the parameter: 1 (or fewer), or 2 (or more)."""
         return self.tracer.ndim
 
     def float(self) -> Symbol:
-        """Itself; of an int, the nearest number."""
+        """Return the value itself, or the nearest float of an int."""
         return self.tracer.op("to_float", self) if self.type == "int" else self.tracer.value(self)
 
     def abs(self) -> Symbol:
@@ -354,7 +355,7 @@ class Symbol:
         return abs(self) < float("inf")
 
     def clamp(self, min: object = None, max: object = None) -> Symbol:
-        """See ``torch.clamp``: numbers as limits, and a NaN stays."""
+        """See ``torch.clamp``. The limits are numbers, and NaN stays NaN."""
         if isinstance(min, Symbol) or isinstance(max, Symbol):
             raise _error("torch.clamp with tensors as limits", "base.maximum and base.minimum take them")
         held = self if min is None else self._two("max", min, swap=True)
@@ -382,7 +383,7 @@ def _total(a: Any, b: Any = None) -> PendingSum:
 
 @dataclass(frozen=True)
 class PendingSum:
-    """A sum over a tensor: what ``measure`` returns, and nothing to compute with."""
+    """A sum over a tensor, returned by ``measure``. It cannot be used in operations."""
 
     kind: str
     a: Symbol

@@ -1,4 +1,4 @@
-"""Programs of a rule: :func:`trace` runs it on symbols (:mod:`halfulp.rules.symbols`) instead of tensors."""
+"""The programs of a rule: :func:`trace` runs it on symbols (:mod:`halfulp.rules.symbols`) instead of tensors."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ def trace(
     function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...] = (), ndim: int = 2,
     reads: tuple[str, ...] = ("param", "grad"), vectors: tuple[tuple[str, str], ...] = (), elementwise: bool = True,
 ) -> Branches:  # fmt: skip
-    """The programs of an ``update`` or ``measure``.
+    """Return the programs of an ``update`` or ``measure``.
 
     Parameters
     ----------
     function
-        Of parameter, gradient, states and scalars. One that returns a pair is an ``update``; so is one that returns
-        states alone. A ``measure`` returns a mapping of what :func:`~halfulp.rules.base.total` and
-        :func:`~halfulp.rules.base.largest` give.
+        A function of the parameter, the gradient, the states and the scalars. An ``update`` returns the new parameter
+        and the new states, or the new states alone. A ``measure`` returns a mapping of results of
+        :func:`~halfulp.rules.base.total` and :func:`~halfulp.rules.base.largest`.
     states, numbers
-        Names of the states of the parameter's shape, and of those of one element (:func:`is_number`).
+        The names of the states of the parameter's shape, and of those of one element (see :func:`is_number`).
     ndim
-        Dimensions of the parameter: 1 (or fewer), or 2 (or more).
+        The number of dimensions of the parameter: 1 (or fewer), or 2 (or more).
     reads
-        What it takes before states and scalars, in its order (:func:`reads_of`).
+        The arguments before the states and scalars, in order (see :func:`reads_of`).
     vectors
-        Names of the states that are vectors, and what each has a value for: ``"rows"`` or ``"columns"``.
+        The names of the states that are vectors, each with its extent, ``"rows"`` or ``"columns"``.
     elementwise
-        Whether there are no sums within the function. With them its programs are
+        Whether the function works element by element, without sums. If not, its programs are
         :class:`~halfulp.rules.stages.Staged`.
 
     Raises
     ------
     ProgramError
-        If it does something that a program cannot say.
+        If the function does something that a program cannot express.
 
     Examples
     --------
+    >>> import torch
     >>> def update(param, grad, states, c):
     ...     average = states["m"] + (grad - states["m"]) * c["weight"]
     ...     return param - torch.sign(average) * c["lr"], {"m": average}
@@ -70,7 +71,7 @@ def trace(
     found: dict[Program | Staged, int] = {}
 
     def source(decisions: dict[str, bool]) -> str:
-        """Expression that numbers the program, under what has been decided."""
+        """Return an expression that gives the number of the program, under these decisions."""
         tracer = Tracer(min(max(ndim, 1), 2), dict(decisions), elementwise)
         program = _run(tracer, function, states, numbers, reads, vectors)
         undecided = [condition for condition in tracer.decisions if condition not in decisions]
@@ -87,12 +88,12 @@ def trace(
 
 
 def reads_of(rule: Rule) -> tuple[str, ...]:
-    """What a rule's functions take before states and scalars: its inputs are ``grad`` and ``param`` to a program.
+    """Return the arguments of a rule's functions before the states and scalars, named ``param`` and ``grad`` here.
 
     Raises
     ------
     ProgramError
-        For more of them than a program has.
+        If there are more arguments than a program has.
     """
     names = ("param", "grad") if rule.has_param else ("grad", "param")[: len(rule.inputs)]
     if len(names) != rule.has_param + len(rule.inputs):
@@ -101,12 +102,12 @@ def reads_of(rule: Rule) -> tuple[str, ...]:
 
 
 def traced(rule: Rule, function: Callable[..., Any], slots: Sequence[StateSlot], ndim: int) -> Branches:
-    """The programs of a rule's `update`, or of its `measure`, for a parameter of so many dimensions with some states.
+    """Return the programs of a rule's `update` or `measure` for a parameter with `ndim` dimensions and these states.
 
     Raises
     ------
     ProgramError
-        If it is not a program, or a state has a shape that none takes.
+        If it is not a program, or a state has a shape that programs do not support.
     """
     extents = {s.name: extent_of(s, ndim) for s in slots}
     update = function is rule.update
@@ -123,7 +124,7 @@ def _run(
     tracer: Tracer, function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...],
     reads: tuple[str, ...], vectors: tuple[tuple[str, str], ...],
 ) -> Program | Staged:  # fmt: skip
-    """The program of one run."""
+    """Return the program of one run."""
     given: dict[str, Symbol] = {name: tracer.op("state", of=k) for k, name in enumerate(states)}
     given |= {name: tracer.op("number", of=k) for k, name in enumerate(numbers)}
     given |= {name: tracer.op("vector", of=k, extent=extent) for k, (name, extent) in enumerate(vectors)}
@@ -169,7 +170,7 @@ def _sums(result: Mapping[str, Any]) -> tuple[Sum, ...]:
 
 
 def _measuring(tracer: Tracer, states: tuple[str, ...], numbers: tuple[str, ...], sums: tuple[Sum, ...]) -> Program:
-    """A program that only measures, of the states and numbers that it reads."""
+    """Return a program that only measures, with the states and numbers that it reads."""
     ops, scalars, place = cut(tracer.ops, [i for s in sums for i in (s.a, s.b) if i is not None], tracer.scalars)
     ops, read = used(ops, ("state", "number"))
     of_states, of_numbers = tuple(states[k] for k in read["state"]), tuple(numbers[k] for k in read["number"])

@@ -1,7 +1,7 @@
-"""Transforms: functions from a rule to a rule, that compose with any of them.
+"""Transforms: functions from a rule to a rule, which can be combined.
 
-Each adds its own slots and scalars to those of the rule it wraps, and works on the gradient that goes in or the
-parameter that comes out. Optimizers take them as ``transforms=``, the first closest to the gradient.
+A transform adds its own slots and scalars to those of the rule it wraps, and changes the gradient before the rule or
+the parameter after it. Optimizers take them as ``transforms=``. The first transform is applied to the gradient first.
 
 Examples
 --------
@@ -33,10 +33,10 @@ Sums = dict[str, Tensor]
 
 @lru_cache(maxsize=1024)
 def compose(rule: Rule, transforms: tuple[Transform, ...]) -> Rule:
-    """The rule under all transforms; the first acts on the gradient first. The same object for the same arguments.
+    """Return the rule with all transforms; the first acts on the gradient first. Equal arguments give the same object.
 
-    A transform that changes `update` of a rule with sums, and leaves `measure`, would have the sums of another gradient
-    than the update sees. It gets the rule with its sums taken within the update.
+    A transform may change the `update` of a rule with sums but not its `measure`. The sums would then belong to another
+    gradient than the one that `update` gets. Such a transform gets the rule with its sums moved into the update.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _on_gradient(
     *,
     elementwise: bool = True,
 ) -> Rule:
-    """A rule whose gradient is changed, ``change(param, grad, scalars)``, before it sees it."""
+    """Return a rule whose gradient is first replaced by ``change(param, grad, scalars)``."""
     measure = rule.measure
 
     def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -77,10 +77,10 @@ def _on_gradient(
 
 
 def with_weight_decay(rule: Rule) -> Rule:
-    """Weight decay, decoupled or coupled, by the group's ``weight_decay`` and ``decoupled_weight_decay``.
+    """Add weight decay, decoupled or coupled, by the group's ``weight_decay`` and ``decoupled_weight_decay``.
 
-    Decoupled, the parameter is multiplied by ``1 - lr * weight_decay`` before the rule's step (Loshchilov & Hutter,
-    arXiv 1711.05101); coupled, ``weight_decay * param`` is added to the gradient.
+    Decoupled weight decay multiplies the parameter by ``1 - lr * weight_decay`` before the rule's step (Loshchilov &
+    Hutter, arXiv 1711.05101). Coupled weight decay adds ``weight_decay * param`` to the gradient.
     """
 
     def scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -101,10 +101,10 @@ def with_weight_decay(rule: Rule) -> Rule:
 
 
 def clip_global(max_norm: float) -> Transform:
-    """Scale all gradients of the optimizer so that their norm together is at most `max_norm`.
+    """Scale all gradients of the optimizer so that their global norm is at most `max_norm`.
 
-    Does what ``torch.nn.utils.clip_grad_norm_`` does over the optimizer's parameters, within the step. Parameters of
-    different rules (Muon's matrices and its fallback) are clipped separately.
+    This does what ``torch.nn.utils.clip_grad_norm_`` does over the optimizer's parameters, within the step. Parameters
+    with different rules (Muon's matrices and its fallback) are clipped separately.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def _clip_global(max_norm: float, rule: Rule) -> Rule:
 def clip_coordinates(fraction: float = 0.1) -> Transform:
     """Clip the largest `fraction` of each gradient tensor, by magnitude, to the largest of the others.
 
-    Coordinate-wise clipping of Pan & Li (arXiv 2306.00204) with a threshold rule of our own.
+    This is the coordinate-wise clipping of Pan & Li (arXiv 2306.00204) with a different threshold.
 
     Parameters
     ----------
@@ -182,8 +182,8 @@ def _clip_coordinates(fraction: float, rule: Rule) -> Rule:
 def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolute: float = 1.0) -> Transform:
     """AdaGC: clip each tensor's gradient to `relative` times an EMA of its clipped norm (arXiv 2502.11034).
 
-    During the first `warmup` steps each tensor's norm is limited to `absolute` instead, and the smallest norm seen is
-    kept. (The paper limits the norm of the whole model there.) Takes one fp32 number for each tensor.
+    In the first `warmup` steps, each tensor's norm is limited to `absolute` instead, and the smallest norm so far is
+    kept. (The paper limits the norm of the whole model there.) This needs one fp32 number per tensor.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def adagc(relative: float = 1.05, beta: float = 0.98, warmup: int = 100, absolut
     beta
         Decay of the average.
     warmup
-        Length of the warm-up in steps, counted by the age of the average.
+        Length of the warm-up in steps, by the age of the average.
     absolute
         Largest norm during the warm-up.
 
@@ -244,7 +244,7 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
 
 
 def _without_sums(rule: Rule) -> Rule:
-    """The rule with its sums taken within the update, of the gradient that a transform hands to it.
+    """Return the rule with its sums moved into the update, over the gradient that a transform passes to it.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def _without_sums(rule: Rule) -> Rule:
 
 
 def check_transforms(transforms: Sequence[Transform]) -> tuple[Transform, ...]:
-    """The transforms as a tuple; ``ValueError`` for what is none."""
+    """Return the transforms as a tuple. Raise ``ValueError`` for anything but functions."""
     if not isinstance(transforms, Iterable) or callable(transforms) or not all(callable(t) for t in transforms):
         raise ValueError(f"transforms is a list of functions from a rule to a rule, got {transforms!r}")
     return tuple(transforms)

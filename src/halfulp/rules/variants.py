@@ -1,4 +1,4 @@
-"""Adam with another second moment or another direction: AdaBelief, AdaMomentum, diffGrad, EXAdam, AdaMod, AdaBound."""
+"""Adam with a different second moment or direction: AdaBelief, AdaMomentum, diffGrad, EXAdam, AdaMod, AdaBound."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AdaBeliefHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added inside the second moment every step, and to its root.
+        Added to the second moment in every step, and to its root.
     """
 
     eps: float = 1e-16
@@ -51,7 +51,7 @@ def _adabelief(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
 
 
 SURPRISE_SQ = replace(BELIEF_SQ, least_bits=8)
-"""Where gradients hold steady it is small beside the first moment without bound; 4 bits would make it zero there."""
+"""With steady gradients it becomes arbitrarily small beside the first moment, and 4 bits would round it to zero."""
 ADABELIEF = with_weight_decay(
     Rule(
         "adabelief", lambda h: (EXP_AVG, SURPRISE_SQ), moment_scalars, _adabelief, title="AdaBelief",
@@ -72,7 +72,7 @@ class AdaMomentumHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added inside the second moment every step, and nowhere else.
+        Added to the second moment in every step, and nowhere else.
     """
 
     weight_decay: float = 5e-4
@@ -160,22 +160,22 @@ class AdaModHyper(MomentsHyper):
     Parameters
     ----------
     betas
-        Decays of the first moment, of the second, and of the average of the rates.
+        Decays of the first moment, of the second moment and of the average of the rates.
     eps
-        Added to the root of the second moment, not bias-corrected.
+        Added to the uncorrected root of the second moment.
     """
 
     betas: tuple[float, float, float] = (0.9, 0.99, 0.9999)  # type: ignore[assignment]
 
 
 def _rates_drive(hyper: Hyper, shape: Shape) -> Drive:
-    """Rates hardly vary: their relative deviation is half that of the second moment, whose square is 2(1-b)/(1+b)."""
+    """Return the drive of rates. Their relative deviation is half that of the second moment, sqrt(2 (1-b) / (1+b))."""
     beta2 = hyper["betas"][1]
     return Drive("gradient", ratio=2 / math.sqrt(2 * (1 - beta2) / (1 + beta2)))
 
 
 def _rates_stall_as(hyper: Hyper, shape: Shape, age: int) -> tuple[float, float]:
-    """The first are large, by the bias correction of the first moment: as if more had been seen."""
+    """Return the decay and a larger age, since the first rates are large by the bias correction of the first moment."""
     beta1, _, beta3 = hyper["betas"]
     return beta3, age + sum(1 / (1 - beta1**t) - 1 for t in range(1, min(age, 1000) + 1))
 
@@ -184,7 +184,7 @@ RATES = StateSlot("exp_avg_lr", False, lambda h: h["betas"][2], _rates_drive, al
 
 
 def _rate(exp_avg_sq: Tensor, c: Scalars) -> Tensor:
-    """Adam's learning rate of each coordinate, bias corrections included."""
+    """Return Adam's learning rate of each coordinate, bias corrections included."""
     return c["lr"] / c["inv_sqrt_correction2"] / c["correction1"] / (sqrt(exp_avg_sq) + c["eps"])
 
 
@@ -219,11 +219,11 @@ class AdaBoundHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added to the root of the second moment, not bias-corrected.
+        Added to the uncorrected root of the second moment.
     final_lr
-        Where the rates end; it follows a schedule of `lr`.
+        Final learning rate. It follows a schedule of `lr`.
     gamma
-        Pace of the bounds: in step t they are ``1 - 1 / (gamma t + 1)`` and ``1 + 1 / (gamma t)`` times `final_lr`.
+        Pace of the bounds, which are ``1 - 1 / (gamma t + 1)`` and ``1 + 1 / (gamma t)`` times `final_lr` in step t.
     amsbound
         Divide by the largest second moment so far (AMSBound).
     """

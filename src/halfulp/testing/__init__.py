@@ -1,4 +1,4 @@
-"""Checks for an optimizer of one's own: the conventions of torch.optim, training in every format, and the bits.
+"""Checks for your own optimizer: the conventions of torch.optim, training in every format, and exact bits.
 
 Examples
 --------

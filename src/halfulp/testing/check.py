@@ -1,4 +1,4 @@
-"""The list of conventions, and the check of an optimizer against it."""
+"""The list of conventions, and the function that checks an optimizer against it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ConventionError(AssertionError):
     Parameters
     ----------
     name
-        Class of the optimizer.
+        The class name of the optimizer.
     convention
-        Its key in :data:`CONVENTIONS`.
+        The key of the convention in :data:`CONVENTIONS`.
     seen
         What was found instead.
 
@@ -40,18 +40,18 @@ class ConventionError(AssertionError):
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check_optimizer` found.
+    """The result of :func:`check_optimizer`.
 
     Parameters
     ----------
     name
-        Class of the optimizer.
+        The class name of the optimizer.
     passed
-        Conventions that hold, in the order of checking.
+        The conventions that hold, in the order of checking.
     skipped
-        Conventions that were not checked, and why.
+        The conventions that were not checked, and why.
     losses
-        Loss of the toy problem in each format and rounding; 1 at the start.
+        The final loss of the toy problem in each format and rounding, relative to the loss at the start.
 
     Examples
     --------
@@ -79,7 +79,7 @@ CONVENTIONS: dict[str, Callable[[Subject], None]] = {
         formats.trains, formats.same_bits, formats.threads,
     )
 }  # fmt: skip
-"""What is checked, by name; the docstring of each says what must hold."""
+"""The checks by name. The docstring of each says what must hold."""
 
 
 def check_optimizer(
@@ -89,28 +89,28 @@ def check_optimizer(
     skip: Collection[str] = (),
     **arguments: Any,
 ) -> CheckReport:
-    """Check an optimizer against the conventions of torch.optim and of this library, as users rely on them.
+    """Check an optimizer against the conventions of torch.optim and of this library.
 
     Parameters
     ----------
     optimizer_or_rule
-        The class, or the rule that it would be made from.
+        The optimizer class, or a rule to make one from.
     only, skip
-        Names of conventions, keys of :data:`CONVENTIONS`, to check alone or to leave out.
+        The names of the only conventions to check, or of those to leave out; keys of :data:`CONVENTIONS`.
     arguments
         Arguments of the optimizer that differ from its defaults.
 
     Returns
     -------
     CheckReport
-        What holds, what could not be checked, and the losses of the toy problem.
+        The conventions that hold, those that could not be checked, and the losses of the toy problem.
 
     Raises
     ------
     ConventionError
-        The first convention that does not hold, with what was seen.
+        If a convention does not hold. The first such convention is reported with what was seen.
     ValueError
-        A name that is no convention.
+        If a name is not a convention.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The conventions of torch.optim: around the step, of parameters and groups, of checkpoints and copies."""
+"""The conventions of torch.optim for steps, parameters, groups, checkpoints and copies."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- around the step
+# ---------------------------------------------------------------- the step
 
 
 def closure(subject: Subject) -> None:
-    """A closure runs with gradients, also within ``no_grad``, and its loss is returned."""
+    """A closure runs with gradients enabled, also within ``no_grad``, and its loss is returned."""
     model = network()
     made, x, asked = subject.make(model), torch.ones(4, 12), []
 
@@ -47,7 +47,7 @@ def closure(subject: Subject) -> None:
 
 
 def gradients(subject: Subject) -> None:
-    """A step leaves gradients as they are; ``zero_grad`` removes them; a step without any changes nothing."""
+    """A step does not change gradients, ``zero_grad`` removes them, and a step without gradients changes nothing."""
     made = subject.make(network())
     before = []
     for p in params(made):
@@ -64,7 +64,7 @@ def gradients(subject: Subject) -> None:
 
 
 def maximize(subject: Subject) -> None:
-    """``maximize=True`` is the negated gradient, bit for bit."""
+    """``maximize=True`` gives the same bits as negated gradients."""
     up, down = subject.make(network(), maximize=True), subject.make(network())
     run(up, 3)
     run(down, 3, sign=-1.0)
@@ -72,7 +72,7 @@ def maximize(subject: Subject) -> None:
 
 
 def lr_tensor(subject: Subject) -> None:
-    """A learning rate that is a tensor is the same rate as a float, also when it is changed in place."""
+    """A tensor as learning rate works like a float, also when it is changed in place."""
     rate = torch.tensor(RATE)
     made, other = subject.make(network(), lr=rate), subject.make(network(), lr=RATE)
     run(made, 2)
@@ -85,7 +85,7 @@ def lr_tensor(subject: Subject) -> None:
 
 
 def schedulers(subject: Subject) -> None:
-    """A scheduler sets the rate of the next step."""
+    """A scheduler sets the learning rate of the next step."""
     made, other = subject.make(network()), subject.make(network())
     for o in (made, other):
         o.param_groups[0]["initial_lr"] = RATE
@@ -102,7 +102,7 @@ def schedulers(subject: Subject) -> None:
 
 
 def grad_scaler(subject: Subject) -> None:
-    """A step whose gradients overflow under a ``GradScaler`` is left out as a whole."""
+    """A step whose gradients overflow under a ``GradScaler`` is skipped entirely."""
     model = network()
     made = subject.make(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -118,7 +118,7 @@ def grad_scaler(subject: Subject) -> None:
 
 
 def inference_mode(subject: Subject) -> None:
-    """A step within ``inference_mode`` is a step, and its states can be used outside."""
+    """A step within ``inference_mode`` is an ordinary step, and its states can be used outside."""
     made, other = subject.make(network()), subject.make(network())
     run(made, 2)
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def inference_mode(subject: Subject) -> None:
 
 
 def no_gradient(subject: Subject) -> None:
-    """Parameters without gradient are left alone, and get no state."""
+    """Parameters without a gradient do not change and get no state."""
     made = subject.make(network())
     first, *others = params(made)
     before = first.detach().clone()
@@ -147,7 +147,7 @@ def no_gradient(subject: Subject) -> None:
 
 
 def late_parameters(subject: Subject) -> None:
-    """Parameters of a group that is added later begin at age 0, and leave the others' steps as they were."""
+    """Parameters of a group that is added later start at age 0, and do not affect the others."""
     if subject.coupled:
         raise Skip("its parameters depend on each other")
     made, alone = subject.make(network()), subject.make(network())
@@ -162,7 +162,7 @@ def late_parameters(subject: Subject) -> None:
 
 
 def groups(subject: Subject) -> None:
-    """Each group has its own arguments, and the steps that it has in an optimizer of its own."""
+    """Each group has its own arguments, and steps as it would in its own optimizer."""
     if subject.coupled:
         raise Skip("its parameters depend on each other")
     one, two = list(network().named_parameters()), list(network(1).named_parameters())
@@ -184,7 +184,7 @@ def groups(subject: Subject) -> None:
 
 
 def never_stepped(subject: Subject) -> None:
-    """The ``state_dict`` of an optimizer that has made no step can be loaded, and empties one that has."""
+    """The ``state_dict`` of an optimizer without steps can be loaded, and clears the states of one with steps."""
     fresh = subject.make(network()).state_dict()
     made, other = subject.make(network()), subject.make(network())
     made.load_state_dict(fresh)
@@ -197,7 +197,7 @@ def never_stepped(subject: Subject) -> None:
 
 
 def resume(subject: Subject) -> None:
-    """A run that is saved, loaded with ``weights_only`` and continued has the bits of one that was not interrupted."""
+    """A run that is saved, loaded with ``weights_only`` and continued has the same bits as an uninterrupted one."""
     for state, dtype in (("fp32", torch.float32), *((state, torch.bfloat16) for state in FAMILIES)):
         options = {"state": state, "param_rounding": "stochastic", "seed": 11}
         whole = subject.make(network(dtype=dtype), **options)
@@ -217,12 +217,12 @@ def resume(subject: Subject) -> None:
 
 
 def deepcopy(subject: Subject) -> None:
-    """A deep copy goes on alike, and shares nothing."""
+    """A deep copy continues identically, and shares nothing."""
     _copied(subject, copy.deepcopy)
 
 
 def pickled(subject: Subject) -> None:
-    """A pickled optimizer goes on alike."""
+    """A pickled optimizer continues identically."""
     cls = subject.cls
     if subject.made_here or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
         raise Skip(f"{cls.__name__} is no name of the module {cls.__module__}, where pickle would look for it")
@@ -242,7 +242,7 @@ def _copied(subject: Subject, how: Callable[[Any], Any]) -> None:
 
 
 def memory(subject: Subject) -> None:
-    """``memory()`` counts the bytes that the states take."""
+    """``memory()`` counts the bytes of the states."""
     for state in FAMILIES:
         made = subject.make(network(), state=state)
         run(made, 2)

@@ -1,4 +1,4 @@
-"""Training in every format, and the bits of it: whatever the kernel, whatever the number of threads."""
+"""Training in every format, and the same bits for every kernel and number of threads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from halfulp.testing.subject import FAMILIES, Skip, Subject, bits, network, requ
 __all__ = ["same_bits", "threads", "trains"]
 
 LOWER = {"4bit": 0.5, "fp4": 0.5}
-"""Share of fp32's progress that a format may cost on the toy problem; 0.2 where it is not named."""
+"""The fraction of fp32's progress on the toy problem that a format may lose; 0.2 for formats not listed."""
 RATES = (1.0, 0.1, 10.0, 100.0, 1000.0)
-"""Multiples of the rate given that the toy problem is tried with."""
+"""The multiples of the learning rate that the toy problem is tried with."""
 STEPS = 40
 
 
 def trains(subject: Subject) -> None:
-    """A toy problem is learned in every family of formats, rounded to nearest and stochastically.
+    """Every format learns a toy problem, rounded to nearest and stochastically.
 
-    With the best of several rates in fp32; a low format may cost a part of the progress that fp32 makes there.
+    The learning rate is the best of several in fp32. A low-precision format may lose part of fp32's progress.
     """
     given = subject.arguments.get("lr")
     if given is None:
@@ -42,7 +42,7 @@ def trains(subject: Subject) -> None:
 
 
 def _toy(subject: Subject, state: str, rounding: str, lr: float) -> float:
-    """Loss after some steps over the loss at the start: a network learns the outputs of another."""
+    """Return the final loss over the initial loss of a network that learns the outputs of another."""
     generator = torch.Generator().manual_seed(0)
     x, teacher, model = torch.randn(64, 12, generator=generator), network(5), network(3)
     target = teacher(x).detach()
@@ -60,7 +60,7 @@ def _toy(subject: Subject, state: str, rounding: str, lr: float) -> float:
 
 
 def same_bits(subject: Subject) -> None:
-    """The C kernels give the bits of the reference in every format and rounding, and with 16-bit parameters."""
+    """The C kernels give the same bits as the reference in every format and rounding, and with 16-bit parameters."""
     said = backends()["cpu"]
     if not said.startswith("available"):
         raise Skip(said)

@@ -1,4 +1,4 @@
-"""What must hold of the declaration, and of the update function for itself."""
+"""Checks of a rule's declaration and of its update function alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["declaration", "elementwise", "pure_update"]
 
 
 def declaration(subject: Subject) -> None:
-    """Arguments are group keys in the order of the signature; defaults pass their checks; a typing error is refused."""
+    """Arguments are group keys in the order of the signature, defaults are valid, and unknown arguments are refused."""
     cls = subject.cls
     made = cls(list(network().named_parameters()), **subject.arguments)
     if issubclass(cls, HyperOptimizer):
@@ -37,7 +37,7 @@ def declaration(subject: Subject) -> None:
 
 
 def _pieces(subject: Subject) -> Iterator[tuple[Rule, Any, dict[str, Tensor]]]:
-    """Each rule with its optimizer, and states as they are after three steps, on a matrix."""
+    """Yield each rule with its optimizer, a matrix, and the states after three steps."""
     for rule in dict.fromkeys(subject.rules):
         made = subject.make(network(), state="fp32")
         run(made, 3)
@@ -58,7 +58,7 @@ def _scalars(rule: Rule, made: Any, p: Tensor, grad: Tensor, states: dict[str, T
 
 
 def pure_update(subject: Subject) -> None:
-    """The update leaves its arguments alone, and returns every state in the shape and dtype it came in."""
+    """The update does not change its arguments, and returns every state with the same shape and dtype."""
     for rule, (made, p), states in _pieces(subject):
         grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(9))
         given = [p.detach().clone(), grad, *states.values()]
@@ -74,7 +74,7 @@ def pure_update(subject: Subject) -> None:
 
 
 def elementwise(subject: Subject) -> None:
-    """A rule that is declared elementwise gives each row the bits that it has without the others."""
+    """An elementwise rule gives some rows the same bits without the others."""
     checked = False
     for rule, (made, p), states in _pieces(subject):
         if not rule.shardable or any(s.shape != p.shape for s in states.values()):

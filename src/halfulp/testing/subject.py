@@ -1,4 +1,4 @@
-"""The optimizer under test, and what every check needs: a small model, steps, bits, and their comparison."""
+"""The optimizer under test, and what every check needs: a small model, steps, bits, and comparisons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from halfulp.rules.base import Rule
 __all__ = ["FAMILIES", "RATE", "Skip", "Subject", "bits", "network", "params", "require", "run", "same", "thread_count"]
 
 FAMILIES = ("fp32", "bf16", "8bit", "fp8", "int8", "4bit", "fp4")
-"""One format of each family, as ``state=``."""
+"""One format of each family, for ``state=``."""
 RATE = 2.0**-7
 """A learning rate that fp32 holds exactly."""
 
 
 class Skip(Exception):
-    """Why a convention cannot be checked."""
+    """The reason why a convention cannot be checked."""
 
 
 @dataclass
@@ -35,19 +35,19 @@ class Subject:
     losses: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def make(self, params: Any, **more: Any) -> Any:
-        """An optimizer of named parameters, whose small tensors are quantized too."""
+        """Return an optimizer of named parameters that quantizes small tensors too."""
         params = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         return self.cls(params, **{"min_size": 0, "block_size": 16, "lr": RATE, **self.arguments, **more})
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Every rule that a parameter may follow."""
+        """Every rule that a parameter may have."""
         made = self.make(network())
         return tuple(made.active_rules(made.param_groups[0]))
 
     @property
     def elementwise(self) -> bool:
-        """Whether elements of a parameter do without each other and without the rest of the model."""
+        """Whether elements of a parameter are independent of each other and of the rest of the model."""
         return all(rule.shardable for rule in self.rules)
 
     @property
@@ -57,19 +57,19 @@ class Subject:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether some parameters rest in a step."""
+        """Whether some parameters are inactive in a step."""
         made = self.make(network())
         return any(len(made.active_params(g)) < len(g["params"]) for g in made.param_groups)
 
 
 def require(condition: bool, seen: str) -> None:
-    """``AssertionError`` saying what was seen, unless a condition holds."""
+    """Raise ``AssertionError`` with what was seen unless a condition holds."""
     if not condition:
         raise AssertionError(seen)
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """A network of two layers, its weights by a seed."""
+    """Return a network of two layers with weights from a seed."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 5))
     with torch.no_grad():
@@ -79,12 +79,12 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 def params(made: Any) -> list[Tensor]:
-    """Parameters of an optimizer, in order."""
+    """Return the parameters of an optimizer, in order."""
     return [p for group in made.param_groups for p in group["params"]]
 
 
 def run(made: Any, steps: int, first: int = 0, sign: float = 1.0) -> None:
-    """Steps on gradients that follow from the number of the step."""
+    """Do steps with gradients that depend only on the number of the step."""
     for t in range(first, first + steps):
         generator = torch.Generator().manual_seed(t)
         for p in params(made):
@@ -94,7 +94,7 @@ def run(made: Any, steps: int, first: int = 0, sign: float = 1.0) -> None:
 
 
 def bits(made: Any) -> list[Any]:
-    """Parameters, states, steps and ages."""
+    """Return parameters, states, step counts and ages."""
     found: list[Any] = []
     for p in params(made):
         found.append(p.detach().clone())
@@ -104,7 +104,7 @@ def bits(made: Any) -> list[Any]:
 
 
 def same(a: list[Any], b: list[Any], what: str) -> None:
-    """``AssertionError`` unless two lists of :func:`bits` agree."""
+    """Raise ``AssertionError`` unless two lists of :func:`bits` are equal."""
     require(len(a) == len(b), f"{what}: {len(a)} tensors and numbers against {len(b)}")
     for x, y in zip(a, b, strict=True):
         if isinstance(x, Tensor):
@@ -117,7 +117,7 @@ def same(a: list[Any], b: list[Any], what: str) -> None:
 
 @contextmanager
 def thread_count(count: int) -> Iterator[None]:
-    """A number of threads, for a while."""
+    """Set the number of threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
