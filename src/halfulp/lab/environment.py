@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cores", "describe"]
+__all__ = ["cores", "describe", "processor"]
 
 PACKAGES = ("halfulp", "torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors")
 
@@ -29,7 +29,7 @@ def describe(corpus: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
         "command": shlex.join(["halfulp", *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
@@ -45,7 +45,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
