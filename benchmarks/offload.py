@@ -35,10 +35,17 @@ from halfulp.kernels import backends
 from halfulp.lab.environment import processor
 from halfulp.training import offload
 
-BASES = ("DeepSpeed CPUAdam, fp32 weights", "torchao CPUOffloadOptimizer, fp32 weights", "torch fused, fp32 weights")
+BASES = {
+    "cpuadam": "DeepSpeed CPUAdam, fp32 weights",
+    "torchao": "torchao CPUOffloadOptimizer, fp32 weights",
+    "torch_fused": "torch fused, fp32 weights",
+}
 """Arms that others are divided by."""
-FIELDS = ("processor", "threads", "elements", "arm", "measured", "host_bytes_per_parameter", "ms",
-          *(f"{q}_of_{base}" for base in ("cpuadam", "torchao", "torch_fused") for q in ("p25", "p50", "p75")))  # fmt: skip
+QUARTILES = {"p25": 25, "p50": 50, "p75": 75}
+FIELDS = (
+    *("processor", "threads", "elements", "arm", "measured", "host_bytes_per_parameter", "ms"),
+    *(f"{q}_of_{base}" for base in BASES for q in QUARTILES),
+)
 
 
 @dataclass
@@ -147,18 +154,20 @@ def without_device() -> Iterator[None]:
 def arms(elements: int) -> dict[str, Arm]:
     """Every arm whose library is installed, with its states made."""
     fp32, bf16 = torch.float32, torch.bfloat16
-    made: dict[str, Arm] = {BASES[2]: on_host(lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), elements, fp32)}
+    made: dict[str, Arm] = {
+        BASES["torch_fused"]: on_host(lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), elements, fp32)
+    }
     try:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        made[BASES[0]] = on_host(lambda p: DeepSpeedCPUAdam(p, lr=1e-3, weight_decay=0.01), elements, fp32)
+        made[BASES["cpuadam"]] = on_host(lambda p: DeepSpeedCPUAdam(p, lr=1e-3, weight_decay=0.01), elements, fp32)
         made["DeepSpeed CPUAdam, bf16 weights"] = on_host(
             lambda p: DeepSpeedCPUAdam(p, lr=1e-3, weight_decay=0.01), elements, bf16
         )
     except ModuleNotFoundError as error:
         print(f"DeepSpeed is left out: {error}")
     try:
-        made[BASES[1]] = torchao_offload(elements, fp32)
+        made[BASES["torchao"]] = torchao_offload(elements, fp32)
         made["torchao CPUOffloadOptimizer, bf16 weights and states"] = torchao_offload(elements, bf16)
     except ModuleNotFoundError as error:
         print(f"torchao is left out: {error}")
@@ -197,10 +206,10 @@ def measure(made: dict[str, Arm], elements: int, rounds: int, clock: Callable[[]
             "host_bytes_per_parameter": round(sum(x.nbytes for x in arm.held()) / elements, 2),
             "ms": round(1e3 * float(np.median(mine)), 2),
         }  # fmt: skip
-        for base, short in zip(BASES, ("cpuadam", "torchao", "torch_fused"), strict=True):
+        for short, base in BASES.items():
             if base in times:
-                quartiles = np.percentile(mine / np.array(times[base]), [25, 50, 75])
-                row |= {f"{q}_of_{short}": round(float(v), 3) for q, v in zip(("p25", "p50", "p75"), quartiles)}
+                ratios = mine / np.array(times[base])
+                row |= {f"{q}_of_{short}": round(float(np.percentile(ratios, at)), 3) for q, at in QUARTILES.items()}
         rows.append(row)
     return rows
 
@@ -216,7 +225,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{r[f'p50_of_{short}']:.2f} ({r[f'p25_of_{short}']:.2f} to {r[f'p75_of_{short}']:.2f})"
             if f"p50_of_{short}" in r
             else ""
-            for short in ("cpuadam", "torchao", "torch_fused")
+            for short in BASES
         ]
         table.add_row(r["arm"], r["measured"], f"{r['host_bytes_per_parameter']:.2f}", f"{r['ms']:.1f}", *ratios)
     console.print(table)
@@ -236,7 +245,9 @@ def main() -> None:
     made, rows = arms(args.elements), []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        found = measure(made, args.elements, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter)
+        found = measure(
+            made, args.elements, args.rounds, time.process_time if args.clock == "cpu" else time.perf_counter
+        )
         show(found, console)
         rows += found
     if args.csv is not None:

@@ -83,13 +83,54 @@ def test_training_has_the_bits_of_training_without(
     assert_same(here[0], here[1], again[0], again[1])
 
 
-def test_weights_set_on_the_device_are_followed() -> None:
-    here, away = make("lion-4bit", False), make("lion-4bit", True, Late())
+def by_data(net: nn.Sequential) -> None:
+    net[0].weight.data.mul_(0.5)
+
+
+@torch.no_grad()
+def in_place(net: nn.Sequential) -> None:
+    net[0].weight.mul_(0.5)
+
+
+def by_load(net: nn.Sequential) -> None:
+    net.load_state_dict({name: x * 0.5 for name, x in net.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [by_data, in_place, by_load])
+@pytest.mark.parametrize("case", ["lion-4bit", "adamw-remainder16", "muon"])
+def test_weights_set_on_the_device_are_followed(case: str, change: Callable[[nn.Sequential], None]) -> None:
+    """As without offload: fp32 master weights (of muon here) follow what autograd counts, the others everything."""
+    here, away = make(case, False), make(case, True, Late())
     for net, *rest in (here, away):
         train(net, *rest, steps=2)
-        net[0].weight.data.mul_(0.5)
-        train(net, *rest, steps=1, first=3)
+        change(net)
+        train(net, *rest, steps=2, first=3)
     assert_same(here[0], here[1], away[0], away[1])
+
+
+@pytest.mark.parametrize(("case", "copies"), [("muon", 2), ("adamw-remainder16", 3), ("torch", 3)])
+def test_weights_are_copied_out_where_a_step_reads_them(case: str, copies: int) -> None:
+    """A gradient out and weights back in are copied anyway; weights out where no fp32 master weights stand for them."""
+    late = Late()
+    net, *rest = make(case, True, late)
+    train(net, *rest, steps=1)
+    late.started = 0
+    train(net, *rest, steps=1, first=1)
+    assert late.started == copies * len(list(net.parameters()))
+
+
+def test_master_weights_take_over_what_data_wrote() -> None:
+    found = []
+    for away in (False, True):
+        net, optimizer, *rest = make("muon", away, Late())
+        train(net, optimizer, *rest, steps=2)
+        by_data(net)
+        optimizer.reset_state(["master_param"], [net[0].weight])
+        train(net, optimizer, *rest, steps=1, first=3)
+        found += [net, optimizer]
+    assert_same(*found)
+    with pytest.raises(TypeError, match="optimizers of halfulp, not of AdamW"):
+        make("torch", True)[1].reset_state()
 
 
 def test_a_trained_optimizer_is_moved_and_groups_come_later() -> None:

@@ -128,6 +128,8 @@ class MasterState:
         if self.kind != "fp32" or (is_sharded(param) and not self.sharded):
             return False
         visible, master = self.visible(param), self.codes
+        if torch.equal(visible, master.to(visible.dtype)):  # as a step leaves them
+            return False
         wide, info = visible.float(), torch.finfo(visible.dtype)
         unit = (torch.maximum(wide.abs(), master.abs()) * info.eps).clamp_min(info.smallest_normal * info.eps)
         moved = ~((wide - master).abs() <= unit)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from halfulp.engine.master import MASTER
 from halfulp.engine.optimizer import RuleOptimizer, evaluated
 from halfulp.engine.sharding import is_wrapper, local, placed_on
+from halfulp.engine.states import version_of
 from halfulp.numbers.log import log_once
 
 __all__ = ["Copies", "Offload", "offload"]
@@ -78,11 +80,10 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
     """Move an optimizer's states and step to the host, while its parameters stay on the device.
 
     A step copies gradients and weights to the host, steps there (in C, for our optimizers) and copies the weights back.
-    Large models are split into buckets, so that the copies of one overlap the step of another. The bits are those of
-    the
-    same step on the CPU without offload. The returned optimizer has the groups of the device parameters: schedulers,
-    gradient clipping, accumulation, ``GradScaler`` and checkpoints work as usual. With sharded parameters (FSDP2,
-    tensor
+    Weights with fp32 master weights are copied to the host only after they were set from outside. Large models are
+    split into buckets, so that the copies of one overlap the step of another. The bits are those of the same step on
+    the CPU without offload. The returned optimizer has the groups of the device parameters: schedulers, gradient
+    clipping, accumulation, ``GradScaler`` and checkpoints work as usual. With sharded parameters (FSDP2, tensor
     parallelism), each rank copies and steps its own part.
 
     Parameters
@@ -154,6 +155,7 @@ class Offload(Optimizer):
         self._copies = copies or (_Direct() if cuda is None else _Streams(cuda))
         self.host_of: dict[Tensor, nn.Parameter] = {}
         self._grads: dict[Tensor, Tensor] = {}
+        self._versions: dict[Tensor, int] = {}
         mine = [{k: v for k, v in group.items() if k != "params"} | {"params": [*group["params"]]} for group in groups]
         for group in groups:
             group["params"] = [self._moved(p) for p in group["params"]]
@@ -163,7 +165,7 @@ class Offload(Optimizer):
         """Return the host copy of a parameter, which takes over its states."""
         here = local(param.detach())
         host = nn.Parameter(placed_on("cpu", param, self._copies.host(here)), requires_grad=param.requires_grad)
-        self.host_of[param] = host
+        self.host_of[param], self._versions[param] = host, version_of(param)
         local(host.detach()).copy_(here)
         states = self.optimizer.state.pop(param, None)
         if states is not None:
@@ -217,17 +219,30 @@ class Offload(Optimizer):
                 self._copies.start(local(having[i].detach()), local(self.host_of[having[i]].detach()))
         self._copies.finish()
         for p in having:
-            self.host_of[p].grad = None
+            self.host_of[p].grad, self._versions[p] = None, version_of(p)
         return loss
 
-    def _copied_out(self, param: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _copied_out(self, param: Tensor) -> list[Callable[[], None]]:
         """Start copying a gradient, and the weights, which may have been set on the device since the last step."""
         assert param.grad is not None
-        host = local(self.host_of[param].detach())
-        return (
-            self._copies.start(self._room(param), local(param.grad)),
-            self._copies.start(host, local(param.detach())),
-        )
+        waits = [self._copies.start(self._room(param), local(param.grad))]
+        if not self._unread(param):
+            waits.append(self._weights_out(param))
+        return waits
+
+    def _weights_out(self, param: Tensor) -> Callable[[], None]:
+        return self._copies.start(local(self.host_of[param].detach()), local(param.detach()))
+
+    def _unread(self, param: Tensor) -> bool:
+        """Whether the next step does not read the values of a parameter.
+
+        It reads fp32 master weights in their place, unless the parameter was set since the last step. Writes through
+        ``.data`` are not counted, and are noticed only without fp32 master weights.
+        """
+        if not isinstance(self.optimizer, RuleOptimizer) or version_of(param) != self._versions[param]:
+            return False
+        master = self.optimizer.state.get(self.host_of[param], {}).get(MASTER)
+        return isinstance(master, Tensor) and master.dtype == torch.float32
 
     def _step(self, hosts: list[Any], whole: bool) -> None:
         if whole or not isinstance(self.optimizer, RuleOptimizer):
@@ -281,9 +296,31 @@ class Offload(Optimizer):
 
     def memory(self) -> Any:
         """Return the bytes of the states in host memory; see :meth:`RuleOptimizer.memory`."""
+        return self._ours("memory").memory()
+
+    @torch.no_grad()
+    def reset_state(
+        self, names: Sequence[str] | None = None, params: Iterable[Tensor] | None = None, rows: Any = None
+    ) -> None:
+        """Reset states as :meth:`RuleOptimizer.reset_state` does. Master weights are reset to the device's weights.
+
+        Parameters
+        ----------
+        names, rows
+            As for :meth:`RuleOptimizer.reset_state`.
+        params
+            Parameters on the device. Default: all.
+        """
+        optimizer = self._ours("reset_state")
+        chosen = list(self.host_of) if params is None else list(params)
+        for wait in [self._weights_out(p) for p in chosen if p in self.host_of]:
+            wait()
+        optimizer.reset_state(names, [self.host_of.get(p, p) for p in chosen], rows)
+
+    def _ours(self, what: str) -> RuleOptimizer:
         if not isinstance(self.optimizer, RuleOptimizer):
-            raise TypeError(f"memory() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
-        return self.optimizer.memory()
+            raise TypeError(f"{what}() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
+        return self.optimizer
 
 
 def _on_host(state: Tensor) -> Tensor:
