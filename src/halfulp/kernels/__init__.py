@@ -1,7 +1,7 @@
-"""Backends: the same step, bit for bit, on different machinery. :func:`step` picks one for each parameter.
+"""Backends that do the same step, bit for bit. :func:`step` picks one for each parameter.
 
-A backend is one module with ``supports(rule, step) -> str | None`` (the reason why not) and
-``step(rule, steps) -> None``. The reference supports everything; the others are tried before it.
+A backend is a module with ``supports(rule, step) -> str | None`` (the reason why not) and
+``step(rule, steps) -> None``. The reference supports everything; the others are tried first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["Binding", "Step", "Stored", "backends"]
 
 
 def backends() -> dict[str, str]:
-    """Which backends can run here: name -> ``"available"`` with what it uses, or the reason why not.
+    """Return the state of each backend on this machine: ``"available"`` with details, or the reason why not.
 
     Examples
     --------

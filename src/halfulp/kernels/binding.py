@@ -1,4 +1,4 @@
-"""Input of a backend: a parameter bound to its states, and the record of one step over it."""
+"""The input of a backend: a parameter bound to its states, and the record of one step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from halfulp.rules.slots import StateSlot
 __all__ = ["Binding", "SlotKey", "Step", "Stored", "look", "plain", "step_tile"]
 
 SlotKey = tuple[int, int, int]
-"""Key and lane of a slot's random stream in this step, three words of 32 bits (:mod:`halfulp.numbers.rng`)."""
+"""The key and lane of a slot's random stream in this step, as three 32-bit words (:mod:`halfulp.numbers.rng`)."""
 
 
 def plain(x: Tensor) -> Tensor:
-    """A tensor whose memory is its values in order: itself, or a copy where it has strides or torch's negative bit."""
+    """Return the tensor if it is contiguous and without torch's negative bit, otherwise a copy that is."""
     return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
@@ -31,7 +31,7 @@ Seen = tuple[list[int], list[int], list[bool], list[torch.dtype]]
 
 
 def look(tensors: Sequence[Tensor]) -> Seen:
-    """Addresses, lengths, contiguity and dtypes of tensors: what a kernel that goes by addresses relies on."""
+    """Return the properties that kernels rely on: addresses, lengths, contiguity and dtypes of tensors."""
     return (
         [*map(Tensor.data_ptr, tensors)], [*map(Tensor.numel, tensors)], [*map(Tensor.is_contiguous, tensors)],
         [x.dtype for x in tensors],
@@ -40,16 +40,16 @@ def look(tensors: Sequence[Tensor]) -> Seen:
 
 @dataclass(eq=False)
 class Stored:
-    """One state as a backend sees it: plain tensors of this process, and how they are read.
+    """One state as a backend sees it: plain tensors of this process, and how to read them.
 
     Parameters
     ----------
     slot, quantizer
-        Declaration and storage.
+        The declaration and the storage of the state.
     shape
-        Shape of the decoded state.
+        The shape of the decoded state.
     codes, scale
-        What is stored, changed in place; `scale` is ``None`` for a format without.
+        The stored tensors, updated in place. `scale` is ``None`` for a format without scales.
     """
 
     slot: StateSlot
@@ -69,11 +69,11 @@ class Stored:
                 )
 
     def read(self) -> Tensor:
-        """The state as fp32."""
+        """Return the state decoded to fp32."""
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
 
     def write_(self, codes: Tensor, scale: Tensor | None) -> None:
-        """Put other codes and scales in place of those that are there."""
+        """Overwrite the stored codes and scales."""
         self.codes.copy_(codes)
         if scale is not None and self.scale is not None:
             self.scale.copy_(scale)
@@ -81,32 +81,32 @@ class Stored:
 
 @dataclass(eq=False)
 class Binding:
-    """A parameter and its states under a rule. It lasts until one of them is another tensor.
+    """A parameter and its states under a rule. It is valid until one of the tensors is replaced.
 
     Parameters
     ----------
     rule
         The update rule.
     param
-        The parameter, updated in place (float32, bfloat16 or float16): on a sharded parameter the local part, or the
-        whole where the rule needs it. ``None`` under a rule that has none (:attr:`Rule.has_param`).
+        The parameter (float32, bfloat16 or float16), updated in place. For a sharded parameter, it is the local part,
+        or the whole if the rule needs it. ``None`` for a rule without a parameter (:attr:`Rule.has_param`).
     states
-        The states that this parameter has, in the order of the rule's slots; updated in place.
+        The states of this parameter, in the order of the rule's slots, updated in place.
     first_element
-        Global flat index of the first element (non-zero on a shard).
+        The global flat index of the first element (nonzero on a shard).
     row_stride
-        Elements of the whole tensor between the starts of two rows: more than a row has where columns are sharded.
-        ``None``: rows follow each other.
+        The distance between the starts of consecutive rows, in elements of the whole tensor. It exceeds the row length
+        if columns are sharded. ``None`` for contiguous rows.
     master
-        Master weights of a 16-bit parameter (:mod:`halfulp.numbers.remainder`): float32, int16 or uint8, of its shape,
-        updated in place. The rule then reads and moves the fp32 weights that they give.
+        The master weights of a 16-bit parameter (:mod:`halfulp.numbers.remainder`): float32, int16 or uint8, in its
+        shape, updated in place. The rule then reads and updates the fp32 weights that they give.
     plan
-        The backend's own notes.
+        Data that the backend keeps with the binding.
 
     Raises
     ------
     ValueError
-        Codes or scales that are not those of their format and shape.
+        If codes or scales do not match their format and shape.
     """
 
     rule: Rule
@@ -117,18 +117,18 @@ class Binding:
     master: Tensor | None = None
     plan: Any = field(default=None, init=False, repr=False)
     shape: torch.Size = field(init=False)
-    """Shape of the parameter, or of the state where there is no parameter."""
+    """The shape of the parameter, or of the state if there is no parameter."""
     device: torch.device = field(init=False)
     tensors: tuple[Tensor, ...] = field(init=False, repr=False)
-    """The parameter, codes and scales of the states, and master weights."""
+    """The parameter, the codes and scales of the states, and the master weights."""
     seen: Seen = field(init=False, repr=False)
-    """What they were when they were bound: backends use these addresses."""
+    """Properties of the tensors when they were bound. Backends use these addresses."""
     quantizers: tuple[Quantizer, ...] = field(init=False)
-    """Quantizers of the states."""
+    """The quantizers of the states."""
     low: bool = field(init=False)
     """Whether any state is stored in less than fp32."""
     names: tuple[str, ...] = field(init=False)
-    """Names of the states, and ``"param"``, in the order of a step's `keys`."""
+    """The names of the states, and ``"param"``, in the order of a step's `keys`."""
 
     def __post_init__(self) -> None:
         first = self.states[0].codes if self.param is None else self.param
@@ -142,15 +142,15 @@ class Binding:
         self.names = (*(s.slot.name for s in self.states), "param")
 
     def intact(self) -> bool:
-        """Whether every tensor is what it was when it was bound; if not, the parameter has to be bound anew."""
+        """Whether every tensor is unchanged since it was bound. If not, the parameter must be bound again."""
         return look(self.tensors) == self.seen
 
     def read(self) -> dict[str, Tensor]:
-        """Every state by name, decoded to fp32."""
+        """Return every state by name, decoded to fp32."""
         return {s.slot.name: s.read() for s in self.states}
 
     def weights(self) -> Tensor | None:
-        """The parameter in fp32, with its master weights; ``None`` without parameter."""
+        """Return the parameter in fp32, with its master weights, or ``None`` without a parameter."""
         return None if self.param is None else weights(self.param, self.master)
 
 
@@ -161,25 +161,25 @@ class Step:
     Parameters
     ----------
     binding
-        What is updated.
+        The binding to update.
     inputs
-        What the rule reads beside it, as :attr:`Rule.inputs` names them: the gradient; of the binding's shape, in
-        float32, bfloat16 or float16.
+        The other tensors that the rule reads, named in :attr:`Rule.inputs`: the gradient. They have the binding's
+        shape, and are float32, bfloat16 or float16.
     scalars
         The rule's numbers for this step, rounded to fp32.
     keys
-        Random stream of each state, and of the parameter last.
+        The random streams of the states, and last that of the parameter.
     param_rounding
         How a 16-bit parameter is rounded.
     maximize
-        Ascend instead of descend: the gradient is taken with the opposite sign.
+        Whether to negate the gradient, to ascend instead of descend.
     counts
-        ``None``, or an int64 tensor of shape ``(states, 2)`` on the CPU, to which the backend adds, for each state, the
-        updates that were due (the new value differs from the decoded old one) and those of them that stalled (what is
-        stored afterwards decodes to the old one). Elements left untouched count as neither.
+        ``None``, or an int64 tensor of shape ``(states, 2)`` on the CPU. For each state, the backend adds the number of
+        updates due (the new value differs from the decoded old one) and of those that stalled (the stored value decodes
+        to the old one). Skipped elements count as neither.
     skipped
-        An int64 tensor without dimensions on the binding's device, to which the backend adds the elements that it left
-        untouched because of a value that is not finite (:mod:`halfulp.kernels.skipped`).
+        A 0-dimensional int64 tensor on the binding's device. The backend adds the number of elements that it skipped
+        because of a non-finite value (:mod:`halfulp.kernels.skipped`).
     """
 
     binding: Binding
@@ -192,16 +192,16 @@ class Step:
     skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def wide(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """The parameter and the inputs as the rule reads them: in fp32, the gradient with its sign."""
+        """Return the parameter and the inputs as the rule reads them: in fp32, with the gradient's sign applied."""
         inputs = tuple(x.float() for x in self.inputs)
         return self.binding.weights(), tuple(-x for x in inputs) if self.maximize else inputs
 
 
 def step_tile(shape: torch.Size, quantizers: tuple[Quantizer, ...]) -> tuple[int, int, int]:
-    """``(rows, cols, tile)``: the stretches of a row that a step takes or leaves as a whole.
+    """Return ``(rows, cols, tile)``, where a tile is the segment of a row that a step updates or skips as a whole.
 
-    A tile is the least common multiple of the block sizes of the scaled states, 128 without any, at most a row; states
-    scaled per row make it a row, states scaled per tensor everything.
+    The length of a tile is the least common multiple of the block sizes of the scaled states, 128 without any, and at
+    most a row. With states scaled per row, it is a row. With states scaled per tensor, it is the tensor.
     """
     rows, cols = rows_and_cols(shape)
     blocks = [q.scaling for q in quantizers if q.format.scaled]

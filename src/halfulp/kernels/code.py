@@ -1,8 +1,8 @@
-"""Programs as code for CPUs: C, which is compiled with the library, and instructions of the vector machine.
+"""Code for CPUs from programs: C, compiled with the library, and instructions of the vector machine.
 
-Both follow a :class:`~halfulp.rules.program.Program` operation by operation; ``csrc/loop.h`` and ``csrc/machine.h``
-hold the loops around them. Uniform values are computed before (:func:`uniform_values`) and handed over as fp32 numbers,
-a mask as 0 or 1 and an int as its pattern.
+Both follow a :class:`~halfulp.rules.program.Program` operation by operation. The loops around them are in
+``csrc/loop.h`` and ``csrc/machine.h``. Uniform values are computed beforehand (:func:`uniform_values`) and passed as
+fp32 numbers, masks as 0 or 1 and ints as their bit patterns.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ C_TYPES = {"float": "vf", "mask": "vm", "int": "vi"}
 
 
 def check_grad(program: Program) -> bool:
-    """Whether the gradient has to be looked at itself: no new state is sure to be infinite or NaN where it is."""
+    """Whether the gradient itself must be checked, since no new state is certainly non-finite if it is."""
     return program.reads("grad") and not spoilt(program.ops, program.ops.index(Op("grad"))) & {*program.new_states}
 
 
 def flags(program: Program) -> int:
-    """``HU_READS_PARAM`` and ``HU_WRITES_PARAM``; one that is written is read too, to be put back if need be."""
+    """Return ``HU_READS_PARAM`` and ``HU_WRITES_PARAM``. A written parameter is also read, to be restored."""
     writes = program.param is not None
     reads = writes or program.reads("param")
     return reads * FLAGS["reads_param"] | writes * FLAGS["writes_param"]
@@ -44,7 +44,7 @@ def flags(program: Program) -> int:
 
 @lru_cache(maxsize=1024)
 def _plain_scalars(program: Program) -> tuple[int, ...] | None:
-    """Numbers of the scalars that are its uniform values; ``None``, where these are computed from more."""
+    """Return the scalar numbers of the uniform values, or ``None`` if some uniform values are computed."""
     ops = [program.ops[i] for i in program.uniforms]
     if program.numbers or any(op.name != "scalar" for op in ops):
         return None
@@ -52,7 +52,7 @@ def _plain_scalars(program: Program) -> tuple[int, ...] | None:
 
 
 def uniform_values(program: Program, c: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
-    """What a program's code takes as uniform values, and the new numbers.
+    """Return the uniform values of a program's code, and the new numbers.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def uniform_values(program: Program, c: Scalars, numbers: list[float]) -> tuple[
     c
         The rule's scalars.
     numbers
-        States of one element, in the program's order.
+        The states of one element, in the program's order.
     """
     scalars, plain = program.scalar_values(c), _plain_scalars(program)
     if plain is not None:
@@ -79,14 +79,14 @@ def _as_float(value: Any) -> float:
 
 
 def _number(x: float) -> str:
-    """A constant in C, every bit of it."""
+    """Return a constant in C, exact to the last bit."""
     if math.isinf(x):
         return "INFINITY" if x > 0 else "-INFINITY"
     return f"{float(x).hex()}f"
 
 
 def c_function(program: Program) -> str:
-    """A function of a piece, named by the program's digest."""
+    """Return a C function for one piece, named by the program's digest."""
     names: dict[int, str] = {}
     setup, body = [], []
     for number, index in enumerate(program.uniforms, len(program.rows)):
@@ -155,22 +155,22 @@ def _c_value(name: str, args: list[str], of: float | int | None) -> str:
 # ------------------------------------------------------------------------------------------------ the machine
 
 INPUTS = {"grad": 0, "param": 1, "state": 2, "column": 2 + MAX_SLOTS, "row": 0}
-"""Places of operands that are not computed; a value for each row is among the uniform ones of a piece."""
+"""The operand numbers of inputs. A row's value is one of the uniform values of a piece."""
 
 
 @lru_cache(maxsize=256)
 def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Instructions of a program, and the constants that follow its uniform values.
+    """Return the instructions of a program, and the constants that follow its uniform values.
 
     Raises
     ------
     ProgramError
-        For more states, sums, uniform values, or values that are needed at once, than the machine has room for.
+        If the program exceeds the machine's limits of states, sums, uniform values, or values in use at once.
     """
     constants = [k for k, op in enumerate(program.ops) if op.name == "constant" and _is_taken(program, k)]
     patterns_of = {int(op.of) for op in program.ops if op.name == "add_int" and op.of is not None}
     if any(TYPES[program.ops[k].name] == "mask" for k in program.uniforms):
-        patterns_of.add(0)  # which a mask is told from
+        patterns_of.add(0)  # a mask is compared with it
     shifts = sorted(patterns_of)
     uniforms = [*program.uniforms, *constants]
     code, registers = _Machine(program, uniforms, shifts).instructions()
@@ -190,14 +190,14 @@ def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
 
 
 def _is_taken(program: Program, index: int) -> bool:
-    """Whether something that is not uniform takes a value."""
+    """Whether an output or a non-uniform operation uses a value."""
     outputs = (program.param, *program.new_states, *(i for s in program.sums for i in (s.a, s.b)))
     takers = (k for k, op in enumerate(program.ops) if index in op.args)
     return index in outputs or any(not program.uniform[k] for k in takers)
 
 
 class _Machine:
-    """Registers are given to values as long as they are needed, and operands numbered when their number is known."""
+    """Register allocation: a value has a register while it is needed. Operands are numbered at the end."""
 
     def __init__(self, program: Program, uniforms: list[int], shifts: list[int]) -> None:
         self.program, self.uniforms, self.shifts = program, uniforms, shifts
@@ -205,7 +205,7 @@ class _Machine:
         self.last: dict[int, int] = {}
         self.alias: dict[int, int] = {}
         for k, op in enumerate(program.ops):
-            if op.name in ("bits", "from_bits") and not program.uniform[k]:  # the same pattern
+            if op.name in ("bits", "from_bits") and not program.uniform[k]:  # these have the same bit pattern
                 self.alias[k] = self.alias.get(op.args[0], op.args[0])
         for k, op in enumerate(program.ops):
             if not program.uniform[k] and k not in self.alias:
@@ -219,12 +219,12 @@ class _Machine:
         return self.alias.get(index, index)
 
     def instructions(self) -> tuple[list[tuple[int, int, int, int, int]], int]:
-        """The instructions, and how many registers they take."""
+        """Return the instructions and the number of registers they use."""
         program, lines = self.program, list[tuple[str, list[Any], int]]()
         place: dict[int, int] = {}
         free: list[int] = []
         count = 0
-        for k in self.masks:  # a number so far; a register for good
+        for k in self.masks:  # stored as a number, kept in a register
             zero = ("uniform", len(self.uniforms) + self.shifts.index(0))
             lines.append(("ne", [("uniform", self.uniforms.index(k)), zero], count))
             place[k] = count
@@ -248,7 +248,7 @@ class _Machine:
         for k, index in enumerate(program.new_states):
             source = program.ops[self._value(index)]
             operand = self._operand(self._value(index), place)
-            if source.name in ("state", "param") and source != ("state", (), k):  # it may have been written by then
+            if source.name in ("state", "param") and source != ("state", (), k):  # it may be overwritten by then
                 lines.append(("copy", [operand], count))
                 operand = ("register", count)
                 count += 1

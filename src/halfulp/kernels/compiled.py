@@ -1,4 +1,4 @@
-"""Code that the C library runs for a rule: generated code or instructions of the machine for each program."""
+"""What the C library runs for a rule: generated code or machine instructions for each program."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ __all__ = ["Compiled", "Programs", "programs_of"]
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A program as C runs it.
+    """A program in the form that C runs.
 
     Parameters
     ----------
     program
         The program.
     number
-        Number of its generated code; -1 if it runs on the machine.
+        The number of its generated code, or -1 if it runs on the machine.
     code
-        Instructions of the machine, if it does.
+        The machine's instructions, if it runs there.
     constants
-        What follows its uniform values.
+        The constants that follow its uniform values.
     flags
-        ``HU_READS_PARAM``, ``HU_WRITES_PARAM``.
+        ``HU_READS_PARAM`` and ``HU_WRITES_PARAM``.
     packed
-        Its uniform values in memory.
+        The memory layout of its uniform values.
     """
 
     program: Program
@@ -52,17 +52,18 @@ class Compiled:
     packed: struct.Struct
 
     def uniforms(self, scalars: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
-        """Everything that its code takes as uniform values, and the new numbers."""
+        """Return all uniform values that its code needs, and the new numbers."""
         values, new = uniform_values(self.program, scalars, numbers)
-        return [*[0.0] * len(self.program.rows), *values, *self.constants], new  # a piece has values of its row first
+        # the values of a piece's row come first
+        return [*[0.0] * len(self.program.rows), *values, *self.constants], new
 
     def numbers(self, states: Iterable[Stored]) -> list[float]:
-        """Values of the states of one element that the program reads, in its order."""
+        """Return the values of the one-element states that the program reads, in its order."""
         return numbers_of(self.program.numbers, states)
 
     @property
     def address(self) -> int:
-        """Address of the instructions."""
+        """The address of the instructions."""
         return 0 if self.code is None else self.code.ctypes.data
 
 
@@ -78,7 +79,7 @@ def _compiled(program: Program, on_machine: bool) -> Compiled:
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """A rule with sums within its update as C runs it: what is measured, round by round, and the update."""
+    """A rule with sums within its update in the form that C runs: the measuring rounds and the update."""
 
     staged: Staged
     rounds: tuple[Compiled, ...]
@@ -87,13 +88,13 @@ class Passes:
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """The programs of a rule's `update` or `measure` under some states."""
+    """The programs of a rule's `update` or `measure` for some states."""
 
     function: Callable[..., Any]
     reads: tuple[str, ...]
     branches: Branches
     shape: tuple[int, ...]
-    """Shape of the values that programs are checked on."""
+    """The shape of the values on which programs are checked."""
     checked: set[int] = field(default_factory=set)
 
     @lru_cache(maxsize=64)  # noqa: B019 - as many as there are branches, of objects that live as long as the process
@@ -103,13 +104,13 @@ class Programs:
         return Passes(program, tuple(rounds), last) if isinstance(program, Staged) else last
 
     def choose(self, scalars: Scalars) -> Any:
-        """What these scalars choose: :class:`Compiled`, or :class:`Passes` of a rule that is not elementwise.
+        """Return :class:`Compiled` code for these scalars, or :class:`Passes` for a rule that is not elementwise.
 
         Raises
         ------
         ProgramError
-            If it has not the bits of the rule: that looks at something its symbols do not show, as `math.isfinite` of a
-            scalar does. Looked at once for each program, on random values.
+            If the program does not give the bits of the rule, because the rule looks at something that symbols do not
+            show, such as `math.isfinite` of a scalar. Each program is checked once, on random values.
         """
         number = self.branches.number(scalars)
         if number not in self.checked:
@@ -139,19 +140,19 @@ class Programs:
 
 
 def numbers_of(names: Iterable[str], states: Iterable[Stored]) -> list[float]:
-    """Values of some states of one element, by name."""
+    """Return the values of some one-element states, by name."""
     stored = {s.slot.name: s for s in states}
     return [float(stored[name].codes) for name in names]
 
 
 @lru_cache(maxsize=1024)
 def programs_of(rule: Rule, measure: bool, slots: tuple[StateSlot, ...], ndim: int) -> Programs:
-    """Programs of a rule's `update`, or of its `measure`.
+    """Return the programs of a rule's `update` or `measure`.
 
     Raises
     ------
     ProgramError
-        If it is not a program, or one that is too large.
+        If the function is not a program, or is too large.
     """
     function = rule.measure if measure else rule.update
     assert function is not None

@@ -1,6 +1,6 @@
-"""Numbers that kernels in C and in Triton share with Python, said once.
+"""Constants that the C and Triton kernels share with Python.
 
-``csrc/constants.h`` is written from here by ``python -m halfulp.kernels.generate``.
+``python -m halfulp.kernels.generate`` writes ``csrc/constants.h`` from here.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ __all__ = [
 ]  # fmt: skip
 
 ABI = 4
-"""Version of the structs and functions, which the library reports."""
+"""The version of the structs and functions, which the library reports."""
 CAP = 1024
-"""Elements that one pass holds; larger tiles take two passes, in which small blocks must fit this. Sums, too, begin
-with that many (:func:`halfulp.rules.base.total`)."""
+"""The number of elements in one pass, and in one segment of a sum (:func:`halfulp.rules.base.total`). Larger tiles take
+two passes, in which small blocks must fit this."""
 GROUP = 512
-"""Elements that a pass takes at once, where the tile allows."""
+"""The number of elements that a pass processes at once, if the tile allows."""
 UNIT = 64
-"""Loops run over multiples of this many elements."""
+"""Loops run over multiples of this number of elements."""
 MAX_SLOTS, MAX_SUMS, MAX_REGISTERS, MAX_UNIFORMS = 8, 4, 32, 64
-"""Limits of a program, whose registers and uniform values are those of the vector machine."""
+"""Limits of a program. Registers and uniform values are those of the vector machine."""
 MAX_VECTORS = 2
-"""Values of a program for which there are sums of rows or columns; and vectors of columns that it takes."""
+"""The maximum number of values with sums of rows or columns in a program, and of column vectors that it reads."""
 TREE = 6
-"""Levels of sums of columns, added up in pairs of rows, that are done in one go."""
+"""The number of levels of column sums, adding rows in pairs, that are computed in one go."""
 STRETCHES = 16
-"""Most stretches of a codebook of evenly spaced codes, on one side of zero."""
+"""The maximum number of evenly spaced stretches of a codebook on one side of zero."""
 PARTS = 4
-"""Files that generated code is compiled as, so that several compilers run at once."""
+"""The number of files that generated code is compiled as, so that several compilers run at once."""
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "float": 3, "int": 4, "book": 5}
-"""How codes are made and read."""
+"""The kinds of encoding and decoding."""
 FINE = 6
-"""A float of 8 bits whose fraction (:func:`halfulp.numbers.rounding.grid_constants`) is not 24 bits."""
+"""A float of 8 bits with fewer than 24 fraction bits (:func:`halfulp.numbers.rounding.grid_constants`)."""
 SCALES = {"none": 0, "pow2": 1, "fp32": 2}
 PER = {"block": 0, "row": 1, "tensor": 2}
 MASTERS = {"none": 0, "remainder8": 8, "remainder16": 16, "fp32": 32}
-"""What is kept beside a 16-bit parameter, by its bits (:mod:`halfulp.numbers.remainder`)."""
+"""The kinds of master weights of 16-bit parameters, by their bits (:mod:`halfulp.numbers.remainder`)."""
 FLAGS = {"reads_param": 1, "writes_param": 2}
 MACHINE = {
     name: number
@@ -48,11 +48,11 @@ MACHINE = {
         "check", "save_param", "term", "plain_term",
     ))
 }  # fmt: skip
-"""Instructions of the vector machine; the first are the operations of a program."""
+"""The instructions of the vector machine, starting with the operations of a program."""
 
 
 def header() -> str:
-    """``csrc/constants.h``."""
+    """Return the text of ``csrc/constants.h``."""
     single = {
         "ABI": ABI, "CAP": CAP, "GROUP": GROUP, "UNIT": UNIT, "MAX_SLOTS": MAX_SLOTS, "MAX_SUMS": MAX_SUMS,
         "MAX_REGISTERS": MAX_REGISTERS, "MAX_UNIFORMS": MAX_UNIFORMS, "STRETCHES": STRETCHES, "PARTS": PARTS,

@@ -1,8 +1,8 @@
-"""The step in C (``csrc/``): states are decoded, updated and encoded in one pass, bit for bit as the reference does it.
+"""The step in C (``csrc/``), which decodes, updates and encodes states in one pass, with the reference's bits.
 
-One call does all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs in C as a whole. Sums within
-an update are measured before (:mod:`halfulp.kernels.cpu_stages`). A rule that is no program runs in torch between C's
-decoding and encoding, under the same code as the reference (:class:`~halfulp.kernels.reference.Codec`).
+One call steps all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs entirely in C. Sums within
+an update are measured first (:mod:`halfulp.kernels.cpu_stages`). Any other rule runs in torch, between decoding and
+encoding in C, by the code of the reference (:class:`~halfulp.kernels.reference.Codec`).
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ __all__ = ["status", "step", "supports"]
 
 
 def status() -> str:
-    """Whether this backend can run here, and with which instruction set; or why not."""
+    """Return whether this backend can run here and with which instruction set, or the reason why not."""
     return native.why_not() or f"available ({native.chosen()})"
 
 
 @dataclass
 class _Plan:
-    """What is known of a binding: its programs, if its rule has any, and the batch that it was in last."""
+    """Data on a binding: its programs, if its rule has any, and the batch that it was in last."""
 
     programs: Programs | None
     row: Rows | None = None
     slots: Rows | None = None
     arrays: tuple[Stored, ...] = ()
-    """States of the parameter's shape."""
+    """The states of the parameter's shape."""
     places: tuple[int, ...] = ()
-    """Their places among all states."""
+    """Their indices among all states."""
     numbers: tuple[Stored, ...] = ()
-    """States of one element."""
+    """The states of one element."""
     batch: _Batch | None = None
 
 
 def supports(rule: Rule, step: Step) -> str | None:
-    """Reason why this backend cannot do a step."""
+    """Return the reason why this backend cannot do a step."""
     binding = step.binding
     if type(binding.plan) is not _Plan:
         reason = native.why_not() or _unfit(binding)
@@ -69,7 +69,7 @@ def supports(rule: Rule, step: Step) -> str | None:
 
 
 def _plan(rule: Rule, step: Step) -> _Plan:
-    """The plan of a binding whose rule is a program."""
+    """Return the plan of a binding whose rule is a program."""
     binding = step.binding
     extents = [extent_of(s.slot, len(binding.shape)) for s in binding.states]
     numbers, arrays = (
@@ -94,7 +94,7 @@ def _plan(rule: Rule, step: Step) -> _Plan:
 
 
 def _unfit(binding: Binding) -> str | None:
-    """Why the addresses of a binding cannot be given to C."""
+    """Return the reason why C cannot use the tensors of a binding."""
     if any(x.device.type != "cpu" for x in binding.tensors):
         return f"it works on the CPU, and the tensors are on {', '.join({x.device.type for x in binding.tensors})}"
     if binding.param is not None and not binding.param.is_contiguous():
@@ -131,7 +131,7 @@ def step(rule: Rule, steps: list[Step]) -> None:
 
 @dataclass
 class _Batch:
-    """Bindings that are done in one call, step after step: their rows, of which a step changes some columns."""
+    """Bindings that are stepped in one call. Each step changes only some columns of their rows."""
 
     rule: Rule
     bindings: list[Binding]
@@ -145,12 +145,12 @@ class _Batch:
     lengths: list[int] = field(init=False)
     has_numbers: bool = field(init=False)
     sixteen_bit: list[bool] = field(init=False)
-    """Which parameters are, and so may be rounded stochastically."""
+    """Whether each parameter has 16 bits, and so may be rounded stochastically."""
     programs: list[int] = field(init=False)
-    """Which bindings share their programs."""
+    """Identifies the bindings that share their programs."""
     chosen: list[Compiled] = field(init=False, default_factory=list)
     held: dict[str, list[Any]] = field(init=False, default_factory=dict)
-    """What columns hold that seldom change: comparing lists takes less time than writing one into a column."""
+    """The current values of columns that seldom change. Comparing lists is faster than writing one into a column."""
 
     def __post_init__(self) -> None:
         bindings = self.bindings
@@ -170,11 +170,11 @@ class _Batch:
             self.columns["param_kind"][:] = [DTYPES[b.seen[3][0]] for b in bindings]
 
     def is_of(self, bindings: list[Binding]) -> bool:
-        """Whether it is of these bindings."""
+        """Whether the batch consists of exactly these bindings."""
         return len(self.bindings) == len(bindings) and all(map(is_, self.bindings, bindings))
 
     def step(self, steps: list[Step], found: list[Measured]) -> None:
-        """Fill in what changes from step to step, and do it; `found`: what sums within the update gave, if any."""
+        """Fill in what changes from step to step, and do the step. `found` has the results of sums in the update."""
         inputs = self._fill_inputs(steps)
         new = self._fill_uniforms(steps, found)
         if self.rule.has_param:
@@ -187,17 +187,17 @@ class _Batch:
             columns.fill(steps)
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
         spoilt = [i for i, values in new.items() if not all(map(math.isfinite, values))]
-        if spoilt:  # a number that is not finite: the whole parameter is left alone
+        if spoilt:  # skip the whole parameter if a number is not finite
             kept = self.columns["rows"][spoilt]
             self.columns["rows"][spoilt] = 0
         native.library().hu_step(self.first_row, len(steps), torch.get_num_threads())
         if spoilt:
             self.columns["rows"][spoilt] = kept
-        del inputs  # alive until here
+        del inputs  # keep them alive until here
         for i, values in new.items():
             if i in spoilt:
                 steps[i].skipped += self.lengths[i]
-            elif self.lengths[i]:  # an empty tensor makes no step
+            elif self.lengths[i]:  # an empty tensor is not stepped
                 _write_numbers(steps[i], values)
         for one in found:
             one.write_vectors()
@@ -205,12 +205,12 @@ class _Batch:
     def _fill_inputs(self, steps: list[Step]) -> list[Tensor]:
         self._hold("maximize", [s.maximize for s in steps])
         inputs = self._inputs("grad", [s.inputs[0] for s in steps])
-        if not self.rule.has_param:  # the second input is read where a parameter would be
+        if not self.rule.has_param:  # the second input is read in place of a parameter
             inputs += self._inputs("param", [s.inputs[-1] for s in steps])
         return inputs
 
     def _inputs(self, name: str, given: list[Tensor]) -> list[Tensor]:
-        """Give every row the address of an input; the tensors that have to live until C has read them."""
+        """Give every row the address of an input. Return the tensors that must live until C has read them."""
         inputs = [x if x.is_contiguous() and not x.is_neg() else plain(x) for x in given]
         if [*map(Tensor.numel, inputs)] != self.lengths or not all(x.is_cpu for x in inputs):
             wrong = next(x for x, n in zip(inputs, self.lengths, strict=True) if x.numel() != n or not x.is_cpu)
@@ -227,7 +227,7 @@ class _Batch:
             self.columns[name][:] = self.held[name] = values
 
     def _fill_uniforms(self, steps: list[Step], found: list[Measured]) -> dict[int, list[np.float32]]:
-        """Choose each binding's program and write its uniform values, each set once; the new numbers of bindings."""
+        """Choose each binding's program, and write each distinct set of uniform values once. Return the new numbers."""
         sets = [id(s.scalars) for s in steps]
         if self.has_numbers or found:
             keys: list[Any] = list(range(len(steps)))
@@ -269,7 +269,7 @@ def _write_numbers(step: Step, values: list[np.float32]) -> None:
 
 
 def _slots(bindings: list[Binding]) -> tuple[Rows, list[_SlotColumns]]:
-    """``hu_slot`` of the states of each binding, one line a binding."""
+    """Return the ``hu_slot`` of the states of each binding, one line per binding."""
     most = max(len(b.plan.arrays) for b in bindings)
     rows = np.zeros((len(bindings), max(most, 1)), SLOT)
     for line, binding in zip(rows, bindings, strict=True):
@@ -278,7 +278,7 @@ def _slots(bindings: list[Binding]) -> tuple[Rows, list[_SlotColumns]]:
 
 
 def _point(columns: dict[str, npt.NDArray[Any]], slot_rows: Rows, bindings: list[Binding]) -> None:
-    """Tell each row where its slots are."""
+    """Give each row the address of its slots."""
     line = slot_rows.dtype.itemsize * slot_rows.shape[1]
     columns["slot"][:] = slot_rows.ctypes.data + line * np.arange(len(bindings), dtype=np.uintp)
 
@@ -300,7 +300,7 @@ class _SlotColumns:
                 rows["scale"][i] = state.scale.data_ptr()
 
     def fill(self, steps: list[Step]) -> None:
-        """The counts that this step adds to, and its keys."""
+        """Set the counters and the keys of this step."""
         having = steps if self.all else [steps[i] for i in self.having]
         counts = [0 if s.counts is None else s.counts[k].data_ptr() for s, k in zip(having, self.places, strict=True)]
         which = slice(None) if self.all else self.having

@@ -1,4 +1,4 @@
-"""States decoded and encoded in C, where something other than C computes with them."""
+"""Decoding and encoding of states in C, for updates that do not run in C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["CODEC"]
 
 
 def _read(state: Stored) -> Tensor:
-    """A state decoded in C; see :meth:`Stored.read`."""
+    """Return a state decoded in C. See :meth:`Stored.read`."""
     if state.quantizer.format.is_float32:
         return state.read()
     out = torch.empty(state.shape, dtype=torch.float32)
@@ -28,7 +28,7 @@ def _read(state: Stored) -> Tensor:
 
 
 def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tensor, Tensor | None]:
-    """Codes and scales of new values, encoded in C; see :meth:`Quantizer.quantize`."""
+    """Return the codes and scales of new values, encoded in C. See :meth:`Quantizer.quantize`."""
     quantizer: Quantizer = state.quantizer
     if quantizer.format.is_float32:
         return x, None

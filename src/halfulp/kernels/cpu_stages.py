@@ -1,4 +1,4 @@
-"""Updates with sums within them, in C: what is measured before the last pass, and what follows from it.
+"""Updates that contain sums, in C: the measuring passes before the last pass, and the values that depend on them.
 
 See :mod:`halfulp.rules.stages`.
 """
@@ -24,16 +24,16 @@ __all__ = ["Measured", "measured"]
 
 @dataclass
 class Measured:
-    """A step of which everything is known but the last pass over its tensor.
+    """A step that is ready for the last pass over its tensor.
 
     Parameters
     ----------
     step, compiled
-        The step, its inputs contiguous, and the program that is left.
+        The step, with contiguous inputs, and the remaining program.
     uniforms, vectors
-        What this takes.
+        The inputs of the remaining program.
     numbers, new
-        New values of the states of one element, and of those that are vectors, by name.
+        New values of the one-element states, and of the states that are vectors by name.
     """
 
     step: Step
@@ -52,9 +52,9 @@ class Measured:
 
 
 def measured(steps: list[Step]) -> list[Measured | Step]:
-    """What the updates of steps measure, all tensors together in each round.
+    """Measure what the updates of these steps need, all tensors together in each round.
 
-    A step comes back as it is where something is not finite: the reference says what becomes of it.
+    A step with a non-finite value is returned unchanged, to be handled by the reference.
     """
     courses = [_Course(replace(one, inputs=tuple(map(plain, one.inputs)))) for one in steps]
     level = 0
@@ -67,7 +67,7 @@ def measured(steps: list[Step]) -> list[Measured | Step]:
 
 
 class _Course:
-    """A step on its way through the rounds."""
+    """The progress of one step through the rounds."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -84,16 +84,16 @@ class _Course:
         return compiled.uniforms(self.step.scalars, given["number"])[0], Vectors(given["row"], given["column"])
 
     def round(self, level: int) -> tuple[Step, Compiled, list[float], Vectors]:
-        """What C needs to measure a round."""
+        """Return what C needs to measure a round."""
         compiled = self.passes.rounds[level]
         return (self.step, compiled, *self._taken(self.staged.rounds[level], compiled))
 
     def proceed(self, level: int, sums: dict[str, Any]) -> None:
-        """Take what a round has found."""
+        """Add the results of a round."""
         self.fine = self.staged.proceed(self.found, level, sums, *rows_and_cols(self.step.binding.shape))
 
     def measured(self) -> Measured | None:
-        """The step before its last pass; ``None`` where something is not finite."""
+        """Return the step before its last pass, or ``None`` if a value is not finite."""
         staged = self.staged
         numbers, vectors = ([self.found[k] for k in of] for of in (staged.new_numbers, staged.new_vectors))
         if not self.fine or not all(np.isfinite(x).all() for x in (*numbers, *vectors)):

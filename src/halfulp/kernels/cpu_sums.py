@@ -1,4 +1,4 @@
-"""Sums over tensors in C, in the fixed orders of :mod:`halfulp.rules.base`: of measuring programs."""
+"""Sums of measuring programs over tensors in C, in the fixed orders of :mod:`halfulp.rules.base`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Vectors", "measure", "sums_of"]
 
 
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
-    """What a rule measures of each binding; ``None`` where C cannot."""
+    """Return what a rule measures of each binding, or ``None`` where C cannot."""
     chosen = [_compiled(rule, one) for one in steps]
     able = [
         (one, compiled, compiled.uniforms(one.scalars, compiled.numbers(one.binding.states))[0], Vectors())
@@ -35,7 +35,7 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
 
 
 def _compiled(rule: Rule, step: Step) -> Compiled | None:
-    """The measuring program of a step, where its binding can be given to C and the rule's `measure` is a program."""
+    """Return the measuring program of a step, if the rule's `measure` is a program and C can use the binding."""
     binding = step.binding
     if native.why_not() or not all(x.is_cpu and plain(x) is x for x in (*binding.tensors, *step.inputs)):
         return None
@@ -51,25 +51,25 @@ def _compiled(rule: Rule, step: Step) -> Compiled | None:
 
 
 class Vectors:
-    """Vectors along the rows and columns of a tensor, as a program in C takes them."""
+    """Vectors along the rows and columns of a tensor, in the form that C reads."""
 
     def __init__(self, rows: Sequence[Any] = (), columns: Sequence[Any] = ()) -> None:
         self.counts = len(rows), len(columns)
         self.rows = np.array(rows, np.float32)
         self.columns = np.zeros((0, 0), np.float32)
-        if columns:  # C reads beyond the last piece's end
+        if columns:  # C reads beyond the end of the last piece
             self.columns = np.pad(np.array(columns, np.float32), ((0, 0), (0, UNIT)))
 
     def fill(self, row: Any) -> None:
-        """Tell a ``hu_work`` of them, which must not outlive them."""
+        """Point a ``hu_work`` at the vectors, which must outlive it."""
         row["row_vectors"], row["column_vectors"] = self.counts
         row["row_values"], row["column_values"] = self.rows.ctypes.data, self.columns.ctypes.data
 
 
 def sums_of(able: list[tuple[Step, Compiled, list[float], Vectors]]) -> list[dict[str, Any]]:
-    """The sums of a program over each step's tensor, of uniform values and vectors, in one call of C.
+    """Return the sums of a program over each step's tensor, with uniform values and vectors, in one call of C.
 
-    Floats, or of ``"rows"`` and ``"columns"`` float64 tensors.
+    They are floats, or float64 tensors for ``"rows"`` and ``"columns"``.
     """
     rows = np.zeros(len(able), WORK)
     made = [_Sums(row, *one) for row, one in zip(rows, able, strict=True)]
@@ -78,7 +78,7 @@ def sums_of(able: list[tuple[Step, Compiled, list[float], Vectors]]) -> list[dic
 
 
 class _Sums:
-    """A line of the table that C is given, and where it puts the sums."""
+    """One row of the table passed to C, and the memory of its sums."""
 
     def __init__(self, row: np.void, step: Step, compiled: Compiled, uniforms: list[float], vectors: Vectors) -> None:
         binding, self.program = step.binding, compiled.program
@@ -109,7 +109,7 @@ class _Sums:
             row["column_sums"] = self.columns.ctypes.data
 
     def found(self) -> dict[str, Any]:
-        """The sums by name."""
+        """Return the sums by name."""
         found: dict[str, Any] = {}
         for one in self.program.sums:
             k = self.program.terms.index(self.program.term_of(one))

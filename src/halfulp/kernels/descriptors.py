@@ -1,4 +1,4 @@
-"""Input of the C kernels: rows of numpy arrays that mirror the structs of ``csrc/halfulp.h`` field by field."""
+"""The input of the C kernels: rows of numpy arrays that mirror the structs of ``csrc/halfulp.h`` field by field."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WORK = np.dtype(
 
 
 def kept(make: Callable[[Key], Made]) -> Callable[[Key], Made]:
-    """A cache that makes each thing once, whatever threads ask for it: C holds addresses of what it keeps."""
+    """Cache a function so that each result is made only once across threads, since C holds addresses of the results."""
     lock, found = threading.RLock(), dict[Key, Made]()
 
     @wraps(make)
@@ -80,10 +80,10 @@ def kept(make: Callable[[Key], Made]) -> Callable[[Key], Made]:
 def describe(
     shape: torch.Size, quantizers: tuple[Quantizer, ...], row_stride: int | None = None, by_row: bool = False
 ) -> tuple[Rows, Rows] | str:
-    """``hu_work`` of a parameter, an array of one, and its ``hu_slot``: all that does not change from step to step.
+    """Return a parameter's ``hu_work`` (an array of one) and its ``hu_slot``, with all that steps do not change.
 
-    `by_row`: rows stay apart, since a program may have a value for each. The same arrays for the same arguments, to be
-    copied. A string, where C cannot do it: why.
+    `by_row` keeps rows apart, since a program may have a value for each. Equal arguments give the same arrays, which
+    must be copied. If C cannot do it, the result is a string with the reason.
     """
     rows, cols = rows_and_cols(shape)
     tile = step_tile(shape, quantizers)[2]
@@ -95,26 +95,26 @@ def describe(
     row = made[0]
     odd = cols % 2 == 1 and any(q.format.packed for q in quantizers)
     if row_stride in (None, cols) and not odd and not by_row and cols and all(cols % b == 0 for b in (tile, *blocks)):
-        rows, cols = 1, rows * cols  # no tile is short at the end of a row: one long row has the same tiles
+        rows, cols = 1, rows * cols  # no tile is cut at the end of a row, so one long row has the same tiles
     elif tile == rows * cols and rows > 1 and not odd and not by_row and row_stride is None and _whole(quantizers):
         rows, cols = 1, tile
     row["tile"], row["rows"], row["cols"] = tile, rows, cols
     row["row_stride"] = cols if row_stride is None else row_stride
     slots = describe_slots(quantizers, shape)
     if rows == 1:
-        slots["per"][slots["per"] == PER["row"]] = PER["block"]  # what were rows may be blocks of the one long row now
+        slots["per"][slots["per"] == PER["row"]] = PER["block"]  # rows may have become blocks of the one long row
     return made, slots
 
 
 def fill_master(row: np.void, binding: Binding) -> None:
-    """Tell ``hu_work`` where the master weights of a binding are, if it has any."""
+    """Set the address of a binding's master weights in its ``hu_work``, if it has any."""
     if binding.master is not None:
         row["master"] = binding.master.data_ptr()
         row["master_kind"] = 8 * binding.master.element_size()
 
 
 def describe_slots(quantizers: tuple[Quantizer, ...], shape: torch.Size) -> Rows:
-    """``hu_slot`` of each state of a shape, without addresses and keys."""
+    """Return the ``hu_slot`` of each state of a shape, without addresses and keys."""
     return np.concatenate([np.zeros(0, SLOT), *(describe_slot(q, shape) for q in quantizers)])
 
 
@@ -123,7 +123,7 @@ def _whole(quantizers: tuple[Quantizer, ...]) -> bool:
 
 
 def describe_slot(quantizer: Quantizer, shape: torch.Size) -> Rows:
-    """``hu_slot`` of a state, an array of one, without its addresses and key."""
+    """Return the ``hu_slot`` of a state (an array of one), without its addresses and key."""
     made = np.zeros(1, SLOT)
     slot = made[0]
     slot["format"] = _format(quantizer).ctypes.data
@@ -135,7 +135,7 @@ def describe_slot(quantizer: Quantizer, shape: torch.Size) -> Rows:
 
 @kept
 def _format(quantizer: Quantizer) -> Rows:
-    """``hu_format`` of a quantizer, an array of one; what it points to is kept alive by :func:`_tables`."""
+    """Return the ``hu_format`` of a quantizer (an array of one). :func:`_tables` keeps alive what it points to."""
     fmt = quantizer.format
     made = np.zeros(1, FORMAT)
     row = made[0]
@@ -162,7 +162,7 @@ def _format(quantizer: Quantizer) -> Rows:
 
 @kept
 def even_stretches_of(fmt: Format) -> Rows | None:
-    """``hu_even`` of a codebook, an array of one; ``None`` where its gaps differ too often, or its two sides."""
+    """Return the ``hu_even`` of a codebook (an array of one), or ``None`` if its gaps change too often or by side."""
     *tables, fraction = codebook_tables(fmt)
     levels, middles, density, start, base = (table.numpy() for table in tables)
     ends = levels[list(even_stretches(fmt))]
@@ -170,7 +170,7 @@ def even_stretches_of(fmt: Format) -> Rows | None:
     if fraction != 16:
         return None
     halves = np.rint((middles - start) * density).astype(np.int32) + base - (np.arange(len(middles)) << 16)
-    if np.abs(halves - (1 << 15)).max() > 1:  # even_code of encode.h counts on it
+    if np.abs(halves - (1 << 15)).max() > 1:  # even_code in encode.h relies on it
         return None
     if len(borders) >= STRETCHES or borders[:1].min(initial=1) < 2.0**-30 or fmt.max >= 2:
         return None
@@ -217,7 +217,7 @@ def _tables(fmt: Format) -> dict[str, npt.NDArray[Any]]:
 
 
 def _aligned(table: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that begins with a cache line: vectors of 64 bytes are read from it, and two lines take twice the time."""
+    """Return a copy aligned to a cache line, since reading a 64-byte vector across two lines takes twice the time."""
     room = np.empty(table.nbytes + 64, np.uint8)
     first = -room.ctypes.data % 64
     copy = room[first : first + table.nbytes].view(table.dtype)

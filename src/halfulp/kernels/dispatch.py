@@ -1,4 +1,4 @@
-"""Choice of the backend for each parameter."""
+"""The choice of the backend for each parameter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from halfulp.rules.base import Rule
 __all__ = ["BACKENDS", "check_backend", "measure", "record", "refresh", "step"]
 
 BACKENDS = ("cpu", "triton", "reference")
-"""Names of the modules beside this one, fastest first; the reference last, since it does everything."""
+"""The names of the backend modules, fastest first. The reference is last, since it supports everything."""
 DEVICES = {"cpu": "cpu", "triton": "cuda"}
-"""Type of device that a backend is for. Tensors elsewhere come to it only if it is asked for by name."""
+"""The device type of each backend. Tensors on other devices use it only if it is chosen by name."""
 
 
 def check_backend(name: str | None) -> None:
-    """``ValueError`` for a backend that does not exist."""
+    """Raise ``ValueError`` for an unknown backend."""
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend is None or one of {', '.join(BACKENDS)}; got {name!r}")
 
@@ -31,7 +31,7 @@ def _module(name: str) -> ModuleType:
 
 
 def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
-    """Do the step of every binding, each on the first backend that supports it, or on the one asked for."""
+    """Do the step of every binding, each on the first backend that supports it, or on the given one."""
     left = steps
     for name in BACKENDS if backend is None else (backend,):
         device = DEVICES.get(name) if backend is None else None
@@ -49,7 +49,7 @@ def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
                 continue
             if backend is not None:
                 raise RuntimeError(f"backend {name!r} cannot do this step: {reason}")
-            runs = module.status().startswith("available")  # all there, but not for this tensor
+            runs = module.status().startswith("available")  # it runs here, but not for this tensor
             log_once(f"kernel {name!r} not used: {reason}", level=20 if runs else 30)
             others.append(one)
         if mine:
@@ -60,7 +60,7 @@ def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
 
 
 def measure(rule: Rule, steps: list[Step], backend: str | None) -> list[dict[str, float]]:
-    """What a rule measures of each binding: the sums of :attr:`Rule.measure`, by name, the same on every backend."""
+    """Return what a rule measures of each binding: the sums of :attr:`Rule.measure` by name, equal on every backend."""
     found: list[dict[str, float] | None] = [None] * len(steps)
     if backend == "triton" or (backend is None and any(s.binding.device.type == DEVICES["triton"] for s in steps)):
         found = _module("triton").measure(rule, steps)
@@ -71,13 +71,14 @@ def measure(rule: Rule, steps: list[Step], backend: str | None) -> list[dict[str
 
 
 def record(rule: Rule, steps: list[Step]) -> Any:
-    """Start the kernels of steps for a CUDA graph that is being recorded; what :func:`refresh` needs is returned.
+    """Launch the kernels of steps while a CUDA graph is being recorded. Return what :func:`refresh` needs.
 
-    Only the Triton backend can, and only launches that it has made before: nothing is allocated, uploaded or compiled.
+    Only the Triton backend supports this, and only for launches that it has done before, so that nothing is allocated,
+    uploaded or compiled.
     """
     return _module("triton").record(rule, steps)
 
 
 def refresh(rule: Rule, steps: list[Step], recorded: Any) -> None:
-    """Bring what recorded kernels read up to date for steps, without doing them."""
+    """Update the tables that recorded kernels read, without doing the steps."""
     _module("triton").refresh(rule, steps, recorded)

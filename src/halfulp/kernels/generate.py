@@ -1,7 +1,7 @@
-"""Writes what is generated in ``csrc/``: ``python -m halfulp.kernels.generate``, after a change to rules or constants.
+"""Generation of files in ``csrc/``: run ``python -m halfulp.kernels.generate`` after changing rules or constants.
 
-``generated.h`` has the C code of every program of the library's rules, ``constants.h`` what C shares with Python. A
-test tells where they are not fresh. What is not in there runs on the vector machine, with the same bits.
+``generated.h`` has the C code of every program of the library's rules, and ``constants.h`` has the constants that C
+shares with Python. A test checks that both are current. Other programs run on the vector machine, with the same bits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["files", "library_programs"]
 
 FOLDER = Path(__file__).with_name("csrc")
 TRANSFORMS = (clip_global(1.0), adagc())
-"""Each is fused into Adam; with other rules the machine runs it."""
+"""Transforms that are fused into Adam. With other rules, they run on the machine."""
 
 
 class _Always(dict[str, Any]):
-    """Hyper-parameters that are all on, or all off: what slots a rule can have."""
+    """Hyper-parameters that are all on or all off, to find the slots that a rule can have."""
 
     def __init__(self, value: float) -> None:
         super().__init__(betas=(0.9, 0.99, 0.9, 0.9))
@@ -42,7 +42,7 @@ class _Always(dict[str, Any]):
 
 
 def library_rules() -> list[Rule]:
-    """Every rule of the library."""
+    """Return every rule of the library."""
     found: dict[Rule, None] = {}
     for module in pkgutil.iter_modules(rules.__path__):
         values = vars(importlib.import_module(f"{rules.__name__}.{module.name}")).values()
@@ -51,7 +51,7 @@ def library_rules() -> list[Rule]:
 
 
 def library_programs() -> dict[str, Program]:
-    """Programs of the library's rules, by digest."""
+    """Return the programs of the library's rules, by digest."""
     found: dict[str, Program] = {}
     for rule in library_rules():
         for hyper in (_Always(0.5), _Always(0.0)):
@@ -69,14 +69,14 @@ def library_programs() -> dict[str, Program]:
 
 
 def _fits(program: Program) -> bool:
-    """Whether C has room for what a program takes and measures."""
+    """Whether a program is within the limits of C."""
     vectors = sum(kind == "vectors" for _, _, kind in program.terms)
     few = max(len(program.columns), vectors) <= MAX_VECTORS
     return len(program.states) <= MAX_SLOTS and len(program.terms) <= MAX_SUMS and few
 
 
 def files() -> dict[str, str]:
-    """Names and contents of the generated files."""
+    """Return the names and contents of the generated files."""
     programs = sorted(library_programs().values(), key=lambda p: p.digest)
     lines = ["/* Written by kernels/generate.py from the rules of the library: one function for each program. */"]
     for part in range(PARTS):

@@ -1,8 +1,8 @@
-"""The compiled library: loading it, choosing its instruction set, and giving it torch's threads.
+"""The compiled library: loading it, choosing its instruction set, and sharing torch's threads.
 
-The library is built with the package (``hatch_build.py``) and loaded through :mod:`ctypes`; no compiler runs here.
-Where it is missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512vbmi``, ``avx512``, ``avx2``,
-``baseline``) overrides the choice of the fastest instruction set.
+The library is built with the package (``hatch_build.py``) and loaded by :mod:`ctypes`. No compiler runs here. If it is
+missing, :func:`why_not` says so. ``HALFULP_ISA`` (``avx512vbmi``, ``avx512``, ``avx2``, ``baseline``) overrides the
+choice of the fastest instruction set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATH = Path(__file__).with_name("_cpu.so")
 
 @cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or the reason why there is none."""
+    """Return the library, or the reason why there is none."""
     if not PATH.exists():
         return (
             "there are no compiled kernels, and steps in torch operations are slow: install a C compiler and halfulp "
@@ -51,22 +51,22 @@ def _load() -> ctypes.CDLL | str:
     if lib.hu_choose(wanted.encode() if wanted else None):
         return f"HALFULP_ISA={wanted} is not available; this machine has {', '.join(_names(lib))}"
     lib.hu_set_parallel(None if _forked() else openmp_of_torch())
-    if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork: the child has plain threads
+    if hasattr(os, "register_at_fork"):  # an OpenMP runtime does not survive a fork, so the child uses plain threads
         os.register_at_fork(after_in_child=lambda: lib.hu_set_parallel(None))
     return lib
 
 
 def _forked() -> bool:
-    """Whether this process was forked and has started no program since: torch's threads may have been the parent's."""
+    """Whether this process was forked without an exec since, so that torch's threads may have been the parent's."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    return bool(int(fields[6]) & 0x40)  # PF_FORKNOEXEC; it is 0 after an exec
+    return bool(int(fields[6]) & 0x40)  # PF_FORKNOEXEC, cleared by an exec
 
 
 def _stale(lib: ctypes.CDLL) -> bool:
-    """Whether the C sources, where they are at hand, are not those of the library: its bits may be others."""
+    """Whether the library was built from other C sources than those present, so that its bits may differ."""
     sources = sorted(PATH.with_name("csrc").glob("*.[ch]"))
     if not sources:
         return False
@@ -74,12 +74,12 @@ def _stale(lib: ctypes.CDLL) -> bool:
     try:
         lib.hu_sources.restype = ctypes.c_char_p
         return bool(lib.hu_sources().decode() != digest)
-    except AttributeError:  # a library from before it told
+    except AttributeError:  # an older library
         return True
 
 
 def library() -> ctypes.CDLL:
-    """The library; ``RuntimeError`` where there is none."""
+    """Return the library. Raise ``RuntimeError`` if there is none."""
     lib = _load()
     if isinstance(lib, str):
         raise RuntimeError(lib)
@@ -87,7 +87,7 @@ def library() -> ctypes.CDLL:
 
 
 def why_not() -> str | None:
-    """Reason why there is no library, ``None`` if there is one."""
+    """Return the reason why there is no library, or ``None`` if there is one."""
     lib = _load()
     return lib if isinstance(lib, str) else None
 
@@ -101,20 +101,20 @@ def _names(lib: ctypes.CDLL) -> list[str]:
 
 
 def isas() -> list[str]:
-    """Instruction sets that this build and machine have, fastest first."""
+    """Return the instruction sets that this build and machine support, fastest first."""
     return _names(library())
 
 
 def chosen() -> str:
-    """The instruction set in use."""
+    """Return the instruction set in use."""
     return os.environ.get("HALFULP_ISA") or isas()[0]
 
 
 def openmp_of_torch() -> int | None:
-    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, ``None`` if there is none.
+    """Return the address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, or ``None``.
 
-    A runtime of our own would put its threads beside torch's, whose workers keep spinning for a while after each of
-    its operations: on as many cores as threads, each step would then wait for them.
+    A second runtime would run its threads beside torch's, whose workers spin for a while after each operation. With as
+    many threads as cores, each step would wait for them.
     """
     try:
         maps = Path("/proc/self/maps").read_text()

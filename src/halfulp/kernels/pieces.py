@@ -1,8 +1,8 @@
-"""A large tensor's share of a step in pieces that stay in the processor's caches.
+"""The step of a large tensor in pieces that fit into the processor's caches.
 
-A rule in torch operations makes a tensor of each intermediate. On whole tensors every one of them goes through memory
-that the system has to give and take back; on pieces they stay where they were. No bit depends on it: scales and tiles
-never cross a row, and random words follow the index of an element.
+A rule in torch operations allocates a tensor for each intermediate. For whole tensors, each of them is memory that the
+system has to map and unmap. For pieces, they stay in the caches. The bits are the same: scales and tiles never cross a
+row, and random words depend on the index of an element.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from halfulp.numbers.scaling import rows_and_cols
 __all__ = ["PIECE", "pieces"]
 
 PIECE = 1 << 17
-"""Elements of a piece, about."""
+"""The approximate number of elements of a piece."""
 
 
 def pieces(step: Step) -> list[Step]:
-    """A step as steps over stretches of rows, views of its tensors; the whole where it cannot or need not be cut.
+    """Split a step into steps over ranges of rows, with views of its tensors. Return the whole if it need not be split.
 
-    What may be cut is on the CPU, follows an elementwise rule, and has no scale of a whole tensor and no state of
-    another shape than the parameter.
+    Only a step on the CPU can be split, with an elementwise rule, no scale per tensor, and all states in the
+    parameter's shape.
     """
     binding = step.binding
     rows, cols = rows_and_cols(binding.shape)

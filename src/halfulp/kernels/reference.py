@@ -1,7 +1,7 @@
-"""The definition of a step, in torch operations: decode, apply the rule, encode. Runs on any device; slow.
+"""The definition of a step, in torch operations: decode, apply the rule, encode. It is slow, and runs on any device.
 
-A stretch of a row (:func:`~halfulp.kernels.binding.step_tile`) in which the gradient or a new state is not finite is
-left as it was, parameter and states alike, bit for bit; under a rule that is not elementwise, the whole tensor is.
+A segment of a row (:func:`~halfulp.kernels.binding.step_tile`) with a non-finite gradient or new state is skipped: its
+parameters and states keep their bits. A rule that is not elementwise skips the whole tensor.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ __all__ = ["Codec", "measure", "status", "step", "store", "supports"]
 
 
 def supports(rule: Rule, step: Step) -> str | None:
-    """Reason why this backend cannot do a step: never any."""
+    """Return the reason why this backend cannot do a step. There is never one."""
     return None
 
 
 def status() -> str:
-    """Whether this backend can run here: always."""
+    """Return the state of this backend, which is always available."""
     return "available"
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How states are decoded and encoded: by torch operations here, by another backend's under the same step.
+    """How states are decoded and encoded: by torch operations, or by another backend's functions.
 
     Parameters
     ----------
     read
-        A state as fp32.
+        A function that returns a state as fp32.
     quantize
-        Codes and scales of a state's new values (finite fp32), with the key of its random stream.
+        A function that returns the codes and scales of a state's new values (finite fp32), with the key of its random
+        stream.
     """
 
     read: Callable[[Stored], Tensor]
@@ -67,7 +68,7 @@ def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
 
 
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float]]:
-    """What the rule measures of each binding. Everything is started before the first sum is waited for."""
+    """Return what the rule measures of each binding. All sums are launched before waiting for the first."""
     assert rule.measure is not None
     found = []
     for one in steps:
@@ -105,21 +106,21 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
 
 
 def _own(new: Tensor, of: int | None, binding: Binding) -> Tensor:
-    """A new value that writing the other states leaves alone: an fp32 state is read as it is stored."""
+    """Return a new value that does not share memory with other states. An fp32 state is read without a copy."""
     at = new.untyped_storage().data_ptr()
     taken = any(k != of and s.codes.untyped_storage().data_ptr() == at for k, s in enumerate(binding.states))
     return new.clone() if taken else new
 
 
 def store(step: Step, k: int, before: Tensor, new: Tensor, keep: Tensor | None, codec: Codec) -> None:
-    """Store new values of the k-th state, but where `keep` is set, and count stalled updates; `before`: its values."""
+    """Store new values of the k-th state except where `keep` is set, and count stalled updates since `before`."""
     state = step.binding.states[k]
     finite = new if keep is None else torch.where(keep, 0.0, new)
     codes, scale = codec.quantize(state, finite, step.keys[k], step)
     if keep is not None:
         codes, scale = _restore(state.quantizer, keep, codes, scale, state.codes, state.scale)
     if step.counts is not None and state.quantizer.format.is_float32:
-        before = before.clone()  # which is what is stored, and is written now
+        before = before.clone()  # it is the stored tensor, which is overwritten now
     state.write_(codes, scale)
     if step.counts is not None:
         due = new != before if keep is None else (new != before) & ~keep
@@ -127,12 +128,12 @@ def store(step: Step, k: int, before: Tensor, new: Tensor, keep: Tensor | None, 
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all of a tensor is: its extremes are, which takes a tenth of the time of a look at each element."""
+    """Whether all elements are finite. Checking the extremes takes a tenth of the time of checking each element."""
     return x.numel() == 0 or all(math.isfinite(float(extreme)) for extreme in torch.aminmax(x))
 
 
 def _tiles_to_keep(binding: Binding, values: list[Tensor]) -> Tensor | None:
-    """Mask of the elements that a step leaves as they were, of the binding's shape; ``None`` for none."""
+    """Return the mask of the elements that a step skips, in the binding's shape, or ``None`` if there are none."""
     if all(_finite(x) for x in values):
         return None
     tiles = Layout(*step_tile(binding.shape, binding.quantizers))
@@ -146,7 +147,7 @@ def _words(key: SlotKey, step: Step, like: Tensor) -> Tensor:
 
 
 def _rounded(new: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
-    """New weights as the parameter stores them, and as its master weights do."""
+    """Return new weights as the parameter and its master weights store them."""
     param, master = step.binding.param, step.binding.master
     assert param is not None
     stochastic = step.param_rounding == "stochastic"
@@ -169,7 +170,7 @@ def _restore(
     old_codes: Tensor,
     old_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Put the old codes and scales back where `keep` is set (whole blocks, since a tile is made of blocks)."""
+    """Restore the old codes and scales where `keep` is set (whole blocks, since a tile consists of blocks)."""
     if quantizer.format.packed:
         rows, cols = rows_and_cols(keep.shape)
         mixed = torch.where(keep.reshape(rows, cols), unpack4(old_codes, cols), unpack4(codes, cols))

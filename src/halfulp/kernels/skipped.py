@@ -1,4 +1,4 @@
-"""Counts of the elements that steps left untouched, kept where the tensors are and read without waiting."""
+"""Counts of skipped elements, kept on the device of the tensors and read without waiting."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Skipped"]
 
 Name = TypeVar("Name", bound=Hashable)
 CHUNK = 1024
-"""Counters that are allocated together."""
+"""The number of counters that are allocated together."""
 
 
 class Skipped(Generic[Name]):
-    """Elements left untouched because something was not finite: a counter for each name, on the device of its tensors.
+    """Counters of elements skipped because of non-finite values, one per name, on the device of its tensors.
 
-    Backends add to the counters, on a GPU without anybody waiting. :meth:`look` finds what has become known, which on a
-    GPU is a step later; :meth:`read` waits for the devices.
+    Backends increment the counters, on a GPU without synchronization. :meth:`look` reads what has arrived, which on a
+    GPU is one step late. :meth:`read` waits for the devices.
 
     Parameters
     ----------
     say
-        Called with a name when more of its elements are found to have been skipped.
+        Called with a name when more of its elements have been skipped.
     known
-        Counts to begin with.
+        The initial counts.
     """
 
     def __init__(self, say: Callable[[Name], None], known: Mapping[Name, int] | None = None) -> None:
@@ -38,9 +38,9 @@ class Skipped(Generic[Name]):
         self._chunks: list[_Chunk[Name]] = []
         self._counters: dict[tuple[Name, torch.device], Tensor] = {}
 
-    @torch.inference_mode(False)  # a counter made within inference_mode could never be changed outside
+    @torch.inference_mode(False)  # a counter made within inference_mode could not be changed outside
     def counter(self, name: Name, device: torch.device) -> Tensor:
-        """The counter of a name on a device: an int64 tensor without dimensions."""
+        """Return the counter of a name on a device, a 0-dimensional int64 tensor."""
         found = self._counters.get((name, device))
         if found is not None:
             return found
@@ -62,13 +62,13 @@ class Skipped(Generic[Name]):
             self._say(name)
 
     def look(self) -> None:
-        """Take over what has become known, without waiting for any device."""
+        """Add the counts that have arrived, without waiting for a device."""
         for chunk in self._chunks:
             for name, elements in chunk.look():
                 self.add(name, elements)
 
     def read(self) -> dict[Name, int]:
-        """Elements skipped so far, by name, without those that have none. Waits for the devices."""
+        """Return the nonzero numbers of skipped elements so far, by name. This waits for the devices."""
         for chunk in self._chunks:
             for name, elements in chunk.news(chunk.counts.cpu().numpy()):
                 self.add(name, elements)
@@ -77,7 +77,7 @@ class Skipped(Generic[Name]):
 
 @dataclass(eq=False)
 class _Chunk(Generic[Name]):
-    """Counters on one device, and what the host knows of them."""
+    """Counters on one device, and the values that the host knows."""
 
     counts: Tensor
     names: list[Name] = field(default_factory=list)
@@ -89,7 +89,7 @@ class _Chunk(Generic[Name]):
         self.on_host = self.counts.numpy() if self.counts.device.type == "cpu" else None
 
     def news(self, counts: npt.NDArray[np.int64]) -> list[tuple[Name, int]]:
-        """What has been added since the last time; `counts` may be older than those of then."""
+        """Return what was added since the last call. `counts` may be older than those of the last call."""
         values = counts[: len(self.names)].tolist()
         if values == self.known:
             return []
@@ -99,7 +99,7 @@ class _Chunk(Generic[Name]):
         return found
 
     def look(self) -> list[tuple[Name, int]]:
-        """What has arrived; the present counts are sent for, to arrive by a later call."""
+        """Return the counts that have arrived, and request the current ones for a later call."""
         if self.on_host is not None:
             return self.news(self.on_host)
         if self.counts.device.type != "cuda":

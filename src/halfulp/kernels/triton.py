@@ -1,14 +1,14 @@
 """The step on GPUs: Triton kernels, generated from programs, with the bits of the reference.
 
-Tensors that are stored alike (same formats, rounding, dtypes, branch of the rule) go into one launch, however many
-they are: their sizes and addresses stand in one table, their random keys and scalars in another, and only what has
-changed is uploaded. A block of threads finds its tensor in the table by bisection and takes a few tiles
-(:func:`halfulp.kernels.binding.step_tile`) of it. Nothing is autotuned: how many elements it takes follows from the
-block sizes alone, so that the first step costs one compilation for each kind of launch and later ones nothing. Nothing
-waits for the device: elements that are skipped are counted there, and read when somebody asks.
+Tensors that are stored alike (same formats, rounding, dtypes, branch of the rule) share one launch, however many they
+are. One table has their sizes and addresses, another their random keys and scalars, and only changes are uploaded. A
+block of threads finds its tensor in the table by bisection and processes a few of its tiles
+(:func:`halfulp.kernels.binding.step_tile`). Nothing is autotuned, since the number of elements per block depends only
+on the block sizes. The first step costs one compilation for each kind of launch, later steps none. Nothing waits for
+the device: skipped elements are counted there, and read on request.
 
-Tensors on the CPU run in Triton's interpreter, for tests: ``backend="triton"`` under ``TRITON_INTERPRET=1``. See
-``docs/kernels-gpu.md`` for what was verified how.
+For tests, tensors on the CPU run in Triton's interpreter (``backend="triton"`` with ``TRITON_INTERPRET=1``). See
+``docs/kernels-gpu.md`` for what was verified and how.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ from halfulp.rules.tracing import ProgramError, trace
 __all__ = ["measure", "prepare", "record", "refresh", "status", "step", "supports"]
 
 OLDEST = (3, 6)
-"""Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal numbers to zero."""
+"""The oldest supported version. Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal
+numbers to zero."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def supports(rule: Rule, step: Step) -> str | None:
-    """Reason why a step cannot be done here; ``None`` if it can."""
+    """Return the reason why a step cannot be done here, or ``None`` if it can."""
     found = _notes(step).update.look(rule, step)
     return found if isinstance(found, str) else None
 
 
 def step(rule: Rule, steps: list[Step]) -> None:
-    """Do the step of every binding: one launch for each set of tensors that are stored alike."""
+    """Do the step of every binding, with one launch for each set of tensors that are stored alike."""
     steps = [one for one in steps if one.binding.shape.numel()]
     if steps:
         prepare(rule, steps).launch()
 
 
 def prepare(rule: Rule, steps: list[Step]) -> Batch:
-    """The host's part of a step: tables on the device brought up to date, for launches over the bindings."""
+    """Do the host's part of a step: update the tables on the device for launches over the bindings."""
     members = [_member(_notes(one).update.look(rule, one)) for one in steps]
     notes = _notes(steps[0])
     if notes.batch is None or not notes.batch.serves(steps, members):
@@ -60,7 +61,7 @@ def prepare(rule: Rule, steps: list[Step]) -> Batch:
 
 
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
-    """What a rule measures of each binding, in one wait for the device; ``None`` where no kernel can."""
+    """Return what a rule measures of each binding (``None`` where no kernel can), waiting for the device once."""
     looks = [_notes(one).measure.look(rule, one) if one.binding.shape.numel() else "" for one in steps]
     members = [found for found in looks if isinstance(found, Member)]
     able = [one for one, found in zip(steps, looks, strict=True) if isinstance(found, Member)]
@@ -76,12 +77,12 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
 
 
 def record(rule: Rule, steps: list[Step]) -> Batch:
-    """Start the kernels of steps for a CUDA graph that is being recorded; :func:`refresh` fills their tables later.
+    """Launch the kernels of steps while a CUDA graph is being recorded. :func:`refresh` fills their tables later.
 
     Raises
     ------
     RuntimeError
-        If these steps were not made before in the same way: a graph must not allocate tables or load kernels.
+        If these steps were not done before in the same way, since a graph must not allocate tables or load kernels.
     """
     steps = [one for one in steps if one.binding.shape.numel()]
     members = [_member(_notes(one).update.look(rule, one)) for one in steps]
@@ -96,12 +97,12 @@ def record(rule: Rule, steps: list[Step]) -> Batch:
 
 
 def refresh(rule: Rule, steps: list[Step], recorded: Batch) -> None:
-    """Bring the tables of recorded kernels up to date for steps.
+    """Update the tables of recorded kernels for these steps.
 
     Raises
     ------
     RuntimeError
-        If they were recorded for other tensors, or for another branch of the rule.
+        If they were recorded for other tensors or for another branch of the rule.
     """
     steps = [one for one in steps if one.binding.shape.numel()]
     members = [_member(_notes(one).update.look(rule, one)) for one in steps]
@@ -120,7 +121,7 @@ def _member(found: Member | str) -> Member:
 
 
 class _Look:
-    """A binding as a member of a launch, by one of its rule's functions; and what that was found for."""
+    """A binding as a member of a launch for one of its rule's functions, cached with the properties it depends on."""
 
     def __init__(self, *, measuring: bool) -> None:
         self.measuring = measuring
@@ -129,7 +130,7 @@ class _Look:
         self.branches: Branches | str | None = None
 
     def look(self, rule: Rule, step: Step) -> Member | str:
-        """The member, found again when something has changed; or why it cannot be one."""
+        """Return the member, found again if something has changed, or the reason why it cannot be one."""
         if self.branches is None:
             self.branches = _branches_or_why_not(rule, step, measuring=self.measuring)
         if isinstance(self.branches, str):
@@ -146,18 +147,18 @@ class _Look:
 
 
 class _Notes:
-    """What is known of a binding."""
+    """The cached data of a binding."""
 
     def __init__(self) -> None:
         self.update, self.measure = _Look(measuring=False), _Look(measuring=True)
         self.batch: Batch | None = None
-        """Batch of the step in which this binding is the first."""
+        """The batch of the step in which this binding is the first."""
         self.sums: SumBatch | None = None
-        """The same, of what is measured."""
+        """The same for measurements."""
 
 
 def member_of(program: Program, step: Step, wide: bool) -> Member | str:
-    """A binding as a member of a launch of a program, or why it cannot be; `wide`: inputs start at 16 bytes."""
+    """Return a binding as a member of a launch, or why it cannot be one. `wide` means inputs aligned to 16 bytes."""
     binding = step.binding
     named = {s.slot.name: s.quantizer for s in binding.states}
     quantizers = tuple(named[name] for name in program.states)
@@ -183,7 +184,7 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
 
 
 def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches | str:
-    """The programs of a binding, or the reason why there are none for this backend."""
+    """Return the programs of a binding, or the reason why this backend has none."""
     reason = _no_device(step.binding.device.type)
     if reason is not None:
         return reason
@@ -198,7 +199,7 @@ def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches
 
 
 def _not_here(step: Step) -> str | None:
-    """Why a step is not for this backend, before its tiles are looked at."""
+    """Return the reason why this backend cannot do a step, before looking at its tiles."""
     binding = step.binding
     dtypes = [x.dtype for x in (*step.inputs, *([] if binding.param is None else [binding.param]))]
     if any(dtype not in _DTYPES for dtype in dtypes):
@@ -211,7 +212,7 @@ def _not_here(step: Step) -> str | None:
 
 
 def branches_of(rule: Rule, binding: Binding, *, measuring: bool) -> Branches:
-    """The programs of a binding's update, or of what it measures."""
+    """Return the programs of a binding's update or of its measurement."""
     function = rule.measure if measuring else rule.update
     assert function is not None
     if not rule.has_param:
@@ -221,12 +222,12 @@ def branches_of(rule: Rule, binding: Binding, *, measuring: bool) -> Branches:
 
 
 def _without_param(function: Any, inputs: int, param: Any, grad: Any, states: Any, c: Any) -> Any:
-    """A rule without a parameter: its second input is read where that would be."""
+    """Call a rule without a parameter. Its second input takes the place of the parameter."""
     return param, function(*(grad, param)[:inputs], states, c)
 
 
 def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
-    """A tensor's line of the table: sizes, addresses, lanes; the rest is of the launch and of the step."""
+    """Return a tensor's line of the table: sizes, addresses and lanes. The launch and the step add the rest."""
     binding = step.binding
     place = Line(len(program.states))
     stored = {s.slot.name: (s, key[2]) for s, key in zip(binding.states, step.keys, strict=False)}
@@ -246,18 +247,18 @@ def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
 
 @cache
 def _interned(kind: Kind) -> Kind:
-    """One object for equal kinds, so that they need not be compared in every step."""
+    """Return one object for equal kinds, so that they can be compared by identity."""
     return kind
 
 
 def status() -> str:
-    """Whether this backend can run here; or why not."""
+    """Return whether this backend can run here, or the reason why not."""
     return _no_device("cuda" if torch.cuda.is_available() else "cpu") or "available"
 
 
 @cache
 def _no_device(kind: str) -> str | None:
-    """Why tensors of a kind of device cannot be used."""
+    """Return the reason why tensors on a device type cannot be used."""
     if kind not in ("cuda", "cpu"):
         return f"tensor on {kind!r}; Triton kernels run on 'cuda'"
     if importlib.util.find_spec("triton") is None:

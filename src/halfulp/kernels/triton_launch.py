@@ -1,8 +1,8 @@
 """Launches: tensors that are stored alike, with their tables on the device.
 
-A :class:`Batch` is made for the bindings of a step and serves as long as the same ones come, in the same order, stored
-in the same way. :meth:`Batch.fill` brings the tables up to date, :meth:`Batch.launch` starts the kernels: the first is
-the host's part of a step, the second the device's, which can be recorded in a CUDA graph.
+A :class:`Batch` is made for the bindings of a step, and is reused while the same bindings come in the same order,
+stored in the same way. :meth:`Batch.fill` updates the tables, which is the host's part of a step. :meth:`Batch.launch`
+launches the kernels, which is the device's part and can be recorded in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["Batch", "Kind", "Launch", "Member"]
 
 @dataclass(frozen=True)
 class Kind:
-    """Shared properties of the tensors of a launch: all that their kernel is compiled for.
+    """The shared properties of the tensors of a launch, for which their kernel is compiled.
 
-    `stored` are the constants of the states, of the gradient and of the parameter; `formats` those of the states.
+    `stored` has the constants of the states, of the gradient and of the parameter; `formats` are the states' formats.
     """
 
     device: torch.device
@@ -43,16 +43,16 @@ class Kind:
 
     @property
     def constants(self) -> dict[str, Plan | StoredAs]:
-        """By the names of the kernel's arguments."""
+        """The constants by the names of the kernel's arguments."""
         slots = len(self.formats)
         names = [*(f"SLOT{k}" for k in range(slots)), "GRAD", "STORED"]
         return {"PLAN": self.plan, **dict(zip(names, self.stored, strict=True))}
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """Compiler options: no fused multiply-add, a hash may overflow (also under ``TRITON_DEBUG``).
+        """Compiler options: no fused multiply-add, and hashes may overflow (also with ``TRITON_DEBUG``).
 
-        A thread has 8 elements; of the largest tiles 16, since a program has at most 16 warps here.
+        A thread has 8 elements, or 16 for the largest tiles, since a program has at most 16 warps here.
         """
         warps = min(16, max(4, self.plan.padded * self.plan.tiles // 256))
         return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
@@ -60,7 +60,7 @@ class Kind:
 
 @dataclass(eq=False)
 class Member:
-    """A tensor of a launch: how it is cut, and its line of the table but for the inputs and what the launch adds."""
+    """A tensor of a launch: its tiling, and its line of the table without the inputs and what the launch adds."""
 
     kind: Kind
     cut: Tiling
@@ -79,23 +79,23 @@ class Launch:
         self.lines[1:, Line.FIRST_PROGRAM] = ends[:-1]
         self.programs = int(ends[-1])
         self.line_table = DeviceTable(self.lines.size, torch.int64, kind.device)
-        self.keys = (2 * count + 3) // 4 * 4  # the scalars after them begin at a multiple of 16 bytes
+        self.keys = (2 * count + 3) // 4 * 4  # the scalars after them start at a multiple of 16 bytes
         self.of_step = np.zeros(self.keys + self.width * count, np.int32)
         self.step_table = DeviceTable(self.of_step.size, torch.int32, kind.device)
         self.levels = [_levels(fmt, kind.device) for fmt in kind.formats]
         self.inputs: list[list[Tensor]] = []
 
     def on_device(self) -> AbstractContextManager[Any]:
-        """The device made current."""
+        """Return a context that makes the device current."""
         device = self.kind.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def fill(self, steps: list[Step]) -> None:
         """Write and upload what has changed."""
         program, packed = self.kind.program, struct.Struct(f"<{self.width}f")
-        self.inputs = [[plain(x) for x in s.inputs] for s in steps]  # alive until the next step
+        self.inputs = [[plain(x) for x in s.inputs] for s in steps]  # kept alive until the next step
         self.lines[:, Line.GRAD] = [first.data_ptr() for first, *_ in self.inputs]
-        if steps[0].binding.param is None:  # a second input is read where a parameter would be
+        if steps[0].binding.param is None:  # a second input is read in place of a parameter
             self.lines[:, Line.PARAM] = [inputs[-1].data_ptr() for inputs in self.inputs]
         places: dict[int, int] = {}
         scalars = bytearray()
@@ -114,7 +114,7 @@ class Launch:
         self.step_table.update(self.of_step)
 
     def start(self, numbers: Tensor | None = None) -> None:
-        """Start the kernel; `numbers` are where sums go."""
+        """Launch the kernel. Sums are written to `numbers`."""
         table = self.step_table.tensor
         kernel_of(self.kind.program)[(self.programs,)](
             self.line_table.tensor, table if numbers is None else numbers, table[self.keys :].view(torch.float32),
@@ -137,7 +137,7 @@ class Batch:
     steps
         The steps, in the order in which they will come.
     members
-        What is known of each.
+        The member of each step.
     """
 
     launch_type: ClassVar[type[Launch]] = Launch
@@ -151,7 +151,7 @@ class Batch:
         self.launches = [self.launch_type([members[i] for i in group], group) for group in groups.values()]
 
     def serves(self, steps: Sequence[Step], members: Sequence[Member]) -> bool:
-        """Whether these are the steps it was made for, stored in the same way."""
+        """Whether the batch was made for exactly these steps, stored in the same way."""
         return (
             len(steps) == len(self.members)
             and all(step.binding is known for step, known in zip(steps, self.bindings, strict=True))
@@ -159,13 +159,13 @@ class Batch:
         )
 
     def fill(self, steps: Sequence[Step]) -> None:
-        """Bring the tables on the device up to date."""
+        """Update the tables on the device."""
         for launch in self.launches:
             with launch.on_device():
                 launch.fill([steps[i] for i in launch.members])
 
     def launch(self) -> None:
-        """Start the kernels."""
+        """Launch the kernels."""
         for launch in self.launches:
             with launch.on_device():
                 launch.start()

@@ -1,9 +1,9 @@
-"""Device functions: random bits, decode, encode and scales, operation by operation those of the reference.
+"""Device functions for random bits, decoding, encoding and scales, which follow the reference operation by operation.
 
-Every operation here is one whose PTX rounds as IEEE 754 asks, or is an integer operation (``docs/results/gpu.md`` lists
-them): bfloat16 and the 8 and 4 bit formats go through integers, rounding to an integer is an addition of ``2**23``, a
-sign is an exclusive or (Triton's unary minus is ``0 - x`` and loses the sign of zero). Triton reads the
-annotations of these functions, so that only constants have one.
+Every operation is an integer operation or has PTX that rounds as IEEE 754 requires (see ``docs/results/gpu.md``).
+bfloat16 and the 8-bit and 4-bit formats use integers, rounding to an integer adds ``2**23``, and signs are flipped by
+xor (Triton's unary minus is ``0 - x``, which loses the sign of zero). Triton reads the annotations of these functions,
+so only constants are annotated.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ __all__ = [
 
 @triton.jit
 def bits_of(x):
-    """fp32 -> its pattern, int32."""
+    """Return the bit patterns of fp32 values, as int32."""
     return x.to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def float_of(bits):
-    """int32 pattern -> fp32."""
+    """Return the fp32 values of int32 patterns."""
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def negate(x):
-    """-x, signed zeros included."""
+    """Return -x, signed zeros included."""
     return float_of(bits_of(x) ^ -2147483648)
 
 
 @triton.jit
 def without_sign(x):
-    """|x|, of NaN and signed zeros too."""
+    """Return |x|, also for NaN and signed zeros."""
     return float_of(bits_of(x) & 0x7FFFFFFF)
 
 
 @triton.jit
 def sign(x):
-    """1, -1, or 0 for zeros of both signs and NaN."""
+    """Return 1, -1, or 0 for NaN and zeros of both signs."""
     return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0))
 
 
@@ -71,7 +71,7 @@ def not_finite(x):
 
 @triton.jit
 def mix_element(element, keys):
-    """What the random words (uint32) of a global element (int64) share: ``halfulp.numbers.rng.hash_elements``."""
+    """Return the part of the random words (uint32) of global elements (int64) that all lanes share."""
     key0, key1 = tl.load(keys).to(tl.uint32, bitcast=True), tl.load(keys + 1).to(tl.uint32, bitcast=True)
     x = (element.to(tl.uint32) * 0x9E3779B9) ^ key0 ^ ((element >> 32).to(tl.uint32) * 0xBB67AE85)
     x = (x ^ (x >> 16)) * 0x21F0AAAD + key1
@@ -80,7 +80,7 @@ def mix_element(element, keys):
 
 @triton.jit
 def words_of_lane(mixed, lane, F: tl.constexpr):
-    """The random words of one lane of :func:`mix_element`, if its rounding takes any."""
+    """Return the random words of one lane from :func:`mix_element`, if its rounding needs any."""
     if F.stochastic:
         words = mixed * tl.load(lane).to(tl.uint32)
         words = words ^ (words >> 15)
@@ -91,20 +91,20 @@ def words_of_lane(mixed, lane, F: tl.constexpr):
 
 @triton.jit
 def round_half_even(x):
-    """Non-negative fp32 below 2**31 -> nearest integer, ties to even, as int32."""
+    """Round non-negative fp32 below 2**31 to the nearest integer, ties to even, as int32."""
     return tl.where(x < 8388608.0, (x + 8388608.0) - 8388608.0, x).to(tl.int32)
 
 
 @triton.jit
 def round_signed(x):
-    """The same for numbers of either sign."""
+    """Do the same for numbers of either sign."""
     magnitude = round_half_even(tl.abs(x))
     return tl.where(x < 0.0, 0 - magnitude, magnitude)
 
 
 @triton.jit
 def grid_code(magnitude, words, F: tl.constexpr):
-    """Unsigned code of patterns without sign, at most the format's largest: ``rounding._grid_code``."""
+    """Return the unsigned codes of patterns without sign, at most the format's largest: ``rounding._grid_code``."""
     above = tl.maximum(magnitude & 0x7F800000, F.smallest_exponent) - F.smallest_exponent
     value = float_of(magnitude)
     if F.stochastic:
@@ -117,7 +117,7 @@ def grid_code(magnitude, words, F: tl.constexpr):
 
 @triton.jit
 def bfloat16_code(magnitude, words, F: tl.constexpr):
-    """The same for bfloat16: ``rounding._bfloat16_code``."""
+    """Do the same for bfloat16: ``rounding._bfloat16_code``."""
     if F.stochastic:
         code = (magnitude + (words >> 16).to(tl.int32)) >> 16
     else:
@@ -127,7 +127,7 @@ def bfloat16_code(magnitude, words, F: tl.constexpr):
 
 @triton.jit
 def codebook_code(x, words, levels, F: tl.constexpr):
-    """Code of the nearest level, or of one of the two around it: ``rounding._encode_codebook`` on finite values."""
+    """Return the code of the nearest level, or of one of the two around it: ``rounding._encode_codebook``."""
     y = tl.where(x < F.lowest, F.lowest, x)
     y = tl.where(y > F.largest, F.largest, y)
     if F.stochastic:
@@ -145,7 +145,7 @@ def codebook_code(x, words, levels, F: tl.constexpr):
 
 @triton.jit
 def search(table, y, STRICT: tl.constexpr):
-    """How many of 255 sorted values are below each of `y` (or equal to it, unless `STRICT`)."""
+    """Count how many of 255 sorted values are below each of `y` (or equal to it, unless `STRICT`)."""
     count = (y < y).to(tl.int32)
     for k in tl.static_range(8):
         value = tl.load(table + count + ((1 << (7 - k)) - 1))
@@ -159,7 +159,7 @@ def search(table, y, STRICT: tl.constexpr):
 
 @triton.jit
 def encode(x, words, levels, F: tl.constexpr):
-    """Codes (int32) of finite fp32 values, already divided by their scale: ``rounding.encode``."""
+    """Return the codes (int32) of finite fp32 values, already divided by their scale: ``rounding.encode``."""
     if F.codebook:
         code = codebook_code(x, words, levels, F)
     else:
@@ -184,7 +184,7 @@ def encode(x, words, levels, F: tl.constexpr):
 
 @triton.jit
 def decode(code, levels, F: tl.constexpr):
-    """Value (fp32) of codes (int32) of 16 bits or fewer: ``rounding.decode``."""
+    """Return the fp32 values of codes (int32) of 16 bits or fewer: ``rounding.decode``."""
     if F.codebook:
         value = tl.load(levels + code)
     elif F.bfloat16:
@@ -208,7 +208,7 @@ def decode(code, levels, F: tl.constexpr):
 
 @triton.jit
 def round_param(x, words, F: tl.constexpr):
-    """New parameter -> its 16 bits (int32): torch's cast, or stochastic where the value is finite."""
+    """Return the 16 bits (int32) of a new parameter: torch's cast, or stochastic if the value is finite."""
     if F.bfloat16:
         bits = bits_of(x)
         cast = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
@@ -222,7 +222,7 @@ def round_param(x, words, F: tl.constexpr):
 
 @triton.jit
 def split_param(x, words, BITS: tl.constexpr, F: tl.constexpr):
-    """New weight -> bfloat16 pattern and remainder of so many bits (int32): ``halfulp.numbers.remainder.split``."""
+    """Return a new weight's bfloat16 pattern and remainder (int32): ``halfulp.numbers.remainder.split``."""
     bits = bits_of(x)
     special = not_finite(x)
     lower = bits
@@ -242,7 +242,7 @@ def split_param(x, words, BITS: tl.constexpr, F: tl.constexpr):
 
 @triton.jit
 def absmax_of_blocks(magnitude, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl.constexpr):
-    """Largest pattern (int32, no sign) of each block: ``[TILES, PADDED]`` -> ``[TILES, F.blocks_padded]``."""
+    """Return each block's largest pattern (int32, no sign): ``[TILES, PADDED]`` -> ``[TILES, F.blocks_padded]``."""
     if F.blocks == 1:
         found = tl.max(magnitude, 1)[:, None]
     elif F.even_blocks:
@@ -258,7 +258,7 @@ def absmax_of_blocks(magnitude, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl
 
 @triton.jit
 def spread(values, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl.constexpr):
-    """fp32 values of the blocks -> of their elements: ``[TILES, F.blocks_padded]`` -> ``[TILES, PADDED]``."""
+    """Spread fp32 values of blocks over their elements: ``[TILES, F.blocks_padded]`` -> ``[TILES, PADDED]``."""
     if F.blocks == 1:
         spread_out = tl.broadcast_to(values, (TILES, PADDED))
     elif F.even_blocks:
@@ -276,7 +276,7 @@ def spread(values, F: tl.constexpr, TILES: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def scale_of_absmax(bits, F: tl.constexpr):
-    """Stored scale of blocks from the pattern of their largest magnitude: ``Scaling.from_absmax``."""
+    """Return the stored scale of blocks from the pattern of their largest magnitude: ``Scaling.from_absmax``."""
     if F.pow2:
         code = tl.minimum(tl.maximum(((bits + F.carry) >> 23) - F.exponent, 1), 253)
         scale = tl.where(bits == 0, 0, code)
@@ -289,7 +289,7 @@ def scale_of_absmax(bits, F: tl.constexpr):
 
 @triton.jit
 def scale_value(scale, F: tl.constexpr):
-    """Stored scale -> fp32 factor: ``Scaling.values``."""
+    """Return the fp32 factor of a stored scale: ``Scaling.values``."""
     if F.pow2:
         value = float_of(scale << 23)
     else:
@@ -299,7 +299,7 @@ def scale_value(scale, F: tl.constexpr):
 
 @triton.jit
 def inverse_scale(scale, F: tl.constexpr):
-    """Stored scale -> factor that divides by it: ``Scaling.inverses``."""
+    """Return the inverse of a stored scale: ``Scaling.inverses``."""
     if F.pow2:
         inverse = float_of(tl.where(scale > 0, (254 - scale) << 23, 0))
     else:

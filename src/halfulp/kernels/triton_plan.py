@@ -1,7 +1,7 @@
-"""Compile-time data of a Triton kernel: constants of each stored tensor and of the launch. Data only, no Triton here.
+"""Compile-time constants of a Triton kernel: those of each stored tensor and of the launch. No Triton code here.
 
-Everything here is a compile-time constant; what changes from step to step (addresses, sizes, keys, scalars) goes to the
-kernel in a table, see :mod:`halfulp.kernels.triton`.
+Values that change from step to step (addresses, sizes, keys, scalars) are passed to the kernel in a table. See
+:mod:`halfulp.kernels.triton`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from halfulp.numbers.scaling import rows_and_cols
 __all__ = ["LARGEST_TILE", "STRETCH", "Line", "Plan", "StoredAs", "Tiling", "float_as", "state_as", "tiling"]
 
 STRETCH = 1024
-"""Elements of a row whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
+"""The number of elements of a segment whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
 LARGEST_TILE = 8192
-"""Elements that one program can take: a row or a tensor that shares one scale must not be longer."""
+"""The most elements of one program. A row or tensor that shares one scale must not be longer."""
 _PROGRAM = 1024
-"""Elements a program takes if its tiles are shorter than that."""
+"""The number of elements of a program if its tiles are shorter."""
 _LOOP = 16
-"""Blocks a tile that are handled one by one where their size is not a power of two."""
+"""The most blocks of a tile that are handled one by one, if their size is not a power of two."""
 
 
 @dataclass(frozen=True)
 class StoredAs:
     """Constants of one stored tensor: a state, the parameter, or an input.
 
-    ``float32``, ``bfloat16``, ``float16``, ``codebook`` and ``integer`` choose the code path; the numbers are those of
-    :func:`halfulp.numbers.rounding.encode` and :class:`halfulp.numbers.scaling.Scaling`, ready to use on fp32 bits.
+    ``float32``, ``bfloat16``, ``float16``, ``codebook`` and ``integer`` select the code path. The numbers are those of
+    :func:`halfulp.numbers.rounding.encode` and :class:`halfulp.numbers.scaling.Scaling`, ready for use on fp32 bits.
     """
 
     name: str
@@ -78,17 +78,17 @@ class StoredAs:
     exponent: int
 
     def __repr__(self) -> str:
-        """Every field: Triton keys its compiled kernels by this text."""
+        """Return every field. Triton uses this text as the key of compiled kernels."""
         return ",".join(str(getattr(self, f.name)) for f in fields(self))
 
     def mangle(self) -> str:
-        """Short and unique name of the constants, for the symbols of compiled functions."""
+        """Return a unique name of the constants, for the symbols of compiled functions."""
         return "".join(c if c.isalnum() else "_" for c in repr(self))
 
 
 @dataclass(frozen=True)
 class Line:
-    """Places in a tensor's line of the table of int64 numbers, for so many states."""
+    """The indices of a tensor's line in the int64 table, for a number of states."""
 
     FIRST_PROGRAM = 0
     ROWS = 1
@@ -109,20 +109,20 @@ class Line:
     states: int
 
     def state(self, slot: int) -> int:
-        """Where the address of a slot's codes is; that of its scales and the lane of its random words follow."""
+        """Return the index of the address of a slot's codes. Those of its scales and of its lane follow."""
         return self.STATES + 3 * slot
 
     @property
     def length(self) -> int:
-        """Places in a line: an even number, so that every line starts at a multiple of 16 bytes."""
+        """The length of a line, an even number, so that every line starts at a multiple of 16 bytes."""
         return (self.state(self.states) + 1) // 2 * 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Constants of a launch beside its program: how many elements a program takes, and what goes with a parameter.
+    """Constants of a launch besides its program: elements per program, and properties of the parameter.
 
-    `master` is the bits of what is kept beside it (:mod:`halfulp.numbers.remainder`), 0 for nothing.
+    `master` is the number of bits of the master weights (:mod:`halfulp.numbers.remainder`), 0 for none.
     """
 
     maximize: bool
@@ -134,7 +134,7 @@ class Plan:
     master: int = 0
 
     def mangle(self) -> str:
-        """Short and unique name, see :meth:`StoredAs.mangle`."""
+        """Return a unique name. See :meth:`StoredAs.mangle`."""
         return "_".join(str(getattr(self, f.name)) for f in fields(self))
 
 
@@ -150,25 +150,25 @@ class Tiling:
 
     @property
     def tiles_a_row(self) -> int:
-        """How many tiles a row is cut into."""
+        """The number of tiles per row."""
         return -(-self.cols // self.tile)
 
     @property
     def tiles_a_program(self) -> int:
-        """How many tiles a program takes."""
+        """The number of tiles per program."""
         return max(1, _PROGRAM // self.padded)
 
     @property
     def programs(self) -> int:
-        """How many programs a tensor takes."""
+        """The number of programs of a tensor."""
         return -(-self.rows * self.tiles_a_row // self.tiles_a_program)
 
 
 def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: bool = False) -> Tiling | str:
-    """Cut a parameter into tiles, those of :func:`halfulp.kernels.binding.step_tile`; or the reason why it cannot be.
+    """Cut a parameter into the tiles of :func:`halfulp.kernels.binding.step_tile`, or return the reason why not.
 
-    A tile here is never cut to the row: a short row is a tile that is not full. Where sums are taken, tiles are made
-    of whole stretches.
+    Unlike there, a tile is never cut to the row: a short row is a partly filled tile. For sums, tiles consist of whole
+    segments.
     """
     rows, cols = rows_and_cols(shape)
     scalings = [q.scaling for q in quantizers if q.format.scaled]
@@ -201,13 +201,13 @@ def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: b
 
 @lru_cache(maxsize=64)
 def float_as(dtype: torch.dtype, rounding: Rounding) -> StoredAs:
-    """Constants of a parameter or an input."""
+    """Return the constants of a parameter or an input."""
     return state_as(Quantizer(get_format(str(dtype).removeprefix("torch.")), rounding=rounding), 1, 1, 1)
 
 
 @lru_cache(maxsize=1024)
 def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> StoredAs:
-    """Constants of a state, cut into tiles and blocks of so many elements."""
+    """Return the constants of a state with this tile and block size."""
     fmt, scaling = quantizer.format, quantizer.scaling
     grid = fmt.kind != "codebook"
     p, smallest, fraction = grid_constants(fmt) if grid and not fmt.is_float32 else (0, 0, 24)
@@ -258,10 +258,10 @@ def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored
 
 
 def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
-    """Levels, middles, densities, starts and bases of a codebook, 256 each, filled up with infinity."""
+    """Return the levels, middles, densities, starts and bases of a codebook, 256 each, padded with infinity."""
     tables = torch.full((5, 256), math.inf, dtype=torch.float32)
     for row, values in zip(tables, codebook_tables(fmt)[:-1], strict=True):
-        row[: len(values)] = values  # a base, the code times a power of two, is an fp32 number too
+        row[: len(values)] = values  # a base is a code times a power of two, so it is exact in fp32
     return tables.to(device)
 
 

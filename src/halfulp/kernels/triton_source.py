@@ -1,9 +1,9 @@
-"""Programs written out as Triton kernels.
+"""Source code of Triton kernels, generated from programs.
 
-:func:`kernel_of` makes the kernel of any :class:`~halfulp.rules.program.Program` when it is first needed. The text
-follows from the program alone: one line an operation, between the loads and stores that every kernel has. It is entered
-in :mod:`linecache`, where ``triton.jit`` reads the source of what it compiles, under a name that ends in the program's
-digest; so one content is one kernel, in a process and in Triton's cache on disk.
+:func:`kernel_of` makes the kernel of a :class:`~halfulp.rules.program.Program` when it is first needed. The source
+depends only on the program: one line per operation, between the loads and stores that every kernel has. ``triton.jit``
+reads sources from :mod:`linecache`, so the source is registered there, under a name that ends in the program's digest.
+Equal programs therefore share one kernel, in a process and in Triton's cache on disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXPRESSIONS = {
     "to_float": "{0}.to(tl.float32)", "add_int": "{0} + {of}", "sub_int": "{0} - {1}",
     "shift_left": "{0} << {of}", "shift_right": "{0} >> {of}",
 }  # fmt: skip
-"""Each operation in Triton: every one rounds as the program asks, see ``docs/results/gpu.md``."""
+"""Each operation in Triton, rounded as the program requires. See ``docs/results/gpu.md``."""
 
 TEMPLATE = """\
 import triton
@@ -64,7 +64,7 @@ def kernel({arguments}):
 
 
 def source_of(program: Program) -> str:
-    """The text of a program's kernel."""
+    """Return the source of a program's kernel."""
     place, slots = Line(len(program.states)), range(len(program.states))
     constants = ["PLAN", *(f"SLOT{k}" for k in slots), "GRAD", "STORED"]
     arguments = ["lines", "numbers", "scalars", *(f"levels{k}" for k in slots), "tensors"]
@@ -82,7 +82,7 @@ TILE = "row, start, rows, cols, flat, inside"
 
 
 def _load(program: Program, place: Line) -> list[str]:
-    """What the operations read."""
+    """Return the lines that load what the operations read."""
     lines = []
     if program.reads("param"):
         lines.append("param = load_param(line, flat, inside, STORED, PLAN)")
@@ -96,7 +96,7 @@ def _load(program: Program, place: Line) -> list[str]:
 
 
 def _store(program: Program, place: Line) -> list[str]:
-    """What becomes of the new states and the parameter; `numbers` are the keys of each tensor."""
+    """Return the lines that store the new states and the parameter. `numbers` are the keys of each tensor."""
     lines = ["bad = not_finite(grad)"]
     lines += [f"bad = bad | not_finite(v{i})" for i in program.new_states]
     lines += ["good = count_skipped(line, bad, inside)", "mixed = element"]
@@ -111,7 +111,7 @@ def _store(program: Program, place: Line) -> list[str]:
 
 
 def _sums(program: Program) -> list[str]:
-    """The sums over each stretch; `numbers` are those, in float64, one line a sum."""
+    """Return the lines that store the sums over each segment. `numbers` are the sums, in float64, one line per sum."""
     lines = []
     for k, one in enumerate(program.sums):
         if one.kind == "largest":
@@ -136,7 +136,7 @@ def _expression(op: Op) -> str:
 
 
 def _constant(value: float) -> str:
-    """An fp32 number: by its pattern where Triton would read a literal as float64, or lose a sign."""
+    """Return an fp32 constant, as its pattern if Triton would read a literal as float64 or lose a sign."""
     if math.isfinite(value) and abs(value) >= 2.0**-126:
         return f"tl.full((), {value!r}, tl.float32)"
     (bits,) = struct.unpack("<i", struct.pack("<f", value))
@@ -145,7 +145,7 @@ def _constant(value: float) -> str:
 
 @cache
 def kernel_of(program: Program) -> Any:
-    """The kernel of a program, ready to be launched."""
+    """Return the kernel of a program, ready to launch."""
     return _compiled(program.code, source_of(program), program.digest)
 
 

@@ -1,8 +1,8 @@
 """Sums over tensors on the device, in the fixed order of :func:`halfulp.rules.base.total`.
 
-The kernel of a measuring program leaves one number for each stretch of 1024 elements; these are folded, 1024 at a time,
+The kernel of a measuring program leaves one number for each segment of 1024 elements. These are folded, 1024 at a time,
 until each tensor has one. All numbers of a step come to the host together, since a rule's ``combine`` works on Python
-floats: that is the one wait for the device in a step, and only rules with sums have it.
+floats. This is the only time a step waits for the device, and only rules with sums need it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SumBatch"]
 
 
 class _SumLaunch(Launch):
-    """One measuring kernel over several tensors, and the folding of what it stores."""
+    """One measuring kernel over several tensors, and the folding of its results."""
 
     def __init__(self, members: list[Member], numbers: list[int]) -> None:
         super().__init__(members, numbers)
@@ -35,7 +35,7 @@ class _SumLaunch(Launch):
         self.folds = {kind: _Fold(firsts, counts, kind == "largest", self.kind.device) for kind in ("sum", "largest")}
 
     def sums(self) -> Tensor:
-        """Start the kernels; returns the sums, one line for each, on the device."""
+        """Launch the kernels, and return the sums on the device, one line per sum."""
         self.start(self.stretches)
         parts = self.stretches.reshape(len(self.kind.program.sums), -1)
         folded = [self.folds[s.kind].start(part) for s, part in zip(self.kind.program.sums, parts, strict=True)]
@@ -43,7 +43,7 @@ class _SumLaunch(Launch):
 
 
 class _Fold:
-    """Numbers of several tensors, one tensor's after the other's, folded until each tensor has one."""
+    """The folding of several tensors' numbers, stored one after the other, until each tensor has one."""
 
     def __init__(self, firsts: list[int], counts: list[int], largest: bool, device: torch.device) -> None:
         self.largest = largest
@@ -58,7 +58,7 @@ class _Fold:
             firsts, counts = targets, after
 
     def start(self, numbers: Tensor) -> Tensor:
-        """Fold numbers; returns one a tensor."""
+        """Fold numbers, and return one per tensor."""
         from halfulp.kernels.triton_tiles import fold
 
         for table, programs in self.levels:
@@ -74,7 +74,7 @@ class SumBatch(Batch):
     launch_type = _SumLaunch
 
     def read(self, steps: Sequence[Step]) -> list[dict[str, float]]:
-        """The sums of each step, by name. Waits for the device."""
+        """Return the sums of each step, by name. This waits for the device."""
         self.fill(steps)
         results = []
         for launch in self.launches:
@@ -90,5 +90,5 @@ class SumBatch(Batch):
 
 
 def _magnitude(pattern: float) -> float:
-    """The fp32 number of a pattern."""
+    """Return the fp32 number of a bit pattern."""
     return float(struct.unpack("<f", struct.pack("<I", int(pattern)))[0])

@@ -1,9 +1,9 @@
-"""Tables in device memory that the host keeps up to date without waiting for the device.
+"""Tables in device memory that the host updates without waiting for the device.
 
-A table is written through pinned memory that is made once and used again. Two such buffers take turns, each with an
-event that is recorded after its upload: a buffer is written again only when the upload before last has been consumed,
-which in a training loop is long past. Uploads and kernels are put on the current stream, so that a kernel sees the
-table of its own step; steps on different streams have to be ordered by the caller, as their parameters ask for anyway.
+A table is uploaded through pinned memory, which is allocated once. Two buffers take turns, each with an event that is
+recorded after its upload. A buffer is reused only when the upload before last is done, which in a training loop is long
+past. Uploads and kernels use the current stream, so that a kernel sees the table of its own step. If steps run on
+different streams, the caller must order them, which their parameters require anyway.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ __all__ = ["DeviceTable"]
 
 
 class DeviceTable:
-    """A one-dimensional tensor on a device, of which :meth:`update` uploads the stretch that has changed.
+    """A one-dimensional tensor on a device. :meth:`update` uploads the range that has changed.
 
     Parameters
     ----------
     count
-        Numbers in the table.
+        The length of the table.
     dtype
-        Dtype of the numbers: ``torch.int64`` or ``torch.int32``.
+        The dtype of the table: ``torch.int64`` or ``torch.int32``.
     device
-        Where the table is. On the CPU (Triton's interpreter) an upload is a copy.
+        The device of the table. On the CPU (Triton's interpreter), an upload is a copy.
     """
 
     def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
         pinned = device.type == "cuda"
         self.tensor: Tensor = torch.zeros(count, dtype=dtype, device=device)
         self.uploaded = 0
-        """Bytes uploaded so far."""
+        """The number of bytes uploaded so far."""
         self._buffers = [torch.zeros(count, dtype=dtype, pin_memory=pinned) for _ in range(2)]
         self._consumed = [torch.cuda.Event() for _ in self._buffers] if pinned else []
         self._turn = 0
         self._held = np.zeros(count, self._buffers[0].numpy().dtype)
 
     def update(self, values: npt.NDArray[np.signedinteger]) -> None:
-        """Bring the table up to date; nothing is uploaded if nothing has changed."""
+        """Update the table. Nothing is uploaded if nothing has changed."""
         changed = np.flatnonzero(self._held != values)
         if not len(changed):
             return

@@ -1,8 +1,8 @@
-"""Device functions of a step: which tile a program has, and its values out of memory and back.
+"""Device functions of a step: the tiles of a program, and loading and storing their values.
 
-Everything that differs between tensors stands in a table of int64, one line a tensor; :class:`Line` says what is where.
-Tiles are counted in 32 bits (:func:`halfulp.kernels.triton_plan.tiling` sees to that), elements in 64. Triton reads the
-annotations of these functions, so that only constants have one.
+Everything that differs between tensors is in an int64 table with one line per tensor, whose layout is :class:`Line`.
+Tiles are counted in 32 bits (:func:`halfulp.kernels.triton_plan.tiling` ensures that), elements in 64. Triton reads the
+annotations of these functions, so only constants are annotated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STRETCH = tl.constexpr(stretch)
 
 @triton.jit
 def this_tensor(lines, program, tensors, FIELDS: tl.constexpr):
-    """The number of the tensor that a program works on: the last whose first program is not after this one."""
+    """Return the number of a program's tensor, the last one whose first program is not after this one."""
     this = program * 0
     last = this + tensors - 1
     while this < last:
@@ -60,7 +60,7 @@ def this_tensor(lines, program, tensors, FIELDS: tl.constexpr):
 
 @triton.jit
 def tile_of(line, program, PLAN: tl.constexpr):
-    """Where a program's tiles are: row and first column of each, flat and global places of the elements, a mask."""
+    """Return a program's tiles: row and first column of each, flat and global indices of the elements, a mask."""
     rows = tl.load(line + ROWS).to(tl.int32)
     cols = tl.load(line + COLS)
     if PLAN.aligned:
@@ -79,13 +79,13 @@ def tile_of(line, program, PLAN: tl.constexpr):
 
 @triton.jit
 def scalar(scalars, line, number, COUNT: tl.constexpr):
-    """One of the scalars of a step, of a tensor."""
+    """Return one of the scalars of a tensor's step."""
     return tl.load(scalars + tl.load(line + SCALARS) * COUNT + number)
 
 
 @triton.jit
 def address(line, field, TYPE: tl.constexpr, PLAN: tl.constexpr):
-    """A pointer out of the table."""
+    """Return a pointer from the table."""
     pointer = tl.load(line + field).to(tl.pointer_type(TYPE))
     if PLAN.aligned:
         pointer = tl.multiple_of(pointer, 16)
@@ -94,7 +94,7 @@ def address(line, field, TYPE: tl.constexpr, PLAN: tl.constexpr):
 
 @triton.jit
 def load_float(line, field, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
-    """Values of a float32, bfloat16 or float16 tensor, as fp32."""
+    """Return the values of a float32, bfloat16 or float16 tensor, as fp32."""
     if F.float32:
         value = tl.load(address(line, field, tl.float32, PLAN) + flat, mask=inside, other=0.0)
     else:
@@ -108,7 +108,7 @@ def load_float(line, field, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
 
 @triton.jit
 def load_param(line, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
-    """The fp32 weights of a parameter, with its master weights: ``halfulp.numbers.remainder.weights``."""
+    """Return the fp32 weights of a parameter, with its master weights: ``halfulp.numbers.remainder.weights``."""
     if PLAN.master == 32:
         value = tl.load(address(line, MASTER, tl.float32, PLAN) + flat, mask=inside, other=0.0)
     else:
@@ -124,7 +124,7 @@ def load_param(line, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
 
 @triton.jit
 def scale_places(row, start, rows, cols, F: tl.constexpr):
-    """Index of the scale of each block of each tile, and whether there is one."""
+    """Return the index of the scale of each block of each tile, and whether it exists."""
     number = tl.arange(0, F.blocks_padded)[None, :]
     blocks_a_row = (cols + (F.block - 1)) // F.block
     index = (row.to(tl.int64) * blocks_a_row + start // F.block)[:, None] + number
@@ -134,7 +134,7 @@ def scale_places(row, start, rows, cols, F: tl.constexpr):
 
 @triton.jit
 def pair_places(row, start, rows, cols, PLAN: tl.constexpr):
-    """Index of the byte of each two 4-bit codes, and whether there is one."""
+    """Return the index of the byte of each pair of 4-bit codes, and whether it exists."""
     bytes_a_row = (cols + 1) // 2
     first = start // 2
     if PLAN.aligned:
@@ -147,7 +147,7 @@ def pair_places(row, start, rows, cols, PLAN: tl.constexpr):
 
 @triton.jit
 def load_state(line, field, levels, row, start, rows, cols, flat, inside, F: tl.constexpr, PLAN: tl.constexpr):
-    """A state, decoded."""
+    """Return a decoded state."""
     if F.float32 or F.bfloat16 or F.float16:
         value = load_float(line, field, flat, inside, F, PLAN)
     else:
@@ -171,7 +171,7 @@ def load_state(line, field, levels, row, start, rows, cols, flat, inside, F: tl.
 def store_state(
     value, good, words, line, field, levels, row, start, rows, cols, flat, inside, F: tl.constexpr, PLAN: tl.constexpr
 ):
-    """Encode and store a state, where its tile is good."""
+    """Encode and store a state where its tile is good."""
     keep = inside & good
     if F.float32:
         tl.store(address(line, field, tl.float32, PLAN) + flat, value, mask=keep)
@@ -200,7 +200,7 @@ def store_state(
 
 @triton.jit
 def count_skipped(line, bad, inside):
-    """Add the elements of bad tiles to the tensor's count, and return which tiles are good."""
+    """Add the elements of bad tiles to the tensor's counter, and return which tiles are good."""
     bad_tile = tl.max((bad & inside).to(tl.int32), 1)[:, None] > 0
     count = tl.sum(tl.sum((bad_tile & inside).to(tl.int64), 1), 0)
     skipped = tl.load(line + SKIPPED).to(tl.pointer_type(tl.int64))
@@ -210,7 +210,7 @@ def count_skipped(line, bad, inside):
 
 @triton.jit
 def store_param(param, keep, words, line, flat, F: tl.constexpr, PLAN: tl.constexpr):
-    """Round and store the parameter and its master weights, where its tile is good."""
+    """Round and store the parameter and its master weights where their tile is good."""
     if F.float32:
         tl.store(address(line, PARAM, tl.float32, PLAN) + flat, param, mask=keep)
     else:
@@ -229,7 +229,7 @@ def store_param(param, keep, words, line, flat, F: tl.constexpr, PLAN: tl.conste
 
 @triton.jit
 def halved(x, WIDTH: tl.constexpr):
-    """Sum of the last dimension of `[n, WIDTH]`: halves added to each other until one number is left."""
+    """Sum the last dimension of `[n, WIDTH]`, adding the halves to each other until one number is left."""
     if WIDTH == 1:
         found = tl.reshape(x, (x.shape[0],))
     else:
@@ -239,7 +239,7 @@ def halved(x, WIDTH: tl.constexpr):
 
 @triton.jit
 def store_stretches(values, sums, line, number, row, start, rows, cols, PLAN: tl.constexpr):
-    """Store one number for each stretch of 1024 elements of each tile, where there is such a stretch."""
+    """Store one number for each segment of 1024 elements of each tile, if it exists."""
     A_TILE: tl.constexpr = (PLAN.padded + STRETCH - 1) // STRETCH
     part = tl.arange(0, A_TILE)[None, :]
     there = (part * STRETCH < PLAN.tile) & (start[:, None] + part * STRETCH < cols) & (row < rows)[:, None]
@@ -250,7 +250,7 @@ def store_stretches(values, sums, line, number, row, start, rows, cols, PLAN: tl
 
 @triton.jit
 def store_sum(a, b, sums, line, number, row, start, rows, cols, flat, inside, PLAN: tl.constexpr):
-    """The sum of `a * b` (of `a`, if there is no `b`) over each stretch: ``halfulp.rules.base.total``."""
+    """Store the sum of `a * b` (of `a`, if there is no `b`) over each segment: ``halfulp.rules.base.total``."""
     WIDTH: tl.constexpr = min(PLAN.padded, STRETCH)
     wide = tl.where(inside, a, 0.0).to(tl.float64)
     if b is not None:
@@ -261,7 +261,7 @@ def store_sum(a, b, sums, line, number, row, start, rows, cols, flat, inside, PL
 
 @triton.jit
 def store_largest(a, sums, line, number, row, start, rows, cols, flat, inside, PLAN: tl.constexpr):
-    """The pattern of the largest magnitude of each stretch: ``halfulp.rules.base.largest``."""
+    """Store the pattern of the largest magnitude of each segment: ``halfulp.rules.base.largest``."""
     WIDTH: tl.constexpr = min(PLAN.padded, STRETCH)
     patterns = tl.where(inside, bits_of(a) & 0x7FFFFFFF, 0)
     stretches = tl.reshape(patterns, (PLAN.tiles * PLAN.padded // WIDTH, WIDTH))
@@ -270,7 +270,7 @@ def store_largest(a, sums, line, number, row, start, rows, cols, flat, inside, P
 
 @triton.jit(do_not_specialize=["tensors"])
 def fold(lines, numbers, folded, tensors, LARGEST: tl.constexpr):
-    """One number for each 1024 of each tensor's: their sum, or the largest. A line: first program, place, count."""
+    """Store the sum or the largest of each 1024 numbers of a tensor. A line has first program, position and count."""
     program = tl.program_id(0)
     line = lines + this_tensor(lines, program, tensors, 4).to(tl.int64) * 4
     place = (program - tl.load(line)) * STRETCH + tl.arange(0, STRETCH)
