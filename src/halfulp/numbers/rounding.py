@@ -11,8 +11,8 @@ mantissa increments the exponent. ``x / q`` is a multiplication by a power of tw
 every bit that a normal fp32 value loses, so the probability of rounding up is exact. (Below the smallest normal number
 of the format, the probability is rounded to a multiple of ``2**-F``.)
 
-A codebook is divided into stretches of evenly spaced levels. Each stretch is counted from its end next to zero, a level ``S``
-with code ``c``. Stochastic codes are ``c + floor((round((x - S) * density) + (w >> (32 - F))) / 2**F)``, where
+A codebook is divided into stretches of evenly spaced levels. Each stretch is counted from its end next to zero, a level
+``S`` with code ``c``. Stochastic codes are ``c + floor((round((x - S) * density) + (w >> (32 - F))) / 2**F)``, where
 ``density`` is ``2**F`` over the gap. ``F`` is 16, or less if a level would otherwise change its code.
 
 A linear integer grid is a degenerate float with subnormals only. Values beyond the largest saturate, including

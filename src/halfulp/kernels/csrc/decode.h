@@ -64,8 +64,8 @@ static void decode_int8(const hu_format *f, const uint8_t *codes, const float *s
                stf(out + j, itof((ldu8(codes + j) ^ sign) - sign) * setf(scale));)
 }
 
-/* Floats of 8 bits: the fields are moved to their places in an fp32, subnormals converted as integers. Codes without a
- * finite value, which no step makes, are left to the table. */
+/* Floats of 8 bits: the fields are moved to their positions in an fp32, and subnormals are converted as integers. Codes
+   without a finite value, which no step produces, use the table. */
 INLINE void float8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out, const int is_signed) {
     const int shift = 23 - f->mantissa_bits, magnitude_mask = is_signed ? 0x7f : 0xff;
     if (f->top_code < magnitude_mask && any_above(codes, magnitude_mask, f->top_code)) {
@@ -91,8 +91,8 @@ static void decode_float8u(const hu_format *f, const uint8_t *codes, const float
 }
 
 #if HAS_HALF
-/* Where the exponent fits that of a float16, the machine's own conversion does it, subnormals and all: only the bias is
- * wrong, a power of two. It goes into the scale unless that would run over or under. */
+/* Formats whose exponent fits into a float16 are converted by the processor, subnormals included. Only the bias, a
+   power of two, is different. It is folded into the scale unless that overflows or underflows. */
 INLINE void half8_unit(const hu_format *f, const uint8_t *codes, float scale, float *out, const int is_signed) {
     const int shift = 10 - f->mantissa_bits, magnitude_mask = is_signed ? 0x7f : 0xff;
     const float both = scale * bits_float((f->emin_field + 14) << 23);

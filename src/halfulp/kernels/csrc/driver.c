@@ -1,4 +1,4 @@
-/* What Python calls: choice of the instruction set, threads, and the loop over any number of parameters. */
+/* The functions that Python calls: choice of the instruction set, threads, and the loop over any number of parameters. */
 #include "halfulp.h"
 
 #include <pthread.h>
@@ -9,7 +9,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define GRAIN 32768 /* elements that a thread takes at a time */
+#define GRAIN 32768 /* elements per unit of a thread's work */
 #define MAX_THREADS 256
 
 extern const hu_isa hu_isa_baseline;
@@ -30,13 +30,13 @@ extern const hu_isa hu_isa_avx512, hu_isa_avx512vbmi;
 
 static const hu_isa *chosen = &hu_isa_baseline;
 
-/* Sizes of the structs, for the other side to compare; and what this build and machine can do. */
+/* The sizes of the structs, to be checked by Python, and the version. */
 EXPORT int hu_abi(int64_t sizes[3]) {
     sizes[0] = sizeof(hu_format), sizes[1] = sizeof(hu_slot), sizes[2] = sizeof(hu_work);
     return HU_ABI;
 }
 
-/* Hash of the sources that this was built from (hatch_build.py). */
+/* The hash of the sources of this build (hatch_build.py). */
 #ifndef HU_SOURCES
 #define HU_SOURCES ""
 #endif
@@ -58,13 +58,13 @@ static const hu_isa *isa_at(int i) {
 #endif
 }
 
-/* Name of the i-th instruction set that this machine has, fastest first; NULL past the last. */
+/* The name of the i-th instruction set of this machine, fastest first. NULL after the last. */
 EXPORT const char *hu_isa_name(int i) {
     const hu_isa *isa = isa_at(i);
     return isa ? isa->name : NULL;
 }
 
-/* Use an instruction set by name, the fastest for NULL; 0 if this machine has it. */
+/* Selects an instruction set by name, or the fastest for NULL. Returns 0 if this machine has it. */
 EXPORT int hu_choose(const char *name) {
     for (int i = 0; isa_at(i); i++)
         if (!name || !strcmp(isa_at(i)->name, name)) {
@@ -74,8 +74,8 @@ EXPORT int hu_choose(const char *name) {
     return 1;
 }
 
-/* Threads: torch's OpenMP runtime, whose GOMP_parallel is handed over here, so that its workers are woken and not fought
- * with; plain threads where it has none. */
+/* Threads come from torch's OpenMP runtime if there is one, by its GOMP_parallel, so that they do not compete with
+   torch's workers. Otherwise plain threads are used. */
 typedef void (*parallel_fn)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 static parallel_fn gomp_parallel;
 
@@ -96,12 +96,12 @@ static void in_parallel(void (*body)(void *), void *job, int threads) {
     }
 }
 
-/* Rounding and subnormals as the bit contract has them, whatever this thread was set to; and back. */
+/* Sets rounding and subnormals as the bit contract requires, and restores the thread's mode afterwards. */
 #if defined(__x86_64__) || defined(__i386__)
 typedef unsigned float_mode;
 static float_mode exact_mode(void) {
     const float_mode before = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* nearest-even, nothing flushed to zero, no traps */
+    _mm_setcsr(0x1f80); /* nearest-even, no flush to zero, no traps */
     return before;
 }
 static void restore_mode(float_mode before) { _mm_setcsr(before); }
@@ -142,7 +142,7 @@ static void work_on(void *data) {
     restore_mode(before);
 }
 
-/* All units of `count` parameters, on at most that many threads; whether there is any. */
+/* Runs all units of `count` parameters on at most `threads` threads. Returns whether there are any. */
 static int in_order(hu_work *works, int64_t count, int threads) {
     int64_t units = 0, elements = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -157,7 +157,7 @@ static int in_order(hu_work *works, int64_t count, int threads) {
     return 1;
 }
 
-/* One step of `count` parameters; returns the sum of what they have skipped. */
+/* Does one step of `count` parameters. Returns the total number of skipped elements. */
 EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     int64_t skipped = 0;
     if (in_order(works, count, threads))
@@ -165,7 +165,7 @@ EXPORT int64_t hu_step(hu_work *works, int64_t count, int threads) {
     return skipped;
 }
 
-/* A state that is decoded to `out`, or encoded from `in`, a stretch at a time: some rows, or some blocks of one. */
+/* Decoding of a state to `out` or encoding from `in`, one stretch at a time: some rows, or some blocks of a row. */
 typedef struct codec_job {
     const hu_slot *slot;
     int64_t rows, cols, stretch, group, next; /* columns and rows of a stretch */
@@ -208,7 +208,7 @@ static void codec_in_parallel(codec_job *j, int threads) {
     in_parallel(codec_on, j, most < threads ? (int)most : threads);
 }
 
-/* Number of the code that was generated for a program, -1 without. */
+/* The number of a program's generated code, or -1. */
 EXPORT int hu_find(uint64_t digest) { return chosen->find(digest); }
 
 static void add_up(hu_work *w, int64_t count, double *stretch) {
@@ -228,7 +228,7 @@ static void add_up(hu_work *w, int64_t count, double *stretch) {
     }
 }
 
-/* The sums that measuring programs make of some parameters, in the first numbers of each. */
+/* Computes the sums of measuring programs over some parameters. The results are the first number of each sum. */
 EXPORT void hu_measure(hu_work *works, int64_t number, int threads) {
     double stretch[HU_CAP];
     if (!in_order(works, number, threads)) return;
@@ -238,7 +238,7 @@ EXPORT void hu_measure(hu_work *works, int64_t number, int threads) {
     }
 }
 
-/* A stored state to fp32, and fp32 (finite) to stored codes and scales. */
+/* Decodes a stored state to fp32, and encodes finite fp32 values to codes and scales. */
 EXPORT void hu_decode(const hu_slot *slot, int64_t rows, int64_t cols, float *out, int threads) {
     codec_job j = {.slot = slot, .rows = rows, .cols = cols, .out = out};
     codec_in_parallel(&j, threads);

@@ -1,4 +1,4 @@
-/* fp32 to codes: rounding.encode of the values times the inverse scale, all finite. n and block as in decode.h. */
+/* fp32 to codes: rounding.encode of the values times the inverse scale. Values are finite; n and block as in decode.h. */
 #ifndef ENCODE_H
 #define ENCODE_H
 
@@ -7,10 +7,10 @@
 typedef void (*encode_fn)(const hu_format *f, const float *x, const float *inverses, int block, const uint32_t *words,
                           uint8_t *codes, int n);
 
-/* Two to the power of an exponent field, over the number of the pattern `exponent`. */
+/* The power of two with an exponent field, divided by the power of two with the pattern `exponent`. */
 INLINE vf power_less(int field, vi exponent) { return asf((vi)(setu((uint32_t)field << 23) - (vu)exponent)); }
 
-/* rounding._grid_code, as it stands there. */
+/* rounding._grid_code, line by line. */
 INLINE vi grid_code(const hu_format *f, vi magnitude, vu word, const int stochastic) {
     const int p = f->mantissa_bits, emin = f->emin_field, fraction = f->fraction;
     vi exponent = maxs(magnitude & 0x7f800000, seti(emin << 23));
@@ -31,7 +31,7 @@ INLINE vi bfloat16_code(vi magnitude, vu word, const int stochastic) {
 
 INLINE vi floored(vi code, vi magnitude) { return maxs(code, mins(magnitude, seti(1))); }
 
-/* How many of 255 sorted numbers are below y (or equal to it). */
+/* Counts how many of 255 sorted numbers are below y (or equal to it, if inclusive). */
 INLINE vi search(const float *sorted, vf y, const int inclusive) {
     vi found = seti(0);
     for (int step = 128; step; step >>= 1) {
@@ -41,11 +41,11 @@ INLINE vi search(const float *sorted, vf y, const int inclusive) {
     return found;
 }
 
-INLINE vi lifted(const hu_format *f, vf y, vi code) { /* zero_floor of a codebook */
+INLINE vi lifted(const hu_format *f, vf y, vi code) { /* the zero_floor of a codebook */
     return f->zero_floor ? count_where(code, andm(eqs(code, seti(f->zero_code)), ltf(setf(0), y))) : code;
 }
 
-/* Any codebook. */
+/* The code of any codebook. */
 INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
     y = minf(maxf(y, setf(f->levels[0])), setf(f->max));
     if (!stochastic) return lifted(f, y, search(f->middles, y, 0));
@@ -54,7 +54,7 @@ INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
     return (vi)shr((vu)fixed + shr(word, 32 - f->fraction), f->fraction);
 }
 
-/* The stretch of a codebook of even ones that a magnitude lies in. */
+/* The stretch of an evenly spaced codebook that contains a magnitude. */
 INLINE vi even_stretch(const hu_even *e, vf magnitude) {
 #if VL > 4
     const vi exponent = asi(magnitude) >> 23;
@@ -67,7 +67,7 @@ INLINE vi even_stretch(const hu_even *e, vf magnitude) {
 #endif
 }
 
-/* Position of y among the codes of a codebook of even stretches, in units of 2**-16. */
+/* The position of y among the codes of an evenly spaced codebook, in units of 2**-16. */
 INLINE vi position(const hu_format *f, vf y, const int is_signed) {
     const hu_even *e = f->even;
     const vi stretch = even_stretch(e, is_signed ? absf_least(y, 0x1p-31f) : maxf(y, setf(0x1p-31f)));
@@ -78,20 +78,20 @@ INLINE vi position(const hu_format *f, vf y, const int is_signed) {
         return cvt_rn((y - pick32(e->start, side)) * density) + pick32i(e->base, side);
     }
 #endif
-    const vf x = is_signed ? asf(absi(y)) : maxf(y, setf(0.0f)); /* of a negative number: its mirror, as many codes below zero's */
+    const vf x = is_signed ? asf(absi(y)) : maxf(y, setf(0.0f)); /* negative numbers are mirrored */
     const vi at = cvt_rn((x - pick16(e->start, stretch)) * density) + asi(pick16((const float *)e->base, stretch));
     return is_signed ? seli(gts(seti(0), asi(y)), seti(f->zero_code << 17) - at, at) : at;
 }
 
-/* book_code of a number that a scale keeps within the format's reach: to rounding, which packing with saturation takes off.
- * At the middle between two codes a position is half way or one unit off it: two units further on it decides alone. */
+/* book_code for a number that its scale keeps within the format's reach, before saturation in packing. At the middle
+   between two codes, the position is exactly half way or one unit off. Two units further, it alone determines the code. */
 INLINE vi even_code(const hu_format *f, vf y, vu word, const int is_signed, const int stochastic) {
     const vi at = position(f, y, is_signed);
     if (stochastic) return (vi)((vu)at + (word >> 16)) >> 16;
     const vi above = at + 0x8001;
     vi code = above >> 16;
     if (__builtin_expect(countm(eqs(above & 0xfffc, seti(0))), 0)) {
-        const vi below = maxs(at >> 16, seti(0)); /* the next middle is this level's, or decides nothing */
+        const vi below = maxs(at >> 16, seti(0)); /* its upper middle decides, or none */
         code = count_where(below, ltf(gatherf(f->middles, below & 255), y));
     }
     return lifted(f, y, code);
@@ -126,21 +126,21 @@ INLINE vi code_of(const hu_format *f, vf y, vu word, const int kind, const int i
     return code & ((1 << f->bits) - 1);
 }
 
-/* Stochastic codes of a float of 8 or 4 bits, in the highest byte. What grid_code gives, with fewer instructions: a
- * normal number's pattern, less the smallest exponent, *is* its code and 24 bits of fraction once shifted to their place.
- * A number times a power of two has the pattern of the number and another smallest exponent: where the power leaves room,
- * it goes into these constants, and nothing is beyond the largest value. */
+/* Stochastic codes of an 8-bit or 4-bit float, in the highest byte. This gives the codes of grid_code with fewer
+   instructions: the pattern of a normal number, minus the smallest exponent, is its code with 24 bits of fraction once
+   shifted into place. Multiplying by a power of two is the same as changing the smallest exponent. If the range allows,
+   the scale is therefore folded into these constants, and no number exceeds the largest value. */
 typedef struct grid24 {
-    vi smallest, below; /* pattern of the smallest normal number; what to take off a pattern */
-    vf unit;            /* what makes 24 bits of fraction of a subnormal number */
+    vi smallest, below; /* the pattern of the smallest normal number, and what to subtract from a pattern */
+    vf unit;            /* gives a subnormal number 24 bits of fraction */
     int folded;
 } grid24;
 
-#define FOLDED 64 /* exponents of the scale, either way; the pattern of no subnormal fp32 is read as a normal number then */
+#define FOLDED 64 /* limit of the scale's exponent, so that no subnormal fp32 is taken for a normal number */
 
 INLINE grid24 grid24_of(const hu_format *f, float inverse) {
     const int p = f->mantissa_bits, emin = f->emin_field, e = 127 - (float_bits(inverse) >> 23);
-    const int room = emin + e >= p + 24 && emin + e <= 254; /* the constants below are normal numbers */
+    const int room = emin + e >= p + 24 && emin + e <= 254; /* whether the constants below are normal numbers */
     const int folded = f->scale == HU_SCALE_POW2 && e > -FOLDED && e < FOLDED && room, by = folded ? e : 0;
     return (grid24){seti((emin + by) << 23), seti((emin - 1 + by) << 23), setf(bits_float((254 + p + 24 - emin - by) << 23)), folded};
 }
@@ -190,11 +190,11 @@ INLINE void encode_impl(const hu_format *given, const float *x, const float *inv
         encode_high(given, x, inverses, block, words, codes, n, bits, is_signed);
         return;
     }
-    const hu_format local = *given, *const f = &local; /* which no store below can change */
+    const hu_format local = *given, *const f = &local; /* a copy that no store below can change */
     const int wide = bits == 16;
     for (int start = 0; start < n; start += block) {
         vf inverse = setf(wide ? 1.0f : *inverses++);
-        const int within = !(inverse[0] > 0.0f && inverse[0] <= 0x1p-126f); /* a larger scale is at its limit, or close */
+        const int within = !(inverse[0] > 0.0f && inverse[0] <= 0x1p-126f); /* else a larger scale is near its limit */
         int end = n - start < block ? n : start + block;
         for (int i = start; i < end; i += 4 * VL) {
             vf y[4];

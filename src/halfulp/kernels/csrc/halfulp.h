@@ -1,6 +1,5 @@
-/* The C side of the CPU kernels: plain structs and raw pointers; kernels/descriptors.py mirrors them field by field.
- *
- * Nothing here knows torch. A `hu_work` is one parameter in one step; `hu_step` does any number of them. */
+/* The C side of the CPU kernels: plain structs and raw pointers, independent of torch. kernels/descriptors.py mirrors
+   them field by field. A `hu_work` is one parameter in one step, and `hu_step` steps any number of them. */
 #ifndef HALFULP_H
 #define HALFULP_H
 
@@ -9,12 +8,12 @@
 
 #include "constants.h"
 
-/* A codebook of few evenly spaced stretches of codes, which are the same on both sides of zero: where they begin, by
- * magnitude, and rounding.Codebook's figures of each. */
+/* A codebook with few stretches of evenly spaced codes, which are the same on both sides of zero: the magnitudes at
+   which they start, and the figures of rounding.Codebook for each. */
 typedef struct hu_even {
-    float border[HU_STRETCHES], density[HU_STRETCHES], start[2 * HU_STRETCHES]; /* those of the negative side follow */
+    float border[HU_STRETCHES], density[HU_STRETCHES], start[2 * HU_STRETCHES]; /* the negative side follows */
     int32_t base[2 * HU_STRETCHES];
-    /* for exponents from 2**-31 to 1: the stretch of the smallest number, and where the next two begin */
+    /* for exponents from 2**-31 to 1: the stretch of the smallest number, and the starts of the next two */
     int32_t first[32];
     float next[32], second[32];
 } hu_even;
@@ -25,15 +24,15 @@ typedef struct hu_format {
     int32_t emin_field, fraction;
     int32_t max_bits;                 /* fp32 pattern of the largest value */
     int32_t scale_round, scale_shift; /* pow2: code = ((absmax bits + round) >> 23) - shift */
-    int32_t zero_code, top_code;      /* codebook: code of 0; and the last finite code, without sign */
+    int32_t zero_code, top_code;      /* codebook: code of 0; otherwise: last finite code, without sign */
     float max, reach; /* Format.max, Format.reach */
     int32_t exponent_bits, unused;
-    const float *values;       /* decoded value of every code: 16; or 256, and their bytes, the lowest of all first */
+    const float *values;       /* decoded values of all codes: 16, or 256 and then their bytes, lowest first */
     const float *levels;       /* codebook: levels, padded to 256 with infinity */
-    const float *middles;      /* codebook: middles between levels, padded likewise */
-    const float *density, *start;  /* codebook: of each gap, 255, as in rounding.Codebook */
+    const float *middles;      /* codebook: middles between levels, padded in the same way */
+    const float *density, *start;  /* codebook: for each of 255 gaps, as in rounding.Codebook */
     const int32_t *base;
-    const hu_even *even;           /* NULL where the gaps of a codebook differ too often, or its sides */
+    const hu_even *even;           /* NULL if the gaps of a codebook change too often, or differ by side */
 } hu_format;
 
 typedef struct hu_slot {
@@ -41,7 +40,7 @@ typedef struct hu_slot {
     void *scale;
     const hu_format *format;
     int64_t *counts; /* NULL, or two counters: updates due, updates stalled */
-    int64_t block;   /* elements that share a scale, at most the columns */
+    int64_t block;   /* number of elements that share a scale, at most the columns */
     int32_t per;
     uint32_t key[3];
 } hu_slot;
@@ -50,33 +49,33 @@ typedef struct hu_work {
     void *param;
     const void *grad;
     const float *scalars;
-    int64_t *skipped; /* elements left untouched; added to */
+    int64_t *skipped; /* counter of skipped elements, incremented */
     int64_t rows, cols, tile;
     uint64_t first_element;
-    int32_t program, slots;        /* number of generated code, -1 for that of the vector machine */
+    int32_t program, slots;        /* number of the generated code, -1 for the vector machine */
     int32_t param_kind, grad_kind; /* HU_FLOAT32, HU_BFLOAT16 or HU_FLOAT16 */
     int32_t param_stochastic, maximize;
     uint32_t param_key[3];
     int32_t flags;        /* HU_READS_PARAM, HU_WRITES_PARAM */
-    int64_t row_stride;   /* elements of the whole tensor from one row to the next: random words follow its index */
+    int64_t row_stride;   /* elements of the whole tensor from row to row; random words depend on the index */
     int64_t units_before; /* filled in by hu_step */
-    const int32_t *code;  /* of the vector machine */
+    const int32_t *code;  /* instructions of the vector machine */
     const hu_slot *slot;
-    double *sums; /* NULL, or where a measuring program puts its sums: [terms][stretches], the result in the first of each */
-    int64_t terms, largest; /* how many sums; bits of those that are largest magnitudes */
-    void *master; /* of a 16-bit parameter: its fp32 weights, or remainders of 16 or 8 bits */
+    double *sums; /* NULL, or a measuring program's sums: [terms][stretches], the result first */
+    int64_t terms, largest; /* number of sums, and a bit mask of those that are largest magnitudes */
+    void *master; /* fp32 weights of a 16-bit parameter, or its remainders of 16 or 8 bits */
     int64_t master_kind;
     const float *row_values, *column_values; /* vectors that a program takes: [row_vectors][rows], and [column_vectors]
                                                 [cols + HU_UNIT]; those of rows stand before the scalars */
     int64_t row_vectors, column_vectors;
-    double *column_sums; /* of the terms that are vectors: [terms][groups of rows][cols]; the sums of stretches stay, too */
-    int64_t vectors;     /* bits of these */
+    double *column_sums; /* for terms that are vectors: [terms][groups of rows][cols] */
+    int64_t vectors;     /* bit mask of the terms that are vectors */
 } hu_work;
 
-/* One instruction set's worth of code. */
+/* The code for one instruction set. */
 typedef struct hu_isa {
     const char *name;
-    int64_t (*units)(const hu_work *work); /* parts that different threads may do */
+    int64_t (*units)(const hu_work *work); /* number of parts that threads can do independently */
     void (*run)(const hu_work *work, int64_t first_unit, int64_t last_unit);
     void (*decode)(const hu_slot *slot, int64_t rows, int64_t cols, float *out);
     void (*encode)(const hu_slot *slot, int64_t rows, int64_t cols, uint64_t first_element, int64_t row_stride,
@@ -84,14 +83,14 @@ typedef struct hu_isa {
     int (*find)(uint64_t digest);
 } hu_isa;
 
-/* Sum of the first `count` numbers, a power of two, halved until one is left: element i is added to i + count / 2. */
+/* The sum of the first `count` numbers, a power of two, halved until one is left: element i is added to i + count / 2. */
 static inline double hu_halved(double *x, int count) {
     for (int half = count / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) x[i] += x[i + half];
     return x[0];
 }
 
-/* Largest of numbers without sign; a NaN is above all. */
+/* The largest of numbers without sign. NaN is larger than any number. */
 static inline double hu_largest(const double *x, int64_t n) {
     int64_t best = 0, bits;
     for (int64_t i = 0; i < n; i++) {

@@ -9,10 +9,10 @@ typedef struct hu_stream {
     uint32_t *words;
 } hu_stream;
 
-/* Points of the Weyl sequence: lanes of the first vector. The next VL are VL * GOLDEN further. */
+/* Points of the Weyl sequence for the lanes of the first vector. The points of the next vector are VL * GOLDEN further. */
 INLINE vu weyl(uint64_t element) { return ((vu)iota() + (uint32_t)element) * GOLDEN; }
 
-/* The first shift of the hash, which no key touches: x ^ (x >> 16) of a point xor a key is this, xor the key's own. */
+/* The first shift of the hash, without a key: x ^ (x >> 16) for x = point ^ key is fold(point) ^ fold(key). */
 INLINE vu fold(vu point) { return point ^ (point >> 16); }
 
 INLINE uint32_t folded_key(uint64_t element, const uint32_t key[3]) {
@@ -20,7 +20,7 @@ INLINE uint32_t folded_key(uint64_t element, const uint32_t key[3]) {
     return x ^ (x >> 16);
 }
 
-/* The first round, which streams whose keys differ in the multiplier alone share; and the second. */
+/* The first round, which streams share if their keys differ only in the multiplier, and the second round. */
 INLINE vu first_round(vu folded_point, vu folded_key, vu key1) {
     const vu x = (folded_point ^ folded_key) * MUL0 + key1;
     return x ^ (x >> 15);
@@ -31,10 +31,10 @@ INLINE vu second_round(vu x, vu multiplier) {
     return x ^ (x >> 15);
 }
 
-/* Whether n elements have one upper half of their index. */
+/* Whether the indices of n elements have the same upper half. */
 INLINE int one_upper_half(uint64_t element, int n) { return (element + (uint64_t)n - 1) >> 32 == element >> 32; }
 
-/* Words of 64 elements from any index. */
+/* Random words of 64 elements, starting at any index. */
 static void hash_unit(uint64_t element, const uint32_t key[3], uint32_t *words) {
     const vi before = seti((int32_t)folded_key(element, key)), after = seti((int32_t)folded_key(element + HU_UNIT, key));
     const int wraps = one_upper_half(element, HU_UNIT) ? HU_UNIT : (int)(-(uint32_t)element);

@@ -1,6 +1,6 @@
-/* The loop around a program, and what else hides behind its divisions: the random words of the streams that will be
- * needed, and the largest magnitude of each new state. Generated code (kernels/code.py) fills in what a vector of
- * elements goes through. */
+/* The loop around a program. While its divisions are running, it also computes the random words of the streams that
+   will be needed, and the largest magnitude of each new state. kernels/code.py generates the statements for one vector
+   of elements. */
 #ifndef LOOP_H
 #define LOOP_H
 
@@ -9,25 +9,25 @@
 #include "hash.h"
 #include "simd.h"
 
-/* Where values are read: fp32 numbers, or bfloat16 ones, with remainders of 16 or 8 bits where there are any. */
+/* A source of values: fp32 numbers, or bfloat16 numbers with optional remainders of 16 or 8 bits. */
 typedef struct hu_source {
     const float *fp32;
     const uint16_t *bf16; /* NULL for fp32 */
     const uint8_t *rest;  /* NULL without remainders */
-    int kind;             /* of the remainders */
+    int kind;             /* kind of the remainders */
 } hu_source;
 
 typedef struct hu_piece {
     hu_source grad, param;
-    float *new_param, *old_param; /* the old parameter is kept, for tiles that will have to be put back */
+    float *new_param, *old_param; /* the old parameter is kept to restore bad tiles */
     float *state[HU_MAX_SLOTS];   /* updated in place */
-    vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, lane by lane */
-    vi *worst;                    /* largest of all, the gradient's included where no state would show it */
-    const float *c;               /* values of this row, then uniform values */
+    vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, by lane */
+    vi *worst;                    /* largest of all, including the gradient's if no state would show it */
+    const float *c;               /* the row's values, then uniform values */
     const float *column[HU_MAX_VECTORS];
-    double *terms[HU_MAX_SUMS];   /* of a measuring program: what is to be added up */
-    const int32_t *code;          /* of the vector machine */
-    uint64_t element;             /* global index of the first */
+    double *terms[HU_MAX_SUMS];   /* the terms of a measuring program */
+    const int32_t *code;          /* instructions of the vector machine */
+    uint64_t element;             /* global index of the first element */
     int streams;
     hu_stream stream[HU_MAX_SLOTS + 1];
     int n; /* a multiple of HU_UNIT */
@@ -43,9 +43,9 @@ typedef struct hu_part {
     int count;
 } hu_part;
 
-#define AHEAD 640 /* elements further on that are fetched meanwhile */
+#define AHEAD 640 /* prefetch distance in elements */
 
-/* Whether all streams share the first round of their hash, over one upper half of the index. */
+/* Whether all streams share the first round of their hash, with the same upper half of the index. */
 INLINE int one_first_round(const hu_piece *w) {
     int same = one_upper_half(w->element, w->n);
     for (int k = 1; k < w->streams; k++)
@@ -53,7 +53,7 @@ INLINE int one_first_round(const hu_piece *w) {
     return same;
 }
 
-/* Words of all streams at once, where they do not share their first round; whether they do, and are left to the loop. */
+/* Computes the words of all streams at once if they do not share their first round. Returns whether the loop has to. */
 static int words_in_loop(const hu_piece *w) {
     if (one_first_round(w)) return w->streams > 0;
     for (int k = 0; k < w->streams; k++)
@@ -62,7 +62,7 @@ static int words_in_loop(const hu_piece *w) {
     return 0;
 }
 
-/* One vector's words of every stream, from what they share. */
+/* One vector's words of every stream, from the shared first round. */
 INLINE void words_of(const hu_piece *w, int streams, int j, vu x, vu multiplier0, vu multiplier1, uint32_t *words0,
                      uint32_t *words1) {
     sti(words0 + j, (vi)second_round(x, multiplier0));
@@ -72,7 +72,7 @@ INLINE void words_of(const hu_piece *w, int streams, int j, vu x, vu multiplier0
         sti(w->stream[k].words + j, (vi)second_round(x, setu(w->stream[k].key[2])));
 }
 
-/* Words of all streams, outside of a program's loop. */
+/* The words of all streams, outside a program's loop. */
 static inline void all_words(const hu_piece *w) {
     if (!words_in_loop(w)) return;
     const uint32_t *const key = w->stream[0].key;
@@ -84,14 +84,14 @@ static inline void all_words(const hu_piece *w) {
                  w->streams > 1 ? w->stream[1].words : NULL);
 }
 
-/* A 16-bit remainder is the difference between the patterns of the weight and of the visible one, as a signed number; one
- * of 8 bits is its upper half. */
+/* A 16-bit remainder is the signed difference between the patterns of the weight and of the visible weight. An 8-bit
+   remainder is its upper half. */
 INLINE vf join(const uint16_t *visible, const void *rest, int kind) {
     vu difference = kind == HU_MASTER_REMAINDER16 ? (vu)ldu16(rest) << 16 : (vu)ldu8(rest) << 24;
     return asf((vi)((vu)ldu16(visible) << 16) + ((vi)difference >> 16));
 }
 
-/* The numbers of one unit as fp32, in place or written to `unit`; those AHEAD are fetched. */
+/* Returns the numbers of one unit as fp32, in place or written to `unit`, and prefetches AHEAD. */
 INLINE const float *unit_of(const hu_source *from, int start, float *unit, const int to_change) {
     const int ahead = start + AHEAD;
     if (!from->bf16) {
@@ -123,7 +123,7 @@ INLINE vf signf(vf x) {
     return self(ltf(zero, x), one, zero) - self(ltf(x, zero), one, zero);
 }
 
-/* What a program reads of a unit. */
+/* The values of a unit that a program reads. */
 #define READ_GRAD \
     float grad_unit[HU_UNIT] __attribute__((aligned(64))); \
     const float *const grad = unit_of(&w->grad, start, grad_unit, 0);
@@ -132,7 +132,7 @@ INLINE vf signf(vf x) {
     const float *const param = unit_of(&w->param, start, param_unit, to_change);
 #define READ(x) ldf(x + (i - start))
 
-/* The statements are done for each vector, elements i to i + VL. They take the largest magnitudes of new states. */
+/* Runs the statements for each vector, elements i to i + VL. They update the largest magnitudes of new states. */
 #define FOR_EACH_VECTOR(reads, ...) \
     const int n = w->n, streams = w->streams, together = words_in_loop(w); \
     const uint32_t *const key = w->stream[0].key; \

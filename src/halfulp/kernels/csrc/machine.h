@@ -1,19 +1,18 @@
-/* A program that no code was generated for: instructions, each of which goes over as many elements as stay in the
- * first-level cache with the values that they make. kernels/code.py writes them.
- *
- * code[0]: instructions, code[1]: registers, code[2]: uniform values; then five numbers for each instruction: what it
- * does, its three operands, and where the result goes, a register, or what it is of. Operands count registers first, then
- * uniform values, then the gradient, the parameter, the states and the vectors of columns. */
+/* The vector machine runs programs without generated code. Each instruction processes as many elements as fit into the
+   first-level cache with the values computed from them. kernels/code.py writes the instructions. code[0] is the number
+   of instructions, code[1] of registers, code[2] of uniform values. Each instruction has five numbers: the operation,
+   three operands, and the register of the result or the number of the state or sum. Operands are numbered in the order
+   registers, uniform values, gradient, parameter, states, column vectors. */
 #ifndef MACHINE_H
 #define MACHINE_H
 
 #include "loop.h"
 
-#define HU_WIDTH 256 /* elements that an instruction goes over */
+#define HU_WIDTH 256 /* elements per instruction */
 
 typedef struct operand {
     const float *at;
-    int mask; /* 0: the same vector for all elements */
+    int mask; /* 0 if the vector is the same for all elements */
 } operand;
 
 #define EACH(expression) \
@@ -36,7 +35,7 @@ typedef struct operand {
     } \
     break;
 
-/* Masks are kept as patterns of ones and zeros. */
+/* Masks are stored as patterns of ones and zeros. */
 INLINE vf mask_to_float(vm m) { return asf(seli(m, seti(-1), seti(0))); }
 INLINE vm float_to_mask(vf x) { return gts(seti(0), asi(x)); }
 
@@ -94,7 +93,7 @@ static void run_machine(const hu_piece *w) {
             case HU_SUB_INT: TWO(asf((vi)((vu)asi(a) - (vu)asi(b))))
             case HU_SHIFT_LEFT: ONE(asf((vi)((vu)asi(a) << at[2])))
             case HU_SHIFT_RIGHT: ONE(asf(asi(a) >> at[2]))
-            case HU_SAVE: /* a new state; its largest magnitudes */
+            case HU_SAVE: /* stores a new state and its largest magnitudes */
                 for (int u = 0; u < n; u += HU_UNIT) {
                     vi largest = seti(0);
                     for (int i = u; i < u + HU_UNIT; i += VL) {

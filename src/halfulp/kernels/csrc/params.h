@@ -1,10 +1,11 @@
-/* Parameters and gradients of one piece, in fp32 or 16 bits, with master weights or without: read, rounded, stored. */
+/* Parameters and gradients of one piece, in fp32 or 16 bits, with or without master weights: reading, rounding,
+   storing. */
 #ifndef PARAMS_H
 #define PARAMS_H
 
 #include "slots.h"
 
-/* Parameters and gradients of any dtype as fp32. */
+/* Reads parameters or gradients of any dtype as fp32. */
 static const float *read_values(const void *from, int kind, int64_t first, int n, int negate, float *to) {
     const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
     if (kind == HU_FLOAT32) {
@@ -26,13 +27,13 @@ static const float *read_values(const void *from, int kind, int64_t first, int n
     return to;
 }
 
-/* Where the fp32 weights of a parameter are in memory; NULL where they are not. */
+/* The address of a parameter's fp32 weights, or NULL if they are not stored. */
 static float *fp32_weights(const hu_work *w) {
     if (w->master_kind == HU_MASTER_FP32) return w->master;
     return w->param_kind == HU_FLOAT32 ? w->param : NULL;
 }
 
-/* The fp32 weights of a parameter. */
+/* Reads the fp32 weights of a parameter. */
 static const float *read_param(const hu_work *w, int64_t first, int n, float *to) {
     const float *home = fp32_weights(w);
     const int kind = (int)w->master_kind, bytes = kind / 8, padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
@@ -53,7 +54,7 @@ static const float *read_param(const hu_work *w, int64_t first, int n, float *to
     return to;
 }
 
-/* Whether a program reads numbers of 16 bits itself: generated code does, of whole units. */
+/* Whether a program reads 16-bit numbers itself. Generated code does, for whole units. */
 static int reads_itself(const hu_work *w, int n) { return w->program >= 0 && n % HU_UNIT == 0; }
 
 static hu_source grad_of(const hu_work *w, int64_t first, int n, float *to) {
@@ -70,7 +71,7 @@ static hu_source param_of(const hu_work *w, int64_t first, int n, float *to) {
     return (hu_source){.bf16 = (const uint16_t *)w->param + first, .rest = rest, .kind = kind};
 }
 
-/* Rounding of a parameter to 16 bits: torch's own cast to nearest (infinities and NaN included), or stochastic. */
+/* Rounds a parameter to 16 bits: torch's cast to nearest (infinities and NaN included), or stochastically. */
 INLINE vi round_bfloat16(vf x, vu word, int stochastic) {
     vi bits = asi(x), magnitude = bits & 0x7fffffff, sign = (vi)((vu)bits >> 16) & 0x8000;
     vi code = bfloat16_code(magnitude, word, 0);
@@ -84,7 +85,7 @@ INLINE vi round_bfloat16(vf x, vu word, int stochastic) {
 INLINE vi round_float16(vf x, vu word, int stochastic) {
     static const hu_format half = {.mantissa_bits = 10, .emin_field = 113, .fraction = 19, .max_bits = 0x477fe000};
     vi bits = asi(x), magnitude = bits & 0x7fffffff, sign = (vi)((vu)bits >> 16) & 0x8000;
-    vi limit = mins(magnitude, seti(0x477ff000)); /* 65520: rounds to infinity */
+    vi limit = mins(magnitude, seti(0x477ff000)); /* 65520, which rounds to infinity */
     vi code = grid_code(&half, limit, word, 0);
     if (stochastic) {
         vi random = grid_code(&half, mins(magnitude, seti(half.max_bits)), word, 1);
@@ -93,7 +94,7 @@ INLINE vi round_float16(vf x, vu word, int stochastic) {
     return seli(gts(magnitude, seti((int32_t)INF_BITS)), seti(0x7e00), code) | sign;
 }
 
-/* An fp32 weight as a bfloat16 one, which is returned, and a remainder (numbers/remainder.py): half-up in the pattern. */
+/* Splits an fp32 weight into a bfloat16 weight, which is returned, and a remainder (numbers/remainder.py). */
 INLINE vi split(vf x, vu word, int kind, int stochastic, vi *rest) {
     vi bits = asi(x), magnitude = bits & 0x7fffffff;
     vm finite = gts(seti((int32_t)INF_BITS), magnitude);
@@ -106,14 +107,14 @@ INLINE vi split(vf x, vu word, int kind, int stochastic, vi *rest) {
     return seli(finite, (vi)(((vu)bits + 0x8000u) >> 16), other);
 }
 
-/* One vector of new weights, whatever they are: the visible ones are returned. */
+/* Rounds one vector of any new weights, and returns the visible weights. */
 INLINE vi round_any(vf x, vu word, const int param_kind, const int kind, const int stochastic, vi *rest) {
     if (kind != HU_MASTER_NONE && kind != HU_MASTER_FP32) return split(x, word, kind, stochastic, rest);
     return param_kind == HU_BFLOAT16 ? round_bfloat16(x, word, stochastic) : round_float16(x, word, stochastic);
 }
 
-/* New weights in 16 bits, and their remainders where there are any: `n` of them, a multiple of HU_UNIT. Of numbers up to
- * `plain` in magnitude, an addition to the pattern does it all. */
+/* Rounds n new weights (a multiple of HU_UNIT) to 16 bits, with their remainders if there are any. For magnitudes up to
+   `plain`, adding to the pattern suffices. */
 INLINE void round_as(const float *x, int n, const uint32_t *words, uint16_t *to, uint8_t *rest, const int param_kind,
                      const int kind, const int stochastic) {
     const int remains = kind == HU_MASTER_REMAINDER8 || kind == HU_MASTER_REMAINDER16;
@@ -163,10 +164,10 @@ static void round_params(const hu_work *w, const float *x, int n, const uint32_t
 #undef AS
 }
 
-/* Whether the rule writes the new weights straight to where they belong. */
+/* Whether the rule writes the new weights directly to their place. */
 static int in_place(const hu_work *w, int n) { return fp32_weights(w) && n % HU_UNIT == 0; }
 
-/* Copy the tiles of a piece that are bad, or those that are not. */
+/* Copies the bad tiles of a piece, or the others. */
 static void copy_tiles(const hu_work *w, const scratch *t, int any_bad, int bad, void *to, const void *from, int bytes, int n) {
     const int tile = w->tile < n ? (int)w->tile : n;
     if (!any_bad) {
@@ -182,7 +183,7 @@ static void copy_tiles(const hu_work *w, const scratch *t, int any_bad, int bad,
 
 static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int any_bad, const uint32_t *words) {
     const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT, placed = in_place(w, n);
-    const int bytes = w->master_kind == HU_MASTER_FP32 ? 0 : (int)w->master_kind / 8; /* of a remainder */
+    const int bytes = w->master_kind == HU_MASTER_FP32 ? 0 : (int)w->master_kind / 8; /* bytes per remainder */
     float *const home = fp32_weights(w) ? fp32_weights(w) + first : NULL;
     if (w->param_kind != HU_FLOAT32) {
         uint16_t *visible = (uint16_t *)w->param + first, *to = visible;
@@ -194,7 +195,7 @@ static void write_param(const hu_work *w, int64_t first, int n, scratch *t, int 
             if (bytes) copy_tiles(w, t, any_bad, 0, rest, rest_to, bytes, n);
         }
     }
-    if (home) copy_tiles(w, t, any_bad, placed, home, placed ? t->param : t->new_param, 4, n); /* put the old back, or the new in */
+    if (home) copy_tiles(w, t, any_bad, placed, home, placed ? t->param : t->new_param, 4, n); /* restore or store */
 }
 
 #endif

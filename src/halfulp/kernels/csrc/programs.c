@@ -1,4 +1,4 @@
-/* Generated code of one instruction set (HU_ISA), one of its parts (HU_PART). */
+/* Generated code for one instruction set (HU_ISA), one part of it (HU_PART). */
 #include "loop.h"
 
 #define CONCAT_(a, b, c, d) a##b##c##d

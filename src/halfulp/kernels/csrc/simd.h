@@ -1,5 +1,5 @@
-/* Vectors of VL lanes. GCC's vector types give + - * / & | ^ << >>; the rest is named here, once for each instruction
- * set. Where x86 and C differ the x86 meaning holds: maxf and minf return their second argument if either is a NaN. */
+/* Vectors of VL lanes. GCC's vector types provide + - * / & | ^ << >>. Other operations are defined here for each
+   instruction set. Where x86 and C differ, x86 applies: maxf and minf return their second argument if either is NaN. */
 #ifndef SIMD_H
 #define SIMD_H
 
@@ -62,8 +62,8 @@ INLINE vu shl(vu x, int n) { return (vu)_mm512_sllv_epi32((__m512i)x, _mm512_set
 INLINE vu shr(vu x, int n) { return (vu)_mm512_srlv_epi32((__m512i)x, _mm512_set1_epi32(n)); }
 INLINE vf gatherf(const float *t, vi i) { return (vf)_mm512_i32gather_ps((__m512i)i, t, 4); }
 INLINE vi gatheri(const int32_t *t, vi i) { return (vi)_mm512_i32gather_epi32((__m512i)i, t, 4); }
-INLINE vf absf_least(vf x, float least) { return (vf)_mm512_range_ps((__m512)x, _mm512_set1_ps(least), 11); } /* |x|, or that */
-/* low bits of i count */
+INLINE vf absf_least(vf x, float least) { return (vf)_mm512_range_ps((__m512)x, _mm512_set1_ps(least), 11); } /* max(|x|, least) */
+/* only the low bits of i count */
 INLINE vf pick16(const float *t, vi i) { return (vf)_mm512_permutexvar_ps((__m512i)i, _mm512_loadu_ps(t)); }
 INLINE vf pick32(const float *t, vi i) { return (vf)_mm512_permutex2var_ps(_mm512_loadu_ps(t), (__m512i)i, _mm512_loadu_ps(t + 16)); }
 INLINE vi pick32i(const int32_t *t, vi i) { return (vi)_mm512_permutex2var_epi32(_mm512_loadu_si512(t), (__m512i)i, _mm512_loadu_si512(t + 16)); }
@@ -71,7 +71,7 @@ INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si1
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 INLINE uint32_t reduce_max(vi x) { return (uint32_t)_mm512_reduce_max_epi32((__m512i)x); } /* of patterns without sign */
-/* Bytes of four vectors, in order: their lowest, or their highest. */
+/* The lowest or the highest bytes of four vectors, in order. */
 typedef __m512i bytes4;
 INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     const __m512i pick = _mm512_set1_epi32(highest ? 0x0f0b0703 : 0x0c080400);
@@ -81,28 +81,28 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     r = _mm512_mask_shuffle_epi8(r, 0xf000f000f000f000, (__m512i)d, pick);
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r);
 }
-INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* of numbers between -2**15 and 2**15: 0 and 255 at most */
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* for numbers between -2**15 and 2**15, limited to 0 and 255 */
     __m512i r = _mm512_packus_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b), _mm512_packs_epi32((__m512i)c, (__m512i)d));
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), r);
 }
 INLINE void store_bytes(uint8_t *p, bytes4 x) { _mm512_storeu_si512(p, x); }
-INLINE void store_nibbles(uint8_t *p, bytes4 x) { /* two to a byte, the first in the low half */
+INLINE void store_nibbles(uint8_t *p, bytes4 x) { /* two per byte, the first in the low half */
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(x, _mm512_set1_epi16(0x1001))));
 }
-INLINE void store_high16(uint16_t *p, vi a, vi b) { /* upper halves of two vectors */
+INLINE void store_high16(uint16_t *p, vi a, vi b) { /* the upper halves of two vectors */
     const __m512i order = (__m512i)(__attribute__((vector_size(64))) int16_t){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22,
         24, 26, 28, 30, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     __m512i mixed = _mm512_mask_mov_epi16(_mm512_srli_epi32((__m512i)a, 16), 0xaaaaaaaa, (__m512i)b);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, mixed));
 }
-INLINE vf lookup16(const float *table, const uint8_t *nibbles) { /* values of VL packed codes of 4 bits */
+INLINE vf lookup16(const float *table, const uint8_t *nibbles) { /* the values of VL packed 4-bit codes */
     int32_t low, high;
     memcpy(&low, nibbles, 4), memcpy(&high, nibbles + 4, 4);
     __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
     __m512i codes = _mm512_srlv_epi32(both, _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28));
-    return (vf)_mm512_permutexvar_ps(codes, _mm512_loadu_ps(table)); /* the low four bits count */
+    return (vf)_mm512_permutexvar_ps(codes, _mm512_loadu_ps(table)); /* only the low four bits count */
 }
-INLINE int any_above(const uint8_t *codes, int mask, int top) { /* of 64 codes, is one beyond the last finite one */
+INLINE int any_above(const uint8_t *codes, int mask, int top) { /* whether one of 64 codes is beyond the last finite one */
     __m512i x = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)mask));
     return _mm512_cmpgt_epu8_mask(x, _mm512_set1_epi8((char)top)) != 0;
 }
@@ -110,7 +110,7 @@ INLINE int any_above(const uint8_t *codes, int mask, int top) { /* of 64 codes, 
 INLINE void bytes_to_halves(const uint8_t *codes, int shift, int mask, int is_signed, vf *first, vf *second) {
     __m256i x = _mm256_loadu_si256((const __m256i *)codes);
     __m512i wide = is_signed ? _mm512_cvtepi8_epi16(x) : _mm512_cvtepu8_epi16(x);
-    __m256i half[2] __attribute__((aligned(64))); /* conversions from memory are cheaper than from the upper half */
+    __m256i half[2] __attribute__((aligned(64))); /* converting from memory is cheaper than from the upper half */
     wide = _mm512_and_si512(_mm512_sllv_epi16(wide, _mm512_set1_epi16((short)shift)), _mm512_set1_epi16((short)mask));
     _mm512_store_si512(half, wide);
     __asm__("" : "+m"(half));
@@ -127,12 +127,12 @@ INLINE v4 reduce4(vi a, vi b, vi c, vi d) {
 }
 #ifdef __AVX512VBMI__
 #define HAS_LOOKUP256 1
-/* 64 indices in bytes, as lookup256 wants them: of each quarter of a lane the four of one vector. */
+/* 64 indices in bytes, in the order of lookup256: each quarter of a lane has the four of one vector. */
 typedef __m512i indices;
 INLINE indices load_indices(const uint8_t *p) {
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), _mm512_loadu_si512(p));
 }
-/* Four vectors out of a table of 256, which its bytes follow: the lowest of all, the second, ... */
+/* Looks up four vectors in a table of 256 values, which is followed by their bytes: all lowest, all second lowest, ... */
 INLINE void lookup256(const float *table, indices at, vf out[4]) {
     const uint8_t *bytes = (const uint8_t *)(table + 256);
     const __mmask64 upper = _mm512_movepi8_mask(at);
@@ -188,7 +188,7 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     __m256i r = _mm256_blend_epi32(_mm256_blend_epi32(x, y, 0x22), _mm256_blend_epi32(z, w, 0x88), 0xcc);
     return _mm256_permutevar8x32_epi32(r, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
-INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* of numbers between -2**15 and 2**15: 0 and 255 at most */
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* for numbers between -2**15 and 2**15, limited to 0 and 255 */
     __m256i r = _mm256_packus_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b), _mm256_packs_epi32((__m256i)c, (__m256i)d));
     return _mm256_permutevar8x32_epi32(r, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
@@ -290,7 +290,7 @@ INLINE bytes4 pack_bytes(vi a, vi b, vi c, vi d, const int highest) {
     }
     return r;
 }
-INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* 0 and 255 at most */
+INLINE bytes4 saturate_bytes(vi a, vi b, vi c, vi d) { /* limited to 0 and 255 */
     const vi low = seti(0), high = seti(255);
     return pack_bytes(mins(maxs(a, low), high), mins(maxs(b, low), high), mins(maxs(c, low), high), mins(maxs(d, low), high), 0);
 }

@@ -1,4 +1,4 @@
-/* The states of one piece: read, given new scales, encoded and stored; and counted, where that is asked for. */
+/* The states of one piece: reading, scales, encoding, storing, and counting of updates. */
 #ifndef SLOTS_H
 #define SLOTS_H
 
@@ -13,10 +13,10 @@
 
 #define INF_BITS 0x7f800000u
 
-#define PITCH (HU_CAP + 528) /* rows of the scratch begin in different sets of the first-level cache */
+#define PITCH (HU_CAP + 528) /* rows of the scratch start in different sets of the first-level cache */
 
 typedef struct scratch {
-    program_fn run; /* looked up once for a run of pieces, as are */
+    program_fn run; /* like decode and encode, looked up once for several pieces */
     decode_fn decode[HU_MAX_SLOTS];
     encode_fn encode[HU_MAX_SLOTS];
     float grad[PITCH] ALIGNED, param[PITCH] ALIGNED, new_param[PITCH] ALIGNED;
@@ -24,23 +24,23 @@ typedef struct scratch {
     uint32_t words[HU_MAX_SLOTS + 1][PITCH] ALIGNED;
     float factors[PITCH] ALIGNED; /* scales of the blocks, or their inverses */
     uint8_t codes[4 * HU_CAP + HU_UNIT] ALIGNED;
-    float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, where updates are counted */
+    float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, if updates are counted */
     vi largest[HU_MAX_SLOTS][HU_CAP / HU_UNIT];
-    double terms[HU_MAX_SUMS][HU_CAP] ALIGNED; /* of sums that are measured */
-    double tree[HU_MAX_VECTORS][HU_TREE][HU_CAP] ALIGNED, half[HU_CAP / 2] ALIGNED; /* of sums of columns */
+    double terms[HU_MAX_SUMS][HU_CAP] ALIGNED; /* terms of measured sums */
+    double tree[HU_MAX_VECTORS][HU_TREE][HU_CAP] ALIGNED, half[HU_CAP / 2] ALIGNED; /* for sums of columns */
     float c[HU_MAX_UNIFORMS];
-    uint8_t bad[HU_CAP]; /* tiles to leave alone */
+    uint8_t bad[HU_CAP]; /* tiles to skip */
 } scratch;
 
-/* What a tile of two passes carries from one to the other. */
+/* What is passed between the two passes of a tile. */
 typedef struct span {
     uint32_t largest[HU_MAX_SLOTS];
-    int measured; /* second pass */
+    int measured; /* whether this is the second pass */
 } span;
 
 static int64_t blocks_of(const hu_slot *s, int64_t cols) { return s->block ? (cols + s->block - 1) / s->block : 0; }
 
-/* Whether a block is larger than what one pass takes. */
+/* Whether a block is larger than one pass. */
 static int wide(const hu_slot *s, int64_t cols) { return s->block > HU_CAP || s->block > cols; }
 
 static int64_t scale_index(const hu_slot *s, int64_t row, int64_t col, int64_t cols) {
@@ -61,7 +61,7 @@ static float scale_value(const hu_format *f, const void *scale, int64_t i) {
     return bits_float((int32_t)((uint32_t)((const uint8_t *)scale)[i] << 23));
 }
 
-/* Scaling.from_absmax: stores the scale of one block, returns its inverse. */
+/* Scaling.from_absmax: stores the scale of one block and returns its inverse. */
 static float put_scale(const hu_format *f, uint32_t absmax, void *scale, int64_t i) {
     if (f->scale == HU_SCALE_FP32) {
         float value = bits_float((int32_t)absmax) / f->reach;
@@ -76,7 +76,7 @@ static float put_scale(const hu_format *f, uint32_t absmax, void *scale, int64_t
     return bits_float(code ? (254 - code) << 23 : 0);
 }
 
-/* The same for four blocks; the inverses go to `inverses`. */
+/* Does the same for four blocks. The inverses are written to `inverses`. */
 static void put_scales4(const hu_format *f, v4 absmax, void *scale, int64_t i, float *inverses) {
     if (f->scale == HU_SCALE_FP32) {
         v4 bits = (v4)((v4f)absmax / f->reach);
@@ -96,7 +96,8 @@ static void put_scales4(const hu_format *f, v4 absmax, void *scale, int64_t i, f
     for (int j = 0; j < 4; j++) ((uint8_t *)scale)[i + j] = (uint8_t)code[j];
 }
 
-/* Blocks that the loops of decode.h and encode.h cannot follow are multiplied into the values beforehand. */
+/* Whether the loops of decode.h and encode.h can handle a block. Other blocks are multiplied into the values
+   beforehand. */
 static int follows(int64_t block, int n) { return block >= n || block % HU_UNIT == 0; }
 
 static void multiply_blocks(float *x, const float *factors, int block, int n) {
@@ -107,7 +108,8 @@ static void multiply_blocks(float *x, const float *factors, int block, int n) {
     }
 }
 
-/* Values that a scale at its limit has left beyond the format's: the encoders clamp those they divide themselves. */
+/* Clamps values that a scale at its limit left beyond the format's range. Encoders only clamp what they scale
+   themselves. */
 static void clamp_all(float *x, float most, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] > most ? most : x[i] < -most ? -most : x[i];
 }
@@ -139,7 +141,7 @@ static void read_slot(const hu_slot *s, decode_fn decode, int64_t row, int64_t c
     for (int i = n; i < padded; i++) out[i] = 0.0f;
 }
 
-/* Largest magnitude of elements [start, end) of a piece. */
+/* The largest magnitude of elements [start, end) of a piece. */
 static uint32_t largest_of(const float *x, const vi *units, int start, int end) {
     uint32_t best = 0;
     if (start % HU_UNIT == 0 && units) {
@@ -154,7 +156,7 @@ static uint32_t largest_of(const float *x, const vi *units, int start, int end) 
     return best;
 }
 
-/* Counts the updates that are due; the old values of all others become NaN, which nothing equals. */
+/* Counts the updates that are due. The old values of all others become NaN, which equals nothing. */
 static void count_due(const hu_slot *s, const float *new_values, float *old, int n) {
     int due = 0;
     for (int i = 0; i < n; i += VL) {
@@ -171,7 +173,7 @@ static void count_stalled(const hu_slot *s, const float *stored, const float *ol
     __atomic_fetch_add(&s->counts[1], n - changed, __ATOMIC_RELAXED);
 }
 
-/* Encode the new values of a slot, x (destroyed where blocks are odd), and store those of the tiles that are not bad. */
+/* Encodes the new values of a slot, x (overwritten if blocks are odd), and stores those of good tiles. */
 static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n, scratch *t, span *big, int any_bad,
                        const uint32_t *words) {
     const hu_slot *s = &w->slot[k];
@@ -207,7 +209,7 @@ static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
             uint32_t absmax;
             if (big && wide(s, w->cols)) {
                 absmax = big->largest[k];
-                scale = &spare; /* kept until every piece of the tile has been read */
+                scale = &spare; /* kept until all pieces of the tile have been read */
                 at = 0;
             } else {
                 int end = start + block < n ? start + block : n;
@@ -228,7 +230,7 @@ static void store_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
         t->encode[k](f, x, &one, padded, words, target, padded);
     }
     if (direct) return;
-    if (f->bits == 4 && n % 2) target[n / 2] &= 15; /* the last byte of an odd row is shared with a zero */
+    if (f->bits == 4 && n % 2) target[n / 2] &= 15; /* the last byte of an odd row has a zero in its other half */
     if (!any_bad) {
         memcpy(codes, target, (size_t)code_bytes(f, n));
         return;
@@ -247,7 +249,7 @@ static void write_slot(const hu_work *w, int k, int64_t row, int64_t col, int n,
     if (!w->slot[k].counts) return;
     hu_slot s = w->slot[k];
     float scale;
-    if (big && wide(&s, w->cols)) { /* its scale is stored last of all */
+    if (big && wide(&s, w->cols)) { /* the scale is stored at the very end */
         put_scale(s.format, big->largest[k], &scale, 0);
         s.scale = &scale, s.per = HU_PER_TENSOR;
     }

@@ -1,8 +1,7 @@
-/* A step, piece by piece: decode the states, apply the rule, find the scales, encode. Compiled once for each instruction
- * set, with HU_ISA naming it. kernels/reference.py is the definition; this follows it bit for bit.
- *
- * A piece is part of one row, at most HU_CAP elements, made of whole tiles. A tile that is larger than that is done in
- * two passes: the first finds its largest magnitudes, the second computes everything again and stores it. */
+/* A step, piece by piece: decode the states, apply the rule, find the scales, encode. Compiled once for each
+   instruction set, named by HU_ISA. kernels/reference.py is the definition, which this reproduces bit for bit. A piece
+   is a part of one row with at most HU_CAP elements, made of whole tiles. A larger tile takes two passes. The first
+   finds its largest magnitudes, and the second computes everything again and stores it. */
 #include "halfulp.h"
 #include "machine.h"
 #include "params.h"
@@ -17,7 +16,7 @@
 extern const hu_part PART(0), PART(1), PART(2), PART(3);
 static const hu_part *const parts[HU_PARTS] = {&PART(0), &PART(1), &PART(2), &PART(3)};
 
-/* Number of the code that was generated for a program, -1 without. */
+/* The number of a program's generated code, or -1. */
 static int find(uint64_t digest) {
     for (int part = 0; part < HU_PARTS; part++)
         for (int k = 0; k < parts[part]->count; k++)
@@ -29,7 +28,7 @@ static program_fn program_of(const hu_work *w) {
     return w->program < 0 ? run_machine : parts[w->program >> 16]->programs[w->program & 0xffff].run;
 }
 
-/* Mark the tiles of a piece in which the gradient or a new state is not finite; returns the elements in them. */
+/* Marks the tiles of a piece with a non-finite gradient or new state. Returns the number of elements in them. */
 static int find_bad(const hu_work *w, int64_t first, int n, scratch *t) {
     const float *const grad = read_values(w->grad, w->grad_kind, first, n, w->maximize, t->grad);
     const int tile = w->tile < n ? (int)w->tile : n;
@@ -47,7 +46,7 @@ static int find_bad(const hu_work *w, int64_t first, int n, scratch *t) {
     return elements;
 }
 
-/* What a program made of the elements beyond n, which fill a piece up, counts for nothing. */
+/* Clears the results for the padding elements beyond n. */
 static void trim(const hu_piece *piece, int slots, int n) {
     const int last = n / HU_UNIT;
     vi worst = seti(0);
@@ -62,7 +61,7 @@ static void trim(const hu_piece *piece, int slots, int n) {
     *piece->worst = worst;
 }
 
-/* The uniform values and vectors of a piece. */
+/* Sets the uniform values and vectors of a piece. */
 static void give_values(const hu_work *w, int64_t row, int64_t col, scratch *t, hu_piece *piece) {
     piece->c = w->scalars, piece->code = w->code;
     if (w->row_vectors) {
@@ -73,7 +72,7 @@ static void give_values(const hu_work *w, int64_t row, int64_t col, scratch *t, 
     for (int k = 0; k < w->column_vectors; k++) piece->column[k] = w->column_values + k * (w->cols + HU_UNIT) + col;
 }
 
-/* Returns whether a tile of two passes is to be left alone (first pass). */
+/* Returns whether a tile of two passes must be skipped (first pass). */
 static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, span *big) {
     const int64_t first = row * w->cols + col;
     hu_piece piece;
@@ -126,10 +125,10 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     return 0;
 }
 
-/* Elements of a piece: whole tiles, HU_GROUP where the tile allows. */
+/* The number of elements of a piece: whole tiles, HU_GROUP if the tile allows. */
 static int piece_length(const hu_work *w) {
     int64_t tile = w->tile;
-    if (tile > HU_CAP || tile > w->cols) { /* pieces of a large tile follow the small blocks */
+    if (tile > HU_CAP || tile > w->cols) { /* pieces of a large tile are made of its small blocks */
         tile = 1;
         for (int k = 0; k < w->slots; k++) {
             int64_t a = tile, b = w->slot[k].block;
@@ -158,10 +157,10 @@ static void do_big_tile(const hu_work *w, int64_t row, int64_t col, int64_t rows
             put_scale(w->slot[k].format, big.largest[k], w->slot[k].scale, scale_index(&w->slot[k], row, col, w->cols));
 }
 
-/* Elements of a row that a unit of work covers: a piece, or a tile of two passes. */
+/* The number of elements of a row in a unit of work: a piece, or a tile of two passes. */
 static int64_t stretch_of(const hu_work *w) { return w->tile > HU_CAP ? w->tile : piece_length(w); }
 
-/* Groups of rows whose sums of columns one thread takes. */
+/* The number of groups of rows. One thread computes the column sums of a group. */
 static int64_t groups(const hu_work *w) { return (w->rows + (1 << HU_TREE) - 1) >> HU_TREE; }
 
 static int64_t units(const hu_work *w) {
@@ -171,7 +170,7 @@ static int64_t units(const hu_work *w) {
     return w->rows * ((w->cols + stretch_of(w) - 1) / stretch_of(w));
 }
 
-/* Any stretch of a row of a state, whole blocks or not. */
+/* Reads any stretch of a row of a state, at block boundaries or not. */
 static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
     while (n > 0) {
         const int64_t inside = s->block ? col % s->block : 0, left = s->block ? s->block - inside : n;
@@ -182,7 +181,7 @@ static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_
     }
 }
 
-/* Add the terms of a row to those of the rows before: neighbours in pairs, as soon as both are there. */
+/* Adds the terms of a row to those of earlier rows, in pairs of neighbours as soon as both exist. */
 static void climb(scratch *t, int vector, int row, double *terms, double *top, int n) {
     for (int level = 0; row >> level & 1; level++) {
         const double *before = t->tree[vector][level];
@@ -192,7 +191,7 @@ static void climb(scratch *t, int vector, int row, double *terms, double *top, i
     }
 }
 
-/* What is left of a group of fewer rows. */
+/* Adds up what is left of an incomplete group of rows. */
 static void fold_rest(scratch *t, int vector, int rows, double *top, int n) {
     const double *last = NULL;
     for (int level = 0; level < HU_TREE; level++) {
@@ -203,7 +202,7 @@ static void fold_rest(scratch *t, int vector, int rows, double *top, int n) {
     }
 }
 
-/* The sums of one stretch of HU_CAP elements of a row: halved until one number is left. */
+/* Computes the sums of one stretch of HU_CAP elements of a row, halving until one number is left. */
 static void measure_stretch(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, double **terms) {
     const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, stretch = row * a_row + col / HU_CAP;
     hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT};
@@ -221,14 +220,14 @@ static void measure_stretch(const hu_work *w, int64_t row, int64_t col, int n, s
         double *x = terms[k], *sum = &w->sums[k * w->rows * a_row + stretch];
         for (int i = n; i < HU_CAP; i++) x[i] = 0.0;
         if (w->largest >> k & 1) *sum = hu_largest(x, n);
-        else if (w->vectors >> k & 1) { /* the terms are still needed */
+        else if (w->vectors >> k & 1) { /* the terms are needed again */
             for (int i = 0; i < HU_CAP / 2; i++) t->half[i] = x[i] + x[i + HU_CAP / 2];
             *sum = hu_halved(t->half, HU_CAP / 2);
         } else *sum = hu_halved(x, HU_CAP);
     }
 }
 
-/* A stretch of a row; or of each row of a group, whose columns are added up, too. */
+/* Measures one stretch of a row, or of each row of a group, whose columns are also added up. */
 static void measure(const hu_work *w, int64_t unit, scratch *t) {
     const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, col = unit % a_row * HU_CAP, group = unit / a_row;
     const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP;
@@ -281,7 +280,7 @@ static void decode_all(const hu_slot *s, int64_t rows, int64_t cols, float *out)
     scratch t;
     const decode_fn decode = decoder(s->format);
     const int length = s->block && s->block <= HU_CAP ? (int)(HU_CAP / s->block * s->block) : HU_CAP;
-    const int64_t edge = s->block && s->block < cols ? s->block : cols; /* pieces end where a large block does */
+    const int64_t edge = s->block && s->block < cols ? s->block : cols; /* pieces end where large blocks end */
     for (int64_t row = 0; row < rows; row++)
         for (int64_t col = 0, n; col < cols; col += n) {
             n = cols - col < length ? cols - col : length;
