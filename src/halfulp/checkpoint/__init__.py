@@ -1,1 +1,1 @@
-"""Checkpoints: moving one between formats and libraries, files, reading others', and a self-test."""
+"""Checkpoints: conversion between formats and libraries, files, reading other libraries' files, and a self-test."""

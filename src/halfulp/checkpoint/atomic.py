@@ -1,4 +1,4 @@
-"""Files written all or nothing."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["write_bytes"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file all or nothing: under a temporary name beside it, flushed to disk, renamed, the folder flushed.
+    """Write a file atomically: write a temporary file beside it, flush it to disk, rename it, and flush the folder.
 
-    After an error (a full disk, a folder that cannot be written) the old file is still there, and the temporary one is
-    not; a process that is killed may leave the latter. Each writer has a temporary name of its own: of several that
-    write to one path, the last to finish wins. A link is followed, so that it stays one.
+    After an error (a full disk, an unwritable folder) the old file remains and the temporary one is removed. A killed
+    process may leave the temporary file. Each writer has its own temporary name, so of several writers to one path the
+    last
+    to finish wins. Links are followed.
 
     Raises
     ------
     OSError
-        The file cannot be written, or `path` is a folder, device, pipe or socket.
+        If the file cannot be written, or `path` is a folder, device, pipe or socket.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -40,12 +41,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be opened and flushed."""
+    """Make a rename survive a power failure, if the system can open and flush folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with contextlib.suppress(OSError):  # some file systems cannot; the file is there
+        with contextlib.suppress(OSError):  # some file systems cannot, and the file is there anyway
             os.fsync(opened)
     finally:
         os.close(opened)

@@ -1,12 +1,12 @@
-"""Moving an optimizer's state between formats and libraries.
+"""Conversion of an optimizer's state between formats and libraries.
 
-``convert_state_dict(state_dict, to=optimizer)`` gives the state dictionary that `optimizer` loads. From: any of ours,
-``torch.optim``, bitsandbytes, torchao, and those of :mod:`~halfulp.checkpoint.foreign`. To: ours, or ``torch.optim``.
-States are decoded to fp32 and rounded to nearest once, in the target's format; nothing is rounded where the target
-keeps fp32.
+``convert_state_dict(state_dict, to=optimizer)`` returns a state dictionary that `optimizer` can load. The source is one
+of our optimizers, ``torch.optim``, bitsandbytes, torchao or a library in :mod:`~halfulp.checkpoint.foreign`. The target
+is one of ours or ``torch.optim``. States are decoded to fp32 and rounded to nearest once, in the target's format. An
+fp32 target involves no rounding.
 
-Ages: our slots have an age each, torch one ``step`` a parameter. Going to torch, ``step`` is the age of the oldest
-slot, and a younger one is scaled so that its bias-corrected value stays the same.
+Our slots have one age each, while torch has one ``step`` per parameter. In a conversion to torch, ``step`` is the age
+of the oldest slot. Younger slots are scaled to keep their bias-corrected values.
 """
 
 from __future__ import annotations
@@ -31,27 +31,29 @@ from halfulp.numbers.log import log_once
 __all__ = ["convert_state_dict"]
 
 RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
-"""What the single state of bitsandbytes may be called, in the order of preference."""
+"""Possible names of the single state of bitsandbytes, most preferred first."""
 KAHAN = "kahan_comp"
-"""What Kahan summation adds to a 16-bit weight, in optimi."""
+"""Compensation of a 16-bit weight by Kahan summation, in optimi."""
 DROPPED = (KAHAN, MASTER, "error_bits")
-"""Entries that no target here keeps, which is said in the log: what 16-bit weights lack of fp32."""
+"""Entries for the precision beyond 16-bit weights. No target keeps them, and the log says so."""
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> dict[str, Any]:
-    """Convert a state dictionary of another format or library to that of `to`. Neither argument is changed.
+    """Convert a state dictionary from another format or library to that of `to`. Neither argument is changed.
 
-    Hyper-parameters that both know (``lr``, ``betas``, ``weight_decay`` ...) and ``initial_lr`` come from the
-    checkpoint; how states are stored, and what only the target knows, from the target.
+    Hyper-parameters known to both (``lr``, ``betas``, ``weight_decay`` ...) and ``initial_lr`` come from the
+    checkpoint.
+    The storage of states and all other settings come from the target.
 
     Parameters
     ----------
     state_dict
         State dictionary of an optimizer of halfulp, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine,
-        optimi, heavyball and others (``docs/checkpoints.md``), over the same parameters in the same groups. Where both
-        sides have names, groups may differ.
+        optimi, heavyball and others (``docs/checkpoints.md``), over the same parameters in the same groups. The groups
+        may
+        differ if both sides have names.
     to
-        An optimizer of halfulp or ``torch.optim`` over the parameters, also inside a wrapper such as Accelerate's.
+        An optimizer of halfulp or ``torch.optim`` over the parameters, possibly inside a wrapper such as Accelerate's.
 
     Raises
     ------
@@ -91,14 +93,14 @@ def _converted(state_dict: Mapping[str, Any], to: torch.optim.Optimizer, target:
     matched = match_groups(state_dict["param_groups"], to)
     for pairs, own, group in zip(matched, target["param_groups"], to.param_groups, strict=True):
         hyper = _hyper([saved for saved, _ in pairs], own)
-        if isinstance(to, RuleOptimizer):  # the checkpoint's hyper-parameters decide which states there are
+        if isinstance(to, RuleOptimizer):  # the checkpoint's hyper-parameters decide which states exist
             hyper["state"] = to.plan({**group, **_rule_keys(hyper)}).specs
         out["param_groups"].append(hyper)
         place = _Place(to, {**group, **_rule_keys(hyper)}, hyper)
         names = group.get("param_names") or [f"parameter {key}" for _, key in pairs]
         for (saved, old), new, param, label in zip(pairs, own["params"], group["params"], names, strict=True):
             entries = state_dict["state"].get(old)
-            if ours and entries and set(entries) == {"step"}:  # forgotten states
+            if ours and entries and set(entries) == {"step"}:  # the states were forgotten
                 out["state"][new] = {"step": int(entries["step"])}
             elif entries:
                 made = (_to_ours if ours else _to_torch)(place, param, label, entries, saved)
@@ -108,7 +110,7 @@ def _converted(state_dict: Mapping[str, Any], to: torch.optim.Optimizer, target:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the states of a group go: `group` as it will be, and the hyper-parameters loaded with them."""
+    """Target of a group's states: the resulting `group`, and the hyper-parameters loaded with it."""
 
     to: Any
     group: Mapping[str, Any]
@@ -116,7 +118,7 @@ class _Place:
 
 
 def _hyper(saved: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a group of the target, from the groups that its parameters were saved in."""
+    """Return the keys of a target group, from the groups that its parameters were saved in."""
     found = [_group(s, own) for i, s in enumerate(saved) if all(s is not other for other in saved[:i])]
     for other in found[1:]:
         differing = sorted(k for k in other if k not in ("params", "param_names") and other[k] != found[0][k])
@@ -133,7 +135,7 @@ def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
     out = copy.deepcopy(dict(own))
     keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
-    if not isinstance(saved.get("state"), str):  # another library's keys of these names mean something else
+    if not isinstance(saved.get("state"), str):  # in another library, keys of these names mean something else
         keep |= set(STORAGE_KEYS)
     else:
         keep |= set(STORAGE_KEYS) - {"seed"}
@@ -155,7 +157,7 @@ def _decoded(
     kind: str,
     optional: tuple[str, ...] = (),
 ) -> dict[str, SavedState]:
-    """Saved states under the target's names and of its shapes, or ``ValueError``."""
+    """Return the saved states under the target's names and in its shapes. Raise ``ValueError`` if they do not fit."""
     states = saved_states(entries, saved, wanted)
     for name in [n for n in DROPPED if n in states]:
         log_once(f"{name} has no place in {kind} and is left out", level=30)
@@ -195,14 +197,14 @@ def _to_ours(
     ages = {name: state.age for name, state in states.items()}
     known = [a for a in ages.values() if a is not None]
     _check_counted(known, step, place.hyper, label)
-    step = max(known, default=1) if step is None else step  # torch's SGD counts no steps
+    step = max(known, default=1) if step is None else step  # torch's SGD does not count steps
     made: dict[str, Any] = {"step": step}
     for slot, _, quantizer in slots:
         values = _finite(states[slot.name].values().to(param.device), slot.name, label).contiguous()
         if not slot.signed:
             values = values.clamp_min(0.0)
         codec = states[slot.name].codec
-        if isinstance(codec, QuantizerCodec) and codec.quantizer.spec == quantizer.spec:  # stored so already
+        if isinstance(codec, QuantizerCodec) and codec.quantizer.spec == quantizer.spec:  # already stored in this way
             codes, scale = (t.to(param.device, copy=True) for t in states[slot.name].tensors)
         else:
             codes, scale = quantizer.with_rounding("nearest").quantize(values)
@@ -215,9 +217,9 @@ def _to_ours(
 
 
 def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """Master weights of the target's kind, from fp32 ones, a 16-bit weight's Kahan compensation, or the same kind.
+    """Return master weights of the target's kind, from fp32 ones, a Kahan compensation, or the same kind.
 
-    16-bit remainders of Transformer Engine are those here, as int16.
+    The 16-bit remainders of Transformer Engine equal ours, stored as int16.
     """
     found: dict[str, Any] = {}
     rule = place.to.active_rule(place.group, param)
@@ -245,14 +247,17 @@ def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]
 
 
 def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters that decide which slots there are (momentum = 0 has none)."""
+    """Return the hyper-parameters that determine the slots (momentum = 0 has none)."""
     from halfulp.engine.options import STORAGE_KEYS
 
     return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
 
 
 def _check_counted(ages: list[int], step: int | None, hyper: Mapping[str, Any], label: str) -> None:
-    """Bias correction needs the number of steps; optimizers that correct inside the average keep none beside it."""
+    """Check that the number of steps is known if bias correction needs it.
+
+    Some optimizers correct inside the average.
+    """
     if not ages and step is None and "betas" in hyper:
         raise ValueError(
             f"{label}: the state_dict does not say how many steps it has made, which bias correction needs; its "

@@ -1,7 +1,7 @@
-"""Folders of ``torch.distributed.checkpoint``, read without running or importing anything that they name.
+"""Reader of ``torch.distributed.checkpoint`` folders that neither runs nor imports anything they name.
 
-The metadata is a pickle: it is read as plain data, its sizes, offsets and file names are checked, and the tensors are
-put together from the pieces that it lists.
+The metadata is a pickle, read as plain data. Its sizes, offsets and file names are checked, and the tensors are
+assembled from the pieces that it lists.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 
 
 def read_dcp(folder: Path) -> dict[str, Any]:
-    """The nested dictionary that was saved; ``ValueError`` for a damaged folder or one with other objects in it."""
+    """Return the nested dictionary that was saved. Raise ``ValueError`` for a damaged folder or unsupported objects."""
     try:
         with (folder / ".metadata").open("rb") as file:
             found = _record(plain(file), METADATA, "Metadata")
@@ -59,7 +59,7 @@ def _record(value: Any, module: str, kind: str) -> dict[str, Any]:
 
 
 def _ints(value: Any) -> tuple[int, ...]:
-    """A ``torch.Size``; sizes and offsets are not negative."""
+    """Return a ``torch.Size`` as integers, and check that sizes and offsets are not negative."""
     if isinstance(value, Record) and value.kind == Name("torch", "Size") and len(value.args) == 1:
         value = value.args[0]
     if not isinstance(value, (tuple, list)) or not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
@@ -87,7 +87,7 @@ def _storage(folder: Path, value: Any) -> dict[tuple[str, tuple[int, ...] | None
 
 
 def _entry(folder: Path, name: str, entry: Any, storage: dict[Any, Place]) -> Any:
-    """One saved value; what it is stored in is taken out of `storage`, so that nothing is read twice."""
+    """Return one saved value. Its storage is removed from `storage`, so that nothing is read twice."""
     if isinstance(entry, Record) and entry.kind == Name(METADATA, "BytesStorageMetadata"):
         return _piece(folder, name, storage.pop((name, None)))
     fields = _record(entry, METADATA, "TensorStorageMetadata")
@@ -117,7 +117,7 @@ def _entry(folder: Path, name: str, entry: Any, storage: dict[Any, Place]) -> An
 
 
 def _dtype(properties: Any) -> torch.dtype:
-    """From the saved properties of a tensor: its ``dtype`` comes first."""
+    """Return the ``dtype`` of a tensor, the first of its saved properties."""
     state = properties.state
     name = state["dtype"] if isinstance(state, dict) else state[0]
     found = getattr(torch, name.name, None) if isinstance(name, Name) and name.module == "torch" else None
@@ -140,7 +140,7 @@ def _piece(folder: Path, name: str, place: Place) -> Any:
 
 
 def _put(tree: dict[str, Any], path: Any, value: Any) -> None:
-    """Set a value at a path of names and of places in lists."""
+    """Set a value at a path of names and list indices."""
     if not isinstance(path, tuple) or not path or not all(isinstance(k, (str, int)) for k in path):
         raise pickle.UnpicklingError(f"a path that is none: {str(path)[:60]}")
     at: Any = tree

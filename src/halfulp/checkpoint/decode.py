@@ -1,6 +1,6 @@
-"""Reading the states of a saved optimizer, ours or another library's, without the optimizer.
+"""Decoding of the states of a saved optimizer, ours or another library's, without the optimizer.
 
-What is understood: our own state dictionaries, those of ``torch.optim`` and of libraries that keep plain tensors,
+Supported are our own state dictionaries, those of ``torch.optim`` and of libraries that keep plain tensors,
 bitsandbytes (8 bits in blocks, and 32) and torchao (8 bit, 4 bit, fp8).
 """
 
@@ -28,7 +28,7 @@ BNB_WRAPPED = "__bnb_optimizer_quant_state__"
 
 @dataclass(frozen=True)
 class SavedState:
-    """One saved state: how it is coded, the tensors that hold it, its age where the library keeps one."""
+    """One saved state: its codec, its tensors, and its age if the library keeps one."""
 
     codec: Codec
     tensors: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class SavedState:
     age: int | None
 
     def values(self, index: Tensor | None = None) -> Tensor:
-        """The state as fp32 of its shape, or the elements of a flat index."""
+        """Return the state in fp32, in its shape, or its elements at flat indices."""
         if index is None and isinstance(self.codec, Plain):
             return self.tensors[0].detach().float()
         at = torch.arange(math.prod(self.shape), device=self.tensors[0].device) if index is None else index
@@ -47,7 +47,7 @@ class SavedState:
 
 
 def library(state_dict: Mapping[str, Any]) -> str:
-    """Whose state dictionary this is: ``"halfulp"``, ``"bitsandbytes"``, ``"torchao"`` or ``"torch"``."""
+    """Return the library of a state dictionary: ``"halfulp"``, ``"bitsandbytes"``, ``"torchao"`` or ``"torch"``."""
     if any(isinstance(g, Mapping) and isinstance(g.get("state"), str) for g in state_dict["param_groups"]):
         return "halfulp"
     for entries in state_dict["state"].values():
@@ -60,13 +60,13 @@ def library(state_dict: Mapping[str, Any]) -> str:
 
 
 def group_specs(group: Mapping[str, Any]) -> dict[str, str]:
-    """Storage of each slot of one of our groups, from its text; empty for other libraries."""
+    """Return the storage of each slot of one of our groups; empty for other libraries."""
     text = group.get("state")
     return _pairs(text) if isinstance(text, str) else {}
 
 
 def group_roundings(group: Mapping[str, Any]) -> dict[str, str]:
-    """Rounding of each slot of one of our groups; empty for other libraries."""
+    """Return the rounding of each slot of one of our groups; empty for other libraries."""
     text = group.get("rounding")
     return _pairs(text) if isinstance(text, str) else {}
 
@@ -78,19 +78,19 @@ def _pairs(text: str) -> dict[str, str]:
 def saved_states(
     entries: Mapping[Any, Any], group: Mapping[str, Any], shapes: Mapping[str, torch.Size] | None = None
 ) -> dict[str, SavedState]:
-    """States of one parameter by slot.
+    """Return the states of one parameter by slot.
 
     Parameters
     ----------
     entries, group
         Entries and group of the state dictionary.
     shapes
-        Shape of each state where it is known. Without, packed codes are taken to have an even number of columns.
+        Shape of each state, if known. Otherwise packed codes are assumed to have an even number of columns.
 
     Raises
     ------
     ValueError
-        A spec that is none, or codes and scales that do not fit together.
+        If a spec is invalid, or codes and scales do not fit together.
     """
     if BNB_WRAPPED in entries:
         entries = {**entries, **entries[BNB_WRAPPED]}
@@ -102,7 +102,7 @@ def saved_states(
         if not isinstance(value, Tensor) or not isinstance(key, str):
             continue
         if value.ndim == 0 and key not in specs and (shapes is None or key not in shapes):
-            continue  # a count of steps
+            continue  # a step counter
         state = inner(value)
         if type(state).__name__ in KINDS:
             found[key] = SavedState(torchao_codec(state), torchao_parts(state), state.shape, _age(entries, key))
@@ -118,7 +118,7 @@ def _ours(
     key: str, codes: Tensor, entries: Mapping[Any, Any], spec: str, rounding: str, shape: torch.Size | None
 ) -> SavedState:
     scale = entries.get(f"{key}_scale")
-    if scale is None:  # kept in fp32, or a format without scale
+    if scale is None:  # stored in fp32, or in a format without scales
         fmt = plain_format(codes)
         return SavedState(
             Plain(fmt, "nearest" if fmt == "float32" else rounding), (codes,), codes.shape, _age(entries, key)

@@ -1,7 +1,7 @@
-"""Optimizer states in files: written whole or not at all, checked when read, and no pickle.
+"""Optimizer state files: written atomically, checked when read, without pickle.
 
-A file is in the safetensors format. The tensors are named by number; the rest of the state dictionary is JSON in the
-header, together with a CRC-32 of all tensor bytes, since safetensors itself does not notice a flipped bit.
+A file is in the safetensors format. The tensors are named by number. The rest of the state dictionary is JSON in the
+header, with a CRC-32 of all tensor bytes, since safetensors itself does not detect a flipped bit.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ FORMAT = "halfulp-optimizer-1"
 def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]) -> None:
     """Write an optimizer's state dictionary to a safetensors file, atomically.
 
-    The file is written under a temporary name beside `path`, flushed to disk and renamed: a crash leaves the old file.
-    Works for any optimizer whose state dictionary holds plain tensors, numbers, text and containers of them.
+    The file is written under a temporary name beside `path`, flushed to disk and renamed, so a crash leaves the old
+    file.
+    It works for any optimizer whose state dictionary holds plain tensors, numbers, strings and containers of them.
 
     Parameters
     ----------
     optimizer
         Any ``torch.optim.Optimizer``.
     path
-        The file to write. Its folder has to exist.
+        The file to write. Its folder must exist.
 
     Raises
     ------
     ValueError
-        If the state dictionary holds anything else; the message says where.
+        If the state dictionary holds anything else. The message says where.
 
     Examples
     --------
@@ -56,7 +57,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str], *, convert: bool = False) -> None:
-    """Load what :func:`save_optimizer` wrote. The optimizer is unchanged if anything does not fit.
+    """Load a file written by :func:`save_optimizer`. The optimizer is unchanged if anything does not fit.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     path
         The file.
     convert
-        Convert from another format or library first (:func:`~halfulp.checkpoint.convert.convert_state_dict`).
+        Whether to convert from another format or library (:func:`~halfulp.checkpoint.convert.convert_state_dict`).
 
     Raises
     ------
@@ -97,12 +98,12 @@ def write_file(tree: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, opened once: another may be renamed into its place meanwhile.
+    """Return the tensors and metadata of a safetensors file. It is opened once, since it may be replaced meanwhile.
 
     Raises
     ------
     ValueError
-        A file that is none, or truncated.
+        If the file is not a safetensors file, or is truncated.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -117,7 +118,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a state dictionary that :func:`write_file` wrote; ``ValueError`` if it is another file or damaged."""
+    """Read a state dictionary written by :func:`write_file`. Raise ``ValueError`` if it is damaged or another file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -125,7 +126,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def unpack_file(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The state dictionary in the content of a file; see :func:`read_file`."""
+    """Return the state dictionary in the content of a file; see :func:`read_file`."""
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not of an optimizer saved by halfulp")
     if str(_crc(tensors)) != metadata.get("crc32"):
@@ -140,7 +141,7 @@ def unpack_file(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, s
 
 
 def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
-    """Tensors by number, and the rest as JSON; see :func:`unpack`."""
+    """Return the tensors by number, and the rest as JSON; see :func:`unpack`."""
     tensors: dict[str, Tensor] = {}
 
     def walk(value: Any, where: str) -> Any:

@@ -1,7 +1,6 @@
-"""State dictionaries of other libraries in the layout of ``torch.optim``, told by their structure.
+"""Conversion of other libraries' state dictionaries, recognized by structure, to the layout of ``torch.optim``.
 
-Where a library keeps other averages than torch does, or in a form that cannot be read, a ``ValueError`` says so, and
-what to do instead.
+A ``ValueError`` reports averages that torch does not have or that cannot be read, and says what to do instead.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ HEAVYBALL_ADAM = ("update_by_adam_exp_avg_sq", "update_by_adam_exp_avg")
 Entries = Mapping[Any, Any]
 Group = Mapping[str, Any]
 DEBIASED = {"exp_avg": 0, "exp_avg_sq": 1}
-"""Averages of optimi and heavyball that are their own bias correction, and which of the betas is theirs."""
+"""Averages of optimi and heavyball that are bias-corrected in place, and the index of their beta."""
 
 
 def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -> Mapping[str, Any]:
-    """The state dictionary with the keys and values that ``torch.optim`` would have.
+    """Return the state dictionary with the keys and values of ``torch.optim``.
 
     Parameters
     ----------
     state_dict
-        Of ``torch.optim`` or a library that keeps its averages: Apex, Transformer Engine, DeepSpeed, Megatron-LM,
-        optimi, heavyball, FlashOptim; others are returned as they are.
+        State dictionary of ``torch.optim`` or a library that keeps its averages: Apex, Transformer Engine, DeepSpeed,
+        Megatron-LM, optimi, heavyball, FlashOptim. Others are returned unchanged.
     sizes
-        Shapes of the target's parameters, by group: DeepSpeed stores them as one vector.
+        Shapes of the target's parameters, by group. DeepSpeed stores them as one vector.
 
     Raises
     ------
     ValueError
-        A file that holds a part of the states alone, or states that mean something else than torch's.
+        If the file holds only part of the states, or states with another meaning than torch's.
     """
     state_dict = _unpacked(state_dict, sizes)
     if not {"state", "param_groups"} <= set(state_dict) or not isinstance(state_dict["state"], Mapping):
@@ -49,13 +48,13 @@ def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -
         group = dict(saved)
         if "betas" not in group and "beta1" in group:  # optimi
             group["betas"] = tuple(group[k] for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
-        if group.get("decouple_lr") and group.get("max_lr"):  # its decay is multiplied by lr / max_lr alone
+        if group.get("decouple_lr") and group.get("max_lr"):  # its decay is multiplied only by lr / max_lr
             group["weight_decay"] = group.get("weight_decay", 0.0) / float(group["max_lr"])
-        if "kahan_sum" in group and "momentum" in group:  # optimi's dampening is whether there is any
+        if "kahan_sum" in group and "momentum" in group:  # optimi's dampening says whether there is any
             group["dampening"] = float(group["momentum"]) if group.get("dampening") else 0.0
         names = []
         for key in group["params"]:
-            found = key if key in states or str(key) not in states else str(key)  # DCP turns numbers into text
+            found = key if key in states or str(key) not in states else str(key)  # DCP turns numbers into strings
             names.append(found)
             entries = states.get(found)
             if isinstance(entries, Mapping):
@@ -75,7 +74,7 @@ def _entries(entries: Entries, group: Group) -> Entries:
 
 
 def _step_of_group(entries: Entries, group: Group) -> Entries:
-    """Apex, Transformer Engine and optimi count steps in the group."""
+    """Convert step counts kept in the group, as in Apex, Transformer Engine and optimi."""
     if not group.get("bias_correction", True):
         raise ValueError("bias_correction=False has no counterpart here: the averages were used without it")
     step = group["step"]
@@ -83,13 +82,13 @@ def _step_of_group(entries: Entries, group: Group) -> Entries:
 
 
 def _optimi(entries: Entries, group: Group) -> Entries:
-    if "betas" not in group:  # SGD; with dampening its average is (1 - momentum) times torch's without
+    if "betas" not in group:  # SGD; its dampened average is (1 - momentum) times torch's undampened one
         return {**{k: v for k, v in entries.items() if k != "exp_avg"}, "momentum_buffer": entries.get("exp_avg")}
     return _with_bias(entries, group) if "exp_avg_sq" in entries else entries
 
 
 def _with_bias(entries: Entries, group: Group) -> Entries:
-    """Debiased averages as plain ones: those of torch, which are divided by ``1 - beta**step`` in each step."""
+    """Convert debiased averages to torch's plain ones, which are divided by ``1 - beta**step`` at each step."""
     step, betas = int(entries.get("step") or 0), group["betas"]
     if step < 1:
         raise ValueError("the averages are debiased, and the state_dict does not say after how many steps")
@@ -148,14 +147,14 @@ LAYOUTS: tuple[tuple[Callable[[Entries, Group], bool], Callable[[Entries, Group]
     (lambda e, g: "kahan_sum" in g and ("beta1" in g or "momentum" in g), _optimi),
     (_is_heavyball, _heavyball),
 )
-"""(whether the states of a parameter are laid out so, what makes torch's of them), in this order."""
+"""Pairs of (whether a parameter's states have this layout, conversion to torch's), tried in order."""
 
 
 # ---------------------------------------------------------------- files around it
 
 
 def _unpacked(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -> Mapping[str, Any]:
-    """What DeepSpeed and Megatron-LM put around the state dictionary taken off."""
+    """Remove the structure that DeepSpeed and Megatron-LM put around the state dictionary."""
     if "base_optimizer_state" in state_dict:
         return _zero(state_dict, sizes)
     for key in ("optimizer_state_dict", "optimizer"):
@@ -173,7 +172,7 @@ def _unpacked(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -> M
 
 
 def _zero(saved: Mapping[str, Any], sizes: list[list[torch.Size]]) -> Mapping[str, Any]:
-    """ZeRO stages 1 and 2, of one rank: each group is one vector, its parameters one behind the other, then padding."""
+    """Unpack one rank of ZeRO stage 1 or 2. Each group is one vector: its parameters in order, then padding."""
     counts = saved.get("partition_count", 1)
     ranks = max(counts) if isinstance(counts, (list, tuple)) else int(counts)
     if ranks > 1:

@@ -1,4 +1,4 @@
-"""The fp32 weights behind 16-bit parameters: for evaluation, export, and from a checkpoint."""
+"""The fp32 weights behind 16-bit parameters, for evaluation, export and loading."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["fp32_params", "fp32_state_dict", "fp32_weights", "load_fp32_state_di
 
 
 def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The fp32 weights behind the parameters of an optimizer, in its order.
+    """Return the fp32 weights behind the parameters of an optimizer, in its order.
 
     Parameters
     ----------
     optimizer
-        One of ours, also inside of a wrapper.
+        One of our optimizers, possibly inside a wrapper.
 
     Returns
     -------
     list of Tensor
-        float32, of the parameters' shapes; DTensors for sharded parameters. Parameters without master weights are
-        widened. A tensor may share the memory of a float32 parameter or of an fp32 master weight.
+        float32, in the parameters' shapes; DTensors for sharded parameters. Parameters without master weights are
+        converted. A tensor may share memory with a float32 parameter or an fp32 master weight.
 
     Raises
     ------
     TypeError
-        An optimizer of another library.
+        If the optimizer belongs to another library.
 
     Examples
     --------
@@ -53,19 +53,19 @@ def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """``model.state_dict()`` with the fp32 weights behind its parameters, for export.
+    """Return ``model.state_dict()`` with the fp32 weights behind its parameters, for export.
 
     Parameters
     ----------
     model
-        Its floating-point parameters become float32; buffers stay as they are.
+        The model. Its floating-point parameters become float32, and its buffers are unchanged.
     optimizer
-        One of ours, also inside of a wrapper.
+        One of our optimizers, possibly inside a wrapper.
 
     Raises
     ------
     TypeError
-        An optimizer of another library.
+        If the optimizer belongs to another library.
 
     Examples
     --------
@@ -89,25 +89,25 @@ def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_fp32_state_dict(
     model: nn.Module, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any], strict: bool = True
 ) -> Any:
-    """Load fp32 weights into a model in 16 bits and into the master weights beside it; 16 bits of remainder keep all.
+    """Load fp32 weights into a 16-bit model and its master weights. With 16 bits of remainder the result is exact.
 
     Parameters
     ----------
     model
         As for ``model.load_state_dict``.
     optimizer
-        One of ours over the model's parameters, with ``master_weights``; also inside of a wrapper.
+        One of our optimizers over the model's parameters, with ``master_weights``; possibly inside a wrapper.
     state_dict
-        Weights by the model's names; whole tensors, or DTensors placed as the parameters are.
+        Weights by the model's names: whole tensors, or DTensors placed like the parameters.
     strict
-        As for ``model.load_state_dict``, whose answer is returned.
+        As for ``model.load_state_dict``, whose result is returned.
 
     Raises
     ------
     TypeError
-        An optimizer of another library.
+        If the optimizer belongs to another library.
     ValueError
-        No parameter has master weights, so that the weights would only be rounded.
+        If no parameter has master weights, so that the weights would only be rounded.
 
     Examples
     --------
@@ -142,27 +142,28 @@ def load_fp32_state_dict(
 
 @contextmanager
 def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
-    """Within it, the model's 16-bit parameters are the fp32 weights behind them: for evaluation, and for averages.
+    """Replace the model's 16-bit parameters by their fp32 weights within the block, for evaluation and averaging.
 
-    The parameters are the same objects, with other values; afterwards they are what they were. Changes that are made to
-    them inside are lost, and the optimizer must not step.
+    The parameter objects stay the same and only their values change. Afterwards the values are restored. Changes made
+    inside the block are lost, and the optimizer must not step.
 
-    A weight average follows what the model has, which is the 16-bit weights. One that is built and updated in here
-    follows the fp32 weights, and can be swapped into the 16-bit model outside.
+    A weight average follows the model's own 16-bit weights. An average that is built and updated inside the block
+    follows
+    the fp32 weights, and can be swapped into the 16-bit model outside.
 
     Parameters
     ----------
     model
-        Not sharded.
+        The model. It must not be sharded.
     optimizer
-        One of ours, also inside of a wrapper.
+        One of our optimizers, possibly inside a wrapper.
 
     Raises
     ------
     TypeError
-        An optimizer of another library.
+        If the optimizer belongs to another library.
     ValueError
-        Sharded parameters: load :func:`fp32_state_dict` into a model in fp32 instead.
+        If parameters are sharded. Load :func:`fp32_state_dict` into an fp32 model instead.
 
     Examples
     --------
@@ -202,7 +203,7 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 
 def _host_of(optimizer: Any, param: Tensor) -> Tensor:
-    """The copy that the optimizer has of a parameter, under :func:`halfulp.training.offload`."""
+    """Return the host copy of a parameter under :func:`halfulp.training.offload`, or the parameter itself."""
     found: Tensor = getattr(optimizer, "host_of", {}).get(param, param)
     return found
 
@@ -215,7 +216,7 @@ def _ours(optimizer: torch.optim.Optimizer) -> RuleOptimizer:
 
 
 def _weights(optimizer: RuleOptimizer, registry: Registry, param: Tensor) -> Tensor:
-    """The fp32 weights of a parameter, sharded as it is."""
+    """Return the fp32 weights of a parameter, sharded like it."""
     master = optimizer.master(param) if param in registry else None
     if master is None:
         return param.detach().float()
@@ -226,7 +227,7 @@ def _weights(optimizer: RuleOptimizer, registry: Registry, param: Tensor) -> Ten
 
 
 def _made(optimizer: RuleOptimizer, param: Tensor) -> MasterState:
-    """The master weights of a parameter, made where it has made no step."""
+    """Return the master weights of a parameter. They are created if it has not been stepped yet."""
     found = optimizer.master(param)
     if found is None:
         entries = optimizer.state[param]
@@ -240,7 +241,7 @@ def _made(optimizer: RuleOptimizer, param: Tensor) -> MasterState:
 
 
 def _part(param: Tensor, values: Tensor, sharded: bool) -> Tensor:
-    """What a rank has of the values for a parameter; all of them where its master weights are whole."""
+    """Return this rank's part of a parameter's values, or all of them if its master weights are whole."""
     if not sharded:
         return gathered(values)
     return local(values if is_sharded(values) else cut(param, values))

@@ -1,4 +1,4 @@
-"""Which saved parameter is which parameter of an optimizer."""
+"""Matching of saved parameters with those of an optimizer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Pairs = list[tuple[Mapping[str, Any], Any]]
 
 
 def match_groups(saved: Sequence[Mapping[str, Any]], to: torch.optim.Optimizer) -> list[Pairs]:
-    """For each parameter of each group of `to`: the saved group that it is in, and its key there.
+    """Return the saved group and key of each parameter of each group of `to`.
 
-    Parameters are matched by name where both sides have the same names, whatever their order and groups; else as
-    ``load_state_dict`` does, group by group.
+    Parameters are matched by name if both sides have the same names, regardless of order and groups. Otherwise they are
+    matched group by group, as in ``load_state_dict``.
 
     Raises
     ------
     ValueError
-        Other groups without names on both sides, or names that do not fit.
+        If the groups differ without names on both sides, or the names do not match.
     """
     theirs, mine = [len(g["params"]) for g in saved], [len(g["params"]) for g in to.param_groups]
     known = [bare(name) for g in to.param_groups for name in g.get("param_names") or ()]
@@ -44,6 +44,6 @@ def match_groups(saved: Sequence[Mapping[str, Any]], to: torch.optim.Optimizer) 
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:
-    """Names of a saved group; distributed checkpoints have them in place of numbers."""
+    """Return the names of a saved group. Distributed checkpoints have them in place of numbers."""
     names = group.get("param_names") or group["params"]
     return list(names) if all(isinstance(n, str) and not n.isdigit() for n in names) else []

@@ -1,12 +1,12 @@
-"""Which states of a saved optimizer can still move: from the stored values and the grid around each of them.
+"""Check which states of a saved optimizer can still move, from the stored values and their grid.
 
-For a stored value with the gaps ``up`` and ``down`` to its neighbours, an update ``d`` gets through nearest rounding if
-``d >= up / 2`` or ``-d >= down / 2``, and stochastic rounding with probability ``d / up`` or ``-d / down``. Two
+Let ``up`` and ``down`` be the gaps from a stored value to its neighbours. An update ``d`` survives nearest rounding if
+``d >= up / 2`` or ``-d >= down / 2``. It survives stochastic rounding with probability ``d / up`` or ``-d / down``. Two
 questions are answered for each state, on a sample of its elements:
 
-* **can fall**: would a gradient of zero (``d = -(1 - beta) v``) change it? Under stochastic rounding: could it?
-* **gets through**: the share of updates that change it, if gradients go on as they were: for a second moment ``g**2``
-  is chi-square around the stored value, for a first moment ``g`` is normal with the spread that the state implies.
+* **can fall**: would a zero gradient (``d = -(1 - beta) v``) change it? Under stochastic rounding: could it?
+* **gets through**: the share of updates that change it, if gradients continue as before. For a second moment, ``g**2``
+  is chi-square around the stored value. For a first moment, ``g`` is normal with the spread that the state implies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Movable", "left_out", "movable"]
 SAMPLE = 4096
 DEFAULTS = {"exp_avg": 0.9, "exp_avg_sq": 0.999, "momentum_buffer": 0.9, "square_avg": 0.99, "exp_avg_slow": 0.9999}
 PART = re.compile("_scale$|^(state|absmax|qmap)[12]$|^quant_map$")
-"""Tensors that belong to another one."""
+"""Tensors that are part of another state."""
 SECOND = ("exp_avg_sq", "square_avg", "max_exp_avg_sq")
 
 
@@ -45,17 +45,17 @@ class Movable:
     Parameters
     ----------
     slot, format, rounding
-        What and how.
+        Slot and storage.
     beta
-        Decay; `assumed` if the checkpoint does not say.
+        Decay. `assumed` says that the checkpoint does not hold it.
     tensors, elements
-        How many.
+        Number of tensors, and of their elements.
     zero
         Share of stored zeros.
     can_fall, gets_through
-        See the module.
+        See the module's docstring.
     scale_moves
-        Blocks have an fp32 scale that follows their largest element, so that values move where codes stand.
+        Whether blocks have an fp32 scale that follows their largest element, so that values move while codes do not.
     """
 
     slot: str
@@ -72,7 +72,7 @@ class Movable:
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """What is wrong, in a few words."""
         if self.format == "float32":
             return "moves"
         if self.gets_through >= 0.5:
@@ -87,12 +87,12 @@ class Movable:
 
 
 def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
-    """Judge every state of a saved optimizer; see the module.
+    """Judge every state of a saved optimizer; see the module's docstring.
 
     Raises
     ------
     ValueError
-        No states, or some that do not fit together.
+        If there are no states, or they do not fit together.
     """
     with reading("the state_dict"):
         return _movable(state_dict)
@@ -102,7 +102,7 @@ def _movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     groups = {}
     for group in state_dict["param_groups"]:
         for key in group.get("params", ()):
-            groups[str(key)] = group  # torch.distributed.checkpoint turns numbers into text
+            groups[str(key)] = group  # torch.distributed.checkpoint turns numbers into strings
     tallies: dict[tuple[str, str, str, float, bool, bool], list[tuple[int, float, float, float]]] = {}
     for key, entries in state_dict["state"].items():
         if not isinstance(entries, Mapping):
@@ -128,7 +128,7 @@ def _movable(state_dict: Mapping[str, Any]) -> list[Movable]:
 
 
 def left_out(state_dict: Mapping[str, Any]) -> dict[str, str]:
-    """Names of saved states that :func:`movable` does not judge, and why not."""
+    """Return the names of saved states that :func:`movable` does not judge, and why."""
     found: dict[str, str] = {}
     for entries in state_dict["state"].values():
         for key, value in entries.items() if isinstance(entries, Mapping) else ():
@@ -154,14 +154,14 @@ def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
 
 
 def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, float]:
-    """Shares of zeros, of elements that can fall, and of updates that get through."""
+    """Return the shares of zeros, of elements that can fall, and of updates that get through."""
     count = math.prod(state.shape)
     index = torch.arange(count) if count <= SAMPLE else torch.arange(SAMPLE) * (count - 1) // (SAMPLE - 1)
     values, up, down = _with_gaps(state, index)
     alive = values != 0
     zero = 1.0 - float(alive.double().mean())
     if not bool(alive.any()):
-        return zero, 1.0, 1.0  # an untouched state: nothing is stuck that has nowhere to fall
+        return zero, 1.0, 1.0  # an untouched state is not stuck
     v, up, down = values[alive], up[alive], down[alive]
     stochastic = state.codec.rounding == "stochastic"
     loss = (1 - beta) * v
@@ -180,7 +180,7 @@ def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, flo
 
 @lru_cache(maxsize=1)
 def _chi2() -> Tensor:
-    """Middles of 64 equally likely parts of the chi-square distribution of one degree of freedom."""
+    """Centers of 64 equally likely intervals of the chi-square distribution with one degree of freedom."""
     return _normal().square()
 
 
@@ -191,7 +191,7 @@ def _normal() -> Tensor:
 
 
 def _with_gaps(state: SavedState, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and the distances to the next larger and next smaller stored value, float64."""
+    """Return the values and the distances to the next larger and next smaller stored value, in float64."""
     values = state.values(index).double()
     levels = _levels(state.codec)
     if levels is None:
@@ -203,13 +203,13 @@ def _with_gaps(state: SavedState, index: Tensor) -> tuple[Tensor, Tensor, Tensor
     at = torch.searchsorted((levels[1:] + levels[:-1]) / 2, y)
     up = levels[(at + 1).clamp_max(len(levels) - 1)] - levels[at]
     down = levels[at] - levels[(at - 1).clamp_min(0)]
-    # the largest level: an update beyond it moves the scale of its block
+    # beyond the largest level, an update moves the scale of the block
     up, down = torch.where(up == 0, down, up), torch.where(down == 0, up, down)
     return values, up * unit, down * unit
 
 
 def _levels(codec: Codec) -> Tensor | None:
-    """Sorted values of a scaled format, in units of the scale; ``None`` for plain floats."""
+    """Return the sorted values of a scaled format, in units of the scale; ``None`` for plain floats."""
     if isinstance(codec, Plain):
         return None
     if isinstance(codec, Codebook):
@@ -221,7 +221,7 @@ def _levels(codec: Codec) -> Tensor | None:
 
 
 def _unit(state: SavedState, index: Tensor) -> Tensor:
-    """Scale of each element, float64."""
+    """Return the scale of each element, in float64."""
     located = state.codec.locate(state.shape, index)
     scale = state.tensors[1].detach().reshape(-1)[located.indices[1]]
     if isinstance(state.codec, QuantizerCodec):

@@ -1,7 +1,7 @@
-"""Pickles read as plain data.
+"""Reader of pickles as plain data.
 
-Nothing is imported, called or changed by what a pickle holds: names stay names, calls and objects become records of
-their arguments. Memory and time grow with the length of the pickle alone.
+Nothing in a pickle is imported, called or changed. Names stay names, and calls and objects become records of their
+arguments. Memory and time grow only with the length of the pickle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Name", "Record", "plain"]
 
 
 class Name(NamedTuple):
-    """A global that a pickle refers to."""
+    """A global name in a pickle."""
 
     module: str
     name: str
@@ -23,7 +23,7 @@ class Name(NamedTuple):
 
 @dataclass(eq=False)
 class Record:
-    """An object that a pickle describes: what would be called, with what, and the state set on it afterwards."""
+    """An object described by a pickle: the callable, its arguments, and the state set on it afterwards."""
 
     kind: Any
     args: Any
@@ -42,7 +42,7 @@ _MAPPINGS = (Name("collections", "OrderedDict"), Name("builtins", "dict"))
 
 
 def plain(source: bytes | IO[bytes]) -> Any:
-    """The value of one pickle, as numbers, text, containers, :class:`Name` and :class:`Record`.
+    """Return the value of one pickle as numbers, strings, containers, :class:`Name` and :class:`Record`.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def plain(source: bytes | IO[bytes]) -> Any:
     Raises
     ------
     pickle.UnpicklingError
-        A damaged pickle, or one that does what no saved data needs: keys of nested tuples, whose hashing can take for
-        ever, and values of other processes.
+        If the pickle is damaged or does what saved data never needs: nested tuples as keys, whose hashing may not
+        finish, or values of other processes.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def plain(source: bytes | IO[bytes]) -> Any:
 
 
 class _Bounded:
-    """A file that makes no room for more bytes than it has, whatever length a pickle claims for a string."""
+    """A file that never allocates more bytes than it has, whatever length a pickle claims for a string."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, at = file, file.tell()
@@ -87,7 +87,7 @@ class _Bounded:
         self.readline, self.tell = file.readline, file.tell
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes."""
+        """Read at most `size` bytes."""
         return self.file.read(min(size, self.end - self.file.tell()))
 
 
@@ -105,7 +105,7 @@ class _Machine:
         return value
 
     def marked(self) -> list[Any]:
-        """Everything above the last mark, which goes too."""
+        """Pop the last mark and return everything above it."""
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             if at == 0:
@@ -116,7 +116,7 @@ class _Machine:
         return found
 
     def do(self, name: str, argument: Any) -> None:
-        """One operation."""
+        """Execute one opcode."""
         stack = self.stack
         if name in _LITERALS:
             stack.append(argument)
@@ -222,7 +222,7 @@ class _Machine:
         state = self.pop()
         if isinstance(self.stack[-1], Record):
             self.stack[-1].state = state
-        elif not isinstance(self.stack[-1], dict):  # of an OrderedDict: its attributes, which nothing reads
+        elif not isinstance(self.stack[-1], dict):  # attributes of an OrderedDict, which nothing reads
             raise pickle.UnpicklingError(
                 f"attributes set on {str(self.stack[-1])[:60]!r} have no business in saved data"
             )

@@ -1,7 +1,7 @@
-"""Reading saved optimizers of any kind without running anything that is in them.
+"""Reader of saved optimizers of any kind that never runs code in them.
 
-A torch file is loaded with ``weights_only``; the metadata of a DCP folder, which is a pickle, is read as plain data;
-safetensors hold no code.
+A torch file is loaded with ``weights_only``. The metadata of a DCP folder, a pickle, is read as plain data. safetensors
+files hold no code.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ TRAINER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer.safetensors")
 
 
 def read_saved(path: str | os.PathLike[str]) -> Any:
-    """What a file or folder holds, as tensors, numbers, text and containers of them.
+    """Return the content of a file or folder as tensors, numbers, strings and containers of them.
 
     Parameters
     ----------
     path
-        A torch file, a safetensors file, a checkpoint folder of the HF Trainer (``optimizer.pt`` in it), or a folder of
-        ``torch.distributed.checkpoint`` (``.metadata`` in it).
+        A torch file, a safetensors file, a checkpoint folder of the HF Trainer (with ``optimizer.pt``), or a folder of
+        ``torch.distributed.checkpoint`` (with ``.metadata``).
 
     Raises
     ------
     FileNotFoundError
-        Nothing there.
+        If nothing is there.
     ValueError
-        Damaged, of another kind, or with code in it; nothing in it was executed.
+        If it is damaged, of another kind, or contains code. None of it was executed.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,7 +50,7 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
         head = file.read(16)
     if not head:
         raise ValueError(f"{path} is empty")
-    length = int.from_bytes(head[:8], "little")  # of the header that safetensors begin with
+    length = int.from_bytes(head[:8], "little")  # length of the safetensors header
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and 8 + length <= path.stat().st_size):
         return _read_safetensors(path)
     return _read_torch(path)
@@ -61,7 +61,7 @@ def _read_folder(path: Path) -> Any:
         return read_dcp(path)
     inner = sorted(p for p in path.iterdir() if p.is_dir())
     saved = [p for p in inner if (p / ".metadata").is_file()]
-    # the HF Trainer under FSDP keeps the optimizer in a folder of its own, beside that of the model
+    # under FSDP the HF Trainer keeps the optimizer in a folder beside the model's
     found = [path / name for name in TRAINER_FILES if (path / name).is_file()]
     found = found or [p for p in saved if "optim" in p.name] or saved
     if len(found) == 1:
@@ -79,7 +79,7 @@ def _read_folder(path: Path) -> Any:
 def _read_torch(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(262)
-    if not head.startswith((b"PK", b"\x80")) and head[257:] != b"ustar":  # zip and pickle; tar of early versions
+    if not head.startswith((b"PK", b"\x80")) and head[257:] != b"ustar":  # zip and pickle, and tar in early versions
         raise ValueError(
             f"{path} is neither a torch checkpoint (torch.save) nor safetensors: it begins with {head[:24]!r}"
         )
@@ -92,12 +92,12 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def find_optimizers(tree: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Every optimizer state dictionary in what was read, with its place; loose state tensors are put into one.
+    """Return every optimizer state dictionary found, with its path. Loose state tensors are collected into one.
 
     Raises
     ------
     ValueError
-        None there.
+        If there is none.
     """
     found = list(_walk(tree, "", 0, set()))
     if not found and isinstance(tree, Mapping):
@@ -127,7 +127,7 @@ def _walk(tree: Any, where: str, depth: int, seen: set[int]) -> Iterator[tuple[s
 
 
 def _loose(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors such as ``layer.weight.exp_avg`` as a state dictionary without hyper-parameters."""
+    """Collect tensors such as ``layer.weight.exp_avg`` in a state dictionary without hyper-parameters."""
     state: dict[str, dict[str, Any]] = {}
     for name, value in tree.items():
         parameter, _, slot = str(name).rpartition(".")

@@ -1,4 +1,4 @@
-"""A saved optimizer converted without its model: parameters of the shapes of its states stand in for those."""
+"""Conversion of a saved optimizer without its model. Parameters in the shapes of its states replace the real ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KINDS = {
     frozenset({"state1"}): "Lion",
     frozenset({"momentum_buffer"}): "SGD",
 }
-"""What optimizer has these states alone; Adam's are AdamW's."""
+"""Optimizer with exactly these states. Adam's are those of AdamW."""
 SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def choose(tree: Any, at: str | None) -> tuple[str, dict[str, Any]]:
-    """The optimizer in what was read, and its place; ``ValueError`` where there are several and none is named."""
+    """Return the optimizer and its path. Raise ``ValueError`` if there are several and none is named."""
     found = dict(find_optimizers(tree))
     if at is None and len(found) > 1:
         raise ValueError(f"there are {len(found)} optimizers: name one of {', '.join(found)} with --at")
@@ -45,23 +45,23 @@ def choose(tree: Any, at: str | None) -> tuple[str, dict[str, Any]]:
 def rebuilt(
     saved: Mapping[str, Any], state: str, optimizer: str | None = None, rounding: str = "stochastic"
 ) -> tuple[dict[str, Any], str]:
-    """The state dictionary of an optimizer with the states of `saved`, and the name of that optimizer.
+    """Return the state dictionary of an optimizer with the states of `saved`, and the optimizer's name.
 
     Parameters
     ----------
     saved
-        A state dictionary of any library that is converted.
+        State dictionary of any library that can be converted.
     state
         A format, or ``"torch"`` for ``torch.optim``.
     optimizer
-        Name of a class; without, what the states are those of.
+        Name of a class. Default: the one that has these states.
     rounding
-        Rounding of the later steps.
+        Rounding of later steps.
 
     Raises
     ------
     ValueError
-        An optimizer that is not known, or states that are not its own.
+        If the optimizer is unknown or has other states.
     """
     from halfulp.optim import OPTIMIZERS
 
@@ -100,7 +100,7 @@ def rebuilt(
 
 
 def write_saved(state_dict: dict[str, Any], path: Path) -> None:
-    """Write a state dictionary as the name of the path says: safetensors, a torch file, or a folder of DCP."""
+    """Write a state dictionary as safetensors, a torch file or a DCP folder, according to the path's suffix."""
     if path.suffix == ".safetensors":
         write_file(state_dict, path)
     elif path.suffix in SUFFIXES:
@@ -113,5 +113,5 @@ def write_saved(state_dict: dict[str, Any], path: Path) -> None:
         import torch.distributed.checkpoint as dcp
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is one process
+            warnings.simplefilter("ignore")  # about running in a single process
             dcp.save({"optimizer": state_dict}, checkpoint_id=path, no_dist=True)

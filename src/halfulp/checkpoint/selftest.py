@@ -1,4 +1,4 @@
-"""A test, at step 0, that what an optimizer will save can be loaded again: so that no run finds out at its end."""
+"""Self-test before training that an optimizer's checkpoints can be loaded again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ __all__ = ["check_roundtrip"]
 
 @torch.no_grad()
 def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
-    """Save and load the states of one parameter of each kind of storage, and compare every bit.
+    """Save and load the states of one parameter per kind of storage, and compare every bit.
 
-    Takes milliseconds, since it tries the smallest parameter of each storage, with ``torch.save`` and ``weights_only``
-    and with the library's own files. Before the first step, halfulp's optimizers are tested on noise in the shapes and
-    formats that their states will have. The optimizer is not changed.
+    It takes milliseconds, since it uses the smallest parameter of each storage. It tests ``torch.save`` with
+    ``weights_only`` and the library's own files. Before the first step, our optimizers are tested on noise in the
+    shapes
+    and formats of their later states. The optimizer is not changed.
 
     Parameters
     ----------
@@ -35,12 +36,12 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
     Returns
     -------
     int
-        Number of parameters tried.
+        Number of parameters tested.
 
     Raises
     ------
     RuntimeError
-        If something did not come back bit for bit; the message says what.
+        If something is not restored bit for bit. The message says what.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """States of the smallest parameter of each storage: its own, or noise."""
+    """Return the states of the smallest parameter of each storage: its own, or noise."""
     from halfulp.engine.slot_state import SlotState
 
     chosen: dict[Any, tuple[int, int, dict[str, Any], Tensor]] = {}
@@ -113,7 +114,7 @@ def _by_file(state_dict: dict[str, Any]) -> Any:
 
 
 def _difference(a: Any, b: Any, where: str) -> str | None:
-    """Path of the first thing that differs, bit for bit; ``None`` if nothing does."""
+    """Return the path of the first bitwise difference, or ``None``."""
     if isinstance(a, Tensor):
         same = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
         if same:

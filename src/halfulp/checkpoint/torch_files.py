@@ -1,7 +1,7 @@
-"""Files of ``torch.save``, read with bounded memory and time, and without running what is in them.
+"""Reader of ``torch.save`` files with bounded memory and time that runs no code in them.
 
-``torch.load(weights_only=True)`` does the reading. What it leaves open is checked around it: compressed archives, whose
-content can be any size; keys that take for ever to hash; tensors that claim more elements than are stored.
+``torch.load(weights_only=True)`` reads the file. Checks around it cover its gaps: compressed archives, which may expand
+to any size; keys whose hashing may not finish; and tensors that claim more elements than are stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["load_torch", "refused"]
 
 
 def refused(where: object, reason: str) -> ValueError:
-    """The error for a file that is damaged, or holds what is not loaded."""
+    """Return the error for a file that is damaged or holds unsupported data."""
     return ValueError(
         f"{where} was not loaded, and nothing in it was executed: it is damaged, or holds Python objects beyond "
         f"tensors and containers ({reason}). Save optimizer.state_dict() alone"
@@ -30,7 +30,7 @@ def refused(where: object, reason: str) -> ValueError:
 
 
 def load_torch(source: Path | IO[bytes], where: object) -> Any:
-    """What a torch file holds; ``ValueError``, with `where` as its name, if it cannot be loaded."""
+    """Return the content of a torch file. Raise a ``ValueError`` that names `where` if it cannot be loaded."""
     try:
         if isinstance(source, Path):
             with source.open("rb") as file:
@@ -54,7 +54,7 @@ def _load(file: IO[bytes]) -> Any:
     except pickle.UnpicklingError as error:
         if "torchao.optim" not in str(error):
             raise
-        try:  # importing it makes its state tensors known to torch as safe
+        try:  # importing it registers its state tensors with torch as safe
             importlib.import_module("torchao.optim")
         except ImportError:
             raise error from None
@@ -65,7 +65,7 @@ def _load(file: IO[bytes]) -> Any:
 
 
 def _check(file: IO[bytes]) -> None:
-    """Refuse archives that grow when they are read, and pickles that no saved data needs."""
+    """Refuse archives that expand when read, and pickles that no saved data needs."""
     zipped = file.read(2) == b"PK"
     size = file.seek(0, 2)
     file.seek(0)
@@ -80,7 +80,7 @@ def _check(file: IO[bytes]) -> None:
                 if name.endswith("data.pkl"):
                     plain(archive.read(name))
         return
-    for _ in range(5):  # as written before torch 1.6: four pickles around the one with the data, then the storages
+    for _ in range(5):  # before torch 1.6: four pickles around the one with the data, then the storages
         if file.tell() < size:
             plain(file)
 

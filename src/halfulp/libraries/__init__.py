@@ -1,6 +1,6 @@
 """Adapters for other libraries' optimizers. To add a library, add a file and a line here.
 
-An adapter is chosen by what lies in the optimizer's state, not by its class, so that wrappers and subclasses work.
+An adapter is chosen by the entries in the optimizer's state, not by its class, so wrappers and subclasses work.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ ADAPTERS: list[Adapter] = [
     PytorchOptimizer(),
     TorchOptim(),
 ]
-"""Every adapter, in the order they are asked; torch's last, since it takes anything."""
+"""All adapters, in the order of the search. torch's is last, since it accepts anything."""
 
 
 def adapter_for(optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> Adapter:
-    """Adapter for the entries that an optimizer keeps for a parameter."""
+    """Return the adapter for the entries that an optimizer keeps for a parameter."""
     return next(a for a in ADAPTERS if a.recognises(optimizer, entries))
 
 
 INSIDE = ("optimizer", "base_optimizer", "base")
-"""Where wrappers keep the optimizer that they step: Accelerate, DeepSpeed, Lightning; SAM; schedule-free."""
+"""Attributes in which wrappers keep the inner optimizer: Accelerate, DeepSpeed, Lightning; SAM; schedule-free."""
 
 
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer that steps, inside any wrappers of it."""
+    """Return the optimizer inside any wrappers."""
     seen: set[int] = set()
     found = optimizer
     while id(found) not in seen:

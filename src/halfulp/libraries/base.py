@@ -1,8 +1,8 @@
-"""Adapters: where the states of an optimizer lie, how they are coded, and how they should move.
+"""Adapters: where a library stores optimizer states, how they are encoded, and how they should move.
 
-An adapter answers for one library. For one parameter it lists its states as :class:`Stored`: the tensors that hold it
-and a codec that decodes single elements of them. How they move in exact arithmetic is a rule, in the terms of this
-library's own optimizers (:class:`Followed`): the rule that the optimizer follows, or averages alone.
+An adapter describes one library. For each parameter it lists the states as :class:`Stored`: their tensors, and a codec
+that decodes single elements. It expresses their exact movement as a rule (:class:`Followed`): the optimizer's complete
+rule, or only its averages.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Followed:
     Parameters
     ----------
     rule
-        Its states are those that are stored, by name; one without a drive is read, but not judged.
+        Rule with the stored states, by name. A state without a drive is read, but not judged.
     hyper
-        Hyper-parameters of the rule, from the group and the parameter; asked in each step, after it.
+        Function that returns the rule's hyper-parameters from the group and the parameter. Called after each step.
     weights
-        Why the rule does not say how the weights move; ``None`` where it does.
+        Reason why the rule does not determine how the weights move, or ``None`` if it does.
     apart
-        Whether hyper-parameters differ between parameters of one rule.
+        Whether hyper-parameters differ between the parameters of one rule.
     """
 
     rule: Rule
@@ -58,10 +58,10 @@ class Followed:
 
 @lru_cache(maxsize=256)
 def averages(slots: tuple[StateSlot, ...]) -> Rule:
-    """A rule of plain averages, ``beta * state + gain * drive``, that leaves the weights alone.
+    """Return a rule of plain averages, ``beta * state + gain * drive``, which does not change the weights.
 
-    Decays may ask the hyper-parameters for ``"age"``, that of the state in the step (1 in the first). ``"l2"`` is
-    weight decay that is added to the gradient before the states see it.
+    The hyper-parameters passed to decays have ``"age"``, the state's age in this step (1 in the first). ``"l2"`` is the
+    weight decay added to the gradient before the states are updated.
     """
 
     def scalars(hyper: Hyper, ages: Mapping[str, int]) -> dict[str, float]:
@@ -85,23 +85,23 @@ def averages(slots: tuple[StateSlot, ...]) -> Rule:
 
 
 COMPENSATED = "compensated: what the weights lose is kept beside them"
-"""Why the movement of 16-bit weights says nothing."""
+"""Reason why the movement of 16-bit weights is not informative."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where sampled elements lie: one flat index per stored tensor, and what else decoding needs per element."""
+    """Where sampled elements are stored: a flat index per tensor, and further data needed to decode each element."""
 
     indices: tuple[Tensor, ...]
     extra: Tensor | None = None
 
 
 class Codec(Protocol):
-    """Decoder of stored numbers. Equal codecs are decoded together, so a codec is hashable."""
+    """Decoder of stored numbers. It must be hashable, since states with equal codecs are decoded together."""
 
     @property
     def format(self) -> str:
-        """Name of the format, as shown; a name of :mod:`halfulp.numbers.formats` where there is one."""
+        """Name of the format for display; a name in :mod:`halfulp.numbers.formats` if there is one."""
         ...
 
     @property
@@ -111,24 +111,24 @@ class Codec(Protocol):
 
     @property
     def moving(self) -> bool:
-        """Whether scales of blocks move the values although the codes stand."""
+        """Whether block scales move the values while the codes are unchanged."""
         ...
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
-        """Where the elements of a flat index lie in the stored tensors."""
+        """Return where the elements of a flat index are stored."""
         ...
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Values (floating point) of gathered elements, and marks that are equal where the stored state stood still.
+        """Return floating-point values of gathered elements, and marks that are equal if the state did not change.
 
-        The marks are the values, except where a scale moves them although the code stands: then the codes.
+        The marks are the values, or the codes if a scale moves the values while the codes are unchanged.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor of ordinary floating point numbers."""
+    """A tensor of ordinary floating-point numbers."""
 
     format: str
     rounding: str = "nearest"
@@ -145,18 +145,18 @@ class Plain:
 
 @dataclass(frozen=True)
 class Codebook:
-    """Codes of 8 or 4 bits into a list of levels, times an fp32 scale for each block of consecutive elements.
+    """Codes of 8 or 4 bits into a list of levels, times an fp32 scale per block of consecutive elements.
 
     Parameters
     ----------
     format, rounding
-        As shown.
+        Names for display.
     levels
         Value of each code.
     block
-        Elements that share a scale; 0 for one scale of the whole tensor.
+        Elements per scale; 0 for one scale for the whole tensor.
     high_first
-        Two codes share a byte, the even element in the high half.
+        For two codes per byte, whether the even element is in the high half.
     """
 
     format: str
@@ -192,13 +192,13 @@ class Stored:
     Parameters
     ----------
     slot
-        Its name: the field's (``exp_avg`` ...), whatever the library calls it.
+        The standard name (``exp_avg`` ...), whatever the library calls it.
     codec
-        How it is coded.
+        Its codec.
     tensors
-        What holds it, one for each index of the codec's :class:`Located`.
+        The tensors that hold it, one per index of the codec's :class:`Located`.
     holder, key
-        The mapping that it was found in, and its key there: when ``holder[key]`` is replaced, it is looked up again.
+        The mapping that contains it and its key there. When ``holder[key]`` is replaced, the state is looked up again.
     """
 
     slot: str
@@ -217,9 +217,9 @@ class Skipped:
 
 
 class Adapter(Protocol):
-    """Knowledge of one library's optimizers.
+    """Description of one library's optimizers.
 
-    `counts_resets` says that :meth:`age` is cheap and falls back when a state is set to zero.
+    `counts_resets` says that :meth:`age` is cheap and restarts when a state is set to zero.
     """
 
     name: str
@@ -232,15 +232,18 @@ class Adapter(Protocol):
     def stored(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
     ) -> list[Stored | Skipped]:
-        """States of a parameter."""
+        """Return the states of a parameter."""
         ...
 
     def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
-        """Steps that a state has seen since it was zero, ``None`` where the library does not say. May synchronise."""
+        """Return the steps since a state was zero, or ``None`` if the library does not say.
+
+        May synchronize the device.
+        """
         ...
 
     def follows(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
     ) -> Followed:
-        """How a parameter and its states move, given the slots of it that can be read."""
+        """Return how a parameter and its states move, given its readable slots."""
         ...

@@ -1,4 +1,4 @@
-"""bitsandbytes: states of 8 bits in blocks (also paged), or of 32, under the keys ``state1`` and ``state2``."""
+"""Adapter of bitsandbytes: 8-bit states in blocks (also paged), or 32-bit ones, as ``state1`` and ``state2``."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ SLOTS: dict[str, tuple[StateSlot, ...]] = {
     "rmsprop": (StateSlot("square_avg", False, beta(0), SQUARE),),
     "adagrad": (SUM,),
 }
-"""What ``state1`` and ``state2`` are, by the name that an optimizer of bitsandbytes carries."""
+"""Meaning of ``state1`` and ``state2``, by the optimizer's name in bitsandbytes."""
 COUPLED = ("momentum", "lars", "rmsprop", "adagrad")
-"""Those that add weight decay to the gradient."""
+"""Optimizers that add weight decay to the gradient."""
 
 
 def bitsandbytes_codec(entries: Mapping[Any, Any], which: str, numel: int) -> Codebook:
-    """How an 8-bit state is decoded: ``which`` is ``"1"`` or ``"2"``."""
+    """Return the codec of an 8-bit state. ``which`` is ``"1"`` or ``"2"``."""
     scales, levels = entries[f"absmax{which}"].numel(), entries[f"qmap{which}"]
     block = 256 if scales == (numel + 255) // 256 else -(-numel // scales)
     return Codebook("udynamic8" if float(levels.min()) >= 0 else "dynamic8", tuple(levels.tolist()), block)
 
 
 class BitsAndBytes:
-    """The adapter of ``bitsandbytes.optim``. Paged states are read where they lie."""
+    """The adapter of ``bitsandbytes.optim``. Paged states are read in place."""
 
     name = "bitsandbytes"
     counts_resets = False

@@ -1,4 +1,4 @@
-"""heavyball: states of a chain of transforms in a mapping of their own; bf16 storage is rounded stochastically."""
+"""Adapter of heavyball: chains of transforms with their states in one mapping. bf16 is rounded stochastically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOTS: tuple[tuple[str, StateSlot], ...] = (
     ("nesterov_momentum_momentum", BUFFER),
     ("nesterov_ema_momentum", StateSlot("exp_avg", True, _first, GRADIENT)),
 )
-"""(start of the key, slot): the transforms that average the gradient itself, which is the first of a chain."""
+"""Pairs of (key prefix, slot): transforms that average the gradient itself when they are first in a chain."""
 
 
 def _slot(key: Any) -> StateSlot | None:
@@ -36,7 +36,7 @@ def _slot(key: Any) -> StateSlot | None:
 
 
 class HeavyBall:
-    """The adapter of ``heavyball``: the first transform of a chain, whose input is the gradient."""
+    """The adapter of ``heavyball``. It reads the first transform of a chain, whose input is the gradient."""
 
     name = "heavyball"
     counts_resets = False
@@ -75,7 +75,7 @@ class HeavyBall:
     def follows(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
     ) -> Followed:
-        """See :class:`~halfulp.libraries.base.Adapter`; heavyball decays the weights."""
+        """See :class:`~halfulp.libraries.base.Adapter`. heavyball also decays the weights."""
         kept = (_slot(key) for key in optimizer.state[param][0])
         plain = tuple(slot for slot in kept if slot is not None and slot.name in slots)
         return Followed(

@@ -1,4 +1,4 @@
-"""optimi: debiased moments, whose decay grows with the step, and Kahan-compensated 16-bit weights."""
+"""Adapter of optimi: debiased moments with a step-dependent decay, and Kahan-compensated 16-bit weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _no_theory(hyper: Hyper, shape: Shape, age: int) -> None:
 
 
 def debiased(name: str, decay: Callable[[Hyper], float], drive: Drive) -> StateSlot:
-    """An average that is its own bias correction: ``beta_t = beta * (1 - beta**(t-1)) / (1 - beta**t)``."""
+    """Return a bias-corrected average: ``beta_t = beta * (1 - beta**(t-1)) / (1 - beta**t)``."""
 
     def now(hyper: Hyper) -> float:
         b, age = decay(hyper), hyper.get("age")
@@ -49,18 +49,18 @@ class Optimi(TorchOptim):
         return "kahan_sum" in group and ("beta1" in group or "momentum" in group)
 
     def slot(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> StateSlot | None:
-        """The plain average under a key; ``None`` where it is none."""
+        """Return the plain average under a key, or ``None``."""
         kind = type(optimizer).__name__
         if kind in ("Adam", "AdamW", "StableAdamW", "RAdam"):
             return DEBIASED.get(key)
         return {"Lion": LION_SLOT, "SGD": SGD_AVERAGE}.get(kind) if key == "exp_avg" else None
 
     def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
-        """No rule is that of optimi as a whole."""
+        """Return the reason: no complete rule of optimi is implemented."""
         if group.get("kahan_sum"):
             return COMPENSATED
         return f"the update of optimi's {type(optimizer).__name__} is not computed here"
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
-        """Whether weight decay leaves the gradient alone."""
+        """Whether weight decay is decoupled from the gradient."""
         return bool(group.get("decouple_wd") or group.get("decouple_lr") or type(optimizer).__name__ == "Lion")

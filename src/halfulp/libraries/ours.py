@@ -1,4 +1,4 @@
-"""The optimizers of this library."""
+"""Adapter of this library's own optimizers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class QuantizerCodec:
         return Located((code,) if scale is None else (code, scale), odd)
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See :class:`~halfulp.libraries.base.Codec`; an fp32 scale moves, so that there the codes are compared."""
+        """See :class:`~halfulp.libraries.base.Codec`. Codes are compared if an fp32 scale moves the values."""
         codes = self.quantizer.pick(parts[0], extra)
         values = self.quantizer.decode_picked(codes, parts[1] if len(parts) > 1 else None)
         return values, codes if self.moving else values
@@ -93,7 +93,7 @@ class Ours:
     def follows(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
     ) -> Followed:
-        """See :class:`~halfulp.libraries.base.Adapter`; from the exact moments, as the bit contract has it."""
+        """See :class:`~halfulp.libraries.base.Adapter`. Uses the exact moments, as the bit contract specifies."""
         assert isinstance(optimizer, _base())
         rule = optimizer.active_rule(dict(group), param)
         if _samples(optimizer, group, param):
@@ -101,7 +101,7 @@ class Ours:
         plain = tuple(_with_coefficients(s.slot) for s in optimizer.states(param) if s.slot.name in slots)
 
         def hyper(group: Group, param: Tensor) -> Hyper:
-            """With the coefficients of the step, which sums over the model may have changed."""
+            """Return the hyper-parameters with this step's coefficients, which sums over the model may have changed."""
             coupled = not group.get("decoupled_weight_decay", True)
             l2 = float(group.get("weight_decay", 0.0)) if coupled else 0.0
             return {**group, "l2": l2, **optimizer.coefficients(param)}
@@ -116,7 +116,7 @@ class Ours:
 
 
 def _samples(optimizer: RuleOptimizer, group: Group, param: Tensor) -> bool:
-    """Whether the rule of a parameter can be run on a sample of its elements."""
+    """Whether a parameter's rule can be run on a sample of its elements."""
     rule = optimizer.active_rule(dict(group), param)
     shape = tuple(local(param).shape)
     return rule.shardable and all(slot.shape(shape) == shape for slot in rule.slots(group))
@@ -124,7 +124,7 @@ def _samples(optimizer: RuleOptimizer, group: Group, param: Tensor) -> bool:
 
 @cache
 def _with_coefficients(slot: StateSlot) -> StateSlot:
-    """A slot that takes its decay and gain from the hyper-parameters, under its own name."""
+    """Return a slot that reads its decay and gain from the hyper-parameters, under its own name."""
 
     def decay(hyper: Hyper) -> float:
         return float(hyper[slot.name][0])

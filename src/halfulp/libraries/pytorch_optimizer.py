@@ -1,4 +1,4 @@
-"""pytorch-optimizer: the field's names as plain tensors, further averages, and FlashAdamW's companded 8-bit states."""
+"""Adapter of pytorch-optimizer: plain tensors with standard names, and FlashAdamW's companded 8-bit states."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from halfulp.rules.slots import GRADIENT, Drive, Hyper, StateSlot
 __all__ = ["Companded", "PytorchOptimizer"]
 
 GRAD_EMAS = ("AdamP", "AdaBelief", "AdEMAMix", "AdaBound", "AdaMod", "DiffGrad", "EXAdam", "FlashAdamW", "SGDP", "Yogi")
-"""Optimizers whose ``exp_avg`` averages the bare gradient with ``betas[0]``."""
+"""Optimizers whose ``exp_avg`` averages the plain gradient with ``betas[0]``."""
 SQUARE_EMAS = ("AdamP", "AdEMAMix", "ADOPT", "AdaBound", "AdaMod", "DiffGrad", "EXAdam", "FlashAdamW")
-"""Optimizers whose ``exp_avg_sq`` averages the bare squared gradient with ``betas[1]``."""
+"""Optimizers whose ``exp_avg_sq`` averages the plain squared gradient with ``betas[1]``."""
 
 
 def _started(hyper: Hyper) -> float:
@@ -35,7 +35,7 @@ SLOW = StateSlot("exp_avg_slow", True, beta(2), GRADIENT)
 
 @dataclass(frozen=True)
 class Companded:
-    """Codes of 8 bits in groups of 32 with an fp16 scale: the root of ``v`` linearly, ``m`` through a softsign."""
+    """8-bit codes in groups of 32 with an fp16 scale. The root of ``v`` is linear, ``m`` passes through a softsign."""
 
     signed: bool
     format: str = "companded8"
@@ -47,7 +47,7 @@ class Companded:
         return Located((index, index // 32))
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See :class:`~halfulp.libraries.base.Codec`; the scale moves, so that codes are compared."""
+        """See :class:`~halfulp.libraries.base.Codec`. Codes are compared, since the scale moves the values."""
         codes, scale = parts[0], parts[1].float()
         if not self.signed:
             return (codes.float() / 255.0 * scale).square(), codes
@@ -56,7 +56,7 @@ class Companded:
 
 
 class PytorchOptimizer(TorchOptim):
-    """The adapter of ``pytorch-optimizer``: those of its optimizers whose averages follow a simple law."""
+    """The adapter of ``pytorch-optimizer``, for optimizers whose averages follow a simple law."""
 
     name = "pytorch-optimizer"
 
@@ -67,7 +67,7 @@ class PytorchOptimizer(TorchOptim):
         return any(base.__module__.startswith("pytorch_optimizer.") for base in type(optimizer).__mro__)
 
     def slot(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> StateSlot | None:
-        """The plain average under a key; ``None`` where it is none."""
+        """Return the plain average under a key, or ``None``."""
         kind = type(optimizer).__name__
         if kind == "StableAdamW":
             return DEBIASED.get(key)
@@ -80,7 +80,7 @@ class PytorchOptimizer(TorchOptim):
         return None
 
     def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
-        """The rule that the optimizer follows as a whole, and its hyper-parameters; or why there is none."""
+        """Return the optimizer's complete rule and its hyper-parameters, or the reason why there is none."""
         kind = type(optimizer).__name__
         if kind == "Lion" and len(betas_of(group)) >= 2 and self.decoupled(optimizer, group):
             return LION, adam_hyper(group, decoupled=True)
@@ -103,11 +103,11 @@ class PytorchOptimizer(TorchOptim):
     def follows(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
     ) -> Followed:
-        """See :class:`~halfulp.libraries.base.Adapter`; companded states are FlashAdamW's."""
+        """See :class:`~halfulp.libraries.base.Adapter`. Companded states belong to FlashAdamW."""
         if any(isinstance(k, str) and k.endswith("::quantized") for k in optimizer.state[param]):
             return Followed(ADAM, lambda group, param: adam_hyper(group, decoupled=True))
         return super().follows(optimizer, group, param, slots)
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
-        """Whether weight decay leaves the gradient alone."""
+        """Whether weight decay is decoupled from the gradient."""
         return bool(group.get("weight_decouple", True))

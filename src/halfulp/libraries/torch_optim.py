@@ -1,4 +1,4 @@
-"""Optimizers of torch, and any that keep the same states under the same names as plain tensors."""
+"""Adapter of ``torch.optim``, and of any optimizer with the same states as plain tensors of the same names."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ Decay = Callable[[Hyper], float]
 
 
 def number(value: Any) -> float:
-    """A hyper-parameter, which may be a tensor of one element, as a float."""
+    """Return a hyper-parameter, possibly a one-element tensor, as a float."""
     return float(value)
 
 
 def betas_of(group: Group) -> tuple[float, ...]:
-    """The decays of a group: ``betas``, or ``beta1``, ``beta2`` ...; empty without."""
+    """Return the decays of a group, from ``betas`` or ``beta1``, ``beta2`` ...; empty if it has none."""
     if group.get("betas") is not None:
         return tuple(number(b) for b in group["betas"])
     return tuple(number(group[k]) for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
 
 
 def beta(which: int) -> Decay:
-    """A function that gives the decay number `which` of a group."""
+    """Return a function that returns decay number `which` of a group."""
     return lambda group: betas_of(group)[which]
 
 
 def adam_hyper(group: Group, *, decoupled: bool) -> Hyper:
-    """Hyper-parameters of :data:`~halfulp.rules.adam.ADAM`, and of Lion, from the group of another library."""
+    """Return the hyper-parameters of :data:`~halfulp.rules.adam.ADAM` or Lion, from another library's group."""
     return {
         "lr": number(group["lr"]), "betas": betas_of(group)[:2], "eps": number(group.get("eps", 0.0)),
         "weight_decay": number(group.get("weight_decay") or 0.0), "decoupled_weight_decay": decoupled,
@@ -55,7 +55,7 @@ def _heavy_ball(hyper: Hyper) -> float:
     return 0.0 if hyper.get("age") == 1 else number(hyper["momentum"])
 
 
-def _undampened(hyper: Hyper) -> float:  # torch starts the buffer with the gradient itself
+def _undampened(hyper: Hyper) -> float:  # torch initializes the buffer with the gradient
     return 1.0 if hyper.get("age") == 1 else 1.0 - number(hyper.get("dampening", 0.0))
 
 
@@ -69,7 +69,7 @@ def _one(hyper: Hyper) -> float:
 
 
 def _adafactor_decay(hyper: Hyper) -> float:
-    """Decay of transformers' Adafactor. It grows with the step; before the first step, that of step 1000."""
+    """Decay of transformers' Adafactor. It grows with the step. Before the first step, that of step 1000 is used."""
     return 1.0 - float(hyper.get("age", 1000)) ** number(hyper["decay_rate"])
 
 
@@ -97,17 +97,17 @@ NOT_AVERAGES = {
     "exp_avg_sq_col": FACTORED,
     "variance": "Adafactor's decay grows with the step and its drive is clipped",
 }
-"""States known to be no plain average: why not; ``None`` for what is no state at all."""
+"""States that are not plain averages, and why; ``None`` for entries that are not states."""
 
 
 def plain_format(tensor: Tensor) -> str:
-    """Name of the format of a plain tensor."""
+    """Return the format name of a plain tensor."""
     name = str(tensor.dtype).removeprefix("torch.")
     return "float32" if name == "float64" else name
 
 
 class TorchOptim:
-    """The adapter of ``torch.optim``: the last one asked, since it takes any plain tensor of a known name."""
+    """The adapter of ``torch.optim``. It is asked last, since it accepts any plain tensor with a known name."""
 
     name = "torch.optim"
     counts_resets = False
@@ -118,7 +118,7 @@ class TorchOptim:
         return True
 
     def slot(self, optimizer: Optimizer, group: Group, key: str) -> StateSlot | None:
-        """The plain average under a key, by the group's hyper-parameters; ``None`` where it is none."""
+        """Return the plain average under a key for the group's hyper-parameters, or ``None``."""
         betas = len(betas_of(group))
         if "clip_threshold" in group and "decay_rate" in group:  # transformers' Adafactor; its exp_avg is of updates
             return ADAFACTOR_SQ if key == "exp_avg_sq" else None
@@ -133,7 +133,7 @@ class TorchOptim:
         return SUM if key == "sum" and "lr_decay" in group else None
 
     def rule(self, optimizer: Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
-        """The rule that the optimizer follows as a whole, and its hyper-parameters; or why there is none."""
+        """Return the optimizer's complete rule and its hyper-parameters, or the reason why there is none."""
         kind, decoupled = type(optimizer).__name__, self.decoupled(optimizer, group)
         if len(betas_of(group)) >= 2:
             hyper = adam_hyper(group, decoupled=decoupled)
@@ -197,11 +197,11 @@ class TorchOptim:
         return int(step) if isinstance(step, (int, float, Tensor)) else None
 
     def _l2(self, optimizer: Optimizer, group: Group) -> float:
-        """Weight decay that is added to the gradient."""
+        """Return the weight decay that is added to the gradient."""
         return 0.0 if self.decoupled(optimizer, group) else number(group.get("weight_decay") or 0.0)
 
     def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
-        """Whether weight decay leaves the gradient alone."""
+        """Whether weight decay is decoupled from the gradient."""
         for key in ("decoupled_weight_decay", "weight_decouple", "decouple_wd"):
             if key in group:
                 return bool(group[key])

@@ -1,4 +1,4 @@
-"""Rules of ``torch.optim`` that this library has no optimizer of, for the monitor to compute with."""
+"""Rules of ``torch.optim`` that have no optimizer in this library. The monitor computes with them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _rmsprop(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[T
 
 
 RMSPROP = Rule("rmsprop", _rmsprop_slots, _rmsprop_scalars, _rmsprop)
-"""RMSprop, centred or not, with momentum or without."""
+"""RMSprop, centred or not, with or without momentum."""
 
 
 def _unknown(hyper: Hyper, shape: Shape, age: int) -> Any:
@@ -71,4 +71,4 @@ def _adamax(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 
 
 ADAMAX = Rule("adamax", lambda hyper: ADAMAX_SLOTS, _adamax_scalars, _adamax)
-"""Adamax: the largest gradient, decaying."""
+"""Adamax: the decaying maximum of gradient magnitudes."""

@@ -1,4 +1,4 @@
-"""torchao's low-bit optimizers: states are tensor subclasses that hold codes, scales of blocks and a table."""
+"""Adapter of torchao's low-bit optimizers, whose states are tensor subclasses with codes, block scales and a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ("OptimState8bit", "OptimState4bit", "OptimStateFp8")
 
 @dataclass(frozen=True)
 class Fp8:
-    """float8_e4m3fn codes times an fp32 scale for each block."""
+    """float8_e4m3fn codes times an fp32 scale per block."""
 
     block: int
     format: str = "float8_e4m3fn"
@@ -35,7 +35,7 @@ class Fp8:
         return Located((index, index // self.block))
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See :class:`~halfulp.libraries.base.Codec`; the scale moves, so that codes are compared."""
+        """See :class:`~halfulp.libraries.base.Codec`. Codes are compared, since the scale moves the values."""
         from halfulp.numbers.formats import FORMATS
 
         codes, scale = parts
@@ -43,13 +43,13 @@ class Fp8:
 
 
 def inner(state: Tensor) -> Tensor:
-    """The low-bit tensor inside a distributed one; any other as it is."""
+    """Return the low-bit tensor inside a distributed one; others are returned unchanged."""
     to_local = getattr(state, "to_local", None)
     return state if to_local is None else to_local()
 
 
 def torchao_codec(state: Any) -> Codec:
-    """How a state of torchao is decoded."""
+    """Return the codec of a torchao state."""
     if type(state).__name__ == "OptimStateFp8":
         return Fp8(state.block_size)
     levels = tuple(state.qmap.tolist())
@@ -61,13 +61,13 @@ def torchao_codec(state: Any) -> Codec:
 
 
 def torchao_parts(state: Any) -> tuple[Tensor, Tensor]:
-    """Codes (as bytes) and scales of a state of torchao."""
+    """Return the codes (as bytes) and scales of a torchao state."""
     codes = state.codes.view(torch.uint8) if type(state).__name__ == "OptimStateFp8" else state.codes
     return codes, state.scale
 
 
 class TorchAO(TorchOptim):
-    """The adapter of ``torchao.optim``. Small tensors keep plain states, of the parameter's dtype."""
+    """The adapter of ``torchao.optim``. Small tensors have plain states in the parameter's dtype."""
 
     name = "torchao"
 
@@ -93,9 +93,9 @@ class TorchAO(TorchOptim):
         return found
 
     def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper]:
-        """Adam, or AMSGrad."""
+        """Return Adam, or AMSGrad."""
         return ADAM, adam_hyper(group, decoupled=self.decoupled(optimizer, group))
 
     def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
-        """Whether weight decay leaves the gradient alone."""
+        """Whether weight decay is decoupled from the gradient."""
         return bool(getattr(optimizer, "is_adamw", type(optimizer).__name__.startswith("AdamW")))

@@ -1,7 +1,7 @@
-"""Workers that meet now and then: local SGD, gossip, and the like, on ``torch.distributed`` and in low bits.
+"""Workers that synchronize periodically: local SGD, gossip and others, on ``torch.distributed`` and in low precision.
 
-A worker trains by an optimizer of its own, and exchanges messages with the others every so many steps. Each method is
-an optimizer around that one; see ``docs/workers.md``.
+Each worker trains with its own optimizer and exchanges messages with the others every so many steps. Each method is a
+wrapper around that optimizer; see ``docs/workers.md``.
 """
 
 from halfulp.workers.asynchronous import AsyncEASGD, AsyncMGRAWA, Centre
@@ -20,7 +20,7 @@ METHODS = (
     ALDSGD, DPPF, DPSGD, DiLoCo, EASGD, FedAdagrad, FedAdam, FedAvg, FedYogi, LGRAWA, LocalSGD, MGRAWA, SlowMo,
     VarianceCorrected,
 )  # fmt: skip
-"""Every method whose workers meet at the same time."""
+"""All synchronous methods."""
 
 __all__ = [
     "ALDSGD", "DPPF", "DPSGD", "EASGD", "LGRAWA", "METHODS", "MGRAWA", "Alone", "AsyncEASGD", "AsyncMGRAWA", "Centre",

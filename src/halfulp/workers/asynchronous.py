@@ -1,11 +1,11 @@
-"""Workers that do not wait for each other: a process serves a centre, to which each of them comes when it likes.
+"""Asynchronous workers: one process serves a centre, which each worker visits at its own pace.
 
-What is said goes through a key-value store of ``torch.distributed`` (``TCPStore``, in the process that serves):
+Messages go through a key-value store of ``torch.distributed`` (``TCPStore``, in the serving process):
 
-* ``centre``: the weights of the centre, and their version, which counts the pushes taken in;
-* ``push/N``: the difference of a worker's weights to the version it has seen. Numbers are drawn by the store.
+* ``centre``: the weights of the centre, and their version, which counts the pushes applied;
+* ``push/N``: the difference between a worker's weights and the version it has seen. The store assigns the numbers.
 
-A worker that ends, or is late, holds up nobody; one that comes, or comes back, starts from the centre.
+A worker that ends or is late delays nobody. A worker that joins or returns starts from the centre.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ from halfulp.workers.pull import Pull, aliases, go
 __all__ = ["AsyncEASGD", "AsyncMGRAWA", "Centre"]
 
 PIECE = 4 << 20
-"""Bytes of one value: the store takes at most 8 MiB."""
+"""Bytes per value. The store accepts at most 8 MiB."""
 HEAD, LIST = struct.Struct("<qqdd?"), struct.Struct("<qq")
-"""Worker, version, gradient norm, share, and whether the share follows from the norms; first piece and their number."""
+"""Header of a push: worker, version, gradient norm, share, and whether the share follows from the norms. List of
+pieces:
+number of the first, and count.
+"""
 KEPT = 4
-"""Versions of the centre that are kept, for those who are reading."""
+"""Number of versions of the centre kept for readers."""
 
 
 class Centre:
@@ -49,13 +52,13 @@ class Centre:
     Parameters
     ----------
     params
-        Named tensors from which it starts: ``dict(model.named_parameters())``.
+        Named tensors to start from: ``dict(model.named_parameters())``.
     store
         A store of ``torch.distributed``: ``TCPStore(host, port, is_master=True)``.
     centre, message
-        Format in which the centre is kept and handed out, and in which workers send their differences; by name.
+        Names of the format in which the centre is stored and sent, and of that in which workers send their differences.
     staleness
-        A difference is refused if more than so many others were taken in since its worker has seen the centre.
+        Number of pushes that may be applied between a worker's read and its push. Older differences are refused.
     rounding, seed
         As for the optimizers.
     storage
@@ -86,9 +89,9 @@ class Centre:
         self.values = AverageStore(own, state=centre, rounding=rounding, seed=seed, storage=options, label="centre")
         self.store, self.staleness = store, staleness
         self.version = 0
-        """Pushes taken in."""
+        """Number of pushes applied."""
         self.refused = 0
-        """Pushes that were too stale."""
+        """Number of pushes refused as too stale."""
         self.norms: dict[int, float] = {}
         """Last gradient norm of each worker."""
         self._next, self._missing = 1, dict[int, float]()
@@ -98,7 +101,7 @@ class Centre:
         self._published = deque[bytes]()
         self._publish()
         rules = {"centre": centre, "message": message, "rounding": rounding, "seed": seed, "spec": self._in.spec}
-        store.set("rules", json.dumps({**rules, "storage": vars(options)}))  # last: workers wait for it
+        store.set("rules", json.dumps({**rules, "storage": vars(options)}))  # last, since workers wait for it
 
     def _publish(self) -> None:
         values = {name: self.values.read(name) for name in self.values}
@@ -109,17 +112,17 @@ class Centre:
 
     @torch.no_grad()
     def take_in(self, patience: float = 10.0) -> int:
-        """Take in what has been pushed since the last time, and hand out the new centre.
+        """Apply the pushes that have arrived since the last call, and publish the new centre.
 
         Parameters
         ----------
         patience
-            Seconds after which a number that a worker drew, and did not use, is given up.
+            Seconds to wait for a worker that drew a number but has not pushed.
 
         Returns
         -------
         int
-            How many pushes there were, refused ones included.
+            Number of pushes handled, including refused ones.
         """
         drawn, now, seen = self.store.add("pushes", 0), time.monotonic(), 0
         self._missing.update(dict.fromkeys(range(self._next, drawn + 1), now))
@@ -146,7 +149,7 @@ class Centre:
             log_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre", 30)
             return
         self.norms[worker] = norm
-        if by_norms:  # GRAWA: the flatter a worker's loss, the more it counts
+        if by_norms:  # GRAWA: the flatter a worker's loss, the larger its weight
             inverse = {w: 1.0 / max(n, 1e-150) for w, n in self.norms.items()}
             share = inverse[worker] / sum(inverse.values())
         message = torch.frombuffer(bytearray(sent[HEAD.size :]), dtype=torch.uint8)
@@ -155,16 +158,16 @@ class Centre:
         self.values.update(live, 1.0 - share, self.version)
 
     def serve(self, idle: float = 60.0, patience: float = 10.0, until: Callable[[], bool] | None = None) -> None:
-        """Take in pushes until every worker that came has left, or for `idle` seconds none has pushed.
+        """Serve until every worker has left, or nothing is pushed for `idle` seconds.
 
         Parameters
         ----------
         idle
-            Seconds.
+            Seconds without a push after which serving ends.
         patience
-            As of :meth:`take_in`.
+            As for :meth:`take_in`.
         until
-            Ends it too, when true; asked after every look.
+            Function that ends serving when it returns true. It is called after every poll.
         """
         last = time.monotonic()
         while time.monotonic() - last < idle and not (until is not None and until()):
@@ -177,16 +180,16 @@ class Centre:
             time.sleep(0.002)
 
     def state_dict(self) -> dict[str, Any]:
-        """The centre and its version."""
+        """Return the centre and its version."""
         return {"version": self.version, "centre": self.values.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, and hand it out.
+        """Load the result of :meth:`state_dict`, and publish it.
 
         Raises
         ------
         ValueError
-            If it is of other tensors, or another format.
+            If it holds other tensors or another format.
         """
         self.values.load(self.values.validate(state_dict["centre"]))
         self.version = int(state_dict["version"])
@@ -194,20 +197,20 @@ class Centre:
 
 
 class _Asynchronous(Wrapper):
-    """Base of a worker that goes to the centre when it likes.
+    """Base class of a worker that visits the centre at its own pace.
 
     Parameters
     ----------
     optimizer
-        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
     store
         The store of the centre: ``TCPStore(host, port, is_master=False)``.
     pull
-        Share of the way to the centre that the worker goes at a visit.
+        Share of the distance to the centre that the worker moves at a visit.
     every
-        Steps from one visit to the next.
+        Steps between visits.
     timeout
-        Seconds to wait for the process that serves the centre.
+        Seconds to wait for the serving process.
     """
 
     key = "asynchronous"
@@ -234,7 +237,7 @@ class _Asynchronous(Wrapper):
             raise ValueError(f"this worker has the parameters {own}, the centre {other}: name them alike")
         self.pull: Optimizer = Pull(aliases(self._params), param_rounding=rounding, seed=seed)
         self.worker = store.add("came", 1)
-        """Number of this worker, which no other has had."""
+        """Unique number of this worker."""
         self.version, start = self._centre()
         go(self.pull, self._params, start, 1.0)
 
@@ -248,14 +251,14 @@ class _Asynchronous(Wrapper):
             ) from error
 
     def _centre(self) -> tuple[int, dict[str, Tensor]]:
-        """Version and weights of the centre."""
+        """Return the version and the weights of the centre."""
         found = self._say(lambda: _get(self._store, "centre"))
         message = torch.frombuffer(bytearray(found[HEAD.size :]), dtype=torch.uint8).to(self._in.device)
         return HEAD.unpack_from(found)[1], {name: self._in.decode(message, name) for name in self._params}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of the optimizer inside, and a visit to the centre if one is due."""
+        """Step the inner optimizer, and visit the centre if it is due."""
         with self._stepping() as inside:
             loss = inside.step() if closure is None else inside.step(closure)
         self.steps += 1
@@ -265,7 +268,7 @@ class _Asynchronous(Wrapper):
 
     @torch.no_grad()
     def visit(self) -> None:
-        """Push the difference to the centre, and go a share of the way to it."""
+        """Push the difference to the centre, and move towards it."""
         self.version, centre = self._centre()
         grads = [p.grad.float() for p in self._params.values() if p.grad is not None]
         norm = sum(float(total(grad, grad)) ** 0.5 for grad in grads)
@@ -281,11 +284,11 @@ class _Asynchronous(Wrapper):
         go(self.pull, self._params, centre, self.share)
 
     def leave(self) -> None:
-        """Say that this worker is done, so that the centre need not wait for it."""
+        """Announce that this worker is done, so that the centre does not wait for it."""
         self._say(lambda: self._store.add("left", 1))
 
     def own_state(self) -> dict[str, Any]:
-        """Steps made. A worker that comes back starts from the centre, not from weights of its own."""
+        """Return the number of steps. A returning worker starts from the centre, not from its own weights."""
         return {"steps": self.steps}
 
     def check_own(self, saved: Mapping[str, Any]) -> Any:
@@ -300,27 +303,27 @@ class _Asynchronous(Wrapper):
 
 
 class AsyncEASGD(_Asynchronous):
-    """Asynchronous EASGD: worker and centre go the same share of the way towards each other at each visit.
+    """Asynchronous EASGD: at each visit, worker and centre move towards each other by the same share.
 
     Zhang et al., arXiv 1412.6651.
 
     Parameters
     ----------
     optimizer
-        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
     store
         The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
     pull
-        Share of the way that both go; the paper's is ``0.9 / workers``.
+        Share of the distance that both move. The paper uses ``0.9 / workers``.
     every
-        Steps from one visit to the next.
+        Steps between visits.
     timeout
-        Seconds to wait for the process that serves the centre.
+        Seconds to wait for the serving process.
 
     Raises
     ------
     WorkerLostError
-        Also from :meth:`step`: that process does not answer.
+        If the serving process does not answer. :meth:`step` raises it too.
 
     Examples
     --------
@@ -333,23 +336,24 @@ class AsyncEASGD(_Asynchronous):
 
 
 class AsyncMGRAWA(_Asynchronous):
-    """Asynchronous GRAWA: the centre goes to each worker that comes by a share inverse to its gradient norm.
+    """Asynchronous GRAWA: the centre moves towards each visiting worker by a share inverse to its gradient norm.
 
-    A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206: shares are those of the
-    synchronous one, with the norm that each worker had at its last visit.
+    A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206. The shares are those of
+    the
+    synchronous method, with each worker's gradient norm at its last visit.
 
     Parameters
     ----------
     optimizer
-        Any ``torch.optim.Optimizer``, of named parameters: the one that trains this worker.
+        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
     store
         The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
     pull
-        Share of the way to the centre that the worker goes at a visit.
+        Share of the distance to the centre that the worker moves at a visit.
     every
-        Steps from one visit to the next.
+        Steps between visits.
     timeout
-        Seconds to wait for the process that serves the centre.
+        Seconds to wait for the serving process.
 
     Examples
     --------
@@ -368,7 +372,7 @@ def _bytes(message: Tensor) -> bytes:
 
 
 def _put(store: dist.Store, key: str, value: bytes) -> bytes:
-    """Set a value of any length: pieces under names that are not used again, then the key, which lists them."""
+    """Set a value of any length: first pieces under fresh names, then the key, which lists them."""
     pieces = [value[at : at + PIECE] for at in range(0, len(value), PIECE)]
     first = store.add("pieces", len(pieces)) - len(pieces)
     for i, piece in enumerate(pieces):
@@ -381,7 +385,7 @@ def _put(store: dist.Store, key: str, value: bytes) -> bytes:
 def _get(store: dist.Store, key: str) -> bytes:
     while True:
         names = _pieces(store.get(key))
-        if store.check(names):  # not replaced meanwhile
+        if store.check(names):  # not replaced in the meantime
             return b"".join(store.get(name) for name in names)
 
 

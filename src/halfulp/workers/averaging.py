@@ -1,4 +1,4 @@
-"""Methods whose workers take a mean: of all, or of their neighbours."""
+"""Averaging methods: workers take the mean of all workers, or of their neighbours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LocalSGD = meeting(LOCAL_SGD)
 
 
 def neighbours(hyper: HyperBase, seen: Seen) -> Tensor:
-    """Coefficients of the mean over neighbours: ``share`` for each, and the rest for oneself."""
+    """Return the coefficients of the mean over neighbours: ``share`` for each, the rest for the worker itself."""
     row = torch.full((len(seen.circle),), seen.share, dtype=torch.float64)
     row[seen.circle.index(seen.rank)] = 1.0 - seen.share * (len(seen.circle) - 1)
     return row
@@ -57,7 +57,7 @@ class VarianceHyper(HyperBase):
 
 
 def _corrected(hyper: VarianceHyper, mean: Tensor, parts: Sequence[Tensor], whole: Callable[[float], float]) -> Tensor:
-    """The mean of tensors, spread out around its own mean until it has the mean of their variances."""
+    """Return the mean of tensors, scaled around its own mean to have the mean of their variances."""
     size = whole(float(mean.numel()))
 
     def moments(x: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""An outer optimizer, whose parameters are the weights that all workers have in common."""
+"""The outer optimizer, whose parameters are the common weights of all workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["OuterStep"]
 
 
 class OuterStep:
-    """Steps of the outer optimizer on the stored common weights.
+    """Outer optimizer on the stored common weights.
 
-    Its parameters have memory of their own only during a step and while its states are saved or loaded.
+    Its parameters use memory only during a step and while its states are saved or loaded.
 
     Parameters
     ----------
     make
-        From named parameters to the outer optimizer.
+        Function that builds the outer optimizer from named parameters.
     params
         The worker's parameters, by name.
     reference
@@ -46,7 +46,7 @@ class OuterStep:
 
     @contextmanager
     def _held(self) -> Iterator[list[Tensor]]:
-        """The parameters with the common weights in them."""
+        """Yield the parameters, filled with the common weights."""
         centres: list[Tensor] = self.optimizer.param_groups[0]["params"]
         for centre, name in zip(centres, self._names, strict=True):
             values = self._reference.read(name)
@@ -61,14 +61,14 @@ class OuterStep:
                 _empty(centre)
 
     def step(self, targets: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
-        """The common weights after a step of which the way to the targets is the negative gradient.
+        """Return the common weights after a step whose negative gradient points to the targets.
 
         Parameters
         ----------
         targets
             fp32 values of this process's part, by name.
         lr
-            The workers' learning rate, for an outer optimizer that asks for it.
+            The workers' learning rate, for an outer optimizer that needs it.
         """
         with self._held() as centres:
             (group,) = self.optimizer.param_groups
@@ -81,17 +81,17 @@ class OuterStep:
             return {name: local(centre.data) for name, centre in zip(self._names, centres, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the outer optimizer."""
+        """Return the state dictionary of the outer optimizer."""
         with self._held():
             return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         with self._held():
             self.optimizer.load_state_dict(state_dict)
 
 
 def _empty(centre: Tensor) -> None:
-    """Give the memory of a parameter back (a DTensor keeps its own)."""
+    """Free the memory of a parameter. A DTensor keeps its memory."""
     if not is_sharded(centre):
         centre.data = centre.new_zeros(()).expand(centre.shape)

@@ -1,4 +1,4 @@
-"""Classes of methods: signature and docstring follow from the declaration."""
+"""Signatures and docstrings of method classes, generated from their declarations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["described"]
 
 
 def described(cls: type[Any], base: type[Any]) -> None:
-    """Give a class the signature and the docstring that its method declares.
+    """Give a class the signature and docstring that its method declares.
 
     Parameters
     ----------
     cls
-        With its ``method``; a docstring of its own is kept as the beginning.
+        Class with a ``method``. Its own docstring, if any, is kept as the beginning.
     base
-        The class that describes what all methods take.
+        The class that describes the common arguments of all methods.
     """
     method = cls.method
     own = {f.name: f for f in fields(method.hyper)}

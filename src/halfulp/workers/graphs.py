@@ -1,6 +1,6 @@
-"""Whom a worker meets: everyone, its neighbours in a graph, or in graphs that change from meeting to meeting.
+"""Communication graphs of workers: everyone, fixed neighbours, or graphs that change at every meeting.
 
-What a graph is in a meeting is a pure function of the number of the meeting, so that all workers agree without a word.
+The graph of a meeting is a pure function of the meeting's number, so workers agree on it without communication.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Graph:
-    """Workers, and pairs of them that exchange messages.
+    """Workers, and the pairs of them that exchange messages.
 
     Parameters
     ----------
     size
-        How many workers.
+        Number of workers.
     edges
-        Pairs of their numbers, in any order.
+        Pairs of worker numbers, in any order.
 
     Raises
     ------
     ValueError
-        For a pair that is none of two different workers.
+        If a pair does not consist of two different workers.
 
     Examples
     --------
@@ -66,16 +66,16 @@ class Graph:
         return tuple(tuple(sorted(circle)) for circle in circles)
 
     def circle(self, rank: int) -> tuple[int, ...]:
-        """A worker and its neighbours, in increasing order."""
+        """Return a worker and its neighbours, in increasing order."""
         return self._circles[rank]
 
     def degree(self, rank: int) -> int:
-        """Number of a worker's neighbours."""
+        """Return the number of a worker's neighbours."""
         return len(self._circles[rank]) - 1
 
     @cached_property
     def laplacian(self) -> Array:
-        """Degrees on the diagonal, -1 for each edge."""
+        """Matrix with degrees on the diagonal and -1 for each edge."""
         found = np.zeros((self.size, self.size))
         for a, b in self.edges:
             found[a, b] = found[b, a] = -1.0
@@ -89,15 +89,16 @@ class Graph:
 
     @property
     def connected(self) -> bool:
-        """Whether a message can go from each worker to every other."""
+        """Whether there is a path between any two workers."""
         return self.size == 1 or self._spectrum[0] > 1e-9
 
     @cached_property
     def share(self) -> float:
-        """Share of each neighbour in a mean: the step ``I - share * laplacian`` brings workers together fastest.
+        """Share of each neighbour in a mean, chosen so that ``I - share * laplacian`` brings workers together fastest.
 
-        ``2 / (smallest positive + largest eigenvalue)`` of a connected graph, ``1 / (1 + largest degree)`` of any other
-        (1/2 for pairs).
+        ``2 / (smallest positive + largest eigenvalue)`` for a connected graph, ``1 / (1 + largest degree)`` for any
+        other (1/2
+        for pairs).
         """
         if self.connected and self.size > 1:
             return 2.0 / sum(self._spectrum)
@@ -105,7 +106,7 @@ class Graph:
 
     @property
     def consensus(self) -> float:
-        """Factor by which one step brings the workers' distance from their mean down, at least."""
+        """Largest factor by which one step scales the workers' distance from their mean."""
         if self.size == 1:
             return 0.0
         return max(abs(1 - self.share * value) for value in self._spectrum)
@@ -116,21 +117,21 @@ class Graphs(Protocol):
 
     @property
     def size(self) -> int:
-        """How many workers."""
+        """Number of workers."""
         ...
 
     def graph(self, meeting: int) -> Graph:
-        """The graph of a meeting, which are counted from 1."""
+        """Return the graph of a meeting. Meetings are numbered from 1."""
         ...
 
     def share(self, meeting: int) -> float:
-        """Share of each neighbour in the mean of a meeting."""
+        """Return the share of each neighbour in the mean of a meeting."""
         ...
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Graphs that take turns, one a meeting; a single one for a graph that stays.
+    """Graphs that alternate from meeting to meeting. A single one stays fixed.
 
     Parameters
     ----------
@@ -152,7 +153,7 @@ class Turns:
 
     @property
     def size(self) -> int:
-        """How many workers."""
+        """Number of workers."""
         return self.graphs[0].size
 
     def graph(self, meeting: int) -> Graph:
@@ -166,14 +167,14 @@ class Turns:
 
 @dataclass(frozen=True)
 class RandomPairs:
-    """Random pairs, drawn anew for each meeting; one worker of an odd number rests.
+    """Random pairs, drawn for each meeting. With an odd number, one worker rests.
 
     Parameters
     ----------
     size
-        How many workers.
+        Number of workers.
     seed
-        Seed of the draws; the same on every worker.
+        Seed of the draws. It must be the same on every worker.
 
     Examples
     --------
@@ -190,30 +191,31 @@ class RandomPairs:
         return Graph(self.size, list(zip(order[::2], order[1::2], strict=False)))
 
     def share(self, meeting: int) -> float:
-        """Half: both become their mean."""
+        """Return one half: both workers take their mean."""
         return 0.5
 
 
 class Matchings:
-    """A graph taken apart into matchings, each of which is active in a random share of the meetings (MATCHA).
+    """Matchings of a graph, each active in a random share of the meetings (MATCHA).
 
     Wang et al., arXiv 1905.09435. Matchings are the colours of a greedy edge colouring. Their probabilities maximize
-    the second smallest eigenvalue of the expected Laplacian within the budget, by projected gradient ascent; the share
-    minimizes the expected distance from the mean that is left after a meeting.
+    the
+    second smallest eigenvalue of the expected Laplacian within the budget, by projected gradient ascent. The share
+    minimizes the expected distance from the mean after a meeting.
 
     Parameters
     ----------
     graph
         A connected graph.
     budget
-        Expected share of the matchings that are active, in (0, 1].
+        Expected share of active matchings, in (0, 1].
     seed
-        Seed of the draws; the same on every worker.
+        Seed of the draws. It must be the same on every worker.
 
     Raises
     ------
     ValueError
-        For a graph that is not connected, or another budget.
+        If the graph is not connected or the budget is out of range.
 
     Examples
     --------
@@ -242,11 +244,11 @@ class Matchings:
         return Graph(self.size, [edge for matching in active for edge in matching.edges])
 
     def share(self, meeting: int) -> float:
-        """See :class:`Graphs`; the same in every meeting."""
+        """See :class:`Graphs`. It is the same for every meeting."""
         return self._share
 
     def _best_share(self) -> tuple[float, float]:
-        """Share, and the expected factor of the distance from the mean in a meeting (root of that of its square)."""
+        """Return the share, and the root mean square factor of the distance from the mean per meeting."""
         p = np.array(self.probabilities)[:, None, None]
         mean, spread = (p * self._parts).sum(axis=0), (p * (1 - p) * self._parts).sum(axis=0)
         one = np.eye(self.size)
@@ -256,19 +258,19 @@ class Matchings:
             return float(np.abs(np.linalg.eigvalsh(square)).max())
 
         low, high = 0.0, 1.0
-        for _ in range(60):  # convex in the share
+        for _ in range(60):  # the function is convex in the share
             a, b = low + (high - low) / 3, high - (high - low) / 3
             low, high = (low, b) if left(a) < left(b) else (a, high)
         return high, left(high) ** 0.5
 
 
 def draws(seed: int, what: str, meeting: int, count: int) -> torch.Tensor:
-    """32-bit random words of a meeting, which all workers agree on."""
+    """Return 32-bit random words for a meeting, the same on every worker."""
     return hash_elements(stream_keys(seed, 0, slot_id(what), meeting), torch.arange(count))
 
 
 def _coloured(graph: Graph) -> tuple[Graph, ...]:
-    """Matchings that make up a graph: each edge, in order, gets the first colour that is free at both ends."""
+    """Split a graph into matchings: each edge, in order, gets the first colour free at both ends."""
     colours: list[list[tuple[int, int]]] = []
     for edge in sorted(graph.edges):
         free = next((c for c in colours if not any(set(edge) & set(other) for other in c)), None)
@@ -292,7 +294,7 @@ def _probabilities(parts: Array, budget: float) -> tuple[float, ...]:
 
 
 def _within(p: Array, total: float) -> Array:
-    """Nearest point of the unit cube whose coordinates add up to at most a total."""
+    """Return the nearest point of the unit cube whose coordinates sum to at most `total`."""
     if np.clip(p, 0, 1).sum() <= total:
         return np.clip(p, 0, 1)
     low, high = float(p.min()) - 1.0, float(p.max())
@@ -303,12 +305,12 @@ def _within(p: Array, total: float) -> Array:
 
 
 def ring(size: int) -> Graph:
-    """Each worker and the next; the last and the first.
+    """Return a ring: each worker is connected to the next, and the last to the first.
 
     Parameters
     ----------
     size
-        How many workers.
+        Number of workers.
 
     Examples
     --------
@@ -319,12 +321,12 @@ def ring(size: int) -> Graph:
 
 
 def complete(size: int) -> Graph:
-    """Each worker with every other.
+    """Return a complete graph: each worker is connected to every other.
 
     Parameters
     ----------
     size
-        How many workers.
+        Number of workers.
 
     Examples
     --------
@@ -335,7 +337,7 @@ def complete(size: int) -> Graph:
 
 
 def rings(size: int) -> Turns:
-    """Two rings that take turns: along the numbers, and along the even and then the odd ones."""
+    """Return two alternating rings: one along the numbers, one along the even and then the odd numbers."""
     order = [*range(0, size, 2), *range(1, size, 2)]
     second = [(order[a], order[b]) for a, b in ring(size).edges]
     return Turns((ring(size), Graph(size, second)))
@@ -350,12 +352,12 @@ NAMED: dict[str, Callable[[int], Graphs]] = {
 
 
 def as_graphs(given: Any, size: int) -> Graphs:
-    """The graphs that ``graph=`` says: a name, a :class:`Graph`, several that take turns, or :class:`Graphs`.
+    """Return the graphs for ``graph=``: a name, a :class:`Graph`, a list to alternate, or :class:`Graphs`.
 
     Raises
     ------
     ValueError
-        For anything else, and for graphs of another number of workers.
+        If it is anything else, or has another number of workers.
 
     Examples
     --------

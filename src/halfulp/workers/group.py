@@ -1,4 +1,4 @@
-"""Who the workers are, and how they exchange messages: a process group of torch, or threads of this process."""
+"""The workers and how they exchange messages: a process group of torch, or threads of this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class WorkerLostError(RuntimeError):
-    """A worker did not take part in a meeting: it ended, or was slower than the time-out.
+    """A worker did not take part in a meeting: it ended, or exceeded the timeout.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class WorkerLostError(RuntimeError):
 
 
 class Peers(Protocol):
-    """What a meeting needs of the workers.
+    """Interface of the group of workers, as a meeting needs it.
 
     Examples
     --------
@@ -48,20 +48,21 @@ class Peers(Protocol):
     """
 
     rank: int
-    """Number of this worker, from 0."""
+    """Number of this worker, starting at 0."""
     size: int
-    """How many workers there are."""
+    """Number of workers."""
 
     def exchange(self, message: Tensor, circle: Sequence[int] | None) -> list[Tensor]:
-        """Messages of the workers of a circle, in its order. All of them are of one length.
+        """Return the messages of the workers of a circle, in its order. All have the same length.
 
         Parameters
         ----------
         message
-            What this worker sends: bytes.
+            What this worker sends, as bytes.
         circle
-            Numbers of the workers that exchange, this one included, in increasing order; ``None``: everyone. If worker
-            `i` has `j` in its circle, `j` has `i` in its own.
+            Numbers of the workers that exchange, including this one, in increasing order; ``None`` for all. If worker
+            `i`
+            has `j` in its circle, `j` must have `i` in its own.
 
         Raises
         ------
@@ -72,7 +73,7 @@ class Peers(Protocol):
 
 
 class Alone:
-    """A single worker, who meets nobody.
+    """A single worker without others to meet.
 
     Examples
     --------
@@ -88,14 +89,14 @@ class Alone:
 
 
 class Processes:
-    """Workers that are the ranks of a process group of ``torch.distributed``.
+    """Workers that are the ranks of a ``torch.distributed`` process group.
 
     Parameters
     ----------
     group
-        The process group; all ranks without.
+        The process group. Default: all ranks.
     timeout
-        Seconds that an exchange may take; those of the group without.
+        Seconds that an exchange may take. Default: the timeout of the group.
 
     Raises
     ------
@@ -148,7 +149,10 @@ class Processes:
 
 
 class _Threads:
-    """One of several workers that are threads of one process, of which one runs at a time, between two exchanges."""
+    """One of several workers that are threads of one process.
+
+    Only one of them runs at a time, between two exchanges.
+    """
 
     def __init__(self, rank: int, tables: list[list[Any]], barrier: threading.Barrier, turn: threading.Lock) -> None:
         self.rank, self.size = rank, len(tables[0])
@@ -156,7 +160,9 @@ class _Threads:
 
     def exchange(self, message: Tensor, circle: Sequence[int] | None) -> list[Tensor]:
         """See :class:`Peers`."""
-        table = self._tables[self._exchanges % 2]  # in turns: some may still read the last one
+        table = self._tables[
+            self._exchanges % 2
+        ]  # two tables alternate, since some workers may still be reading the last one
         self._exchanges += 1
         table[self.rank] = message
         self._turn.release()
@@ -170,28 +176,28 @@ class _Threads:
 
 
 def simulate(workers: int, function: Callable[[Peers], T], timeout: float = 60.0) -> list[T]:
-    """Run workers as threads of this process, which meet as processes would, with the same bits.
+    """Run workers as threads of this process. The results equal those of processes, bit for bit.
 
-    Every worker has to make the same number of exchanges.
+    Every worker must make the same number of exchanges.
 
     Parameters
     ----------
     workers
-        How many.
+        Number of workers.
     function
-        What each of them does; it gets the :class:`Peers` to pass on as ``group=``.
+        Function that each worker runs. It receives the :class:`Peers` to pass as ``group=``.
     timeout
         Seconds that a worker waits for the others.
 
     Returns
     -------
     list
-        What the function returned for each worker.
+        The results of the function, by worker.
 
     Raises
     ------
     Exception
-        The first error of a worker. The others get a :class:`WorkerLostError`.
+        The first error of a worker. The other workers get a :class:`WorkerLostError`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""An optimizer whose worker meets others now and then."""
+"""An optimizer whose worker meets others periodically."""
 
 from __future__ import annotations
 
@@ -32,41 +32,43 @@ __all__ = ["Meeting", "meeting"]
 COUNTED = ("steps", "meetings", "sent_bytes", "period", "last")
 _STORAGE = tuple(field.name for field in fields(StorageOptions))
 FIXED = ("digest", "meeting", "finite", "loss", "samples")
-"""Figures of a message; the norms of the gradients follow."""
+"""Numbers at the start of a message. The gradient norms follow."""
 
 
 class Meeting(Wrapper):
-    """Base of an optimizer around another one, whose worker meets others every so many steps.
+    """Base class of an optimizer around another one, whose worker meets others every so many steps.
 
     Parameters
     ----------
     optimizer
-        Any ``torch.optim.Optimizer``: the one that trains this worker.
+        The ``torch.optim.Optimizer`` that trains this worker.
     every
-        Steps from one meeting to the next; or a function of the number of steps made, which says whether a meeting
-        follows. The same on every worker.
+        Steps between meetings, or a function of the step count that says whether a meeting follows. It must be the same
+        on
+        every worker.
     graph
-        For methods whose workers meet only their neighbours: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs), a
-        :class:`~halfulp.workers.Graph`, a list of these that take turns, or :class:`~halfulp.workers.Matchings`.
+        For methods in which workers meet only their neighbours: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs),
+        a
+        :class:`~halfulp.workers.Graph`, a list of graphs to alternate, or :class:`~halfulp.workers.Matchings`.
     message
-        Format in which tensors are sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library.
-        Where all workers meet, and formats have 8 bits or fewer, differences to the last common weights are sent.
+        Format of the tensors sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library. If all
+        workers meet, formats of at most 8 bits encode the differences to the last common weights.
     centre
-        Format of the weights that all workers have in common, where a method keeps them.
+        Format of the common weights of all workers, if the method keeps them.
     state
-        Format of the states of the outer optimizer, where a method has one.
+        Format of the states of the outer optimizer, if the method has one.
     rounding
         Rounding of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
     seed
-        Seed of the random bits. The same on every worker.
+        Seed of the random bits. It must be the same on every worker.
     group
-        The workers: a process group of ``torch.distributed``, all ranks without; or the
-        :class:`~halfulp.workers.Peers` that :func:`~halfulp.workers.simulate` gives. With several processes a worker
-        (DDP, FSDP2) it is the group of the ranks that hold the same part of the model in each worker.
+        The workers: a process group of ``torch.distributed`` (default: all ranks), or the
+        :class:`~halfulp.workers.Peers` from :func:`~halfulp.workers.simulate`. If a worker has several processes (DDP,
+        FSDP2), the group holds the ranks with the same part of the model in each worker.
     timeout
-        Seconds that a meeting waits for the others; that of the process group without.
+        Seconds that a meeting waits for the others. Default: the timeout of the process group.
     arguments
-        Those of the method, by position or by name.
+        Arguments of the method, by position or by name.
     more
         ``block_size``, ``scale``, ``min_size``, ``keep_fp32``: see :class:`~halfulp.engine.storage.StorageOptions`.
 
@@ -107,9 +109,9 @@ class Meeting(Wrapper):
         self.period = method.every
         """Steps between the last two meetings."""
         self.distance: float | None = None
-        """Euclidean distance of this worker from the target of the last meeting, before it was pulled."""
+        """Euclidean distance of this worker from the target of the last meeting, before the pull."""
         self.met = False
-        """Whether a meeting followed the last step: a good moment for a checkpoint."""
+        """Whether a meeting followed the last step, which makes it a good moment for a checkpoint."""
         self.loss, self.samples = float("nan"), 0.0
         self._peers: Peers = group if _is_peers(group) else Processes(group, timeout)
         if graph is not None and not method.gossip:
@@ -117,20 +119,20 @@ class Meeting(Wrapper):
         self.graphs: Graphs = as_graphs(method.graph if graph is None else graph, self._peers.size)
         params = self._params = self.trained
         self.norms = torch.zeros(len(params), dtype=torch.float64)
-        """Average of the gradient norms, where the method sends one."""
+        """Average of the gradient norms, if the method sends one."""
         options, kept = StorageOptions(**{"scale": "fp32", **storage}), StorageOptions(**storage)
         parts = {name: local_part(param) for name, param in params.items()}
         sent = MessageOptions(message, rounding, seed, options)
         self.layout = Layout(parts, len(FIXED) + len(params), sent, params)
         low = self.layout.options.quantizer.format.bits < 16
         self.reference: AverageStore | None = None
-        """Weights that all workers have in common."""
+        """Common weights of all workers."""
         if method.centre or method.between(self.hyper) > 0 or (low and not method.gossip):
             self.reference = AverageStore(
                 params, state=centre, rounding=rounding, seed=seed, storage=kept, label="centre"
             )
         self.pull: Optimizer = Pull(aliases(params), param_rounding=rounding, seed=seed)
-        """Optimizer whose steps pull the weights; a :class:`halfulp.StallMonitor` on it counts the pulls that stall."""
+        """Optimizer whose steps pull the weights. A :class:`halfulp.StallMonitor` on it counts stalled pulls."""
         self._outer: OuterStep | None = None
         if (outer := method.outer) is not None:
             assert self.reference is not None
@@ -141,14 +143,14 @@ class Meeting(Wrapper):
     # ---------------------------------------------------------------- steps
 
     def report(self, loss: Any = None, samples: float | None = None) -> None:
-        """Figures of this worker for its next meeting.
+        """Report this worker's loss and sample count for its next meeting.
 
         Parameters
         ----------
         loss
-            The training loss: a number or a tensor of one element. What ``step(closure)`` returns is taken by itself.
+            The training loss: a number or a one-element tensor. The result of ``step(closure)`` is used automatically.
         samples
-            How many samples were trained on since the last meeting: weights of FedAvg and its kin.
+            Number of samples since the last meeting. They are the weights in FedAvg and related methods.
         """
         if loss is not None:
             self.loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
@@ -157,7 +159,7 @@ class Meeting(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A step of the optimizer inside, and a meeting if one is due."""
+        """Step the inner optimizer, and meet if it is due."""
         with self._stepping() as inside:
             loss = inside.step() if closure is None else inside.step(closure)
         if loss is not None:
@@ -174,17 +176,17 @@ class Meeting(Wrapper):
 
     @property
     def outer(self) -> Optimizer | None:
-        """Optimizer whose steps move the centre, where the method has one."""
+        """Optimizer whose steps move the centre, if the method has one."""
         return None if self._outer is None else self._outer.optimizer
 
     @torch.no_grad()
     def meet(self) -> None:
-        """Meet the others now. Every worker has to.
+        """Meet the other workers now. Every worker must call this.
 
         Raises
         ------
         WorkerLostError
-            If one does not. Nothing is changed then.
+            If a worker does not take part. Nothing is changed then.
         FloatingPointError
             On every worker, if the weights of one are not finite. Nothing is changed then.
         """
@@ -206,19 +208,19 @@ class Meeting(Wrapper):
 
     @property
     def takes_part(self) -> bool:
-        """Whether the next meeting counts this worker: of methods that draw their clients, a worker may rest."""
+        """Whether the next meeting includes this worker. Methods that draw clients let workers rest."""
         drawn = self.method.clients
         return drawn is None or self._peers.rank in drawn(self.hyper, self.seed, self.meetings + 1, self._peers.size)
 
     def _own(self) -> dict[str, Tensor]:
-        """What this worker sends: its weights in fp32, as difference to the reference where there is one."""
+        """Return what this worker sends: its fp32 weights, or their difference to the reference if there is one."""
         values = {name: local(param.detach()).float() for name, param in self._params.items()}
         if self.reference is not None:
             return {name: x - self.reference.read(name) for name, x in values.items()}
         return values
 
     def _figures(self, own: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
-        """Averaged norms of the gradients, and all figures of a message."""
+        """Return the averaged gradient norms, and all numbers of a message."""
         decay = self.method.smooth(self.hyper)
         norms = self.norms * decay + self._grad_norms() * (1 - decay)
         finite = all(bool(torch.isfinite(x).all()) for x in own.values())
@@ -228,7 +230,7 @@ class Meeting(Wrapper):
         return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64), norms / (1 - decay**number)])
 
     def _grad_norms(self) -> Tensor:
-        """Norm of each gradient of the last step; zeros for a method that does not ask."""
+        """Return the norm of each gradient of the last step, or zeros if the method does not need them."""
         found = torch.zeros_like(self.norms)
         if "grad_norms" not in self.method.needs:
             return found
@@ -243,7 +245,7 @@ class Meeting(Wrapper):
         return found
 
     def _digest(self) -> int:
-        """Check sum of the weights in common, which must not differ."""
+        """Return a checksum of the common weights, which must be equal on all workers."""
         crc = 0
         assert self.reference is not None
         for name in self._params:
@@ -275,7 +277,7 @@ class Meeting(Wrapper):
         )  # fmt: skip
 
     def _targets(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
-        """Sum of the messages with the method's coefficients, in the order of the workers: the same bits everywhere."""
+        """Return the weighted sum of the messages, in the order of the workers, with the same bits on all of them."""
         rows = self.method.mix(self.hyper, seen)
         rows = rows if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(own))
         targets = {}
@@ -286,7 +288,7 @@ class Meeting(Wrapper):
             for part, share in zip(sent, rows[:, at].tolist(), strict=True):
                 if share:
                     mixed = mixed + part * share
-            if self.method.gossip:  # what rounding kept from the others is not lost: the mean over workers stays
+            if self.method.gossip:  # add back what rounding dropped from the message, to preserve the mean over workers
                 mixed = mixed + (mine - sent[seen.circle.index(seen.rank)])
             if self.method.finish is not None:
                 parts = sent if base is None else [base + part for part in sent]
@@ -302,7 +304,7 @@ class Meeting(Wrapper):
         return squares**0.5
 
     def _whole(self, name: str, value: float) -> float:
-        """Sum over the ranks that hold parts of a parameter."""
+        """Return the sum over the ranks that hold parts of a parameter."""
         param: Any = self._params[name]
         if not is_sharded(param):
             return value
@@ -337,7 +339,7 @@ class Meeting(Wrapper):
     # ---------------------------------------------------------------- agreement and checkpoints
 
     def _agree(self) -> None:
-        """Raise ``ValueError`` unless all workers are built alike."""
+        """Raise ``ValueError`` unless all workers have the same configuration."""
         hyper = {f.name: str(v) for f in fields(self.hyper) if not callable(v := getattr(self.hyper, f.name))}
         text = f"{self.method.title} {hyper} {self.layout.spec} {self.layout.bytes} {self.seed} {self.rounding}"
         own = torch.tensor([zlib.crc32(text.encode())], dtype=torch.int64, device=self.layout.device).view(torch.uint8)
@@ -350,7 +352,7 @@ class Meeting(Wrapper):
             )
 
     def own_state(self) -> dict[str, Any]:
-        """What is this worker's own beside the optimizer inside."""
+        """Return this worker's own state, without that of the inner optimizer."""
         return {
             "method": self.method.title, "workers": self._peers.size, "rank": self._peers.rank, "steps": self.steps,
             "meetings": self.meetings, "sent_bytes": self.sent_bytes, "period": self.period, "last": self._last,
@@ -394,7 +396,7 @@ class Meeting(Wrapper):
 
 
 def meeting(method: Method) -> type[Meeting]:
-    """The class of the optimizer that a method declares.
+    """Return the optimizer class that a method declares.
 
     Parameters
     ----------
@@ -404,8 +406,9 @@ def meeting(method: Method) -> type[Meeting]:
     Returns
     -------
     type
-        A subclass of :class:`Meeting`, named by the method's ``title`` in the module that calls this. Assign it to that
-        name, so that its instances can be pickled.
+        A subclass of :class:`Meeting`, named by the method's ``title`` in the calling module. Assign it to that name,
+        so
+        that its instances can be pickled.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Messages between workers: figures and tensors, in any format, as one buffer of bytes.
+"""Messages between workers: numbers and tensors in any format, in one buffer of bytes.
 
-A message is decoded to the same bits by everyone who holds it, its sender included. Stochastic rounding draws its
-random bits from (seed; parameter, sender, meeting, global element), so that senders round independently of each other,
-and a shard of a tensor is rounded as the whole would be.
+Everyone decodes a message to the same bits, including its sender. Stochastic rounding draws its random bits from
+(seed; parameter, sender, meeting, global element). So senders round independently, and a shard of a tensor is rounded
+like the whole.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["Layout", "MessageOptions"]
 SLOT = StateSlot("message", signed=True)
 DEFAULT = StorageOptions(scale="fp32")
 ALIGNED = 16
-"""Bytes at whose multiples sections of a message begin."""
+"""Alignment of the sections of a message, in bytes."""
 
 
 @dataclass(frozen=True)
 class MessageOptions:
-    """How messages are stored and sent.
+    """Format, rounding and seed of messages.
 
     Parameters
     ----------
     message
-        Format of what is sent: a format name, a :class:`~halfulp.numbers.formats.Format` or a
+        Format of the tensors sent: a format name, a :class:`~halfulp.numbers.formats.Format` or a
         :class:`~halfulp.numbers.quantizer.Quantizer`. ``"8bit"`` means ``"int8"`` here, as for weight averages.
     rounding
         ``"stochastic"`` or ``"nearest"``.
     seed
-        Seed of the random bits; the same on every worker.
+        Seed of the random bits. It must be the same on every worker.
     storage
         Scales, and which tensors are sent in fp32.
 
@@ -68,7 +68,7 @@ class MessageOptions:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in a message."""
+    """Where a tensor is stored in a message."""
 
     index: int
     part: Part
@@ -78,18 +78,18 @@ class _Place:
 
 
 class Layout:
-    """The layout of a message: figures first, then the codes and scales of each tensor.
+    """The layout of a message: numbers first, then the codes and scales of each tensor.
 
     Parameters
     ----------
     parts
-        What this process holds of each tensor, by name. Values are not kept.
+        This process's part of each tensor, by name. Values are not kept.
     figures
-        How many numbers go in front.
+        How many numbers come first.
     options
         Format, rounding and seed.
     like
-        The whole tensors, where parts are less: their sizes say what is sent in fp32.
+        The whole tensors, if the parts are smaller. Their sizes determine what is sent in fp32.
 
     Examples
     --------
@@ -127,21 +127,21 @@ class Layout:
 
     @property
     def spec(self) -> str:
-        """What must agree between workers, as text: names, shapes and formats."""
+        """Names, shapes and formats as a string, which must be equal on all workers."""
         places = self._places.items()
         return ";".join(f"{n}{tuple(p.part.tensor.shape)}={p.quantizer.spec}" for n, p in places)
 
     def encode(self, values: Mapping[str, Tensor], figures: Tensor, sender: int, meeting: int) -> Tensor:
-        """Message of finite fp32 values, as uint8.
+        """Encode finite fp32 values as a message, in uint8.
 
         Parameters
         ----------
         values
-            By name; every name of the layout must be there.
+            Values by name. Every name of the layout must be present.
         figures
-            The numbers in front.
+            The numbers that come first.
         sender, meeting
-            Numbers of both, which the random bits follow.
+            Numbers of the sender and the meeting, which determine the random bits.
         """
         message = torch.zeros(self.bytes, dtype=torch.uint8, device=self.device)
         self._view(message, self._figures, torch.float64).copy_(figures)
@@ -156,11 +156,11 @@ class Layout:
         return message
 
     def figures(self, message: Tensor) -> Tensor:
-        """The numbers in front of a message, float64."""
+        """Return the leading numbers of a message, in float64."""
         return self._view(message, self._figures, torch.float64)
 
     def decode(self, message: Tensor, name: str) -> Tensor:
-        """A tensor of a message, as fp32 of this process's part of it."""
+        """Decode this process's part of a tensor from a message, in fp32."""
         place = self._places[name]
         shape, stored = place.part.tensor.shape, place.quantizer.stored_as(place.part.tensor.shape)
         codes = self._view(message, place.codes, stored[0][0]).reshape(stored[0][1])

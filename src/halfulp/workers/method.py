@@ -1,4 +1,4 @@
-"""Declaration of a method: what a worker makes of the messages of a meeting, as pure functions."""
+"""Declaration of a method: what a worker computes from the messages of a meeting, as pure functions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class NoHyper(HyperBase):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a worker knows at a meeting, beside the tensors.
+    """What a worker knows at a meeting besides the tensors.
 
     Parameters
     ----------
     rank
         Number of this worker.
     circle
-        Numbers of the workers whose messages it has, in increasing order, its own among them.
+        Numbers of the workers whose messages it has, including its own, in increasing order.
     meeting
-        Number of the meeting, from 1.
+        Number of the meeting, starting at 1.
     loss, samples
-        What each worker of the circle reported, float64 of shape ``(workers,)``.
+        The report of each worker in the circle, float64 of shape ``(workers,)``.
     grad_norms
-        Norm of each tensor's gradient at each worker, float64 of shape ``(workers, tensors)``.
+        Gradient norm of each tensor at each worker, float64 of shape ``(workers, tensors)``.
     graph, share
         The graph of this meeting, and the share of a neighbour in a mean.
     seed
@@ -62,12 +62,13 @@ class Seen:
 
 
 Mix = Callable[[Any, Seen], Tensor]
-"""From hyper-parameters and what is seen to the coefficients of the messages: float64 of shape ``(workers,)``, or
-``(workers, tensors)``. They add up to 1 over the workers."""
+"""Function that returns the coefficients of the messages from the hyper-parameters and what is seen: float64 of shape
+``(workers,)`` or ``(workers, tensors)``. They sum to 1 over the workers.
+"""
 
 
 def mean(hyper: Any, seen: Seen) -> Tensor:
-    """Equal coefficients."""
+    """Return equal coefficients."""
     return torch.full((len(seen.circle),), 1.0 / len(seen.circle), dtype=torch.float64)
 
 
@@ -81,10 +82,11 @@ def _nothing(hyper: Any) -> float:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Method:
-    """What workers do when they meet.
+    """Declaration of what workers do when they meet.
 
-    A meeting goes: each worker sends its weights; the target is their sum with the coefficients of :attr:`mix`; the
-    weights are pulled to the target (or to the centre, which follows the target).
+    At a meeting each worker sends its weights. The target is their sum with the coefficients of :attr:`mix`. The
+    weights
+    are then pulled to the target, or to the centre, which follows the target.
 
     Parameters
     ----------
@@ -95,37 +97,41 @@ class Method:
     mix
         Coefficients of the messages.
     pull
-        Share of the way to the target that the weights go, from the hyper-parameters, the distance to it (Euclidean,
-        over the whole model) and the number of workers; 1 without. Negative: away from it.
+        Share of the distance to the target that the weights move, from the hyper-parameters, the Euclidean distance
+        over
+        the whole model and the number of workers. Default: 1. A negative share moves away from the target.
     between
-        Share of the way to the last target that they go from one meeting to the next, in equal parts a step.
+        Share of the distance to the last target that they move between meetings, in equal parts per step.
     centre
-        Whether there is a centre beside the workers, common to all, and how it follows the target:
-        ``"average"``, by :attr:`centre_share` of the way, while the workers are pulled to where it was; ``"outer"``, by
-        a step of :attr:`outer`, after which every worker is where it is.
+        How a common centre beside the workers follows the target, if there is one. ``"average"``: it moves by
+        :attr:`centre_share` of the distance, and the workers are pulled to its previous position. ``"outer"``: it takes
+        a
+        step of :attr:`outer`, and every worker takes its position.
     centre_share
-        See there.
+        See `centre`.
     outer
-        Makes the outer optimizer: from parameters, hyper-parameters, and keyword arguments for its states. Its gradient
-        is centre minus target.
+        Function that builds the outer optimizer from parameters, hyper-parameters, and keyword arguments for its
+        states.
+        Its gradient is centre minus target.
     finish
-        Changes the target of a tensor, from the hyper-parameters, the target, the workers' tensors, and a function that
-        adds a number up over the ranks that hold parts of the tensor.
+        Function that changes the target of a tensor. Its arguments are the hyper-parameters, the target, the workers'
+        tensors, and a function that sums a number over the ranks that hold parts of the tensor.
     clients
-        The workers that take part in a meeting, from the hyper-parameters, the seed, the number of the meeting and that
-        of workers; all without.
+        Function that returns the workers that take part in a meeting, from the hyper-parameters, the seed, the number
+        of
+        the meeting and the number of workers. Default: all.
     gossip
-        Only neighbours in a graph exchange messages.
+        Whether only neighbours in a graph exchange messages.
     smooth
-        Decay of the average, over meetings, of the gradient norms that are sent; 0 sends those of the last step.
+        Decay of the average over meetings of the gradient norms sent. 0 sends those of the last step.
     every
-        Steps from one meeting to the next, unless the user says otherwise.
+        Default number of steps between meetings.
     graph
-        The graph, unless the user says otherwise.
+        Default graph.
     needs
-        Figures without which it cannot work: ``"loss"``, ``"grad_norms"``.
+        Reports that the method requires: ``"loss"``, ``"grad_norms"``.
     summary, source, notes, example
-        As of :class:`~halfulp.rules.base.Rule`.
+        As for :class:`~halfulp.rules.base.Rule`.
 
     Examples
     --------

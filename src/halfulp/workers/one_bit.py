@@ -1,4 +1,4 @@
-"""1-bit Adam: after a warm-up, workers exchange the signs of their momentum; what signs leave out is sent later."""
+"""1-bit Adam: after a warm-up, workers exchange the signs of their momentum and send the error later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["OneBitAdam", "pack_signs", "unpack_signs"]
 
 
 def pack_signs(x: Tensor) -> Tensor:
-    """Signs as bits, eight to a byte, 1 for those not negative.
+    """Pack signs into bits, eight per byte, 1 for non-negative values.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def pack_signs(x: Tensor) -> Tensor:
 
 
 def unpack_signs(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Signs of a shape, 1 or -1 in fp32, from what :func:`pack_signs` gave.
+    """Unpack the result of :func:`pack_signs` to signs of the given shape, 1 or -1 in fp32.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def unpack_signs(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _scale(x: Tensor) -> Tensor:
-    """Root mean square of a tensor, fp32: the magnitude of what is sent."""
+    """Return the root mean square of a tensor in fp32, the magnitude of the values sent."""
     return (total(x, x) / max(x.numel(), 1)).sqrt().float()
 
 
@@ -66,7 +66,7 @@ class OneBitHyper(HyperBase):
     weight_decay
         ``weight_decay * param`` is added to the step.
     freeze_step
-        Steps of the warm-up, in which gradients are exchanged in full and the second moment moves.
+        Number of warm-up steps, in which gradients are exchanged in full and the second moment is updated.
     """
 
     lr: float | Tensor = 1e-3
@@ -121,25 +121,27 @@ OneBitStep: Any = optimizer(ONE_BIT_ADAM)
 
 
 class OneBitAdam(OneBitStep):
-    """1-bit Adam: after a warm-up, workers exchange one bit an element at every step.
+    """1-bit Adam: after a warm-up, workers exchange one bit per element at every step.
 
-    Tang et al., arXiv 2102.02888. In the warm-up gradients are averaged in full, and it is Adam without bias
-    correction. Then the second moment stands still. Each worker sends ``b = momentum + e``, where `e` is what it has
-    left out so far, as its signs times ``|b| / sqrt(n)``. The mean of what was sent is compressed in the same way, with
-    an error of its own, by every worker for itself, so that nothing is sent back.
+    Tang et al., arXiv 2102.02888. In the warm-up, gradients are averaged in full, as in Adam without bias correction.
+    Then
+    the second moment is frozen. Each worker sends ``b = momentum + e`` as its signs times ``|b| / sqrt(n)``, where `e`
+    is
+    the accumulated compression error. Every worker compresses the mean of these in the same way, with its own error
+    feedback, so nothing is sent back.
 
     Parameters
     ----------
     params
-        As for ``torch.optim``; plain tensors.
+        As for ``torch.optim``. They must be plain tensors.
     group
-        The workers, as for the other methods; all ranks without.
+        The workers, as for the other methods. Default: all ranks.
     timeout
         Seconds that an exchange may take.
     errors
-        Format of what was left out, of this worker's and of the mean's.
+        Format of the compression errors, this worker's and those of the mean.
     arguments, options
-        Hyper-parameters, and those of every optimizer of the library.
+        Hyper-parameters, and the options of every optimizer of the library.
 
     Examples
     --------
@@ -167,18 +169,18 @@ class OneBitAdam(OneBitStep):
             what: AverageStore(zeros, state=errors, storage=kept, seed=seed, label=f"error/{what}")
             for what in ("own", "mean")
         }
-        """What was not sent so far, and what the compressed mean lacks."""
+        """Compression errors of this worker's messages and of the compressed mean."""
         parts = {name: local_part(p) for name, p in self._named.items()}
         self._full = Layout(parts, 0, MessageOptions("fp32"))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Exchange gradients, or signs, and make a step.
+        """Exchange gradients or signs, and make a step.
 
         Parameters
         ----------
         closure
-            Re-evaluates the model and returns the loss, which is returned.
+            Function that re-evaluates the model and returns the loss, which is returned.
         """
         loss = evaluated(closure)
         frozen = self.steps >= self.param_groups[0]["freeze_step"]
@@ -207,7 +209,7 @@ class OneBitAdam(OneBitStep):
         return found
 
     def _signs(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The momentum that the workers agree on."""
+        """Return the momentum that the workers agree on."""
         beta = self.param_groups[0]["betas"][0]
         sent, left, packed = {}, {}, []
         for name, grad in own.items():
@@ -235,17 +237,17 @@ class OneBitAdam(OneBitStep):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """As every optimizer of the library, with what was left out so far under ``"one_bit"``."""
+        """Return the usual state dictionary, plus the compression errors under ``"one_bit"``."""
         errors = {what: store.state_dict() for what, store in self.left_out.items()}
         return {**super().state_dict(), "one_bit": {"steps": self.steps, "rank": self._peers.rank, **errors}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, on the same worker.
+        """Load the result of :meth:`state_dict` on the same worker.
 
         Raises
         ------
         ValueError
-            For the checkpoint of another worker or optimizer.
+            If the checkpoint belongs to another worker or optimizer.
         """
         saved = state_dict.get("one_bit")
         if saved is None or saved["rank"] != self._peers.rank:

@@ -1,7 +1,7 @@
-"""Methods with an outer optimizer: workers start from a centre, which makes a step along their mean change.
+"""Methods with an outer optimizer: workers start from a centre, which is stepped along their mean change.
 
-The rules are declared as those of the library, so that their states may have any format and
-:class:`halfulp.StallMonitor` watches them (``halfulp.StallMonitor(optimizer.outer)``).
+The rules are declared like those of the library, so their states may have any format, and
+:class:`halfulp.StallMonitor` can watch them (``halfulp.StallMonitor(optimizer.outer)``).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class DiLoCoHyper(HyperBase):
     lr, momentum
         Arguments of the outer optimizer, SGD with Nesterov momentum.
     outer
-        Another outer optimizer: a function that makes it from parameters, as ``lambda params: halfulp.AdamW(params,
-        lr=1e-2, state="4bit")``. `lr`, `momentum` and `state` are then not used.
+        Another outer optimizer, as a function that builds it from parameters: ``lambda params: halfulp.AdamW(params,
+        lr=1e-2, state="4bit")``. `lr`, `momentum` and `state` are then ignored.
     """
 
     lr: float = 0.7
@@ -146,10 +146,11 @@ class FedAvgHyper(HyperBase):
     Parameters
     ----------
     lr
-        Rate of the server; 1: the centre becomes the clients' mean.
+        Learning rate of the server. With 1, the centre becomes the clients' mean.
     participation
         Share of the workers that are drawn as clients of a round, at least one. ``optimizer.takes_part`` says whether
-        this one is.
+        this
+        worker is one.
     """
 
     lr: float = 1.0
@@ -169,11 +170,11 @@ class FedHyper(FedAvgHyper):
     Parameters
     ----------
     lr
-        Rate of the server.
+        Learning rate of the server.
     betas
-        Decay of the server's first moment, and of its second (which FedAdagrad does not use).
+        Decays of the server's first and second moment. FedAdagrad does not use the second.
     tau
-        Added to the root of the second moment, which starts from its square.
+        Added to the root of the second moment, which starts at ``tau ** 2``.
     """
 
     lr: float = 0.1
@@ -188,11 +189,11 @@ class ServerHyper(HyperBase):
     Parameters
     ----------
     lr
-        Rate of the server.
+        Learning rate of the server.
     betas
-        Decay of the first moment, and of the second.
+        Decays of the first and second moment.
     tau
-        Added to the root of the second moment, which starts from its square.
+        Added to the root of the second moment, which starts at ``tau ** 2``.
     """
 
     lr: float = 0.1
@@ -203,7 +204,7 @@ class ServerHyper(HyperBase):
 
 
 def clients(hyper: FedAvgHyper, seed: int, number: int, workers: int) -> tuple[int, ...]:
-    """The workers that are drawn for a round, the same ones everywhere."""
+    """Return the workers drawn for a round, the same on every worker."""
     count = max(1, round(hyper.participation * workers))
     return tuple(sorted(draws(seed, "clients", number, workers).argsort()[:count].tolist()))
 

@@ -1,4 +1,4 @@
-"""The step of a meeting: a worker's weights go a share of the way to a target, or all of it."""
+"""The step of a meeting: a worker's weights move towards a target by a share of the distance."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PullHyper(HyperBase):
     Parameters
     ----------
     lr
-        Share of the way.
+        Share of the distance to move.
     push
-        Taken off it; what is left may be negative.
+        Subtracted from it. The result may be negative.
     """
 
     lr: float = 1.0
@@ -64,32 +64,32 @@ Pull = optimizer(PULL)
 
 
 def aliases(params: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Parameters that share the memory of others, for an optimizer of their own."""
+    """Return parameters that share memory with the given ones, for a separate optimizer."""
     return [(name, torch.nn.Parameter(param.detach())) for name, param in params.items()]
 
 
 def go(pull: torch.optim.Optimizer, params: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: float) -> None:
-    """Parameters go a share of the way to targets, by a step of an optimizer of the rule :data:`PULL`.
+    """Move parameters towards targets by a share of the distance, with a step of an optimizer of the rule :data:`PULL`.
 
-    Its parameters are others that share the memory of `params`, so that gradients of the training are not touched. Of
-    16-bit parameters the way is rounded to their format (a relative error of at most half a unit), then the sum.
+    The optimizer's parameters share memory with `params` but have their own gradients. For 16-bit parameters, first the
+    difference is rounded to their format (a relative error of at most half a unit), then the sum.
 
     Parameters
     ----------
     pull
-        The optimizer, over one group.
+        The optimizer, with one group.
     params
-        The parameters, by name, in the order of the optimizer's.
+        The parameters by name, in the optimizer's order.
     targets
-        fp32 values of this process's part of each.
+        fp32 values of this process's part of each parameter.
     share
-        Share of the way; negative: away from the target.
+        Share of the distance. A negative share moves away from the target.
     """
     (group,) = pull.param_groups
     group["lr"], group["push"] = max(share, 0.0), max(-share, 0.0)
     for alias, (name, param) in zip(group["params"], params.items(), strict=True):
         if local(alias).data_ptr() != local(param).data_ptr():
-            alias.data = param.data  # the training gave the parameter other memory
+            alias.data = param.data  # the training replaced the parameter's memory
         away = (local(param.detach()).float() - targets[name]).to(param.dtype)
         alias.grad = shard_like(param, away)
     pull.step()
@@ -99,7 +99,7 @@ def go(pull: torch.optim.Optimizer, params: Mapping[str, Tensor], targets: Mappi
 def place(
     params: Mapping[str, Tensor], targets: Mapping[str, Tensor], rounding: Rounding, seed: int, step: int
 ) -> None:
-    """Parameters become targets; of 16 bits, rounded with random bits that are the same on every worker."""
+    """Set parameters to targets. 16-bit ones are rounded with random bits that are the same on every worker."""
     keys = step_keys(seed, range(len(params)), slot_id("place"), [step] * len(params))
     for (name, param), key in zip(params.items(), keys, strict=True):
         part = local_part(param)

@@ -1,4 +1,4 @@
-"""Methods whose workers stay apart, and are pulled to a mean or to a centre."""
+"""Methods whose workers stay apart and are pulled towards a mean or a centre."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ElasticHyper(HyperBase):
     Parameters
     ----------
     beta
-        Share of the way to the workers' mean that the centre goes; each worker goes ``beta / workers`` of the way to
-        the centre.
+        Share of the distance to the workers' mean that the centre moves. Each worker moves ``beta / workers`` of the
+        distance to the centre.
     """
 
     beta: float = 0.9
@@ -52,9 +52,9 @@ class DPPFHyper(HyperBase):
     Parameters
     ----------
     pull
-        Share of the way to the mean.
+        Share of the distance to the mean that a worker is pulled.
     push
-        Length of the way back, away from the mean.
+        Distance that a worker is pushed away from the mean.
     """
 
     pull: float = 0.1
@@ -89,9 +89,9 @@ class GRAWAHyper(HyperBase):
     Parameters
     ----------
     pull
-        Share of the way to the weighted mean, at a meeting.
+        Share of the distance to the weighted mean that a worker moves at a meeting.
     between
-        Share of the way to the last weighted mean that is gone from one meeting to the next, in equal parts a step.
+        Share of the distance to the last weighted mean that it moves between meetings, in equal parts per step.
     decay
         Decay of the average of gradient norms over meetings.
     """
@@ -112,7 +112,7 @@ def _by_layer(hyper: GRAWAHyper, seen: Seen) -> Tensor:
 
 
 def _inverse(norms: Tensor) -> Tensor:
-    """Coefficients inversely proportional to norms, which add up to 1 along dimension 0."""
+    """Return coefficients inversely proportional to norms, which sum to 1 along dimension 0."""
     inverse = 1.0 / norms.clamp_min(1e-150)
     return inverse / inverse.sum(dim=0)
 
@@ -145,9 +145,9 @@ class LeaderHyper(HyperBase):
     Parameters
     ----------
     c1, c2
-        Share in the mean of the neighbour of least loss, and of the neighbour of highest degree.
+        Share in the mean of the neighbour with the lowest loss, and of the neighbour with the highest degree.
     p1, p2
-        Share of the way to each of them that follows.
+        Share of the distance to each of them that the worker then moves.
     """
 
     c1: float = 0.3

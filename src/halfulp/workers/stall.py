@@ -1,9 +1,9 @@
-"""What low precision does to workers, predicted: pulls that stall, and the error of messages.
+"""Predicted effects of low precision on workers: stalled pulls, and the error of messages.
 
-A pull moves a weight by a share ``w`` of its distance ``d`` from the centre, while the worker walks: ``d <- d - w d +
-step``. That is the dynamics of a weight average of decay ``1 - w`` under the live weight's walk, seen from the other
-side, so that its theory (:mod:`halfulp.theory.walk`) holds for weights that are pulled, and for a centre that follows
-the workers. :class:`halfulp.StallMonitor` on ``optimizer.pull`` counts the stalled pulls.
+A pull moves a weight by a share ``w`` of its distance ``d`` from the centre, while the worker takes steps: ``d <- d - w
+d + step``. These are the dynamics of a weight average of decay ``1 - w``, seen from the live weight. So the theory of
+:mod:`halfulp.theory.walk` applies to pulled weights, and to a centre that follows the workers.
+:class:`halfulp.StallMonitor` on ``optimizer.pull`` counts the stalled pulls.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def pull_stall(
     fmt: Format | str, share: float, step: float, rounding: Rounding = "stochastic", *, every: int = 1,
     workers: int = 1, meetings: int | None = None, absmax_ratio: float | None = None,
 ) -> WalkStall:  # fmt: skip
-    """Share of pulls that stall, of weights or of a centre in a format.
+    """Predict the share of pulls that stall, for weights or a centre in a given format.
 
     Parameters
     ----------
     fmt
-        Format of what is pulled: of 16-bit weights, or of the centre.
+        Format of the 16-bit weights or of the centre.
     share
-        Share of the way that a pull goes: ``beta / workers`` for the workers of EASGD, ``beta`` for its centre.
+        Share of the distance that a pull moves: ``beta / workers`` for the workers of EASGD, ``beta`` for its centre.
     step
         Standard deviation of a weight's training step, relative to the weight.
     rounding
         ``"stochastic"`` or ``"nearest"``.
     every
-        Training steps from one pull to the next.
+        Training steps between pulls.
     workers
-        1 for a worker's weights; for a centre, the workers whose mean it follows.
+        1 for a worker's weights. For a centre, the number of workers whose mean it follows.
     meetings
-        Mean over so many, from a common start; the long run without.
+        Number of meetings from a common start to average over. Default: the long run.
     absmax_ratio
-        For formats with an even grid: largest magnitude of the block over that of the weight.
+        For formats with an even grid: largest magnitude in the block divided by that of the weight.
 
     Examples
     --------
@@ -68,16 +68,16 @@ def pull_stall(
 
 @dataclass(frozen=True)
 class MessageError:
-    """Error of messages against bits sent.
+    """Error of messages and the bits they need.
 
     Parameters
     ----------
     bits
-        Sent for each element, scales included.
+        Bits sent per element, including scales.
     error
-        Root mean square error of a message, relative to the root mean square of what is sent.
+        Root mean square error of a message, relative to the root mean square of the values sent.
     of_mean
-        The same of the mean of all workers' messages.
+        The same for the mean of all workers' messages.
 
     Examples
     --------
@@ -93,17 +93,17 @@ class MessageError:
 def message_error(
     message: Any = "8bit", rounding: str = "stochastic", *, workers: int = 4, similar: bool = True, **storage: Any
 ) -> MessageError:
-    """Error of messages of normal values, found on a sample of 2**16.
+    """Return the error of messages of normally distributed values, measured on a sample of 2**16.
 
     Parameters
     ----------
     message, rounding, storage
-        As of the methods.
+        As for the methods.
     workers
-        How many send.
+        Number of senders.
     similar
-        Whether they send the same values, the worst case: under nearest rounding errors are then alike, and the mean is
-        no better than one message. Otherwise values are independent.
+        Whether all send the same values. This is the worst case: under nearest rounding their errors are equal, and the
+        mean is no better than one message. Otherwise values are independent.
 
     Examples
     --------

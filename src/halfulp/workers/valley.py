@@ -1,4 +1,4 @@
-"""How wide the valley is that the workers span."""
+"""Width of the valley that the workers span."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Weights = Mapping[str, Tensor]
 def ray_to_boundary(
     loss: Callable[[Weights], float], centre: Weights, worker: Weights, kappa: float = 2.0, furthest: float = 1e3
 ) -> float:
-    """Distance from the centre, on the ray through a worker, at which the loss is `kappa` times that of the centre.
+    """Return the distance from the centre, towards a worker, at which the loss is `kappa` times that of the centre.
 
     Parameters
     ----------
     loss
-        Loss of given weights, positive at the centre.
+        Loss as a function of weights. It must be positive at the centre.
     centre, worker
         Weights by name.
     kappa
-        Above 1.
+        Factor, above 1.
     furthest
-        Lengths of the way from centre to worker after which the search ends.
+        Largest distance to search, in units of the distance from centre to worker.
 
     Returns
     -------
     float
-        The distance; infinity where the loss does not reach that value.
+        The distance, or infinity if the loss does not reach that value.
 
     Raises
     ------
     ValueError
-        For a `kappa` of 1 or less, a loss that is not positive at the centre, or a worker at the centre.
+        If `kappa` is at most 1, the loss is not positive at the centre, or the worker is at the centre.
     """
     way = {name: worker[name].float() - x.float() for name, x in centre.items()}
     length = math.sqrt(sum(float(total(d, d)) for d in way.values()))
@@ -75,9 +75,9 @@ def inverse_mean_valley(
     Parameters
     ----------
     loss, kappa, furthest
-        As of :func:`ray_to_boundary`.
+        As for :func:`ray_to_boundary`.
     workers
-        Weights of each worker, by name; two at least.
+        Weights of each worker, by name. At least two.
 
     Examples
     --------
