@@ -118,10 +118,10 @@ def columns_first(params: list[Tensor]) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], int, Callable[[list[Tensor]], None]]] = {
     "build the optimizer with capturable=True": ({"capturable": False}, 1, len),
-    "nonfinite='raise' looks at gradients on the host": ({"nonfinite": "raise"}, 1, len),
-    "make a few ordinary steps before": ({}, 0, len),
+    "nonfinite='raise' reads gradients on the host": ({"nonfinite": "raise"}, 1, len),
+    "run a few ordinary steps before": ({}, 0, len),
     "contiguous gradients of the same dtypes": ({}, 1, columns_first),
-    "computes with sums on the host": ({"transforms": [halfulp.clip_global(1.0)]}, 1, len),
+    "computes sums on the host": ({"transforms": [halfulp.clip_global(1.0)]}, 1, len),
 }
 
 

@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "does not say after how many steps",
     ),
-    "groups without parameters": ({"state": {}, "param_groups": [{"lr": 1e-3}]}, "names its 'params'"),
+    "groups without parameters": ({"state": {}, "param_groups": [{"lr": 1e-3}]}, "name their 'params'"),
     "one rank of several": (
         {"optimizer_state_dict": {"base_optimizer_state": {}, "partition_count": [8, 8]}},
         "one of 8 partitions of DeepSpeed's ZeRO",

@@ -216,7 +216,7 @@ def test_auto_never_resets_what_starts_from_its_first_square(name: str, caplog: 
     assert second.drive is not None
     assert second.drive.whole_first
     assert Planned().period(site) is None
-    assert "never for exp_avg_sq, which starts from its first square" in caplog.text
+    assert "never resets exp_avg_sq: it starts from its first square" in caplog.text
     if name == "ADOPT":
         zero = Site(site.step, 0, 1, tuple(replace(s, drive=SQUARE) if s is second else s for s in site.slots))
         assert Planned().period(zero) == plan_reset("fp8", beta=0.9999, rounding="nearest").period
@@ -265,9 +265,9 @@ def test_reset_state_by_hand() -> None:
     assert ages(other, c) == (0, 2)
     optimizer.reset_state(names=())  # no names: nothing
     assert ages(optimizer, a) == (2, 2)
-    with pytest.raises(ValueError, match=r"no states \['momentum'\]; there are \['exp_avg', 'exp_avg_sq'\]"):
+    with pytest.raises(ValueError, match=r"unknown states \['momentum'\]; there are \['exp_avg', 'exp_avg_sq'\]"):
         optimizer.reset_state(["exp_avg", "momentum"])
-    with pytest.raises(ValueError, match="no parameters of this optimizer"):
+    with pytest.raises(ValueError, match="not parameters of this optimizer"):
         optimizer.reset_state(params=[nn.Parameter(torch.ones(3))])
     assert ages(optimizer, a) == (2, 2)
 

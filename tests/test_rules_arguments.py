@@ -21,8 +21,8 @@ def test_signatures_show_hyper_parameters_and_options() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("AdaBelief", {"betas": (0.9, 1.0)}, "betas are two numbers in"),
-        ("CAME", {"betas": (0.9, 0.99)}, "betas are three numbers"),
+        ("AdaBelief", {"betas": (0.9, 1.0)}, "betas must be two numbers in"),
+        ("CAME", {"betas": (0.9, 0.99)}, "betas must be three numbers"),
         ("Adam", {"transforms": [1.0]}, "a list of functions"),
         ("AMSGD", {"transforms": [halfulp.clip_global(1.0)]}, "sums over the model"),
         ("LAMB", {"bias_correction": "both"}, "bias_correction is 'moments', 'none' or 'step'"),

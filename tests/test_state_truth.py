@@ -371,8 +371,8 @@ REFUSED: dict[str, Refused] = {
     "parameter cut": Refused(param_shortened, "in optimizer.state; a parameter of shape"),
     "parameter freed": Refused(param_freed, "has no memory"),
     "parameter expanded": Refused(param_expanded, "is expanded"),
-    "parameter double": Refused(param_double, "parameters are float32"),
-    "step deleted": Refused(without_step, "and no step, on which"),
+    "parameter double": Refused(param_double, "parameters must be float32"),
+    "step deleted": Refused(without_step, "but no step, on which"),
     "negative step": Refused(negative_step, "must be a number of steps"),
     "entries no dictionary": Refused(entries_a_list, "holds a list"),
     "gradient cut": Refused(gradient_of_another_length, "the gradient of parameter 0 is"),
@@ -663,7 +663,7 @@ def test_values_that_no_step_makes_are_not_loaded(state: str, name: str, value: 
     step(optimizer, 0)
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][0][name][0, 0] = value
-    with pytest.raises(ValueError, match="damaged, or of a run that had diverged"):
+    with pytest.raises(ValueError, match="damaged, or from a run that had diverged"):
         optimizer.load_state_dict(saved)
 
 

@@ -105,8 +105,8 @@ class Bindings:
             bound.scalars, bound.counts, bound.version = before.scalars, before.counts, before.version
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
-                f"parameters in {param.dtype} are rounded stochastically, so that no update is lost on average "
-                "(param_rounding='nearest' loses those below half a unit)"
+                f"parameters in {param.dtype} are rounded stochastically, which preserves small updates on average "
+                "(param_rounding='nearest' drops those below half a unit)"
             )
         elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
             self._warn_of_standing(group, param, rule, place.label)

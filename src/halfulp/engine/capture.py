@@ -59,13 +59,15 @@ class Recording:
                 "of one step: build the optimizer with capturable=True, and call optimizer.advance() before each replay"
             )
         if optimizer.nonfinite == "raise":
-            raise RuntimeError("nonfinite='raise' looks at gradients on the host: a recorded step needs 'skip'")
+            raise RuntimeError(
+                "nonfinite='raise' reads gradients on the host, which a recorded step cannot do: use nonfinite='skip'"
+            )
         self.params = [p for _, of_group in self.groups for p in of_group]
         strange = [p for p in self.params if not optimizer.state.get(p)]
         if strange:
             raise RuntimeError(
-                f"{optimizer.place(strange[0]).label} has no states yet, and a graph would make them anew in every "
-                "replay: make a few ordinary steps before recording one"
+                f"{optimizer.place(strange[0]).label} has no states yet, and a graph would create them in every "
+                "replay: run a few ordinary steps before recording one"
             )
         self.gradients = [p.grad for p in self.params]
         self.batches: list[Any] = []
@@ -79,7 +81,7 @@ class Recording:
 
     def _record(self, rule: Rule, steps: list[Step]) -> None:
         if rule.measure is not None:
-            raise RuntimeError(f"the rule {rule.name!r} computes with sums on the host: its step cannot be recorded")
+            raise RuntimeError(f"the step of the rule {rule.name!r} cannot be recorded: it computes sums on the host")
         self.batches.append(dispatch.record(rule, steps))
 
     def advance(self) -> None:

@@ -25,11 +25,13 @@ def check_param(param: Tensor) -> None:
     """Raise ``ValueError`` for a parameter that no optimizer here can update."""
     if param.dtype not in PARAM_DTYPES:
         raise ValueError(
-            f"parameters are float32, bfloat16 or float16 (the arithmetic is fp32); got {param.dtype} of shape "
+            f"parameters must be float32, bfloat16 or float16 (the arithmetic is fp32); got {param.dtype} of shape "
             f"{tuple(param.shape)}: use model.float(), .bfloat16() or .half(), or freeze it (requires_grad=False)"
         )
     if param.layout != torch.strided:
-        raise ValueError(f"parameters are dense; got one of layout {param.layout}: give param.to_dense() to the model")
+        raise ValueError(
+            f"parameters must be dense; got one of layout {param.layout}: use param.to_dense() in the model"
+        )
 
 
 def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
@@ -51,23 +53,23 @@ def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
             label = "a parameter on another rank" if bad is None else optimizer.place(bad).label
             raise FloatingPointError(
                 f"the gradient of {label} is not finite; nothing was changed. Skip this step, or use nonfinite='skip' "
-                "to leave out the stretches concerned"
+                "to skip only the tiles concerned"
             )
 
 
 def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
     label = optimizer.place(param).label
     if grad.layout != torch.strided:
-        raise RuntimeError(f"{type(optimizer).__name__} takes dense gradients; got a sparse one: use sparse=False")
+        raise RuntimeError(f"{type(optimizer).__name__} needs dense gradients, got a sparse one: use sparse=False")
     check_param(param)  # model.double() after the optimizer was built
     if param.is_meta:
         raise RuntimeError(
-            f"{label} is on the meta device: give the model memory first (model.to_empty(device=...)), and build the "
-            "optimizer then"
+            f"{label} is on the meta device: allocate the model first (model.to_empty(device=...)), then build the "
+            "optimizer"
         )
     raise RuntimeError(
-        f"the gradient of {label} is {grad.dtype} of shape {tuple(grad.shape)}, the parameter {param.dtype} of shape "
-        f"{tuple(param.shape)}: compute it anew (zero_grad() and backward()) after a parameter was changed"
+        f"the gradient of {label} is {grad.dtype} of shape {tuple(grad.shape)}, the parameter {param.dtype} of "
+        f"shape {tuple(param.shape)}: call zero_grad() and backward() again after changing a parameter"
     )
 
 
@@ -96,8 +98,8 @@ def tell_kept_fp32(report: MemoryReport) -> None:
         most = max(kept, key=lambda row: row.bytes)
         log_once(
             f"states that stay in fp32 take {size / 2**20:.1f} of {report.total / 2**20:.1f} MiB: those of "
-            f"{len({row.parameter for row in kept})} parameters, as {most.parameter} ({most.kept_fp32}). min_size=0 "
-            "quantizes these too",
+            f"{len({row.parameter for row in kept})} parameters, such as {most.parameter} ({most.kept_fp32}). "
+            "min_size=0 quantizes them too",
             level=30,
         )
 
@@ -109,6 +111,6 @@ def tell_replaced(before: Registry, now: Registry, state: Mapping[Any, Any]) -> 
     if gone and new:
         log_once(
             f"{', '.join(new[:3])}{' ...' if len(new) > 3 else ''}: replaced in optimizer.param_groups by a tensor "
-            "without state, which begins anew; the state of the old one is still in optimizer.state",
+            "without state, whose state starts at zero; the state of the old tensor is still in optimizer.state",
             level=30,
         )

@@ -46,7 +46,7 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
                 optimizer.states(key)  # repair what was put there since the last step
             state[registry[key].index] = _decoded(optimizer, key, entries) if is_flat(key) else entries
         else:
-            log_once("states of tensors that are in no group any more are not saved", level=30)
+            log_once("states of tensors that are no longer in a group are not saved", level=30)
     result: dict[str, Any] = {
         "state": state,
         "param_groups": [_packed_group(optimizer, g) for g in optimizer.param_groups],
@@ -94,7 +94,7 @@ def _validate(
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
         raise ValueError(
             f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
-            f"optimizer of {[len(g['params']) for g in groups]}: build it with the groups it was saved with"
+            f"optimizer has groups of {[len(g['params']) for g in groups]}: build it with the groups it was saved with"
         )
     states: dict[Any, dict[str, Any]] = {}
     values: list[dict[str, Any]] = []
@@ -113,9 +113,9 @@ def _validate(
                 states[param] = _entries(param, place.label, stored, master, entries, state_dict["state"][key])
     if groups and not states:
         log_once(
-            "a state_dict without states was loaded: they begin at zero. That is right before a first step; of a run "
-            "that has made some, torch.distributed.checkpoint fills only what is there: give it "
-            "get_optimizer_state_dict(model, optimizer) in place of optimizer.state_dict()",
+            "a state_dict without states was loaded: all states start at zero. That is right before the first step. "
+            "If the run has made steps, note that torch.distributed.checkpoint fills only entries that exist: give "
+            "it get_optimizer_state_dict(model, optimizer) instead of optimizer.state_dict()",
             level=30,
         )
     known = {k for g in saved_groups for k in g["params"]}
@@ -138,7 +138,7 @@ def reading(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{what} is damaged or of another kind: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{what} is damaged, or something else: {type(error).__name__}: {error}") from error
 
 
 def check_layout(state_dict: Any) -> None:
@@ -152,11 +152,11 @@ def check_layout(state_dict: Any) -> None:
         or not all(isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in groups)
     ):
         raise ValueError(
-            "not an optimizer state_dict: 'state' is a dictionary, 'param_groups' a list of groups, "
-            "each of which names its 'params'"
+            "not an optimizer state_dict: 'state' must be a dictionary, and 'param_groups' a list of groups that "
+            "each name their 'params'"
         )
     if not all(isinstance(key, (int, str)) for g in groups for key in g["params"]):
-        raise ValueError("not an optimizer state_dict: the 'params' of a group are numbers or names of parameters")
+        raise ValueError("not an optimizer state_dict: the 'params' of a group must be numbers or names of parameters")
 
 
 def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
@@ -197,12 +197,12 @@ def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
     moved = [n for i, n in enumerate(mine) if n in theirs and theirs[i] != n]
     if moved:
         raise ValueError(
-            f"the state_dict has parameters in another order, and not all of the same names: {moved[0]!r} is "
-            f"number {theirs.index(moved[0])} of its group there and {mine.index(moved[0])} here; build the optimizer "
-            "as it was saved"
+            f"the state_dict has parameters in another order, and not all names are the same: {moved[0]!r} is number "
+            f"{theirs.index(moved[0])} of its group there and {mine.index(moved[0])} here; build the optimizer as it "
+            "was saved"
         )
     there, here = next((a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
-    log_once(f"a state_dict of parameters with other names is loaded by their order: {there!r} into {here!r}", level=30)
+    log_once(f"a state_dict with other parameter names is loaded by order: {there!r} into {here!r}", level=30)
     return keys
 
 
@@ -216,21 +216,23 @@ def _entries(
     saved: Any,
 ) -> dict[str, Any]:  # fmt: skip
     if not isinstance(saved, dict):
-        raise ValueError(f"{label}: the state_dict has a {type(saved).__name__} instead of its states")
+        raise ValueError(f"{label}: expected its states in the state_dict, got a {type(saved).__name__}")
     states = [SlotState(s.slot, s.quantizer, s.shape, entries) for s in plan]
     left = dict(saved)
     left.pop(f"{MASTER}_age", None)  # from older checkpoints, where it was a state of its rule
     if master is not None and MASTER in left:
         master.loaded(label, left, param.device)
     elif master is not None:
-        log_once(f"a state_dict without {MASTER} was loaded: weights go on as they are in {param.dtype}", level=30)
+        log_once(
+            f"a state_dict without {MASTER} was loaded: training continues from the weights in {param.dtype}", level=30
+        )
     for name in drop_leftovers(left, {s.slot.name for s in states}):
-        log_once(f"{label}: {name} is left out: its slot went with a hyper-parameter before the state_dict was made")
+        log_once(f"{label}: {name} is left out: a hyper-parameter had removed its slot before the state_dict was saved")
     gone = [s for s in states if not set(s.keys) & set(left)]
     if gone:
         names, all_of_it = ", ".join(s.slot.name for s in gone), len(gone) == len(states)
-        why = "forgotten, as of blocks at rest" if all_of_it else "a hyper-parameter may have brought its slot"
-        log_once(f"{label}: saved without {names}, which begins anew ({why})", level=20 if all_of_it else 30)
+        why = "dropped, as for blocks at rest" if all_of_it else "a hyper-parameter may have added its slot"
+        log_once(f"{label}: saved without {names}, which starts at zero ({why})", level=20 if all_of_it else 30)
     states = [s for s in states if s not in gone]
     expected = {"step", *(key for state in states for key in state.keys)}
     if is_flat(param):
@@ -294,4 +296,4 @@ def check_values(label: str, state: SlotState) -> None:
         raise ValueError(f"{label}: {slot.name} has negative values, which it never takes; {DAMAGED}")
 
 
-DAMAGED = "the checkpoint is damaged, or of a run that had diverged"
+DAMAGED = "the checkpoint is damaged, or from a run that had diverged"

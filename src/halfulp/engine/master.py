@@ -21,7 +21,7 @@ __all__ = ["MASTER", "MasterState", "check_master", "master_kind", "storage_of"]
 def check_master(kind: Any) -> None:
     """Raise ``ValueError`` for an unknown kind of master weights."""
     if kind is not None and (not isinstance(kind, str) or kind not in MASTERS):
-        raise ValueError(f"master_weights is None, {', '.join(map(repr, MASTERS))}; got {kind!r}")
+        raise ValueError(f"master_weights must be None, {', '.join(map(repr, MASTERS))}; got {kind!r}")
 
 
 def master_kind(kind: str | None, param: Tensor, label: str) -> str | None:
@@ -199,4 +199,4 @@ class MasterState:
         self.entries[MASTER] = copied if is_sharded(copied) else plain(copied)
 
 
-WAY_OUT = f"delete {MASTER} of optimizer.state[param], and the weights go on as they are in 16 bits"
+WAY_OUT = f"delete {MASTER} of optimizer.state[param] to continue from the 16-bit weights"

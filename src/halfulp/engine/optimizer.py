@@ -127,7 +127,7 @@ class RuleOptimizer(Optimizer):
         self.capturable: bool = extra.pop("capturable", False)
         self.transforms = check_transforms(extra.pop("transforms", ()))
         if self.nonfinite not in ("skip", "raise"):
-            raise ValueError(f"nonfinite is 'skip' or 'raise', got {self.nonfinite!r}")
+            raise ValueError(f"nonfinite must be 'skip' or 'raise', got {self.nonfinite!r}")
         dispatch.check_backend(self.backend)
         self.storage = StorageOptions(**extra)
         self._start_caches()
@@ -137,7 +137,9 @@ class RuleOptimizer(Optimizer):
         names = [name for g in self.param_groups for name in g.get("param_names", ())]
         for pattern in self.storage.keep_fp32:
             if not fnmatch.filter(names, pattern):
-                log_once(f"keep_fp32 pattern {pattern!r} fits no parameter name ({', '.join(names[:3])} ...)", level=30)
+                log_once(
+                    f"keep_fp32 pattern {pattern!r} matches no parameter name ({', '.join(names[:3])} ...)", level=30
+                )
 
     def _start_caches(self) -> None:
         self._registry: Registry | None = None
@@ -192,7 +194,7 @@ class RuleOptimizer(Optimizer):
         """Add a group, as in torch. Its keys, formats and parameters are checked here."""
         for key in param_group:
             if key in NOT_GROUP:
-                raise ValueError(f"{key} holds for the whole optimizer: pass it as an argument, not in a group")
+                raise ValueError(f"{key} applies to the whole optimizer: pass it as an argument, not in a group")
             near = difflib.get_close_matches(key, [*self.defaults, "params", "param_names"], n=1, cutoff=0.8)
             if near and near[0] != key:
                 raise ValueError(f"unknown key {key!r} in a parameter group. Did you mean {near[0]!r}?")
@@ -363,7 +365,7 @@ class RuleOptimizer(Optimizer):
         ...         graph.replay()
         """
         if self._recording is None:
-            raise RuntimeError("advance() comes before a replay of a recorded step, and none was recorded: call step()")
+            raise RuntimeError("advance() prepares a replay of a recorded step, but none was recorded: call step()")
         self._recording.advance()
 
     def make_step(
@@ -432,8 +434,7 @@ class RuleOptimizer(Optimizer):
         labels = [self.place(p).label for group in self.param_groups for p in group["params"]]
         label = labels[number] if number < len(labels) else f"parameter {number}"
         log_once(
-            f"{label}: gradient or state not finite; the stretches concerned were left untouched (see "
-            "optimizer.skipped)",
+            f"{label}: gradient or state not finite; the tiles concerned were left unchanged (see optimizer.skipped)",
             level=30,
         )
 
@@ -473,11 +474,11 @@ class RuleOptimizer(Optimizer):
         registry = self.registry
         strangers = [tuple(p.shape) for p in chosen or () if p not in registry]
         if strangers:
-            raise ValueError(f"reset_state got tensors of shape {strangers} that are no parameters of this optimizer")
+            raise ValueError(f"reset_state got tensors of shape {strangers} that are not parameters of this optimizer")
         known = {s.name for group in self.param_groups for s in self.group_slots(group)}
         known |= {MASTER for group in self.param_groups if self.plan(group).master}
         if names is not None and not set(names) <= known:
-            raise ValueError(f"no states {sorted(set(names) - known)}; there are {sorted(known)}")
+            raise ValueError(f"unknown states {sorted(set(names) - known)}; there are {sorted(known)}")
         for p in self.registry:
             if (chosen is None or p in chosen) and self.state.get(p):
                 states, master = self.states(p), self.master(p)
@@ -507,7 +508,7 @@ class RuleOptimizer(Optimizer):
         """Return the states of a parameter that has made a step. Raise ``KeyError`` for any other."""
         place, entries, bound = self.place(param), self.state.get(param), self._bindings.get(param)
         if not entries:
-            raise KeyError(f"{place.label} has no state yet: it has made no step")
+            raise KeyError(f"{place.label} has no state before its first step")
         if bound is not None and bound.current(entries, self.plan(place.group).quantizers) and bound.intact():
             return bound.states
         found = self._states_over(entries, param)

@@ -97,16 +97,16 @@ def _value(given: Any) -> Any:
 def check_options(group: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for invalid options of a group."""
     if not is_rate(as_number("lr", group["lr"])):
-        raise ValueError(f"lr must not be negative, and finite; got {group['lr']}")
+        raise ValueError(f"lr must be finite and not negative; got {group['lr']}")
     if group["param_rounding"] not in ("nearest", "stochastic"):
-        raise ValueError(f"param_rounding is 'nearest' or 'stochastic', got {group['param_rounding']!r}")
+        raise ValueError(f"param_rounding must be 'nearest' or 'stochastic', got {group['param_rounding']!r}")
     check_master(group["master_weights"])
     for switch in ("bound_update", "maximize"):
         check_switch(switch, group[switch])
     if not isinstance(group["seed"], int):
-        raise ValueError(f"seed is an integer, got {group['seed']!r}")
+        raise ValueError(f"seed must be an integer, got {group['seed']!r}")
     if not 0 <= group["seed"] < 1 << 64:
-        raise ValueError(f"seed is an integer of at most 64 bits, not negative; got {group['seed']}")
+        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1; got {group['seed']}")
 
 
 def plan_group(
@@ -165,14 +165,14 @@ def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storag
         quantizers = dict.fromkeys(quantizers, FLOAT32)
     if sharded and not rule.shardable:
         log_once(
-            f"{rule.title or rule.name}: rule {rule.name!r} needs all elements of a sharded parameter, so that its "
-            "states are whole on every rank (memory() counts them so)",
+            f"{rule.title or rule.name}: rule {rule.name!r} needs all elements of a sharded parameter, so its states "
+            "are whole on every rank (memory() counts them so)",
             level=30,
         )
     if is_flat(param) and not rule.shardable:
         log_once(
-            f"{rule.title or rule.name}: rule {rule.name!r} needs each parameter whole, and FSDP1 gives it flat parts, "
-            "which it takes for vectors. Shard with fully_shard (FSDP2) instead",
+            f"{rule.title or rule.name}: rule {rule.name!r} needs whole parameters, but FSDP1 gives it flat parts, "
+            "which it treats as vectors. Shard with fully_shard (FSDP2) instead",
             level=30,
         )
     found = []

@@ -76,11 +76,11 @@ class Registry:
         except KeyError:
             if not isinstance(param, Tensor):
                 raise TypeError(
-                    f"a parameter is asked for by its tensor, got {param!r}; e.g. model.get_parameter(name)"
+                    f"expected the tensor of a parameter, got {param!r}; use model.get_parameter(name)"
                 ) from None
             raise KeyError(
-                f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer; "
-                "optimizer.add_param_group({'params': [...]}) adds some"
+                f"a tensor of shape {tuple(param.shape)} is not a parameter of this optimizer; add it with "
+                "optimizer.add_param_group({'params': [...]})"
             ) from None
 
     def __contains__(self, param: object) -> bool:

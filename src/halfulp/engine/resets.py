@@ -137,7 +137,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.period < 1:
-            raise ValueError(f"a reset period is at least 1 step, got {self.period}")
+            raise ValueError(f"a reset period must be at least 1 step, got {self.period}")
 
     def offset(self, site: Site) -> int:
         """Return the step, modulo the period, at which this parameter is reset."""
@@ -199,8 +199,8 @@ class Planned:
         started = next((s for s in planned if s.drive is not None and s.drive.whole_first), None)
         if started is not None:
             log_once(
-                f"reset='auto': never for {started.name}, which starts from its first square rather than from zero; a "
-                "reset would put its scale back to that of a single gradient"
+                f"reset='auto' never resets {started.name}: it starts from its first square rather than from zero, so "
+                "a reset would put its scale back to that of a single gradient"
             )
             return None
         beta1 = next((s.decay for s in site.slots if s.averages("gradient")), 0.9)
@@ -215,8 +215,8 @@ class Planned:
         due = (Staggered if self.stagger else Every)(period).due(site)
         if due and site.mostly_zero:
             log_once(
-                f"reset='auto': parameter {site.index} is left out where its gradient is mostly zero, as an "
-                "embedding's is; keep such tensors in stochastic rounding"
+                f"reset='auto' skips parameter {site.index} while its gradient is mostly zero, as for an embedding; "
+                "use stochastic rounding for such tensors"
             )
             return ()
         return due
@@ -263,4 +263,4 @@ def as_schedule(reset: object) -> ResetSchedule | None:
         return reset
     if callable(reset) and not isinstance(reset, type):
         return _Function(reset)
-    raise ValueError(f"reset is None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")
+    raise ValueError(f"reset must be None, a period in steps, 'auto', a ResetSchedule or a function; got {reset!r}")

@@ -27,19 +27,19 @@ def row_index(rows: Rows, param: Tensor) -> Tensor:
     if param.ndim == 0:
         raise ValueError("a parameter without dimensions has no rows")
     if is_sharded(param):
-        raise ValueError("rows of sharded parameters are not known here: every rank has some of them")
+        raise ValueError("rows of sharded parameters cannot be selected: every rank has only some of them")
     count = param.shape[0]
     if isinstance(rows, slice):
         return torch.arange(count, device=param.device)[rows]
     index = torch.as_tensor(rows, device=param.device)
     if index.dtype == torch.bool:
         if index.shape != (count,):
-            raise ValueError(f"a mask of rows has shape ({count},), got {tuple(index.shape)}")
+            raise ValueError(f"a mask of rows must have shape ({count},), got {tuple(index.shape)}")
         return index.nonzero().reshape(-1)
     if index.numel() == 0:
         return index.long().reshape(-1)
     if index.ndim != 1 or index.is_floating_point() or not bool(((index >= -count) & (index < count)).all()):
-        raise ValueError(f"rows are numbers below {count}, a mask or a slice; got {rows!r}")
+        raise ValueError(f"rows must be numbers below {count}, a mask or a slice; got {rows!r}")
     return index.long() % count
 
 
@@ -50,8 +50,8 @@ def _has_rows(state: SlotState, shape: torch.Size) -> bool:
     if math.prod(state.shape[:1]) != shape[0] or state.shape == shape[1:] or state.shape.numel() <= 1:
         return False  # a factor of the columns, or one number for all
     raise ValueError(
-        f"{state.slot.name} of shape {tuple(state.shape)} mixes the rows of the parameter, so that none of them can be "
-        "set back or moved alone: reset_state() without rows"
+        f"{state.slot.name} of shape {tuple(state.shape)} mixes the rows of the parameter, so single rows cannot "
+        "be reset or moved: call reset_state() without rows"
     )
 
 
@@ -158,16 +158,16 @@ def _picked(source: Tensor, initial: Tensor, rows: Tensor, is_old: Tensor) -> Te
 
 def _check_pair(optimizer: RuleOptimizer, old: Tensor, new: Tensor) -> None:
     if old not in optimizer.registry:
-        raise ValueError(f"the tensor of shape {tuple(old.shape)} is no parameter of this optimizer")
+        raise ValueError(f"the tensor of shape {tuple(old.shape)} is not a parameter of this optimizer")
     if new in optimizer.registry:
-        raise ValueError("the new parameter is one of this optimizer already")
+        raise ValueError("the new parameter is already in this optimizer")
     check_param(new)
     if is_sharded(old) or is_sharded(new):
-        raise ValueError("rows of sharded parameters are not moved: resize before the model is sharded")
+        raise ValueError("rows of sharded parameters cannot be moved: resize before sharding the model")
     if old.ndim == 0 or (old.dtype, old.device, old.shape[1:]) != (new.dtype, new.device, new.shape[1:]):
         raise ValueError(
-            f"parameters differ in their rows alone: {old.dtype} {tuple(old.shape)} on {old.device} cannot become "
-            f"{new.dtype} {tuple(new.shape)} on {new.device}"
+            f"the two parameters may differ only in their rows: {old.dtype} {tuple(old.shape)} on {old.device} cannot "
+            f"become {new.dtype} {tuple(new.shape)} on {new.device}"
         )
     if not new.is_leaf:
         raise ValueError("the new parameter is computed from others: wrap it in torch.nn.Parameter")
@@ -178,14 +178,14 @@ def _sources(rows: Tensor | Sequence[int] | None, old: Tensor, new: Tensor) -> T
     count = new.shape[0]
     if rows is None:
         if count < old.shape[0]:
-            raise ValueError(f"{old.shape[0] - count} rows are to go: say by rows= which of the old ones are left")
+            raise ValueError(f"{old.shape[0] - count} rows are removed: name the old rows that remain in rows=")
         index = torch.arange(count, device=new.device)
         return torch.where(index < old.shape[0], index, -1)
     index = torch.as_tensor(rows, device=new.device)
     whole = index.numel() == 0 or not (index.is_floating_point() or index.dtype == torch.bool)
     if index.shape != (count,) or not whole or bool(((index < -1) | (index >= old.shape[0])).any()):
         raise ValueError(
-            f"rows names for each of {count} rows one of {old.shape[0]} old ones, or -1; got {tuple(index.shape)} of "
-            f"{index.dtype}"
+            f"rows must name one of {old.shape[0]} old rows, or -1, for each of {count} rows; got "
+            f"{tuple(index.shape)} of {index.dtype}"
         )
     return index.long()

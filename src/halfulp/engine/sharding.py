@@ -136,7 +136,7 @@ def window(param: Tensor) -> Window:
     shape, offset = compute_local_shape_and_global_offset(whole, sharded.device_mesh, sharded.placements)
     if any(n != m for n, m in zip(shape[2:], whole[2:], strict=True)):
         raise ValueError(
-            f"a parameter of shape {whole} is sharded as {sharded.placements}; halfulp takes shards along the "
+            f"a parameter of shape {whole} is sharded as {sharded.placements}; halfulp supports shards along the "
             "first two dimensions"
         )
     first, inner = 0, 1
@@ -210,7 +210,7 @@ def shard_like(param: Tensor, part: Tensor) -> Tensor:
     sharded: DTensor = param  # type: ignore[assignment]
     mesh = sharded.device_mesh
     if not all(isinstance(p, (Shard, Replicate)) for p in sharded.placements):
-        raise ValueError(f"a parameter is placed as {sharded.placements}; halfulp takes Shard and Replicate")
+        raise ValueError(f"a parameter is placed as {sharded.placements}; halfulp supports Shard and Replicate")
     if any(isinstance(p, Shard) and p.dim > 0 for p in sharded.placements):
         whole = _summed_shape(sharded, part)
     else:
@@ -322,7 +322,7 @@ def local_state_shape(param: Tensor, quantizer: Quantizer) -> tuple[int, ...]:
         cut = [n * inner for n in (here.offset[1:2] + here.shape[1:2]) if here.shape[1:] != tuple(param.shape[1:])]
         if any(n % block for n in cut):
             log_once(
-                f"a parameter of shape {tuple(param.shape)} is sharded inside its blocks of {block}: its states are "
-                "not those of the whole, bit for bit"
+                f"a parameter of shape {tuple(param.shape)} is sharded within its blocks of {block}: its states differ "
+                "from those of an unsharded run"
             )
     return here.shape

@@ -158,9 +158,11 @@ class SlotState:
         name, given = self.slot.name, self.entries.get(self.slot.name)
         if given is None:
             if self.entries.get(self.scale_key) is not None:
-                raise ValueError(f"{label}: optimizer.state has {self.scale_key} and not {name}: {self._way_out()}")
+                raise ValueError(f"{label}: optimizer.state has {self.scale_key} but not {name}: {self._way_out()}")
             if step:
-                log_once(f"{label}: optimizer.state has no {name} beside its other states; it begins anew", level=30)
+                log_once(
+                    f"{label}: optimizer.state has no {name} next to its other states; it starts at zero", level=30
+                )
             return self.initial(param)
         entries = {
             key: usable(self.entries[key], key, label, param, self.sharded, self._way_out()) for key in self._present()
@@ -202,7 +204,7 @@ class SlotState:
         )
 
     def _way_out(self) -> str:
-        return f"delete {', '.join(self.keys)} of it (or all of optimizer.state[param]) to begin anew"
+        return f"delete {', '.join(self.keys)} there (or all of optimizer.state[param]) to start at zero"
 
 
 def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: str) -> Tensor:
@@ -219,7 +221,7 @@ def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: 
     if local(x).is_meta or not has_memory(local(x)):
         raise ValueError(f"{label}: {key} in optimizer.state has no memory (meta device, or freed storage)")
     if x.device != param.device:
-        log_once(f"{label}: {key} is on {x.device}, and is moved to {param.device} as its parameter", level=30)
+        log_once(f"{label}: {key} is on {x.device}, and is moved to {param.device}, where its parameter is", level=30)
         x = x.to(param.device)
     if is_sharded(x) and not sharded:
         return whole_values(x)

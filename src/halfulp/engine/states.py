@@ -100,8 +100,8 @@ class Bound:
             return
         if self.master.follow_(self.param):
             log_once(
-                "16-bit weights were set between steps, and their fp32 master weights follow; those that were set "
-                "through .data are not noticed: optimizer.reset_state(['master_param']) takes them over"
+                "16-bit weights were set between steps, and their fp32 master weights follow. Changes through .data "
+                "are not noticed: call optimizer.reset_state(['master_param']) after them"
             )
 
     def current(self, entries: dict[str, Any] | None, quantizers: dict[str, Quantizer]) -> bool:
@@ -190,8 +190,8 @@ def bind(
     stored = [s for s in slots if s.slot.name in found]
     if stored and "step" not in found:
         raise ValueError(
-            f"{label}: optimizer.state has its {stored[0].slot.name} and no step, on which bias correction and random "
-            "bits depend: put its number of steps there, or delete optimizer.state[param] to begin anew"
+            f"{label}: optimizer.state has its {stored[0].slot.name} but no step, on which bias correction and random "
+            "bits depend: set the number of steps there, or delete optimizer.state[param] to start at zero"
         )
     fresh: dict[str, Any] = {"step": count(label, "step", found.get("step", 0))}
     master = MasterState.of(param, plan.master, found, rule, label)
@@ -226,4 +226,4 @@ def _check_memory(param: Tensor, label: str) -> None:
     if not has_memory(part):
         raise RuntimeError(f"{label} has no memory: its storage was freed or made smaller; gather the parameters first")
     if torch._debug_has_internal_overlap(part) == 1:
-        raise RuntimeError(f"{label} is expanded: several of its elements are one in memory; use param.clone()")
+        raise RuntimeError(f"{label} is expanded: several of its elements share memory; use param.clone()")

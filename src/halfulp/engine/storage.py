@@ -51,9 +51,9 @@ class StorageOptions:
         if isinstance(self.keep_fp32, str):
             object.__setattr__(self, "keep_fp32", (self.keep_fp32,))
         if not isinstance(self.keep_fp32, (tuple, list)) or not all(isinstance(p, str) for p in self.keep_fp32):
-            raise ValueError(f"keep_fp32 is a name pattern or a list of them, got {self.keep_fp32!r}")
+            raise ValueError(f"keep_fp32 must be a name pattern or a list of them, got {self.keep_fp32!r}")
         if not isinstance(self.min_size, int) or self.min_size < 0:
-            raise ValueError(f"min_size is a number of elements, 0 to quantize everything; got {self.min_size!r}")
+            raise ValueError(f"min_size must be a number of elements, 0 to quantize everything; got {self.min_size!r}")
         check_switch("zero_floor", self.zero_floor)
 
 
@@ -94,13 +94,13 @@ def slot_quantizers(
         if isinstance(rounding, Mapping):
             how = rounding.get(slot.name, how)
         if how not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding is 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
+            raise ValueError(f"rounding must be 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
         if isinstance(wanted, Quantizer):
             how = wanted.rounding if by_slot else slot.rounding or wanted.rounding
         quantizer = FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options)
         if quantizer.format.bits < slot.least_bits and not by_slot:
             wider = _quantizer(slot, "8bit", how, options)
-            log_once(f"{slot.name} is stored as {wider.format.name}: {quantizer.format.name} loses too much of it")
+            log_once(f"{slot.name} is stored as {wider.format.name}: {quantizer.format.name} is too coarse for it")
             quantizer = wider
         quantizers.append(quantizer)
     return tuple(quantizers)
@@ -118,7 +118,7 @@ def _quantizer(slot: StateSlot, wanted: Any, rounding: Rounding, options: Storag
         quantizer = Quantizer(fmt, Scaling(options.scale, "block", options.block_size), rounding, floor)  # type: ignore[arg-type]
     else:
         raise ValueError(
-            f"a state is stored as a format name, a Format or a Quantizer, or by slot in a mapping; got {wanted!r}"
+            f"a state must be given as a format name, a Format or a Quantizer, or by slot in a mapping; got {wanted!r}"
         )
     if slot.signed and not quantizer.format.signed:
         raise ValueError(f"{slot.name} takes negative values, and {quantizer.format.name} has no sign")

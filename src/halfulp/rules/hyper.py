@@ -90,14 +90,14 @@ def _check(name: str, given: Any, default: Any, below_one: bool) -> None:
     """Raise ``ValueError`` unless a value has the form of its default and its numbers are in range."""
     upper = 1.0 if below_one else math.inf
     if isinstance(default, tuple):
-        allowed = "numbers in [0, 1)" if below_one else "numbers that are not negative, and finite"
+        allowed = "numbers in [0, 1)" if below_one else "numbers that are finite and not negative"
         right = isinstance(given, (tuple, list)) and len(given) == len(default)
         if not right or not all(0.0 <= as_number(f"each of {name}", value) < upper for value in given):
-            raise ValueError(f"{name} are {COUNTS[len(default)]} {allowed}, got {given!r}")
+            raise ValueError(f"{name} must be {COUNTS[len(default)]} {allowed}, got {given!r}")
     elif isinstance(default, bool):
         check_switch(name, given)
     elif not isinstance(default, (str, NoneType)) or _is_number(given):
-        allowed = "be in [0, 1), got" if below_one else "not be negative, and finite; got"
+        allowed = "be in [0, 1), got" if below_one else "be finite and not negative; got"
         if not 0.0 <= as_number(name, given) < upper:
             raise ValueError(f"{name} must {allowed} {given}")
 
