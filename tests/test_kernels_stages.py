@@ -62,7 +62,7 @@ def trained(make: Callable[[list[Tensor]], Any], dtype: torch.dtype, odd: bool =
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("Adafactor", {}), ("Adafactor", {"momentum": 0.9, "weight_decay": 0.1}), ("CAME", {})],
+    [("Adafactor", {}), ("Adafactor", {"momentum": 0.9, "weight_decay": 0.1}), ("CAME", {}), ("AdamP", {})],
 )
 def test_every_thread_and_shape_has_the_bits_of_the_reference(
     name: str, options: dict[str, Any], stored: str, in_torch: list[Step]

@@ -16,7 +16,7 @@ from support.rules import VARIANTS, Variant
 __all__ = ["PROGRAMS", "make_program_step"]
 
 NO_PROGRAM = (
-    "SMMF", "AdamP", "Muon", "SOAP", "Conda", "MicroAdam", "SubsetNorm", "SubspaceMomentum", "FRUGAL",
+    "SMMF", "Muon", "SOAP", "Conda", "MicroAdam", "SubsetNorm", "SubspaceMomentum", "FRUGAL",
 )  # fmt: skip
 """Optimizers whose rule runs in torch operations."""
 PROGRAMS = [v for v in VARIANTS if v.name not in NO_PROGRAM]

@@ -88,7 +88,7 @@ def _number(x: float) -> str:
 def c_function(program: Program) -> str:
     """Return a C function for one piece, named by the program's digest."""
     names: dict[int, str] = {}
-    setup, body = [], []
+    setup, body, results = [], [], []
     for number, index in enumerate(program.uniforms, len(program.rows)):
         names[index] = f"c{number}"
         value = f"setf(w->c[{number}])"
@@ -125,12 +125,18 @@ def c_function(program: Program) -> str:
         body.append(f"LARGEST({k}, {names[index]});")
     if program.param is not None:
         body.append(f"stf(new_param + i, {names[program.param]});")
-    for k, (a, b, _) in enumerate(program.terms):
-        body.append(f"PLAIN_TERM({k}, {names[a]});" if b is None else f"TERM({k}, {names[a]}, {names[b]});")
+    for k, (a, b, kind) in enumerate(program.terms):
+        if kind == "largest":
+            setup.append(f"vi top{k} = seti(0);")
+            results.append(f"LARGEST_OF({k});")
+            body.append(f"LARGEST_TERM({k}, {names[a]});")
+        else:
+            body.append(f"TERM({k}, {names[a]});" if b in (a, None) else f"PRODUCT({k}, {names[a]}, {names[b]});")
     loop = "MEASURE_EACH_VECTOR" if program.sums else "FOR_EACH_VECTOR"
     start = f"START({len(program.states)})" if not program.sums else f"MEASURE({len(program.states)})"
     lines = [f"static void p{program.digest}(const hu_piece *w) {{", f"    {start}", *(f"    {x}" for x in setup)]
-    return "\n".join([*lines, f"    {loop}({' '.join(reads)},", *(f"        {x}" for x in body), "    )", "}"])
+    lines += [f"    {loop}({' '.join(reads)},", *(f"        {x}" for x in body), "    )"]
+    return "\n".join([*lines, *(f"    {x}" for x in results), "}"])
 
 
 def _c_value(name: str, args: list[str], of: float | int | None) -> str:
@@ -178,7 +184,7 @@ def machine_code(program: Program) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
         ("states", len(program.states), MAX_SLOTS), ("sums", len(program.terms), MAX_SUMS),
         ("uniform values", len(program.rows) + len(uniforms) + len(shifts), MAX_UNIFORMS),
         ("values needed at once", registers, MAX_REGISTERS), ("vectors of columns", len(program.columns), MAX_VECTORS),
-        ("sums of rows and columns", sum(kind == "vectors" for _, _, kind in program.terms), MAX_VECTORS),
+        ("sums of columns", sum(kind == "columns" for _, _, kind in program.terms), MAX_VECTORS),
     )  # fmt: skip
     for what, count, most in rooms:
         if count > most:
@@ -258,9 +264,9 @@ class _Machine:
         if program.param is not None:
             lines.append(("save_param", [self._operand(self._value(program.param), place)], 0))
         lines += saves
-        for k, (a, b, _) in enumerate(program.terms):
-            pair = [self._operand(self._value(i), place) for i in (a, b) if i is not None]
-            lines.append(("term" if len(pair) == 2 else "plain_term", pair, k))
+        for k, (a, b, kind) in enumerate(program.terms):
+            pair = [self._operand(self._value(i), place) for i in dict.fromkeys((a, b)) if i is not None]
+            lines.append(("largest_term" if kind == "largest" else "product" if len(pair) == 2 else "term", pair, k))
         rows = count + len(program.rows)
         uniforms = rows + len(self.uniforms) + len(self.shifts)
         first = {"register": 0, "row": count, "uniform": rows, "input": uniforms, "plain": 0}

@@ -77,7 +77,8 @@ class _Course:
         stored = {s.slot.name: s for s in step.binding.states}
         numbers = numbers_of(self.staged.numbers, step.binding.states)
         vectors = [CODEC.read(stored[name]).numpy() for name, _ in self.staged.vectors]
-        self.found = self.staged.begin(step.scalars, numbers, vectors)
+        self.sides = rows_and_cols(step.binding.shape)
+        self.found = self.staged.begin(step.scalars, numbers, vectors, self.sides)
 
     def _taken(self, stage: Stage, compiled: Compiled) -> tuple[list[float], Vectors]:
         given = stage.inputs(self.found)
@@ -90,7 +91,7 @@ class _Course:
 
     def proceed(self, level: int, sums: dict[str, Any]) -> None:
         """Add the results of a round."""
-        self.fine = self.staged.proceed(self.found, level, sums, *rows_and_cols(self.step.binding.shape))
+        self.fine = self.staged.proceed(self.found, level, sums, *self.sides)
 
     def measured(self) -> Measured | None:
         """Return the step before its last pass, or ``None`` if a value is not finite."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from halfulp.kernels.binding import Binding, step_tile
-from halfulp.kernels.constants import CAP, FINE, KINDS, PER, SCALES, STRETCHES
+from halfulp.kernels.constants import CAP, FINE, KINDS, MAX_SUMS, PER, SCALES, STRETCHES
 from halfulp.numbers.formats import Format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rounding import codebook_tables, decode_table, even_stretches, grid_constants
@@ -55,9 +55,9 @@ WORK = np.dtype(
         ("program", np.int32), ("slots", np.int32), ("param_kind", np.int32), ("grad_kind", np.int32),
         ("param_stochastic", np.int32), ("maximize", np.int32), ("param_key", np.uint32, 3), ("flags", np.int32),
         ("row_stride", np.int64), ("units_before", np.int64), ("code", np.uintp), ("slot", np.uintp),
-        ("sums", np.uintp), ("terms", np.int64), ("largest", np.int64), ("master", np.uintp), ("master_kind", np.int64),
+        ("sums", np.uintp), ("terms", np.int64), ("master", np.uintp), ("master_kind", np.int64),
         ("row_values", np.uintp), ("column_values", np.uintp), ("row_vectors", np.int64), ("column_vectors", np.int64),
-        ("column_sums", np.uintp), ("vectors", np.int64),
+        ("column_sums", np.uintp), ("term", np.uint8, MAX_SUMS),
     ]
 )  # fmt: skip
 

@@ -70,8 +70,8 @@ def library_programs() -> dict[str, Program]:
 
 def _fits(program: Program) -> bool:
     """Whether a program is within the limits of C."""
-    vectors = sum(kind == "vectors" for _, _, kind in program.terms)
-    few = max(len(program.columns), vectors) <= MAX_VECTORS
+    of_columns = sum(kind == "columns" for _, _, kind in program.terms)
+    few = max(len(program.columns), of_columns) <= MAX_VECTORS
     return len(program.states) <= MAX_SLOTS and len(program.terms) <= MAX_SUMS and few
 
 

@@ -22,9 +22,10 @@ import math
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -36,7 +37,7 @@ from halfulp.rules.slots import Hyper, StateSlot
 __all__ = [
     "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "all_fp32", "all_of_fp32", "bits", "by_column", "by_row", "cbrt",
     "clamp", "column_means", "exp", "fold_columns", "fold_rows", "fp32", "from_bits", "larger", "largest", "maximum",
-    "mean", "minimum", "norm", "rms", "rounded", "row_means", "sigmoid", "smaller", "sqrt", "total",
+    "mean", "minimum", "norm", "rms", "rounded", "row_means", "sides", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
 Scalars = dict[str, float]
@@ -236,6 +237,7 @@ def cbrt(x: Tensor) -> Tensor:
     return torch.where((size > 0) & (size < math.inf), y, x)  # zeros, infinities and NaN are their own root
 
 
+Matrix = TypeVar("Matrix", Tensor, npt.NDArray[np.float64])
 ROW = 1024
 """The number of elements of a segment in :func:`total`."""
 
@@ -270,19 +272,22 @@ def total(x: Tensor, y: Tensor | None = None) -> Tensor:
     return fold_rows(sums.reshape(1, -1))[0]
 
 
-def _stretches(x: Tensor) -> Tensor:
+def _stretches(x: Matrix) -> Matrix:
     """Return the sum of each segment of each row."""
     rows, cols = x.shape
     width = ROW if cols > ROW else 1 << max(cols - 1, 0).bit_length()  # padding with zeros changes nothing
-    x = torch.nn.functional.pad(x, (0, -cols % width)).reshape(rows, -1, width)
+    if cols % width:
+        beyond = (0, -cols % width)
+        x = torch.nn.functional.pad(x, beyond) if isinstance(x, Tensor) else np.pad(x, ((0, 0), beyond))
+    x = x.reshape(rows, -1, width)
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
-    return x.squeeze(-1)
+    return x[..., 0]
 
 
-def fold_rows(x: Tensor) -> Tensor:
-    """Return the sum of each row of a float64 matrix. Segments are added up as in :func:`total`."""
+def fold_rows(x: Matrix) -> Matrix:
+    """Return the sum of each row of a float64 matrix of torch or numpy. Segments are added up as in :func:`total`."""
     while x.shape[1] > 1:
         x = _stretches(x)
     return x.sum(1) + 0.0
@@ -347,6 +352,15 @@ def column_means(x: Tensor) -> Tensor:
         return handle_torch_function(column_means, (x,), x)
     rows, cols = rows_and_cols(x.shape)
     return FROM_SUMS["column_means"](fold_columns(x.double().reshape(rows, cols)), rows, cols)
+
+
+def sides(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers of rows (dimension 0) and columns (the others together) as fp32 tensors without dimensions."""
+    if has_torch_function((x,)):
+        found: tuple[Tensor, Tensor] = handle_torch_function(sides, (x,), x)
+        return found
+    rows, cols = (torch.tensor(float(n), dtype=torch.float32, device=x.device) for n in rows_and_cols(x.shape))
+    return rows, cols
 
 
 def by_row(x: Tensor, like: Tensor) -> Tensor:

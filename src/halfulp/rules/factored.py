@@ -59,26 +59,28 @@ def _mean_sq(name: str, decay: Decay, dim: int, whole_first: bool = False) -> St
     return StateSlot(name, False, decay, drive, alike=True, shape=(_rows, _cols)[dim])
 
 
-def _outer(row: Tensor, col: Tensor, like: Tensor) -> Tensor:
-    """Return the rank-one matrix with these row and column means, in the shape of `like`."""
-    return by_row(row / torch.clamp(mean(row), min=1e-38), like) * by_column(col, like)
+def _inverse_root(square: Tensor) -> Tensor:
+    return 1.0 / torch.clamp(sqrt(square), min=1e-19)
 
 
 def _ema(old: Tensor, new: Tensor, weight: float) -> Tensor:
     return old + (new - old) * weight
 
 
-def _factored_sq(
-    grad: Tensor, states: States, c: Scalars, name: str, weight: float, floor: float
-) -> tuple[Tensor, States]:
-    """Return the second moment of a gradient or residual, and its states ``name`` or ``name_row`` and ``name_col``."""
-    square = grad * grad + floor
+def _over_root(x: Tensor, of: Tensor, states: States, name: str, weight: float, floor: float) -> tuple[Tensor, States]:
+    """Return `x` over the root of the second moment of `of`, and its states ``name`` or ``name_row`` and ``name_col``.
+
+    A factored second moment is the outer product of its row and column means, divided by their mean. Its root is
+    divided by row by row and column by column, as in the paper's own code, which takes no root of each element.
+    """
+    square = of * of + floor
     if name in states:
         new = _ema(states[name], square, weight)
-        return new, {name: new}
+        return x / torch.clamp(sqrt(new), min=1e-38), {name: new}
     row = _ema(states[f"{name}_row"], row_means(square), weight)
     col = _ema(states[f"{name}_col"], column_means(square), weight)
-    return _outer(row, col, grad), {f"{name}_row": row, f"{name}_col": col}
+    by_rows = by_row(_inverse_root(row / torch.clamp(mean(row), min=1e-38)), x)
+    return x * by_rows * by_column(_inverse_root(col), x), {f"{name}_row": row, f"{name}_col": col}
 
 
 # ---------------------------------------------------------------- Adafactor
@@ -157,9 +159,8 @@ def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
-    square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight"], c["eps"])
-    step = grad / torch.clamp(sqrt(square), min=1e-38)
-    step = step / torch.clamp(rms(step) / c["clip"], min=1.0)
+    step, new = _over_root(grad, grad, states, "exp_avg_sq", c["weight"], c["eps"])
+    step = step * (1.0 / torch.clamp(rms(step) / c["clip"], min=1.0))
     step = step * (torch.clamp(rms(param), min=c["min_scale"]) * c["rate"])
     if "exp_avg" in states:
         step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
@@ -230,13 +231,12 @@ def _came_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    square, new = _factored_sq(grad, states, c, "exp_avg_sq", c["weight2"], c["eps1"])
-    step = grad / torch.clamp(sqrt(square), min=1e-38)
-    step = step / torch.clamp(rms(step) / c["clip"], min=1.0)
+    step, new = _over_root(grad, grad, states, "exp_avg_sq", c["weight2"], c["eps1"])
+    step = step * (1.0 / torch.clamp(rms(step) / c["clip"], min=1.0))
     exp_avg = step_ = _ema(states["exp_avg"], step, c["weight1"])
     if "exp_avg_res_row" in states:
-        residual, more = _factored_sq(step - exp_avg, states, c, "exp_avg_res", c["weight3"], c["eps2"])
-        step_, new = exp_avg / torch.clamp(sqrt(residual), min=1e-38), {**new, **more}
+        step_, more = _over_root(exp_avg, step - exp_avg, states, "exp_avg_res", c["weight3"], c["eps2"])
+        new = {**new, **more}
     return param - step_ * c["lr"], {**new, "exp_avg": exp_avg}
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, fp32, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, by_row, fp32, mean, row_means, sides, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
@@ -42,31 +43,54 @@ class AdamPHyper(MomentsHyper):
 
 
 def _adamp_scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    names = ("weight_decay", "decoupled_weight_decay", "delta", "wd_ratio")
-    return {**moment_scalars(hyper, ages), **{name: float(hyper[name]) for name in names}}
+    c, decay, decoupled = moment_scalars(hyper, ages), hyper["weight_decay"], hyper["decoupled_weight_decay"]
+    shrink = c["lr"] * decay if decoupled else 0.0
+    return {
+        **c, "delta": hyper["delta"], "l2": 0.0 if decoupled else decay, "keep": 1 - shrink,
+        "keep_invariant": 1 - shrink * hyper["wd_ratio"],
+    }  # fmt: skip
 
 
-def _project(param: Tensor, grad: Tensor, step: Tensor, c: Scalars) -> tuple[Tensor, float]:
-    """Return the step without its radial part and the weight decay factor, if the weights are scale-invariant."""
-    for shape in ((param.shape[0], -1), (1, -1)):  # by channel, then for the whole layer
-        p, g, s = (x.reshape(shape).double() for x in (param, grad, step))
-        p_norm, g_norm = p.norm(dim=1, keepdim=True), g.norm(dim=1, keepdim=True)
-        cosine = (p * g).sum(1, keepdim=True).abs() / (p_norm * g_norm + c["eps"])
-        if float(cosine.max()) < c["delta"] / p.shape[1] ** 0.5:
-            unit = p / (p_norm + c["eps"])
-            return (s - unit * (unit * s).sum(1, keepdim=True)).float().reshape(step.shape), c["wd_ratio"]
-    return step, 1.0
+@dataclass(frozen=True)
+class _View:
+    """Weights as vectors, one for each channel or one for the layer: their lengths, and their sums of products."""
+
+    length: Tensor
+    param_sq: Tensor
+    grad_sq: Tensor
+    param_grad: Tensor
+    param_step: Tensor
+
+    def invariant(self, c: Scalars) -> Tensor:
+        """Whether the weights are nearly orthogonal to their gradient, as those before a normalization are."""
+        norms = sqrt(self.param_sq) * sqrt(self.grad_sq) + c["eps"]
+        return self.param_grad.abs() / norms * sqrt(self.length) < c["delta"]
+
+    def radial(self, c: Scalars) -> Tensor:
+        """The radial part of the step, as a factor of the weights."""
+        norm = sqrt(self.param_sq) + c["eps"]
+        return self.param_step / (norm * norm)
+
+
+def _project(param: Tensor, grad: Tensor, step: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
+    """Return the step, without its radial part if the weights are scale-invariant, and the decayed weights."""
+    rows, cols = sides(param)
+    of_rows = [row_means(x) * cols for x in (param * param, grad * grad, param * grad, param * step)]
+    channels, layer = _View(cols, *of_rows), _View(rows * cols, *(mean(x) * rows for x in of_rows))
+    by_channel = mean(torch.where(channels.invariant(c), torch.zeros_like(of_rows[0]), 1.0)) == 0.0  # each of them
+    by_layer = layer.invariant(c)
+    zero = torch.zeros_like(layer.param_sq)
+    radial = torch.where(by_channel, channels.radial(c), torch.where(by_layer, layer.radial(c), zero))
+    keep = torch.where(by_channel | by_layer, zero + c["keep_invariant"], zero + c["keep"])
+    return step - param * by_row(radial, param), param * keep
 
 
 def _adamp(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    decay, decoupled = c["weight_decay"], c["decoupled_weight_decay"]
-    total = grad + param * decay if decay and not decoupled else grad
-    exp_avg, exp_avg_sq = moments(total, states, c)
-    step, ratio = normalise(exp_avg, exp_avg_sq, c), 1.0
+    exp_avg, exp_avg_sq = moments(grad if c["l2"] == 0.0 else grad + param * c["l2"], states, c)
+    step, kept = normalise(exp_avg, exp_avg_sq, c), param * c["keep"]
     if param.ndim > 1:
-        step, ratio = _project(param, grad, step, c)
-    keep = 1 - c["lr"] * decay * ratio if decoupled else 1.0
-    return param * keep - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        step, kept = _project(param, grad, step, c)
+    return kept - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
 
 ADAMP = Rule(

@@ -62,7 +62,7 @@ __all__ = [
 FLOATS = (
     "param", "grad", "state", "number", "row", "column", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs",
     "sqrt", "sign", "max", "min", "select", "from_bits", "to_float",
-    "vector", "by_row", "by_column", "mean", "row_means", "column_means", "norm", "rms",  # from rules.stages
+    "vector", "side", "by_row", "by_column", "mean", "row_means", "column_means", "norm", "rms",  # from rules.stages
 )  # fmt: skip
 MASKS = ("lt", "le", "eq", "ne", "and", "or", "not")
 INTS = ("bits", "rounded", "add_int", "sub_int", "shift_left", "shift_right")
@@ -127,13 +127,13 @@ class Program:
 
     @cached_property
     def terms(self) -> tuple[tuple[int, int | None, str], ...]:
-        """The distinct terms of the sums: `a`, `b`, and ``"sum"``, ``"largest"`` or ``"vectors"`` (rows, columns)."""
+        """The distinct terms of the sums: `a`, `b` and the kind, which is ``"columns"`` where rows are summed, too."""
         return tuple(dict.fromkeys(map(self.term_of, self.sums)))
 
-    @staticmethod
-    def term_of(one: Sum) -> tuple[int, int | None, str]:
+    def term_of(self, one: Sum) -> tuple[int, int | None, str]:
         """Return the term of a sum, one of :attr:`terms`."""
-        return one.a, one.b, "vectors" if one.kind in ("rows", "columns") else one.kind
+        both = one.kind == "rows" and any((s.a, s.b, s.kind) == (one.a, one.b, "columns") for s in self.sums)
+        return one.a, one.b, "columns" if both else one.kind
 
     vectors = ()
     """States that are vectors. A plain program has none."""

@@ -8,6 +8,7 @@ four *extents*: one per element of the ``"tensor"``, one for each of its ``"rows
 operation                        extent    meaning
 ================================ ========= ==========================================================================
 ``vector`` [k]                   either    the k-th of ``Staged.vectors``: a state, decoded
+``side`` [k]                     number    of rows, or of columns: :func:`halfulp.rules.base.sides`
 ``by_row``, ``by_column``        tensor    a vector, spread over the tensor (:func:`halfulp.rules.base.by_row`, ...)
 ``row_means``, ``column_means``  vector    :func:`halfulp.rules.base.row_means`, ...
 ``norm``, ``rms``                number    :func:`halfulp.rules.base.norm`, ...
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.base import FROM_SUMS, Scalars, fold_columns, fold_rows, largest, mean, total
+from halfulp.rules.base import FROM_SUMS, Scalars, fold_columns, fold_rows, largest, total
 from halfulp.rules.program import EVALUATE, Op, Program, Sum, cut, evaluate, scalar_values, spoilt, used
 
 __all__ = ["Stage", "Staged", "staged", "work_out"]
@@ -99,10 +100,10 @@ class Staged:
         small = [k for k, op in enumerate(self.ops) if self.extents[k] != "tensor" and op.name not in SUMS]
         return [[k for k in small if self.levels[k] == level] for level in range(len(self.rounds) + 1)]
 
-    def begin(self, c: Scalars, numbers: list[float], vectors: list[Any]) -> list[Any]:
+    def begin(self, c: Scalars, numbers: list[float], vectors: list[Any], sides: tuple[int, int]) -> list[Any]:
         """Return the values known before any measurement, with one entry per operation (``None`` for unknown ones)."""
         found: list[Any] = [None] * len(self.ops)
-        given = {"scalar": scalar_values(self.scalars, c), "number": numbers, "vector": vectors}
+        given = {"scalar": scalar_values(self.scalars, c), "number": numbers, "vector": vectors, "side": sides}
         for k, (name, _, of) in enumerate(self.ops):
             if name in given:
                 found[k] = np.array(given[name][int(of or 0)], np.float32)
@@ -112,11 +113,13 @@ class Staged:
     def proceed(self, found: list[Any], level: int, sums: Mapping[str, Any], rows: int, cols: int) -> bool:
         """Add the values that depend on the sums of a round. Return whether all sums are finite."""
         for name, value in sums.items():
-            value, k = torch.as_tensor(value, dtype=torch.float64), int(name)
-            if not bool(value.isfinite().all()):
+            k = int(name)
+            value = np.asarray(value)
+            if not np.isfinite(value).all():
                 return False
             if self.ops[k].name in SUMS:
-                found[k] = FROM_SUMS[self.ops[k].name](value, rows, cols).numpy()
+                wide = torch.from_numpy(value)
+                found[k] = FROM_SUMS[self.ops[k].name](wide, rows, cols).numpy()
         self._settle(found, level + 1)
         return True
 
@@ -127,9 +130,14 @@ class Staged:
                 if name == "constant":
                     found[k] = np.float32(of)
                 elif name == "mean":
-                    found[k] = mean(torch.from_numpy(found[args[0]])).numpy()
+                    found[k] = _mean(found[args[0]])
                 elif name in EVALUATE:
                     found[k] = EVALUATE[name]([found[i] for i in args], of)
+
+
+def _mean(x: Any) -> np.float32:
+    """Compute :func:`halfulp.rules.base.mean` of an array."""
+    return np.float32(fold_rows(x.astype(np.float64)[None])[0] / x.size)
 
 
 def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -> dict[str, Any]:
@@ -156,8 +164,9 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
         return _updated(program, got) | {
             name: got[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)
         }
-    values = program.begin(c, [arrays[n] for n in program.numbers], [arrays[n] for n, _ in program.vectors])
+    numbers, vectors = ([arrays[n] for n in names] for names in (program.numbers, dict(program.vectors)))
     rows, cols = rows_and_cols(arrays["grad"].shape)
+    values = program.begin(c, numbers, vectors, (rows, cols))
     for level, stage in enumerate(program.rounds):
         got = _evaluated(stage.program, arrays, c, **stage.inputs(values))
         if not program.proceed(values, level, _summed(stage.program, got, arrays["grad"].shape), rows, cols):

@@ -80,6 +80,12 @@ class Tracer:
             raise _error(f"base.{name} of a {self.extents[value.index]}")
         return self.op(name, value, extent=extent)
 
+    def side(self, which: int) -> Symbol:
+        """Return the number of rows or columns."""
+        if self.elementwise:
+            raise _error("the shape of a tensor within an elementwise update")
+        return self.op("side", of=which, extent="number")
+
     def constant(self, value: float) -> Symbol:
         """Return the value of a number, rounded to fp32."""
         return self.op("constant", of=fp32(value))
@@ -417,6 +423,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     base.total: _total, base.largest: lambda x: PendingSum("largest", x),
     base.bits: lambda x: x.tracer.op("bits", x.tracer.value(x)), base.from_bits: lambda x: x.tracer.op("from_bits", x),
     base.rounded: lambda x: x.tracer.op("rounded", x.tracer.value(x)),
+    base.sides: lambda x: tuple(_tracer(x).side(k) for k in range(2)),
     base.norm: _over("norm", "number", "tensor"), base.rms: _over("rms", "number", "tensor"),
     base.mean: _over("mean", "number", *VECTORS),
     base.row_means: _over("row_means", "rows", "tensor"), base.column_means: _over("column_means", "columns", "tensor"),

@@ -2,12 +2,12 @@
 #ifndef CONSTANTS_H
 #define CONSTANTS_H
 
-#define HU_ABI 4
+#define HU_ABI 5
 #define HU_CAP 1024
 #define HU_GROUP 512
 #define HU_UNIT 64
 #define HU_MAX_SLOTS 8
-#define HU_MAX_SUMS 4
+#define HU_MAX_SUMS 8
 #define HU_MAX_REGISTERS 32
 #define HU_MAX_UNIFORMS 64
 #define HU_STRETCHES 16
@@ -34,11 +34,15 @@ enum {
     HU_READS_PARAM = 1, HU_WRITES_PARAM = 2,
 };
 enum {
+    HU_OF_LARGEST = 1, HU_OF_BY_ROW = 2, HU_OF_BY_COLUMN = 4, HU_OF_SQUARE = 8, HU_OF_PRODUCT = 16,
+};
+enum {
     HU_ADD = 0, HU_SUB = 1, HU_MUL = 2, HU_DIV = 3, HU_NEG = 4, HU_ABS = 5,
     HU_SQRT = 6, HU_SIGN = 7, HU_MAX = 8, HU_MIN = 9, HU_LT = 10, HU_LE = 11,
     HU_EQ = 12, HU_NE = 13, HU_AND = 14, HU_OR = 15, HU_NOT = 16, HU_SELECT = 17,
     HU_ROUNDED = 18, HU_TO_FLOAT = 19, HU_ADD_INT = 20, HU_SUB_INT = 21, HU_SHIFT_LEFT = 22, HU_SHIFT_RIGHT = 23,
-    HU_COPY = 24, HU_SAVE = 25, HU_CHECK = 26, HU_SAVE_PARAM = 27, HU_TERM = 28, HU_PLAIN_TERM = 29,
+    HU_COPY = 24, HU_SAVE = 25, HU_CHECK = 26, HU_SAVE_PARAM = 27, HU_TERM = 28, HU_PRODUCT = 29,
+    HU_LARGEST_TERM = 30,
 };
 
 #endif

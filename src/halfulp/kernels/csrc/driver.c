@@ -211,31 +211,50 @@ static void codec_in_parallel(codec_job *j, int threads) {
 /* The number of a program's generated code, or -1. */
 EXPORT int hu_find(uint64_t digest) { return chosen->find(digest); }
 
-static void add_up(hu_work *w, int64_t count, double *stretch) {
-    for (int k = 0; k < w->terms; k++) {
-        double *x = w->sums + k * count;
-        if (w->vectors >> k & 1) continue;
-        if (w->largest >> k & 1) {
-            x[0] = hu_largest(x, count);
-            continue;
+/* Adds up the sums of stretches into the first of them. */
+static void add_stretches(double *x, int64_t count) {
+    double stretch[HU_CAP];
+    for (int64_t left = count; left > 1; left = (left + HU_CAP - 1) / HU_CAP)
+        for (int64_t i = 0; i < left; i += HU_CAP) {
+            const int64_t n = left - i < HU_CAP ? left - i : HU_CAP;
+            int width = 1;
+            while (width < n) width *= 2;
+            for (int64_t j = 0; j < width; j++) stretch[j] = j < n ? x[i + j] : 0.0;
+            x[i / HU_CAP] = hu_halved(stretch, width);
         }
-        for (int64_t left = count; left > 1; left = (left + HU_CAP - 1) / HU_CAP)
-            for (int64_t i = 0; i < left; i += HU_CAP) {
-                const int64_t n = left - i < HU_CAP ? left - i : HU_CAP;
-                for (int64_t j = 0; j < HU_CAP; j++) stretch[j] = j < n ? x[i + j] : 0.0;
-                x[i / HU_CAP] = hu_halved(stretch, HU_CAP);
+}
+
+/* Adds up rows into the first of them, in pairs of neighbours, until one row is left. */
+static void add_rows(double *x, int64_t rows, int64_t cols) {
+    for (; rows > 1; rows = (rows + 1) / 2)
+        for (int64_t row = 0; row < rows; row += 2) {
+            double *const sum = x + row / 2 * cols, *const a = x + row * cols, *const b = a + cols;
+            for (int64_t i = 0; i < cols; i++) sum[i] = row + 1 < rows ? a[i] + b[i] : a[i];
+        }
+}
+
+static void add_up(hu_work *w) {
+    const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, groups = (w->rows + (1 << HU_TREE) - 1) >> HU_TREE;
+    int64_t vectors = 0;
+    for (int k = 0; k < w->terms; k++) {
+        double *x = w->sums + k * w->rows * a_row;
+        if (w->term[k] & HU_OF_LARGEST) x[0] = hu_largest(x, w->rows * a_row);
+        else if (!(w->term[k] & HU_OF_BY_ROW)) add_stretches(x, w->rows * a_row);
+        else
+            for (int64_t row = 0; row < w->rows; row++) {
+                add_stretches(x + row * a_row, a_row);
+                x[row] = x[row * a_row];
             }
+        if (w->term[k] & HU_OF_BY_COLUMN) add_rows(w->column_sums + vectors++ * groups * w->cols, groups, w->cols);
     }
 }
 
-/* Computes the sums of measuring programs over some parameters. The results are the first number of each sum. */
+/* Computes the sums of measuring programs over some parameters. The results are the first number of each sum, or the
+ * first `rows` or `cols` numbers. */
 EXPORT void hu_measure(hu_work *works, int64_t number, int threads) {
-    double stretch[HU_CAP];
     if (!in_order(works, number, threads)) return;
-    for (int64_t i = 0; i < number; i++) {
-        const int64_t count = works[i].rows * ((works[i].cols + HU_CAP - 1) / HU_CAP);
-        if (count) add_up(&works[i], count, stretch);
-    }
+    for (int64_t i = 0; i < number; i++)
+        if (works[i].rows * works[i].cols) add_up(&works[i]);
 }
 
 /* Decodes a stored state to fp32, and encodes finite fp32 values to codes and scales. */

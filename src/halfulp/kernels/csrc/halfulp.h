@@ -62,14 +62,14 @@ typedef struct hu_work {
     const int32_t *code;  /* instructions of the vector machine */
     const hu_slot *slot;
     double *sums; /* NULL, or a measuring program's sums: [terms][stretches], the result first */
-    int64_t terms, largest; /* number of sums, and a bit mask of those that are largest magnitudes */
+    int64_t terms; /* number of sums */
     void *master; /* fp32 weights of a 16-bit parameter, or its remainders of 16 or 8 bits */
     int64_t master_kind;
     const float *row_values, *column_values; /* vectors that a program takes: [row_vectors][rows], and [column_vectors]
                                                 [cols + HU_UNIT]; those of rows stand before the scalars */
     int64_t row_vectors, column_vectors;
-    double *column_sums; /* for terms that are vectors: [terms][groups of rows][cols] */
-    int64_t vectors;     /* bit mask of the terms that are vectors */
+    double *column_sums; /* for the terms by column: [terms][groups of rows][cols] */
+    uint8_t term[HU_MAX_SUMS]; /* flags of each sum: HU_OF_LARGEST, ... */
 } hu_work;
 
 /* The code for one instruction set. */

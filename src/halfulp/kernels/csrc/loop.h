@@ -25,12 +25,12 @@ typedef struct hu_piece {
     vi *worst;                    /* largest of all, including the gradient's if no state would show it */
     const float *c;               /* the row's values, then uniform values */
     const float *column[HU_MAX_VECTORS];
-    double *terms[HU_MAX_SUMS];   /* the terms of a measuring program */
+    float *term[HU_MAX_SUMS], *factor[HU_MAX_SUMS]; /* terms of a measuring program, and factors */
     const int32_t *code;          /* instructions of the vector machine */
     uint64_t element;             /* global index of the first element */
     int streams;
     hu_stream stream[HU_MAX_SLOTS + 1];
-    int n; /* a multiple of HU_UNIT */
+    int n, count; /* a multiple of HU_UNIT, and the number of elements without padding */
 } hu_piece;
 
 typedef void (*program_fn)(const hu_piece *w);
@@ -161,15 +161,6 @@ INLINE vf signf(vf x) {
 #define LARGEST(k, x) largest[k] = maxs(largest[k], absi(x))
 
 /* A measuring program writes the terms of its sums. */
-typedef double vd __attribute__((vector_size(8 * VL)));
-INLINE void term(double *to, vf a, vf b) {
-    const vd x = __builtin_convertvector(a, vd) * __builtin_convertvector(b, vd);
-    memcpy(to, &x, sizeof x);
-}
-INLINE void plain_term(double *to, vf a) {
-    const vd x = __builtin_convertvector(a, vd);
-    memcpy(to, &x, sizeof x);
-}
 #define MEASURE(slots) \
     const float *const *const state = (const float *const *)w->state; \
     (void)state;
@@ -178,7 +169,13 @@ INLINE void plain_term(double *to, vf a) {
         reads \
         for (int i = start; i < start + HU_UNIT; i += VL) { __VA_ARGS__ } \
     }
-#define TERM(k, a, b) term(w->terms[k] + i, a, b)
-#define PLAIN_TERM(k, a) plain_term(w->terms[k] + i, a)
+#define TERM(k, a) stf(w->term[k] + i, a)
+#define PRODUCT(k, a, b) stf(w->term[k] + i, a), stf(w->factor[k] + i, b)
+/* Updates the largest bit patterns without sign, lane by lane. Padding does not count. */
+INLINE vi largest_term(vi before, const hu_piece *w, int i, vf a) {
+    return maxs(before, seli(gts(seti(w->count - i), iota()), absi(a), seti(0)));
+}
+#define LARGEST_TERM(k, a) top##k = largest_term(top##k, w, i, a)
+#define LARGEST_OF(k) w->term[k][0] = bits_float((int32_t)reduce_max(top##k))
 
 #endif

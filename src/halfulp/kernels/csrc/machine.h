@@ -116,11 +116,20 @@ static void run_machine(const hu_piece *w) {
                 }
                 break;
             case HU_TERM:
-                for (int i = 0; i < n; i += VL) term(w->terms[of] + start + i, ldf(x.at + (i & x.mask)), ldf(y.at + (i & y.mask)));
+                for (int i = 0; i < n; i += VL) stf(w->term[of] + start + i, ldf(x.at + (i & x.mask)));
                 break;
-            case HU_PLAIN_TERM:
-                for (int i = 0; i < n; i += VL) plain_term(w->terms[of] + start + i, ldf(x.at + (i & x.mask)));
+            case HU_PRODUCT:
+                for (int i = 0; i < n; i += VL) {
+                    stf(w->term[of] + start + i, ldf(x.at + (i & x.mask)));
+                    stf(w->factor[of] + start + i, ldf(y.at + (i & y.mask)));
+                }
                 break;
+            case HU_LARGEST_TERM: {
+                vi top = start ? seti(float_bits(w->term[of][0])) : seti(0);
+                for (int i = 0; i < n; i += VL) top = largest_term(top, w, start + i, ldf(x.at + (i & x.mask)));
+                w->term[of][0] = bits_float((int32_t)reduce_max(top));
+                break;
+            }
             }
         }
     }

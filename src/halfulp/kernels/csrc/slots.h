@@ -13,6 +13,7 @@
 
 #define INF_BITS 0x7f800000u
 
+#define HU_FOLD 8 /* rows whose columns are added at once; HU_FOLD * HU_FOLD make a group */
 #define PITCH (HU_CAP + 528) /* rows of the scratch start in different sets of the first-level cache */
 
 typedef struct scratch {
@@ -26,8 +27,9 @@ typedef struct scratch {
     uint8_t codes[4 * HU_CAP + HU_UNIT] ALIGNED;
     float old[HU_MAX_SLOTS][PITCH] ALIGNED; /* decoded states before the step, if updates are counted */
     vi largest[HU_MAX_SLOTS][HU_CAP / HU_UNIT];
-    double terms[HU_MAX_SUMS][HU_CAP] ALIGNED; /* terms of measured sums */
-    double tree[HU_MAX_VECTORS][HU_TREE][HU_CAP] ALIGNED, half[HU_CAP / 2] ALIGNED; /* for sums of columns */
+    float term[HU_MAX_SUMS][PITCH] ALIGNED, factor[HU_MAX_SUMS][PITCH] ALIGNED; /* of measured sums */
+    float of_row[HU_MAX_VECTORS][HU_FOLD][PITCH] ALIGNED; /* for sums of columns: the terms of HU_FOLD rows */
+    double of_rows[HU_MAX_VECTORS][HU_FOLD][PITCH] ALIGNED; /* and the sums of HU_FOLD rows each */
     float c[HU_MAX_UNIFORMS];
     uint8_t bad[HU_CAP]; /* tiles to skip */
 } scratch;

@@ -163,9 +163,16 @@ static int64_t stretch_of(const hu_work *w) { return w->tile > HU_CAP ? w->tile 
 /* The number of groups of rows. One thread computes the column sums of a group. */
 static int64_t groups(const hu_work *w) { return (w->rows + (1 << HU_TREE) - 1) >> HU_TREE; }
 
+/* The number of terms with sums of columns. */
+static int by_column(const hu_work *w) {
+    int found = 0;
+    for (int k = 0; k < w->terms; k++) found += (w->term[k] & HU_OF_BY_COLUMN) != 0;
+    return found;
+}
+
 static int64_t units(const hu_work *w) {
     if (w->rows == 0 || w->cols == 0) return 0;
-    if (w->sums) return (w->vectors ? groups(w) : w->rows) * ((w->cols + HU_CAP - 1) / HU_CAP);
+    if (w->sums) return (by_column(w) ? groups(w) : w->rows) * ((w->cols + HU_CAP - 1) / HU_CAP);
     if (w->tile > w->cols) return 1; /* the tensor is one tile */
     return w->rows * ((w->cols + stretch_of(w) - 1) / stretch_of(w));
 }
@@ -181,76 +188,111 @@ static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_
     }
 }
 
-/* Adds the terms of a row to those of earlier rows, in pairs of neighbours as soon as both exist. */
-static void climb(scratch *t, int vector, int row, double *terms, double *top, int n) {
-    for (int level = 0; row >> level & 1; level++) {
-        const double *before = t->tree[vector][level];
-        double *sum = level + 1 == HU_TREE ? top : row >> (level + 1) & 1 ? terms : t->tree[vector][level + 1];
-        for (int i = 0; i < n; i++) sum[i] = before[i] + terms[i];
-        terms = sum;
+/* Adds up the columns of at most HU_FOLD rows, in pairs of neighbours, until one row is left. */
+#define FOLD(name, type) \
+    static void name(const type (*x)[PITCH], int rows, int n, double *restrict sum) { \
+        if (rows == HU_FOLD) { \
+            for (int i = 0; i < n; i++) { \
+                const double a = (double)x[0][i] + (double)x[1][i], b = (double)x[2][i] + (double)x[3][i]; \
+                const double c = (double)x[4][i] + (double)x[5][i], d = (double)x[6][i] + (double)x[7][i]; \
+                sum[i] = (a + b) + (c + d); \
+            } \
+            return; \
+        } \
+        for (int i = 0; i < n; i++) { \
+            double some[HU_FOLD]; \
+            for (int row = 0; row < rows; row++) some[row] = (double)x[row][i]; \
+            for (int left = rows; left > 1; left = (left + 1) / 2) { \
+                for (int k = 0; k < left / 2; k++) some[k] = some[2 * k] + some[2 * k + 1]; \
+                if (left & 1) some[left / 2] = some[left - 1]; \
+            } \
+            sum[i] = some[0]; \
+        } \
     }
+_Static_assert(HU_FOLD * HU_FOLD == 1 << HU_TREE, "rows of a group");
+FOLD(fold_terms, float)
+FOLD(fold_sums, double)
+
+typedef double vd __attribute__((vector_size(8 * VL)));
+INLINE vd widened(const float *p) { return __builtin_convertvector(ldf(p), vd); }
+
+/* Returns the sum of HU_CAP terms, or of their squares or products, by a flag of HU_OF_*. The stretch is halved until one
+ * number is left. */
+INLINE double sum_of(const float *x, const float *y, const int of) {
+    enum { LEFT = HU_CAP / 16 };
+    double left[LEFT] ALIGNED;
+#define AT(k) (of & HU_OF_SQUARE ? widened(x + k * LEFT) * widened(x + k * LEFT) \
+               : of & HU_OF_PRODUCT ? widened(x + k * LEFT) * widened(y + k * LEFT) : widened(x + k * LEFT))
+#define FOUR(k) ((AT(k) + AT((k + 8))) + (AT((k + 4)) + AT((k + 12))))
+    for (int i = 0; i < LEFT; i += VL, x += VL, y += VL) {
+        const vd sum = (FOUR(0) + FOUR(2)) + (FOUR(1) + FOUR(3));
+        memcpy(left + i, &sum, sizeof sum);
+    }
+#undef FOUR
+#undef AT
+    return hu_halved(left, LEFT);
 }
 
-/* Adds up what is left of an incomplete group of rows. */
-static void fold_rest(scratch *t, int vector, int rows, double *top, int n) {
-    const double *last = NULL;
-    for (int level = 0; level < HU_TREE; level++) {
-        if (!(rows >> level & 1)) continue;
-        const double *before = t->tree[vector][level];
-        for (int i = 0; i < n; i++) top[i] = last ? before[i] + last[i] : before[i];
-        last = top;
+/* Returns the same sum of n terms, padded with zeros. */
+static double sum_of_stretch(float *x, float *y, int n, int of) {
+    if (n > HU_CAP / 2) {
+        for (int i = n; i < HU_CAP; i++) x[i] = y[i] = 0.0f;
+        if (of & HU_OF_SQUARE) return sum_of(x, y, HU_OF_SQUARE);
+        return of & HU_OF_PRODUCT ? sum_of(x, y, HU_OF_PRODUCT) : sum_of(x, y, 0);
     }
+    double few[HU_CAP / 2] ALIGNED;
+    int width = 1;
+    while (width < n) width *= 2;
+    for (int i = 0; i < n; i++)
+        few[i] = of & HU_OF_SQUARE ? (double)x[i] * x[i] : of & HU_OF_PRODUCT ? (double)x[i] * y[i] : x[i];
+    for (int i = n; i < width; i++) few[i] = 0.0;
+    return hu_halved(few, width);
 }
 
-/* Computes the sums of one stretch of HU_CAP elements of a row, halving until one number is left. */
-static void measure_stretch(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, double **terms) {
+/* Computes the sums of one stretch of HU_CAP elements of a row. */
+static void measure_stretch(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, int in_fold) {
     const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, stretch = row * a_row + col / HU_CAP;
-    hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT};
+    hu_piece piece = {.n = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT, .count = n};
     give_values(w, row, col, t, &piece);
     for (int k = 0; k < w->slots; k++) {
         piece.state[k] = t->state[k];
         read_stretch(&w->slot[k], t->decode[k], row, col, w->cols, n, t, t->state[k]);
         for (int i = n; i < piece.n; i++) t->state[k][i] = 0.0f;
     }
-    for (int k = 0; k < w->terms; k++) piece.terms[k] = terms[k];
+    for (int k = 0, v = 0; k < w->terms; k++) {
+        piece.term[k] = w->term[k] & HU_OF_BY_COLUMN ? t->of_row[v++][in_fold] : t->term[k];
+        piece.factor[k] = t->factor[k];
+    }
     piece.grad = grad_of(w, row * w->cols + col, n, t->grad);
     piece.param = !(w->flags & HU_READS_PARAM) ? piece.grad : param_of(w, row * w->cols + col, n, t->param);
     t->run(&piece);
     for (int k = 0; k < w->terms; k++) {
-        double *x = terms[k], *sum = &w->sums[k * w->rows * a_row + stretch];
-        for (int i = n; i < HU_CAP; i++) x[i] = 0.0;
-        if (w->largest >> k & 1) *sum = hu_largest(x, n);
-        else if (w->vectors >> k & 1) { /* the terms are needed again */
-            for (int i = 0; i < HU_CAP / 2; i++) t->half[i] = x[i] + x[i + HU_CAP / 2];
-            *sum = hu_halved(t->half, HU_CAP / 2);
-        } else *sum = hu_halved(x, HU_CAP);
+        float *x = piece.term[k];
+        w->sums[k * w->rows * a_row + stretch] =
+            w->term[k] & HU_OF_LARGEST ? *x : sum_of_stretch(x, piece.factor[k], n, w->term[k]);
     }
 }
 
 /* Measures one stretch of a row, or of each row of a group, whose columns are also added up. */
 static void measure(const hu_work *w, int64_t unit, scratch *t) {
     const int64_t a_row = (w->cols + HU_CAP - 1) / HU_CAP, col = unit % a_row * HU_CAP, group = unit / a_row;
-    const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP;
-    double *terms[HU_MAX_SUMS], *top[HU_MAX_VECTORS];
-    int vectors = 0, term[HU_MAX_VECTORS];
-    for (int k = 0; k < w->terms; k++) {
-        terms[k] = t->terms[k];
-        if (!(w->vectors >> k & 1)) continue;
-        term[vectors] = k;
-        top[vectors++] = w->column_sums + (k * groups(w) + group) * w->cols + col;
-    }
+    const int n = w->cols - col < HU_CAP ? (int)(w->cols - col) : HU_CAP, vectors = by_column(w);
     if (!vectors) {
-        measure_stretch(w, group, col, n, t, terms);
+        measure_stretch(w, group, col, n, t, 0);
         return;
     }
     const int64_t first = group << HU_TREE, left = w->rows - first;
     const int rows = left < 1 << HU_TREE ? (int)left : 1 << HU_TREE;
     for (int row = 0; row < rows; row++) {
-        for (int v = 0; v < vectors; v++) terms[term[v]] = row & 1 ? t->terms[term[v]] : t->tree[v][0];
-        measure_stretch(w, first + row, col, n, t, terms);
-        for (int v = 0; v < vectors; v++) climb(t, v, row, terms[term[v]], top[v], n);
+        const int inside = row % HU_FOLD, last = row == rows - 1;
+        measure_stretch(w, first + row, col, n, t, inside);
+        if (inside + 1 < HU_FOLD && !last) continue;
+        for (int v = 0; v < vectors; v++) {
+            fold_terms(t->of_row[v], inside + 1, n, t->of_rows[v][row / HU_FOLD]);
+            double *const sum = w->column_sums + (v * groups(w) + group) * w->cols + col;
+            if (last) fold_sums(t->of_rows[v], row / HU_FOLD + 1, n, sum);
+        }
     }
-    for (int v = 0; v < vectors && rows < 1 << HU_TREE; v++) fold_rest(t, v, rows, top[v], n);
 }
 
 static void run(const hu_work *w, int64_t unit, int64_t last) {
