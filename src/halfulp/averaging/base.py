@@ -314,10 +314,8 @@ class WeightAverage(Shown):
             Another model of the same form, such as the unwrapped one. Default: the live model.
         keep
             Where the live weights are kept meanwhile: on the ``"device"``, on the ``"cpu"``, or ``"stream"``, which
-            decodes
-            module by module and never holds a copy of the model. Averages stored in the dtype of the weights are
-            exchanged
-            with them and need no memory in any of the three.
+            decodes module by module and never holds a copy of the model. Averages stored in the dtype of the weights
+            are exchanged with them and need no memory in any of the three.
         """
         self.swap_in(model, keep)
         try:

@@ -105,10 +105,8 @@ class AveragedModel(SecondModel):
 
     It has the same arguments, methods and state_dict keys, plus ``state``, ``rounding``, ``seed`` and the options of
     :class:`~halfulp.averaging.ema.EMA`. ``module`` is a second model whose weights are decoded whenever they are read,
-    so
-    ``module.state_dict()``, ``module(x)`` and ``copy.deepcopy(module)`` have the averages. It has its own buffers, so
-    that
-    ``update_bn`` works. Frozen weights are shared with the model.
+    so ``module.state_dict()``, ``module(x)`` and ``copy.deepcopy(module)`` have the averages. It has its own buffers,
+    so that ``update_bn`` works. Frozen weights are shared with the model.
 
     ``avg_fn`` and ``multi_avg_fn`` must be linear, like torch's own, because the decay is inferred from them.
 

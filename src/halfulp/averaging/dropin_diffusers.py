@@ -28,8 +28,7 @@ class EMAModel:
     """``diffusers.training_utils.EMAModel`` with averages in any format: the same arguments, methods and files.
 
     It holds no model. Parameters are passed in, always the same ones in the same order. Frozen parameters are not
-    stored:
-    their average is their value.
+    stored: their average is their value.
 
     Differences: ``shadow_params`` is a list of copies that is decoded at each read, and assigning a list stores it.
     ``foreach`` has no effect. :meth:`to` accepts no dtype. A different number of parameters raises an error.

@@ -21,10 +21,8 @@ class EMAPytorch(SecondModel):
     """``ema_pytorch.EMA`` (0.8.3) with averages in any format: the same arguments, methods and checkpoint keys.
 
     ``ema_model`` is a second model whose weights are decoded whenever they are read. ``use_foreach`` and
-    ``coerce_dtype``
-    have no effect: averages are always updated in one pass, from weights of any dtype. The attributes ``inplace_copy``
-    and
-    ``inplace_lerp`` are missing. Models that are not an ``nn.Module`` (pytrees) raise an error.
+    ``coerce_dtype`` have no effect: averages are always updated in one pass, from weights of any dtype. The attributes
+    ``inplace_copy`` and ``inplace_lerp`` are missing. Models that are not an ``nn.Module`` (pytrees) raise an error.
 
     Parameters
     ----------

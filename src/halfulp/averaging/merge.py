@@ -21,8 +21,7 @@ def slerp(start: Named, first: Named, second: Named, t: float = 0.5) -> dict[str
     """Spherical interpolation of two task vectors ``model - start``, tensor by tensor.
 
     ``start + sin((1 - t) w) / sin(w) * d1 + sin(t w) / sin(w) * d2``, where ``w`` is the angle between ``d1`` and
-    ``d2``.
-    Parallel vectors use the limit, linear interpolation.
+    ``d2``. Parallel vectors use the limit, linear interpolation.
 
     Parameters
     ----------
@@ -93,8 +92,7 @@ def warp(start: Named, runs: Sequence[Named], eta: float = 0.3) -> dict[str, Ten
     """Stages two and three of WARP: merge the runs by :func:`slerp`, then apply :func:`liti`, to start the next round.
 
     Two runs are merged half and half, as published. Each further run is merged into the result with weight ``1 / m``
-    (our
-    choice: equal weights in the linear limit).
+    (our choice: equal weights in the linear limit).
 
     Parameters
     ----------

@@ -71,8 +71,7 @@ def check_pair(average: Mapping[str, Any], live: Mapping[str, Any], decay: float
     ----------
     average
         State dictionary of an averaged model, of an average of this library, or a checkpoint that holds either
-        (``ema``,
-        ``state_dict_ema`` ...; ``ema_model.*`` of ema-pytorch). Prefixes such as ``module.`` are ignored.
+        (``ema``, ``state_dict_ema`` ...; ``ema_model.*`` of ema-pytorch). Prefixes such as ``module.`` are ignored.
     live
         State dictionary of the live model, or a checkpoint that holds it. It may be the same file.
     decay

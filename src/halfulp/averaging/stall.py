@@ -33,8 +33,8 @@ class Watched:
         Standard deviation of one step of the weights: their displacement in the block over the root of the updates.
     predicted
         Stalled fraction that :func:`predict` gives for a random walk with that step: from a copy if the average began
-        in
-        the block, else in the long run. ``None`` for averages in fp32 or stored as differences, and if nothing moved.
+        in the block, else in the long run. ``None`` for averages in fp32 or stored as differences, and if nothing
+        moved.
     """
 
     due: int
@@ -63,8 +63,8 @@ def predict(
         Decay of the updates.
     step
         Absolute standard deviation of a weight's step, or a mapping from the names of interest to it. With Adam and
-        mostly
-        noisy gradients it is about the learning rate: momentum spreads a step over several without changing their sum.
+        mostly noisy gradients it is about the learning rate: momentum spreads a step over several without changing
+        their sum.
     updates
         Number of updates from a copy of the weights. Default: the long run.
 

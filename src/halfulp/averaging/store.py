@@ -37,8 +37,7 @@ Tensors = Mapping[str, Tensor]
 
 FORMATS = {"8bit": "linear8", "int8": "linear8"}
 """Format names that mean another format for weights than for optimizer states. A weight average needs an even grid, not
-a
-wide range (measured in ``docs/averaging.md``).
+a wide range (measured in ``docs/averaging.md``).
 """
 
 
@@ -78,8 +77,7 @@ class AverageStore:
     ----------
     tensors
         The tensors to average, by name: float32, bfloat16 or float16; plain tensors, or DTensors sharded along
-        dimension 0.
-        The averages start as copies of them. Their order numbers the random streams.
+        dimension 0. The averages start as copies of them. Their order numbers the random streams.
     state, rounding
         As for the optimizers: a format name, a :class:`~halfulp.numbers.formats.Format` or a
         :class:`~halfulp.numbers.quantizer.Quantizer`; ``"stochastic"`` or ``"nearest"``.

@@ -64,8 +64,7 @@ class Swap:
     ------
     ValueError
         If ``"stream"`` cannot serve every read of a weight: the model is sharded or compiled, or holds weights in
-        attributes
-        other than parameters.
+        attributes other than parameters.
     """
 
     def __init__(

@@ -139,8 +139,7 @@ class SlowWeights:
     """The slow weights of Lookahead (Zhang et al., arXiv 1907.08610), in any format.
 
     ``slow <- slow + alpha * (fast - slow)``, then ``fast <- slow``: an EMA of decay ``1 - alpha`` that is copied back
-    into
-    the weights. It serves wrappers of optimizers and needs no model.
+    into the weights. It serves wrappers of optimizers and needs no model.
 
     Parameters
     ----------

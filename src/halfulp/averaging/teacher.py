@@ -20,10 +20,8 @@ class Teacher:
     """A network whose weights are the average of a student's, stored in any format and decoded when they are read.
 
     A weight exists only while a ``forward`` uses it: a teacher in 8 bits costs one byte per parameter beside the
-    student.
-    Weights that are not averaged (frozen ones, ``ignore``) are the student's own tensors. The teacher takes no
-    gradients.
-    The forwards of student and teacher may come in any order.
+    student. Weights that are not averaged (frozen ones, ``ignore``) are the student's own tensors. The teacher takes no
+    gradients. The forwards of student and teacher may come in any order.
 
     Parameters
     ----------
@@ -36,8 +34,7 @@ class Teacher:
         As for :class:`~halfulp.averaging.ema.EMA`.
     module
         A second network of the same form to use as the teacher, for networks that cannot be copied. Default: a copy of
-        the
-        student.
+        the student.
     buffers
         ``"copy"``: the student's buffers are copied at each update. ``"own"``: the teacher's forwards update its own
         buffers (batch norm statistics of a teacher in training mode, as in BYOL).
@@ -124,8 +121,7 @@ class TemporaryTeachers:
     """Teachers that take turns (Na et al., Switching Temporary Teachers, arXiv 2310.18640).
 
     One teacher at a time follows the student. At a switch, usually each epoch, the next one takes over and starts as a
-    copy
-    of the student. Its decay is ``min(1 - 1 / n, decay)``, where ``n`` starts at 1 at each switch.
+    copy of the student. Its decay is ``min(1 - 1 / n, decay)``, where ``n`` starts at 1 at each switch.
 
     Parameters
     ----------

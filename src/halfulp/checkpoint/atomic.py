@@ -16,8 +16,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     After an error (a full disk, an unwritable folder) the old file remains and the temporary one is removed. A killed
     process may leave the temporary file. Each writer has its own temporary name, so of several writers to one path the
-    last
-    to finish wins. Links are followed.
+    last to finish wins. Links are followed.
 
     Raises
     ------

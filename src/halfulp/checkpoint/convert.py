@@ -42,16 +42,14 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     """Convert a state dictionary from another format or library to that of `to`. Neither argument is changed.
 
     Hyper-parameters known to both (``lr``, ``betas``, ``weight_decay`` ...) and ``initial_lr`` come from the
-    checkpoint.
-    The storage of states and all other settings come from the target.
+    checkpoint. The storage of states and all other settings come from the target.
 
     Parameters
     ----------
     state_dict
         State dictionary of an optimizer of halfulp, ``torch.optim``, bitsandbytes, torchao, Apex, Transformer Engine,
         optimi, heavyball and others (``docs/checkpoints.md``), over the same parameters in the same groups. The groups
-        may
-        differ if both sides have names.
+        may differ if both sides have names.
     to
         An optimizer of halfulp or ``torch.optim`` over the parameters, possibly inside a wrapper such as Accelerate's.
 

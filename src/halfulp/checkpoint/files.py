@@ -30,8 +30,8 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: str | os.PathLike[str
     """Write an optimizer's state dictionary to a safetensors file, atomically.
 
     The file is written under a temporary name beside `path`, flushed to disk and renamed, so a crash leaves the old
-    file.
-    It works for any optimizer whose state dictionary holds plain tensors, numbers, strings and containers of them.
+    file. It works for any optimizer whose state dictionary holds plain tensors, numbers, strings and containers of
+    them.
 
     Parameters
     ----------

@@ -148,8 +148,7 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     inside the block are lost, and the optimizer must not step.
 
     A weight average follows the model's own 16-bit weights. An average that is built and updated inside the block
-    follows
-    the fp32 weights, and can be swapped into the 16-bit model outside.
+    follows the fp32 weights, and can be swapped into the 16-bit model outside.
 
     Parameters
     ----------

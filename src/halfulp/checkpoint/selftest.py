@@ -25,8 +25,7 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
 
     It takes milliseconds, since it uses the smallest parameter of each storage. It tests ``torch.save`` with
     ``weights_only`` and the library's own files. Before the first step, our optimizers are tested on noise in the
-    shapes
-    and formats of their later states. The optimizer is not changed.
+    shapes and formats of their later states. The optimizer is not changed.
 
     Parameters
     ----------

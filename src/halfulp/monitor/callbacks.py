@@ -19,10 +19,8 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
     """A ``transformers.TrainerCallback`` that watches the trainer's optimizer and adds its measurements to the logs.
 
     The measurements go to ``trainer.state.log_history``, to the trainer's reporters (``report_to=``) and to the
-    console.
-    The callback moves itself before the reporters. ``callback.table`` is the final table, and the verdicts are logged
-    when
-    training ends. If the optimizer cannot be watched, a warning says so and training goes on.
+    console. The callback moves itself before the reporters. ``callback.table`` is the final table, and the verdicts are
+    logged when training ends. If the optimizer cannot be watched, a warning says so and training goes on.
 
     Parameters
     ----------

@@ -40,8 +40,7 @@ class GradientSample(Hooked):
     blocks
         Total number of blocks, divided among the parameters by size, at least one for each. A prediction from 64 blocks
         has a standard error of 1 to 2 points at one age, and 3.5 for a first moment in 4 bits. Four times as many
-        blocks
-        halve it.
+        blocks halve it.
     steps
         Number of steps recorded. They take at most ``4 * blocks * block_size * steps`` bytes of CPU memory.
     min_size
@@ -203,8 +202,7 @@ class GradientSample(Hooked):
         """Forecast the same number of future steps from a zero state, assuming gradients like those recorded.
 
         The forecast is of the average, not of single steps, which differ from it by about the deviation. It does not
-        hold while
-        gradients still grow or shrink, as in the first hundred steps of a run.
+        hold while gradients still grow or shrink, as in the first hundred steps of a run.
 
         Parameters
         ----------

@@ -17,8 +17,7 @@ def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
     """Return the predicted stalled fraction of the update that meets an average, or ``None`` if theory has no answer.
 
     Ages beyond several windows ``1 / (1 - beta)`` get the prediction at that limit. A signed state has settled by then.
-    A
-    second moment rounded to nearest never settles, but its curve has become flat.
+    A second moment rounded to nearest never settles, but its curve has become flat.
     """
     if average is None or fmt not in FORMATS:
         return None

@@ -31,8 +31,7 @@ class StallMonitor(Hooked):
         optimizer as ``.optimizer``.
     sample
         Total number of coordinates, divided among the tensors by size, at least 64 for each. The same model always
-        gives
-        the same coordinates. For a sharded parameter they are taken from this rank's part.
+        gives the same coordinates. For a sharded parameter they are taken from this rank's part.
     every
         Steps between counted steps. The shadow follows every step.
     model

@@ -1,8 +1,8 @@
-"""Which format, scale and rounding each Adam state should have, given the betas and a memory budget.
+"""Choice of format, scale and rounding for each Adam state, given the betas and a memory budget.
 
-Each candidate is ranked by what storing its moment does to AdamW's update, the other moment being exact: the mean
-squared error over the exact update's mean square (:mod:`halfulp.theory.update`). A second moment of zero counts as what
-the library's next update makes of it.
+Candidates are ranked by the error that storing the moment causes in AdamW's update while the other moment is exact. The
+error is the mean squared difference relative to the exact update's mean square (:mod:`halfulp.theory.update`). A second
+moment of zero has the effect that the library's next update gives it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ UNSIGNED = (
     "ufloat4_e2m2",
 )  # fmt: skip
 SAFE = 0.015
-"""Relative mean squared error up to which a choice is called safe."""
+"""Largest relative mean squared error of a choice that is called safe."""
 LONG = 3000
-"""Steps after which a second moment under nearest rounding, which creeps on, must still be safe to be called so."""
+"""Steps after which a second moment under nearest rounding must still be safe, since its error keeps growing."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store one slot.
+    """One way to store a slot.
 
     Parameters
     ----------
     slot, format, rounding
-        What is stored, and how.
+        The slot and its storage.
     scale_kind
-        ``"pow2"`` or ``"fp32"``, of blocks of 128; ``"none"`` for formats that are stored without scales.
+        ``"pow2"`` or ``"fp32"`` for blocks of 128; ``"none"`` for formats without scales.
     error
-        Relative mean squared error it brings to the update.
+        Relative mean squared error that it causes in the update.
     stalled
-        Stalled fraction over steps 100 to 400; of values, which under fp32 scales move with their block.
+        Stalled fraction of values over steps 100 to 400. Under fp32 scales, values move with their block.
     bytes
-        Bytes a parameter, scales included.
+        Bytes per parameter, including scales.
     """
 
     slot: str
@@ -59,12 +59,12 @@ class Choice:
 
     @property
     def safe(self) -> bool:
-        """Whether the error is small beside the update's own noise."""
+        """Whether the error is small compared with the update's own noise."""
         return self.error <= SAFE
 
     @property
     def storage(self) -> str | Quantizer:
-        """For ``state=``: the format's name, or a quantizer where the scales are not the optimizers' default."""
+        """Value for ``state=``: the format's name, or a quantizer if the scales differ from the optimizers' default."""
         if self.scale_kind != "fp32":
             return self.format
         return Quantizer(
@@ -90,16 +90,16 @@ class Advice(Shown):
 
     @property
     def state(self) -> dict[str, str | Quantizer]:
-        """For ``state=``."""
+        """Value for ``state=``."""
         return {"exp_avg": self.exp_avg.storage, "exp_avg_sq": self.exp_avg_sq.storage}
 
     @property
     def rounding(self) -> dict[str, Rounding]:
-        """For ``rounding=``; a quantizer in :attr:`state` has its own, the same."""
+        """Value for ``rounding=``. Quantizers in :attr:`state` have the same rounding."""
         return {"exp_avg": self.exp_avg.rounding, "exp_avg_sq": self.exp_avg_sq.rounding}
 
     def in_short(self) -> str:
-        """Formats, and their bytes."""
+        """The formats and their bytes."""
         total = self.exp_avg.bytes + self.exp_avg_sq.bytes
         return f"exp_avg={self.exp_avg.format}, exp_avg_sq={self.exp_avg_sq.format}, {total:.2f} bytes a parameter"
 
@@ -119,7 +119,7 @@ def rate(
     spread: float = 1.0,
     beta_other: float | None = None,
 ) -> Choice:
-    """What a format costs in a slot.
+    """Return the cost of a format in a slot.
 
     Parameters
     ----------
@@ -130,13 +130,13 @@ def rate(
     beta
         Decay.
     rounding
-        ``"nearest"`` (a second moment with the floor, as optimizers store it) or ``"stochastic"``.
+        ``"nearest"`` (for a second moment with the floor, as in the optimizers) or ``"stochastic"``.
     scale_kind
-        ``"pow2"`` or ``"fp32"``, of no account for formats without scales.
+        ``"pow2"`` or ``"fp32"``; ignored for formats without scales.
     spread
-        Deviation of the logarithm of the gradient's scale within a block; 0 for even blocks.
+        Standard deviation of the logarithm of the gradient's scale within a block; 0 for even blocks.
     beta_other
-        Decay of the other moment: by default 0.999 beside a first, and 0.9 beside a second moment.
+        Decay of the other moment. Default: 0.999 for a first, 0.9 for a second moment.
 
     Examples
     --------
@@ -170,14 +170,14 @@ def rate(
 def advise(
     betas: tuple[float, float] = (0.9, 0.999), *, bytes_per_parameter: float = 2.1, spread: float = 1.0
 ) -> Advice:
-    """Formats, scales and roundings of Adam's moments that lose least within a memory budget.
+    """Return the formats, scales and roundings of Adam's moments with the least error within a memory budget.
 
     Parameters
     ----------
     betas
         Decays of the first and second moment.
     bytes_per_parameter
-        Budget for both together, scales included: 4 for bf16, about 2 for 8 bits, about 1 for 4 bits.
+        Budget for both moments, including scales: 4 for bf16, about 2 for 8 bits, about 1 for 4 bits.
     spread
         See :func:`rate`.
 

@@ -1,16 +1,16 @@
-"""States in blocks that share a scale: stalling, lag and underflow of the codes.
+"""States in blocks that share a scale: stalling, lag and underflow.
 
-A block's scale follows its largest element. With a power-of-two scale the grid stands still in between, and the plain
-chain holds down to the format's smallest value; below it codes underflow. With an fp32 scale the grid moves with the
-largest element: codes that stand still decay along with it, and are thrown about when it jumps up.
+A block's scale follows its largest element. With a power-of-two scale the grid is fixed between changes of the scale,
+and the plain chain is valid down to the format's smallest value, below which codes underflow. With an fp32 scale the
+grid moves with the largest element: stalled codes decay with it, and change abruptly when it jumps up.
 
-What a jump gives back depends on which element jumps, so that the elements of a block are not independent given its
-scale. Their law is followed as an ensemble: blocks of independent elements, stored and rounded in each step, beside the
-same averages in full precision, in float32 as the library computes. Its figures are averages over the ensemble, and
-:attr:`BlockLaw.errors` says how sure they are: :func:`block_law` follows as many blocks as it takes.
+The effect of a jump depends on which element jumps, so the elements of a block are dependent even given its scale.
+Their law is therefore estimated by an ensemble: blocks of independent elements are stored and rounded at each step,
+alongside the same averages in full precision, in float32 like the library. The results are averages over the ensemble.
+:attr:`BlockLaw.errors` holds their standard errors, and :func:`block_law` uses as many blocks as it needs.
 
-The ensemble also takes what was measured in a run: the sizes of gradients within its blocks, and how their scale went
-from step to step (:class:`Blocks` describes log-normal sizes of a constant scale).
+The ensemble also accepts measured gradient sizes within blocks, and how their scale changed from step to step.
+:class:`Blocks` describes log-normal sizes at constant scale.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ Single = npt.NDArray[np.float32]
 MOMENTS = ("stalled", "codes_stalled", "due", "lag", "zeros", "smallest", "root", "inverse_root", "inverse")
 ERRORS = ("stalled", "lag", "zeros")
 BATCH, MOST = 128, 8192
-"""Blocks that are followed at a time, which stay in a processor's cache, and in all."""
+"""Blocks processed together, which fit in a processor's cache, and the largest number in total."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a state is stored in blocks, and what drives it.
+    """Storage of a state in blocks, and its drive.
 
     Parameters
     ----------
     format, beta, rounding, drive
-        As of :class:`~halfulp.theory.chain.Chain`. A format without scales has its exponents free.
+        As for :class:`~halfulp.theory.chain.Chain`. A format without scales has unlimited exponents.
     scale_kind
         ``"pow2"`` or ``"fp32"``, see :class:`halfulp.numbers.scaling.Scaling`.
     block_size
-        Elements that share a scale.
+        Elements per scale.
     spread
         Standard deviation of the logarithm of the gradient's ``sigma`` over the elements of a block: 0 for homogeneous
         blocks, about 1 in real layers.
     zero_floor
-        Nearest rounding of a non-negative state never gives zero, as the library's optimizers do.
+        Whether nearest rounding of a non-negative state never gives zero, as in the library's optimizers.
     """
 
     format: Format
@@ -91,17 +91,17 @@ class BlockLaw:
     Parameters
     ----------
     ages
-        Steps since the states were zero: every one up to the last, and again from 0 where they are zeroed.
+        Steps since the states were zero, from 0 to the last age; restarting at 0 when they are reset.
     moments
-        ``(len(ages), len(MOMENTS))``: the figures below, and over ``v > 0`` the averages of ``v**0.5``, ``v**-0.5``
-        and ``1 / v``, ``v`` in units of each element's scale.
+        Averages at each age, ``(len(ages), len(MOMENTS))``: the quantities below, and over ``v > 0`` those of
+        ``v**0.5``, ``v**-0.5`` and ``1 / v``, with ``v`` in units of each element's scale.
     beta, drive
         Decay and drive of the blocks.
     errors
-        ``(len(ages), 3)``: standard errors of :attr:`stalled`, :attr:`lag` and :attr:`zeros` as figures of an infinite
-        ensemble, from the differences between blocks, which are independent.
+        Standard errors of :attr:`stalled`, :attr:`lag` and :attr:`zeros`, ``(len(ages), 3)``, estimated from the
+        differences between blocks, which are independent.
     paths
-        Blocks that were followed.
+        Number of blocks in the ensemble.
     """
 
     ages: npt.NDArray[np.int64]
@@ -112,51 +112,51 @@ class BlockLaw:
     paths: int
 
     def moment(self, name: str) -> Array:
-        """One of the columns of :attr:`moments` at each age."""
+        """Return a column of :attr:`moments`."""
         return np.asarray(self.moments[:, MOMENTS.index(name)])
 
     def error(self, name: str) -> Array:
-        """Standard error of ``"stalled"``, ``"lag"`` or ``"zeros"`` at each age."""
+        """Return the standard error of ``"stalled"``, ``"lag"`` or ``"zeros"`` at each age."""
         return np.asarray(self.errors[:, ERRORS.index(name)])
 
     @property
     def stalled(self) -> Array:
-        """Stalled fraction of the update that a state of each age meets: the stored value is what it was."""
+        """Stalled fraction of the update of a state of each age: the stored value does not change."""
         return self.moment("stalled")
 
     @property
     def codes_stalled(self) -> Array:
-        """Share of codes that stand still at that update; with fp32 scales their values move along with the scale."""
+        """Share of codes unchanged by that update. With fp32 scales their values move with the scale."""
         return self.moment("codes_stalled")
 
     @property
     def due(self) -> Array:
-        """Share of elements whose update would change the value; of these the above are shares."""
+        """Share of elements whose update would change the value. Stalled fractions are relative to it."""
         return self.moment("due")
 
     @property
     def lag(self) -> Array:
-        """Log of the mean over blocks of a block's sum of stored over its sum of exact values.
+        """Log of the ratio of two means over blocks: of a block's sum of stored values, and of its sum of exact values.
 
-        Of squares, and half of that, if signed.
+        For signed states, the sums are of squares, and the result is halved.
         """
         return self.moment("lag")
 
     @property
     def zeros(self) -> Array:
-        """Share of codes that are zero: underflow."""
+        """Share of codes that are zero (underflow)."""
         return self.moment("zeros")
 
     @property
     def smallest(self) -> Array:
-        """Share of codes that are the smallest positive value, where ``zero_floor`` puts what would become zero."""
+        """Share of codes at the smallest positive value, which ``zero_floor`` uses instead of zero."""
         return self.moment("smallest")
 
 
 def block_law(
     blocks: Blocks, steps: int, *, paths: int | None = None, precision: float = 0.01, seed: int = 0
 ) -> BlockLaw:
-    """Law of a state in blocks at every age from 0 to `steps`.
+    """Return the law of a state in blocks at every age from 0 to `steps`.
 
     Parameters
     ----------
@@ -165,11 +165,11 @@ def block_law(
     steps
         Last age.
     paths
-        Blocks that are followed; by default as many times 128 as `precision` takes, at most 8192.
+        Number of blocks. Default: the multiple of 128 that `precision` needs, at most 8192.
     precision
-        Standard error of :attr:`~BlockLaw.stalled`, :attr:`~BlockLaw.lag` and :attr:`~BlockLaw.zeros` that is allowed
-        at any age. Even blocks have 0.01 with 128 or 256 of them; the lag of log-normal blocks, where one element makes
-        the sum, may take a thousand.
+        Largest standard error of :attr:`~BlockLaw.stalled`, :attr:`~BlockLaw.lag` and :attr:`~BlockLaw.zeros` at any
+        age. Even blocks reach 0.01 with 128 or 256 of them. The lag of log-normal blocks, where one element dominates
+        the sum, may need a thousand.
     seed
         Seed of the ensemble.
 
@@ -201,7 +201,7 @@ def _block_law(blocks: Blocks, steps: int, paths: int | None, precision: float, 
 
 
 def _together(laws: list[BlockLaw]) -> BlockLaw:
-    """One ensemble of several."""
+    """Combine several ensembles into one."""
     if len(laws) == 1:
         return laws[0]
     law, shares = laws[0], np.array([x.paths for x in laws], dtype=np.float64)
@@ -217,17 +217,17 @@ def _together(laws: list[BlockLaw]) -> BlockLaw:
 
 
 def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> BlockLaw:
-    """Law of a state whose gradients have given sizes.
+    """Return the law of a state whose gradients have given sizes.
 
     Parameters
     ----------
     blocks
         Storage and drive; ``block_size`` and ``spread`` are not used.
     sizes
-        Gradient's root mean square of each element, ``(blocks, elements)``.
+        Root mean square gradient of each element, ``(blocks, elements)``.
     levels
-        Factor at each step, of all elements or ``(steps, blocks)``: the first is of the step that a state of age 0
-        meets, the last of the step after the last age.
+        Factor at each step, for all elements or ``(steps, blocks)``. The first belongs to the update of a state of age
+        0, the last to the update after the last age.
     seed
         Seed of inputs and rounding.
     """
@@ -244,18 +244,18 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
 def follow_gradients(
     blocks: Blocks, gradients: Iterable[Array], sizes: Array, *, period: int | None = None, seed: int = 0
 ) -> BlockLaw:
-    """Law of a state that meets given gradients.
+    """Return the law of a state that averages given gradients.
 
     Parameters
     ----------
     blocks
-        Storage, and by its drive whether squares are averaged; ``block_size`` and ``spread`` are not used.
+        Storage. Its drive says whether squares are averaged. ``block_size`` and ``spread`` are not used.
     gradients
-        ``(blocks, elements)`` at each step; the first is of the step that a state of age 0 meets.
+        ``(blocks, elements)`` at each step. The first belongs to the update of a state of age 0.
     sizes
-        What stored values are measured in, ``(blocks, elements)``: the gradient's root mean square.
+        Units of the stored values, ``(blocks, elements)``: the root mean square gradient.
     period
-        Steps after which the state is zeroed, again and again.
+        Steps between resets of the state.
     seed
         Seed of the rounding.
 
@@ -276,7 +276,7 @@ def follow_gradients(
 class _Ensemble:
     """Stored values of all elements, the scales of their blocks, and the same averages in full precision.
 
-    All in float32, as the library computes, each block in units of a power of two near its largest gradient.
+    All values are float32, like the library's, in units of a power of two near each block's largest gradient.
     """
 
     def __init__(self, blocks: Blocks, sizes: Array, seed: int) -> None:
@@ -291,12 +291,12 @@ class _Ensemble:
         self.zero()
 
     def zero(self) -> None:
-        """Start afresh."""
+        """Reset all states to zero."""
         self.average = StoredAverage(self.blocks.beta, self.storing.store, np.zeros_like(self.size))
         self.exact = np.zeros_like(self.size)
 
     def law(self, inputs: Iterable[Single], period: int | None = None) -> BlockLaw:
-        """Figures at every age, from what is averaged at each step."""
+        """Return the averages at every age, given the inputs of each step."""
         rows, errors, ages = [], [], []
         for step, x in enumerate(inputs):
             ages.append(step % period if period else step)
@@ -310,7 +310,10 @@ class _Ensemble:
         )
 
     def advance(self, inputs: Single) -> tuple[list[float], list[float]]:
-        """Figures of the state of this age and of the update that it meets, which is done; and their errors."""
+        """Update the states.
+
+        Return the averages of their present values and of that update, and the standard errors.
+        """
         seen, errors = self._observe()
         codes = self.average.codes
         update = self.average.step(inputs)
@@ -326,7 +329,7 @@ class _Ensemble:
         return np.asarray((x.astype(np.float32) @ self.ones).astype(np.float64))
 
     def _observe(self) -> tuple[list[float], list[float]]:
-        """Figures of the stored values, and the standard errors of lag and zeros."""
+        """Return the averages of the stored values, and the standard errors of lag and zeros."""
         value, code = self.average.value, self.average.codes
         blocks, degree = len(value), 1 if self.blocks.drive.nonnegative else 2
         stored, exact = ((x if degree == 1 else x * x) @ self.ones for x in (value, self.exact))
@@ -350,7 +353,7 @@ class _Ensemble:
 
 
 def _draw(drive: Drive, rng: np.random.Generator, shape: tuple[int, ...]) -> Single:
-    """Inputs in units of their scale."""
+    """Draw inputs in units of their scale."""
     if drive.shared != 1 or drive.mixture != ((1.0, 1.0),):
         return drive.sample(rng, math.prod(shape)).reshape(shape).astype(np.float32)
     noise = rng.standard_normal(shape, dtype=np.float32)

@@ -1,9 +1,9 @@
-"""The exact law of a stored EMA coordinate: a Markov chain on the format's grid.
+"""The exact law of a stored EMA coordinate, as a Markov chain on the format's grid.
 
-A :class:`Chain` names the format, the decay, the rounding and the drive. :func:`~halfulp.theory.transient.transient`
-follows its law from a reset (or any start) step by step, :func:`~halfulp.theory.stationary.stationary` finds where it
-settles. Both average over the unknown position of the
-drive's scale within an octave of the grid, unless the chain says where it is.
+A :class:`Chain` specifies the format, the decay, the rounding and the drive.
+:func:`~halfulp.theory.transient.transient` follows its law step by step from a reset (or any start).
+:func:`~halfulp.theory.stationary.stationary` finds its limit. Both average over the position of the drive's scale
+within an octave of the grid, unless the chain specifies it.
 
 The law is exact up to truncation (1e-10 of the mass), the number of phases, and the thinning of grids that are much
 finer than an update (:mod:`halfulp.theory.grid`).
@@ -31,29 +31,29 @@ MOST_PHASES = 96
 
 @dataclass(frozen=True)
 class Chain:
-    """What is stored, and what drives it.
+    """Storage and drive of a state.
 
     Parameters
     ----------
     format
-        The grid. float32 is exact and has no chain.
+        The grid. float32 counts as exact and has no chain.
     beta
         Decay, in (0, 1).
     rounding
         ``"nearest"`` or ``"stochastic"``.
     drive
-        Law of the input, :data:`~halfulp.rules.drives.SQUARE` by default.
+        Law of the input. Default: :data:`~halfulp.rules.drives.SQUARE`.
     scale
-        ``None``: the exponent range is free and the phase unknown, which suits a float with a scale. A number: the
-        drive's scale in units of a fixed grid (``sigma**2`` of a square drive, ``sigma`` of a normal one), with
-        subnormals, saturation and underflow as they are.
+        ``None``: the exponent range is unlimited and the phase unknown, as for a float with a scale. A number: the
+        drive's scale in units of a fixed grid (``sigma**2`` for a square drive, ``sigma`` for a normal one), with
+        subnormals, saturation and underflow.
     zero_floor
-        Nearest rounding of a non-negative state never gives zero (fixed grids).
+        Whether nearest rounding of a non-negative state never gives zero (fixed grids).
     phases
-        Positions of the scale within an octave that are averaged over; by format if ``None``.
+        Number of positions of the scale within an octave to average over. Default: by format.
     fineness
-        Points of a thinned grid to a standard deviation of an update, by drive if ``None``. The law is slightly too
-        wide for few: its variance by ``1 / (6 fineness**2)`` at most, where the grid is thinned.
+        Points of a thinned grid per standard deviation of an update. Default: by drive. Thinning increases the variance
+        of the law by at most ``1 / (6 fineness**2)``.
     """
 
     format: Format
@@ -100,9 +100,9 @@ class Chain:
         if self.scale is not None:
             return np.array([self.scale])
         # averages over phases converge exponentially once phases are closer than the law is wide; 16-bit states with
-        # long memories have narrow laws: at 0.999 they are off by 0.0002 with 8, by nothing visible with 12
+        # long memories have narrow laws: at 0.999 the error is 0.0002 with 8 phases, and negligible with 12
         default = 4 if self.drive.symmetric else 12 if self.format.mantissa_bits >= 7 else 8
-        if self.drive.mean:  # where inputs hardly vary, the stalled share changes within a small part of an octave
+        if self.drive.mean:  # if inputs hardly vary, the stalled fraction changes within a small part of an octave
             width = math.sqrt(self.drive.variance) / abs(self.drive.mean)
             default = min(max(default, math.ceil(1.5 / width)), MOST_PHASES)
         n = default if self.phases is None else self.phases

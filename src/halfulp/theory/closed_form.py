@@ -1,16 +1,16 @@
-"""Closed forms of the stalled fraction: the first approximations of the exact chain.
+"""Closed forms of the stalled fraction, as first approximations of the exact chain.
 
-An EMA coordinate ``v`` moves by ``(1 - beta) * (x - v)``. With ``p`` fraction bits the grid's spacing at ``v`` is
-``eps * v / mantissa``, ``eps = 2**-p``. In the steady state of Topollai & Choromanska (arXiv 2603.16731, section 3) the
-gradient is ``N(0, sigma**2)``, ``v`` sits at its mean and the mantissa is log-uniform, so that with
-``rho = eps * ln 2 / (2 * (1 - beta))``
+An EMA coordinate ``v`` moves by ``(1 - beta) * (x - v)``. With ``p`` fraction bits the grid spacing at ``v`` is ``eps *
+v / mantissa``, ``eps = 2**-p``. In the steady state of Topollai & Choromanska (arXiv 2603.16731, section 3) the
+gradient is ``N(0, sigma**2)``, ``v`` equals its mean and the mantissa is log-uniform. With ``rho = eps * ln 2 / (2 * (1
+- beta))``:
 
-* nearest:    ``P = F(1 + rho) - F(max(0, 1 - rho))``, ``F`` the chi-square distribution of one degree of freedom;
+* nearest:    ``P = F(1 + rho) - F(max(0, 1 - rho))``, where ``F`` is the chi-square CDF of one degree of freedom;
 * stochastic: ``P = E max(0, 1 - |z - 1| / (2 rho))``, ``z ~ chi2_1``.
 
-A first moment has ``m ~ N(0, (1 - beta) / (1 + beta))`` in units of sigma, and is averaged over it and the mantissa.
-Some steps after a reset the state stands at ``q = 1 - beta**age`` of its steady mean (second moment) or has the
-variance ``(1 - beta) / (1 + beta) * (1 - beta**(2 age))`` (first moment). The gradient's scale cancels everywhere.
+A first moment has ``m ~ N(0, (1 - beta) / (1 + beta))`` in units of sigma. Its result is averaged over ``m`` and the
+mantissa. At a finite age after a reset, a second moment equals ``q = 1 - beta**age`` of its steady mean, and a first
+moment has the variance ``(1 - beta) / (1 + beta) * (1 - beta**(2 age))``. The gradient's scale cancels everywhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Array = npt.NDArray[np.float64]
 
 
 def closed_form(fmt: Format, rounding: str, drive: Drive, beta: float, ages: Array) -> Array:
-    """Stalled fraction of the update that a state of each age meets; of infinite ages the published one-step model.
+    """Return the stalled fraction of the update at each age. Infinite ages give the published one-step model.
 
     Raises
     ------
     ValueError
-        For drives other than gradients and their squares.
+        If the drive is neither the gradient nor its square.
     """
     if drive not in (GRADIENT, SQUARE):
         raise ValueError(f"the closed form is of normal gradients or their squares, got {drive}")
@@ -54,7 +54,7 @@ def _second_nearest(rho: float, share: Array) -> Array:
 
 
 def _second_stochastic(rho: float, share: Array) -> Array:
-    """Mean of the tent ``max(0, 1 - |z / q - 1| / (2 rho))`` in closed form: partial means of chi-square."""
+    """Mean of the tent function ``max(0, 1 - |z / q - 1| / (2 rho))``, from partial means of chi-square."""
     from scipy.stats import chi2
 
     def below(x: Array) -> tuple[Array, Array]:
@@ -81,11 +81,11 @@ def _first(epsilon: float, beta: float, rounding: str, ages: Array) -> Array:
     mantissas = 2.0 ** ((np.arange(32) + 0.5) / 32)  # log-uniform
     deviation = np.sqrt((1 - beta) / (1 + beta) * -np.expm1(2 * ages * math.log(beta)))
     m = np.abs(deviation[:, None, None] * nodes[None, :, None])
-    reach = epsilon * m / mantissas / (1 - beta)  # a change of |g - m| that equals one spacing
+    reach = epsilon * m / mantissas / (1 - beta)  # the change |g - m| that equals one spacing
     if rounding == "nearest":
         stalled = norm.cdf(m + reach / 2) - norm.cdf(m - reach / 2)
     else:
-        # E max(0, 1 - |g - m| / reach) over g, by the antiderivative x Phi(x) + phi(x) of Phi
+        # E max(0, 1 - |g - m| / reach) over g, from the antiderivative x Phi(x) + phi(x) of Phi
         def primitive(x: Array) -> Array:
             return np.asarray(x * norm.cdf(x) + norm.pdf(x))
 

@@ -1,4 +1,4 @@
-"""Resets that follow what a monitor sees, instead of a period that was planned."""
+"""Resets triggered by a monitor's measurements instead of a planned period."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["Measured"]
 
 @dataclass
 class Measured:
-    """Reset the moments of every parameter when a second moment lags, or stalls, too much.
+    """Reset the moments of every parameter when a second moment lags or stalls too much.
 
-    A :class:`~halfulp.monitor.StallMonitor` with a low ``every`` has to watch the optimizer; the schedule reads its
-    figures of the last counted step, over the whole model. Attach the monitor after making the optimizer.
+    A :class:`~halfulp.monitor.StallMonitor` with a small ``every`` must watch the optimizer. The schedule uses its
+    measurements of the last counted step, over the whole model. Attach the monitor after creating the optimizer.
 
     Parameters
     ----------
     lag
-        Reset when the absolute lag of a second moment (log of stored over fp32 shadow) reaches this. ``None``: ignore
-        the lag.
+        Reset when the absolute lag of a second moment (log of stored over shadow) reaches this. ``None``: ignore the
+        lag.
     stalled
         Reset when the stalled fraction of a second moment reaches this. ``None``: ignore it.
     min_age
-        Do not reset before this age, since a young state is noisy by itself.
+        Smallest age for a reset, since a young state is noisy by itself.
     monitor
         Set by :meth:`attach`. ``None``: no resets.
 
@@ -54,7 +54,7 @@ class Measured:
             raise ValueError(f"min_age is at least 1, got {self.min_age}")
 
     def attach(self, monitor: Any) -> Any:
-        """Listen to a monitor; returns it."""
+        """Attach a monitor and return it."""
         self.monitor = monitor
         return monitor
 

@@ -1,15 +1,16 @@
-"""What rounding costs: the error of Adam's update at each age of its second moment.
+"""The cost of rounding: the error of Adam's update at each age of its second moment.
 
-The update is ``m_hat / sqrt(v_hat)``, compared with the fp32 first moment over the gradient's true scale ``s``. Both
-moments were reset at age 0. Relative to the variance of the fp32 first moment the mean squared error at age ``t`` is
+The update ``m_hat / sqrt(v_hat)`` is compared with the fp32 first moment divided by the gradient's true scale ``s``.
+Both moments are reset at age 0. Relative to the variance of the fp32 first moment, the mean squared error at age ``t``
+is
 
 ``D_t = rho_t W2_t - 2 (1 + beta1**t) W1_t + 1``,  ``rho_t = (1 + beta1**t) / (1 - beta1**t)``.
 
 Once the first moment is old (``t > 2 / (1 - beta1)``) the moments are nearly independent, ``W1 = E s / sqrt(v_hat)``
-and ``W2 = E s**2 / v_hat``. Before, ``m_hat`` is large just where ``v_hat`` is: their ratio has a second moment near 1,
-so ``W2 = 1``, and ``W1 = E sqrt(v_hat) / s``. The expectations are the chain's: no constant is fitted.
+and ``W2 = E s**2 / v_hat``. Before, ``m_hat`` is large where ``v_hat`` is: their ratio has a second moment near 1, so
+``W2 = 1`` and ``W1 = E sqrt(v_hat) / s``. The chain gives the expectations, so no constant is fitted.
 
-The same error of a second moment that is not rounded says what a reset does beside rounding: it forgets an old scale.
+The same error of an unrounded second moment is the effect of a reset apart from rounding: it forgets an old scale.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ Parts = tuple[Array, Array]
 
 
 def squared_error(parts: Parts) -> Array:
-    """``D_t`` from :func:`update_parts` or :func:`exact_parts`."""
+    """Return ``D_t`` from :func:`update_parts` or :func:`exact_parts`."""
     square, product = parts
     return np.asarray(square - 2 * product + 1)
 
 
 def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> Parts:
-    """Mean square of the update and its mean product with the exact one, for ``t = 1 .. steps``.
+    """Return the mean square of the update and its mean product with the exact one, for ``t = 1 .. steps``.
 
     Parameters
     ----------
     law
-        Law of a second moment, followed for at least `steps`.
+        Law of a second moment, for at least `steps` steps.
     beta1
         Decay of the first moment.
     """
     t = np.arange(1, steps + 1)
-    scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v over this is v_hat over the true second moment
+    scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v divided by this is v_hat over the true second moment
     root, inverse_root, inverse = (
         np.interp(t, law.ages, law.moment(name)) for name in ("root", "inverse_root", "inverse")
     )
@@ -52,10 +53,10 @@ def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> Parts:
 
 
 def exact_parts(law: Transient, beta1: float, steps: int) -> Parts:
-    """:func:`update_parts` of the same second moment in full precision, under the same drift.
+    """Like :func:`update_parts` for the same second moment in full precision, under the same drift.
 
-    A weighted sum of squares is nearly a gamma variable of its mean and variance: exactly while all weights are alike,
-    and old sums are narrow.
+    A weighted sum of squares is approximated by a gamma variable of equal mean and variance. This is exact while all
+    weights are equal, and old sums are narrow.
     """
     from scipy.special import gammaln
 
@@ -64,7 +65,7 @@ def exact_parts(law: Transient, beta1: float, steps: int) -> Parts:
     scale = law.drive.mean * -np.expm1(t * np.log(law.beta))
     unit, half = mean / scale, (mean / deviation) ** 2  # half of the degrees of freedom
     rising = np.exp(gammaln(half + 0.5) - gammaln(half))
-    # from its third input on a sum of squares has a mean inverse, which a gamma variable of few degrees lacks
+    # from its third input on, a sum of squares has a mean inverse, unlike a gamma variable of few degrees
     enough = np.maximum(half, 1.5)
     return _parts(
         beta1,
@@ -76,7 +77,7 @@ def exact_parts(law: Transient, beta1: float, steps: int) -> Parts:
 
 
 def _parts(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Array, inverse: Array) -> Parts:
-    """The parts of ``D_t`` from the averages of ``v_hat``'s powers 1/2, -1/2 and -1."""
+    """Return the parts of ``D_t`` from the means of ``v_hat`` to the powers 1/2, -1/2 and -1."""
     young = t <= 2 / (1 - beta1)
     decayed = beta1**t
     w1 = np.where(young, root, inverse_root)
@@ -85,34 +86,34 @@ def _parts(beta1: float, t: npt.NDArray[np.int64], root: Array, inverse_root: Ar
 
 
 def neglected(beta1: float, beta2: float) -> float:
-    """Relative covariance of ``m**2`` and ``v``, which :func:`update_parts` takes as independent, in the long run.
+    """Relative covariance of ``m**2`` and ``v`` in the long run, which :func:`update_parts` neglects.
 
-    They have seen the same gradients: with weights ``a_i`` in `m` and ``c_i`` in `v` it is
-    ``2 sum a_i**2 c_i / sum a_i**2``. An error of a cycle is known to so much of itself, at best.
+    Both average the same gradients. With weights ``a_i`` in `m` and ``c_i`` in `v` it is ``2 sum a_i**2 c_i / sum
+    a_i**2``. The error of a cycle is uncertain by at least this relative amount.
     """
     return 2 * (1 - beta2) * (1 - beta1**2) / (1 - beta1**2 * beta2)
 
 
 def cycle_cost(error: Array) -> Array:
-    """Mean error of a cycle of each length: entry ``K - 1`` is the mean over ages ``1 .. K``."""
+    """Return the mean error of a cycle of each length: entry ``K - 1`` is the mean over ages ``1 .. K``."""
     return np.cumsum(error) / np.arange(1, len(error) + 1)
 
 
 def total_cost(parts: list[Parts]) -> Array:
-    """Mean error of a cycle of each length, a row a law: what rounding costs at a given learning rate."""
+    """Return the mean error of a cycle of each length, one row per law: the cost of rounding at a given rate."""
     return np.stack([cycle_cost(squared_error(one)) for one in parts])
 
 
 def residual_cost(parts: list[Parts]) -> Array:
-    """Mean error of a cycle of each length that is left once every update is multiplied by the best common factor.
+    """Return the mean error of a cycle of each length after scaling every update by the best common factor.
 
-    A learning rate that is tuned takes the factor out. It is one for all laws: tensors whose gradients fall at
+    A tuned learning rate removes that factor. There is one for all laws, since tensors whose gradients fall at
     different rates share the learning rate.
 
     Parameters
     ----------
     parts
-        :func:`update_parts` of each law.
+        Result of :func:`update_parts` for each law.
 
     Returns
     -------

@@ -1,11 +1,11 @@
-"""The values that a stored state can take, as the states of a Markov chain.
+"""The values that a stored state can take, as states of a Markov chain.
 
-Two kinds of grid. A *free* one has a float's mantissas at every exponent: what a float with a scale in range looks
-like, and what 16-bit floats are. A *fixed* one is the format as it is, with subnormals, a largest value and no scale.
+There are two kinds of grid. A *free* grid has a float's mantissas at every exponent, like 16-bit floats and floats with
+a scale. A *fixed* grid is the format itself, with subnormals, a largest value and no scale.
 
-Where the grid is much finer than one update it is thinned: rounding then does nothing to the law, and a few points are
-as good as thousands. Mass between thinned points is shared so that the mean is kept; stalling is computed from the
-true spacing everywhere.
+Where the grid is much finer than one update it is thinned: rounding hardly affects the law there, and a few points
+suffice. Mass between thinned points is split so that the mean is preserved. Stalling is always computed from the true
+spacing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["Grid", "fixed_grid", "free_grid"]
 Array = npt.NDArray[np.float64]
 
 FINENESS = {"square": 3, "gradient": 5}
-"""Default for ``fineness``: grids are thinned to one to two times so many points to a deviation of an update."""
+"""Default for ``fineness``: a thinned grid has one to two times this many points per deviation of an update."""
 HEADROOM = 7
-"""Octaves of a free grid above the drive's scale (a second moment)."""
+"""Octaves of a free grid above the drive's scale (second moment)."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Grid:
     points
         Values in increasing order.
     below, above
-        True distance of each point to its neighbours in the format; infinite at a fixed grid's ends.
+        True distance from each point to its neighbours in the format; infinite at the ends of a fixed grid.
     split
-        For each gap between points, where nearest rounding changes from the lower to the upper end; NaN where the gap
-        is thinned, and mass is shared in proportion.
+        For each gap between points, where nearest rounding switches from the lower to the upper end; NaN in thinned
+        gaps, where mass is split in proportion.
     free
-        Whether every octave is there: twice a point is a point.
+        Whether the grid has every octave, so that twice a point is a point.
     """
 
     points: Array
@@ -56,21 +56,21 @@ class Grid:
         return len(self.points)
 
     def index(self, value: float) -> int:
-        """Index of the point nearest to a value."""
+        """Return the index of the point nearest to a value."""
         return int(np.abs(self.points - value).argmin())
 
 
 def _power(value: float) -> float:
-    """Largest power of two up to a value."""
+    """Return the largest power of two that is at most a value."""
     return 2.0 ** math.floor(math.log2(value))
 
 
 def _octave_points(
     exponents: range, mantissa_bits: int, coarse: float, log_points: int, bottom: int | None, tail: float
 ) -> tuple[Array, Array, Array]:
-    """Positive points, true distances below and above each; `bottom` is the exponent of the smallest normal number.
+    """Return the positive points and their true distances to the neighbours. `bottom` is the smallest normal exponent.
 
-    From the exponent `tail` up an octave has 32 points at most.
+    From the exponent `tail` on, an octave has at most 32 points.
     """
     points, below, above = [], [], []
     for e in exponents:
@@ -90,9 +90,9 @@ def _octave_points(
 
 
 def _span(drive: Drive, beta: float, fineness: int | None) -> tuple[float, float, float]:
-    """Smallest and largest magnitude that matter, and the thinned spacing, in units of the drive's scale.
+    """Return the smallest and largest relevant magnitude and the thinned spacing, in units of the drive's scale.
 
-    Sharing mass over a gap of ``1/n`` deviations of an update adds at most ``1 / (6 n**2)`` to its variance.
+    Splitting mass over a gap of ``1/n`` standard deviations of an update adds at most ``1 / (6 n**2)`` to its variance.
     """
     gain, fineness = 1 - beta, fineness or FINENESS[drive.kind]
     largest = max(abs(w) for w in drive.support)
@@ -103,18 +103,18 @@ def _span(drive: Drive, beta: float, fineness: int | None) -> tuple[float, float
     noise = math.sqrt(drive.variance)
     deviation = noise * math.sqrt(gain / (1 + beta))
     coarse = _power(gain * noise / fineness)
-    # stochastic rounding on coarse grids gives first moments heavy tails: a 4-bit one at 0.999 needs so much
+    # on coarse grids stochastic rounding gives first moments heavy tails: a 4-bit one at 0.999 needs this much
     top = max(256 * deviation, 4 * gain * largest, 8 * abs(drive.mean))
     return coarse, 2 * _power(top), coarse
 
 
 def _tail(drive: Drive) -> float:
-    """Exponent from which second moments are so far above their mean that their grid need not be fine."""
+    """Exponent above which second moments are so far above their mean that a coarse grid suffices."""
     return 3 + math.log2(drive.mean) if drive.nonnegative else math.inf
 
 
 def free_grid(fmt: Format, drive: Drive, beta: float, fineness: int | None = None) -> Grid:
-    """A float format's mantissas at every exponent, for drives of scale 1 to 2."""
+    """Return a float format's mantissas at every exponent, for drives of scale 1 to 2."""
     low, high, coarse = _span(drive, beta, fineness)
     exponents = range(math.floor(math.log2(low)), math.ceil(math.log2(high)))
     tables = _octave_points(exponents, fmt.mantissa_bits, coarse, 4 if drive.nonnegative else 0, None, _tail(drive))
@@ -124,7 +124,7 @@ def free_grid(fmt: Format, drive: Drive, beta: float, fineness: int | None = Non
 def fixed_grid(
     fmt: Format, drive: Drive, beta: float, scale: float, zero_floor: bool, fineness: int | None = None
 ) -> Grid:
-    """The format's own values. `scale` is the drive's, in units of the format."""
+    """Return the format's own values. `scale` is the drive's, in units of the format."""
     if fmt.kind == "float" and fmt.bits == 16:
         low, high, coarse = (scale * v for v in _span(drive, beta, fineness))
         smallest = fmt.min_exponent - fmt.mantissa_bits
@@ -152,7 +152,7 @@ def fixed_grid(
 def _assemble(
     positive: Array, below: Array, above: Array, drive: Drive, first: float, zero_gap: float, free: bool
 ) -> Grid:
-    """Add zero, whose gap is split at `first` and truly `zero_gap` wide, and the negative side."""
+    """Add zero and the negative side. Zero's gap is split at `first`, and its true width is `zero_gap`."""
     gaps = np.diff(positive)
     fine = np.isclose(gaps, above[:-1], rtol=1e-9)
     split = np.where(fine, (positive[1:] + positive[:-1]) / 2, np.nan)

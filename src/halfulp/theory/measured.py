@@ -1,10 +1,10 @@
-"""The drive of a run, measured on a sample of its gradients, and what is predicted from it.
+"""The drive of a run, measured on a sample of its gradients, and predictions from it.
 
-The plain theory takes independent normal gradients of one size and a constant scale. The elements of a block in a real
-run are not independent: a row of a linear layer's gradient is a sum of few outer products, so that its elements grow,
-shrink and change their signs together. A few *patterns* a block, each with an amplitude at every step, say how; what is
-left is normal noise, with a size for each element and a level for each block and step. Patterns and sizes last for some
-tens of steps, and are measured in stretches: those of a whole run would be those of its loudest steps.
+The plain theory assumes independent normal gradients of equal size and constant scale. In a real run the elements of a
+block are dependent: a row of a linear layer's gradient is a sum of few outer products, so its elements grow, shrink and
+change sign together. A few *patterns* per block, each with an amplitude at every step, describe this. The rest is
+normal noise with a size per element and a level per block and step. Patterns and sizes last for some tens of steps and
+are measured in stretches. Over a whole run they would be dominated by its loudest steps.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ __all__ = ["RunDrive"]
 Array = npt.NDArray[np.float64]
 
 ELEMENTS_A_PATTERN = 8
-"""A block has one pattern for so many elements: as many as it takes for stalled fractions within 1.5 points."""
+"""Elements per pattern of a block. This number of patterns gives stalled fractions to within 1.5 points."""
 
 
 STRETCH = 50
-"""Steps over which patterns and sizes are taken to last."""
+"""Steps over which patterns and sizes are assumed constant."""
 
 
 @dataclass(frozen=True)
 class RunDrive:
-    """What the gradients of some blocks were like.
+    """Description of the gradients of some blocks.
 
     Parameters
     ----------
     patterns
-        What the elements of a block do together, of unit length, ``(stretches, blocks, patterns, elements)``.
+        Unit vectors of what a block's elements do together, ``(stretches, blocks, patterns, elements)``.
     amplitudes
         Amplitude of each pattern at each step, ``(steps, blocks, patterns)``.
     sizes
-        Root mean square of the rest of each element, over the block's level, ``(stretches, blocks, elements)``.
+        Root mean square of each element's rest, relative to the block's level, ``(stretches, blocks, elements)``.
     levels
-        Root mean square of the rest of each block at each step, ``(steps, blocks)``.
+        Root mean square of each block's rest at each step, ``(steps, blocks)``.
     stretch
-        That a block is in at each step, ``(steps, blocks)``.
+        Stretch of each block at each step, ``(steps, blocks)``.
     """
 
     patterns: Array
@@ -57,17 +57,17 @@ class RunDrive:
 
     @classmethod
     def of(cls, gradients: npt.ArrayLike, *, patterns: int | None = None, stretch: int | None = STRETCH) -> RunDrive:
-        """Measure it.
+        """Measure the drive of recorded gradients.
 
         Parameters
         ----------
         gradients
-            ``(steps, blocks, elements)``, in blocks as they are stored; the first is that of the step that a state of
-            age 0 meets. All blocks are of one size: measure layers of other widths by themselves.
+            ``(steps, blocks, elements)``, in blocks as they are stored. The first belongs to the update of a state of
+            age 0. All blocks must have one size, so measure layers of other widths separately.
         patterns
-            How many to keep a block and stretch; 0 makes all elements independent. ``None``: one for eight elements.
+            Patterns per block and stretch. 0 makes all elements independent. Default: one for eight elements.
         stretch
-            About how many steps patterns and sizes last; ``None``: all.
+            Approximate number of steps that patterns and sizes last. ``None``: all steps.
 
         Examples
         --------
@@ -102,26 +102,26 @@ class RunDrive:
 
     @property
     def elements(self) -> int:
-        """Elements of all blocks."""
+        """Total number of elements."""
         return self.sizes[0].size
 
     @property
     def shared(self) -> float:
-        """Share of the squared gradients that lies in the patterns, averaged over the blocks."""
+        """Share of the squared gradients explained by the patterns, averaged over the blocks."""
         together = np.square(self.amplitudes).sum(axis=(0, 2))
         rest = np.square(self.levels).sum(axis=0) * self.sizes.shape[2]
         return float(np.mean(together / (together + rest)))
 
     def later(self, seed: int = 0, *, together: bool = False) -> RunDrive:
-        """The drive of other steps that are alike, in the same order from another one on, going round.
+        """Return a drive for other, similar steps: the same sequence, started elsewhere and wrapped around.
 
         Parameters
         ----------
         seed
-            Seed of where they begin.
+            Seed of the starting steps.
         together
-            All blocks begin at one step: a single course that such a run may take. Otherwise each begins at a step of
-            its own: what is to be expected.
+            Whether all blocks start at the same step, as in a single possible run. Otherwise each block starts at its
+            own step, which gives the expectation.
         """
         steps, blocks = self.levels.shape
         starts = np.random.default_rng(seed).integers(steps, size=1 if together else blocks)
@@ -132,19 +132,19 @@ class RunDrive:
         )
 
     def together(self) -> Iterator[Array]:
-        """What the elements of a block do together, ``(blocks, elements)`` at each step."""
+        """Yield the sum of a block's patterns, ``(blocks, elements)`` at each step."""
         each = np.arange(self.levels.shape[1])
         for amplitude, stretch in zip(self.amplitudes, self.stretch, strict=True):
             yield (amplitude[:, None] @ self.patterns[stretch, each])[:, 0]
 
     def spread(self) -> Iterator[Array]:
-        """Standard deviation of the rest, ``(blocks, elements)`` at each step."""
+        """Yield the standard deviation of the rest, ``(blocks, elements)`` at each step."""
         each = np.arange(self.levels.shape[1])
         for level, stretch in zip(self.levels, self.stretch, strict=True):
             yield level[:, None] * self.sizes[stretch, each]
 
     def gradients(self, seed: int = 0) -> Iterator[Array]:
-        """Gradients alike, ``(blocks, elements)`` at each step: the rest is drawn anew."""
+        """Yield similar gradients with newly drawn noise, ``(blocks, elements)`` at each step."""
         rng = np.random.default_rng(seed)
         for together, spread in zip(self.together(), self.spread(), strict=True):
             yield together + spread * rng.standard_normal(spread.shape)
@@ -160,12 +160,12 @@ class RunDrive:
         period: int | None = None,
         seed: int = 0,
     ) -> BlockLaw:
-        """Law of a state under this drive, at every age that was measured.
+        """Return the law of a state under this drive, at every measured age.
 
         Parameters
         ----------
         fmt, beta, rounding, scale_kind
-            As of :class:`~halfulp.theory.blocks.Blocks`.
+            As for :class:`~halfulp.theory.blocks.Blocks`.
         slot
             ``"exp_avg"``, ``"exp_avg_sq"`` or a drive.
         period
@@ -181,7 +181,7 @@ class RunDrive:
 
 
 def _part(g: Array, patterns: int) -> tuple[Array, Array, Array, Array]:
-    """Patterns, amplitudes, sizes and levels of one stretch."""
+    """Return the patterns, amplitudes, sizes and levels of one stretch."""
     by_block = g.transpose(1, 0, 2)
     kept = np.linalg.svd(by_block, full_matrices=False)[2][:, :patterns]
     amplitudes = by_block @ kept.transpose(0, 2, 1)

@@ -1,16 +1,15 @@
-"""Whether to reset a state, and when.
+"""Whether and when to reset a state.
 
-A reset wipes out what rounding has done to a second moment, at the price of a few noisy steps. The planner follows the
-chain's law through a cycle and takes the period ``K`` at which the mean error of Adam's update over a cycle
-(:mod:`halfulp.theory.cost`) is least. Since the gradient's scale falls in training at a rate that is not known, it
-takes the ``K`` whose cost is least above the best possible one in the worst of a few drifts:
-``argmin_K max_r J_r(K) / min_k J_r(k)``. It is *never* where that is the horizon, and where the plan gains nothing
-that is worth a reset:
+A reset removes the effect of rounding on a second moment, at the price of a few noisy steps. The planner follows the
+chain's law through a cycle. It minimizes the mean error of Adam's update over a cycle (:mod:`halfulp.theory.cost`) with
+respect to the period ``K``. During training the gradient's scale falls at an unknown rate. So the planner chooses the
+``K`` with the smallest relative excess cost in the worst of a few drifts: ``argmin_K max_r J_r(K) / min_k J_r(k)``. The
+plan is *never* if ``K`` is the horizon, or if resets do not gain enough:
 
-- A reset is to undo what rounding did. What a state in full precision would gain from it as well (it forgets an old
-  scale, if that falls) is not to its credit.
-- Costs are known but for what the criterion neglects (:func:`~halfulp.theory.cost.neglected`). What is gained has to be
-  more than that, and more than :data:`WORTH`.
+- A reset should undo the effect of rounding. A state in full precision may gain from a reset too, since it forgets an
+  old scale. That gain does not count.
+- Costs are known up to what the criterion neglects (:func:`~halfulp.theory.cost.neglected`). The gain must exceed that
+  and :data:`WORTH`.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ Array = npt.NDArray[np.float64]
 Criterion = Literal["total", "residual"]
 
 DRIFTS = (0.0, 0.025, 0.1)
-"""E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` that a plan has to stand."""
+"""E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` for which a plan must be good."""
 WORTH = 0.01
-"""Share of the least error that resets have to save."""
+"""Share of the least error that resets must save."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,16 +48,16 @@ class ResetPlan(Shown):
     Parameters
     ----------
     period
-        Steps between resets; ``None``: never.
+        Steps between resets, or ``None`` for never.
     why
-        The reason, in a sentence.
+        The reason, as a sentence.
     curve
-        Stalled fraction by age: entry ``t - 1`` is of step ``t``, up to the horizon.
+        Stalled fraction by age. Entry ``t - 1`` belongs to step ``t``, up to the horizon.
     costs
-        Cycle-averaged error of Adam's update by period (entry ``K - 1``), one row a drift, relative to the variance of
-        the fp32 first moment; empty where there is nothing to weigh.
+        Mean error of Adam's update over a cycle, by period (entry ``K - 1``), one row per drift, relative to the
+        variance of the fp32 first moment. Empty if nothing had to be compared.
     drifts
-        Drifts of the rows.
+        Drift of each row.
     """
 
     period: int | None
@@ -76,7 +75,7 @@ class ResetPlan(Shown):
 
     @property
     def regret(self) -> Array:
-        """Cost of each period over the best possible one, minus 1, in the worst of the drifts."""
+        """Cost of each period relative to the best possible one, minus 1, in the worst of the drifts."""
         if not len(self.costs):
             return np.zeros(len(self.curve))
         return np.asarray((self.costs / self.costs.min(axis=1, keepdims=True)).max(axis=0) - 1)
@@ -92,17 +91,17 @@ def plan_reset(
     drifts: tuple[float, ...] = DRIFTS,
     criterion: Criterion = "total",
 ) -> ResetPlan:
-    """Find the best reset period of a state, or that none pays.
+    """Find the best reset period of a state, or that none is worthwhile.
 
     Parameters
     ----------
     fmt, beta, rounding, slot
         As for :func:`~halfulp.theory.predict.stall_probability`.
     beta1
-        Decay of the first moment beside a second moment.
+        Decay of the first moment that accompanies a second moment.
     drifts
-        Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``; a single one if
-        measured.
+        Rates at which the gradient's scale may fall, in e-folds per window ``1 / (1 - beta)``. If the rate is measured,
+        a single one.
     criterion
         ``"total"``: the whole error of the update, for a given learning rate. ``"residual"``: the error that remains
         after the best common factor of all updates, for a tuned learning rate.
@@ -110,7 +109,7 @@ def plan_reset(
     Returns
     -------
     ResetPlan
-        Always "never" for a first moment, whose zero-mean noise a reset does not reduce.
+        Always "never" for a first moment, since a reset does not reduce its zero-mean noise.
 
     Examples
     --------

@@ -1,13 +1,13 @@
-"""How many updates of an average stall: the one door to the laws of this theory.
+"""Predicted stalled fractions of stored averages: the single entry point to this theory.
 
-Which law answers depends on what is stored, and on what is averaged:
+The method depends on the storage and on what is averaged:
 
-- **floats**, also in blocks with power-of-two scales: the exact chain on their grid (:mod:`halfulp.theory.transient`);
-  where the first input is taken whole, from each of some equally likely first inputs;
+- **floats**, including blocks with power-of-two scales: the exact chain on their grid
+  (:mod:`halfulp.theory.transient`), averaged over equally likely first inputs if the first input is taken whole;
 - **integers and codebooks** in such blocks: an ensemble of blocks, several steps at a time
   (:mod:`halfulp.theory.sampled_blocks`);
 - **any format in blocks with fp32 scales**: an ensemble of blocks, step by step (:mod:`halfulp.theory.blocks`);
-- **weights**: their walk (:mod:`halfulp.theory.walk`);
+- **weights**: their random walk (:mod:`halfulp.theory.walk`);
 - **the planner**, which needs moments of the stored value under a falling gradient scale: the chain for floats, the
   chain with a rising unit (:mod:`halfulp.theory.rising_unit`) for integers and codebooks;
 - on request, for comparison: the closed forms (:mod:`halfulp.theory.closed_form`).
@@ -34,7 +34,7 @@ Model = Literal["chain", "build-up", "one-step"]
 MODELS = ("chain", "build-up", "one-step")
 Array = npt.NDArray[np.float64]
 FIRSTS = 8
-"""Equally likely first inputs of an average that takes its first one whole."""
+"""Number of equally likely first inputs for an average that takes its first input whole."""
 
 
 def predict(
@@ -47,18 +47,18 @@ def predict(
     scale_kind: str = "pow2",
     step: float | None = None,
 ) -> float | None:
-    """Predicted stalled fraction of the update that meets a state of an age; ``None`` where theory has no answer.
+    """Return the predicted stalled fraction of the update of a state of a given age, or ``None`` if there is no theory.
 
     Parameters
     ----------
     fmt, rounding
-        How it is stored.
+        Storage of the state.
     drive, beta
         What is averaged, and the decay.
     age
-        Updates that it has seen since it was zero (of weights: since it was a copy), a fraction of one allowed.
+        Updates since the state was zero (for weights, since it was a copy). It need not be an integer.
     scale_kind
-        ``"pow2"`` or ``"fp32"``, of blocks of 128, see :class:`halfulp.numbers.scaling.Scaling`.
+        ``"pow2"`` or ``"fp32"``, for blocks of 128; see :class:`halfulp.numbers.scaling.Scaling`.
     step
         For averages of weights: standard deviation of a step, relative to the weight.
 
@@ -95,13 +95,13 @@ def stall_probability(
     age: float | None = None,
     model: Model = "chain",
 ) -> float:
-    """Probability that an update of one coordinate stalls: it leaves the stored value as it was.
+    """Return the probability that an update of one coordinate stalls: it leaves the stored value unchanged.
 
     Parameters
     ----------
     fmt
-        A format or its name. Integers and codebooks (``"chain"`` only) are taken in blocks of 128 with a power-of-two
-        scale.
+        A format or its name. Integers and codebooks (``"chain"`` only) are assumed to be in blocks of 128 with a
+        power-of-two scale.
     beta
         Decay of the EMA, in (0, 1).
     rounding
@@ -110,7 +110,7 @@ def stall_probability(
         ``"exp_avg_sq"``: second moment; ``"exp_avg"``: first moment; or any other
         :class:`~halfulp.rules.drives.Drive`.
     age
-        Number of updates since the state was zero; ``3 / (1 - beta)`` by default.
+        Number of updates since the state was zero. Default: ``3 / (1 - beta)``.
     model
         ``"chain"``: the exact law at that age; ``"build-up"``: the closed form at that age; ``"one-step"``: the
         published closed form, for an infinite age.
@@ -118,7 +118,7 @@ def stall_probability(
     Returns
     -------
     float
-        In [0, 1]; 0 for float32. Results of the chain are cached: another age of the same state costs little.
+        In [0, 1]; 0 for float32. Results of the chain are cached, so another age of the same state is cheap.
 
     Examples
     --------
@@ -148,9 +148,9 @@ def stall_curve(
     slot: str | Drive = "exp_avg_sq",
     model: Model = "chain",
 ) -> npt.NDArray[np.float64]:
-    """Stalled fraction by step after a reset: entry ``t - 1`` is that of the update of step ``t``.
+    """Return the stalled fraction by step after a reset. Entry ``t - 1`` belongs to the update of step ``t``.
 
-    The update of step ``t`` meets a state of age ``t - 1``.
+    That update meets a state of age ``t - 1``.
 
     Parameters
     ----------
@@ -184,9 +184,9 @@ def stall_curve(
 def second_moment_laws(
     fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int
 ) -> tuple[Transient, ...]:
-    """Laws of a second moment under a falling gradient scale, one a drift: what the planner weighs.
+    """Return the laws of a second moment under a falling gradient scale, one per drift, for the planner.
 
-    Few phases and points do: the cost of a period is flat around the best one, the flatter the finer the format.
+    Few phases and points suffice, since the cost is flat around the best period, the more so the finer the format.
     """
     if fmt.kind != "float":
         from halfulp.theory.rising_unit import block_transients
@@ -200,13 +200,13 @@ def second_moment_laws(
 
 
 def _length(age: float) -> int:
-    """Curves are kept by length, of which there is one to an octave."""
+    """Round a length up to a power of two. Curves are cached by length, one per octave."""
     return 1 << max(math.ceil(age), 63).bit_length()
 
 
 @lru_cache(maxsize=256)
 def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: str, steps: int) -> tuple[Array, Array]:
-    """Ages up to `steps`, and the stalled fraction at each."""
+    """Return the ages up to `steps`, and the stalled fraction at each."""
     if fmt.scaled and scale_kind == "fp32":
         from halfulp.theory.blocks import Blocks, block_law
 
@@ -223,13 +223,13 @@ def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: st
     starts = _first_inputs(drive) if drive.whole_first else [0.0]
     laws = [transient(Chain(fmt, beta, rounding, drive), steps, start=start) for start in starts]
     stalled = np.asarray(np.mean([law.stalled for law in laws], axis=0))
-    if drive.whole_first:  # of age 1 is what stands at its first input
+    if drive.whole_first:  # a state of age 1 equals its first input
         stalled = np.append(stalled[:1], stalled[:-1])
     return laws[0].ages.astype(np.float64), stalled
 
 
 def _first_inputs(drive: Drive) -> list[float]:
-    """Equally likely inputs, the middle of each part of its law."""
+    """Return equally likely inputs, the medians of equal parts of the drive's law."""
     from scipy.special import gammaincinv, ndtri
 
     shares = (np.arange(FIRSTS) + 0.5) / FIRSTS

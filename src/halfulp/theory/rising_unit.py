@@ -1,11 +1,12 @@
-"""The chain of a format without exponent: the unit of its grid doubles as the block's largest element grows.
+"""The chain of a format without exponent, whose grid unit doubles as the block's largest element grows.
 
-In an even block with a power-of-two scale the grid stands still until an element outgrows it. Then the unit doubles,
-and every code is rounded to half. Each phase does so once its law has it that half of all blocks have an element that
-is too large, a mean field: the unit follows the typical block, and elements are independent given the unit.
+In an even block with a power-of-two scale the grid is fixed until an element outgrows it. Then the unit doubles, and
+every code is halved and rounded. In this mean-field model, each phase doubles its unit once half of all blocks have an
+element that is too large. The unit follows the typical block, and elements are independent given the unit.
 
-Against ensembles of blocks (:mod:`halfulp.theory.blocks`) the cost of a cycle is within a few percent for 8 bits and a
-third for 4 bits, at a hundredth of the time. That is what the planner needs; predictions of stalling take the ensemble.
+Compared with ensembles of blocks (:mod:`halfulp.theory.blocks`), the cost of a cycle is accurate to a few percent for 8
+bits and a third for 4 bits, at a hundredth of the time. The planner needs no more. Predictions of stalling use the
+ensemble.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ __all__ = ["block_transients"]
 Array = npt.NDArray[np.float64]
 
 PHASES = 8
-"""Positions of the scale within an octave of the unit."""
+"""Number of positions of the scale within an octave of the unit."""
 BLOCK_SIZE = 128
-"""Elements that share a scale."""
+"""Elements per scale."""
 
 
 def block_transients(
     fmt: Format, beta: float, rounding: str, drifts: tuple[float, ...], steps: int
 ) -> tuple[Transient, ...]:
-    """Laws of a second moment in homogeneous blocks of 128 with power-of-two scales, at every age from 0 to `steps`.
+    """Return the laws of a second moment in even blocks of 128 with power-of-two scales, at ages 0 to `steps`.
 
     Parameters
     ----------
     fmt
         A format of 8 bits or fewer.
     beta, rounding
-        As of :class:`~halfulp.theory.chain.Chain`. Nearest rounding never gives zero, as the library's optimizers do.
+        As for :class:`~halfulp.theory.chain.Chain`. Nearest rounding never gives zero, as in the library's optimizers.
     drifts
-        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``; one law each.
+        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, one law each.
     steps
         Last age.
 
@@ -74,9 +75,9 @@ def _evolution(fmt: Format, beta: float, rounding: str, drift: float) -> _Rising
 
 
 class _RisingUnit(Evolution):
-    """The law in each phase on the grid of codes; a unit that doubles is a scale of the drive that is halved.
+    """The law in each phase on the grid of codes. Doubling the unit is represented by halving the drive's scale.
 
-    A scale that falls is lowered by a phase at a time. The unit then falls too, once half of the blocks have no element
+    A falling scale is lowered one phase at a time. The unit then falls too, once half of the blocks have no element
     beyond half of the grid.
     """
 
@@ -87,7 +88,7 @@ class _RisingUnit(Evolution):
         self._halved, self._doubled_unit = (_rescaling(points, split, factor) for factor in (0.5, 2.0))
         self._law_at: dict[int, tuple[Section, Array]] = {}
         zero = (points == 0).astype(float)
-        # scale of the drive in each phase, in phases of an octave: they come round as the unit follows
+        # scale of the drive in each phase, in phases of an octave; cyclic, since the unit follows
         octaves = math.ceil(math.log2(chain.format.reach / (1 - chain.beta)))
         self.places = np.arange(PHASES) + PHASES * octaves
         for k in range(PHASES):
@@ -96,7 +97,7 @@ class _RisingUnit(Evolution):
         super().__init__(chain, _scale(self.places), (drift,))
 
     def _beyond(self, chain: Chain, law: Array, place: int, end: float) -> bool:
-        """Whether half of the blocks have an element whose successor is beyond an end."""
+        """Whether half of the blocks have an element whose successor is beyond `end`."""
         gain = (1 - chain.beta) * _scale(place)
         beyond = 1 - chain.drive.cdf((end - chain.beta * chain.grid.points) / gain)
         return float(law @ beyond) * BLOCK_SIZE > math.log(2)
@@ -131,7 +132,7 @@ def _scale(place: Any) -> Any:
 
 
 def _rescaling(points: Array, split: Array | None, factor: float) -> Array:
-    """Law of a multiple of each point, rounded: to nearest (ties to even) with splits, else stochastically."""
+    """Return the law of each point times a factor, rounded to nearest (ties to even) with splits, or stochastically."""
     value, count = np.minimum(factor * points, points[-1]), np.arange(len(points))
     low = np.clip(np.searchsorted(points, value, side="right") - 1, 0, len(points) - 2)
     if split is None:

@@ -1,15 +1,15 @@
-"""Stalling of formats without exponent, in even blocks with a power-of-two scale, up to any age.
+"""Stalling of formats without exponent in even blocks with a power-of-two scale, up to any age.
 
-An ensemble of blocks is followed, each with its own scale. The first steps are taken one by one, stored as the library
-stores. After that the elements of a block take 2, 4, 8 ... steps at a time, as the chain does: their next codes are
-drawn from a power of the chain's transition matrix on the block's grid, and the scale is set anew from the largest. So
-what the elements of a block have in common, its scale, is followed in each block; a chain whose unit doubles for the
-typical block (:mod:`halfulp.theory.rising_unit`) has it double too late, and never fall.
+The method follows an ensemble of blocks, each with its own scale. The first steps are taken one by one, stored like the
+library's. After that the elements of a block advance by 2, 4, 8 ... steps at a time, as in the chain. Their next codes
+are drawn from a power of the chain's transition matrix on the block's grid, and the scale is set again from the largest
+element. So the scale, which the elements of a block share, is followed in each block. A chain whose unit doubles for
+the typical block (:mod:`halfulp.theory.rising_unit`) doubles it too late and never lets it fall.
 
-The stalled fraction is the chain's probability at each stored code, averaged over the ensemble. In a step that
-changes the block's scale, an update stalls only if the new scale can hold the old value. This matters: the values of
-dynamic codebooks are not on the grid of half their scale, and the largest element of a block goes to and fro at the
-end of an octave.
+The stalled fraction is the chain's probability at each stored code, averaged over the ensemble. In a step that changes
+the block's scale, an update stalls only if the new scale can represent the old value. This matters because the values
+of dynamic codebooks are not on the grid of half their scale, and the largest element of a block moves back and forth
+across the end of an octave.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ Single = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
 PHASES, BLOCKS = 16, 16
-"""Positions of the gradient's scale within an octave, and blocks of each."""
+"""Number of positions of the gradient's scale within an octave, and of blocks at each."""
 BLOCK_SIZE = 128
 STRIDES = 64
-"""Strides of each length: one is at most an age over this."""
+"""Strides of each length. A stride is at most the age divided by this."""
 BEYOND = 1.25
-"""What outgrows its block within a stride is followed so far above the block's largest code."""
+"""How far elements that outgrow their block within a stride are followed, relative to the block's largest code."""
 
 
 @dataclass(frozen=True)
 class SampledLaw:
-    """Stalled fraction at some ages.
+    """Stalled fraction at selected ages.
 
     Parameters
     ----------
     ages
-        Every one up to 128, then fewer and fewer.
+        Every age up to 128, then increasingly sparse.
     stalled
-        Stalled share of the updates that states of each age meet.
+        Stalled fraction of the updates of states of each age.
     """
 
     ages: Index
@@ -61,15 +61,15 @@ class SampledLaw:
 
 
 def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: int) -> SampledLaw:
-    """Stalled fraction of a state in homogeneous blocks of 128 with power-of-two scales, up to an age of `steps`.
+    """Return the stalled fraction of a state in even blocks of 128 with power-of-two scales, up to an age of `steps`.
 
     Parameters
     ----------
     fmt
         An integer or a codebook, of 8 bits or fewer.
     beta, rounding, drive
-        As of :class:`~halfulp.theory.blocks.Blocks`. Nearest rounding never gives zero in a second moment.
-    steps
+        As for :class:`~halfulp.theory.blocks.Blocks`. Nearest rounding never gives zero in a second moment.
+    Smallest last age. Laws are cached by length, one per octave.
         Last age, at least. Laws are kept by length, of which there is one to an octave.
 
     Examples
@@ -98,7 +98,7 @@ def _law(blocks: Blocks, steps: int) -> SampledLaw:
 
 
 class _Sampled:
-    """The ensemble: values in the gradient's unit at first, then codes, and the exponent of each block's scale."""
+    """The ensemble: first values in the gradient's unit, then codes, and the exponent of each block's scale."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.rng = blocks, np.random.Generator(np.random.SFC64(0))
@@ -118,7 +118,7 @@ class _Sampled:
         self.other = {up: _positions(self.levels, self.levels / 2.0**up) for up in (1, -1)}
 
     def advance(self) -> None:
-        """Go on by a stride."""
+        """Advance by one stride."""
         if min(self.ages[-1], 1 / (1 - self.blocks.beta)) >= 2 * STRIDES * self.stride:
             if self.stride == 1:
                 self._encode()
@@ -131,13 +131,16 @@ class _Sampled:
             self._together()
 
     def _encode(self) -> None:
-        """Codes and exponents from the values."""
+        """Convert the values to codes and exponents."""
         value = self.average.value
         self.exponent = pow2_exponent(np.abs(value).max(axis=1), self.blocks.format)
         self.code = self._nearest(value / np.exp2(self.exponent)[:, None])
 
     def _single(self) -> None:
-        """One step of every element, stored as the library does; its stalled fraction is that met at the last age."""
+        """Advance every element by one step, stored like the library's.
+
+        Its stalled fraction is that of the last age.
+        """
         shape = self.average.value.shape
         noise = self.blocks.drive.sample(self.rng, math.prod(shape)).reshape(shape)
         update = self.average.step((noise * self.phases[self.phase, None]).astype(np.float32))
@@ -146,7 +149,7 @@ class _Sampled:
         self.stalled.append(self.stalled[-1])
 
     def _together(self) -> None:
-        """Several steps at a time."""
+        """Advance several steps at a time."""
         points = self.step.grid.points
         where = np.empty_like(self.code)
         for key, members in self._groups():
@@ -166,7 +169,7 @@ class _Sampled:
         self.cumulated = {key: rising for key, rising in self.cumulated.items() if key in live}
 
     def _rising(self, key: tuple[int, int]) -> Array:
-        """Cumulative probabilities of a stride, row after row: one list that rises by 1 a row."""
+        """Return the cumulative probabilities of a stride, row after row, as one list that rises by 1 per row."""
         if key not in self.matrices:
             matrix = self._matrix(self._scale(key))
             for _ in range(int(math.log2(self.stride))):
@@ -180,10 +183,10 @@ class _Sampled:
         return self.cumulated[key]
 
     def _matrix(self, scale: float) -> Array:
-        """Law of a step, by points.
+        """Return the transition matrix of a step between points.
 
-        Just beyond the largest code the next scale's grid holds: what stochastic rounding would leave at the largest
-        code, which that grid may not have, goes to the points beside it, and keeps the mean.
+        The next scale's grid applies just above the largest code. That grid may lack the largest code. The mass that
+        stochastic rounding would put there goes to the points beside it, which preserves the mean.
         """
         matrix = np.asarray(self.step.matrix(scale, 0, len(self.step.grid)).toarray())
         if self.blocks.rounding == "nearest":
@@ -193,7 +196,7 @@ class _Sampled:
         for at, out in ((last, 1), (self.offset, -1))[: 1 if drive.nonnegative else 2]:
             if self.levels[at - self.offset] / 2 in self.levels:
                 continue
-            # in terms of -y below zero: a normal drive without mean is even
+            # in terms of -y below zero, since a normal drive without mean is even
             start = out * self.blocks.beta * points
             inner, end, outer = (out * points[at + k * out] for k in (-1, 0, 1))
             far, near = (outer - start) / gain, (end - start) / gain
@@ -206,7 +209,7 @@ class _Sampled:
         return matrix
 
     def _groups(self) -> list[tuple[tuple[int, int], Index]]:
-        """Blocks of one phase and one scale."""
+        """Return the blocks of each phase and scale."""
         return [
             ((phase, int(e)), np.flatnonzero((self.phase == phase) & (self.exponent == e)))
             for phase in range(PHASES)
@@ -234,7 +237,7 @@ class _Sampled:
         return total / self.code.size
 
     def _table(self, key: tuple[int, int]) -> Array:
-        """By code: how likely its update stalls, and logs of how likely it stays within the largest code, and half."""
+        """Return per code the probability of a stall, and log probabilities of staying within the grid and its half."""
         if key not in self.tables:
             inside = slice(self.offset, self.offset + len(self.levels))
             gain = (1 - self.blocks.beta) * self._scale(key)
@@ -251,7 +254,7 @@ class _Sampled:
         return np.asarray(np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, values))
 
     def _place(self, values: Array) -> Index:
-        """Codes of values on another block's scale."""
+        """Return the codes of values on another block's scale."""
         if self.blocks.rounding == "nearest":
             code = self._nearest(values)
             if self.blocks.drive.nonnegative:
@@ -263,13 +266,13 @@ class _Sampled:
 
 
 def _positions(levels: Array, values: Array) -> Index:
-    """Where the values are among the levels, -1 where they are not."""
+    """Return the indices of values among the levels, or -1."""
     at = np.minimum(np.searchsorted(levels, values), len(levels) - 1)
     return np.where(levels[at] == values, at, -1)
 
 
 def _grid(levels: Array, blocks: Blocks) -> Grid:
-    """The codes of a block, and above them some of the next scale's: what outgrows the block is rounded to these."""
+    """Return the codes of a block and, above them, some of the next scale's, to which larger values are rounded."""
     reach = blocks.format.reach
     above = 2 * levels[(2 * levels > reach) & (2 * levels <= BEYOND * reach)]
     below = 2 * levels[(2 * levels < -reach) & (2 * levels >= -BEYOND * reach)]
@@ -279,7 +282,7 @@ def _grid(levels: Array, blocks: Blocks) -> Grid:
     if blocks.drive.nonnegative:
         split[0] = 0.0  # the floor
     if len(above):
-        split[len(below) + len(levels) - 1] = reach  # from here on the scale is the next
+        split[len(below) + len(levels) - 1] = reach  # from here on the next scale applies
     if len(below):
         split[len(below) - 1] = -reach
     return Grid(points, np.concatenate([infinity, gaps]), np.concatenate([gaps, infinity]), split, False)

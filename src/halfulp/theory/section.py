@@ -1,4 +1,4 @@
-"""The part of a grid where mass is, and the law of several steps on it."""
+"""The part of a grid that holds the mass, and the law of several steps on it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Section"]
 Array = npt.NDArray[np.float64]
 
 DEAD = 1e-9
-"""Mass at each end of a section that is moved to the section's edge."""
+"""Mass at each end of a section that may be moved to its edge."""
 CROWDED = 1e-8
-"""Mass at the end of a section from which it is made wider."""
+"""Mass at the end of a section above which it is widened."""
 SLACK = 0.5
-"""A section is made narrower if so small a share of it is enough."""
+"""A section is narrowed if this share of it would suffice."""
 NOTHING = 1e-12
-"""Probability of a transition in several steps that is left out."""
+"""Probability below which a transition in several steps is dropped."""
 BAND = 64
-"""Rows of a banded matrix that are multiplied at a time."""
+"""Rows of a banded matrix that are multiplied together."""
 
 
 class Section:
@@ -48,20 +48,20 @@ class Section:
 
     @property
     def inside(self) -> slice:
-        """The points, as an index."""
+        """The points, as a slice."""
         return slice(self.low, self.high)
 
     def fit(self, mass: Array, growth: float, room: float) -> None:
-        """Put the section where the mass is, if it is too narrow or much too wide.
+        """Move the section to the mass, if it is too narrow or much too wide.
 
         Parameters
         ----------
         mass
-            On all points, one column a law; what is outside moves to the section's ends.
+            Mass at all points, one column per law. Mass outside is moved to the section's ends.
         growth
             Factor by which values may grow before the next fit.
         room
-            Share of one extreme input by which they may grow beside it.
+            Additional growth, as a share of one extreme input.
         """
         points = self.step.grid.points
         low, high = _live(mass.sum(axis=1))
@@ -76,22 +76,22 @@ class Section:
         self._clump(mass)
 
     def cover(self, mass: Array) -> None:
-        """Make the section wider where there is mass outside; the rest of it moves to the ends."""
+        """Widen the section where there is mass outside. The remaining outside mass is moved to its ends."""
         if mass[: self.low].sum() + mass[self.high :].sum() > CROWDED:
             low, high = _live(mass.sum(axis=1))
-            more = (self.high - self.low) // 4 + 1  # what drifts out once will again
+            more = (self.high - self.low) // 4 + 1  # mass that drifts out once will do so again
             low = self.low if low >= self.low else max(min(low, self.low - more), 0)
             high = self.high if high <= self.high else min(max(high, self.high + more), len(mass))
             self._move(low, high)
         self._clump(mass)
 
     def double(self) -> None:
-        """Twice as many steps at a time from now on."""
+        """Double the number of steps per stride."""
         self.stride *= 2
         self._matrix = self._matrix.squared()
 
     def advance(self, mass: Array) -> None:
-        """Let the law go on by a stride, in place. The section grows with it."""
+        """Advance the law by one stride, in place. The section grows with it."""
         points = len(self.step.grid)
         while True:
             after = self._matrix.after(mass[self.inside])
@@ -119,20 +119,20 @@ class Section:
 
 
 def _live(mass: Array) -> tuple[int, int]:
-    """First and last point (exclusive) between which all but :data:`DEAD` of the mass on either side lies."""
+    """Return the first and last point (exclusive) with at most :data:`DEAD` of the mass beyond either."""
     low = int(np.searchsorted(np.cumsum(mass), DEAD))
     return low, len(mass) - int(np.searchsorted(np.cumsum(mass[::-1]), DEAD))
 
 
 class _Banded:
-    """A square matrix without entries far from its diagonal: dense parts of :data:`BAND` rows.
+    """A square matrix with entries only near its diagonal, as dense blocks of :data:`BAND` rows.
 
     Parameters
     ----------
     size
-        Rows and columns.
+        Number of rows and columns.
     parts
-        ``(first row, first column, entries)``; columns of nothing at their ends are cut.
+        Triples of (first row, first column, entries). Zero columns at the ends are cut.
     """
 
     def __init__(self, size: int, parts: Iterable[tuple[int, int, Array]]) -> None:
@@ -145,11 +145,11 @@ class _Banded:
 
     @classmethod
     def of(cls, matrix: Any) -> _Banded:
-        """From a sparse array by rows."""
+        """Convert a sparse array in row format."""
         return cls(matrix.shape[0], _dense_parts(matrix))
 
     def after(self, law: Array) -> Array:
-        """Law of the next state, for laws in columns."""
+        """Return the law of the next state, for laws in columns."""
         product = np.zeros_like(law)
         for top, left, entries in self.parts:
             product[left : left + entries.shape[1]] += entries.T @ law[top : top + len(entries)]

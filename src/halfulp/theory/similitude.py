@@ -1,25 +1,25 @@
-"""Scale models of training: a short run that stalls as a long one does.
+"""Scale models of training: short runs that stall like long ones.
 
-A long run cannot be repeated on a laptop, but its stalling can. Which updates of an average stall depends on four
-groups of numbers only:
+A long run cannot be repeated on a laptop, but its stalling can. The stalling of an average depends on only four groups
+of numbers:
 
-* ``(1 - beta) / eps``: an update over the spacing of the grid, where ``eps`` is the format's relative spacing;
+* ``(1 - beta) / eps``: an update relative to the grid spacing, where ``eps`` is the format's relative spacing;
 * ``steps * (1 - beta)``: the length of the run, in windows of the average;
-* ``(1 - beta1) / (1 - beta2)``: the windows of the two moments over each other;
-* how far the scale of the gradient falls a window.
+* ``(1 - beta1) / (1 - beta2)``: the ratio of the windows of the two moments;
+* how far the scale of the gradient falls per window.
 
-Shorten every window by a factor ``k``, make the grid coarser by the same factor, and all four stay as they are: the run
-takes ``1 / k`` of the steps. bf16 at betas .9 and .999 over 20 000 steps is modelled, at ``k = 8``, by a float of four
-fraction bits at betas .2 and .992 over 2500 steps.
+If every window is shortened by a factor ``k`` and the grid is made coarser by the same factor, all four are unchanged,
+and the run needs ``1 / k`` of the steps. For example, bf16 at betas .9 and .999 over 20 000 steps is modelled, at
+``k = 8``, by a float with four fraction bits at betas .2 and .992 over 2500 steps.
 
-What a model does not keep:
+A model does not preserve the following:
 
-* The first moment of the model averages few gradients (1.25 at .2), so that its updates are noisier. Compare arms
-  within a model, never a model with its original.
-* After a reset the first steps are noisy, and a model has fewer of them: bias correction starts from one gradient in
-  both.
-* Block scales and underflow do not scale: the model idealises the format as a float of unlimited exponent range.
-* Warm-up, weight decay and the rate schedule are kept as shares of the run. Noise of the batches is not scaled.
+* The first moment of the model averages few gradients (1.25 at .2), so its updates are noisier. Compare arms within a
+  model, never a model with its original.
+* The first steps after a reset are noisy, and a model has fewer of them. In both runs, bias correction starts from one
+  gradient.
+* Block scales and underflow do not scale. The model idealizes the format as a float with unlimited exponent range.
+* Warm-up, weight decay and the rate schedule are kept as shares of the run. The noise of the batches is not scaled.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Array = npt.NDArray[np.float64]
 
 
 def free_float(fraction_bits: int) -> Format:
-    """A signed float format of so many fraction bits, for theory: its laws take the exponent as unlimited.
+    """Return a signed float format for theory. Its laws assume an unlimited exponent range.
 
     Parameters
     ----------
     fraction_bits
-        0 to 7; 7 is bfloat16.
+        0 to 7 fraction bits; 7 is bfloat16.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def free_float(fraction_bits: int) -> Format:
 
 @dataclass(frozen=True)
 class ScaleModel:
-    """A run and its model.
+    """A run and its scale model.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class ScaleModel:
     betas, steps
         Decays and steps of the original run.
     factor
-        By which the model is shorter.
+        Factor by which the model is shorter.
     """
 
     first: Format
@@ -80,41 +80,41 @@ class ScaleModel:
 
     @property
     def formats(self) -> tuple[Format, Format]:
-        """Formats of the model's moments: the original's with ``log2(factor)`` fraction bits less."""
+        """Formats of the model's moments: the original's with ``log2(factor)`` fewer fraction bits."""
         less = self.factor.bit_length() - 1
         return free_float(self.first.mantissa_bits - less), free_float(self.second.mantissa_bits - less)
 
     @property
     def model_betas(self) -> tuple[float, float]:
-        """Decays of the model: windows shorter by the factor."""
+        """Decays of the model, whose windows are shorter by the factor."""
         return self._short(self.betas[0]), self._short(self.betas[1])
 
     @property
     def model_steps(self) -> int:
-        """Steps of the model."""
+        """Number of steps of the model."""
         return self.steps // self.factor
 
     def _short(self, beta: float) -> float:
         return round(1 - self.factor * (1 - beta), 12)
 
     def period(self, original: int | None) -> int | None:
-        """Steps between resets in the model, from those of the original."""
+        """Convert the steps between resets of the original to those of the model."""
         return None if original is None else max(1, round(original / self.factor))
 
     def stalled(self, rounding: str, points: int = 50) -> tuple[Array, Array, Array]:
-        """Predicted stalled fraction of the second moment of original and model, at the same shares of their runs.
+        """Return the predicted stalled second-moment fractions of original and model, at equal shares of their runs.
 
         Parameters
         ----------
         rounding
             ``"nearest"`` or ``"stochastic"``.
         points
-            How many shares, evenly spaced up to the whole run.
+            Number of shares, evenly spaced up to the whole run.
 
         Returns
         -------
         tuple of numpy.ndarray
-            Shares of the run, the original's fractions, the model's; each of shape ``(points,)``.
+            Shares of the run, and the stalled fractions of the original and of the model; each of shape ``(points,)``.
         """
         from halfulp.theory.predict import stall_curve
 
@@ -132,12 +132,12 @@ class ScaleModel:
 def scale_model(
     fmt: str | Format, *, betas: tuple[float, float] = (0.9, 0.999), steps: int = 20_000, factor: int = 8
 ) -> ScaleModel:
-    """The scale model of a run: shorter windows on a coarser grid.
+    """Return the scale model of a run: shorter windows on a coarser grid.
 
     Parameters
     ----------
     fmt
-        Format of the states of the original, a float.
+        Format of the original's states. It must be a float.
     betas
         Decays of the original run.
     steps
@@ -153,7 +153,7 @@ def scale_model(
     Raises
     ------
     ValueError
-        Where there is no such model.
+        If there is no such model.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Controlled simulations: EMA coordinates in parallel, stored by the library's own quantizers.
+"""Controlled simulations of many EMA coordinates, stored with the library's own quantizers.
 
 Each coordinate draws independent normal gradients whose ``sigma`` follows a scenario. The stored state is decoded,
-updated in fp32 and encoded again, as an optimizer does; beside it runs the same EMA in float64.
+updated in fp32 and encoded again, as in an optimizer. The same EMA is computed in float64 for comparison.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SCENARIOS: dict[str, Callable[[float], float]] = {
     "decay": lambda x: 10.0**-x,
     "spike": lambda x: 10.0 if 0.5 <= x < 0.505 else 1.0,
 }
-"""The gradient's ``sigma`` over the run, from 0 to 1: constant; down to a tenth at half time; down to a tenth little by
-little; ten times as large for half a percent of the run."""
+"""The gradient's ``sigma`` as a function of progress, from 0 to 1: constant; reduced to a tenth at half time; reduced
+to a tenth gradually; ten times as large for half a percent of the run.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class Snapshot:
     Parameters
     ----------
     step
-        From 1.
+        Number of the step, starting at 1.
     sigma
-        Deviation of the gradients of this step.
+        Standard deviation of the gradients in this step.
     stalled
-        Share of updates that stalled: the stored value is what it was.
+        Share of updates that left the stored value unchanged.
     ratio
-        Sum of a row's stored values over the sum of its exact ones, averaged over rows (blocks); of squares, and
-        the root taken, if signed.
+        Ratio of the sums of a row's stored and exact values, averaged over rows (blocks). For signed states, the root
+        of the ratio of sums of squares.
     mean, exact
-        Mean stored and exact value (root mean square if signed).
+        Mean stored and exact value (root mean square for signed states).
     zeros
         Share of codes that are zero.
     """
@@ -82,28 +83,28 @@ def simulate(
     Parameters
     ----------
     quantizer
-        How the state is stored.
+        Storage of the state.
     beta
         Decay.
     steps
-        How many.
+        Number of steps.
     slot
         ``"exp_avg_sq"`` averages squared gradients, ``"exp_avg"`` gradients.
     sigma
-        Scale of the gradients by progress (0 to 1), see :data:`SCENARIOS`.
+        Scale of the gradients as a function of progress (0 to 1); see :data:`SCENARIOS`.
     coordinates
-        Rows of one block each (or one row, without scales).
+        Total number of coordinates, in rows of one block each (or in one row, without scales).
     spread
-        Standard deviation of the logarithm of each coordinate's own gradient scale.
+        Standard deviation of the logarithm of each coordinate's gradient scale.
     shared
-        Whether blocks are as the quantizer says. Otherwise each coordinate has a scale of its own (a block of one),
-        which suits no real optimizer.
+        Whether blocks are those of the quantizer. Otherwise each coordinate has its own scale (a block of one), which
+        no real optimizer has.
     sizes
-        Each coordinate's own gradient scale, ``(rows, width of a block)``, instead of `coordinates` and `spread`.
+        Gradient scale of each coordinate, ``(rows, block width)``. Replaces `coordinates` and `spread`.
     reset_every
         Steps between resets.
     seed
-        Seed of gradients and rounding; equal seeds give equal gradients.
+        Seed of gradients and rounding. Equal seeds give equal gradients.
 
     Examples
     --------
@@ -149,17 +150,17 @@ def simulate(
 
 
 class Simulated(NamedTuple):
-    """Figures of many simulated blocks; row ``t - 1`` is age ``t``.
+    """Averages of many simulated blocks. Row ``t - 1`` is for age ``t``.
 
     Parameters
     ----------
     figures
-        ``(ages, 3)``: stalled fraction of the update that a state of this age meets, lag and share of zeros of the
-        state, as :class:`~halfulp.theory.blocks.BlockLaw` has them.
+        ``(ages, 3)``: stalled fraction of the update of a state of this age, and the state's lag and share of zeros,
+        defined as in :class:`~halfulp.theory.blocks.BlockLaw`.
     errors
         Their standard errors, from the differences between ensembles of 128 blocks.
     blocks
-        How many were simulated.
+        Number of blocks.
     """
 
     figures: npt.NDArray[np.float64]
@@ -183,13 +184,13 @@ def simulate_blocks(
     Parameters
     ----------
     quantizer, beta, slot, spread
-        As of :func:`simulate`.
+        As for :func:`simulate`.
     steps
         Last age.
     precision
-        Standard error of stalled fraction, lag and share of zeros that is allowed.
+        Largest standard error of stalled fraction, lag and share of zeros.
     most
-        Blocks after which it ends.
+        Largest number of blocks.
     seed
         Seed of sizes, gradients and rounding.
 
@@ -206,7 +207,7 @@ def simulate_blocks(
             quantizer, beta=beta, steps=steps + 1, slot=slot, coordinates=128 * quantizer.scaling.block_size,
             spread=spread, seed=1_000_000 + 7919 * seed + 2 * len(ensembles),
         )  # fmt: skip
-        pairs = itertools.pairwise(run)  # a snapshot shows an update, and the state after it
+        pairs = itertools.pairwise(run)  # a snapshot describes an update and the state after it
         ensembles.append([(update.stalled, state.ratio**degree, state.zeros) for state, update in pairs])
         count = len(ensembles)
         if count < 8:

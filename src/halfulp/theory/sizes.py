@@ -1,10 +1,10 @@
-"""Sizes of the gradients within blocks, spread evenly over an ensemble.
+"""Gradient sizes within blocks, spread evenly over an ensemble.
 
-How large the few largest elements of a block are decides its scale, what underflows, and which element makes the sum.
-Drawn at random they are the larger part of the sampling error of underflow, and nearly all of that of the lag where the
-largest element holds the scale. So they come from a sequence that fills the cube (Kronecker's, with the ratios of
-Roberts, *The unreasonable effectiveness of quasirandom sequences*, 2018), by the spacings of order statistics (Renyi,
-1953).
+The few largest elements of a block determine its scale, what underflows, and which element dominates the sum. If they
+were drawn at random, they would cause most of the sampling error of underflow, and nearly all of that of the lag where
+the largest element determines the scale. So they come from a sequence that fills the cube (Kronecker's, with the ratios
+of Roberts, *The unreasonable effectiveness of quasirandom sequences*, 2018), by the spacings of order statistics
+(Renyi, 1953).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy.typing as npt
 __all__ = ["draw_sizes"]
 
 LARGEST = 8
-"""Elements of each block whose sizes are spread evenly."""
+"""Number of elements per block whose sizes are spread evenly."""
 
 
 def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0, *, first: int = 0) -> npt.NDArray[np.float64]:
-    """Log-normal ``sigma`` of the elements of blocks, ``(paths, block_size)``; blocks at all phases of an octave.
+    """Return the log-normal ``sigma`` of the elements of blocks, ``(paths, block_size)``, at all phases of an octave.
 
     Parameters
     ----------
     paths, block_size
-        Blocks and elements of each, which come in falling order where a size was drawn evenly, and in any after it.
+        Number of blocks, and of elements in each. Evenly spread sizes come first, in falling order.
     spread
         Standard deviation of the logarithm.
     seed
-        Seed of the shift of the sequence, and of the elements that are not spread evenly.
+        Seed of the sequence's shift, and of the elements that are not spread evenly.
     first
-        Blocks that an ensemble has already: these continue it.
+        Number of blocks that the ensemble already has. The result continues it.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0, *, fir
     rng = np.random.default_rng((seed, first))
     ordered = min(LARGEST, block_size) if spread else 0
     root = 2.0
-    for _ in range(40):  # x**(d + 1) = x + 1 has the least regular ratios in d dimensions
+    for _ in range(40):  # the root of x**(d + 1) = x + 1 gives the least regular ratios in d dimensions
         root = (1 + root) ** (1 / (ordered + 2))
     steps = root ** -np.arange(1.0, ordered + 2)
     points = (np.random.default_rng(seed).random(ordered + 1) + (first + np.arange(paths))[:, None] * steps) % 1.0

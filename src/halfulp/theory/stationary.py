@@ -1,4 +1,4 @@
-"""Where the chain settles."""
+"""The stationary law of the chain."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Stationary:
-    """The law of an infinitely old state, averaged over phases; values in units of the drive's scale.
+    """The law of an infinitely old state, averaged over phases. Values are in units of the drive's scale.
 
     Parameters
     ----------
     stalled
         Stalled fraction.
     mean, deviation
-        Mean and deviation of the stored value.
+        Mean and standard deviation of the stored value.
     law
-        Probabilities, ``(phases, points)``.
+        Probabilities, of shape ``(phases, points)``.
     """
 
     stalled: float
@@ -36,28 +36,27 @@ class Stationary:
 
 
 def can_decrease(chain: Chain) -> bool:
-    """Whether a stored value can ever fall under nearest rounding: not if ``1 - beta <= 2**-(p + 2)``, for floats.
+    """Whether a stored value can ever fall under nearest rounding. Floats cannot if ``1 - beta <= 2**-(p + 2)``.
 
-    Without a gradient a state falls by ``(1 - beta) v``, and must fall by half the spacing below it, which is at least
-    ``2**-(p + 2) v`` (just above a power of two) and a tie goes back up there.
+    With a zero gradient a state falls by ``(1 - beta) v``. It must fall by more than half the spacing below it. That
+    half is at least ``2**-(p + 2) v``, reached just above a power of two, where a tie rounds back up.
     """
     return chain.rounding == "stochastic" or 1 - chain.beta > 2.0 ** -(chain.format.mantissa_bits + 2)
 
 
 def stationary(chain: Chain) -> Stationary:
-    """Stationary law of a chain, from its balance equations.
+    """Return the stationary law of a chain, from its balance equations.
 
     Parameters
     ----------
     chain
-        Under nearest rounding a free grid has no stationary law where values cannot fall (see :func:`can_decrease`),
-        and close to it none that is reached in any practical time: ask for the
-        :func:`~halfulp.theory.transient.transient`.
+        Under nearest rounding a free grid has no stationary law if values cannot fall (see :func:`can_decrease`). Close
+        to that case, no law is reached in practical time. Use :func:`~halfulp.theory.transient.transient` instead.
 
     Raises
     ------
     ValueError
-        Where there is none.
+        If there is no stationary law.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One step of a stored average: the same in every simulation and ensemble, on NumPy arrays and on tensors."""
+"""One step of a stored average, shared by all simulations and ensembles, for NumPy arrays and tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Values = TypeVar("Values", npt.NDArray[Any], Tensor)
 
 
 def successor(beta: float, value: Values, inputs: Values) -> Values:
-    """The average after one more input. Each operation is rounded in the dtype of the values.
+    """Return the average after one more input. Each operation is rounded in the dtype of the values.
 
     Examples
     --------
@@ -31,14 +31,14 @@ def successor(beta: float, value: Values, inputs: Values) -> Values:
 
 @dataclass(frozen=True, eq=False)
 class Update(Generic[Values]):
-    """What one step did to the stored values.
+    """Effect of one step on the stored values.
 
     Parameters
     ----------
     before, after
         Stored values before and after the step.
     exact
-        The successor of `before`, not yet rounded for storage.
+        The successor of `before` in full precision, before rounding for storage.
 
     Examples
     --------
@@ -53,36 +53,36 @@ class Update(Generic[Values]):
 
     @cached_property
     def due(self) -> Values:
-        """Where the step would change the value."""
+        """Whether the step would change each value."""
         return self.exact != self.before
 
     @cached_property
     def lost(self) -> Values:
-        """Where it would, and the stored value is what it was."""
+        """Whether the step would change the value, but the stored value is unchanged."""
         return self.due & (self.after == self.before)
 
     @property
     def stalled(self) -> float:
-        """Share of the due updates that stalled; 0 where none was due."""
+        """Share of due updates that stalled; 0 if none was due."""
         return int(self.lost.sum()) / max(int(self.due.sum()), 1)
 
 
 class StoredAverage(Generic[Values]):
-    """An exponential moving average of many elements, rounded for storage in each step.
+    """An exponential moving average of many elements, rounded for storage at each step.
 
     Parameters
     ----------
     beta
         Decay.
     store
-        From new values to the stored ones, and their codes.
+        Function that returns the stored values and their codes for new values.
     start
-        Stored values at first, of any shape.
+        Initial stored values, of any shape.
 
     Attributes
     ----------
     value, codes
-        What is stored now.
+        The present stored values and codes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How values become what is stored in blocks: scales, codes and rounding, in float32 as the library computes."""
+"""Block storage of values: scales, codes and rounding, computed in float32 like the library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Single = npt.NDArray[np.float32]
 
 
 def pow2_exponent(largest: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.int32]:
-    """Exponent of the smallest power-of-two scale under which a block's largest magnitude fits; 0 for a block of zeros.
+    """Return the exponent of the smallest power-of-two scale that fits a block's largest magnitude; 0 for zero blocks.
 
     Examples
     --------
@@ -34,14 +34,14 @@ def pow2_exponent(largest: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.int3
 
 
 class Storing:
-    """The rounding of values in blocks.
+    """Rounding of values in blocks.
 
     Parameters
     ----------
     blocks
-        Format, scale kind, rounding and floor; whether values are non-negative is that of its drive.
+        Format, scale kind, rounding and floor. Its drive says whether values are non-negative.
     rng
-        Generator of stochastic rounding.
+        Random generator for stochastic rounding.
     """
 
     def __init__(self, blocks: Blocks, rng: np.random.Generator) -> None:
@@ -53,7 +53,7 @@ class Storing:
             self.middles: Single = (self.levels[1:] + self.levels[:-1]) / np.float32(2)
 
     def store(self, y: Single) -> tuple[Single, Single]:
-        """Rounded values and their codes (in units of the scale)."""
+        """Return the rounded values and their codes (in units of the scale)."""
         fmt = self.blocks.format
         if not fmt.scaled:
             code = self._round(y)
@@ -70,7 +70,10 @@ class Storing:
         return code * np.where(largest > 0, scale, np.float32(0)), code
 
     def _round(self, z: Single) -> Single:
-        """On the grid of a float or integer format: adding a large number and taking it off rounds to its spacing."""
+        """Round to the grid of a float or integer format.
+
+        Adding and subtracting a large number rounds to its spacing.
+        """
         fmt = self.blocks.format
         spacing: Single | np.float32 = np.float32(1)
         if fmt.kind == "float":
@@ -87,7 +90,7 @@ class Storing:
         return np.asarray((z + large) - large)
 
     def _level(self, z: Single) -> Single:
-        """Among the levels of a codebook."""
+        """Round to the levels of a codebook."""
         if self.blocks.rounding == "nearest":
             return np.asarray(self.levels[_count(self.middles, z)])
         low = np.minimum(_count(self.levels, z, equal=True), len(self.levels) - 1) - 1
@@ -97,7 +100,7 @@ class Storing:
 
 
 def _count(limits: Single, z: Single, *, equal: bool = False) -> npt.NDArray[np.int64]:
-    """How many of the limits (rising) are below each number, or equal to it: by a table, not a search."""
+    """Count the sorted limits below each number (or equal to it), with a table instead of a search."""
     ends, first = _table(limits.tobytes(), equal)
     count = first.take(z.view(np.uint32) >> np.uint32(CUT))
     above = ends.take(count)
@@ -106,12 +109,12 @@ def _count(limits: Single, z: Single, *, equal: bool = False) -> npt.NDArray[np.
 
 
 CUT = 14
-"""Lower bits of fp32 that the table of :func:`_count` does not look at: nine of the mantissa are left."""
+"""Low bits of fp32 that the table of :func:`_count` ignores. Nine mantissa bits remain."""
 
 
 @lru_cache(maxsize=16)
 def _table(limits: bytes, equal: bool) -> tuple[Single, npt.NDArray[np.int64]]:
-    """The limits and infinity; and how many are below the numbers that begin with the same upper bits of fp32."""
+    """Return the limits and infinity, and the number of limits below the numbers with given upper bits of fp32."""
     ends = np.frombuffer(limits, dtype=np.float32)
     bits = np.arange(1 << (32 - CUT), dtype=np.uint32) << np.uint32(CUT)
     finite = (bits & np.uint32(0x7F800000)) < np.uint32(0x7F800000)

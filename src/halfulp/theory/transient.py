@@ -1,4 +1,4 @@
-"""The chain's law at every age after a reset."""
+"""The law of the chain at every age after a reset."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ __all__ = ["Evolution", "Transient", "transient", "transients"]
 Array = npt.NDArray[np.float64]
 
 REFIT = 1.6
-"""Sections are fitted again when the age has grown by this factor."""
+"""Factor of the age after which sections are fitted again."""
 STRIDES = 64
-"""Strides of each length; from twice as many steps on they are 2, 4, 8 ... steps long."""
+"""Number of strides of each length. After twice as many steps, strides are 2, 4, 8 ... steps long."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
 POWERS = np.array([0, 0, 1, 2, 0, 0.5, -0.5, -1])
-"""Averages over the law: probability of a stalled update and of any; of the value ``v``, its square, ``v == 0``, and
-over ``v > 0`` of ``v**0.5``, ``v**-0.5``, ``v**-1``."""
+"""Averages over the law: probability of a stalled update and of any update; ``v``, its square, ``v == 0``; and over
+``v > 0`` those of ``v**0.5``, ``v**-0.5`` and ``v**-1``, where ``v`` is the value.
+"""
 
 
 @dataclass(frozen=True)
 class Transient:
-    """What happens to a state of each age. Values are in units of the drive's scale.
+    """Behaviour of a state at each age. Values are in units of the drive's scale.
 
     Parameters
     ----------
     ages
-        Steps since the start, every one up to the last.
+        Steps since the start, from 0 to the last.
     moments
-        ``(len(ages), len(MOMENTS))``: averages over the law at each age.
+        Averages over the law at each age, of shape ``(len(ages), len(MOMENTS))``.
     beta, drive, start
         Decay, drive and start of the chain.
     fall
-        E-folds by which the drive's scale falls in a step.
+        E-folds by which the drive's scale falls per step.
     """
 
     ages: npt.NDArray[np.int64]
@@ -51,12 +52,12 @@ class Transient:
     fall: float
 
     def moment(self, name: str) -> Array:
-        """Average of one of the moments (see the source) at each age."""
+        """Return the average of one of the moments (see the source) at each age."""
         return np.asarray(self.moments[:, MOMENTS.index(name)])
 
     @property
     def stalled(self) -> Array:
-        """Stalled fraction of the update that a state of each age meets."""
+        """Stalled fraction of the update of a state of each age."""
         due = self.moment("due")
         return np.where(due > 0, self.moment("stalled") / np.where(due > 0, due, 1.0), 0.0)
 
@@ -82,14 +83,14 @@ class Transient:
         return np.asarray((1 - self.beta) * np.sqrt(self.drive.variance * self._inputs(2)))
 
     def _inputs(self, power: int) -> Array:
-        """Sum over the inputs so far of their weight in today's unit, ``(beta * exp(fall))**age``, to a power."""
+        """Sum over the inputs so far of a power of their weight in today's unit, ``(beta * exp(fall))**age``."""
         log_ratio = power * (math.log(self.beta) + self.fall)
         ages = self.ages.astype(float)
         return np.asarray(np.expm1(ages * log_ratio) / math.expm1(log_ratio) if log_ratio else ages)
 
     @property
     def lag(self) -> Array:
-        """Log ratio of the stored to the exact value: of the means, or of the root mean squares of a signed state."""
+        """Log ratio of the stored to the exact value: of means, or of root mean squares for a signed state."""
         with np.errstate(divide="ignore", invalid="ignore"):
             if self.drive.nonnegative:
                 lag = np.log(self.mean / self.exact_mean)
@@ -99,7 +100,7 @@ class Transient:
 
 
 def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
-    """Law of a state at every age from 0 to `steps`.
+    """Return the law of a state at every age from 0 to `steps`.
 
     Parameters
     ----------
@@ -108,13 +109,13 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     steps
         Last age.
     start
-        Value at age 0 in units of the drive's scale (rounded to the grid); 0 after a reset.
+        Value at age 0 in units of the drive's scale, rounded to the grid; 0 after a reset.
 
     Returns
     -------
     Transient
-        The evolution is kept in memory: asking again costs nothing, and asking for more steps goes on from the last.
-        Old states are followed several steps at a time, and ages in between interpolated.
+        The evolution is cached: asking again costs nothing, and asking for more steps continues from the last one. Old
+        states advance several steps at a time, and ages in between are interpolated.
 
     Examples
     --------
@@ -129,15 +130,15 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
 
 
 def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: float = 0.0) -> tuple[Transient, ...]:
-    """Laws under a gradient scale that falls, one for each rate, at little more than the cost of one.
+    """Return the laws under a falling gradient scale, one per rate, at little more than the cost of one.
 
     Parameters
     ----------
     chain, steps, start
         As for :func:`transient`.
     drifts
-        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, 0 or above; others than 0 need a free grid.
-        Values are in units of the drive's scale at each age.
+        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, at least 0. Values other than 0 need a free
+        grid. Values of the state are in units of the drive's scale at each age.
     """
     if any(drifts) and not chain.grid.free:
         raise ValueError("a drift needs a free grid (scale=None)")
@@ -155,10 +156,10 @@ def _evolution(chain: Chain, drifts: tuple[float, ...], start: float) -> Evoluti
 
 
 class Evolution:
-    """The law in each phase, stepped from age 0; one column of masses a drift.
+    """The law in each phase, advanced from age 0, with one column of masses per drift.
 
-    Late steps are taken 2, 4, 8 ... at a time, by squares of the matrix: nothing about a state of age ``t`` changes
-    within a small share of ``t`` steps.
+    Late steps are taken 2, 4, 8 ... at a time, with squares of the matrix. A state of age ``t`` hardly changes within a
+    small share of ``t`` steps.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ class Evolution:
         self.points = chain.grid.points
         self.falls = [r * (1 - chain.beta) * (2 if chain.drive.nonnegative else 1) for r in drifts]
         self.rolled = [0] * len(drifts)
-        # a stride is no longer than a phase of the drift
+        # a stride covers at most one phase of the drift
         self.longest = math.log(2) / (max(self.falls) * len(scales)) if any(self.falls) else math.inf
         self.age, self.stride, self.next_fit = 0, 1, 0
         self.sections = [Section(chain.step, s) for s in scales]
@@ -192,18 +193,18 @@ class Evolution:
         self._record()
 
     def result(self, which: int, steps: int) -> Transient:
-        """The law under one of the drifts, at every age up to `steps`."""
+        """Return the law under one of the drifts, at every age up to `steps`."""
         from scipy.interpolate import CubicSpline, PchipInterpolator
 
         every, moments = np.arange(steps + 1), self.moments[: self.count, which]
         if steps > 0:
-            # scales that go in steps leave ripples in the moments, through which a spline would swing
+            # scales that change in steps leave ripples in the moments, through which a spline would oscillate
             curve = PchipInterpolator if self.stepped or self.falls[which] else CubicSpline
             moments = np.asarray(curve(self.ages[: self.count], moments)(every))
         return Transient(every, moments, self.chain.beta, self.chain.drive, self.start, self.falls[which])
 
     def advance(self) -> None:
-        """Go on by one stride."""
+        """Advance by one stride."""
         if self.age >= self.next_fit:
             self._fit()
         if self._next_stride() > self.stride:
@@ -217,17 +218,17 @@ class Evolution:
         self._record()
 
     def _next_stride(self) -> int:
-        """Steps that are taken at a time from this age on."""
+        """Return the number of steps of the next stride."""
         longer = self.age >= 2 * STRIDES * self.stride and 2 * self.stride <= self.longest
         return 2 * self.stride if longer else self.stride
 
     def _phases_fallen(self, fall: float) -> int:
-        """Whole phases by which the drive's scale has fallen in the middle of the steps that are taken next."""
+        """Whole phases by which the drive's scale has fallen in the middle of the next stride."""
         middle = self.age + (self._next_stride() + 1) / 2
         return round(middle * fall / math.log(2) * len(self.sections))
 
     def _fit(self) -> None:
-        """Fit the sections, with room to grow as an exact average does, until the next fit."""
+        """Fit the sections, with room for the growth of an exact average until the next fit."""
         self.next_fit = int(self.age * REFIT) + 3
         log_beta = math.log(self.chain.beta)
         growth = math.expm1(self.next_fit * log_beta) / math.expm1(self.age * log_beta) if self.age else 1.0
@@ -254,18 +255,18 @@ class Evolution:
         self.ages[self.count] = self.age
         for section, mass, observe in zip(self.sections, self.mass, self._observe, strict=True):
             self.moments[self.count] += mass[section.inside].T @ observe[section.inside]
-        # the scale falls by whole phases; what it should have fallen beside them is put right in the values
+        # the scale falls by whole phases; the remainder is corrected in the values
         left = np.array(self.falls) * self.age - np.array(self.rolled) * math.log(2) / len(self.sections)
         self.moments[self.count] *= np.exp(left[:, None] * POWERS)
         self.count += 1
 
     def _rescale(self) -> None:
-        """Let the drive's scale go on to the steps that are taken next."""
+        """Advance the drive's scale to the next stride."""
         for which, fall in enumerate(self.falls):
             self._drift(which, fall)
 
     def _drift(self, which: int, fall: float) -> None:
-        """Let the drive's scale fall, by whole phases: a phase down, or to the last phase with values doubled."""
+        """Lower the drive's scale by whole phases: to the next phase, or to the last phase with values doubled."""
         due = self._phases_fallen(fall)
         if self.rolled[which] == due:
             return

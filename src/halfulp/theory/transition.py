@@ -1,12 +1,12 @@
-"""One step of the chain: from a stored value to the next, in closed form.
+"""One step of the chain, from a stored value to the next, in closed form.
 
-From the point ``x_i`` the exact successor is ``Y = beta x_i + (1 - beta) s W``. Write ``F`` for the distribution of
-``Y`` and ``H(y) = E max(0, y - Y)``. The mass that lands on points up to ``x_j`` is
+From the point ``x_i`` the exact successor is ``Y = beta x_i + (1 - beta) s W``. Let ``F`` be the distribution function
+of ``Y`` and ``H(y) = E max(0, y - Y)``. The mass on points up to ``x_j`` is
 
-* nearest:    ``F(split_j)``, the split being the middle between ``x_j`` and ``x_{j+1}``;
-* stochastic: ``(H(x_{j+1}) - H(x_j)) / (x_{j+1} - x_j)``, since rounding shares linearly and ``H' = F``;
+* nearest:    ``F(split_j)``, where the split is midway between ``x_j`` and ``x_{j+1}``;
+* stochastic: ``(H(x_{j+1}) - H(x_j)) / (x_{j+1} - x_j)``, since rounding splits linearly and ``H' = F``;
 
-and its differences along ``j`` are the transition probabilities. Thinned gaps share linearly under both.
+and its differences along ``j`` are the transition probabilities. Thinned gaps split linearly under both.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Step:
         return w * cdf - partial
 
     def matrix(self, scale: float, low: int, high: int) -> Any:
-        """Transition matrix between the points ``low`` to ``high - 1``, as a sparse array by rows.
+        """Return the transition matrix between the points ``low`` to ``high - 1``, as a sparse array in row format.
 
-        Row ``i`` is the law of the successor of point ``low + i``; mass that would leave the section goes to its ends.
+        Row ``i`` is the law of the successor of point ``low + i``. Mass that would leave the section goes to its ends.
         """
         from scipy.sparse import csr_array
 
@@ -79,10 +79,10 @@ class Step:
         return csr_array((np.maximum(mass, 0.0), column, np.append(0, ends)), shape=(n, n))
 
     def _idle(self, low: int, high: int) -> Any:
-        """Transitions of a step without gradient under nearest rounding.
+        """Return the transitions of a step with zero gradient under nearest rounding.
 
-        Nothing dithers a mere decay: also where the grid is thinned it is rounded on the true spacing, so that decays
-        below half of it stall as they are. What lands between points is shared, which keeps the mean.
+        Nothing dithers a pure decay. Even on a thinned grid it is therefore rounded on the true spacing, so that decays
+        below half of it stall. Results between points are split so that the mean is preserved.
         """
         from scipy.sparse import csr_array
 
@@ -99,7 +99,7 @@ class Step:
         return csr_array((mass, (np.concatenate([row, row]), column)), shape=(len(points), len(points)))
 
     def _up_to(self, points: Array, split: Array, start: Array, gain: float, row: Index, column: Index) -> Array:
-        """Mass of each row on the points up to each column; anything at a row's last column."""
+        """Return the mass of each row on the points up to each column, which is arbitrary at a row's last column."""
         shared = np.append(np.isnan(split) if self.rounding == "nearest" else np.ones(len(split), bool), False)
         edge = np.append(split, np.nan)
         if not shared.any():
@@ -119,9 +119,9 @@ class Step:
         return up_to
 
     def stalls(self, scale: float) -> Array:
-        """Probability, for each point, that its next update stalls, on the true spacing.
+        """Return the probability that each point's next update stalls, on the true spacing.
 
-        A zero that meets a zero is no update.
+        A zero input to a zero state is not an update.
         """
         grid, gain = self.grid, (1 - self.beta) * scale
         x, below, above = grid.points, grid.below, grid.above
@@ -138,7 +138,7 @@ class Step:
             middle = self._h(w(x))
 
             def share(gap: Array, sign: float, end: float) -> Array:
-                """Mass up to the point (above) or strictly below it."""
+                """Return the mass up to the point (above) or strictly below it."""
                 safe = np.where(np.isfinite(gap) & (gap > 0), gap, 1.0)
                 slope = sign * (self._h(w(x + sign * safe)) - middle) / (safe / gain)
                 return np.where(np.isfinite(gap), np.where(gap > 0, slope, self.drive.cdf(w(x))), end)

@@ -1,9 +1,9 @@
-"""What a stored moment does to AdamW's update, on the gradients of uneven blocks.
+"""Effect of a stored moment on AdamW's update, for the gradients of uneven blocks.
 
-Blocks are followed for some hundred steps: one moment is stored and rounded in each step, the other is exact, and the
-update is the library's, the bound on it included (:func:`halfulp.rules.adam.max_ratio`). What a second moment of zero
-costs is so what it costs in training: the next update divides by the root of ``(1 - beta2) g**2``, the last gradient
-alone, and is far too large; where a floor has put the smallest code instead, it is too small.
+Blocks are followed for some hundred steps. One moment is stored and rounded at each step, the other is exact, and the
+update is the library's, including its bound (:func:`halfulp.rules.adam.max_ratio`). So a second moment of zero costs
+what it costs in training: the next update divides by the root of ``(1 - beta2) g**2``, of the last gradient alone, and
+is far too large. If a floor has stored the smallest code instead, the update is too small.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class UpdateError:
     Parameters
     ----------
     error
-        Mean squared difference to the exact update, relative to its mean square.
+        Mean squared difference from the exact update, relative to its mean square.
     stalled
         Share of the stored moment's updates that stalled.
     zeros
@@ -47,7 +47,7 @@ class UpdateError:
 
 @dataclass(frozen=True)
 class _Exact:
-    """Gradients ``(steps, blocks, elements)``, and what exact moments make of them."""
+    """Gradients ``(steps, blocks, elements)``, and the exact moments' results."""
 
     sizes: npt.NDArray[np.float64]
     gradients: Single
@@ -58,7 +58,7 @@ class _Exact:
 
 @lru_cache(maxsize=4)
 def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: int, steps: int, seed: int) -> _Exact:
-    """Bias-corrected first moments, inverse roots of second ones, and updates."""
+    """Return bias-corrected first moments, inverse roots of second moments, and updates."""
     sizes = draw_sizes(paths, block_size, spread, seed)
     rng = np.random.Generator(np.random.SFC64(seed))
     gradients = rng.standard_normal((steps, *sizes.shape), dtype=np.float32) * sizes.astype(np.float32)
@@ -73,18 +73,18 @@ def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: in
 
 
 def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: int = 16, seed: int = 0) -> UpdateError:
-    """Error of AdamW's update with one moment stored.
+    """Return the error of AdamW's update with one stored moment.
 
     Parameters
     ----------
     blocks
-        Storage of the moment, a second one if its drive is of squares. Gradients are independent and normal.
+        Storage of the moment, which is a second one if its drive is a square. Gradients are independent and normal.
     beta_other
         Decay of the other moment.
     steps
-        That are followed.
+        Number of steps.
     paths
-        Blocks that are followed.
+        Number of blocks.
     seed
         Seed of sizes, gradients and rounding.
 

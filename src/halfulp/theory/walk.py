@@ -1,18 +1,18 @@
-"""Stalled updates of a weight average, predicted: the drive of the average is the walk of the weights.
+"""Predicted stalling of a weight average, driven by the random walk of the weights.
 
-Write ``d`` for the distance of a live weight from its stored average, ``u`` for the grid spacing there, ``s`` for the
-standard deviation of the weight's (independent) steps and ``w = 1 - decay``. The update is ``w d``; nearest rounding
-loses it when that is less than ``u / 2``, so that a distance of ``D = u / (2 w)`` is needed to move at all.
+Let ``d`` be the distance of a live weight from its stored average, ``u`` the local grid spacing, ``s`` the standard
+deviation of the weight's (independent) steps, and ``w = 1 - decay``. The update is ``w d``. Nearest rounding drops it
+below ``u / 2``, so the average needs a distance of ``D = u / (2 w)`` to move at all.
 
-* Stochastic: ``d`` is normal with the variance of the walk, ``s^2 (1 - (1 - w)^(2 t)) / (2 w)`` after ``t`` updates
-  from a copy, and that of the rounding noise, ``v' = -2 w v + w u E|d|`` from ``v = u^2 / 12``. An update moves with
-  probability ``E min(1, w |d| / u)``. In the long run, ``d`` has the variance
-  ``s^2 / (2 w) + u sqrt(2 v / pi) / 2`` (with ``v`` for all of it).
-* Nearest: nothing moves for about ``(D / s)^2`` updates. In the long run ``d`` walks freely between ``-D`` and ``D``
-  and drifts back by ``u`` an update beyond: its density is flat, with exponential tails of length ``s^2 / (2 u)``
-  outside. The tails are what moves: a share of ``q / (2 D + q)`` with ``q = s^2 / u``. For a number of updates the walk
-  is walked: in floating point ``u`` grows with the average, so that it goes about ``1 / (1 + D / |average|)`` of a long
-  way: with bf16, a quarter at decay 0.999, a thirtieth at 0.9999.
+* Stochastic: ``d`` is normal. Its variance has two parts. The walk's is ``s^2 (1 - (1 - w)^(2 t)) / (2 w)`` after ``t``
+  updates from a copy. The rounding noise's follows ``v' = -2 w v + w u E|d|`` from ``v = u^2 / 12``. An update moves
+  the average with probability ``E min(1, w |d| / u)``. In the long run, ``d`` has the variance ``s^2 / (2 w) + u sqrt(2
+  v / pi) / 2``, where ``v`` is the total.
+* Nearest: nothing moves for about ``(D / s)^2`` updates. In the long run ``d`` walks freely between ``-D`` and ``D``.
+  Beyond, it drifts back by ``u`` per update. Its density is flat, with exponential tails of length ``s^2 / (2 u)``
+  outside. The average moves in the tails: in a share of ``q / (2 D + q)`` of updates, with ``q = s^2 / u``. For a
+  finite number of updates the walk is simulated. In floating point ``u`` grows with the average, so it covers about ``1
+  / (1 + D / |average|)`` of a long distance: with bf16, a quarter at decay 0.999, a thirtieth at 0.9999.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ __all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", 
 MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64) + 0.5) / 32)
 """Log-uniform mantissas."""
 SAMPLE = 4096
-"""Elements of a tensor that are looked at; walks, where these are counted."""
+"""Number of sampled elements of a tensor, and of walks where those are simulated."""
 Spacing = Callable[[Tensor], Tensor]
-"""From stored values to the grid spacing at each."""
+"""Function that returns the grid spacing at each stored value."""
 
 
 @dataclass(frozen=True)
 class WalkStall:
-    """What rounding does to a weight average.
+    """Effect of rounding on a weight average.
 
     Parameters
     ----------
     stalled
         Share of updates that stall.
     frozen_for
-        Steps before the first update gets through, from a copy of the weights (nearest; 0 for stochastic).
+        Steps before the first update gets through, starting from a copy of the weights (nearest; 0 for stochastic).
     distance
-        Root mean square distance to the average in exact arithmetic, at the end; of :func:`walk_stall` relative to the
-        weight, of :func:`halfulp.averaging.predict` to the root mean square weight. The long run of nearest: the
-        reach ``D``.
+        Final root mean square distance to the average in exact arithmetic, relative to the weight for
+        :func:`walk_stall`, and to the root mean square weight for :func:`halfulp.averaging.predict`. For the long run
+        of nearest rounding, the distance ``D``.
     gone
-        Share of the way of the exact average that the stored one has gone, at the end (its projection). 1 for
+        Share of the exact average's displacement that the stored one has covered at the end (its projection). 1 for
         stochastic; NaN for the long run of nearest.
 
     Examples
@@ -75,12 +75,12 @@ def walk_stall(
     absmax_ratio: float | None = None,
     updates: int | None = None,
 ) -> WalkStall:
-    """Prediction for weights that take independent steps.
+    """Predict stalling for weights that take independent steps.
 
     Parameters
     ----------
     fmt
-        Format of the average. Floats have a spacing relative to the weight; for integer formats give `absmax_ratio`.
+        Format of the average. Floats have a spacing relative to the weight. Integer formats need `absmax_ratio`.
     decay
         Decay of the average.
     step
@@ -88,9 +88,9 @@ def walk_stall(
     rounding
         ``"stochastic"`` or ``"nearest"``.
     absmax_ratio
-        Largest magnitude of the block over that of the weight, for formats with an even grid.
+        Largest magnitude in the block divided by that of the weight, for formats with an even grid.
     updates
-        Mean over so many updates from a copy of the weights; the long run without.
+        Number of updates from a copy of the weights to average over. Default: the long run.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def walk_stall(
 
 
 def check_walk(decay: float, step: float, updates: int | None) -> None:
-    """Raise ``ValueError`` for what is no walk."""
+    """Raise ``ValueError`` for invalid arguments."""
     if not 0.0 < decay < 1.0:
         raise ValueError(f"the decay lies between 0 and 1, got {decay}")
     if step <= 0:
@@ -122,34 +122,34 @@ def check_walk(decay: float, step: float, updates: int | None) -> None:
 
 
 def constant_spacing(units: Tensor) -> Spacing:
-    """Spacing of an even grid."""
+    """Return the spacing of an even grid."""
     return lambda values: units.expand_as(values)
 
 
 def scaled_float_spacing(fmt: Format, scale: Tensor) -> Spacing:
-    """Spacing of a float format, in units of a scale that stays as it is."""
+    """Return the spacing of a float format in units of a constant scale."""
     return lambda values: float_spacing(values / scale, fmt) * scale
 
 
 def expected(
     weights: Tensor, spacing: Spacing, steps: Tensor, size: Tensor, w: float, rounding: Rounding, updates: int | None
 ) -> WalkStall:
-    """What rounding does to an average of elements; distances in the root mean square relative to `size`.
+    """Return the effect of rounding on an average of elements. Distances are root mean squares relative to `size`.
 
     Parameters
     ----------
     weights
         Stored values, float64.
     spacing
-        Spacing of the grid at them.
+        Grid spacing at given values.
     steps
-        Standard deviation of a step of each.
+        Standard deviation of a step of each element.
     size
-        What distances are relative to.
+        Reference of the distances.
     w
         ``1 - decay``.
     rounding, updates
-        As of :func:`walk_stall`.
+        As for :func:`walk_stall`.
     """
     units = spacing(weights)
     if rounding == "stochastic":
@@ -169,10 +169,10 @@ def _rms(x: Tensor) -> float:
 
 
 def _walk(weights: Tensor, spacing: Spacing, s: Tensor, w: float, updates: int) -> tuple[Tensor, float, Tensor]:
-    """An average rounded to nearest: what stalls, share of the way of the exact one that it goes, distance from there.
+    """Return the results for an average rounded to nearest: what stalls, the share of displacement, and the distance.
 
-    Walks in at most some thousand strides of many steps: what moves in a stride is what `span` updates of the present
-    size move, until the next one would stall.
+    It walks in at most some thousand strides of many steps. A stride moves by `span` updates of the present size, until
+    the next one would stall.
     """
     count = min(updates, int(min(max(20 * updates * w, 500), 4000)))
     span = updates / count
@@ -194,10 +194,10 @@ def _walk(weights: Tensor, spacing: Spacing, s: Tensor, w: float, updates: int) 
 
 
 def _stochastic(u: Tensor, w: float, s: Tensor, updates: int | None) -> tuple[Tensor, Tensor]:
-    """Share that stalls, and the standard deviation of the rounding noise at the end."""
+    """Return the share that stalls, and the standard deviation of the rounding noise at the end."""
     if updates is None:
         half = u / (2 * math.sqrt(2 * math.pi))
-        root = half + (half.square() + s.square() / (2 * w)).sqrt()  # deviation of d: r^2 = walk + 2 half r
+        root = half + (half.square() + s.square() / (2 * w)).sqrt()  # standard deviation of d: r^2 = walk + 2 half r
         return _lost(root * w / u), (root * math.sqrt(2 / math.pi) * u / 2).sqrt()
     noise, lost, before = u.square() / 12, torch.zeros_like(u), 0
     for age in sorted({round(updates ** (k / 200)) for k in range(201)}):

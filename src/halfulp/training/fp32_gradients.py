@@ -14,10 +14,9 @@ def main_grads(params: Iterable[Tensor]) -> None:
     """Accumulate the gradients of 16-bit parameters in fp32, like the main gradients of Megatron and torchtitan.
 
     Each backward pass computes a gradient in 16 bits and adds it to ``param.grad`` in fp32, so that small contributions
-    are
-    not lost in the sum. A gradient then takes 4 bytes per element from the first backward pass to ``zero_grad()``.
-    Without
-    accumulation nothing else changes. In FSDP2, ``MixedPrecisionPolicy(reduce_dtype=torch.float32)`` does the same.
+    are not lost in the sum. A gradient then takes 4 bytes per element from the first backward pass to ``zero_grad()``.
+    Without accumulation nothing else changes. In FSDP2, ``MixedPrecisionPolicy(reduce_dtype=torch.float32)`` does the
+    same.
 
     Parameters
     ----------

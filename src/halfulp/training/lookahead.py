@@ -31,8 +31,7 @@ class Lookahead(Wrapper):
         Steps between synchronizations, and the share of the distance that the slow weights move, in (0, 1].
     state, rounding, seed, backend
         Storage of the slow weights, as for the optimizers. The default is ``"fp32"``, since at every synchronization
-        the
-        weights become the stored values (``docs/wrappers.md`` says what that costs).
+        the weights become the stored values (``docs/wrappers.md`` says what that costs).
     storage
         ``scale``, ``block_size``, ``min_size``, ``keep_fp32``: see :class:`~halfulp.engine.storage.StorageOptions`.
 

@@ -28,8 +28,7 @@ class LowPass(Wrapper):
     Landscape*, arXiv 2201.08025. The published inner optimizer is SGD with momentum; any optimizer works.
 
     The noise of each element is normal. Its deviation is ``gamma`` times the norm of the element's row (its filter), or
-    of
-    the whole vector. Afterwards the weights are restored bit for bit from a copy, in any dtype.
+    of the whole vector. Afterwards the weights are restored bit for bit from a copy, in any dtype.
 
     Parameters
     ----------
@@ -165,9 +164,8 @@ class LowPass(Wrapper):
         ----------
         closure
             Function that runs forward and backward pass and returns the loss. It is called once per sample. The step
-            uses
-            the mean of their gradients and returns the mean loss. Earlier gradients are dropped. Without a closure, the
-            gradients accumulated under :meth:`perturbed` are used.
+            uses the mean of their gradients and returns the mean loss. Earlier gradients are dropped. Without a
+            closure, the gradients accumulated under :meth:`perturbed` are used.
         """
         loss = None if closure is None else self._evaluate(closure)
         if not self._drawn and self.gamma:

@@ -35,8 +35,7 @@ def release_gradients(
 
     Some gradients are not final until the backward pass ends. They are then kept until that point, with a warning. This
     happens under :class:`~torch.nn.parallel.DistributedDataParallel` (all-reduce), with re-entrant checkpointing
-    (further
-    contributions), and if hooks of ``step()`` may read all gradients (:class:`~halfulp.StallMonitor`).
+    (further contributions), and if hooks of ``step()`` may read all gradients (:class:`~halfulp.StallMonitor`).
 
     Parameters
     ----------
@@ -49,8 +48,7 @@ def release_gradients(
     clip
         ``"previous"`` clips by the gradient norm of the previous step; the first step is not clipped. ``"two passes"``
         clips exactly, like ``clip_grad_norm_``: each first backward pass measures the norm and frees its gradients, and
-        the
-        second one of the same loss (``retain_graph=True`` in the first) makes the step.
+        the second one of the same loss (``retain_graph=True`` in the first) makes the step.
 
     Returns
     -------

@@ -78,8 +78,7 @@ def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float =
     """Schedule refined by the gradient norms of an earlier run of the same length (Defazio et al., 2310.07831).
 
     With weights ``w_t = norm_t**-power``, the rate of step t is proportional to ``w_t`` times the sum of all later
-    weights.
-    Constant norms give linear decay to zero. Norms that are large at first also give a warm-up.
+    weights. Constant norms give linear decay to zero. Norms that are large at first also give a warm-up.
 
     Parameters
     ----------

@@ -40,8 +40,8 @@ def groups_by_name(
     model
         The model. Frozen parameters are left out.
     overrides
-        Name patterns (as in :mod:`fnmatch`, case-insensitive) and their group keys, such as
-        ``{"*embed*": {"state": "bf16"}}``. If several patterns match, later ones override earlier ones key by key.
+        Name patterns (as in :mod:`fnmatch`, case-insensitive) and their group keys, such as ``{"*embed*": {"state":
+        "bf16"}}``. If several patterns match, later ones override earlier ones key by key.
     no_decay
         Patterns of parameters without weight decay. Default: names with "bias" or "norm", the vectors of every
         normalization layer, and what the Trainer of transformers does not decay, if it is loaded.
@@ -128,13 +128,11 @@ class TrainerFactory:
     """Optimizer factory for Hugging Face's ``Trainer``, with overrides by name.
 
     Use it as ``Trainer(..., optimizer_cls_and_kwargs=(TrainerFactory, {"overrides": {"*embed*": {"state":
-    "bf16"}}}))``.
-    Keyword arguments are the class `optimizer` (default :class:`~halfulp.AdamW`), `overrides` and `no_decay` as for
-    :func:`groups_by_name`, `args`, and the arguments of the class.
+    "bf16"}}}))``. Keyword arguments are the class `optimizer` (default :class:`~halfulp.AdamW`), `overrides` and
+    `no_decay` as for :func:`groups_by_name`, `args`, and the arguments of the class.
 
     A missing learning rate or weight decay is taken from the ``TrainingArguments`` of the calling Trainer, or from
-    `args`.
-    So are `betas` and `eps` of optimizers like Adam.
+    `args`. So are `betas` and `eps` of optimizers like Adam.
     """
 
     def __call__(

@@ -39,8 +39,7 @@ PIECE = 4 << 20
 """Bytes per value. The store accepts at most 8 MiB."""
 HEAD, LIST = struct.Struct("<qqdd?"), struct.Struct("<qq")
 """Header of a push: worker, version, gradient norm, share, and whether the share follows from the norms. List of
-pieces:
-number of the first, and count.
+pieces: number of the first, and count.
 """
 KEPT = 4
 """Number of versions of the centre kept for readers."""
@@ -339,8 +338,7 @@ class AsyncMGRAWA(_Asynchronous):
     """Asynchronous GRAWA: the centre moves towards each visiting worker by a share inverse to its gradient norm.
 
     A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206. The shares are those of
-    the
-    synchronous method, with each worker's gradient norm at its last visit.
+    the synchronous method, with each worker's gradient norm at its last visit.
 
     Parameters
     ----------

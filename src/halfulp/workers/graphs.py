@@ -97,8 +97,7 @@ class Graph:
         """Share of each neighbour in a mean, chosen so that ``I - share * laplacian`` brings workers together fastest.
 
         ``2 / (smallest positive + largest eigenvalue)`` for a connected graph, ``1 / (1 + largest degree)`` for any
-        other (1/2
-        for pairs).
+        other (1/2 for pairs).
         """
         if self.connected and self.size > 1:
             return 2.0 / sum(self._spectrum)
@@ -199,8 +198,7 @@ class Matchings:
     """Matchings of a graph, each active in a random share of the meetings (MATCHA).
 
     Wang et al., arXiv 1905.09435. Matchings are the colours of a greedy edge colouring. Their probabilities maximize
-    the
-    second smallest eigenvalue of the expected Laplacian within the budget, by projected gradient ascent. The share
+    the second smallest eigenvalue of the expected Laplacian within the budget, by projected gradient ascent. The share
     minimizes the expected distance from the mean after a meeting.
 
     Parameters

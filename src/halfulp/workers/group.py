@@ -61,8 +61,7 @@ class Peers(Protocol):
             What this worker sends, as bytes.
         circle
             Numbers of the workers that exchange, including this one, in increasing order; ``None`` for all. If worker
-            `i`
-            has `j` in its circle, `j` must have `i` in its own.
+            `i` has `j` in its circle, `j` must have `i` in its own.
 
         Raises
         ------

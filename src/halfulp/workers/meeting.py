@@ -44,12 +44,10 @@ class Meeting(Wrapper):
         The ``torch.optim.Optimizer`` that trains this worker.
     every
         Steps between meetings, or a function of the step count that says whether a meeting follows. It must be the same
-        on
-        every worker.
+        on every worker.
     graph
         For methods in which workers meet only their neighbours: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs),
-        a
-        :class:`~halfulp.workers.Graph`, a list of graphs to alternate, or :class:`~halfulp.workers.Matchings`.
+        a :class:`~halfulp.workers.Graph`, a list of graphs to alternate, or :class:`~halfulp.workers.Matchings`.
     message
         Format of the tensors sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library. If all
         workers meet, formats of at most 8 bits encode the differences to the last common weights.
@@ -407,8 +405,7 @@ def meeting(method: Method) -> type[Meeting]:
     -------
     type
         A subclass of :class:`Meeting`, named by the method's ``title`` in the calling module. Assign it to that name,
-        so
-        that its instances can be pickled.
+        so that its instances can be pickled.
 
     Examples
     --------

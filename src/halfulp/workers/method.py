@@ -85,8 +85,7 @@ class Method:
     """Declaration of what workers do when they meet.
 
     At a meeting each worker sends its weights. The target is their sum with the coefficients of :attr:`mix`. The
-    weights
-    are then pulled to the target, or to the centre, which follows the target.
+    weights are then pulled to the target, or to the centre, which follows the target.
 
     Parameters
     ----------
@@ -98,28 +97,24 @@ class Method:
         Coefficients of the messages.
     pull
         Share of the distance to the target that the weights move, from the hyper-parameters, the Euclidean distance
-        over
-        the whole model and the number of workers. Default: 1. A negative share moves away from the target.
+        over the whole model and the number of workers. Default: 1. A negative share moves away from the target.
     between
         Share of the distance to the last target that they move between meetings, in equal parts per step.
     centre
         How a common centre beside the workers follows the target, if there is one. ``"average"``: it moves by
         :attr:`centre_share` of the distance, and the workers are pulled to its previous position. ``"outer"``: it takes
-        a
-        step of :attr:`outer`, and every worker takes its position.
+        a step of :attr:`outer`, and every worker takes its position.
     centre_share
         See `centre`.
     outer
         Function that builds the outer optimizer from parameters, hyper-parameters, and keyword arguments for its
-        states.
-        Its gradient is centre minus target.
+        states. Its gradient is centre minus target.
     finish
         Function that changes the target of a tensor. Its arguments are the hyper-parameters, the target, the workers'
         tensors, and a function that sums a number over the ranks that hold parts of the tensor.
     clients
         Function that returns the workers that take part in a meeting, from the hyper-parameters, the seed, the number
-        of
-        the meeting and the number of workers. Default: all.
+        of the meeting and the number of workers. Default: all.
     gossip
         Whether only neighbours in a graph exchange messages.
     smooth

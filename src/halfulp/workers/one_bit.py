@@ -124,11 +124,9 @@ class OneBitAdam(OneBitStep):
     """1-bit Adam: after a warm-up, workers exchange one bit per element at every step.
 
     Tang et al., arXiv 2102.02888. In the warm-up, gradients are averaged in full, as in Adam without bias correction.
-    Then
-    the second moment is frozen. Each worker sends ``b = momentum + e`` as its signs times ``|b| / sqrt(n)``, where `e`
-    is
-    the accumulated compression error. Every worker compresses the mean of these in the same way, with its own error
-    feedback, so nothing is sent back.
+    Then the second moment is frozen. Each worker sends ``b = momentum + e`` as its signs times ``|b| / sqrt(n)``, where
+    `e` is the accumulated compression error. Every worker compresses the mean of these in the same way, with its own
+    error feedback, so nothing is sent back.
 
     Parameters
     ----------

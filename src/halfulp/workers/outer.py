@@ -1,7 +1,7 @@
 """Methods with an outer optimizer: workers start from a centre, which is stepped along their mean change.
 
-The rules are declared like those of the library, so their states may have any format, and
-:class:`halfulp.StallMonitor` can watch them (``halfulp.StallMonitor(optimizer.outer)``).
+The rules are declared like those of the library, so their states may have any format, and :class:`halfulp.StallMonitor`
+can watch them (``halfulp.StallMonitor(optimizer.outer)``).
 """
 
 from __future__ import annotations
@@ -149,8 +149,7 @@ class FedAvgHyper(HyperBase):
         Learning rate of the server. With 1, the centre becomes the clients' mean.
     participation
         Share of the workers that are drawn as clients of a round, at least one. ``optimizer.takes_part`` says whether
-        this
-        worker is one.
+        this worker is one.
     """
 
     lr: float = 1.0
