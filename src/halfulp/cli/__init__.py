@@ -1,4 +1,7 @@
-"""The ``halfulp`` command line. One module per command; heavy imports happen inside the command that needs them."""
+"""The ``halfulp`` command line, with one module per command.
+
+Heavy imports happen inside the command that needs them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import typer
 __all__ = ["app", "main"]
 
 COMMANDS: tuple[str, ...] = ("predict", "plan", "simulate", "compare", "check", "convert", "report")
-"""Every command; ``halfulp.cli.<name>`` defines it as a function ``command`` whose docstring is its help."""
+"""All commands. ``halfulp.cli.<name>`` defines a function ``command`` whose docstring is the help text."""
 
 app = typer.Typer(
     name="halfulp",
@@ -41,7 +44,7 @@ def _options(
 
 
 def _help(docstring: str) -> str:
-    """A docstring with a line for each paragraph: typer keeps the source's line breaks from the second one on."""
+    """Return a docstring with one line per paragraph, since typer keeps line breaks from the second paragraph on."""
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n"))
 
 
@@ -51,7 +54,7 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; bad input ends with the message alone and exit code 2."""
+    """Run the command line. Bad input ends with only the message and exit code 2."""
     try:
         app()
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

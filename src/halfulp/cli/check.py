@@ -12,11 +12,11 @@ from halfulp.lab.tables import output, print_table
 __all__ = ["command"]
 
 DROP = ("tensors", "zero", "rounding", "elements", "gap", "decay", "can fall")
-"""What a narrow terminal goes without, the first one first: never what is judged, its format, and the verdict."""
+"""Columns that a narrow terminal omits, in this order. State, format and verdict always remain."""
 SMALL = 0.01
-"""Share of the elements up to which stuck states are named, but nothing is advised."""
+"""Largest share of elements up to which stuck states are named without advice."""
 VERDICT = 17
-"""Columns that a verdict wraps at, at the least."""
+"""Smallest width at which a verdict wraps."""
 
 
 def command(
@@ -71,7 +71,7 @@ def command(
 
 
 def _verdicts(rows: list[Any]) -> list[str]:
-    """What is said of the states that are stuck, with the share of their slot that they are; and what can be done."""
+    """Return what to say about stuck states, with their share of the slot, and what can be done."""
     stuck = [r for r in rows if r.verdict.startswith("stuck")]
     if not stuck:
         return ["every state can still move"]

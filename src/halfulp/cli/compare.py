@@ -1,4 +1,4 @@
-"""``halfulp compare``: the main job."""
+"""``halfulp compare``: train under several state formats and compare."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def command(
     """Train on real text under several state formats, measure how the states stall, and write one HTML page.
 
     Without options: a small LLaMA on the source of Python's standard library, nine arms, a few minutes on two cores.
-    Ctrl-C leaves a run that --resume continues to the same bits; a second one, a second later, does not wait for the
-    checkpoints.
+    After Ctrl-C, --resume continues the run to the same bits. A second Ctrl-C, a second later or more, does not wait
+    for the checkpoints.
 
-    With --scale-model it shows what rounding costs in loss: windows and grid are coarsened by a factor, so that a short
-    run stalls as one of 20,000 steps does. Rates are tuned for every arm and seeds are paired. --steps are then those
-    of the long run, and --arms are "fp32", "nearest", "nearest + reset", "stochastic" and more. On two idle cores the
-    default takes about 4.5 minutes; every arm with 8 seeds (--arms all --seeds 8) takes about half an hour.
+    With --scale-model it shows what rounding costs in loss. Windows and grid are coarsened by a factor, so that a short
+    run stalls like one of 20,000 steps. Rates are tuned for every arm and seeds are paired. --steps then means the
+    steps of the long run, and --arms are "fp32", "nearest", "nearest + reset", "stochastic" and more. On two idle cores
+    the default takes about 4.5 minutes. Every arm with 8 seeds (--arms all --seeds 8) takes about half an hour.
     """
     given: dict[str, Any] = {
         "steps": steps, "tokenizer": tokenizer, "model": model, "hidden": hidden, "layers": layers, "heads": heads,
@@ -105,7 +105,7 @@ def command(
         raise ValueError("--format and --regime go with --scale-model")
     if resume is not None and (given or scale_model or data or dataset or text_key or out):
         raise ValueError("--resume takes everything from the run folder; only --jobs goes with it")
-    if jobs is not None and jobs < 1:  # now, not when the run folder is there
+    if jobs is not None and jobs < 1:  # before the run folder exists
         raise ValueError(f"jobs is at least 1, got {jobs}")
     from halfulp.cli.scale_model import is_scale_model, run_scale
 
@@ -119,7 +119,7 @@ def command(
 
 
 def _for_scale(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of an ordinary comparison in the words of a scale model's."""
+    """Translate the options of an ordinary comparison to those of a scale model."""
     names = {
         "steps": "steps", "hidden": "hidden", "layers": "layers", "heads": "heads", "batch": "batch",
         "context": "context", "model": "architecture", "arms": "arms", "lrs": "lrs", "betas": "betas", "seeds": "seeds",
@@ -142,7 +142,7 @@ def _run(
 
     from halfulp.lab.tables import output
 
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one thread each, side by side
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per parallel worker
     from halfulp.lab import compare
     from halfulp.lab.config import CompareConfig
     from halfulp.lab.environment import cores
@@ -189,9 +189,9 @@ def _run(
 
 
 class _Interrupt:
-    """A signal handler that raises ``KeyboardInterrupt`` once; a second signal counts from `pause` seconds on.
+    """Signal handler that raises ``KeyboardInterrupt`` once. Further signals count only after `pause` seconds.
 
-    Terminals, shells and batch systems often send several at once: checkpoints are being written then.
+    Terminals, shells and batch systems often send several at once, while checkpoints are being written.
     """
 
     pause = 1.0

@@ -1,4 +1,4 @@
-"""``halfulp convert``: a saved optimizer in another format or library."""
+"""``halfulp convert``: convert a saved optimizer to another format or library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared parts of the commands' pictures (matplotlib, extra ``plot``)."""
+"""Shared parts of the commands' figures (matplotlib, extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PALETTE = ("#0b6e99", "#d1495b", "#3c8d53", "#b7791f", "#6b4fa0", "#666666")
 
 
 def check_plot(path: Path) -> None:
-    """Refuse, before any work, a picture that could not be written in the end."""
+    """Reject, before any work, a figure path that could not be written."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"pictures are written as {', '.join(SUFFIXES)}; got {str(path)!r}")
     if not path.parent.is_dir():
@@ -30,7 +30,7 @@ def _matplotlib() -> Any:
 
 
 def figure(columns: int, rows: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
-    """A figure of the house style and its axes, row by row. No window is opened."""
+    """Return a figure in the common style and its axes, row by row. No window is opened."""
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
@@ -42,13 +42,13 @@ def figure(columns: int, rows: int = 1, width: float = 6.4, height: float = 4.0)
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """One colour a name, in order of appearance."""
+    """Assign one colour to each name, in order of appearance."""
     unique = list(dict.fromkeys(names))
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(unique)}
 
 
 def save(fig: Any, path: Path) -> None:
-    """Write a figure under a temporary name, then rename."""
+    """Write a figure to a temporary file, then rename it."""
     partial = path.with_name(f".{path.name}.partial")
     fig.savefig(partial, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
     partial.replace(path)

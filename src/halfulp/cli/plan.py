@@ -1,4 +1,4 @@
-"""``halfulp plan``: whether to reset a state, and when."""
+"""``halfulp plan``: whether and when to reset a state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(
     parameters: Annotated[int, typer.Option(help="Stagger resets over so many parameters.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also draw cost and stalling by period (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Plan resets: the period at which the error of Adam's update is least over a cycle, or never, and why.
+    """Plan resets: the period with the least error of Adam's update over a cycle, or never, and why.
 
     Without --format: bf16, fp8 and fp4.
     """

@@ -62,7 +62,7 @@ def _curves(formats: list[str], beta: float, slot: str, model: str) -> dict[tupl
 
 
 def _ages(last: int) -> list[int]:
-    """0, then 1, 3, 10, 30 ... up to the last."""
+    """Return 0, then 1, 3, 10, 30 ... up to the last age."""
     ages = [0]
     power = 1
     while power <= last:
@@ -88,7 +88,7 @@ def _table(curves: dict[tuple[str, str], Any], beta: float, slot: str, model: st
 
 
 def _chart(curves: dict[tuple[str, str], Any], room: int) -> Any:
-    """A line of blocks for each curve, over the logarithm of the age, beside its label in a line of `room` columns."""
+    """Return a line of block characters per curve, over the logarithm of the age, in lines of `room` columns."""
     from rich.text import Text
 
     bars = " ▁▂▃▄▅▆▇█"

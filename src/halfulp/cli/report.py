@@ -1,4 +1,4 @@
-"""``halfulp report``: the page of a run folder."""
+"""``halfulp report``: the report of a run folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(
         Path | None, typer.Option(help="Also draw the main figure into this .png, .svg or .pdf file.")
     ] = None,
 ) -> None:
-    """Write the HTML page of a run again, and print its figures."""
+    """Write the HTML page of a run again, and print its results."""
     from halfulp.cli.scale_model import is_scale_model
     from halfulp.lab.tables import output
 

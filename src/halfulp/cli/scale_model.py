@@ -1,4 +1,4 @@
-"""``halfulp compare --scale-model``: a scale model of a long run, loss included."""
+"""``halfulp compare --scale-model``: a scale model of a long run, including its loss."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def is_scale_model(folder: Path) -> bool:
 def run_scale(
     given: dict[str, Any], resume: Path | None, out: Path | None, jobs: int | None, source: dict[str, Any]
 ) -> None:
-    """Run the experiment, or go on with one, and write its page.
+    """Run or resume the experiment, and write its page.
 
     Parameters
     ----------
     given
         Fields of :class:`~halfulp.lab.scale.ScaleConfig`.
     resume, out, jobs, source
-        As of ``halfulp compare``.
+        As for ``halfulp compare``.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one thread each, side by side
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per parallel worker
     from halfulp.lab.environment import cores
     from halfulp.lab.files import read_json
     from halfulp.lab.scale import Job, ScaleConfig, run_scale_model

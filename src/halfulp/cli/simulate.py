@@ -1,4 +1,4 @@
-"""``halfulp simulate``: controlled simulations of stored states, drawn while they run."""
+"""``halfulp simulate``: controlled simulations of stored states, drawn as they run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["command"]
 
 BARS = " ▁▂▃▄▅▆▇█"
 CURVE = 32
-"""Columns of a curve where there is room."""
+"""Width of a curve if there is room."""
 
 
 @dataclass
 class _Arm:
-    """One format and rounding, and what was seen of it."""
+    """One format and rounding, and its results."""
 
     name: str
     rounding: str
@@ -52,8 +52,8 @@ def command(
 ) -> None:
     """Simulate stored states under a gradient scale that is constant, drops, decays or spikes.
 
-    Every format and rounding sees the same gradients; rounding is the library's own. The defaults show the published
-    effect: a second moment in bf16, rounded to nearest, that can only go up.
+    Every format and rounding gets the same gradients, and rounding is the library's own. The defaults show the
+    published effect: a bf16 second moment, rounded to nearest, can only rise.
     """
     from rich.live import Live
 
@@ -112,7 +112,7 @@ def _arms(formats: list[str], roundings: list[str], slot: str, scale: str, optio
 
 
 def _line(values: list[float], low: float, high: float, width: int) -> str:
-    """A curve as a line of blocks."""
+    """Draw a curve as a line of block characters."""
     if not values:
         return ""
     picked = [values[round(i * (len(values) - 1) / max(width - 1, 1))] for i in range(min(width, len(values)))]
@@ -121,7 +121,7 @@ def _line(values: list[float], low: float, high: float, width: int) -> str:
 
 
 def _screen(console: Any, arms: list[_Arm], scenario: str, step: int, steps: int, slot: str) -> Any:
-    """Title and table, as wide as the console: the curves give way, the numbers stay."""
+    """Return title and table, as wide as the console. Curves shrink before numbers do."""
     from rich.console import Group
     from rich.text import Text
 
@@ -136,7 +136,7 @@ def _screen(console: Any, arms: list[_Arm], scenario: str, step: int, steps: int
 
 
 def _table(arms: list[_Arm], width: int, ratio: str, curve: str) -> Any:
-    """Numbers and curves of every arm; no curves where less than their heading's width is left for them."""
+    """Return the numbers and curves of every arm. Curves are omitted if there is less room than their heading needs."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -1,8 +1,8 @@
-"""Arms: how the optimizer states of one training run are stored, in one word.
+"""Arms: names for how the optimizer states of a training run are stored.
 
-An arm reads ``FORMAT-ROUNDING[-reset[PERIOD]]``: ``bf16-nearest``, ``fp8-stochastic``, ``fp8-nearest-reset``,
-``fp4-stochastic-reset200``; ``fp32`` and ``fp32-reset`` have nothing to round. ``A+B`` in place of the format stores
-the first moment as A and the second as B: ``bf16+fp8-nearest``.
+An arm is written ``FORMAT-ROUNDING[-reset[PERIOD]]``: ``bf16-nearest``, ``fp8-stochastic``, ``fp8-nearest-reset``,
+``fp4-stochastic-reset200``. ``fp32`` and ``fp32-reset`` have no rounding. ``A+B`` as the format stores the first moment
+as A and the second as B: ``bf16+fp8-nearest``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_ARMS = (
 )
 
 PUBLISHED_PERIODS = {16: 1000, 8: 300, 4: 200}
-"""Reset periods by bits of the format, from arXiv 2603.16731; taken where the planner sees no reason to reset."""
+"""Reset periods by bits of the format, from arXiv 2603.16731. Used if the planner sees no reason to reset."""
 
 _SHAPE = "FORMAT-ROUNDING[-reset[PERIOD]], for example fp8-nearest, fp8-stochastic, fp8-nearest-reset300; or fp32"
 
@@ -40,11 +40,11 @@ class Arm:
     Parameters
     ----------
     exp_avg, exp_avg_sq
-        Formats, as given (friendly names or full ones).
+        Formats, as given (short or full names).
     rounding
         ``"nearest"`` or ``"stochastic"``.
     reset
-        ``None``: never; 0: by the planner (see :func:`reset_period`); otherwise the period in steps.
+        ``None``: never; 0: the planner's period (see :func:`reset_period`); otherwise the period in steps.
     """
 
     exp_avg: str
@@ -59,12 +59,12 @@ class Arm:
 
     @property
     def formats(self) -> str:
-        """Formats as in the spelling."""
+        """The format part of the name."""
         return self.exp_avg if self.exp_avg == self.exp_avg_sq else f"{self.exp_avg}+{self.exp_avg_sq}"
 
     @property
     def name(self) -> str:
-        """The arm's spelling."""
+        """The arm's name."""
         parts = [self.formats] if self.is_fp32 else [self.formats, self.rounding]
         if self.reset is not None:
             parts.append(f"reset{self.reset or ''}")
@@ -82,12 +82,12 @@ class Arm:
 
 
 def parse_arm(text: str) -> Arm:
-    """Read an arm's spelling.
+    """Parse an arm's name.
 
     Raises
     ------
     ValueError
-        What was given, and what an arm looks like.
+        If the name is invalid. The message shows it and the syntax.
 
     Examples
     --------
@@ -124,11 +124,11 @@ def parse_arm(text: str) -> Arm:
 
 
 def reset_period(arm: Arm, arms: tuple[Arm, ...], *, beta1: float, beta2: float) -> int | None:
-    """Steps between resets of an arm; ``None`` for never.
+    """Return the steps between resets of an arm, or ``None`` for never.
 
-    Without a number, an arm takes the planner's period for its second moment under nearest rounding (both roundings
-    share their periods in the published runs, too), or the published one where the planner sees no reason to reset.
-    fp32, which needs no reset, takes that of the first low-precision arm with resets, or 300: it is their control.
+    An arm without a number uses the planner's period for its second moment under nearest rounding (the published runs
+    also share periods between roundings). If the planner sees no reason to reset, the published period is used. fp32
+    needs no reset. As a control, it uses the period of the first low-precision arm with resets, or 300.
     """
     if arm.reset is None or arm.reset > 0:
         return arm.reset

@@ -1,4 +1,4 @@
-"""Averages of the weights beside a run: in fp32, in 8 bits, and as torch keeps that of a bf16 model."""
+"""Averages of the weights during a run: in fp32, in 8 bits, and torch's average of a bf16 model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["WeightAverages"]
 
 
 class WeightAverages:
-    """Three exponential moving averages of one model; all begin as a copy of the weights after the first step.
+    """Three exponential moving averages of one model, which start as copies of the weights after the first step.
 
     ``fp32`` and ``8bit`` (stochastic) are :class:`~halfulp.averaging.EMA`. ``bf16`` is torch's ``AveragedModel`` of a
-    bf16 copy of the model, which is rounded from the live weights at each update: nearest throughout.
+    bf16 copy of the model. The copy is rounded from the live weights at each update, so all rounding is to nearest.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class WeightAverages:
         self.model = model
         self.live = dict(model.named_parameters())
         self.emas = {
-            state: EMA(model, decay, state=state, update_after_step=1, seed=seed)  # as torch: the first is a copy
+            state: EMA(model, decay, state=state, update_after_step=1, seed=seed)  # as in torch, update 1 copies
             for state in ("fp32", "8bit")
         }
         self.copy = copy.deepcopy(model).to(torch.bfloat16)
@@ -45,21 +45,21 @@ class WeightAverages:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the weights; call it after each step of the optimizer."""
+        """Update the averages. Call this after each step of the optimizer."""
         for ema in self.emas.values():
             ema.update()
         torch._foreach_copy_(self._copied, list(self.live.values()))
         self.averaged.update_parameters(self.copy)
 
     def values(self) -> dict[str, dict[str, Tensor]]:
-        """Averages by storage and parameter name, in fp32."""
+        """Return the averages by storage and parameter name, in fp32."""
         out = {state: {n: ema.value(n) for n in self.live} for state, ema in self.emas.items()}
         return out | {"bf16": {n: p.detach().float() for n, p in self.averaged.module.named_parameters()}}
 
     def measure(self, validation: Callable[[], float]) -> dict[str, dict[str, float]]:
-        """Bytes a weight, validation loss and distance to the fp32 average relative to its norm, by storage.
+        """Return by storage the bytes per weight, the validation loss, and the relative distance to the fp32 average.
 
-        ``live`` is the model itself. It is the same afterwards, bit for bit.
+        ``live`` is the model itself, which is unchanged afterwards, bit for bit.
         """
         values = {"live": {n: p.detach().clone() for n, p in self.live.items()}} | self.values()
         exact = values["fp32"]
@@ -80,19 +80,19 @@ class WeightAverages:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of each storage, under its name."""
+        """Return the state of each average, by storage."""
         module = {n: p.detach() for n, p in self.averaged.module.named_parameters()}
         torch_s = {"updates": int(self.averaged.n_averaged), "averages": module}
         return {state: ema.state_dict() for state, ema in self.emas.items()} | {"bf16": torch_s}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave.
+        """Load the result of :meth:`state_dict`.
 
         Raises
         ------
         ValueError
-            It is of other averages.
+            If it belongs to other averages.
         """
         own = dict(self.averaged.module.named_parameters())
         module = state_dict.get("bf16", {}).get("averages", {})

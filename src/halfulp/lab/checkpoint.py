@@ -1,4 +1,4 @@
-"""Checkpoints of one arm: parameters, optimizer states and the rest of a run's state, in one file of `checkpoint`."""
+"""Checkpoints of one arm: parameters, optimizer states and the rest of the run's state, in one file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def save_checkpoint(
     averages: WeightAverages | None = None,
     gradients: GradientSample | None = None,
 ) -> None:
-    """Write a checkpoint, all or nothing.
+    """Write a checkpoint atomically.
 
     Parameters
     ----------
     path
         The file.
     model, optimizer, monitor
-        What to save; the optimizer one of halfulp's.
+        Objects to save. The optimizer must be one of halfulp's.
     extra
-        Further values: plain numbers and text.
+        Further values: plain numbers and strings.
     averages, gradients
         Averages of the weights, and recorded gradients, if the run keeps any.
     """
@@ -51,12 +51,12 @@ def load_checkpoint(
     averages: WeightAverages | None = None,
     gradients: GradientSample | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint into objects built alike, the monitor a fresh one; return further values.
+    """Read a checkpoint into objects built in the same way, with a new monitor. Return the further values.
 
     Raises
     ------
     ValueError
-        The file is damaged, or of another model or optimizer.
+        If the file is damaged, or belongs to another model or optimizer.
     """
     again = "Delete it to start this arm anew"
     try:

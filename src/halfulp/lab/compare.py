@@ -1,7 +1,7 @@
-"""Run the arms of a comparison side by side, each in a process of one thread, in a folder that can be continued.
+"""Run the arms of a comparison in parallel, each in a single-threaded process, in a folder that can be resumed.
 
-A run folder holds ``config.json``, ``environment.json``, ``tokens/`` (removed when all arms are done), ``runs/NAME/``
-with the metrics and checkpoints of each run, and the report.
+A run folder contains ``config.json``, ``environment.json``, ``tokens/`` (removed when all arms are done),
+``runs/NAME/`` with the metrics and checkpoints of each run, and the report.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from halfulp.lab.tokens import prepare_tokens
 __all__ = ["RunStatus", "load_run_folder", "prepare_run_folder", "run_all"]
 
 HEARTBEAT = 0.25
-"""Seconds between two messages of a worker, and between two looks of the parent."""
+"""Seconds between messages of a worker, and between polls of the parent."""
 
 
 @dataclass
 class RunStatus:
-    """Status of one run during the comparison; `state` is waiting, running, done, stopped or failed."""
+    """Status of one run in the comparison. `state` is waiting, running, done, stopped or failed."""
 
     spec: RunSpec
     state: str = "waiting"
@@ -48,12 +48,12 @@ class RunStatus:
 
 
 def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> CompareConfig:
-    """Make a run folder: tokens, environment, and the configuration, which is returned with its periods as numbers.
+    """Create a run folder with tokens, environment and configuration. Return the configuration with numeric periods.
 
     Raises
     ------
     ValueError
-        The folder holds something already, or the text is too short.
+        If the folder is not empty, or the text is too short.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty. Continue it with --resume {folder}, or choose another --out")
@@ -66,12 +66,12 @@ def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> C
 
 
 def load_run_folder(folder: Path) -> CompareConfig:
-    """Configuration of a run folder.
+    """Return the configuration of a run folder.
 
     Raises
     ------
     FileNotFoundError
-        It is none.
+        If the folder is not a run folder.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -82,20 +82,20 @@ def load_run_folder(folder: Path) -> CompareConfig:
 def run_all(
     folder: Path, config: CompareConfig, *, jobs: int, watch: Callable[[list[RunStatus]], None] = lambda statuses: None
 ) -> list[RunStatus]:
-    """Do every run that is not done yet, `jobs` at a time.
+    """Run everything that is not done yet, `jobs` processes at a time.
 
-    On ``KeyboardInterrupt`` the running ones write a checkpoint and stop; the exception is raised again when they have,
-    or at a second one: runs that have written none are still ``"running"`` then.
-    A worker that gets SIGTERM does so too, and leaves its run stopped.
+    On ``KeyboardInterrupt`` the running workers write a checkpoint and stop, and then the exception is raised again. A
+    second interrupt raises it at once. Runs without a checkpoint are then still ``"running"``. A worker that receives
+    SIGTERM does the same, and leaves its run stopped.
 
     Parameters
     ----------
     folder, config
-        From :func:`prepare_run_folder` or :func:`load_run_folder`.
+        Results of :func:`prepare_run_folder` or :func:`load_run_folder`.
     jobs
-        Processes at a time.
+        Number of parallel processes.
     watch
-        Called about four times a second with the state of all runs.
+        Function that is called about four times a second with the status of all runs.
     """
     if jobs < 1:
         raise ValueError(f"jobs is at least 1, got {jobs}")
@@ -119,7 +119,7 @@ def run_all(
     finally:
         for status in statuses:
             if status.process is not None and status.process.is_alive():
-                status.process.kill()  # its last checkpoint is there; it hears SIGTERM only between two steps
+                status.process.kill()  # its last checkpoint exists, and it handles SIGTERM only between two steps
     if all(s.state == "done" for s in statuses):
         shutil.rmtree(folder / "tokens")
     return statuses
@@ -136,7 +136,7 @@ def _status(folder: Path, spec: RunSpec) -> RunStatus:
 
 
 def _context() -> Any:
-    """A fork server that has imported torch and transformers once, where there is one; fresh processes elsewhere."""
+    """Return a fork server that has imported torch and transformers, if available; otherwise use new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -155,7 +155,7 @@ def _start(statuses: list[RunStatus], jobs: int, context: Any, stop: Any, folder
 
 
 def _listen(statuses: list[RunStatus], *, stopping: bool = False) -> None:
-    """Take in what the workers say within one heartbeat."""
+    """Read the workers' messages of one heartbeat."""
     silence = {"state": "failed", "error": "its process ended without a word (out of memory, or killed?)"}
     by_connection = {s.connection: s for s in statuses if s.state == "running" and s.connection is not None}
     deadline = time.monotonic() + HEARTBEAT
@@ -183,8 +183,8 @@ def _let_finish(statuses: list[RunStatus], watch: Callable[[list[RunStatus]], No
 
 
 def _work(folder: Path, config: CompareConfig, spec: RunSpec, connection: Connection, stop: Any) -> None:
-    """Body of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets `stop`
+    """Run a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and sets `stop`
     told: list[int] = []  # a batch system sends SIGTERM to every process of the group
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     parent = multiprocessing.parent_process()
@@ -208,6 +208,6 @@ def _work(folder: Path, config: CompareConfig, spec: RunSpec, connection: Connec
         diverged = done and read_json(folder / "runs" / spec.name / "summary.json")["diverged"]
         connection.send({**latest, "state": state, "diverged": diverged})
     except (BrokenPipeError, ConnectionResetError):
-        os._exit(1)  # the parent is gone; what was checkpointed is there
+        os._exit(1)  # the parent is gone, and the checkpoints exist
     except Exception:
         connection.send({"state": "failed", "error": traceback.format_exc()})

@@ -1,4 +1,4 @@
-"""Everything that a comparison depends on."""
+"""The configuration of a comparison."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ __all__ = ["CompareConfig", "RunSpec"]
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """A comparison: the arms, and what they have in common.
+    """Configuration of a comparison: the arms and their common settings.
 
     Parameters
     ----------
     arms
-        Spellings, see :mod:`halfulp.lab.arms`.
+        Names of the arms; see :mod:`halfulp.lab.arms`.
     seeds
-        Seeds; each arm runs with each of them (initial weights, data order, random bits).
+        Seeds of initial weights, data order and random bits. Each arm runs with each of them.
     lrs
-        Peak learning rates; each arm runs with each of them.
+        Peak learning rates. Each arm runs with each of them.
     steps, batch, context
-        Optimizer steps; sequences a step; tokens a sequence.
+        Optimizer steps, sequences per step, and tokens per sequence.
     model, hidden, layers, heads
         Architecture (``llama``, ``neox``, ``mixtral``) and its size.
     tokenizer
         ``"bytes"`` or ``"bpe:SIZE"``.
     betas, weight_decay, clip, warmup
-        AdamW; largest gradient norm; steps of linear warm-up, after which a cosine falls to a tenth. The clipping
-        nearly always binds, which holds the gradient's scale, as the theory assumes.
+        Settings of AdamW, the largest gradient norm, and the steps of linear warm-up, after which a cosine falls to a
+        tenth. Clipping is nearly always active, which keeps the gradient's scale constant, as the theory assumes.
     measure_every, checkpoint_every, sample
-        Steps between regular measurements and between checkpoints; coordinates watched.
+        Steps between regular measurements, steps between checkpoints, and the number of watched coordinates.
     validation
-        Sequences of the validation text on which the loss is measured.
+        Number of validation sequences.
     average_decay
-        Decay of the averages of the weights that the plain fp32 arm keeps, ``None`` for no averages. The default is a
-        window of a fifth of the default run, so that hardly anything of the start is left in them.
+        Decay of the weight averages that the plain fp32 arm keeps; ``None`` for no averages. The default is a window of
+        a fifth of the default run, so that the start has almost no weight.
     gradient_blocks
-        Blocks whose gradients each arm in low precision records, for a prediction from its own gradients; 0 for none.
+        Number of blocks whose gradients each low-precision arm records for its own prediction; 0 for none.
     """
 
     arms: tuple[str, ...] = DEFAULT_ARMS
@@ -104,23 +104,23 @@ class CompareConfig:
         return tuple(parse_arm(text) for text in self.arms)
 
     def with_periods(self) -> CompareConfig:
-        """The same with every reset period a number, so that a run does not hang on a later planner's answer."""
+        """Return the configuration with numeric reset periods, so that runs do not depend on later planner versions."""
         arms = self.parsed
         periods = [reset_period(arm, arms, beta1=self.betas[0], beta2=self.betas[1]) for arm in arms]
         return replace(self, arms=tuple(replace(a, reset=p).name for a, p in zip(arms, periods, strict=True)))
 
     def runs(self) -> tuple[RunSpec, ...]:
-        """Every run, seed by seed, so that a run cut short has whole seeds."""
+        """Return every run, seed by seed, so that an interrupted comparison has complete seeds."""
         arms = self.with_periods().parsed
         return tuple(RunSpec(arm, seed, lr) for seed in self.seeds for lr in self.lrs for arm in arms)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``config.json``."""
+        """Return the content of ``config.json``."""
         return asdict(self)
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> CompareConfig:
-        """From ``config.json``; unknown keys, and values of another kind, are a ``ValueError``."""
+        """Build the configuration from ``config.json``. Raise ``ValueError`` for unknown keys and wrong types."""
         if not isinstance(values, dict):
             raise ValueError(f"config.json holds a {type(values).__name__} instead of a configuration")
         unknown = set(values) - {f.name for f in fields(CompareConfig)}
@@ -135,7 +135,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One training run: an arm, its reset period a number, with a seed and a learning rate."""
+    """One training run: an arm with a numeric reset period, a seed and a learning rate."""
 
     arm: Arm
     seed: int
@@ -143,7 +143,7 @@ class RunSpec:
 
     @property
     def period(self) -> int | None:
-        """Steps between resets; ``None`` for never."""
+        """Steps between resets, or ``None`` for never."""
         return self.arm.reset
 
     @property

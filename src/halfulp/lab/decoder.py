@@ -1,8 +1,8 @@
-"""A small decoder on bytes, several replicas at once, with its gradients written out.
+"""A small byte-level decoder that trains several replicas at once, with explicit gradients.
 
-Every weight has a leading dimension of replicas. On a model of 0.1 million parameters most of the time of a step is
-spent on single operations and on memory, not on arithmetic: gradients by hand need a third of autograd's operations,
-and write each weight's gradient where the optimizer reads it.
+Every weight has a leading dimension of replicas. For a model of 0.1 million parameters a step is dominated by
+per-operation overhead and memory, not by arithmetic. Explicit gradients need a third of autograd's operations, and
+write each weight's gradient where the optimizer reads it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["ARCHITECTURES", "Decoder"]
 
 ARCHITECTURES = ("llama", "neox")
 Back = Callable[[Tensor], Tensor]
-"""From the gradient of an output to that of the input; gradients of weights are left where they belong."""
+"""Function from the gradient of an output to that of the input. It stores the gradients of weights."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The model. Embeddings are shared with the output, positions are rotary.
+    """The model, with shared input and output embeddings and rotary positions.
 
     Parameters
     ----------
     architecture
         ``"llama"``: RMS norms, SwiGLU of twice the width. ``"neox"``: layer norms without bias, GELU of four times the
-        width, attention and feed-forward side by side.
+        width, attention and feed-forward in parallel.
     vocab, hidden, layers, heads
-        Sizes.
+        Sizes of the model.
 
     Raises
     ------
     ValueError
-        Another architecture, or heads of an odd width.
+        If the architecture is unknown, or the width of the heads is odd.
     """
 
     architecture: str
@@ -53,7 +53,7 @@ class Decoder:
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Shapes of the weights, by group; norms come last."""
+        """Shapes of the weights, by group. Norms come last."""
         h = self.hidden
         inner = {"llama": {"gate_up": (4 * h, h), "down": (h, 2 * h)}, "neox": {"up": (4 * h, h), "down": (h, 4 * h)}}
         matrices = {"query_key_value": (3 * h, h), "output": (h, h), **inner[self.architecture]}
@@ -64,16 +64,16 @@ class Decoder:
         return {**groups, "norms": dict.fromkeys([*norms, "norm"], (h,))}
 
     def losses(self, weights: dict[str, Tensor], tokens: Tensor, grads: dict[str, Tensor] | None = None) -> Tensor:
-        """Mean cross entropy of each replica, and its gradients.
+        """Return the mean cross entropy of each replica, and write its gradients.
 
         Parameters
         ----------
         weights
-            fp32, by name, each ``(replicas, *shape)``; the last dimensions are contiguous.
+            fp32 weights by name, each ``(replicas, *shape)``. The last dimensions are contiguous.
         tokens
             int64, ``(replicas, sequences, context + 1)``.
         grads
-            Where to put the gradients, of the shapes of the weights; ``None`` for none.
+            Tensors for the gradients, in the shapes of the weights; ``None`` for no gradients.
 
         Returns
         -------
@@ -84,7 +84,7 @@ class Decoder:
 
 
 class _Pass:
-    """One forward pass, and what its backward pass needs."""
+    """One forward pass, with the data that its backward pass needs."""
 
     def __init__(
         self, model: Decoder, weights: dict[str, Tensor], grads: dict[str, Tensor] | None, tokens: Tensor
@@ -180,7 +180,7 @@ class _Pass:
         return mixed, back
 
     def rotate_(self, x: Tensor, turn: Tensor) -> Tensor:
-        """Turn the pairs of the queries and keys, which come first among the heads."""
+        """Rotate the pairs of the queries and keys, which come first among the heads."""
         torch.view_as_complex(x[:, :, : 2 * self.model.heads].unflatten(-1, (-1, 2))).mul_(turn)
         return x
 

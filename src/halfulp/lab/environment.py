@@ -1,4 +1,4 @@
-"""The environment of a comparison: what a reader needs to repeat it, or to explain a difference."""
+"""The environment of a comparison, for reproducing it or explaining a difference."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PACKAGES = ("halfulp", "torch", "transformers", "tokenizers", "numpy", "scipy", 
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def describe(corpus: dict[str, Any], tokens: dict[str, Any]) -> dict[str, Any]:
-    """Environment of a run, for ``environment.json``."""
+    """Return the environment of a run, for ``environment.json``."""
     import torch
 
     return {
@@ -46,7 +46,7 @@ def _version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """Name of the processor, as the system gives it."""
+    """Return the name of the processor, as reported by the system."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

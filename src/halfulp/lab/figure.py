@@ -1,4 +1,4 @@
-"""The main figure with matplotlib: what stalls, and what that does to the states."""
+"""The main figure with matplotlib: stalled fractions, and their effect on the states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_figure_path(path: Path) -> None:
-    """``ValueError`` for a file that matplotlib cannot write, or a missing matplotlib."""
+    """Raise ``ValueError`` if matplotlib is missing or cannot write the file."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a figure is a file that ends in {', '.join(SUFFIXES)}; got {path}")
     try:
@@ -28,13 +28,13 @@ def check_figure_path(path: Path) -> None:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Draw, by step: the stalled fraction under nearest rounding, and the stored second moment over fp32's.
+    """Draw, by step, the stalled fraction under nearest rounding, and the stored second moment relative to fp32's.
 
     Parameters
     ----------
     comparison
-        A run folder. The left half has its arms that round to nearest (all, if none does), the right half every arm
-        that is not fp32.
+        A run folder. The left half shows its arms with nearest rounding (all arms, if there is none), the right half
+        every arm except fp32.
     path
         A .png, .svg or .pdf file.
     """
@@ -66,7 +66,7 @@ def draw(comparison: Comparison, path: Path) -> None:
 
 @contextmanager
 def canvas(path: Path, columns: int, size: tuple[float, float]) -> Iterator[list[Any]]:
-    """Axes to draw on; they are written to a .png, .svg or .pdf file in the end, all or nothing."""
+    """Yield axes to draw on, and write them atomically to a .png, .svg or .pdf file at the end."""
     check_figure_path(path)
     import matplotlib
 
@@ -93,11 +93,11 @@ def _look(arm: ArmResult) -> dict[str, Any]:
 
 
 End = tuple[str, str, float, float]
-"""Label and colour of a line, and where it ends."""
+"""Label and colour of a line, and the coordinates of its end."""
 
 
 def _stalled(axes: Any, arm: ArmResult) -> End:
-    """Draw one arm; return the end of its line."""
+    """Draw one arm and return the end of its line."""
     series = arm.shown.slots["exp_avg_sq"]
     steps = list(range(1, series.steps[-1] + 1))
     look = _look(arm)
@@ -116,8 +116,8 @@ def _ratio(axes: Any, arm: ArmResult) -> End:
 
 
 def label_ends(axes: Any, ends: list[End]) -> None:
-    """Put each line's label beside its end, pushed apart where they would overlap."""
-    axes.figure.canvas.draw()  # the layout is known from here on
+    """Put each line's label beside its end, moved apart if they would overlap."""
+    axes.figure.canvas.draw()  # the layout is known after this
     box = axes.get_window_extent()
     placed = sorted(((axes.transData.transform((x, y))[1], i) for i, (*_, x, y) in enumerate(ends)), reverse=True)
     tops = spread([box.y1 - place for place, _ in placed], axes.figure.dpi * 0.185, 0.0, float(box.height))

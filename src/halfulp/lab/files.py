@@ -1,4 +1,4 @@
-"""Files of a run folder: written to a temporary name and renamed, so that none is ever half there."""
+"""Files of a run folder, written atomically."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["read_json", "read_jsonl", "write_json", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file all or nothing."""
+    """Write a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file all or nothing."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ``ValueError`` names the file if it is none."""
+    """Read a JSON file. Raise ``ValueError`` with its name if it is invalid."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -30,9 +30,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line without its end (a process killed while writing) is left out.
+    """Read the rows of a JSON-lines file. An incomplete last line (from a killed process) is dropped.
 
-    ``ValueError`` names the file if it is damaged.
+    A ``ValueError`` names the file if it is damaged.
     """
     if not path.exists():
         return []

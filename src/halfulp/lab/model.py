@@ -1,4 +1,4 @@
-"""The model: a small causal language model of transformers, from a configuration."""
+"""The model: a small causal language model of transformers, built from a configuration."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def build_model(
     Parameters
     ----------
     name
-        ``"llama"``: SwiGLU of twice the width, rotary positions, RMS norms. ``"neox"``: GPT-NeoX, a GELU of four times
-        the width. ``"mixtral"``: as llama, with four experts, two of which serve a token. Input and output embeddings
-        are shared.
+        ``"llama"``: SwiGLU of twice the width, rotary positions, RMS norms. ``"neox"``: GPT-NeoX, with a GELU of four
+        times the width. ``"mixtral"``: like llama, with four experts, two of which are used per token. Input and output
+        embeddings are shared.
     vocab, hidden, layers, heads, context
-        Sizes.
+        Sizes of the model.
     seed
         Seed of the initial weights.
     """

@@ -1,4 +1,4 @@
-"""How much an arm stalls, predicted from a recorded sample of its own gradients."""
+"""Predicted stalling of an arm from a recorded sample of its own gradients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from halfulp.optim import AdamW
 __all__ = ["own_prediction", "sample_gradients"]
 
 LONGEST = 2000
-"""Steps that are recorded at most."""
+"""Largest number of recorded steps."""
 SMALLEST = StorageOptions.min_size
-"""Elements of the smallest parameter whose states are rounded."""
+"""Number of elements of the smallest parameter whose states are rounded."""
 
 
 def sample_gradients(optimizer: AdamW, config: CompareConfig, spec: RunSpec) -> GradientSample | None:
-    """The sample of an arm; ``None`` where nothing is rounded, or none is wanted."""
+    """Return the gradient sample of an arm, or ``None`` if nothing is rounded or no sample is wanted."""
     rounded = any(p.numel() >= SMALLEST for group in optimizer.param_groups for p in group["params"])
     if spec.arm.is_fp32 or config.gradient_blocks == 0 or config.steps < 2 or not rounded:
         return None
@@ -29,7 +29,7 @@ def sample_gradients(optimizer: AdamW, config: CompareConfig, spec: RunSpec) -> 
 
 
 def own_prediction(sample: GradientSample, optimizer: AdamW, spec: RunSpec) -> dict[str, list[float]]:
-    """Stalled fraction of the update of each recorded step, by slot, for states stored as those of the optimizer."""
+    """Return the stalled fraction of the update at each recorded step, by slot, with the optimizer's storage."""
     stored: dict[str, Any] = {}
     for group in optimizer.param_groups:
         for param in group["params"]:

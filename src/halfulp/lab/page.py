@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no script library."""
+"""The report as one self-contained HTML page: no network, no script library."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ SHORT = {"exp_avg_sq": "second moment", "exp_avg": "first moment"}
 
 
 def style(arm: Arm) -> str:
-    """Classes of an arm: the colour is the width of the second moment, the dash rounding and resets."""
+    """Return the CSS classes of an arm.
+
+    Colour shows the width of the second moment, dashes show rounding and resets.
+    """
     bits = get_format(arm.exp_avg_sq, signed=False).bits
     dash = "reset" if arm.reset is not None else "" if arm.is_fp32 else arm.rounding
     return f"b{bits} {dash}".strip()
 
 
 def build_page(comparison: Comparison) -> str:
-    """The page of a comparison."""
+    """Return the page of a comparison."""
     low = [a for a in comparison.arms if not a.arm.is_fp32]
     kept: dict[str, str] = next((a.shown.summary["kept_fp32"] for a in low if a.shown.summary), {})
     return fill(
@@ -67,7 +70,7 @@ def _lead(comparison: Comparison) -> str:
 
 @dataclass(frozen=True)
 class _Glance:
-    """One row of the overview; places and widths of the lag bar in per cent of the cell."""
+    """One row of the overview. Positions and widths of the lag bar are in percent of the cell."""
 
     label: str
     css: str
@@ -139,7 +142,7 @@ def _stall_chart(a: ArmResult, *, log: bool) -> Chart:
 
 
 def _drawn_steps(last: int, series: SlotSeries) -> list[int]:
-    """Steps at which to draw a prediction: enough for a smooth line, and both sides of every reset."""
+    """Return the steps at which to draw a prediction: enough for a smooth line, and both sides of every reset."""
     steps = set(range(1, last + 1, max(1, last // 200))) | {last}
     for start in range(1, last + 1, series.period or last + 1):
         steps |= {start - 1, start, *(start + round(1.2**k) for k in range(40))}

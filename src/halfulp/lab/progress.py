@@ -1,4 +1,4 @@
-"""The live view of a comparison: one line a run on a terminal, one line an event in a log."""
+"""The live view of a comparison: one line per run on a terminal, one line per event in a log."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from halfulp.lab.tables import fit
 __all__ = ["ProgressView"]
 
 NARROW = ("tokens/s", "valid.", "step", "loss", "stalled v", "left")
-"""Columns that a narrow terminal goes without, the first one first."""
+"""Columns that a narrow terminal omits, in this order."""
 SHOWN_FIRST = ("running", "failed", "stopped", "waiting", "done")
-"""Runs that a low terminal shows, the first ones first."""
+"""States in the order of priority on a short terminal."""
 MARKS = {"waiting": "[dim]waiting", "done": "[green]done", "stopped": "[yellow]stopped", "failed": "[red]failed"}
 
 
 class ProgressView:
-    """Shows :class:`~halfulp.lab.compare.RunStatus` lists; a context manager.
+    """Context manager that displays :class:`~halfulp.lab.compare.RunStatus` lists.
 
     Parameters
     ----------
     console
-        Where to; a terminal gets a live table, anything else a line whenever a run starts or ends.
+        Output. A terminal gets a live table, anything else a line whenever a run starts or ends.
     config
-        What is run.
+        Configuration of the comparison.
     """
 
     def __init__(self, console: Console, config: CompareConfig) -> None:
@@ -52,14 +52,14 @@ class ProgressView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
-            self._live.update(self._fitted(self.table(self._statuses)))  # nothing follows: as high as it is
+            self._live.update(self._fitted(self.table(self._statuses)))  # nothing follows, so it keeps its height
             self._live.stop()
 
     def __call__(self, statuses: list[RunStatus]) -> None:
-        """Show the state of all runs."""
+        """Display the status of all runs."""
         self._statuses = statuses
         if self._live:
-            room = max(self.console.height - 4, 1)  # title, headings, what is left out, and the line of the cursor
+            room = max(self.console.height - 4, 1)  # title, headings, omitted runs, and the cursor's line
             self._live.update(self._fitted(self.table(statuses, room)), refresh=True)
             return
         for status in statuses:
@@ -82,7 +82,7 @@ class ProgressView:
         return f"{text} ({', '.join(parts)})"
 
     def title(self, status: RunStatus) -> str:
-        """Name of a run, with what tells it from its siblings."""
+        """Return the name of a run, with what distinguishes it from the others."""
         words = [status.spec.arm.label]
         if len(self.config.lrs) > 1:
             words.append(f"lr {status.spec.lr:g}")
@@ -91,7 +91,7 @@ class ProgressView:
         return ", ".join(words)
 
     def eta(self, statuses: list[RunStatus]) -> str:
-        """Time left for everything, from the pace so far."""
+        """Return the time left for everything, estimated from the pace so far."""
         total = len(statuses) * self.config.steps
         done = sum(self.config.steps if s.state in ("done", "failed") else s.step for s in statuses)
         if self._done_before is None:
@@ -102,7 +102,7 @@ class ProgressView:
         return _clock(elapsed * (total - done) / progress)
 
     def standing(self) -> str:
-        """What is done and what is not, in a sentence, for a comparison that was stopped."""
+        """Return a sentence on what is done and what is not, for a comparison that was stopped."""
         counts = Counter(s.state for s in self._statuses)
         parts = [f"{counts['done']} of {len(self._statuses)} runs done"]
         at = [f"{self.title(s)} at step {s.step}" for s in self._statuses if s.state == "stopped"]
@@ -123,7 +123,10 @@ class ProgressView:
         return table
 
     def table(self, statuses: list[RunStatus], room: int | None = None) -> Table:
-        """The live table; with `room` for fewer lines than there are runs, of those that matter most, and says so."""
+        """Return the live table.
+
+        If `room` has fewer lines than there are runs, it shows the most important ones and says so.
+        """
         room = len(statuses) if room is None else room
         ranked = sorted(statuses, key=lambda s: SHOWN_FIRST.index(s.state))
         shown = {s.spec.name for s in ranked[:room]}
@@ -164,7 +167,7 @@ class ProgressView:
 
 
 def _hidden(statuses: list[RunStatus]) -> str | None:
-    """What is said of the runs that have no line."""
+    """Return the line about runs that are not shown."""
     if not statuses:
         return None
     counts = Counter(s.state for s in statuses)

@@ -1,9 +1,8 @@
-"""Several runs of one small language model as one: every weight has a leading dimension of replicas.
+"""Several runs of one small language model trained as one: every weight has a leading dimension of replicas.
 
-A laptop's cores are idle most of the time on a model of 0.1 M parameters: the operations are too small. Runs that
-differ in seed and learning rate only are therefore trained side by side in batched matrix products. A replica depends
-on its own seed, rate and text alone: what it trains beside changes nothing but the order of sums inside a matrix
-product.
+With a model of 0.1 M parameters a laptop's cores are mostly idle, because the operations are too small. Runs that
+differ only in seed and learning rate are therefore trained together in batched matrix products. A replica depends only
+on its own seed, rate and text. The other replicas only change the order of sums inside a matrix product.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ __all__ = ["SLOTS", "Replicas", "Store", "round_fraction_"]
 
 SLOTS = (EXP_AVG.name, EXP_AVG_SQ.name)
 Store = Callable[[str, str, Tensor, Tensor | None], None]
-"""Rounds a new state in place: (group, slot, values ``(replicas, elements)``, random words of the same shape)."""
+"""Function that rounds a new state in place: (group, slot, values ``(replicas, elements)``, random words)."""
 AT_ONCE = 4
-"""Replicas of a matrix product: more of them leave the second-level cache."""
+"""Replicas per matrix product. More would not fit in the second-level cache."""
 
 
 def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = None) -> Tensor:
-    """Round fp32 values to so many fraction bits in place, at any exponent.
+    """Round fp32 values to a number of fraction bits in place, at any exponent.
 
     Parameters
     ----------
@@ -44,8 +43,8 @@ def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = No
     fraction_bits
         0 to 22.
     rand_bits
-        int32 random words of the shape of `x` for stochastic rounding, of which the low ``23 - fraction_bits`` bits are
-        taken; ``None`` rounds to nearest, ties to even.
+        int32 random words in the shape of `x` for stochastic rounding, which uses their low ``23 - fraction_bits``
+        bits. ``None`` rounds to nearest, ties to even.
 
     Examples
     --------
@@ -62,20 +61,20 @@ def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = No
 
 
 class Replicas:
-    """Replicas of a small decoder on bytes, and AdamW on each of them.
+    """Replicas of a small decoder on bytes, with AdamW for each of them.
 
-    Weights, gradients and states are one tensor each, ``(replicas, parameters of one)``.
+    Weights, gradients and states are one tensor each, of shape ``(replicas, parameters per replica)``.
 
     Parameters
     ----------
     model
         The decoder.
     seeds, lrs
-        One of each for a replica: seed of its weights and random bits, peak learning rate.
+        Seed of weights and random bits, and peak learning rate, of each replica.
     betas, weight_decay
-        Of AdamW; vectors do not decay.
+        Settings of AdamW. Vectors do not decay.
     store
-        Rounds the states; the update is made from the states before.
+        Function that rounds the states. The update uses the states before rounding.
     stochastic
         Whether `store` needs random words.
     """
@@ -101,7 +100,7 @@ class Replicas:
             length = sum(math.prod(shape) for shape in shapes.values())
             self.groups[group], start = slice(start, start + length), start + length
         self.size = start
-        """Parameters of one replica."""
+        """Number of parameters per replica."""
         initial = {seed: self._initial(seed) for seed in set(seeds)}
         self.params = torch.stack([initial[seed] for seed in seeds])
         self.grads = torch.zeros_like(self.params)
@@ -109,7 +108,7 @@ class Replicas:
         self.ages = {group: dict.fromkeys(SLOTS, 0) for group in self.groups}
         self.steps = 0
         self.skipped = torch.zeros(self.count, dtype=torch.int64)
-        """Elements of each replica that were left untouched because a gradient was not finite."""
+        """Number of skipped elements of each replica, whose gradient was not finite."""
         self.weights, self.weight_grads = self._views(self.params), self._views(self.grads)
         self.bindings = {g: [self._binding(row, s) for row in range(self.count)] for g, s in self.groups.items()}
 
@@ -122,7 +121,7 @@ class Replicas:
         return torch.cat([x.flatten() for x in parts])
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Each weight by name, ``(replicas, *shape)``."""
+        """Return each weight by name, of shape ``(replicas, *shape)``."""
         shapes = {name: shape for of_group in self.model.shapes.values() for name, shape in of_group.items()}
         parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
         return {n: part.view(self.count, *s) for (n, s), part in zip(shapes.items(), parts, strict=True)}
@@ -137,7 +136,7 @@ class Replicas:
     # ---------------------------------------------------------------- losses
 
     def backward(self, tokens: Tensor) -> Tensor:
-        """Gradients of every replica's own loss, into :attr:`grads`; returns the losses.
+        """Compute the gradients of every replica's own loss in :attr:`grads`, and return the losses.
 
         Parameters
         ----------
@@ -147,7 +146,7 @@ class Replicas:
         return self._losses(tokens, grads=True)
 
     def validation(self, tokens: Tensor, part: int = 16) -> Tensor:
-        """Mean loss of each replica on the same sequences, ``(sequences, context + 1)``."""
+        """Return the mean loss of each replica on the same sequences, ``(sequences, context + 1)``."""
         total = torch.zeros(self.count, dtype=torch.float64)
         for some in tokens.split(part):
             total += self._losses(some.expand(self.count, -1, -1), grads=False).double() * len(some)
@@ -162,19 +161,19 @@ class Replicas:
         return torch.cat(found)
 
     def clip(self, largest: float) -> None:
-        """Limit the norm of each replica's gradient."""
+        """Clip the norm of each replica's gradient."""
         norms = torch.linalg.vector_norm(self.grads, dim=1, keepdim=True)
         self.grads.mul_((largest / norms.clamp_min(1e-12)).clamp_max(1.0))
 
     # ---------------------------------------------------------------- the step
 
     def step(self, share: float) -> None:
-        """AdamW's step, by the library's rule, on the gradients in :attr:`grads`.
+        """Step with the library's AdamW rule, using the gradients in :attr:`grads`.
 
         Parameters
         ----------
         share
-            Share of the peak learning rates.
+            Factor of the peak learning rates.
         """
         self.steps += 1
         for group, span in self.groups.items():
@@ -199,7 +198,7 @@ class Replicas:
         return all_fp32(ADAM.scalars(hyper, {"step": self.steps, **self.ages[group]}))
 
     def _words(self) -> Tensor:
-        """Random words of each slot, int32: a function of each replica's seed and the step."""
+        """Return int32 random words for each slot, a function of each replica's seed and the step."""
         shape = (len(SLOTS), self.size)
         drawn = {
             seed: np.random.SFC64([seed, self.steps]).random_raw(self.size).view(np.int32).reshape(shape)
@@ -208,18 +207,18 @@ class Replicas:
         return torch.from_numpy(np.stack([drawn[seed] for seed in self.seeds], axis=1))
 
     def reset(self, groups: tuple[str, ...], slots: tuple[str, ...] = SLOTS) -> None:
-        """Set states of some groups, and their ages, to zero."""
+        """Reset the states of some groups, and their ages, to zero."""
         for group in groups:
             for slot in slots:
                 self.states[slot][:, self.groups[group]] = 0.0
                 self.ages[group][slot] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes in training."""
+        """Return everything that changes during training."""
         return {"params": self.params, **self.states, "skipped": self.skipped, "ages": self.ages, "steps": self.steps}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Continue from the result of :meth:`state_dict`."""
         for mine, name in ((self.params, "params"), *((self.states[s], s) for s in SLOTS), (self.skipped, "skipped")):
             mine.copy_(saved[name])
         self.ages, self.steps = saved["ages"], saved["steps"]

@@ -1,4 +1,4 @@
-"""Write the report of a run folder, and print its figures."""
+"""Write the report of a run folder and print its numbers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from halfulp.lab.words import shows
 __all__ = ["write_report"]
 
 DROP = ("bytes", "off 2x", "v / fp32", "predicted")
-"""What a narrow terminal goes without, the first one first."""
+"""Columns that a narrow terminal omits, in this order."""
 
 
 def write_report(folder: Path, console: Console | None = None) -> Path:
-    """Write ``report.html`` into a run folder, and print a table of its figures to `console`.
+    """Write ``report.html`` into a run folder, and print a table of its numbers to `console`.
 
     Returns
     -------
     Path
-        The page.
+        Path of the page.
     """
     comparison = load_comparison(folder)
     page = folder / "report.html"

@@ -1,4 +1,4 @@
-"""A run folder read back: series by arm, with what theory predicts for the ages that were met."""
+"""Results of a run folder: series by arm, with the predictions for their ages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ArmResult", "Average", "Comparison", "Interval", "RunResult", "SlotS
 
 
 def age_at(step: int, period: int | None) -> int:
-    """Age of the states that the update of a step meets: the first step, and the first after a reset, meet age 0."""
+    """Return the age of the states at a step's update. It is 0 at the first step, and the first after a reset."""
     return (step - 1) % period if period else step - 1
 
 
@@ -29,15 +29,15 @@ def _curve(fmt: str, rounding: str, beta: float, slot: str, steps: int) -> tuple
 
     try:
         return tuple(stall_curve(fmt, beta=beta, rounding=rounding, steps=steps, slot=slot))
-    except ValueError:  # a format or decay that theory has no answer for
+    except ValueError:  # a format or decay without theory
         return None
 
 
 @dataclass
 class SlotSeries:
-    """One state of one run, at the measured steps.
+    """One state of one run at the measured steps.
 
-    `own` is what the run's own gradients predict of the updates of its first steps, once it is done.
+    `own` is the prediction from the run's own gradients for its first steps, available once the run is done.
     """
 
     slot: str
@@ -54,35 +54,35 @@ class SlotSeries:
     own: list[float] | None = None
 
     def predicted(self, steps: list[int]) -> list[float] | None:
-        """Predicted stalled fraction of the updates of given steps; ``None`` where theory has no answer."""
+        """Return the predicted stalled fraction of the updates at given steps, or ``None`` if theory has no answer."""
         ages = [age_at(s, self.period) for s in steps]
         curve = _curve(self.format, self.rounding, self.beta, self.slot, max(ages, default=0) + 1)
         return None if curve is None else [curve[a] for a in ages]
 
     def mean_stalled(self) -> float:
-        """Stalled fraction over the whole run: linear between measured steps."""
+        """Return the stalled fraction over the whole run, interpolated linearly between measured steps."""
         return _mean_over_steps(self.steps, self.stalled)
 
     def mean_predicted(self) -> float | None:
-        """Predicted stalled fraction over the whole run."""
+        """Return the predicted stalled fraction over the whole run."""
         predicted = self.predicted(list(range(1, self.steps[-1] + 1)))
         return None if predicted is None else float(np.mean(predicted))
 
     def mean_own(self) -> float | None:
-        """The run's own prediction over the whole run; ``None`` where its gradients were recorded for less."""
+        """Return the run's own prediction over the whole run, or ``None`` if its gradients do not cover it."""
         return None if self.own is None or len(self.own) < self.steps[-1] else float(np.mean(self.own))
 
     def late(self, values: list[float]) -> float:
-        """Mean of some of the series over the second half of the run, so that it does not hang on the last reset."""
+        """Return the mean of a series over the second half of the run, so that it does not depend on the last reset."""
         every = np.arange((self.steps[-1] + 1) // 2, self.steps[-1] + 1)
         return float(np.interp(every, self.steps, values).mean())
 
     def miss(self, from_age: int = 10) -> float | None:
-        """Mean distance of measured from predicted, over the measured steps at ages from `from_age` on."""
+        """Return the mean difference of measured and predicted values, at measured ages from `from_age` on."""
         return self._miss(self.predicted(self.steps), from_age)
 
     def own_miss(self, from_age: int = 10) -> float | None:
-        """The same of the run's own prediction."""
+        """Like :meth:`miss`, for the run's own prediction."""
         known = self.own is not None and len(self.own) >= self.steps[-1]
         return self._miss([self.own[s - 1] for s in self.steps] if known and self.own is not None else None, from_age)
 
@@ -102,7 +102,7 @@ def _mean_over_steps(steps: list[int], values: list[float]) -> float:
 
 @dataclass
 class RunResult:
-    """One run: rows of ``metrics.jsonl``, its states, and its summary once it is done."""
+    """One run: the rows of ``metrics.jsonl``, its states, and its summary once it is done."""
 
     spec: RunSpec
     rows: list[dict[str, Any]]
@@ -111,7 +111,7 @@ class RunResult:
 
     @property
     def loss(self) -> tuple[list[int], list[float]]:
-        """Training loss, each the mean since the row before."""
+        """Training loss. Each value is the mean since the previous row."""
         return [r["step"] for r in self.rows], [r["loss"] for r in self.rows]
 
     @property
@@ -122,7 +122,7 @@ class RunResult:
 
     @property
     def final(self) -> float | None:
-        """Validation loss at the end; ``None`` if the run is not done or diverged."""
+        """Final validation loss, or ``None`` if the run is not done or diverged."""
         return None if self.summary is None else self.summary["validation"]
 
     @property
@@ -133,7 +133,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Average:
-    """An average of the weights at the end of a run; `state` is live (the weights themselves), fp32, bf16 or 8bit."""
+    """A weight average at the end of a run. `state` is live (the weights themselves), fp32, bf16 or 8bit."""
 
     state: str
     bytes_per_weight: float
@@ -143,7 +143,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its 95 % t interval; `half` is ``None`` for a single seed."""
+    """A mean over seeds with its 95 % t interval. `half` is ``None`` for a single seed."""
 
     mean: float
     half: float | None
@@ -151,7 +151,7 @@ class Interval:
 
     @staticmethod
     def of(values: list[float]) -> Interval | None:
-        """Interval of some values, ``None`` of none."""
+        """Return the interval of some values, or ``None`` if there are none."""
         if not values:
             return None
         if len(values) == 1:
@@ -164,14 +164,14 @@ class Interval:
 
 @dataclass
 class ArmResult:
-    """All runs of an arm. What is shown of its states is the first seed at the learning rate that served it best."""
+    """All runs of an arm. The states shown are those of the first seed at the arm's best learning rate."""
 
     arm: Arm
     runs: list[RunResult]
 
     @property
     def best_lr(self) -> float:
-        """Learning rate with the lowest mean final validation loss (the first one without any)."""
+        """Learning rate with the lowest mean final validation loss, or the first one if no run is done."""
         means: dict[float, float] = {}
         for lr in dict.fromkeys(r.spec.lr for r in self.runs):
             mine = [r for r in self.runs if r.spec.lr == lr]
@@ -197,11 +197,11 @@ class ArmResult:
 
     @property
     def diverged(self) -> int:
-        """Runs that diverged, at any learning rate."""
+        """Number of runs that diverged, at any learning rate."""
         return sum(r.diverged for r in self.runs)
 
     def against(self, other: ArmResult) -> Interval | None:
-        """Final validation loss minus that of another arm, seed by seed, each at its best learning rate."""
+        """Return the final validation loss minus another arm's, paired by seed, each at its best learning rate."""
         theirs = {r.spec.seed: r.final for r in other.best}
         gaps = []
         for run in self.best:
@@ -213,7 +213,7 @@ class ArmResult:
 
 @dataclass
 class Comparison:
-    """A run folder."""
+    """Results of a run folder."""
 
     folder: Path
     config: CompareConfig
@@ -227,7 +227,7 @@ class Comparison:
 
     @property
     def averages(self) -> dict[str, Average]:
-        """Averages of the weights that the plain fp32 arm kept, by storage; none before its end."""
+        """Averages of the weights that the plain fp32 arm kept, by storage; empty before its end."""
         summary = None if self.control is None else self.control.shown.summary
         found = (summary or {}).get("averages") or {}
         return {state: Average(state, **values) for state, values in found.items()}
@@ -239,14 +239,14 @@ class Comparison:
 
 
 def load_comparison(folder: Path) -> Comparison:
-    """Read a run folder; runs without a single measurement are left out.
+    """Read a run folder. Runs without measurements are left out.
 
     Raises
     ------
     FileNotFoundError
-        It is no run folder.
+        If the folder is not a run folder.
     ValueError
-        Nothing was measured in it yet.
+        If nothing has been measured in it yet.
     """
     config = load_run_folder(folder)
     runs = [_load_run(folder / "runs" / spec.name, spec) for spec in config.runs()]

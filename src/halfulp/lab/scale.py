@@ -1,11 +1,11 @@
-"""The published experiment in miniature: what nearest rounding costs in loss, and what gives it back.
+"""The published experiment in miniature: what nearest rounding costs in loss, and what recovers it.
 
 A scale model (:mod:`halfulp.theory.similitude`) of a long run is trained under several arms. Learning rates are tuned
-for every arm on seeds of their own; then each arm runs with fresh seeds, the same for all, at its own best rate and at
-fp32's. What is compared is the validation loss minus that of fp32 with the same seed.
+for every arm on separate seeds. Then each arm runs with fresh seeds, the same for all arms, at its own best rate and at
+fp32's. The result is the validation loss minus that of fp32 with the same seed.
 
-A run folder holds ``config.json``, ``tokens/`` and one file of results for each job, so that a run that was stopped
-goes on where it was.
+A run folder contains ``config.json``, ``tokens/`` and one result file per job, so that a stopped experiment can be
+resumed.
 """
 
 from __future__ import annotations
@@ -37,36 +37,37 @@ __all__ = ["Job", "ScaleConfig", "load_results", "run_scale_model", "train_job"]
 
 REGIMES = ("constant", "falling", "jumping")
 TUNING_SEED = 1_000_000
-"""First seed of the ladders; the seeds of the final runs count from 0."""
+"""First seed of the ladders. The seeds of the final runs start at 0."""
 CHECKPOINT = 250
 """Steps between the checkpoints of a job."""
 
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Everything that a scale model's experiment depends on.
+    """Configuration of a scale model's experiment.
 
     Parameters
     ----------
     format, betas, steps, factor
-        The original run, and by how much the model is shorter; see :func:`~halfulp.theory.similitude.scale_model`.
+        The original run, and the factor by which the model is shorter; see
+            :func:`~halfulp.theory.similitude.scale_model`.
     arms
-        Names of :data:`~halfulp.lab.scale_arms.ARMS`; fp32, which all are compared with, is among them.
+        Names in :data:`~halfulp.lab.scale_arms.ARMS`. They include fp32, the reference.
     lrs
-        Ladder of peak rates, of which each arm gets its best; of a single one there is no ladder. They belong to the
-        model: its updates are noisier than the original's.
+        Ladder of peak learning rates, from which each arm gets its best one. With a single rate there is no ladder. The
+        rates belong to the model, whose updates are noisier than the original's.
     seeds, tuning_seeds
-        How many for the final runs, and for the ladder.
+        Number of seeds of the final runs and of the ladder.
     regime
-        What happens to the scale of the gradients: ``"constant"`` leaves it as it is, ``"falling"`` lets it fall
-        tenfold over the run, ``"jumping"`` divides it by ten halfway.
+        Scale of the gradients over the run: ``"constant"``, ``"falling"`` (tenfold over the run) or ``"jumping"``
+        (divided by ten halfway).
     clip
-        Largest norm of a gradient, ``None`` for none: clipping that always binds would hide the regime.
+        Largest norm of a gradient; ``None`` for no clipping. Clipping at every step would hide the regime.
     blocks
-        ``False``: the states are rounded to the model's fraction bits at any exponent. ``True``: the format itself in
-        blocks of a row of the model with power-of-two scales, at the model's betas.
+        ``False``: the states are rounded to the model's fraction bits at any exponent. ``True``: they use the format
+        itself, in blocks of one row with power-of-two scales, at the model's betas.
     architecture, hidden, layers, heads, batch, context, warmup, weight_decay, validation
-        The model and its training; `warmup` is a share of the run.
+        The model and its training. `warmup` is a share of the run.
     """
 
     format: str = "bf16"
@@ -111,14 +112,14 @@ class ScaleConfig:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> ScaleConfig:
-        """From ``config.json``."""
+        """Build the configuration from ``config.json``."""
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return ScaleConfig(**given)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Runs of one arm that are trained side by side: every seed with every rate."""
+    """Runs of one arm that are trained together: every seed with every rate."""
 
     arm: str
     stage: str
@@ -127,17 +128,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File of its results."""
+        """Name of the result file."""
         return f"{self.stage}-{re.sub(r'[^a-z0-9]+', '-', self.arm).strip('-')}.json"
 
     @property
     def replicas(self) -> list[tuple[int, float]]:
-        """(seed, rate) of each run."""
+        """Pairs of (seed, rate), one per run."""
         return [(seed, lr) for lr in self.lrs for seed in self.seeds]
 
 
 def learning_rate(config: ScaleConfig, arm: ScaleArm, period: int | None, step: int) -> float:
-    """Share of the peak rate in a step (the first is 1): warm-up, then a cosine down to zero."""
+    """Return the factor of the peak rate at a step (starting at 1): warm-up, then a cosine to zero."""
     total = config.model.model_steps
     warmup = max(1, round(config.warmup * total))
     share = step / warmup if step <= warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (total - warmup))
@@ -147,7 +148,7 @@ def learning_rate(config: ScaleConfig, arm: ScaleArm, period: int | None, step: 
 
 
 def gradient_scale(config: ScaleConfig, step: int) -> float:
-    """Factor of the gradients in a step."""
+    """Return the factor of the gradients at a step."""
     total = config.model.model_steps
     if config.regime == "falling":
         return float(10.0 ** -(step / total))
@@ -155,7 +156,7 @@ def gradient_scale(config: ScaleConfig, step: int) -> float:
 
 
 def storage(config: ScaleConfig, arm: ScaleArm) -> Store:
-    """How an arm rounds a new state (see :data:`~halfulp.lab.replicas.Store`)."""
+    """Return the rounding function of an arm (see :data:`~halfulp.lab.replicas.Store`)."""
     first, second = config.model.formats
     bits = {"exp_avg": first.mantissa_bits, "exp_avg_sq": second.mantissa_bits}
     real = {
@@ -181,7 +182,7 @@ def storage(config: ScaleConfig, arm: ScaleArm) -> Store:
 
 
 class _Watch:
-    """What is measured of the second moments of a job, per replica; norms, which come last, are left out."""
+    """Measurements of the second moments of a job, per replica. Norms, which come last, are left out."""
 
     def __init__(self, runs: Replicas) -> None:
         self.runs, self.rows = runs, list[dict[str, Any]]()
@@ -191,19 +192,19 @@ class _Watch:
 
     @property
     def stored(self) -> Tensor:
-        """The second moment as it is stored."""
+        """The stored second moment."""
         return self.runs.states["exp_avg_sq"][:, self.watched]
 
     def follow(self, measured: bool) -> None:
-        """Before a step: follow the same average in fp32, never rounded nor reset."""
+        """Update the same average in fp32, without rounding or resets. Call this before a step."""
         beta2, grads = self.runs.betas[1], self.runs.grads[:, self.watched]
         self.shadow.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         self.before = self.stored.clone() if measured else None
 
     def record(self, losses: Tensor) -> None:
-        """After a measured step: stalled fraction, and mean stored value over the mean of the shadow.
+        """Record the stalled fraction, and the mean stored value over the mean of the shadow, after a measured step.
 
-        Both means are of bias-corrected values, as the update takes them: a state that was just reset is not small.
+        Both means are of bias-corrected values, as used in the update, so that a state is not small after a reset.
         """
         assert self.before is not None
         beta2, grads, stored = self.runs.betas[1], self.runs.grads[:, self.watched], self.stored
@@ -226,19 +227,19 @@ class _Watch:
 
 
 def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train the runs of a job to their end.
+    """Train all runs of a job.
 
     Parameters
     ----------
     config, job, tokens
-        The experiment, what to train, and on what.
+        The experiment, the job to train, and the data.
     checkpoint
-        A file that is written every :data:`CHECKPOINT` steps, and gone on from if it is there.
+        File that is written every :data:`CHECKPOINT` steps, and resumed from if it exists.
 
     Returns
     -------
     dict
-        ``replicas`` (seed, rate), ``validation`` (``None`` where a run diverged), ``rows`` of measurements, ``period``.
+        ``replicas`` (seed, rate), ``validation`` (``None`` if a run diverged), ``rows`` of measurements, ``period``.
     """
     arm, model = ARMS[job.arm], config.model
     period = period_of(arm, model)
@@ -295,7 +296,7 @@ def _work(folder: Path, config: ScaleConfig, job: Job) -> None:
 
 
 def ladder(config: ScaleConfig) -> list[Job]:
-    """Jobs that tune the rate of every arm; none where there is one rate."""
+    """Return the jobs that tune the rate of every arm; none if there is a single rate."""
     if len(config.lrs) == 1:
         return []
     seeds = tuple(TUNING_SEED + i for i in range(config.tuning_seeds))
@@ -303,7 +304,7 @@ def ladder(config: ScaleConfig) -> list[Job]:
 
 
 def best_rate(result: dict[str, Any]) -> float:
-    """Rate of a ladder with the lowest mean validation loss; rates at which a run diverged do not count."""
+    """Return the rate of a ladder with the lowest mean validation loss. Rates with a diverged run do not count."""
     means: dict[float, list[float | None]] = {}
     for (_, lr), loss in zip(result["replicas"], result["validation"], strict=True):
         means.setdefault(lr, []).append(loss)
@@ -314,14 +315,14 @@ def best_rate(result: dict[str, Any]) -> float:
 
 
 def own_rates(config: ScaleConfig, ladders: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Best rate of every arm, from the results of the ladders."""
+    """Return the best rate of every arm, from the results of the ladders."""
     if len(config.lrs) == 1:
         return dict.fromkeys(config.arms, config.lrs[0])
     return {arm: best_rate(ladders[arm]) for arm in config.arms}
 
 
 def finals(config: ScaleConfig, ladders: dict[str, dict[str, Any]]) -> list[Job]:
-    """Jobs of the final runs: every arm at its own best rate (``"own"``), and at fp32's if that is another."""
+    """Return the jobs of the final runs: every arm at its own best rate (``"own"``), and at fp32's if that differs."""
     own, seeds = own_rates(config, ladders), tuple(range(config.seeds))
     common = own["fp32"]
     at_own = [Job(arm, "own", (lr,), seeds) for arm, lr in own.items()]
@@ -329,7 +330,7 @@ def finals(config: ScaleConfig, ladders: dict[str, dict[str, Any]]) -> list[Job]
 
 
 def load_results(folder: Path, jobs: list[Job], stage: str) -> dict[str, dict[str, Any]]:
-    """Results of the jobs of a stage that are done, by arm."""
+    """Return the results of a stage's finished jobs, by arm."""
     done = [job for job in jobs if job.stage == stage and (folder / job.name).exists()]
     return {job.arm: read_json(folder / job.name) for job in done}
 
@@ -341,18 +342,18 @@ def run_scale_model(
     jobs: int,
     report: Callable[[Job, int, int], None] = lambda job, done, of: None,
 ) -> None:
-    """Do every job that is not done yet, `jobs` at a time, in processes of one thread.
+    """Run every job that is not done yet, `jobs` at a time, in single-threaded processes.
 
     Parameters
     ----------
     folder
-        With ``tokens/`` in it (:func:`~halfulp.lab.tokens.prepare_tokens`); gets ``config.json`` and the results.
+        Folder with ``tokens/`` (:func:`~halfulp.lab.tokens.prepare_tokens`). ``config.json`` and the results go there.
     config
         The experiment.
     jobs
-        Processes.
+        Number of parallel processes.
     report
-        Called when a job is done, with the number of jobs done and of all jobs, of the ladders or of the final runs.
+        Function that is called after each job, with the number of jobs done and the total, for each of the two stages.
     """
     import multiprocessing
 

@@ -1,4 +1,4 @@
-"""Arms of a scale model: how the states of a run are rounded, and when they are reset."""
+"""Arms of a scale model: how a run's states are rounded, and when they are reset."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ PUBLISHED = {7: 1000, 3: 300, 2: 200, 1: 200}
 
 @dataclass(frozen=True)
 class ScaleArm:
-    """One way to keep the states of a run.
+    """One way to store and reset the states of a run.
 
     Parameters
     ----------
     rounding
-        ``None``: fp32. ``"nearest"`` or ``"stochastic"``.
+        ``None`` for fp32, ``"nearest"`` or ``"stochastic"``.
     reset
-        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding; ``"residual"``: its
-        period where a tuned rate is assumed to remove a common factor; ``"half"``, ``"double"``: of the planned one;
-        ``"published"``: that of the paper, shortened by the factor of the model.
+        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding. ``"residual"``: its
+        period if a tuned rate removes a common factor. ``"half"``, ``"double"``: half and twice the planned period.
+        ``"published"``: the paper's period, shortened by the factor of the model.
     slots
-        What a reset sets to zero.
+        Slots that a reset sets to zero.
     spare_embedding
-        Leave the embedding out of resets.
+        Whether to exclude the embedding from resets.
     staggered
-        Let the parameters take turns over a period.
+        Whether the parameters are reset one after another within a period.
     rewarm
-        Raise the rate again over the first tenth of each cycle.
+        Whether the rate is warmed up again over the first tenth of each cycle.
     stored
         Which moments are rounded.
     embedding_fp32
-        Keep the states of the embedding in fp32.
+        Whether to keep the states of the embedding in fp32.
     """
 
     rounding: Rounding | None = None
@@ -77,10 +77,10 @@ DEFAULT_ARMS = ("fp32", "nearest", "nearest + reset", "stochastic")
 
 
 def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
-    """Steps between resets of an arm in a model; ``None`` for never.
+    """Return the steps between resets of an arm in a model, or ``None`` for never.
 
-    A plan is made for the model's own format, betas and nearest rounding, whatever the arm rounds: the arms with resets
-    then differ in nothing else.
+    The plan is for the model's own format, betas and nearest rounding, whatever the arm's rounding. So the arms with
+    resets differ in nothing else.
     """
     if arm.reset is None:
         return None

@@ -1,4 +1,4 @@
-"""A scale model's figure with matplotlib: what rounding costs in loss, and what gives it back."""
+"""A scale model's figure with matplotlib: what rounding costs in loss, and what recovers it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_scale_model(results: ScaleResults, path: Path) -> None:
     Parameters
     ----------
     results
-        A run folder, read. Of a single rate the left half is left out.
+        Results of a run folder. With a single rate there is no left half.
     path
         A .png, .svg or .pdf file.
     """
@@ -74,7 +74,7 @@ def _differences(axes: Any, results: ScaleResults) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Loss minus loss with fp32 states", loc="left", fontweight="bold")
-    seeds = sorted({arm.own.count for arm in arms if arm.own is not None})  # a run may not be finished
+    seeds = sorted({arm.own.count for arm in arms if arm.own is not None})  # a run may be unfinished
     number = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else "no"
     caption = f"nats, at each arm's best learning rate\n{number} paired seeds, 95 % intervals"
     axes.set_xlabel(caption + ("\n(hollow: at fp32's best learning rate)" if hollow else ""))

@@ -1,4 +1,4 @@
-"""Results of a scale model's experiment: figures, one HTML page, a picture."""
+"""Report of a scale model's experiment: numbers, one HTML page and a figure."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ SIZE: dict[str, Any] = {"width": 560, "height": 320, "label_width": 210}
 
 @dataclass(frozen=True)
 class ScaleArmResult:
-    """One arm.
+    """Results of one arm.
 
     Parameters
     ----------
     name, period
-        Name of the arm; steps between its resets.
+        Name of the arm, and steps between its resets.
     rates, losses
-        Its ladder: validation loss at each rate, NaN where a run diverged.
+        Its ladder: validation loss at each rate, NaN if a run diverged.
     own_rate
-        The best of them.
+        The best of these rates.
     final
-        Validation loss of each seed at the own rate, of runs that did not diverge.
+        Validation loss of each seed at the own rate, for runs that did not diverge.
     own, common
-        Validation loss minus fp32's at its best rate, seed by seed: of the arm at its own best rate, and at fp32's.
+        Validation loss minus fp32's at its best rate, paired by seed: with the arm at its own best rate, and at fp32's.
         ``None`` for fp32 itself.
     diverged
-        Final runs that diverged.
+        Number of final runs that diverged.
     shares, stalled, ratio
-        Over the final runs at the own rate, by share of the run: mean stalled fraction of the second moment, and mean
-        stored value over fp32's, both bias-corrected.
+        Measurements over the final runs at the own rate, by share of the run: mean stalled fraction of the second
+        moment, and mean stored value over fp32's, both bias-corrected.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ScaleArmResult:
 
     @property
     def css(self) -> str:
-        """Classes of its lines."""
+        """CSS classes of its lines."""
         arm = ARMS[self.name]
         if arm.rounding is None:
             return "b32 reset" if arm.reset else "b32"
@@ -84,7 +84,7 @@ class ScaleArmResult:
 
 @dataclass(frozen=True)
 class ScaleResults:
-    """An experiment read back."""
+    """Results of an experiment."""
 
     config: ScaleConfig
     arms: tuple[ScaleArmResult, ...]
@@ -92,21 +92,21 @@ class ScaleResults:
     base: Interval
 
     def published(self, arm: str) -> float | None:
-        """The published difference of an arm, where the paper has the format and the arm."""
+        """Return the published difference of an arm, if the paper has the format and the arm."""
         return PUBLISHED.get(self.config.format, {}).get(
             "nearest + reset (published)" if arm == "nearest + reset" else arm
         )
 
 
 def load_scale_model(folder: Path) -> ScaleResults:
-    """Read a run folder whose final runs are done, of fp32 at least.
+    """Read a run folder whose final runs are done, at least for fp32.
 
     Raises
     ------
     FileNotFoundError
-        It is none.
+        If the folder is not a run folder.
     ValueError
-        It has no final runs yet.
+        If it has no final runs yet.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -130,13 +130,13 @@ def load_scale_model(folder: Path) -> ScaleResults:
 
 
 def _converged(result: dict[str, Any]) -> dict[int, float]:
-    """Validation loss by seed of a job with one rate, without the runs that diverged."""
+    """Return the validation loss by seed of a job with one rate, without diverged runs."""
     each = zip(result["replicas"], result["validation"], strict=True)
     return {seed: loss for (seed, _), loss in each if loss is not None}
 
 
 def paired(losses: dict[int, float], others: dict[int, float]) -> Interval | None:
-    """Interval of the first less the second, over the seeds that both have."""
+    """Return the interval of the first minus the second, over the seeds that both have."""
     return Interval.of([loss - others[seed] for seed, loss in losses.items() if seed in others])
 
 
@@ -165,14 +165,14 @@ def _arm(
 
 
 def signed(interval: Interval | None) -> str:
-    """A difference with its 95 % interval."""
+    """Format a difference with its 95 % interval."""
     if interval is None:
         return "-"
     return f"{interval.mean:+.3f}" + ("" if interval.half is None else f" ± {interval.half:.3f}")
 
 
 def sentences(results: ScaleResults) -> list[str]:
-    """What the figures say, and no more."""
+    """Return sentences that state what the numbers show."""
     arms = {a.name: a for a in results.arms}
     said = []
     nearest = arms.get("nearest")
@@ -239,7 +239,7 @@ def _ratio_range(results: ScaleResults) -> tuple[float, float]:
 
 
 def build_scale_page(results: ScaleResults) -> str:
-    """The page."""
+    """Return the HTML page."""
     return fill(
         "scale.html.j2",
         {"signed": signed},
@@ -257,7 +257,7 @@ def write_scale_report(folder: Path, console: Console | None = None) -> Path:
     Returns
     -------
     Path
-        The page.
+        Path of the page.
     """
     results = load_scale_model(folder)
     page = folder / "report.html"

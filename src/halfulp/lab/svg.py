@@ -1,4 +1,4 @@
-"""Small line charts as inline SVG: colours come from the page's style sheet, labels stand at the ends of the lines."""
+"""Small line charts as inline SVG. Colours come from the page's style sheet, and labels are at the line ends."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Line:
     Parameters
     ----------
     label
-        Its name, also in the tooltip.
+        Name, also shown in the tooltip.
     x, y
-        Its points; values that are not finite interrupt it.
+        Coordinates of the points. Values that are not finite interrupt the line.
     css
         Classes of the style sheet (colour, dash).
     dots
-        Points instead of a line.
+        Whether to draw points instead of a line.
     direct
-        Whether the label stands at its end.
+        Whether the label is drawn at the line's end.
     """
 
     label: str
@@ -48,19 +48,19 @@ class Chart:
     Parameters
     ----------
     title
-        What a screen reader is told, and the heading above.
+        Heading, also read by screen readers.
     y_format
         ``"percent"``, ``"times"`` (a ratio) or ``"number"``.
     x_range, y_range
-        Ends of the axes.
+        Ranges of the axes.
     log_x, log_y
-        Logarithmic axes.
+        Whether the axes are logarithmic.
     width, height
-        Size of the view box; text is 12 units high.
+        Size of the view box. Text is 12 units high.
     label_width
-        Room for labels at the right.
+        Space for labels on the right.
     x_format
-        ``"step"`` (whole numbers), or as `y_format`.
+        ``"step"`` (whole numbers), or a value of `y_format`.
     """
 
     title: str
@@ -81,24 +81,24 @@ class Chart:
         self.lines.append(line)
 
     def x(self, value: float) -> float:
-        """Horizontal position of a step."""
+        """Return the horizontal position of a step."""
         return _place(value, self.x_range, self.log_x, MARGIN_LEFT, self.width - self.label_width)
 
     def y(self, value: float) -> float:
-        """Vertical position of a value; values beyond the axis stand at its end."""
+        """Return the vertical position of a value, clipped to the axis."""
         low, high = self.y_range
         return _place(min(max(value, low), high), self.y_range, self.log_y, self.height - MARGIN_BOTTOM, MARGIN_TOP)
 
     def x_text(self, value: float) -> str:
-        """A place on the horizontal axis in its words."""
+        """Format a value of the horizontal axis."""
         return f"{value:,.0f}" if self.x_format == "step" else format_value(value, self.x_format)
 
     def text(self, value: float) -> str:
-        """A value in the words of the axis."""
+        """Format a value of the vertical axis."""
         return format_value(value, self.y_format)
 
     def render(self) -> str:
-        """The chart as SVG."""
+        """Return the chart as SVG."""
         parts = [
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{html.escape(self.title)}" data-chart="{self._data()}">'
@@ -145,7 +145,7 @@ class Chart:
         return "".join(f'<circle class="dot {line.css}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in points)
 
     def _labels(self) -> list[str]:
-        """Labels at the line ends, pushed apart where they would overlap."""
+        """Return labels at the line ends, moved apart if they would overlap."""
         wanted = []
         for line in self.lines:
             finite = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
@@ -163,7 +163,7 @@ class Chart:
         return parts
 
     def _data(self) -> str:
-        """What the tooltip needs, as JSON in an attribute."""
+        """Return the tooltip's data as JSON in an attribute."""
         series: list[dict[str, Any]] = [
             {
                 "label": line.label,
@@ -194,7 +194,7 @@ def spread(places: list[float], gap: float, low: float, high: float) -> list[flo
 
 
 def format_value(value: float, kind: str) -> str:
-    """A number as an axis shows it."""
+    """Format a number for an axis."""
     if not math.isfinite(value):
         return "-"
     if kind == "percent":
@@ -205,7 +205,7 @@ def format_value(value: float, kind: str) -> str:
 
 
 def ticks(ends: tuple[float, float], log: bool) -> list[float]:
-    """About five round numbers between the ends of an axis."""
+    """Return about five round numbers between the ends of an axis."""
     low, high = ends
     if log:
         for steps in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):

@@ -1,4 +1,4 @@
-"""Tables that lose no figure in a pipe or on a narrow terminal."""
+"""Tables that keep all their content in a pipe or on a narrow terminal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["fit", "needed", "output", "print_table"]
 
 UNBOUNDED = 1000
-"""Columns of a pipe: no table of ours is as wide, so each takes its natural width."""
+"""Columns of a pipe. No table is as wide, so each has its natural width."""
 
 
 def output() -> Console:
-    """Standard output: of a terminal's width, or of that in COLUMNS; a pipe without it is as wide as what is printed.
+    """Return standard output with the width of the terminal or of COLUMNS. Other pipes have the width of their content.
 
-    Rich alone takes a pipe for 80 columns.
+    Rich by itself assumes 80 columns for a pipe.
     """
     from rich.console import Console
 
@@ -31,29 +31,29 @@ def output() -> Console:
 
 
 def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> None:
-    """Print a table as it is where it fits, else without some columns, else on its side, a line for each column.
+    """Print a table as it is if it fits, else without some columns, else transposed, with one line per column.
 
-    Rich alone shortens what does not fit to an ellipsis, and columns down to nothing.
+    Rich by itself cuts what does not fit with an ellipsis, and may shrink columns to nothing.
 
     Parameters
     ----------
     console
-        Where to.
+        Output.
     table
-        A column that may wrap is given its longest word at least, or its ``min_width`` if it has one.
+        Table. A column that may wrap gets at least its longest word, or its ``min_width`` if set.
     drop
-        Headings of columns that may be left out, the first one first; what is left out is said.
+        Headings of columns that may be omitted, in this order. A note lists those that were.
     """
     from rich.table import Table
     from rich.text import Text
 
     columns = list(table.columns)
     left_out = fit(console, table, drop)
-    if table.title:  # by itself: within the table it would wrap at the table's width
+    if table.title:  # printed separately, since in the table it would wrap at the table's width
         console.print(Text(str(table.title), style=table.title_style or "table.title"))
         table.title = None
     if needed(console, table) > console.width:
-        table.columns, left_out = columns, []  # on its side there is room for all
+        table.columns, left_out = columns, []  # a transposed table has room for all
         side = Table(box=table.box, padding=(0, 1), show_header=False)
         side.add_column(style="bold", no_wrap=True)
         for _ in table.rows:
@@ -67,7 +67,7 @@ def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> Non
 
 
 def fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:
-    """Take columns out of a table until it fits; returns the headings of those, in the order of `drop`."""
+    """Remove columns from a table until it fits. Return their headings, in the order of `drop`."""
     left_out: list[str] = []
     for heading in drop:
         if needed(console, table) <= console.width:
@@ -80,7 +80,7 @@ def fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:
 
 
 def needed(console: Console, table: Table) -> int:
-    """Width at which nothing is shortened: whole cells in columns that do not wrap, whole words in others."""
+    """Return the width at which nothing is cut: whole cells in columns that do not wrap, whole words in others."""
     from rich.measure import Measurement, measure_renderables
 
     options = console.options.update(max_width=10 * UNBOUNDED)

@@ -1,4 +1,4 @@
-"""Templates of the pages, filled in."""
+"""Rendering of the page templates."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["fill"]
 
 
 def fill(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:
-    """A page from a template of this folder. A name that the template asks for and nobody gives is an error.
+    """Render a template of this folder. A name that the template uses but nobody provides is an error.
 
     Parameters
     ----------
     template
-        Name of its file.
+        File name of the template.
     filters
-        Functions that the template writes values by.
+        Functions that format values in the template.
     values
-        What it shows.
+        Values for the template.
 
     Raises
     ------
     ModuleNotFoundError
-        Without jinja2.
+        If jinja2 is not installed.
     """
     try:
         import jinja2

@@ -1,7 +1,7 @@
-"""Real text, from where it is at hand: the standard library's own source, files and folders, or a Hugging Face dataset.
+"""Real text from the standard library's own source, files and folders, or a Hugging Face dataset.
 
-A source gives documents (name, text) in a fixed order. The last 5 % of the bytes, cut between documents, are for
-validation; a single document is cut inside.
+A source yields documents (name, text) in a fixed order. The last 5 % of the bytes are for validation. The split is
+between documents, or inside a single document.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VALIDATION_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, split; `info` is what a reader needs to know of where they come from."""
+    """Documents, split for training and validation. `info` describes their origin for readers."""
 
     train: list[str]
     validation: list[str]
@@ -39,22 +39,22 @@ def load_corpus(
     Parameters
     ----------
     path
-        A text, JSON-lines or parquet file, or a folder of them. Without `path` and `dataset`: the running
-        interpreter's standard library.
+        A text, JSON-lines or parquet file, or a folder of them. Default, without `dataset`: the running interpreter's
+        standard library.
     dataset
-        Name of a Hugging Face dataset, or ``name:configuration``; streamed, so that only what is used is loaded.
+        A Hugging Face dataset, as ``name`` or ``name:configuration``. It is streamed, so only what is used is loaded.
     text_key
-        Field of JSON lines or parquet and dataset columns that holds the text; found by itself if it is one of text,
-        content, document, body.
+        Field or column with the text in JSON lines, parquet files and datasets. Default: the one named text, content,
+        document or body.
     max_mb
-        Stop reading after so many million bytes.
+        Number of million bytes after which reading stops.
 
     Raises
     ------
     ValueError
-        Nothing to read: an empty or binary file, a folder without text, a field that is not there.
+        If there is nothing to read: an empty or binary file, a folder without text, a missing field.
     FileNotFoundError
-        No such path.
+        If the path does not exist.
     """
     if path is not None and dataset is not None:
         raise ValueError("give a path or a dataset, not both")
@@ -68,7 +68,7 @@ def load_corpus(
         source, documents = f"standard library of Python {platform.python_version()}", _stdlib()
     taken, size = [], 0
     for name, given in documents:
-        text = given.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
+        text = given.encode("utf-8", "replace").decode()  # JSON may contain halves of surrogate pairs
         if text.strip():
             taken.append((name, text))
             size += len(text.encode())
@@ -115,7 +115,7 @@ def _stdlib() -> Iterator[tuple[str, str]]:
 
 
 def _decode(data: bytes) -> str | None:
-    """UTF-8 text, or ``None`` for anything else."""
+    """Return UTF-8 text, or ``None`` for other data."""
     if b"\0" in data:
         return None
     try:
@@ -213,7 +213,7 @@ def _dataset(name: str, text_key: str | None) -> Iterator[tuple[str, str]]:
     path, _, configuration = name.partition(":")
     try:
         rows = datasets.load_dataset(path, configuration or None, split="train", streaming=True)
-    except Exception as error:  # the library raises many kinds, down to those of its network client
+    except Exception as error:  # the library raises many types of errors, including those of its network client
         raise ValueError(
             f"Hugging Face datasets cannot load {name!r} (split train): {type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""From text to batches: bytes or BPE tokens, and which tokens a step sees."""
+"""Tokenization and batches: bytes or BPE tokens, and the tokens of each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BPE_SPECIAL = "<|end|>"
 
 
 def bpe_size(tokenizer: str) -> int | None:
-    """Vocabulary of ``bpe:SIZE``, ``None`` for ``bytes``; ``ValueError`` for anything else."""
+    """Return the vocabulary size of ``bpe:SIZE``, or ``None`` for ``bytes``. Raise ``ValueError`` for anything else."""
     if tokenizer == "bytes":
         return None
     kind, _, size = tokenizer.partition(":")
@@ -31,7 +31,7 @@ def bpe_size(tokenizer: str) -> int | None:
 
 
 def prepare_tokens(corpus: Corpus, tokenizer: str, context: int, folder: Path) -> dict[str, Any]:
-    """Write ``train.npy``, ``validation.npy`` and ``tokens.json`` to a folder, from which every arm reads.
+    """Write ``train.npy``, ``validation.npy`` and ``tokens.json`` to a folder that every arm reads.
 
     Documents are joined by a separator, token 0 (the byte 0, which text does not contain).
     """
@@ -90,9 +90,9 @@ class Tokens:
     Parameters
     ----------
     folder
-        Where :func:`prepare_tokens` wrote.
+        Folder written by :func:`prepare_tokens`.
     context
-        Tokens of a sequence.
+        Tokens per sequence.
     """
 
     def __init__(self, folder: Path, context: int) -> None:
@@ -102,13 +102,13 @@ class Tokens:
         self._validation = np.load(folder / "validation.npy", mmap_mode="r")
 
     def batch(self, seed: int, step: int, size: int) -> Tensor:
-        """Sequences of a step, ``(size, context + 1)`` int64: a pure function of seed and step."""
+        """Return the sequences of a step, ``(size, context + 1)`` int64. They are a pure function of seed and step."""
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
         starts = generator.integers(0, len(self._train) - self.context - 1, size)
         return self._gather(self._train, starts)
 
     def validation(self, count: int) -> Tensor:
-        """`count` sequences spread evenly over the validation text."""
+        """Return `count` sequences spread evenly over the validation text."""
         last = len(self._validation) - self.context - 1
         return self._gather(self._validation, np.linspace(0, last, min(count, last + 1)).astype(np.int64))
 

@@ -1,8 +1,7 @@
-"""Train one arm: a loop that measures its optimizer's states, and can be cut off anywhere and continued.
+"""Training of one arm: a loop that measures the optimizer's states and can be interrupted and resumed anywhere.
 
-Nothing depends on what happened before but the checkpoint: batches follow from seed and step, the learning rate from
-the step, random bits from seed, parameter, slot and step. A run continued from a checkpoint has the bits of one that
-was never interrupted.
+A run depends on its past only through the checkpoint. Batches are a function of seed and step, the learning rate of the
+step, and random bits of seed, parameter, slot and step. A resumed run has the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LOG_AGES = frozenset(round(1.3**k) for k in range(40))
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is; `stalled` is of the second moment, in the last measured step."""
+    """Progress of a run. `stalled` is that of the second moment in the last measured step."""
 
     step: int
     loss: float
@@ -45,7 +44,7 @@ class Progress:
 
 
 def learning_rate(config: CompareConfig, peak: float, step: int) -> float:
-    """Learning rate of a step (the first is 1): linear warm-up, then a cosine down to a tenth of the peak."""
+    """Return the learning rate at a step (starting at 1): linear warm-up, then a cosine to a tenth of the peak."""
     warmup = min(config.warmup, config.steps)
     if step <= warmup:
         return peak * step / warmup
@@ -54,16 +53,16 @@ def learning_rate(config: CompareConfig, peak: float, step: int) -> float:
 
 
 def is_measured(config: CompareConfig, period: int | None, step: int) -> bool:
-    """Whether the states are measured in a step: at regular steps, and at ages spaced by factors of 1.3.
+    """Whether the states are measured at a step: at regular steps, and at ages spaced by factors of 1.3.
 
-    The update of step `t` meets a state that has seen `t - 1` updates since the start or the last reset.
+    The update of step `t` meets a state with `t - 1` updates since the start or the last reset.
     """
     age = (step - 1) % period if period else step - 1
     return step % config.measure_every == 0 or step == config.steps or age in LOG_AGES
 
 
 class _Run:
-    """The parts of one run."""
+    """The objects of one run."""
 
     def __init__(self, config: CompareConfig, spec: RunSpec, tokens: Tokens) -> None:
         self.config, self.spec, self.tokens = config, spec, tokens
@@ -95,7 +94,7 @@ class _Run:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
     def step(self, step: int) -> tuple[float, bool]:
-        """One step: its loss, and whether the run has diverged (loss or gradient not finite)."""
+        """Run one step. Return its loss, and whether the run has diverged (loss or gradient not finite)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.spec.lr, step)
         loss = self.loss(self.tokens.batch(self.spec.seed, step, self.config.batch))
@@ -133,20 +132,20 @@ def train(
     Parameters
     ----------
     folder
-        Folder of the run; gets ``checkpoint.safetensors``, ``metrics.jsonl`` and, at the end, ``summary.json``.
+        Folder of the run. It receives ``checkpoint.safetensors``, ``metrics.jsonl`` and finally ``summary.json``.
     data
-        Where :func:`~halfulp.lab.tokens.prepare_tokens` wrote.
+        Folder written by :func:`~halfulp.lab.tokens.prepare_tokens`.
     config, spec
-        What to do.
+        The comparison and the run.
     report
-        Called after each step.
+        Function that is called after each step.
     stop
-        Asked after each step; True ends the run with a checkpoint.
+        Function that is called after each step. If it returns true, the run stops with a checkpoint.
 
     Returns
     -------
     bool
-        Whether the run reached its end (a divergence is an end).
+        Whether the run reached its end. Divergence counts as an end.
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +194,7 @@ def train(
 
 def _summary(folder: Path, run: _Run, state: dict[str, Any], validation: float | None, diverged: bool) -> None:
     memory = run.optimizer.memory()
-    if validation is None and not diverged:  # continued from a checkpoint of the last step
+    if validation is None and not diverged:  # resumed from a checkpoint of the last step
         validation = run.validation()
     averages = None if run.averages is None or diverged else run.averages.measure(run.validation)
     known = run.gradients is not None and not diverged and run.gradients.recorded >= 2

@@ -1,4 +1,4 @@
-"""Imported once by the process that every worker is forked from: what takes seconds to import."""
+"""Slow imports, done once by the process that every worker is forked from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 
 import halfulp.lab.train
 
-with contextlib.suppress(ModuleNotFoundError):  # the message comes from where the package is used
+with contextlib.suppress(ModuleNotFoundError):  # the place that uses the package reports it
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401
 
 __all__ = ["halfulp"]

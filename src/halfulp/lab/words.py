@@ -1,4 +1,4 @@
-"""What a comparison shows and what it cannot, in plain sentences made from its figures."""
+"""What a comparison shows and what it cannot, in plain sentences built from its numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["averages", "cannot_show", "percent", "shows", "times"]
 
 DEFAULT_SOURCE = "standard library of Python"
 SEED_NOISE = ((0.117, 1500, 0.023), (0.468, 2500, 0.009))
-"""Measured before: (million parameters, steps, standard deviation over seeds of the final validation loss, in nats)."""
+"""Measured earlier: (million parameters, steps, standard deviation over seeds of the final loss, in nats)."""
 
 
 def percent(value: float) -> str:
-    """A share, with enough digits near 1 to tell 99.7 % from 100 %."""
+    """Format a share with enough digits near 1 to distinguish 99.7 % from 100 %."""
     if 0 < value < 0.001:
         return "under 0.1 %"
     if 0.999 < value < 1:
@@ -23,7 +23,7 @@ def percent(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio to the fp32 value."""
+    """Format a ratio to the fp32 value."""
     return f"{ratio:.2f} times" if math.isfinite(ratio) else "infinitely many times"
 
 
@@ -32,7 +32,7 @@ def _second(result: ArmResult) -> SlotSeries:
 
 
 def shows(comparison: Comparison) -> list[str]:
-    """Findings, one a sentence or two; only of arms that are there."""
+    """Return the findings, one or two sentences each, about the arms that exist."""
     low = [a for a in comparison.arms if not a.arm.is_fp32]
     out = []
     for rounding in ("nearest", "stochastic"):
@@ -164,11 +164,11 @@ AVERAGES = {
     "bf16": "bf16, nearest (torch AveragedModel)",
     "8bit": "8 bits, stochastic",
 }
-"""Averages of the weights in words."""
+"""Descriptions of the weight averages."""
 
 
 def averages(comparison: Comparison) -> str:
-    """Results of the averages of the weights; empty if there are none."""
+    """Return the results of the weight averages; empty if there are none."""
     found = comparison.averages
     if not found:
         return ""
@@ -185,7 +185,7 @@ def averages(comparison: Comparison) -> str:
 
 
 def _noise(comparison: Comparison) -> str:
-    """What is known of the noise of a seed: it was measured on the default text alone."""
+    """Return what is known about seed noise. It was measured only on the default text."""
     source = str(comparison.environment.get("text", {}).get("source", ""))
     if not source.startswith(DEFAULT_SOURCE):
         return "how far another seed would move the losses was not measured on this text."
@@ -199,7 +199,7 @@ def _noise(comparison: Comparison) -> str:
 
 
 def cannot_show(comparison: Comparison) -> list[str]:
-    """Limits of the run, from its own configuration."""
+    """Return the limits of the run, derived from its configuration."""
     config = comparison.config
     tokens = config.steps * config.batch * config.context
     out = [
