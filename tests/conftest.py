@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Setup shared by all tests."""
 
 import os
 
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from halfulp.numbers import log
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
-"""Triton reads this when it is first imported, whichever test does that."""
+"""Triton reads this when it is first imported, by whichever test."""
 
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
@@ -16,5 +16,5 @@ settings.load_profile("any-machine")
 
 @pytest.fixture(autouse=True)
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is logged once a process is logged once a test, whichever tests ran before."""
+    """Clear the record of logged messages, so that each test logs them again."""
     monkeypatch.setattr(log, "_said", set())

@@ -1,4 +1,4 @@
-"""Foreign optimizers: fakes that store as the libraries do, and the libraries themselves where they are installed."""
+"""Foreign optimizers: fakes that store states as the libraries do, and the libraries themselves if installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Averages of weights: exact arithmetic, swapping, checkpoints, against torch's own averages."""
+"""Averages of weights: exact arithmetic, swapping, checkpoints, and comparison with torch's averages."""
 
 import copy
 import io
@@ -268,7 +268,7 @@ def test_stream_never_holds_the_model(monkeypatch):
     monkeypatch.setattr(EMA, "_value", counted)
     with ema.swap(keep="stream"):
         model(torch.ones(2, 64))
-        assert all(p.isnan().all() for p in ema.live.values())  # who holds a live tensor does not mix models silently
+        assert all(p.isnan().all() for p in ema.live.values())  # a tensor kept from before does not silently mix models
     assert 0 < most[0] <= 4 * (64 * 96 + 96)  # the largest module, never all of them
 
 
@@ -554,7 +554,7 @@ def test_what_is_no_schedule_is_refused(call, message):
 
 def test_ends_of_decays_and_widths():
     assert [halfulp.averaging.half_life(decay) for decay in (0.0, 0.5, 1.0)] == [0.0, 1.0, math.inf]
-    assert halfulp.averaging.power_exponent(12**-0.5) == pytest.approx(0.0, abs=1e-9)  # the uniform mean's
+    assert halfulp.averaging.power_exponent(12**-0.5) == pytest.approx(0.0, abs=1e-9)  # that of the uniform mean
 
 
 @pytest.mark.parametrize(("sigma", "gamma"), [(0.05, 16.9722), (0.10, 6.9372), (0.15, 3.5579), (0.25, 0.7198)])

@@ -1,6 +1,6 @@
-"""Averages of a model that FSDP2 has cut have the bits of those of the whole, also saved by one and resumed by another.
+"""Averages of a model sharded by FSDP2 have the same bits as of the whole model, also after saving and loading.
 
-Checkpoints are those of ``torch.distributed.checkpoint``, and files of the gathered averages.
+Checkpoints are those of ``torch.distributed.checkpoint``, and files of gathered averages.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from halfulp.checkpoint.files import read_file
 from support.distributed import averages
 from support.processes import torchrun
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # so says dcp in one process
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # dcp warns of this in one process
 
 
 def launch(ranks, out, *arguments, worker="averages"):

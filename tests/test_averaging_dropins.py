@@ -1,4 +1,4 @@
-"""Drop-ins for torch, ema-pytorch and diffusers, beside the originals where these are installed."""
+"""Drop-ins for torch, ema-pytorch and diffusers, compared with the originals if these are installed."""
 
 import copy
 import inspect
@@ -109,7 +109,7 @@ def test_modules_and_parameters_of_the_average():
     assert made.training
     made.eval()
     assert not made.module[1].training
-    assert model.training  # it is another model
+    assert model.training  # a separate model
     assert [n for n, _ in made.named_parameters()] == [f"module.{n}" for n, _ in model.named_parameters()]
     assert not any(p.requires_grad for p in made.parameters())
     holder = nn.ModuleDict({"ema": made})
@@ -117,7 +117,7 @@ def test_modules_and_parameters_of_the_average():
     other.load_state_dict(holder.state_dict())
     assert torch.equal(other["ema"].module[0].weight, made.module[0].weight)
     x = LOADER[0].clone().requires_grad_()
-    made(x).sum().backward()  # gradients of the input, as through torch's
+    made(x).sum().backward()  # gradients of the input, as with torch's average
     assert bool(x.grad.any())
 
 
@@ -349,7 +349,7 @@ def test_files_of_ema_model(tmp_path, state):
         walk(model, 5)
         for one in (ema, again):
             one.step(model.parameters())
-        assert torch.equal(again.shadow_params[0], ema.shadow_params[0])  # the random bits are the same, too
+        assert torch.equal(again.shadow_params[0], ema.shadow_params[0])  # the random bits are the same too
     else:
         assert torch.equal(again.shadow_params[0], plain.weight.detach().bfloat16().float())
 

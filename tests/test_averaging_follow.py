@@ -1,4 +1,4 @@
-"""Which tensors an average follows when a model changes under it, and which reads a streaming swap serves."""
+"""The tensors that an average follows when its model changes, and the reads that a streaming swap serves."""
 
 import copy
 
@@ -76,7 +76,7 @@ def test_an_average_follows_the_model(change, kind, caplog):
     assert sum(step > 0 for step in average.began.values()) == began
     assert (warning in caplog.text) if warning else not [r for r in caplog.records if r.levelno >= 30]
     for name, tensor in average.named_parameters():
-        if kind is not BEMA:  # adds a share of the way gone
+        if kind is not BEMA:  # BEMA adds a share of the distance moved
             torch.testing.assert_close(tensor, torch.ones_like(tensor), msg=name)
     fill(model, 3.0)
     state = average.averaged_state_dict()
@@ -113,13 +113,13 @@ def test_frozen_weights_are_followed_when_they_are_unfrozen():
     average.update()
     assert average.began == dict.fromkeys(average.live, 0)
     assert not average.left_out
-    late = EMA(model, 0.5)  # built when all is trained, loaded with what was saved before
+    late = EMA(model, 0.5)  # built when everything is trained, loaded with an earlier save
     late.load_state_dict(saved)
     assert late.left_out == {"0.weight": "frozen"}
     late.update()
     assert torch.equal(late.value("0.weight"), average.value("0.weight"))
     model[0].requires_grad_(False)
-    early = EMA(model, 0.5)  # built when it is frozen, loaded with what averages it
+    early = EMA(model, 0.5)  # built when it is frozen, loaded with a save that averages it
     early.load_state_dict(average.state_dict())
     assert torch.equal(early.value("0.weight"), average.value("0.weight"))
     with pytest.raises(ValueError, match="frozen='average'"):
@@ -223,7 +223,7 @@ def test_weights_that_share_memory_come_back():
     assert torch.equal(model[0].weight, before)
 
 
-# -------------------------------------------------------------------- modules that read weights in their own ways
+# -------------------------------------------------------------------- modules with special ways of reading weights
 
 
 class Reads(nn.Module):

@@ -1,4 +1,4 @@
-"""The methods built on weight averages, against published figures and exact models; drop-ins, trainers, stalls."""
+"""Methods built on weight averages, against published figures and exact models; drop-ins, trainers, stalls."""
 
 import copy
 import math
@@ -57,7 +57,7 @@ def test_switch_puts_the_average_into_the_model(state):
         ema.update()
         walk(other, step)
         plain.update(other)
-    assert same(dict(ema.named_parameters()), dict(plain.named_parameters()))  # never switching is EMA
+    assert same(dict(ema.named_parameters()), dict(plain.named_parameters()))  # without switches, it is EMA
     walk(model, 2)
     ema.update()
     assert same(weights(model), dict(ema.named_parameters()))
@@ -309,7 +309,7 @@ def test_teacher_is_the_average_and_does_not_disturb_the_student(state):
     ema, shadow = EMA(net(), 0.9, state=state), net()
     x = torch.randn(8, 64)
     loss = (student(x) - teacher(x)).square().mean()
-    loss.backward()  # the teacher's forward came in between
+    loss.backward()  # the teacher's forward pass came in between
     for step in range(3):
         walk(student, step, 0.1)
         walk(shadow, step, 0.1)
@@ -458,7 +458,7 @@ def test_predicted_walk_from_a_copy(rounding, decay, step, updates):
     assert 1 - found.stalled == pytest.approx(moved / updates / 3000, rel=0.12)
     way = exact - start
     gone = float(((stored - start) * way).sum() / way.square().sum())
-    spread = float((stored - exact).norm() / way.norm()) / 3000**0.5  # of a projection of independent noise
+    spread = float((stored - exact).norm() / way.norm()) / 3000**0.5  # of independent noise, projected
     assert gone == pytest.approx(found.gone, abs=0.05 if rounding == "nearest" else 3 * spread)
     distance = float(((stored - exact) / start).square().mean().sqrt())
     assert distance == pytest.approx(found.distance, rel=0.08)
@@ -467,7 +467,7 @@ def test_predicted_walk_from_a_copy(rounding, decay, step, updates):
 @pytest.mark.parametrize(("state", "rounding"), [("bf16", "nearest"), ("8bit", "stochastic"), ("fp8", "stochastic")])
 def test_prediction_for_an_average_is_what_is_measured(state, rounding):
     torch.manual_seed(0)
-    model = nn.Linear(192, 256, bias=False)  # largest weights 0.072: they do not walk over a power of two
+    model = nn.Linear(192, 256, bias=False)  # the largest weights are 0.072 and do not cross a power of two
     decay, step, updates = 0.995, 1e-3, 600
     ema, exact = EMA(model, decay, state=state, rounding=rounding), EMA(model, decay, state="fp32")
     start = exact.value("weight")

@@ -1,7 +1,7 @@
-"""Random programs of what users do to a model and its average, against a slow model of what must be true.
+"""Random programs of user actions on a model and its average, against a slow model of the expected result.
 
-Every action leaves the bits that plain arithmetic gives, or raises a clear error; nothing else. A short sample runs
-always; ``HALFULP_AVERAGE_PROGRAMS=200`` runs as many.
+Every action gives the bits of plain arithmetic or raises a clear error. A short sample always runs;
+``HALFULP_AVERAGE_PROGRAMS=200`` runs 200.
 """
 
 import copy
@@ -56,7 +56,7 @@ class Program:
             if name in params and params[name].shape == value.shape:
                 assert torch.equal(shown[name], value.to(params[name].dtype)), (action, name)
             else:
-                assert name not in shown, (action, name)  # resized or gone: shown again after the next update
+                assert name not in shown, (action, name)  # resized or removed: shown again after the next update
         assert set(shown) <= set(self.exact), action
         state = self.average.averaged_state_dict()
         assert set(state) == set(params)
@@ -139,7 +139,7 @@ class Program:
         state, exact, count = copy.deepcopy(self.saved)
         params = self.params()
         stored = {n: self.average.store.state_of(n).shape for n in self.average.store}
-        shapes = {n: p.shape for n, p in params.items()} | stored  # a model that changed is noticed in the next update
+        shapes = {n: p.shape for n, p in params.items()} | stored  # the next update notices that the model changed
         fits = all(shapes.get(n) == v.shape for n, v in exact.items())
         unknown = set(self.average.store) - set(exact) - set(state.get("frozen", ()))
         if fits and not unknown:

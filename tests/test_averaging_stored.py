@@ -1,4 +1,4 @@
-"""Averages that an earlier version saved load, and go on bit for bit."""
+"""Averages saved by an earlier version load and continue bit for bit."""
 
 import gzip
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_a_saved_average_goes_on(name):
         saved = torch.load(file, weights_only=True)[name]
     model = build()
     before = BUILD[name](model)
-    for step in range(1, 7):  # brings the model to where it was
+    for step in range(1, 7):  # bring the model to its state at the save
         move(model, step, before)
     average = BUILD[name](model)
     average.load_state_dict(saved["state"])

@@ -1,4 +1,4 @@
-"""Averages in Hugging Face's ``Trainer`` and in Lightning: what is evaluated, saved, resumed and handed over."""
+"""Averages in Hugging Face's ``Trainer`` and in Lightning: evaluation, saving, resuming and export."""
 
 import logging
 import pickle
@@ -87,7 +87,7 @@ def test_trainer_evaluates_the_average_and_hands_it_over(tmp_path):
     assert average.updates == 4
     for step, seen in ((2, model.seen[:3]), (4, model.seen[3:6])):
         assert all(torch.equal(w, follow(record.weights, step)) for w in seen)
-    assert torch.equal(model.net.weight, average.value(NAME))  # after training it is what was measured
+    assert torch.equal(model.net.weight, average.value(NAME))  # the evaluated weights
     model.seen.clear()
     trainer.evaluate(DATA[:4])
     trainer.predict(DATA[:4])
@@ -165,7 +165,7 @@ def test_a_second_training_goes_on(tmp_path, caplog):
     trainer.train()
     assert callback.average is first
     assert first.updates == 8
-    assert torch.equal(record.weights[5], record.weights[4])  # the second training began with the live weights
+    assert torch.equal(record.weights[5], record.weights[4])  # the second training started from the live weights
     live = [*record.weights[:5], *record.weights[6:]]
     assert torch.equal(first.value(NAME), follow(live, 8))
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_a_second_training_goes_on(tmp_path, caplog):
 def test_hyperparameter_search_begins_anew_with_each_model(tmp_path, caplog):
     callback = trainer_callback(halves)
     trainer, _ = hf(tmp_path, callback, init=lambda trial=None: Model())
-    for _ in range(2):  # what a search does with each trial
+    for _ in range(2):  # as a hyper-parameter search does for each trial
         trainer.train()
         assert callback.average.updates == 4
         assert callback.average.model is trainer.model
@@ -209,7 +209,7 @@ class Module(lightning.LightningModule):
         self.log("val", (self.net(batch) - 1).square().mean())
 
     def on_validation_epoch_end(self):
-        self.seen.append(self.net.weight.detach().clone())  # metrics over the epoch are computed here
+        self.seen.append(self.net.weight.detach().clone())  # metrics over the epoch are computed in this hook
 
     def test_step(self, batch, index):
         self.seen.append(self.net.weight.detach().clone())
@@ -263,7 +263,7 @@ def test_lightning_goes_on_in_a_second_fit(tmp_path):
     trainer.fit(module)
     straight = Module()
     fabric(tmp_path, [], 2).fit(straight)
-    assert torch.equal(module.after[-1], straight.after[-1])  # the live weights went on
+    assert torch.equal(module.after[-1], straight.after[-1])  # training continued with the live weights
     assert callback.average.updates == 8
     assert torch.equal(module.net.weight, follow([start, *module.after], 8))
 
@@ -315,7 +315,7 @@ def test_a_lightning_checkpoint_has_what_was_measured(tmp_path):
     again = lightning_callback(halves)
     fabric(tmp_path, [again], 3).fit(other, ckpt_path=best.best_model_path)
     if step < 12:
-        assert torch.equal(other.after[0], module.after[step])  # the live weights went on
+        assert torch.equal(other.after[0], module.after[step])  # training continued with the live weights
     assert torch.equal(again.average.value(NAME), follow(weights, 12))
 
 

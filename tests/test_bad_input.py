@@ -1,4 +1,4 @@
-"""Bad input to the optimizers: what was given, what is allowed, what to do; and nothing half done."""
+"""Bad input to the optimizers: errors say what was given, what is allowed and what to do, and nothing is half done."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_bad_gradient_leaves_its_stretch_untouched(name: str, state: str, bad:
     assert optimizer.skipped == {0: 128}
     assert all(bool(torch.isfinite(s.read()).all()) for s in optimizer.states(p))
     run(optimizer, 2, 5)
-    assert not torch.equal(p[~touched], before[0][~touched])  # and it trains on
+    assert not torch.equal(p[~touched], before[0][~touched])  # and training continues
     assert optimizer.skipped == {0: 128}
 
 
@@ -83,7 +83,7 @@ def test_a_sum_that_is_not_finite_makes_no_step(name: str, bad: float) -> None:
     else:
         assert_same(before[1], after[1])
     run(optimizer, 1, 5)
-    assert not torch.equal(params[0], before[0][0])  # and it trains on
+    assert not torch.equal(params[0], before[0][0])  # and training continues
 
 
 def tensors(optimizer: Any, param: Tensor) -> list[Tensor]:

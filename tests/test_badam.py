@@ -1,4 +1,4 @@
-"""BAdam: whose turn it is, what rests, and states that come and go."""
+"""BAdam: the order of blocks, frozen parameters, and states that are created and dropped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_states_are_of_the_block_alone_and_start_anew() -> None:
         assert sum(t.untyped_storage().nbytes() for t in stored) == (0 if at_turn else optimizer.memory().total)
     weight = model[0].weight
     assert optimizer.state[weight]["exp_avg_age"] == 1  # a second turn, from zero
-    assert optimizer.state[weight]["step"] == 3  # the random bits go on
+    assert optimizer.state[weight]["step"] == 3  # the random bits continue
     assert [s.slot.name for s in optimizer.states(model[1].weight)] == []
 
 

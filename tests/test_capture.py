@@ -1,4 +1,4 @@
-"""Recorded steps, without a GPU: a stand-in for the graph keeps the launches, and starts them again in a replay."""
+"""Recorded steps without a GPU: a stand-in for the graph keeps the launches and repeats them in a replay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halfulp.engine import optimizer as engine
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy in the interpreter, of an infinite gradient
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy warns of infinite gradients in the interpreter
 ]
 
 
@@ -90,7 +90,7 @@ def test_replays_have_the_bits_of_steps(monkeypatch: pytest.MonkeyPatch) -> None
             record(graph, optimizer)
         optimizer.advance()
         graph.replay()
-    assert len(graph.launches) == 2  # rows that are aligned, and others
+    assert len(graph.launches) == 2  # aligned rows and others
     for p, q in zip(params, expected, strict=True):
         assert torch.equal(p, q)
         for name, value in plain.state[q].items():

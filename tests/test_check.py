@@ -1,4 +1,4 @@
-"""Judging saved optimizers: real files of every kind, and files that lie in wait."""
+"""Checks of saved optimizers: real files of every kind, and hostile files."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_verdict_says_of_how_much_it_is(tmp_path: Path) -> None:
     first, second = advice.split("; ")[:2]
     model = torch.nn.Linear(64, 64, bias=False)
     names = {"halfulp": halfulp, "model": model, "saved": trained().state_dict()}
-    exec(f"{first}\n{second}", names)  # what is advised runs
+    exec(f"{first}\n{second}", names)  # the suggested code runs
     assert names["optimizer"].state[model.weight]["step"] == 300  # type: ignore[attr-defined]
 
 
@@ -340,7 +340,7 @@ def test_hostile_files_run_nothing(how: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing in it was executed"):
         read_saved(path)
     assert not marker.exists()
-    if how == "torch":  # the file is what it claims: a careless load does run it
+    if how == "torch":  # the file is hostile indeed: a careless load runs its code
         torch.load(path, weights_only=False)
         assert marker.exists()
 

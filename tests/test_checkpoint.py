@@ -1,4 +1,4 @@
-"""Checkpoints that move between formats and libraries, and files that are not what they should be."""
+"""Checkpoints moved between formats and libraries, and damaged or wrong files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_resumed_in_8_bits_the_loss_does_not_jump(state: str) -> None:
     second.load_state_dict(halfulp.convert_state_dict(first.state_dict(), to=second))
     expected, found = train(net, first, 300, 400), train(twin, second, 300, 400)
     assert expected[-1] < before[0] / 2  # it does train
-    # the first steps against torch's own continuation on the same batches, in units of the loss itself
+    # the first steps against torch's continuation on the same batches, in units of the loss
     assert found[:20] == pytest.approx(expected[:20], rel=0.02)
     assert sum(found) == pytest.approx(sum(expected), rel=0.02)
 

@@ -11,7 +11,7 @@ from torch import nn
 import halfulp
 from support.optimizers import assert_same, everything, model
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, which change from version to version
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own warnings, which change between versions
 
 
 def make(**options: Any) -> tuple[nn.Module, Any]:

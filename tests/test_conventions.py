@@ -1,4 +1,4 @@
-"""The conventions of torch.optim that users rely on, and the library's own per-group and per-tensor choices."""
+"""The conventions of torch.optim that users rely on, and the library's options per group and per tensor."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_lr_schedulers(kind: str, tensor: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-# ---------------------------------------------------------------- around the step
+# ---------------------------------------------------------------- the step
 
 
 @each_optimizer
@@ -170,7 +170,7 @@ def test_clip_grad_norm_and_zero_grad(name: str) -> None:
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     clipped = [p.grad.clone() for p in net.parameters()]
     optimizer.step()
-    assert_same(clipped, [p.grad for p in net.parameters()])  # the step leaves gradients alone
+    assert_same(clipped, [p.grad for p in net.parameters()])  # the step does not change gradients
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
     before = everything(optimizer)
@@ -284,7 +284,7 @@ def test_step_is_never_rounded() -> None:
     run(optimizer, 300)
     assert optimizer.state[p]["step"] == 300
     saved = optimizer.state_dict()
-    saved["state"][0]["step"] = torch.tensor(70_001.0)  # as torch stores steps
+    saved["state"][0]["step"] = torch.tensor(70_001.0)  # torch stores steps like this
     saved["state"][0]["exp_avg_age"] = 70_001
     optimizer.load_state_dict(saved)
     assert optimizer.state[p]["step"] == 70_001
@@ -427,7 +427,7 @@ def test_stochastic_parameters_move_without_bias(dtype: torch.dtype) -> None:
             optimizer.step()
         moved[how] = (p.detach().double() - 1.25).mean().item()
     assert moved["nearest"] == 0.0
-    # each element makes steps * lr / spacing = 1 jump on average: a Poisson-like count, over 16384 elements
+    # each element makes steps * lr / spacing = 1 jump on average: a Poisson-like count over 16384 elements
     assert moved["stochastic"] == pytest.approx(steps * lr, abs=5 * spacing / 128)
 
 

@@ -1,4 +1,4 @@
-"""Conversion from other libraries by structure, of parameters of every shape, through wrappers and the command line."""
+"""Conversion from other libraries by structure: parameters of every shape, wrappers, and the command line."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_momentum_of_optimi(dampening: bool) -> None:
     assert ours.param_groups[0]["dampening"] == pytest.approx(options["dampening"])
     states = zip(ours.state.values(), expected.state.values(), strict=True)
     for i, (mine, theirs) in enumerate(states):
-        # torch takes the first gradient whole, dampened or not: this share of it is left
+        # torch takes the first gradient whole, with or without dampening: this share of it is left
         first = seen[0][i] * 0.8**STEPS if dampening else 0.0
         torch.testing.assert_close(mine["momentum_buffer"] + first, theirs["momentum_buffer"], rtol=1e-5, atol=1e-6)
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_converted_says_why(name: str) -> None:
         halfulp.convert_state_dict(saved, to=halfulp.AdamW(model().parameters()))
 
 
-# ---------------------------------------------------------------- 8 bits of the Hugging Face Trainer
+# ---------------------------------------------------------------- the Hugging Face Trainer's 8-bit optimizers
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -444,7 +444,7 @@ ORDERS: dict[str, tuple[list[list[str]], list[list[str]], str | None]] = {
     "other groups": ([["a", "b", "c"]], [["c"], ["a", "b"]], None),
     "other groups of the same sizes": ([["a"], ["b", "c"]], [["b"], ["c", "a"]], None),
     "a wrapper": ([["module.a", "module.b"], ["module._orig_mod.c"]], [["c", "a"], ["b"]], None),
-    "other names": ([["x", "y", "z"]], [["a", "b", "c"]], None),  # by their order, which is said
+    "other names": ([["x", "y", "z"]], [["a", "b", "c"]], None),  # matched by order, with a warning
     "some other names, in another order": ([["a", "y", "c"]], [["c", "a", "b"]], "in another order, and not all"),
     "others in other groups": ([["a", "b", "x"]], [["a"], ["b", "c"]], r"lacks parameters \['c'\] and has \['x'\]"),
 }

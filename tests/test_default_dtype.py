@@ -1,4 +1,4 @@
-"""``torch.set_default_dtype`` before anything is made, as scripts for bfloat16 models have it, changes no bit."""
+"""``torch.set_default_dtype``, as scripts for bfloat16 models use it, changes no bit."""
 
 from __future__ import annotations
 

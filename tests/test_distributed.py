@@ -1,6 +1,6 @@
-"""Training on several ranks has the bits of training on one: FSDP2, tensor parallelism, DDP, and checkpoints between.
+"""Training on several ranks has the bits of training on one: FSDP2, tensor parallelism, DDP, and checkpoints.
 
-One launch of torchrun does all cases; the tests compare what it left with a run in this process.
+One launch of torchrun runs all cases. The tests compare its results with a run in this process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
 @cache
 def alone(name: str, steps: int) -> dict[str, Any]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers: the last bits of matrix products may follow it
+    torch.set_num_threads(1)  # like the workers: the last bits of matrix products may depend on it
     try:
         return _alone(name, steps)
     finally:
@@ -77,13 +77,13 @@ def test_fsdp2_has_the_bits_of_one_process(folder: Path, ranks: int, name: str) 
     found, expected = torch.load(out / f"{name}.pt"), alone(name, LOADED)
     assert_same(found, expected)
     assert found["resets"] == expected["resets"]
-    for slot, whole in expected["counted"].items():  # the monitors of all ranks together counted what one would
+    for slot, whole in expected["counted"].items():  # the ranks' monitors together counted the same
         assert whole[0] > 0
         if slot in CASES[name].whole:
             assert all(slot not in rank for rank in found["counted"]), "watched now: compare the counts"
         else:
             assert [sum(rank[slot][i] for rank in found["counted"]) for i in (0, 1)] == whole, slot
-    if CASES[name].whole:  # of the vectors that Muon leaves to AdamW each rank may hold a part
+    if CASES[name].whole:  # each rank may hold a part of the vectors that Muon leaves to AdamW
         assert 0.9 * expected["bytes"] < found["bytes"] <= expected["bytes"]
     else:
         assert found["bytes"] < expected["bytes"] / ranks * 1.1
@@ -194,7 +194,7 @@ def test_flat_parameters_of_fsdp1_are_quantized_and_resumed(
         assert found["bytes"] <= size
         assert found["dtypes"] == [dtype]
         assert found["same"]
-        if found["saved"]:  # whole state dictionaries may be on the first rank alone
+        if found["saved"]:  # whole state dictionaries may exist only on the first rank
             assert found["saved"] == ["0.bias", "0.weight", "2.bias", "2.weight"]
 
 

@@ -1,4 +1,4 @@
-"""The documentation runs: every python block of README and docs, and every docstring's example."""
+"""The documentation runs: every python block of README and docs, and every docstring example."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONAL = {"triton"}
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(halfulp.__path__, "halfulp.")
-    not_python = ("__main__", "_cpu")  # the second is a plain shared library
+    not_python = ("__main__", "_cpu")  # the second is a shared library
     return ["halfulp", *(m.name for m in found if m.name.rpartition(".")[2] not in not_python)]
 
 
@@ -39,7 +39,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     if page.name == "in-your-trainer.md":
         importlib.import_module("support.standins").install(monkeypatch)
-        warnings.simplefilter("ignore")  # trainers warn of what is not ours; pytest sets filters back
+        warnings.simplefilter("ignore")  # trainers warn of things outside this library; pytest restores the filters
     namespace = types.ModuleType("page").__dict__
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
@@ -88,7 +88,7 @@ def test_public_names_say_what_they_take_and_show_it() -> None:
         wanted = {p.name for p in given if p.name[0] != "_"} - rest
         allowed = wanted | rest | (set(TorchOptions.__annotations__) if rest else set())
         found = set(parameters(value.__doc__))
-        if ">>> " not in (value.__doc__ or "") and not name.endswith("_callback"):  # trainers, in tests of their own
+        if ">>> " not in (value.__doc__ or "") and not name.endswith("_callback"):  # trainers have tests of their own
             holes.append(f"{name}: no example")
         if not wanted <= found <= allowed:
             holes.append(f"{name}: describes {sorted(found)}, takes {sorted(wanted)}")

@@ -1,4 +1,4 @@
-"""Numbers of the documentation, made anew: a random sample of them, all with ``HALFULP_ALL_NUMBERS=1``."""
+"""Numbers in the documentation, computed again: a random sample, or all with ``HALFULP_ALL_NUMBERS=1``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine offers to rules beyond the elementwise ones: slots of other shapes, exact slots, whole-model sums."""
+"""The engine's support for rules that are not elementwise: slots of other shapes, exact slots, whole-model sums."""
 
 from __future__ import annotations
 

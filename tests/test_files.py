@@ -1,4 +1,4 @@
-"""Files under attack: several writers, full disks, links, devices, and thousands of damaged and hostile ones."""
+"""Files under attack: several writers, full disks, links, devices, and thousands of damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     real, link = tmp_path / "store" / "a", tmp_path / "a"
     real.parent.mkdir()
     link.symlink_to(real)
-    for content in (b"first", b"second"):  # the first write makes the file that the link names
+    for content in (b"first", b"second"):  # the first write creates the file that the link points to
         write_bytes(link, content)
         assert link.is_symlink()
         assert real.read_bytes() == content
@@ -169,7 +169,7 @@ def special(folder: Path, kind: str) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="has none of these")
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
 def test_special_files_are_neither_read_nor_written(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    monkeypatch.chdir(tmp_path)  # socket names must be short
     path = special(Path(), kind)
     before = path.lstat()
     with pytest.raises(OSError, match="not a regular file"):

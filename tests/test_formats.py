@@ -1,4 +1,4 @@
-"""Formats: every code against ml_dtypes where it has the format, otherwise against the exact model."""
+"""Formats: every code against ml_dtypes if it has the format, otherwise against the exact model."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_dynamic_codebook_is_the_published_one(name: str, signed: bool) -> None:
     levels = np.array(FORMATS[name].levels, dtype=np.float32)
     expected = dynamic_map(signed)
     assert len(levels) == len(set(levels.tolist())) == len(expected) == 256
-    # the published map is built by fp32 linspace, ours in double and rounded once: at most two units apart
+    # the published map uses fp32 linspace, ours double rounded once: at most two units apart
     np.testing.assert_array_max_ulp(levels, expected, maxulp=2)
 
 
@@ -319,4 +319,4 @@ def test_what_cannot_be_registered(registered: Format, fmt: Any, error: type[Exc
     with pytest.raises(error, match=message):
         halfulp.register_format(fmt)
     assert known == FORMATS
-    assert halfulp.register_format(replace(EIGHTHS)) is registered  # the same once more
+    assert halfulp.register_format(replace(EIGHTHS)) is registered  # registering the same format again

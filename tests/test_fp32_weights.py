@@ -1,4 +1,4 @@
-"""The fp32 weights behind 16-bit parameters: out of an optimizer, into one, and within a block."""
+"""The fp32 weights of 16-bit parameters: read from an optimizer, loaded into one, and used within a block."""
 
 from __future__ import annotations
 

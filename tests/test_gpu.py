@@ -1,4 +1,4 @@
-"""What only a GPU can show: no wait in a step, streams, several devices, CUDA graphs. Skipped where there is none."""
+"""Tests that need a GPU: no synchronization in a step, streams, several devices, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_step_waits_for_nothing() -> None:
     params, optimizer = make("cuda", backend="triton")
     for step in range(6):
         set_gradients(params, step)
-        if step >= 2:  # compiled, and all tables made
+        if step >= 2:  # compiled, with all tables made
             torch.cuda.set_sync_debug_mode("error")
         try:
             optimizer.step()

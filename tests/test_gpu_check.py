@@ -1,4 +1,4 @@
-"""The check for GPUs runs end to end in Triton's interpreter, so that it cannot rot."""
+"""The GPU check runs end to end in Triton's interpreter, so that it keeps working."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``from halfulp import AdamW`` costs little more than ``import torch``, and pulls in nothing optional."""
+"""``from halfulp import AdamW`` costs little more than ``import torch`` and imports nothing optional."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ print(json.dumps([took, sorted({m.split(".")[0] for m in set(sys.modules) - befo
 def test_import_time_and_modules() -> None:
     times, modules = [], set()
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    for _ in range(5):  # the first writes the bytecode that an installed package has
+    for _ in range(5):  # the first import writes the bytecode that an installed package has
         out = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, check=True, env=env
         )
         seconds, loaded = json.loads(out.stdout.splitlines()[-1])
         times.append(seconds)
         modules |= set(loaded)
-    assert min(times) < 0.2, times  # processes beside it can only add to the time
+    assert min(times) < 0.2, times  # other processes can only increase the time
     optional = {"matplotlib", "plotly", "transformers", "tokenizers", "datasets", "pyarrow", "triton", "typer", "rich"}
     assert not modules & optional
 

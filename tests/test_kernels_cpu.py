@@ -141,7 +141,7 @@ def _scaled(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 
 
 def _copied(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    return _scaled(param.clone(), grad, states, c)  # which a program cannot say
+    return _scaled(param.clone(), grad, states, c)  # not expressible as a program
 
 
 OWN = {"program": Rule("own", ADAM.slots, ADAM.scalars, _scaled), "no": Rule("no", ADAM.slots, ADAM.scalars, _copied)}
@@ -198,10 +198,10 @@ def test_codebooks_at_their_levels_and_middles_and_beside_them(fmt: Format, isa:
     away = torch.tensor(
         [k * side for k in (1, 2, 3, 5, 10, 50, 100, 1000, 10000) for side in (-1, 1)], dtype=torch.int32
     )
-    points = torch.cat([points, (points.view(torch.int32) + away[:, None]).view(torch.float32).flatten()])  # by units
+    points = torch.cat([points, (points.view(torch.int32) + away[:, None]).view(torch.float32).flatten()])  # in units
     points = points[points.isfinite()]
     points = points[(points.abs() <= fmt.reach) & (points >= fmt.levels[0])]
-    points[0] = fmt.reach  # the scale becomes one
+    points[0] = fmt.reach  # so that the scale is one
     work = make_step(Case())
     chosen = native.chosen()
     native.library().hu_choose(isa.encode())

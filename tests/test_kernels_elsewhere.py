@@ -1,4 +1,4 @@
-"""The C kernels on another architecture against the reference, bit for bit, where compiler and emulator are at hand.
+"""The C kernels on another architecture against the reference, bit for bit, if compiler and emulator are installed.
 
 On Debian: ``apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user``.
 """

@@ -1,4 +1,4 @@
-"""A step in pieces of a tensor has the bits of a step of the whole."""
+"""A step in pieces of a tensor has the bits of a step of the whole tensor."""
 
 from __future__ import annotations
 

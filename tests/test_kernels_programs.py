@@ -1,4 +1,4 @@
-"""What is generated from programs for CPUs: fresh, and with the bits of the reference, as the vector machine has."""
+"""Code generated for CPUs: it is current, and has the bits of the reference, as has the vector machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules with sums within their update: in C, pass after pass, with the bits of the reference."""
+"""Rules with sums within their update, in C over several passes, with the bits of the reference."""
 
 from __future__ import annotations
 
@@ -126,11 +126,11 @@ def test_a_users_own_rule_runs_in_c_and_leaves_a_tensor_alone_as_a_whole(in_torc
         optimizer = halfulp.optimizer(RULE)([weight], lr=0.1, state="fp32", backend=backend)
         for t in range(3):
             weight.grad = torch.linspace(1e-4, 2e-3, 6 * 700).reshape(6, 700)
-            weight.grad[1, 1] = 10.0 if t == 2 else 0.0  # its sum alone leaves fp32
+            weight.grad[1, 1] = 10.0 if t == 2 else 0.0  # only its sum overflows fp32
             before = weight.detach().clone()
             optimizer.step()
             assert torch.equal(weight, before) == (t == 2)
         assert sum(optimizer.skipped.values()) == 6 * 700
         found.append([weight.detach(), *(torch.as_tensor(x) for x in optimizer.state[weight].values())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert len(in_torch) == 3 + 1  # in C but for the last step, whose sums say nothing of what is not finite
+    assert len(in_torch) == 3 + 1  # in C except the last step, whose sums do not locate the non-finite values

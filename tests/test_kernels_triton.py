@@ -1,6 +1,6 @@
 """The Triton step against the reference, bit for bit, in Triton's interpreter; and its PTX, compiled without a GPU.
 
-Where a GPU is, ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py`` compares the same cases there.
+With a GPU, ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py`` compares the same cases there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from support.rules import ELEMENTWISE, Variant
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    # The interpreter computes with numpy, which warns of the infinities and NaNs that these tests feed it.
+    # The interpreter uses numpy, which warns of the infinities and NaNs in these tests.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 DEVICE = "cuda" if os.environ["TRITON_INTERPRET"] != "1" and torch.cuda.is_available() else "cpu"
@@ -212,7 +212,7 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
     cut = tiling(torch.Size(whole), got.binding.quantizers)
     assert not isinstance(cut, str)
-    member = replace(member_of(got), cut=replace(cut, rows=1, cols=2048))  # programs for the end alone
+    member = replace(member_of(got), cut=replace(cut, rows=1, cols=2048))  # programs only for the end
     place, line = Line(2), member.line
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
     line[place.FIRST_ELEMENT], line[place.ROW_STRIDE] = 0, cut.cols
@@ -383,7 +383,7 @@ print(sorted(m for m in sys.modules if m.startswith("halfulp.kernels.triton")))
 
 
 def test_nothing_is_imported_without_need() -> None:
-    # torch itself imports triton, if it is there, when an optimizer is made
+    # torch itself imports triton, if installed, when an optimizer is made
     assert _run(STEP.format(backend=None)).strip() == "[]"
 
 

@@ -1,4 +1,4 @@
-"""The spelling of arms, their reset periods, and the configuration of a comparison."""
+"""The names of arms, their reset periods, and the configuration of a comparison."""
 
 from __future__ import annotations
 

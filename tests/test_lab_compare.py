@@ -1,4 +1,4 @@
-"""The main job as a user runs it: subprocesses, killed, interrupted, continued; and its bad input."""
+"""The main job as a user runs it: in subprocesses, killed, interrupted, continued; and bad input to it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and their children, are deaf to it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs and their children ignore it
 
 
 def begin(folder: Path) -> subprocess.Popen[str]:
@@ -101,7 +101,7 @@ def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: list[int], straigh
     folder = tmp_path / "run"
     process = begin(folder)
     for number in sent:
-        os.killpg(process.pid, number)  # as Ctrl-C in a terminal or a batch system: the whole group hears it
+        os.killpg(process.pid, number)  # like Ctrl-C in a terminal or a batch system: the whole group gets it
         time.sleep(0.005)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
@@ -174,7 +174,7 @@ def test_failed_arm_is_told_and_leaves_the_others(tmp_path: Path) -> None:
     assert [s.state for s in statuses] == ["done", "failed"]
     assert "is truncated or no safetensors file" in (statuses[1].error or "")
     assert "Delete it to start this arm anew" in (statuses[1].error or "")
-    assert (folder / "tokens").exists()  # what is left can be continued
+    assert (folder / "tokens").exists()  # the rest can be continued
 
 
 @pytest.mark.parametrize(("width", "gone"), [(100, ""), (60, "tokens/s valid. step"), (40, "loss, stalled v")])
@@ -188,11 +188,11 @@ def test_live_table_goes_without_what_has_no_room(width: int, gone: str, height:
         view(runs)
         assert isinstance(console.file, io.StringIO)
         seen = console.file.getvalue()
-        assert view.title(runs[-1]) in seen  # the one that is running, however low the terminal
+        assert view.title(runs[-1]) in seen  # the one that is running is shown, however low the terminal
         assert ("and 10 done" in seen) == (height == 12)
     seen = console.file.getvalue()
     assert "…" not in seen
-    assert all(view.title(s) in seen for s in runs)  # the last picture is whole
+    assert all(view.title(s) in seen for s in runs)  # the last frame is complete
     assert not [name for name in re.split(r"[ ,]+", gone) if name and name in seen]
     lost = "ended without a checkpoint, up to 100 steps to be done again: fp4 stochastic, seed 1 at step 340"
     assert view.standing() == f"17 of 18 runs done; {lost}"

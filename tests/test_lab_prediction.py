@@ -1,4 +1,4 @@
-"""Measured against predicted in a short real run."""
+"""Measured against predicted stalls in a short real run."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_sentences_follow_from_the_figures(folder: Path) -> None:
         ("prose.txt", "was not measured"),
     ):
         other = replace(comparison, environment={**comparison.environment, "text": {**text, "source": source}})
-        assert expected in " ".join(shows(other))  # the noise was measured on the default text alone
+        assert expected in " ".join(shows(other))  # the noise was measured only on the default text
     limits = " ".join(cannot_show(comparison))
     assert "--seeds 3" in limits
     assert "--lr 1e-3,3e-3" in limits

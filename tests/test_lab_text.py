@@ -1,4 +1,4 @@
-"""Where the lab's text comes from, how it is split and tokenised, and what bad input is told."""
+"""The lab's text: its sources, splits and tokens, and errors for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training runs of the lab: they learn, they can be cut off and continued to the same bits, and they measure."""
+"""Training runs of the lab: they learn, continue to the same bits after an interruption, and measure."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ def test_arms_in_low_precision_predict_from_their_own_gradients(straight: Path, 
             for slot, lost in own.items():
                 assert len(lost) == 20
                 gaps = [abs(lost[row["step"] - 1] - row["slots"][slot]["stalled"]) for row in rows]
-                assert sum(gaps) / len(gaps) < 0.08  # of 32 blocks, in the first steps of all
+                assert sum(gaps) / len(gaps) < 0.08  # of 32 blocks, in the very first steps
     config = CompareConfig(arms=("bf16-nearest",), steps=20, checkpoint_every=6, gradient_blocks=0, **TINY)
     folder = run_folder(tmp_path / "without", config)
     train_all(folder, config)
     assert summaries(folder, "own_prediction") == {"bf16-nearest_lr0.002_seed0": None}
-    assert figures(folder).items() <= figures(straight).items()  # recording touches nothing
+    assert figures(folder).items() <= figures(straight).items()  # recording changes nothing
 
 
 def test_rows_after_the_checkpoint_are_done_again(straight: Path, tmp_path: Path) -> None:

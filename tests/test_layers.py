@@ -1,4 +1,4 @@
-"""Imports go the way that docs/architecture.md draws: no folder imports from one that stands below it."""
+"""Imports follow the order in docs/architecture.md: no folder imports from one below it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Master weights: 16-bit parameters with what is kept beside them train as fp32 weights do."""
+"""Master weights: 16-bit parameters with master weights train like fp32 weights."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_steps_below_half_a_unit(kind: str | None) -> None:
     for _ in range(50):
         p.grad = -torch.ones(64, dtype=torch.bfloat16)
         optimizer.step()
-    assert p.detach()[0].item() == (1.0 if kind is None else 1.046875)  # 1.05, rounded to bfloat16
+    assert p.detach()[0].item() == (1.0 if kind is None else 1.046875)  # 1.05 rounded to bfloat16
 
 
 @pytest.mark.parametrize("kind", ["fp32", "remainder16", "remainder8"])
@@ -318,7 +318,7 @@ def test_fp32_weights_of_other_libraries_become_those_of_the_target(source: str,
     tied = ((exact - weight.float()).abs() * 2.0**8 / torch.frexp(exact.abs()).mantissa) == 1.0
     assert bool(((found - exact).abs() <= unit * exact.abs() * (0.5 + 0.5 * tied)).all())
     if kind == "remainder16":
-        assert int((found != exact).sum()) < 30  # ties alone
+        assert int((found != exact).sum()) < 30  # only ties
 
 
 def test_weights_that_changed_since_have_no_remainder() -> None:

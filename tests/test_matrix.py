@@ -1,7 +1,7 @@
-"""Every optimizer in every format and rounding: it trains, resumes with the same bits, and takes the memory it says.
+"""Every optimizer in every format and rounding: it trains, resumes with the same bits, and needs the reported memory.
 
-Driven by ``halfulp.optim.OPTIMIZERS``. The task is real text that no version of anything changes (this project's
-licence), byte by byte: a two-byte context, an embedding and a hidden layer.
+The tests run over ``halfulp.optim.OPTIMIZERS``. The task is a fixed text (this project's licence), byte by byte, with a
+two-byte context, an embedding and a hidden layer.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def test_slots_that_4_bits_break_get_8() -> None:
         quantizers = o.group_quantizers(group)
         found |= {(name, s.name) for s in o.group_slots(group) if 4 < quantizers[s.name].format.bits < 32}
     assert found == WIDENED
-    for name in {name for name, _ in WIDENED} - {"MADGRAD"}:  # which breaks later than this, see docs/optimizers.md
+    for name in {name for name, _ in WIDENED} - {"MADGRAD"}:  # it breaks later than this, see docs/optimizers.md
         model = build()
         o = optimizer(name, model, "fp4", "stochastic")
         slots = [s.name for s in o.group_slots(o.param_groups[0]) if not s.exact]

@@ -1,4 +1,4 @@
-"""Bytes per parameter on a model of 10 million parameters, against the bytes of the tensors that are stored."""
+"""Bytes per parameter for a model of 10 million parameters, against the bytes of the stored tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_bytes_per_parameter(state: str) -> None:
     count = sum(p.numel() for p in model.parameters())
     assert 9.5e6 < count < 10.5e6
     optimizer = halfulp.AdamW(model.named_parameters(), state=state)
-    planned = optimizer.memory()  # before any step: what it will be
+    planned = optimizer.memory()  # before any step: the planned bytes
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e-3)
     optimizer.step()
@@ -77,7 +77,7 @@ def test_no_parameters_no_division() -> None:
 @pytest.mark.parametrize(
     ("shapes", "options", "warned"),
     [
-        ([(1 << 18,)], {}, True),  # a part that DeepSpeed's ZeRO flattened
+        ([(1 << 18,)], {}, True),  # a part flattened by DeepSpeed's ZeRO
         ([(1 << 18,)], {"min_size": 0}, False),
         ([(1 << 18,)], {"state": "fp32"}, False),
         ([(1 << 12,)], {}, False),  # less than a MiB

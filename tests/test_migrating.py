@@ -1,4 +1,4 @@
-"""The tables of docs/migrating.md: what stands there for an argument of another library is taken by ours."""
+"""The tables of docs/migrating.md: our optimizers accept the listed replacements of other libraries' arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import halfulp
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "migrating.md").read_text()
 SAME = {"params", "lr", "betas", "eps", "weight_decay"}
-SIGNATURES = {  # of bitsandbytes 0.50, torchao 0.18, flashoptim 0.1.4 and Apex's main branch: what differs
+SIGNATURES = {  # the differences from bitsandbytes 0.50, torchao 0.18, flashoptim 0.1.4 and Apex's main branch
     "bitsandbytes": {"amsgrad": False, "optim_bits": 32, "args": None, "min_8bit_size": 4096, "is_paged": False},
     "torchao": {"amsgrad": False, "block_size": 256, "bf16_stochastic_round": False},
     "FlashOptim": {

@@ -1,4 +1,4 @@
-"""The monitor against slow exact models, published figures, and the training it must not change."""
+"""The monitor against slow exact models and published figures. It must not change the training."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_bf16_second_moment_of_torch_rises_and_does_not_fall() -> None:
             stored = optimizer.state[weight]["exp_avg_sq"].double()
             assert measure.ratio == pytest.approx(float(stored.mean() / reference.mean()), rel=1e-9)
             ratios.append(measure.ratio)
-    assert 1.1 < ratios[0] < 1.5  # two roundings a step (decay, then increment), both to nearest
-    assert ratios[1] > 1.6  # fp32 falls to 0.6 in 500 steps; bf16 stays where it was
+    assert 1.1 < ratios[0] < 1.5  # two roundings per step (decay, then increment), both to nearest
+    assert ratios[1] > 1.6  # fp32 falls to 0.6 in 500 steps, bf16 does not move
     assert ratios[2] < ratios[1]
     assert "exp_avg_sq is bfloat16, nearest" in "\n".join(watch.table().verdicts())
 
@@ -146,7 +146,7 @@ def test_weight_updates_are_those_of_the_optimizer(name: str) -> None:
     drive(optimizer, 5)
     exact = torch.nn.Parameter(weight.detach().double())
     mirror = kind([exact], lr=1e-3, **OPTIMIZERS[name])
-    drive(mirror, 1)  # makes the states
+    drive(mirror, 1)  # creates the states
     mirror.state[exact] = {
         k: v.double() if v.ndim else v.clone() for k, v in optimizer.state[weight].items() if v is not None
     }

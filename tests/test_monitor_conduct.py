@@ -1,4 +1,4 @@
-"""The monitor's good conduct: whatever happens to an optimizer, its training goes on, bit for bit."""
+"""The monitor never disturbs training: whatever happens to an optimizer, its training continues bit for bit."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_an_error_inside_is_reported_once_and_the_training_goes_on(
     _log._said.clear()
     params, twins = model(), model()
     groups = [{"params": [params[0]], "broken": True}]
-    if also:  # another group, on the same device: its watching goes on where only a group's own look-up fails
+    if also:  # another group on the same device is still watched if only a group's own look-up fails
         groups.append({"params": [params[1]], "broken": False})
     optimizer = torch.optim.AdamW(groups)
     plain = torch.optim.AdamW([twins[0], twins[1]] if also else [twins[0]])
@@ -279,7 +279,7 @@ def test_weights_are_judged_by_what_moved(options: dict[str, Any], verdict: bool
     weight = nn.Parameter((1 + torch.rand(64, 64)).bfloat16())
     table, logged = bf16_run(halfulp.AdamW([weight], lr=1e-4, state="fp32", **options), weight)
     assert any("16-bit weights" in line for line in table.verdicts()) == verdict
-    if "master_weights" in options:  # counted on the weights of both tensors together
+    if "master_weights" in options:  # counted over the weights of both tensors together
         assert logged["halfulp/weights/stalled"] < (0.7 if options["master_weights"] == "remainder8" else 0.1)
         assert logged["halfulp/weights/moved"] == pytest.approx(1.0, abs=0.1)
     if options.get("param_rounding") == "stochastic":

@@ -1,4 +1,4 @@
-"""A sample of gradients: what is recorded, and what it explains of what the monitor counts."""
+"""Samples of gradients: what is recorded, and how much of the monitor's counts it explains."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_it_foretells_the_average_and_says_how_far_steps_are_from_it(fmt: str, s
         expected, deviation = seen.foretell(fmt, beta=beta, rounding="nearest", slot=slot)  # type: ignore[arg-type]
         off = (later - expected)[10:]
         assert abs(off.mean()) < 0.015
-        assert np.mean(np.abs(off) <= 2 * deviation[10:] + 0.01) > 0.85  # 0.01: that of 128 blocks
+        assert np.mean(np.abs(off) <= 2 * deviation[10:] + 0.01) > 0.85  # 0.01 is the deviation for 128 blocks
         found[uneven] = float(np.sqrt(np.square(deviation[10:]).mean()))
     assert found[0.5] > 2 * found[0.0]
 

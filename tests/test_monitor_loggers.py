@@ -1,4 +1,4 @@
-"""Figures on their way to loggers and trainers."""
+"""Figures sent to loggers and trainers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_hugging_face_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     trainer.train()
     measured = [entry for entry in heard if "loss" in entry]
     assert len(measured) == 3
-    assert all("halfulp/exp_avg_sq/stalled" in entry for entry in measured)  # though reporters come first in the list
+    assert all("halfulp/exp_avg_sq/stalled" in entry for entry in measured)  # although reporters come first in the list
     assert callback.table is not None
     assert callback.table.steps == 6
     assert {r.parameter for r in callback.table.rows} == {"inner.weight", "inner.bias"}

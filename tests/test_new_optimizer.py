@@ -1,4 +1,4 @@
-"""A new optimizer is one declaration: it is then in every list, stub, matrix and page."""
+"""A new optimizer is one declaration, and then appears in every list, stub, test matrix and page."""
 
 from __future__ import annotations
 

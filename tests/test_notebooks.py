@@ -1,4 +1,4 @@
-"""The notebooks run, and what is stored in them is what they show."""
+"""The notebooks run, and their stored output is what they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offload: a step on the host has the bits of the same step without it; and gradients that add up in fp32."""
+"""Offload: a step on the host has the bits of the same step without it. Gradients accumulate in fp32."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_gradients_add_up_in_fp32() -> None:
         (p * part).sum().backward()
     assert p.grad is not None
     assert p.grad.dtype == torch.float32
-    assert p.grad.unique().tolist() == [1.125]  # in bfloat16 it stays at 1
+    assert p.grad.unique().tolist() == [1.125]  # in bfloat16 it does not leave 1
     high = nn.Parameter(torch.ones(64))
     high.grad = p.grad.clone()
     low, exact = halfulp.AdamW([p], lr=1e-3, master_weights="remainder16"), halfulp.AdamW([high], lr=1e-3)

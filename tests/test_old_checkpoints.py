@@ -1,7 +1,7 @@
-"""Checkpoints written before load now and continue with the same bits.
+"""Checkpoints written earlier load now and continue with the same bits.
 
-``python tests/test_old_checkpoints.py`` writes ``tests/data/checkpoints.pt`` anew; what is there was written by the
-commit named in it. Formats, rounding and ``param_rounding`` are all said, so that no default takes part.
+``python tests/test_old_checkpoints.py`` writes ``tests/data/checkpoints.pt``. The stored file was written by the commit
+named in it. Formats, rounding and ``param_rounding`` are all explicit, so that defaults do not matter.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_they_load_and_continue_with_the_same_bits(name: str) -> None:
     for number in range(4, 7):
         step(params, optimizer, number)
     for p, after in zip(params, kept["after"], strict=True):
-        if name.startswith("SOAP"):  # its matrix products are the machine's own, and hang on the number of threads
+        if name.startswith("SOAP"):  # its matrix products depend on the machine and the number of threads
             torch.testing.assert_close(p, after, rtol=1e-4, atol=1e-5)
         else:
             assert torch.equal(p, after)

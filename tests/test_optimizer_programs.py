@@ -1,7 +1,7 @@
-"""Random programs of what users do to an optimizer, against a slow model that keeps each parameter's states by itself.
+"""Random programs of user actions on an optimizer, against a slow model that keeps each parameter's states separately.
 
-Every action leaves the bits that the rule and the quantizer give, or raises a clear error and changes nothing. A short
-sample runs always; ``HALFULP_OPTIMIZER_PROGRAMS=200`` runs as many.
+Every action gives the bits of the rule and the quantizer, or raises a clear error and changes nothing. A short sample
+always runs; ``HALFULP_OPTIMIZER_PROGRAMS=200`` runs 200.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Program:
         old, known = self.params[i], self.states[i]
         count = self.random.randrange(1, 8)
         rows = [self.random.randrange(-1, len(old)) for _ in range(count)]
-        if old.ndim == 1:  # blocks of a vector would be others
+        if old.ndim == 1:  # the blocks of a vector would change
             return
         new = nn.Parameter(torch.randn(count, *old.shape[1:]).to(old.dtype))
         halfulp.resize_states(self.optimizer, old, new, rows=rows)
@@ -244,7 +244,7 @@ class Program:
         self.params, self.optimizer = pickle.loads(pickle.dumps((self.params, self.optimizer)))
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # programs that make no step before it
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # programs without a step before it
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_a_program_leaves_the_exact_bits(seed: int) -> None:
     Program(seed).run()

@@ -54,4 +54,4 @@ def test_first_steps_in_threads_have_the_bits_of_the_reference(process: int) -> 
 def test_a_save_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     found = json.loads(run("kill", 0, KILLS, tmp_path))
     assert found["kills"] == sum(found["seen"].values()) == KILLS
-    assert set(found["seen"]) == {"64", "1000"}  # killed in both kinds of writes
+    assert set(found["seen"]) == {"64", "1000"}  # killed during both kinds of writes

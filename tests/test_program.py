@@ -1,4 +1,4 @@
-"""Programs: the same bits as the rules they were traced from, and errors that say where."""
+"""Programs: the same bits as the rules they were traced from, and errors that name the line."""
 
 from __future__ import annotations
 

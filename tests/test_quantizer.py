@@ -139,7 +139,7 @@ def test_idempotent_while_the_scale_moves(fmt: Format, seed: int, shift: int) ->
     normal = moved[0].abs() >= 2.0**fmt.min_exponent * float(q.scaling.values(scale))
     keep = others & (normal | (moved[0] == 0))
     assert same(values[0][keep], moved[0][keep])
-    if shift <= 0:  # the scale can only fall: the grid only gets finer
+    if shift <= 0:  # the scale can only decrease, so the grid only becomes finer
         assert same(values[0][others], moved[0][others])
 
 
@@ -235,7 +235,7 @@ def test_stochastic_keeps_the_mean_of_a_block(fmt: Format, kind: str) -> None:
     above = torch.searchsorted(grid, y * (1 - 2**-22), right=True).clamp(1, len(grid) - 1)
     low, high = grid[above - 1], grid[above]
     deviation = ((y - low).clamp_min(0) * (high - y).clamp_min(0) / steps).sqrt()
-    error = (stored.mean(0) - y).abs()  # a few jumps more or less for the elements that seldom move
+    error = (stored.mean(0) - y).abs()  # a few jumps more or less for the elements that rarely move
     assert bool((error < 5 * deviation + 5 * (high - low) / steps).all())
 
 

@@ -1,7 +1,7 @@
-"""The bit contract under configurations drawn at random: C against the reference, whole optimizers and single states.
+"""The bit contract for random configurations: C against the reference, for whole optimizers and single states.
 
-``HALFULP_FUZZ=10`` runs ten times as many, for the hours of a machine that has nothing else to do; the same seeds come
-first. What once differed is a row of ONCE or LIMITS.
+``HALFULP_FUZZ=10`` runs ten times as many, with the same seeds first. Cases that once differed are rows of ONCE or
+LIMITS.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR, "halfulp")  # which is undone when the test is over
+    caplog.set_level(logging.ERROR, "halfulp")  # undone at the end of the test
 
 
 @pytest.mark.parametrize("shape", [(9, 700), (257,), (3, 1)])
@@ -125,6 +125,6 @@ def test_formats_that_cannot_be_rounded_exactly_are_refused(name: str) -> None:
 
 
 def test_uneven_levels_are_refused_with_the_quantizer() -> None:
-    levels = [float(torch.tensor(i * (1 + 4e-5 * i))) for i in range(256)]  # each gap is the next, almost
+    levels = [float(torch.tensor(i * (1 + 4e-5 * i))) for i in range(256)]  # each gap is almost equal to the next
     with pytest.raises(ValueError, match="apart, evenly or not"):
         Quantizer(Format("book", "codebook", 8, False, levels=tuple(levels)))

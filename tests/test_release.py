@@ -1,4 +1,4 @@
-"""Gradient release: the bits of ordinary steps, whatever loops, hooks and wrappers do around it."""
+"""Gradient release: the bits of ordinary steps, with any loops, hooks and wrappers around them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_bits_are_those_of_a_step(reentrant: bool | None, accumulate: int, a
             assert all(p.grad is None for p in net.parameters())
             if asked:
                 optimizer.step()
-            scheduler.step()  # and warns of no step that was left out
+            scheduler.step()  # without a warning of a skipped step
     parts = [list(part) for part in BATCHES.split(accumulate)]
     assert_same(bits(net, optimizer), ordinary(parts, reentrant=reentrant))
 
@@ -109,7 +109,7 @@ def test_two_passes_clip_exactly() -> None:
         norms.append(float(torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05)))
 
     assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES], clip))
-    assert max(norms) > 0.05  # it did clip
+    assert max(norms) > 0.05  # clipping did happen
     assert release.norm is not None
     assert float(release.norm) == norms[-1]
 
@@ -154,7 +154,7 @@ def test_layers_that_come_later(how: str) -> None:
             net(extra(batch)).backward()
             if not released:
                 optimizer.step()
-            if not released or i < 2:  # before it is added, the extra layer's gradients are no one's
+            if not released or i < 2:  # before the extra layer is added, nobody owns its gradients
                 optimizer.zero_grad()
                 extra.zero_grad()
         runs.append(bits(net, optimizer) | {k: v.detach() for k, v in extra.named_parameters()})

@@ -1,4 +1,4 @@
-"""Remainders of bfloat16 weights: the pair is the fp32 weight, and the visible half is its nearest bfloat16."""
+"""Remainders of bfloat16 weights: the pair is the fp32 weight, and the visible half is the nearest bfloat16."""
 
 from __future__ import annotations
 

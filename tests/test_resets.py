@@ -1,4 +1,4 @@
-"""Resets: moments and ages to zero, at the steps that a schedule names."""
+"""Resets: moments and ages become zero at the steps that a schedule names."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_moments_and_ages_are_zero(state: str) -> None:
         fresh = s.quantizer.zeros(s.shape, torch.device("cpu"))
         assert torch.equal(s.codes, fresh[0])
         assert s.scale is None or torch.equal(s.scale, fresh[1])  # type: ignore[arg-type]
-    assert optimizer.state[p]["step"] == 5  # the random streams and schedules go on
+    assert optimizer.state[p]["step"] == 5  # the random streams and schedules continue
 
 
 @pytest.mark.parametrize("state", ["fp32", "fp8", "4bit"])
@@ -81,7 +81,7 @@ def test_the_first_step_after_a_reset_is_no_larger(state: str) -> None:
     step = (p.detach() - before).abs() / 1e-3
     assert float(step.max()) < 1.001
     assert float(step.min()) > 0.99
-    # the same with the ages left as they were: what a reset must not do
+    # the same with unchanged ages, which a reset must not do
     optimizer, (p,) = make(state=state)
     run(optimizer, 5000 if state == "fp32" else 100)
     kept = ages(optimizer, p)
@@ -255,7 +255,7 @@ def test_resets_survive_a_resume() -> None:
 
 def test_reset_state_by_hand() -> None:
     optimizer, (a, b) = make(2, state="fp8")
-    optimizer.reset_state()  # before any step: nothing to do
+    optimizer.reset_state()  # before any step there is nothing to do
     run(optimizer, 2)
     optimizer.reset_state(params=[b])
     assert (ages(optimizer, a), ages(optimizer, b)) == ((2, 2), (0, 0))
@@ -263,7 +263,7 @@ def test_reset_state_by_hand() -> None:
     other.load_state_dict(optimizer.state_dict())
     other.reset_state(("exp_avg",), [c])  # right after loading
     assert ages(other, c) == (0, 2)
-    optimizer.reset_state(names=())  # no names: nothing
+    optimizer.reset_state(names=())  # no names, no reset
     assert ages(optimizer, a) == (2, 2)
     with pytest.raises(ValueError, match=r"unknown states \['momentum'\]; there are \['exp_avg', 'exp_avg_sq'\]"):
         optimizer.reset_state(["exp_avg", "momentum"])

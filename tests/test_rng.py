@@ -1,4 +1,4 @@
-"""Random bits: known answers, and a statistical battery on the streams as they are used."""
+"""Random bits: known answers, and statistical tests on the streams as they are used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halfulp.numbers.rng import LANES, hash_elements, lanes, random_bits, slot_i
 from support.oracle import philox4x32, random_word
 
 N = 1 << 20
-ALPHA = 1e-6  # of a single test: a few hundred p-values are drawn, all from fixed seeds
+ALPHA = 1e-6  # for a single test: there are a few hundred p-values, all from fixed seeds
 
 
 def along_elements() -> np.ndarray:
@@ -287,7 +287,7 @@ def test_avalanche_of_an_element_bit(bit: int, lane: int) -> None:
     elements = np.random.default_rng(bit).integers(0, 1 << 33, 4)
     flips = np.concatenate([words(keys, int(e), lane) ^ words(keys, int(e) ^ (1 << bit), lane) for e in elements])
     rate = np.array([(flips >> b & 1).mean() for b in range(32)])
-    # a two-round hash has a small bias (its authors give 0.1 %); rounding needs no more than independence
+    # a two-round hash has a small bias (0.1 % by its authors); rounding needs only independence
     assert np.abs(rate - 0.5).max() < 0.01
 
 

@@ -1,4 +1,4 @@
-"""Encoding against ml_dtypes and the exact model; stochastic rounding proved by counting."""
+"""Encoding against ml_dtypes and the exact model, and stochastic rounding proved by counting."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_ties_go_to_even(fmt: Format) -> None:
     assert len(codes) > 5
     if fmt.mantissa_bits:
         assert np.all(codes % 2 == 0)
-    else:  # the upper power of two is the even multiple of the spacing, and so is zero below the smallest
+    else:  # the upper power of two is the even multiple of the spacing, as is zero below the smallest
         assert decode(encode(middle, fmt), fmt).tolist() == [0.0, *high.tolist()[1:]]
 
 
@@ -184,7 +184,7 @@ def upward_count(x: torch.Tensor, low: torch.Tensor, fmt: Format) -> torch.Tenso
         up = round_to(x, fmt, middle.clamp_max((1 << used) - 1) << (32 - used)) > low
         open_ = first < last
         first, last = torch.where(open_ & ~up, middle + 1, first), torch.where(open_ & up, middle, last)
-    for junk in (0, (1 << (32 - used)) - 1):  # the bits below the used ones change nothing
+    for junk in (0, (1 << (32 - used)) - 1):  # the unused low bits change nothing
         at = (first.clamp_max((1 << used) - 1) << (32 - used)) | junk
         below = ((first - 1).clamp_min(0) << (32 - used)) | junk
         assert torch.equal(round_to(x, fmt, at) > low, first < 1 << used)
@@ -200,7 +200,7 @@ def test_upward_count_is_exact_for_every_dropped_pattern(name: str, base: float)
     """For every pattern of the bits that are cut off, the number of random words that round up is exactly its share."""
     fmt = FORMATS[name]
     dropped, used = 23 - fmt.mantissa_bits, fraction_bits(fmt)
-    step = 1 if dropped < 18 else 13  # every 13th pattern of the long ones, the ends and powers of two among them
+    step = 1 if dropped < 18 else 13  # every 13th pattern of the long ones, including the ends and powers of two
     patterns = torch.arange(0, 1 << dropped, step, dtype=torch.int32)
     ends = [0, 1, 2, (1 << dropped) - 1, (1 << dropped) - 2, *(1 << k for k in range(dropped))]
     patterns = torch.cat([patterns, torch.tensor(ends, dtype=torch.int32)])
@@ -318,7 +318,7 @@ def test_pack_and_unpack(rows: int, cols: int, seed: int) -> None:
     assert packed.shape == (rows, (cols + 1) // 2)
     assert packed.dtype == torch.uint8
     assert torch.equal(unpack4(packed, cols), codes)
-    for r in range(rows):  # the even element in the low half, an odd last one beside a zero
+    for r in range(rows):  # the even element in the low half, an odd last one with a zero
         for c in range(0, cols, 2):
             high = int(codes[r, c + 1]) if c + 1 < cols else 0
             assert int(packed[r, c // 2]) == int(codes[r, c]) + 16 * high

@@ -1,4 +1,4 @@
-"""Rows of states: set back alone, and carried over to parameters that grow or are pruned."""
+"""Rows of states: reset separately, and carried over to parameters that grow or are pruned."""
 
 from __future__ import annotations
 

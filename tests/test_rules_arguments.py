@@ -1,4 +1,4 @@
-"""Hyper-parameters: checked, shown in signatures, and changed between steps."""
+"""Hyper-parameters: checks, signatures, and changes between steps."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_class_made_from_a_rule_is_like_one_written_down() -> None:
     assert Sub([torch.nn.Parameter(torch.zeros(2))], 2.0).param_groups[0]["lr"] == 2e-3
 
 
-# ---------------------------------------------------------------- states that come and go with hyper-parameters
+# ---------------------------------------------------------------- states that depend on hyper-parameters
 
 
 @pytest.mark.parametrize("state", ["fp32", "8bit"])

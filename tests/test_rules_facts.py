@@ -1,4 +1,4 @@
-"""Facts that separate one optimizer from the next: sizes, counterexamples, invariances, sums; in fp32 unless said."""
+"""Facts that distinguish the optimizers: step sizes, counterexamples, invariances, sums; in fp32 unless stated."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_swats_switches_where_adams_steps_are_sgds() -> None:
         moved, rate = before - p.detach(), float(optimizer.state_tensor(p, "sgd_rate"))
         if step <= 2:
             torch.testing.assert_close(moved, 1e-3 * sign, rtol=1e-5, atol=0)
-        else:  # momentum begins anew
+        else:  # the momentum restarts
             torch.testing.assert_close(moved, 1e-3 / 4 * (1 - 0.9 ** (step - 2)) * sign * 4, rtol=1e-4, atol=0)
         assert rate * 1e-3 == pytest.approx(0.0 if step < 2 else 1e-3 / 4, rel=1e-5)
 
@@ -465,5 +465,5 @@ def test_the_bound_of_adams_update_is_the_largest_there_is(beta1: float, beta2: 
 
 def test_bounds_of_adams_update_at_its_ends() -> None:
     assert max_ratio(0.9, 0.999, 10**6) == pytest.approx(7.27, abs=0.005)
-    assert max_ratio(0.9, 0.5, 10**4) == math.inf  # the last gradients outgrow what the second moment knows of them
+    assert max_ratio(0.9, 0.5, 10**4) == math.inf  # recent gradients may outgrow the second moment
     assert [max_ratio(beta1, 0.0, age) for beta1, age in ((0.9, 1), (0.9, 2), (0.0, 2))] == [1.0, math.inf, 1.0]

@@ -37,7 +37,7 @@ GOLDEN: list[tuple[str, dict[str, Any], list[float], list[float]]] = [
      [-0.424368, 0.694005, -0.31972, -0.266257]),
     ("LAMB", {"bias_correction": "none"}, [0.8112, -1.811224, 2.811393, 0.3112],  # adam_debias=True there
      [0.18824, -1.164179, 2.160081, -0.192847]),
-    # With a float64 first moment: the package rounds it to bfloat16 by default, to 0.965393, -1.993172, ... in step 5.
+    # With a float64 first moment. The package rounds it to bfloat16 by default, to 0.965393, -1.993172, ... in step 5.
     ("Adafactor", {"lr": 0.01, "momentum": 0.9}, [0.997357, -1.999481, 2.999919, 0.497357],
      [0.965452, -1.993163, 2.998933, 0.465451]),
     ("AMSGD", {}, [0.9, -1.98, 2.997, 0.4], [0.519499, -1.900394, 2.985006, 0.038548]),

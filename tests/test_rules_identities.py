@@ -1,4 +1,4 @@
-"""Where one optimizer contains another: the same weights in fp32."""
+"""Optimizers that contain another one give the same weights in fp32."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Optimizers in fp32, step by step, against models of the published rules in float64, written out with numpy.
+"""Optimizers in fp32, step by step, against float64 models of the published rules, written in numpy.
 
-Each model is a function of the first weights and all gradients; none shares code with the library.
+Each model is a function of the initial weights and all gradients, and shares no code with the library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What rules declare of their states predicts how many updates stall: a fast part of ``benchmarks/rules_stall.py``.
+"""The declared states of rules predict how many updates stall: a fast part of ``benchmarks/rules_stall.py``.
 
-The simulation is the rule itself, counted by the engine; the prediction knows the declaration alone. Each case is a
-kind of declaration: shared squares, sums, a state that starts whole or starts anew, a decay that changes, a pair that
-turns.
+The simulation is the rule itself, counted by the engine. The prediction uses only the declaration. The cases cover the
+kinds of declarations: shared squares, sums, a state that starts whole or restarts, a changing decay, a rotating pair.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The C kernels under AddressSanitizer with UBSan, and under ThreadSanitizer; and without a warning of the compiler.
+"""The C kernels under AddressSanitizer with UBSan and under ThreadSanitizer, and without compiler warnings.
 
-Each builds the library anew and runs kernel cases, states and optimizers at random on it, in another process.
+Each test builds the library and runs random kernel cases, states and optimizers on it, in another process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scale models: similitude of the theory, the replicated training, and the order of the arms in loss."""
+"""Scale models: similitude in the theory, replicated training, and the order of the arms in loss."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_state_that_was_just_reset_is_compared_bias_corrected() -> None:
     for step in range(12):
         if step == 10:
             runs.reset(tuple(runs.groups))
-        runs.grads.fill_(0.1)  # of a constant square every average is the same, at any age
+        runs.grads.fill_(0.1)  # all averages of a constant square are equal, at any age
         watch.follow(True)
         runs.step(1.0)
         watch.record(torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Scales and layouts: which elements share one, the smallest sufficient power of two, the ends of fp32."""
+"""Scales and layouts: which elements share a scale, the smallest sufficient power of two, and the ends of fp32."""
 
 from __future__ import annotations
 

@@ -151,13 +151,13 @@ def test_rates_drop_after_the_patience_and_never_below_the_least() -> None:
     assert scheduler.drops == [5, 8, 11]
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.004, 0.004])
     assert scheduler.threshold == 0.1
-    _, low = angles_along(path, patience=1, min_lr=0.07)  # a rate that is lower from the start stays
+    _, low = angles_along(path, patience=1, min_lr=0.07)  # a rate that is lower from the start is kept
     assert [g["lr"] for g in low.param_groups] == [0.07, 0.05]
 
 
 def test_epochs_that_turn_do_not_drop() -> None:
     turning = [[0.0, 0.0]]
-    for t in range(8):  # each step at a larger angle to the one before
+    for t in range(8):  # each step turns further than the one before
         angle = 0.05 * t * t
         turning.append([turning[-1][0] + math.cos(angle), turning[-1][1] + math.sin(angle)])
     scheduler, optimizer = angles_along(turning, patience=1)

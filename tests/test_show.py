@@ -1,4 +1,4 @@
-"""How reports show themselves in a console and in a notebook."""
+"""The display of reports in a console and in a notebook."""
 
 from __future__ import annotations
 

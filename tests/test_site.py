@@ -1,4 +1,4 @@
-"""The site is built without a warning, has every page and every public name, and fits a phone."""
+"""The site builds without warnings, has every page and public name, and fits a phone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Sizes at which 32 bits run over: steps and ages, indices of elements; many tensors, and many steps.
+"""Sizes that overflow 32 bits: steps, ages and element indices; also many tensors and many steps.
 
-``HALFULP_SOAK=1`` makes a hundred times as many steps, and steps of 100 000 tensors. ``HALFULP_HUGE=1`` steps a tensor
-of more than 2^31 elements, which takes 14 GB.
+``HALFULP_SOAK=1`` does a hundred times as many steps, and steps of 100 000 tensors. ``HALFULP_HUGE=1`` steps a tensor
+of more than 2^31 elements, which needs 14 GB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quick end-to-end checks: what every other test stands on."""
+"""Quick end-to-end checks that every other test depends on."""
 
 from __future__ import annotations
 

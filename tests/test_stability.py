@@ -1,4 +1,4 @@
-"""Four-bit states train, every seed; and without the floor and the bound the same training fails."""
+"""Four-bit states train with every seed. Without the floor and the bound, the same training fails."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""``optimizer.state``, groups and parameters are the user's: whatever is done to them is followed, or refused clearly.
+"""``optimizer.state``, groups and parameters belong to the user. Every change to them is followed or clearly refused.
 
-Each action below is done between two steps, to optimizers of several rules and formats. What must be true afterwards is
-said beside it: the next step has the bits of a run in which nothing was done (``SAME``), of one that begins anew
-(``ANEW``) or of one that goes on from given values (``VALUES``), or it raises an error with a sentence that helps, and
-nothing has changed.
+Each action below happens between two steps, for optimizers of several rules and formats. The expected result is stated
+beside it: the next step has the bits of a run without the action (``SAME``), of one that starts again (``ANEW``) or of
+one that continues from given values (``VALUES``), or it raises a helpful error and nothing has changed.
 """
 
 from __future__ import annotations
@@ -263,7 +262,7 @@ def test_floating_point_values_are_stored_in_the_format(name: str, caplog: pytes
     values_given(optimizer)
     after = {s.slot.name: s.read() for s in optimizer.states(p)}
     for key, value in before.items():
-        assert torch.equal(after[key], value)  # stored values are stored again as they are
+        assert torch.equal(after[key], value)  # stored values are stored again unchanged
     step(optimizer, 1)
     assert {optimizer.state[p][f"{key}_age"] for key in before} == {2}
 

@@ -1,4 +1,4 @@
-"""What type checkers and editors see is what there is."""
+"""The stubs for type checkers and editors match the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``halfulp.testing.check_optimizer``: each convention finds an optimizer that breaks it."""
+"""``halfulp.testing.check_optimizer``: each convention detects an optimizer that breaks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block-scaled states: the ensemble's law against simulations with the library's own quantizers."""
+"""Block-scaled states: the ensemble's distribution against simulations with the library's quantizers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_standard_errors_are_those_of_ensembles_drawn_apart(name: str, kind: str
     for figure in ("stalled", "lag"):
         apart = np.std([law.moment(figure)[5:] for law in laws], axis=0, ddof=1).mean()
         told = np.mean([law.error(figure)[5:] for law in laws])
-        # sizes are spread evenly, which the differences between blocks do not know of
+        # sizes are spread evenly, which the differences between blocks do not account for
         assert apart < 1.25 * told + 1e-4, figure
         if not spread and told > 1e-3:
             assert apart > 0.6 * told, figure
@@ -243,6 +243,6 @@ def test_exponents_of_scales_are_the_library_s(name: str) -> None:
     limits = np.float32(fmt.reach) * np.exp2(np.arange(-20, 20))  # where the exponent changes
     largest = np.concatenate([np.exp(8 * rng.standard_normal(2000)), limits, [0.0]]).astype(np.float32)
     codes = Scaling("pow2").from_absmax(torch.from_numpy(largest), fmt).numpy()
-    inside = (codes > 1) & (codes < 253)  # a byte holds no others
+    inside = (codes > 1) & (codes < 253)  # the only codes that a byte can hold
     assert inside.sum() > 1900
     assert np.array_equal(pow2_exponent(largest, fmt)[inside], codes[inside].astype(int) - 127)

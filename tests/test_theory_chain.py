@@ -1,4 +1,4 @@
-"""The chain against the design's table, published figures, and simulations on the exact grids."""
+"""The Markov chain against the design's table, published figures, and simulations on the exact grids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from halfulp.theory.transient import transient, transients
 from halfulp.theory.walk import walk_stall
 from support.theory_oracle import round_free, simulate
 
-# Stalled fraction of the update applied to a state of age 10, 100, 300, 1000, 3000; beta 0.999.
+# The stalled fraction of updates of a state of age 10, 100, 300, 1000, 3000; beta 0.999.
 BUILD_UP = {
     ("bf16", "nearest"): (0.150, 0.451, 0.680, 0.890, 0.972),
     ("bf16", "stochastic"): (0.137, 0.407, 0.604, 0.769, 0.819),
@@ -100,7 +100,7 @@ def _compare(chain: Chain, steps: int, n: int, seed: int = 0) -> None:
     assert (np.abs(law.stalled[: steps + 1] - stalled) < noise).all()
     mine = law.mean if square else np.sqrt(law.moment("square"))
     late = slice(steps // 2, steps + 1)
-    if size[late].min() > 0.01:  # else a few rare events make the mean
+    if size[late].min() > 0.01:  # otherwise a few rare events determine the mean
         np.testing.assert_allclose(mine[late].mean(), size[late].mean(), rtol=0.01)
 
 
@@ -181,7 +181,7 @@ def test_shared_second_moment_of_many_coordinates_stalls_more_evenly() -> None:
 
 def test_a_weight_average_stands_still_where_it_starts() -> None:
     """A weight of size 1 that moved by a tenth: a bf16 average at 0.9999 never follows, a stochastic one does."""
-    drive = Drive("gradient", ratio=110.0)  # mean 110 deviations; the average starts at 100
+    drive = Drive("gradient", ratio=110.0)  # the mean is 110 deviations, and the average starts at 100
     stuck, moving = (
         transient(Chain(get_format("bf16"), 0.9999, r, drive), 2000, start=100.0).mean[-1] for r in ROUNDINGS
     )
@@ -196,7 +196,7 @@ def test_means_under_a_drift_do_not_depend_on_phases(name: str) -> None:
         transients(Chain(get_format(name), 0.995, "stochastic", phases=p, fineness=2), rates, 1000) for p in (4, 16)
     )
     for a, b in zip(few, many, strict=True):
-        # stochastic rounding keeps the mean: what is left is the scale's fall by a whole phase at a time
+        # stochastic rounding keeps the mean, except that the scale falls by a whole phase at a time
         np.testing.assert_allclose(b.mean[50:], b.exact_mean[50:], rtol=0.015)
         np.testing.assert_allclose(a.mean[50:], a.exact_mean[50:], rtol=0.06)
         assert a.mean[50:].mean() == pytest.approx(a.exact_mean[50:].mean(), rel=0.02)
@@ -318,7 +318,7 @@ def test_strides_of_blocks_are_single_steps(name: str, drive: Drive, rounding: s
     assert np.diff(law.ages)[0] == 1
     assert np.diff(law.ages)[-1] == 2
     apart = np.interp(blocks.ages, law.ages, law.stalled) - blocks.stalled
-    error = blocks.error("stalled").max()  # of an ensemble of 384 blocks; the other has 256
+    error = blocks.error("stalled").max()  # for an ensemble of 384 blocks; the other has 256
     assert abs(apart[1:130]).max() < 5.5 * error
     assert abs(apart[130:]).max() < 5.5 * error
     assert abs(apart[130:].mean()) < 2.5 * error
@@ -330,7 +330,7 @@ def test_a_scale_that_comes_and_goes_loses_less() -> None:
     walk.exponent = np.full(PHASES * BLOCKS, 8)  # scales of 1/256 to 1/128, far from the largest code
     walk.code = np.full((PHASES * BLOCKS, 128), 200)
     calm = walk._stalled()
-    walk.code[:, 0] = len(walk.levels) - 1  # the next step may well leave the grid
+    walk.code[:, 0] = len(walk.levels) - 1  # the next step may leave the grid
     walk.exponent = np.full(PHASES * BLOCKS, -10)
     assert calm > 0.99
     assert walk._stalled() < 0.9 * calm

@@ -102,10 +102,10 @@ def test_what_is_measured() -> None:
     drive = RunDrive.of(g, patterns=2)
     assert drive.shared == pytest.approx(0.5, abs=0.06)
     assert np.log(drive.levels).std(axis=0).mean() == pytest.approx(0.4, abs=0.03)
-    assert 0.4 < np.log(drive.sizes).std(axis=1).mean() < 0.5  # the patterns take some of the largest elements
+    assert 0.4 < np.log(drive.sizes).std(axis=1).mean() < 0.5  # the patterns contain some of the largest elements
     alike = np.stack(list(drive.gradients()))
     assert np.square(alike).mean() == pytest.approx(np.square(g).mean(), rel=0.02)
-    assert (alike * g).mean() / np.square(g).mean() == pytest.approx(drive.shared, abs=0.1)  # the rest is drawn anew
+    assert (alike * g).mean() / np.square(g).mean() == pytest.approx(drive.shared, abs=0.1)  # the rest is drawn again
 
 
 def test_later_steps_are_the_same_steps_from_elsewhere() -> None:

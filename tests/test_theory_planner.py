@@ -37,7 +37,7 @@ def test_periods_at_0999(fmt: str, low: int, high: int) -> None:
 
 
 def test_a_fine_format_with_a_long_memory() -> None:
-    # brute force: 14 894 is best, where no drift, 0.025 and 0.1 are weighed, and a regret of 1 % is 14 662 to 15 095
+    # brute force gives 14 894 without drift, weighing 0.025 and 0.1, and 14 662 to 15 095 for a regret of 1 %
     period = halfulp.plan_reset("float16", beta=0.9999, rounding="nearest").period
     assert period == pytest.approx(14_894, rel=0.03)
 
@@ -53,7 +53,7 @@ def test_never(fmt: str, beta: float, rounding: str) -> None:
     assert plan.why.startswith("Never")
 
 
-# floats of as many fraction bits have one plan; what float16's takes, a second each, is not worth it
+# floats with equal fraction bits have the same plan; float16's takes a second each, too long
 STOCHASTIC = {f.mantissa_bits if f.kind == "float" else f.name: f.name for f in FORMATS.values() if f.name != "float16"}
 
 
@@ -61,7 +61,7 @@ STOCHASTIC = {f.mantissa_bits if f.kind == "float" else f.name: f.name for f in 
 def test_stochastic_rounding_wants_no_resets(name: str) -> None:
     for beta in (0.9, 0.95, 0.99, 0.999, 0.9999):
         plan = halfulp.plan_reset(name, beta=beta, rounding="stochastic")
-        # E4M0 by brute force: 0.135 every 16 426 steps and 0.147 without, where nothing drifts
+        # E4M0 by brute force: 0.135 every 16 426 steps and 0.147 without, if nothing drifts
         gains = {"ufloat4_e4m0": 16_400, "int4": 34_300, "uint4": 34_300} if beta == 0.9999 else {}
         if name in gains:
             assert plan.period == pytest.approx(gains[name], rel=0.1)
@@ -94,7 +94,7 @@ def test_a_plan_with_a_large_regret_is_better_than_none(name: str, beta: float, 
 @pytest.mark.parametrize(("name", "rounding", "reset"), [("fp8", "stochastic", False), ("fp4", "nearest", True)])
 def test_what_an_exact_state_gains_is_no_reason(name: str, rounding: str, reset: bool) -> None:
     plan = halfulp.plan_reset(name, beta=0.99, rounding=rounding, drifts=(0.5,))
-    assert plan.regret[-1] > 0.5  # a fall of the gradient by half an e-fold a window: a reset forgets the old scale
+    assert plan.regret[-1] > 0.5  # the gradient falls by half an e-fold per window, and a reset forgets the old scale
     assert (plan.period is not None) == reset
     assert reset or "a state that is not rounded would gain too" in plan.why
 
@@ -114,7 +114,7 @@ def test_error_of_an_exact_state(beta1: float, drift: float) -> None:
     decayed, young = beta1**t, t <= 2 / (1 - beta1)
     w1, w2 = np.where(young, roots[:, 0], roots[:, 1]), np.where(young, 1.0, roots[:, 2])
     direct = (1 + decayed) / (1 - decayed) * w2 - 2 * (1 + decayed) * w1 + 1
-    late = slice(8, None)  # a mean inverse of few squares has no variance
+    late = slice(8, None)  # the mean inverse of few squares has infinite variance
     np.testing.assert_allclose(predicted[late], direct[late], rtol=0.05, atol=0.002)
 
 
@@ -162,7 +162,7 @@ def test_a_unit_that_doubles_as_in_blocks(name: str, rounding: str) -> None:
     fmt = get_format(name)
     (chain,) = block_transients(fmt, 0.99, rounding, (0.0,), 100)
     blocks = block_law(Blocks(fmt, 0.99, rounding), 100, paths=64)
-    # elements of a block share its unit, so that 64 blocks are noisy at a single age
+    # elements of a block share its unit, so 64 blocks are noisy at a single age
     np.testing.assert_allclose(chain.stalled[5:], blocks.stalled[5:], atol=0.1)
     assert abs(chain.stalled[5:] - blocks.stalled[5:]).mean() < 0.025
     assert chain.lag[-1] == pytest.approx(blocks.lag[-1], abs=0.1 if fmt.bits == 4 else 0.03)
@@ -262,7 +262,7 @@ def test_measured_refuses(options: dict[str, object]) -> None:
     ("fmt", "slot", "beta", "rounding", "spread", "safe"),
     [("bf16", "exp_avg_sq", 0.95, "nearest", 1.0, True), ("ufloat4_e2m2", "exp_avg_sq", 0.95, "nearest", 1.0, False),
      ("fp8", "exp_avg", 0.999, "nearest", 1.0, False), ("fp8", "exp_avg_sq", 0.999, "nearest", 1.0, False),
-     ("fp8", "exp_avg_sq", 0.99, "nearest", 0.0, False),  # 0.004 by step 400, and creeps on
+     ("fp8", "exp_avg_sq", 0.99, "nearest", 0.0, False),  # 0.004 by step 400, and slowly rising
      ("fp8", "exp_avg_sq", 0.999, "stochastic", 0.5, True),  # measured: 0.0079, and 0.086 where some codes are zero
      ("fp8", "exp_avg_sq", 0.999, "stochastic", 1.0, False)],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trainers: every example runs for real, killed runs go on with the same bits, and the pieces of our own."""
+"""Trainers: every example really runs, killed runs continue with the same bits, and our own parts work."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(client: str, tmp_path: Path) ->
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     found, expected = (torch.load(tmp_path / f"{name}.pt") for name in ("resumed", "whole"))
     assert found.keys() == expected.keys()
-    assert any(t.dtype == torch.uint8 for t in expected.values() if torch.is_tensor(t))  # codes are among them
+    assert any(t.dtype == torch.uint8 for t in expected.values() if torch.is_tensor(t))  # including codes
     for key, value in expected.items():
         if torch.is_tensor(value):
             assert found[key].dtype == value.dtype, key
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(client: str, tmp_path: Path) ->
             assert found[key] == value, key
 
 
-# ---------------------------------------------------------------- pieces
+# ---------------------------------------------------------------- parts
 
 
 class Toy(nn.Module):
@@ -163,7 +163,7 @@ def test_groups_by_name() -> None:
     model = Toy()
     groups = groups_by_name(model, {"*embed*": {"state": "bf16", "lr": 0.1}, "embed.*": {"lr": 0.2}})
     assert by_name(groups) == {
-        "Embed.weight": {"state": "bf16", "lr": 0.2},  # without regard to case; the later pattern wins
+        "Embed.weight": {"state": "bf16", "lr": 0.2},  # case-insensitive; the later pattern wins
         "norm.weight": {"weight_decay": 0.0},
         "norm.bias": {"weight_decay": 0.0},
         "head.weight": {},
@@ -235,9 +235,9 @@ def test_the_factory_takes_over_the_arguments_of_the_trainer() -> None:
     made = Calls().create_optimizer()
     found = {k: made.param_groups[0][k] for k in ("lr", "betas", "eps", "weight_decay")}
     assert found == {"lr": 5e-5, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.03}
-    made = Calls().create_optimizer(lr=1e-2, betas=(0.5, 0.6))  # what is given outweighs them
+    made = Calls().create_optimizer(lr=1e-2, betas=(0.5, 0.6))  # arguments take precedence
     assert (made.param_groups[0]["lr"], made.param_groups[0]["betas"]) == (1e-2, (0.5, 0.6))
-    lion = Calls().create_optimizer(optimizer=halfulp.Lion)  # its betas are others than Adam's
+    lion = Calls().create_optimizer(optimizer=halfulp.Lion)  # its default betas differ from Adam's
     own = halfulp.Lion([nn.Parameter(torch.ones(1))]).defaults["betas"]
     assert (lion.param_groups[0]["lr"], lion.param_groups[0]["betas"]) == (5e-5, own)
     assert TrainerFactory()(Toy(), args=Arguments()).param_groups[0]["lr"] == 5e-5
@@ -253,7 +253,7 @@ def test_a_pattern_that_fits_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no parameter's name fits \['\*embd\*'\]; names are like Embed.weight"):
         groups_by_name(Toy(), {"*embd*": {"state": "bf16"}})
     with pytest.raises(ValueError, match="frozen"):
-        groups_by_name(Toy(), {"frozen.*": {"state": "bf16"}})  # names no parameter that is trained
+        groups_by_name(Toy(), {"frozen.*": {"state": "bf16"}})  # matches no trained parameter
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Lion", "SGD"])
@@ -326,7 +326,7 @@ def test_released_gradients_give_the_bits_of_a_step(name: str, state: str) -> No
         if release is not None:
             release.remove()
         model(torch.arange(16)).backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # removed: gradients stay again
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # removed: gradients are kept
     assert_same(*runs)
 
 
@@ -334,7 +334,7 @@ def test_at_most_one_gradient_is_alive() -> None:
     model = Toy()
     alive: list[int] = []
     release_gradients(halfulp.AdamW(model.parameters(), lr=1e-3))
-    for param in model.parameters():  # after the hook that frees it
+    for param in model.parameters():  # after the hook that frees the gradient
         if param.requires_grad:
             param.register_post_accumulate_grad_hook(
                 lambda _: alive.append(sum(p.grad is not None for p in model.parameters()))

@@ -1,4 +1,4 @@
-"""Transforms: what each does to the gradient or parameter, their order, and that they go with every format."""
+"""Transforms: their effect on the gradient or parameter, their order, and their use with every format."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_adagc_clips_a_spike_to_the_limit() -> None:
     found = moves([unit] * 10 + [unit * 100] + [unit * 100], [halfulp.adagc(relative=1.05, beta=0.98, warmup=5)])
     assert found[10].double().norm().item() == pytest.approx(1.05, rel=1e-6)
     torch.testing.assert_close(found[10], unit * 1.05, rtol=1e-6, atol=0)
-    after = 0.98 * 1.0 + 0.02 * 1.05  # the average took in the clipped norm, not the spike
+    after = 0.98 * 1.0 + 0.02 * 1.05  # the average includes the clipped norm, not the spike
     assert found[11].double().norm().item() == pytest.approx(1.05 * after, rel=1e-6)
 
 

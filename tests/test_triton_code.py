@@ -1,4 +1,4 @@
-"""What Triton makes of generated kernels for GPUs that need not be there (``tests/support/triton_code.py``)."""
+"""The code that Triton generates for GPUs that need not be present (``tests/support/triton_code.py``)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_code(tmp_path: Path) -> None:
         arithmetic = {i for i in floating if i.split(".")[0] in {"add", "sub", "mul", "div", "sqrt", "fma", "mad"}}
         assert arithmetic <= EXACT | (PACKED if code["target"] == "sm_100" else set()), name
         others = {i.split(".")[0] for i in floating - arithmetic}
-        assert others <= {"setp", "selp", "mov", "cvt", "abs", "neg", "testp", "ld", "st"}, name  # none rounds
+        assert others <= {"setp", "selp", "mov", "cvt", "abs", "neg", "testp", "ld", "st"}, name  # none of them rounds
         assert not [i for i in used if "ftz" in i or "approx" in i or "full" in i], name
         wide = used.get("ld.global.v4.b32", 0) > 0
         assert wide == code["aligned"], f"{name}: loads are wide where rows are aligned, and only there"

@@ -1,4 +1,4 @@
-"""Sums over tensors by Triton kernels, in the interpreter: the bits of ``halfulp.rules.base.total`` and ``largest``."""
+"""Sums over tensors by Triton kernels, in the interpreter, with the bits of ``halfulp.rules.base``."""
 
 from __future__ import annotations
 

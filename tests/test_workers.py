@@ -1,4 +1,4 @@
-"""Workers that meet now and then: what is sent, whom it reaches, what becomes of it."""
+"""Workers that synchronize from time to time: what they send, whom it reaches, and the result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_rounding_of_messages_is_unbiased_and_independent_between_senders() -> N
         layout.decode(layout.encode({"w": x}, torch.zeros(0), sender, 1), "w") - x for sender in range(64)
     ])  # fmt: skip
     one, mean = errors[0].square().mean().sqrt(), errors.mean(dim=0).square().mean().sqrt()
-    assert 0.9 < float(mean / one * 8) < 1.1  # falls as the root of 64
+    assert 0.9 < float(mean / one * 8) < 1.1  # decreases as the square root of 64
 
 
 # ---------------------------------------------------------------- graphs
@@ -80,7 +80,7 @@ def test_pairs_and_matchings_are_the_same_for_everyone_and_meet_their_probabilit
     for meeting in range(1, 20):
         pairs = RandomPairs(7).graph(meeting).edges
         assert pairs == RandomPairs(7).graph(meeting).edges
-        assert sorted(x for edge in pairs for x in edge) != list(range(7))  # one rests
+        assert sorted(x for edge in pairs for x in edge) != list(range(7))  # one worker is idle
         assert len(pairs) == 3
     graph = Graph(5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (1, 3)])
     matchings = Matchings(graph, 0.5)
@@ -122,7 +122,7 @@ def test_gossip_contracts_as_its_graph_says_and_keeps_the_mean(graph: Graph) -> 
     for before, after in pairwise(away):
         assert after <= graph.consensus * before + 1e-5 * away[0]
     if graph.consensus > 0:
-        assert away[14] / away[10] == pytest.approx(graph.consensus**4, rel=0.1)  # the slowest direction is left
+        assert away[14] / away[10] == pytest.approx(graph.consensus**4, rel=0.1)  # only the slowest direction is left
     assert moved < 1e-5
 
 
@@ -248,7 +248,7 @@ def test_eight_bits_train_as_thirty_two_and_send_a_quarter() -> None:
 
     full, low = work("fp32"), work("8bit")
     assert low[0][0] == pytest.approx(full[0][0], rel=0.02)
-    assert low[0][1] < 0.45 * full[0][1]  # figures and scales of these small tensors included
+    assert low[0][1] < 0.45 * full[0][1]  # including the headers and scales of these small tensors
 
 
 # ---------------------------------------------------------------- what is refused

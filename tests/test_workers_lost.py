@@ -1,4 +1,4 @@
-"""Workers that end, come late, or come again; asynchronous ones, and 1-bit Adam."""
+"""Workers that die, come late, or come back; asynchronous workers; and 1-bit Adam."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def step(weight: nn.Parameter, optimizer: Any, by: float) -> None:
 def test_worker_and_centre_go_towards_each_other() -> None:
     store, centre = serving()
     weight, optimizer = worker(store, pull=0.25)
-    assert float(weight.detach().abs().max()) == 0.0  # it begins from the centre
+    assert float(weight.detach().abs().max()) == 0.0  # it starts from the centre
     step(weight, optimizer, 8.0)
     assert centre.take_in() == 1
     assert float(weight[0, 0].detach()) == 6.0
     assert float(centre.values.read("w")[0, 0]) == 2.0
     late, _ = worker(store)
-    assert float(late[0, 0].detach()) == 2.0  # as does one that comes later, or again
+    assert float(late[0, 0].detach()) == 2.0  # so does one that comes later or comes back
     assert centre.take_in() == 0
 
 
@@ -137,16 +137,16 @@ def test_stale_pushes_are_refused_and_numbers_that_are_not_used_are_given_up() -
     store, centre = serving(staleness=2)
     weight, optimizer = worker(store, pull=0.5)
     others = [worker(store, pull=0.5) for _ in range(3)]
-    optimizer._store.add("pushes", 1)  # drawn by a worker that was killed before it sent
+    optimizer._store.add("pushes", 1)  # reserved by a worker that was killed before it sent
     for other, its in others:
         step(other, its, 1.0)
     version, start = optimizer._centre()
     assert version == 0
-    optimizer._centre = lambda: (version, start)  # what it has seen when the others' pushes come first
+    optimizer._centre = lambda: (version, start)  # as it sees the centre when the others' pushes come first
     step(weight, optimizer, 64.0)
     assert centre.take_in(patience=0.0) == 4
     assert (centre.version, centre.refused) == (3, 1)
-    assert float(centre.values.read("w").max()) == 1.5  # half of each way, and nothing of the stale one
+    assert float(centre.values.read("w").max()) == 1.5  # half of each distance, and nothing of the stale one
     assert centre._missing == {}
 
 
@@ -159,7 +159,7 @@ def test_flat_workers_count_more_at_the_centre() -> None:
         centre.take_in()
         seen.append(float(centre.values.read("w")[0, 0]))
     assert seen[0] == pytest.approx(1.0)  # the only worker
-    assert seen[1] == pytest.approx(1.0 + 0.25 * 3.0)  # a third of the other's weight; it began from 1
+    assert seen[1] == pytest.approx(1.0 + 0.25 * 3.0)  # a third of the other's weight; it started from 1
 
 
 def test_the_service_ends_when_all_have_left() -> None:

@@ -1,4 +1,4 @@
-"""What each method of workers is known to do."""
+"""Known properties of each method of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulls that are lost in low precision: predicted, counted by the monitor, and gone again under stochastic rounding."""
+"""Pulls that are lost in low precision: predicted, counted by the monitor, and absent under stochastic rounding."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_error_of_messages_falls_with_bits_and_with_workers(message: str, bits: 
     assert found.of_mean == pytest.approx(found.error / 4, rel=0.05)
     nearest = message_error(message, "nearest", workers=16)
     assert nearest.error < found.error
-    assert nearest.of_mean == pytest.approx(nearest.error, rel=1e-4)  # all err alike
+    assert nearest.of_mean == pytest.approx(nearest.error, rel=1e-4)  # all have the same error
     step = {"8bit": 2.83 / 127}.get(message)  # expected largest of 128 normal values
     if step is not None:
         assert found.error == pytest.approx(step / 6**0.5, rel=0.05)

@@ -1,7 +1,7 @@
 """halfulp: optimizer states in 16, 8 or 4 bits that stay right on average.
 
-Everything public is a name of this module; each is imported when first used, so that ``import halfulp`` costs
-little more than ``import torch``.
+Every public name is an attribute of this module. Each is imported on first use, so that ``import halfulp`` costs little
+more than ``import torch``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _HOME = {
     "stall_curve": "theory.predict",
     "stall_probability": "theory.predict",
 }
-"""Modules of public names; all others are optimizers, which are listed in :mod:`halfulp.optim`."""
+"""The modules of public names. All other names are optimizers, listed in :mod:`halfulp.optim`."""
 
 _MODULES = {
     "averaging": "averaging",
@@ -68,11 +68,11 @@ _MODULES = {
     "workers": "workers",
     "wrappers": "training",
 }
-"""Modules that are there after ``import halfulp`` alone, and where they are; some have a shorter name here."""
+"""The modules available after ``import halfulp``, by their names here, some of which are shorter."""
 
 
 class _ShortNames:
-    """Imports ``halfulp.trainers``, and the other short names, from where the modules are."""
+    """An importer of ``halfulp.trainers`` and the other short names."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
@@ -95,7 +95,7 @@ sys.meta_path.append(_ShortNames)  # type: ignore[arg-type]
 
 
 def _imported(name: str) -> Any:
-    """A module. The garbage collector rests meanwhile: one walk over torch's objects takes longer than the import."""
+    """Import a module with the garbage collector off. One pass over torch's objects takes longer than the import."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""``python -m halfulp``: the command line."""
+"""The command line, as ``python -m halfulp``."""
 
 from halfulp.cli import main
 

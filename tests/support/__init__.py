@@ -1,1 +1,1 @@
-"""Helpers that several test modules share: oracles, lists of cases, runs."""
+"""Helpers shared by several test modules: oracles, lists of cases, runs."""

@@ -1,4 +1,4 @@
-"""Optimizers in forked, spawned and killed processes; a script, since pytest's own process is not to be forked.
+"""Optimizers in forked, spawned and killed processes. This is a script, since pytest's own process must not be forked.
 
 ``python children.py fork THREADS_USED STEPPED IMPORTED``, ``spawn``, ``loader``, ``threads``, or ``kill SEED COUNT
 FOLDER``.
@@ -22,7 +22,7 @@ PATIENCE = 120.0
 
 
 def parameters() -> list[torch.nn.Parameter]:
-    """Small enough that no operation of torch itself is parallel, enough of them that a step of C is."""
+    """Return parameters so small that torch runs no operation in parallel, but enough that a step in C is parallel."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(100, 100, generator=generator)) for _ in range(60)]
     for p in params:
@@ -31,7 +31,7 @@ def parameters() -> list[torch.nn.Parameter]:
 
 
 def stepped(steps: int) -> bytes:
-    """Weights after some steps."""
+    """Return the weights after some steps."""
     import halfulp
 
     params = parameters()
@@ -42,7 +42,7 @@ def stepped(steps: int) -> bytes:
 
 
 def wait(pid: int) -> int:
-    """Exit status of a child, which is killed if it hangs."""
+    """Return the exit status of a child, which is killed if it hangs."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -55,7 +55,7 @@ def wait(pid: int) -> int:
 
 
 def fork(threads_used: bool, steps_before: int, imported: bool) -> None:
-    """A child, and a child of it, make the steps that the parent makes, with the same bits."""
+    """Check that a child and its child make the same steps as the parent, with the same bits."""
     torch.set_num_threads(2)
     if imported:
         import halfulp  # noqa: F401 - what is tested is that it is there
@@ -80,12 +80,12 @@ def fork(threads_used: bool, steps_before: int, imported: bool) -> None:
 
 
 def bits_in_child(queue: Any) -> None:
-    """Target of a process."""
+    """Put the bits into the queue. This is the target of a process."""
     queue.put(stepped(2))
 
 
 def same_bits(method: str) -> None:
-    """A child started by multiprocessing has the bits of the parent."""
+    """Check that a child started by multiprocessing has the bits of the parent."""
     torch.set_num_threads(2)
     x = torch.randn(4_000_000)
     (x + x).sum()
@@ -99,7 +99,7 @@ def same_bits(method: str) -> None:
 
 
 class Stepping(torch.utils.data.Dataset[int]):
-    """A data set that makes steps, as one that refines its items by optimization does."""
+    """A data set that makes optimizer steps, like one that refines its items by optimization."""
 
     def __len__(self) -> int:
         return 4
@@ -109,7 +109,7 @@ class Stepping(torch.utils.data.Dataset[int]):
 
 
 def loader() -> None:
-    """Steps in the workers of a DataLoader, while the parent makes its own."""
+    """Make steps in the workers of a DataLoader while the parent makes its own."""
     torch.set_num_threads(2)
     x = torch.randn(4_000_000)
     (x + x).sum()
@@ -118,7 +118,7 @@ def loader() -> None:
 
 
 def kill(seed: int, count: int, folder: Path) -> None:
-    """Kill a process that saves over and over, at a random moment; the file is always one of the two, whole."""
+    """Kill a process at a random moment while it saves repeatedly. The file is always one of the two, and complete."""
     import halfulp
     from halfulp.checkpoint.files import read_file
 
@@ -140,7 +140,7 @@ def kill(seed: int, count: int, folder: Path) -> None:
                 for optimizer in optimizers:
                     halfulp.save_optimizer(optimizer, path)
         before = path.stat().st_ino
-        while path.stat().st_ino == before:  # until the child has begun, however slow the machine is
+        while path.stat().st_ino == before:  # until the child has started, however slow the machine is
             time.sleep(0.001)
         time.sleep(rng.uniform(0.0, 0.03))
         os.kill(pid, signal.SIGKILL)
@@ -152,7 +152,7 @@ def kill(seed: int, count: int, folder: Path) -> None:
 
 
 def threads() -> None:
-    """First steps of four optimizers in four threads, and two more after them, have the bits of the reference."""
+    """Check that the first steps of four optimizers in four threads, and two more, have the bits of the reference."""
     import gc
     import threading
 
@@ -178,7 +178,7 @@ def threads() -> None:
             thread.start()
         for thread in running:
             thread.join()
-        gc.collect()  # tables that only a lost race had made are gone now
+        gc.collect()  # tables made by threads that lost the race are gone now
         for seed, (optimizer, p) in enumerate(together):
             alone, q = make(state, seed, "reference")
             for _ in range(2):

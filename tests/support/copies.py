@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Late:
-    """Streams' stand-in: a copy happens when it is waited for, at the latest when all are; and is counted."""
+    """A stand-in for streams that does each copy only when it is waited for, and counts the copies."""
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []

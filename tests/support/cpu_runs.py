@@ -15,7 +15,7 @@ FEW = [
 
 
 def assert_cpu_has_the_bits(case: Case, steps: int = 2) -> None:
-    """Run a case on both; after each step all results are the same bits."""
+    """Run a case on both backends. After each step, all results must have the same bits."""
     got, expected = make_step(case), make_step(case)
     assert cpu.supports(got.binding.rule, got) is None
     assert got.binding.plan.row is not None

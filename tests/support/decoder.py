@@ -1,4 +1,4 @@
-"""The lab's small decoder written plainly, for one replica, with torch's own operations and autograd."""
+"""The lab's small decoder in plain form, for one replica, with torch's own operations and autograd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["decoder_loss"]
 
 
 def decoder_loss(weights: dict[str, Tensor], tokens: Tensor, architecture: str, heads: int) -> Tensor:
-    """Mean cross entropy of sequences ``(sequences, context + 1)``."""
+    """Return the mean cross entropy of sequences of shape ``(sequences, context + 1)``."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     x = weights["embedding"][inputs]
     hidden, context = x.shape[-1], x.shape[1]

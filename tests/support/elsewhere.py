@@ -1,7 +1,7 @@
-"""The C kernels on a machine that is not there: built for it, and run by an emulator, one process a step.
+"""The C kernels for another architecture, run by an emulator, with one process per step.
 
-:class:`Elsewhere` takes the place of the library of :mod:`halfulp.kernels.native`: it hands over all memory that a step
-reads, and puts back what the step made of it.
+:class:`Elsewhere` replaces the library of :mod:`halfulp.kernels.native`. It copies all memory that a step reads to the
+emulated process, and copies the results back.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ CSRC = Path(__file__).resolve().parents[2] / "src" / "halfulp" / "kernels" / "cs
 TABLES = (
     {"values": 2048} | dict.fromkeys(("levels", "middles", "density", "start", "base"), 1024) | {"even": EVEN.itemsize}
 )
-"""Bytes of the tables of a format of 8 bits; one of 4 has 16 values."""
+"""The bytes of the tables of an 8-bit format. A 4-bit format has 16 values."""
 
 
 class Elsewhere:
-    """A stand-in for the compiled library: ``hu_step``, and ``hu_find`` of the library that is here."""
+    """A stand-in for the compiled library: ``hu_step``, and the local library's ``hu_find``."""
 
     def __init__(self, compiler: str, emulator: list[str], folder: Path, flags: list[str]) -> None:
         self.command = [*emulator, str(folder / "replay")]
@@ -38,7 +38,7 @@ class Elsewhere:
         subprocess.run([*build, "-static", "-pthread", *sources, "-lm", "-o", self.command[-1]], check=True)
 
     def hu_step(self, address: int, count: int, threads: int) -> int:
-        """As the library's, on `count` rows of :data:`WORK` at `address`."""
+        """Do the library's ``hu_step`` on `count` rows of :data:`WORK` at `address`."""
         rows = np.frombuffer(ctypes.string_at(address, count * WORK.itemsize), WORK)
         lists: dict[int, int] = {}
         formats: dict[int, int] = {}

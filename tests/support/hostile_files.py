@@ -1,7 +1,7 @@
-"""Damaged and hostile files of every kind that is read, made from sound ones by seeded mutations that know the format.
+"""Damaged and hostile files of every kind that the library reads, made from sound files by seeded mutations.
 
-Run as a script (``python hostile_files.py SEED COUNT FOLDER``) it reads that many files in one process of bounded
-memory, and prints the counts as JSON: whatever is neither a load nor a clear error is listed under ``failures``.
+As a script (``python hostile_files.py SEED COUNT FOLDER``), it reads that many files in one process of bounded memory,
+and prints the counts as JSON. Every result other than a load or a clear error is listed under ``failures``.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, read_jsonl
 
 MEMORY = 2 << 30
-"""Bytes of address space that reading may take beyond what the process has when it begins."""
+"""The address space in bytes that reading may use beyond that of the process at the start."""
 SECONDS = 20.0
-"""Longest time for one file."""
+"""The longest time for one file."""
 INTEGERS = (0, 1, -1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**64)
 NAMES = (
     ("os", "system"), ("builtins", "eval"), ("builtins", "getattr"), ("builtins", "setattr"), ("builtins", "set"),
@@ -103,7 +103,7 @@ def sound_files(folder: Path) -> dict[str, Path]:
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flip, cut, double, delete or overwrite bytes, without knowing what they mean."""
+    """Flip, cut, duplicate, delete or overwrite bytes, without regard to their meaning."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
         at = rng.randrange(len(out)) if out else 0
@@ -126,7 +126,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(value: Any, rng: random.Random) -> Any:
-    """Replace, drop, double or nest one node of a JSON value."""
+    """Replace, drop, duplicate or nest one node of a JSON value."""
     places = list(_places(value))
     if not places:
         return rng.choice(JUNK)
@@ -185,7 +185,7 @@ def mutate_pickle(data: bytes, rng: random.Random) -> bytes:
             pieces.insert(i, pieces[rng.randrange(len(pieces) - 1)])
         case 5:
             pieces[i], pieces[i - 1] = pieces[i - 1], pieces[i]
-        case 6:  # a class with attributes set, and dropped again
+        case 6:  # a class with attributes set, then dropped
             module, name = rng.choice(NAMES)
             pieces.insert(i, f"c{module}\n{name}\n".encode() + b"N}X\x06\x00\x00\x00finishNs\x86b0")
         case 7:  # a call whose result is dropped
@@ -195,7 +195,7 @@ def mutate_pickle(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """Change the header of a safetensors file, our own tree in it, or tensor bytes under a checksum made again."""
+    """Change a safetensors file: its header, our own tree in it, or tensor bytes with a new checksum."""
     length = struct.unpack("<Q", data[:8])[0]
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     kind = rng.randrange(3)
@@ -219,7 +219,7 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_zip(data: bytes, rng: random.Random) -> bytes:
-    """Change the pickle of a torch archive or its members, and zip it again."""
+    """Change the pickle or the members of a torch archive, and zip it again."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(m.filename, archive.read(m)) for m in archive.infolist()]
     kind = rng.randrange(5)
@@ -235,7 +235,7 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
     out = io.BytesIO()
     pressed = zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", pressed) as archive:
-        warnings.simplefilter("ignore")  # of doubled names
+        warnings.simplefilter("ignore")  # warns of duplicate names
         for name, content in members:
             archive.writestr(name, content)
     return out.getvalue()
@@ -274,7 +274,7 @@ def mutant(kind: str, sound: Path, target: Path, rng: random.Random) -> Path:
 
 
 def classes() -> dict[str, dict[str, Any]]:
-    """Attributes of every class of the modules that a hostile file would like to change."""
+    """Return the attributes of every class that a hostile file could try to change."""
     modules = [m for n, m in list(sys.modules.items()) if n.startswith(("torch.distributed.checkpoint", "pathlib"))]
     modules += [
         sys.modules[n] for n in ("collections", "enum", "torch", "torch._utils", "os", "halfulp.checkpoint.dcp")
@@ -288,7 +288,7 @@ def classes() -> dict[str, dict[str, Any]]:
 
 
 def read_everything(kind: str, path: Path, optimizer: Any) -> str:
-    """Read a file in every way that there is for its kind: ``"loaded"`` or ``"refused"``."""
+    """Read a file in every way available for its kind. Return ``"loaded"`` or ``"refused"``."""
     result = "refused"
     if kind == "json":
         with contextlib.suppress(ValueError):
@@ -330,7 +330,7 @@ def _forbid(event: str, arguments: Any) -> None:
 
 
 def main(seed: int, count: int, folder: Path) -> None:
-    """Read `count` mutants and print what became of them."""
+    """Read `count` mutants and print the results."""
     sys.setrecursionlimit(1000)
     torch.set_num_threads(1)
     sound = sound_files(folder)

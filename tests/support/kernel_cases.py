@@ -1,8 +1,8 @@
-"""The cases that every kernel is compared on with the reference, bit for bit. Data only; no backend is imported here.
+"""The cases on which every kernel is compared with the reference, bit for bit. No backend is imported here.
 
-A :class:`Case` says what is stored how, over which shape and values; :func:`make_step` builds the same step as often as
-it is asked, so that one copy goes through the reference and another through a kernel; :func:`assert_same_bits`
-compares everything a step may change. Shapes are small: an interpreter has to get through them too.
+A :class:`Case` describes storage, shape and values. :func:`make_step` builds the same step any number of times, so that
+one copy can run on the reference and another on a kernel. :func:`assert_same_bits` compares everything that a step may
+change. Shapes are small, since an interpreter has to process them too.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ HYPER: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.999},
     "ema_difference": {"decay": 0.999},
 }
-SHAPE = (3, 200)  # a whole block and a short one in every row
+SHAPE = (3, 200)  # a whole and a short block in every row
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: what is stored how, and the values it runs on.
+    """One comparison: how states are stored, and the values of the step.
 
     ``data``: ``"normal"``; ``"wide"`` (magnitudes over 20 binades inside a block); ``"zeros"`` (gradient and states);
     ``"specials"`` (NaN, infinity, -0, subnormals and the largest numbers among the gradients); ``"params"`` (the same
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Name for pytest: what differs from the default case."""
+        """The name for pytest: the differences from the default case."""
         base = Case()
         parts = [self.rule, "+".join(self.formats)]
         for name in ("rounding", "scaling", "shape", "data", "param_dtype", "param_rounding", "grad_dtype", "hyper"):
@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
 
 
 def _pairs() -> list[tuple[str, str]]:
-    """Every friendly name in both slots, and every row of the table in each slot that can take it."""
+    """Return every short name in both slots, and every format in each slot that can use it."""
     pairs = [(name, name) for name in FRIENDLY]
     for row in FORMATS.values():
         if row.signed:
@@ -191,11 +191,11 @@ def _averages() -> list[Case]:
 
 
 AVERAGES = _averages()
-"""Updates of weight averages; backends without a kernel for them leave them to the reference."""
+"""Updates of weight averages. Backends without a kernel for them use the reference."""
 
 
 def specials(count: int) -> Tensor:
-    """Values of every kind that fp32 has, far apart enough that some tiles have none."""
+    """Return values of every kind in fp32, far enough apart that some tiles have none."""
     values = torch.ones(count)
     kinds = [float("nan"), float("inf"), -float("inf"), -0.0, 1e-45, -1e-39, 3.4e38, -3.4e38, 1e-38, 1e19, 65520.0]
     for i, value in enumerate(kinds):
@@ -204,7 +204,7 @@ def specials(count: int) -> Tensor:
 
 
 def values_of(case: Case, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Parameter, gradient and fp32 states of a case, of its shape."""
+    """Return the parameter, gradient and fp32 states of a case."""
     generator = torch.Generator().manual_seed(zlib.crc32(repr((case.shape, case.data)).encode()) + seed)
     count = int(torch.Size(case.shape).numel())
 
@@ -231,7 +231,7 @@ def values_of(case: Case, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def quantizers_of(case: Case) -> tuple[Quantizer, ...]:
-    """One quantizer a slot."""
+    """Return one quantizer per slot."""
     slots = RULES[case.rule].slots({**HYPER[case.rule], **dict(case.hyper)})
     rounding = (case.rounding,) * len(slots) if isinstance(case.rounding, str) else case.rounding
     scaling = (case.scaling,) * len(slots) if isinstance(case.scaling, Scaling) else case.scaling
@@ -247,7 +247,7 @@ def quantizers_of(case: Case) -> tuple[Quantizer, ...]:
 
 
 def make_step(case: Case, seed: int = 0, device: str = "cpu") -> Step:
-    """A step of this case; equal arguments give equal bits in new tensors."""
+    """Return a step of this case. Equal arguments give equal bits in new tensors."""
     rule, hyper = RULES[case.rule], {**HYPER[case.rule], **dict(case.hyper)}
     slots, quantizers = rule.slots(hyper), quantizers_of(case)
     flat_param, flat_grad, flat_states = values_of(case, seed)
@@ -267,7 +267,7 @@ def make_step(case: Case, seed: int = 0, device: str = "cpu") -> Step:
 
 
 def set_step(case: Case, step: Step, number: int) -> None:
-    """Scalars and random streams of a step, with every state at that age."""
+    """Set the scalars and random streams of a step, with every state at that age."""
     hyper = {**HYPER[case.rule], **dict(case.hyper)}
     ages = {"step": number, **{s.slot.name: number for s in step.binding.states}}
     step.scalars = {k: fp32(v) for k, v in step.binding.rule.scalars(hyper, ages).items()}
@@ -278,18 +278,18 @@ def set_step(case: Case, step: Step, number: int) -> None:
 
 
 def next_grad(case: Case, step: Step, seed: int) -> None:
-    """Another gradient, of another seed, for a further step."""
+    """Set another gradient, from another seed, for a further step."""
     grad = values_of(case, seed)[1].reshape(case.shape)
     step.inputs = (grad.to(step.binding.device, step.inputs[0].dtype), *step.inputs[1:])
 
 
 def bound_anew(step: Step, **changes: Any) -> Step:
-    """The step with a binding of other tensors, or another place."""
+    """Return the step with a binding of other tensors or another position."""
     return replace(step, binding=replace(step.binding, **changes))
 
 
 def results(step: Step) -> dict[str, Tensor]:
-    """Everything that a step may change, by name."""
+    """Return everything that a step may change, by name."""
     found = {} if step.binding.param is None else {"param": step.binding.param}
     for state in step.binding.states:
         found[state.slot.name] = state.codes
@@ -299,7 +299,7 @@ def results(step: Step) -> dict[str, Tensor]:
 
 
 def assert_same_bits(step: Step, expected: Step) -> None:
-    """All results equal as bits (the payload of a NaN parameter apart: torch's own casts disagree on it)."""
+    """Assert that all results have equal bits, except the payload of NaN parameters, where torch's casts differ."""
     skipped, wanted = int(step.skipped), int(expected.skipped)
     assert skipped == wanted, f"skipped {skipped} elements, the reference {wanted}"
     for (name, got), want in zip(results(step).items(), results(expected).values(), strict=True):

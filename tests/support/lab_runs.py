@@ -28,18 +28,18 @@ TINY_OPTIONS = [
 
 
 def corpus() -> Corpus:
-    """Half a megabyte of the standard library."""
+    """Return half a megabyte of the standard library."""
     return load_corpus(max_mb=0.5)
 
 
 def run_folder(folder: Path, config: CompareConfig) -> Path:
-    """A run folder in which nothing has run yet."""
+    """Return a run folder in which nothing has run yet."""
     prepare_run_folder(folder, config, corpus())
     return folder
 
 
 def train_all(folder: Path, config: CompareConfig, **options: Any) -> None:
-    """Every run, one after the other, in this process."""
+    """Train every run, one after the other, in this process."""
     threads = torch.get_num_threads()
     try:
         for spec in config.runs():
@@ -49,12 +49,12 @@ def train_all(folder: Path, config: CompareConfig, **options: Any) -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line as a subprocess runs it."""
+    """Return the command line for a subprocess."""
     return [sys.executable, "-m", "halfulp", *arguments]
 
 
 def environment() -> dict[str, str]:
-    """Of a subprocess: no network, a terminal of known width."""
+    """Return the environment of a subprocess: no network, a terminal of known width."""
     return {**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
@@ -66,7 +66,7 @@ def run(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[st
 
 
 def bits(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Every tensor of every checkpoint of a run folder, as bytes."""
+    """Return every tensor of every checkpoint of a run folder, as bytes."""
     out = {}
     for path in sorted(folder.glob("runs/*/checkpoint.safetensors")):
         tensors = flat(read_file(path))
@@ -75,7 +75,7 @@ def bits(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 def flat(value: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """Tensors of nested dictionaries and lists, by the path to each."""
+    """Return the tensors of nested dictionaries and lists, by their paths."""
     if isinstance(value, torch.Tensor):
         return {name: value}
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
@@ -83,7 +83,7 @@ def flat(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every ``metrics.jsonl`` of a run folder, without the clock."""
+    """Return every row of every ``metrics.jsonl`` of a run folder, without times."""
     out = {}
     for path in sorted(folder.glob("runs/*/metrics.jsonl")):
         out[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(path)]
@@ -91,10 +91,10 @@ def figures(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def averages(folder: Path) -> dict[str, Any]:
-    """What each ``summary.json`` of a run folder says of averages of the weights."""
+    """Return the entries on averages of the weights in each ``summary.json`` of a run folder."""
     return summaries(folder, "averages")
 
 
 def summaries(folder: Path, key: str) -> dict[str, Any]:
-    """One entry of each ``summary.json`` of a run folder."""
+    """Return one entry of each ``summary.json`` of a run folder."""
     return {path.parent.name: read_json(path)[key] for path in sorted(folder.glob("runs/*/summary.json"))}

@@ -1,4 +1,4 @@
-"""Small models, optimizers on them, and all bits of both; what many test modules share."""
+"""Small models, optimizers on them, and all bits of both, shared by many test modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import halfulp
 
 STATES = ("fp32", "bf16", "fp8", "fp4", "int8")
-"""A friendly name of every kind."""
+"""A short format name of every kind."""
 CLASSES = {
     "AdamW": (halfulp.AdamW, {}), "Adam": (halfulp.Adam, {"weight_decay": 0.1}),
     "SGD": (halfulp.SGD, {"momentum": 0.9, "nesterov": True}), "Lion": (halfulp.Lion, {}),
@@ -42,7 +42,7 @@ def run(optimizer: Any, steps: int, first: int = 0) -> None:
 
 
 def everything(optimizer: Any) -> list[Any]:
-    """All bits: parameters, states, ages."""
+    """Return all bits: parameters, states, ages."""
     found: list[Any] = []
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -63,6 +63,6 @@ def assert_same(a: list[Any], b: list[Any]) -> None:
 
 
 def stored_bytes(o: torch.optim.Optimizer) -> int:
-    """Bytes of the memory behind all tensors of state."""
+    """Return the bytes of the memory behind all state tensors."""
     tensors = [v for entries in o.state.values() for v in entries.values() if torch.is_tensor(v)]
     return sum(t.untyped_storage().nbytes() for t in tensors)

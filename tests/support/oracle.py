@@ -1,8 +1,8 @@
-"""A slow exact scalar model of the arithmetic: fractions and Python integers, no torch, no numpy, none of our code.
+"""A slow exact scalar model of the arithmetic in fractions and integers, without torch, numpy or our own code.
 
-It is written from the definitions in ``docs/bit-contract.md``: what a code means, how a value is rounded, which random
-word an element gets, what a block's scale is, and what one step of each rule computes. Fractions know no signed zero:
-where the sign of a zero matters the caller passes a float.
+It is written from the definitions in ``docs/bit-contract.md``: the values of codes, rounding, the random word of an
+element, the scale of a block, and one step of each rule. Fractions have no signed zero. If the sign of a zero matters,
+the caller passes a float.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ZERO = Fraction(0)
 
 
 def f32(x: Fraction) -> Fraction:
-    """Round to the nearest fp32 value, ties to even; subnormals kept. ``OverflowError`` beyond the largest."""
+    """Round to the nearest fp32 value, ties to even, with subnormals. Raise ``OverflowError`` beyond the largest."""
     if x == 0:
         return ZERO
     magnitude = abs(x)
@@ -39,10 +39,10 @@ def f32(x: Fraction) -> Fraction:
 
 
 def f32_sqrt(x: Fraction) -> Fraction:
-    """Correctly rounded square root of a non-negative fp32 value."""
+    """Return the correctly rounded square root of a non-negative fp32 value."""
     if x == 0:
         return ZERO
-    shift = 2 * 140  # enough integer digits for 24 bits and a sticky one of the smallest subnormal
+    shift = 2 * 140  # enough digits for 24 bits and a sticky bit of the smallest subnormal
     n = x.numerator * (1 << (2 * shift)) // x.denominator
     root = math.isqrt(n)
     sticky = 1 if root * root != n or x.numerator * (1 << (2 * shift)) % x.denominator else 0
@@ -53,7 +53,7 @@ def f32_sqrt(x: Fraction) -> Fraction:
 
 
 def value(fmt: Any, code: int) -> Fraction | None:
-    """Value of a code; ``None`` for NaN and infinity."""
+    """Return the value of a code, or ``None`` for NaN and infinity."""
     if fmt.kind == "codebook":
         return Fraction(fmt.levels[code])
     if fmt.kind == "int":
@@ -74,13 +74,13 @@ def value(fmt: Any, code: int) -> Fraction | None:
 
 @cache
 def magnitudes(fmt: Any) -> tuple[tuple[Fraction, int], ...]:
-    """(value, code) of the non-negative numbers of a float or integer format, in increasing order."""
+    """Return (value, code) of the non-negative numbers of a float or integer format, in increasing order."""
     codes = range(2 ** (fmt.bits - 1) if fmt.signed else 2**fmt.bits)
     return tuple(sorted((v, c) for c in codes if (v := value(fmt, c)) is not None))
 
 
 def neighbours(table: Sequence[tuple[Fraction, int]], x: Fraction) -> tuple[tuple[Fraction, int], tuple[Fraction, int]]:
-    """The table entries at or below and above a value inside the table's range (the last two at its end)."""
+    """Return the table entries at or below and above a value within the table's range (the last two at its end)."""
     low, high = 0, len(table) - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -89,7 +89,7 @@ def neighbours(table: Sequence[tuple[Fraction, int]], x: Fraction) -> tuple[tupl
 
 
 def fraction_bits(fmt: Any) -> int:
-    """Bits of the random word that stochastic rounding uses."""
+    """Return the number of random bits that stochastic rounding uses."""
     if fmt.name == "bfloat16" or fmt.kind == "codebook":
         return 16
     p = fmt.mantissa_bits if fmt.kind == "float" else fmt.bits - fmt.signed
@@ -97,7 +97,7 @@ def fraction_bits(fmt: Any) -> int:
 
 
 def encode(fmt: Any, x: float, word: int | None = None, zero_floor: bool = False) -> int:
-    """Code of an fp32 value: nearest without a random word, stochastic with one."""
+    """Return the code of an fp32 value: nearest without a random word, stochastic with one."""
     if math.isnan(x):
         return int(fmt.nan_code)
     if fmt.kind == "codebook":
@@ -124,7 +124,7 @@ def encode(fmt: Any, x: float, word: int | None = None, zero_floor: bool = False
 
 
 def _tie_up(fmt: Any, low_code: int) -> bool:
-    """Ties go to the even multiple of the spacing; without mantissa bits that is always the upper power of two."""
+    """Ties go to the even multiple of the spacing. Without mantissa bits, that is always the upper power of two."""
     if fmt.kind == "float" and fmt.mantissa_bits == 0:
         return low_code > 0
     return low_code % 2 == 1
@@ -152,9 +152,9 @@ def _encode_codebook(fmt: Any, x: float, word: int | None, zero_floor: bool) -> 
 
 @cache
 def _evenly(fmt: Any) -> list[tuple[Fraction, int, Fraction]]:
-    """Of each gap: the level next to zero of the run of gaps that it belongs to, its code, and the mean gap of the run.
+    """Return for each gap the level next to zero of its run of even gaps, that level's code, and the run's mean gap.
 
-    Gaps of a run differ by 1e-4 at most from one to the next; no run passes zero.
+    Successive gaps of a run differ by at most 1e-4, and no run crosses zero.
     """
     levels, made = _levels(fmt)[0], []
     gaps = [b - a for a, b in itertools.pairwise(levels)]
@@ -186,7 +186,7 @@ def philox4x32(counter: Sequence[int], key: Sequence[int], rounds: int = 10) -> 
 
 
 def random_word(seed: int, parameter: int, slot: str, step: int, element: int, multiplier: int = 0xD35A2D97) -> int:
-    """The word that an element of a stream gets in a step."""
+    """Return the word of an element of a stream in a step."""
     import zlib
 
     counter = [parameter & MASK, zlib.crc32(slot.encode()), step & MASK, step >> 32]
@@ -204,7 +204,7 @@ def random_word(seed: int, parameter: int, slot: str, step: int, element: int, m
 
 @dataclass
 class Stored:
-    """A row's worth of one state: codes, the scale of each block as a factor, and how it is stored."""
+    """One row of a state: codes, the scale of each block as a factor, and the storage."""
 
     fmt: Any
     block: int
@@ -238,7 +238,7 @@ class Stored:
 
 
 def pow2_scale(absmax: Fraction, top: Fraction) -> Fraction:
-    """Smallest power of two in [2**-126, 2**126] that brings a magnitude to `top` or below; 0 for 0."""
+    """Return the smallest power of two in [2**-126, 2**126] that scales a magnitude to `top` or below; 0 for 0."""
     if absmax == 0:
         return ZERO
     scale = Fraction(2) ** -126
@@ -251,7 +251,7 @@ def pow2_scale(absmax: Fraction, top: Fraction) -> Fraction:
 
 
 def adam_step(p: Fraction, g: Fraction, m: Fraction, v: Fraction, c: dict[str, Fraction]) -> tuple[Fraction, ...]:
-    """Adam or AdamW on one element; every operation is rounded to fp32. Returns parameter and both moments."""
+    """Do an Adam or AdamW step on one element, rounding every operation to fp32. Return parameter and both moments."""
     if c["l2"]:
         g = f32(g + f32(p * c["l2"]))
     m = f32(m + f32(f32(g - m) * c["weight1"]))
@@ -263,7 +263,7 @@ def adam_step(p: Fraction, g: Fraction, m: Fraction, v: Fraction, c: dict[str, F
 
 
 def sgd_step(p: Fraction, g: Fraction, b: Fraction, c: dict[str, Fraction]) -> tuple[Fraction, ...]:
-    """SGD with momentum on one element. Returns parameter and buffer."""
+    """Do an SGD step with momentum on one element. Return parameter and buffer."""
     if c["l2"]:
         g = f32(g + f32(p * c["l2"]))
     b = f32(f32(b * c["momentum"]) + f32(g * c["gain"]))
@@ -272,7 +272,7 @@ def sgd_step(p: Fraction, g: Fraction, b: Fraction, c: dict[str, Fraction]) -> t
 
 
 def lion_step(p: Fraction, g: Fraction, m: Fraction, c: dict[str, Fraction]) -> tuple[Fraction, ...]:
-    """Lion on one element. Returns parameter and moment."""
+    """Do a Lion step on one element. Return parameter and moment."""
     difference = f32(g - m)
     mixed = f32(m + f32(difference * c["weight1"]))
     direction = (mixed > 0) - (mixed < 0)

@@ -1,4 +1,4 @@
-"""Other processes of the tests: a piece of code, and modules under torchrun."""
+"""Other processes for tests: a piece of code, and modules under torchrun."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment for another one, which finds what this one imports and runs on one thread."""
+    """Return an environment for another process, with the same imports and one thread."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1", **more}
 
 
 def python(code: str, timeout: float = 600, **env: str) -> str:
-    """What a piece of code prints; it must end well."""
+    """Return the output of a piece of code, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=timeout
     )

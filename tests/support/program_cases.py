@@ -1,4 +1,4 @@
-"""Steps of every rule of the library that is a program, as :mod:`support.rules` lists them."""
+"""Steps of every rule of the library that is a program, as listed in :mod:`support.rules`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAMS = [v for v in VARIANTS if v.name not in NO_PROGRAM]
 def make_program_step(
     variant: Variant, form: str, rounding: str, shape: tuple[int, ...] = (3, 200), age: int = 7, odd: bool = False
 ) -> Step:
-    """A step of a rule; equal arguments give equal bits in new tensors. `odd`: some gradients are special values."""
+    """Return a step of a rule. Equal arguments give equal bits in new tensors. `odd` adds special gradients."""
     size, generator = torch.Size(shape), torch.Generator().manual_seed(age)
     count = size.numel()
     param, grad = torch.randn(count, generator=generator), torch.randn(count, generator=generator) * 0.1
@@ -51,6 +51,6 @@ def make_program_step(
 
 
 def combined(step: Step) -> list[Step]:
-    """The step with what its rule measures, if anything follows from that."""
+    """Return the step with the results of its measurement, if the rule has one."""
     rule = step.binding.rule
     return [step] if rule.measure is None else combine(rule, [step])

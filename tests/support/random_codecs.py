@@ -1,6 +1,6 @@
-"""States at random through ``hu_encode`` and ``hu_decode``, the C library's entry points, against the quantizers.
+"""Random states through ``hu_encode`` and ``hu_decode``, the C library's entry points, against the quantizers.
 
-``python -m support.random_codecs SEED COUNT`` (in ``tests``) runs some and prints those that differ.
+``python -m support.random_codecs SEED COUNT`` (in ``tests``) runs some and prints the failures.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from halfulp.numbers.scaling import Scaling, rows_and_cols
 from support.random_steps import BLOCKS, KINDS, SHAPES, difference, draw_format, values
 
 LARGE: tuple[tuple[int, ...], ...] = ((70001,), (3, 40000), (1000, 77), (2, 3, 33000))
-"""Shapes that several threads do."""
+"""Shapes that several threads process."""
 STARTS = (0, 0, 1, 63, 2**31 - 5, 2**32 - 300, 2**32 - 1, 2**33 + 17, 2**40 + 3, 2**63)
 """Global indices of first elements."""
 STRIDES = (0, 0, 1, 2**20, 2**31, 2**32 - 1, 2**33)
-"""What rows are further apart than their length, in the whole tensor."""
+"""Extra distances between rows of the whole tensor, beyond their length."""
 
 
 @dataclass
@@ -35,14 +35,14 @@ class Case:
     x: Tensor
     first_element: int = 0
     row_stride: int = 0
-    """What rows are apart in the whole tensor, beyond their length."""
+    """The distance between rows of the whole tensor, beyond their length."""
     threads: int = 1
     any_bytes: bool = False
-    """Decode random bytes, as a file may hold them, instead of what was stored."""
+    """Whether to decode random bytes, as in a file, instead of stored values."""
 
 
 def draw(seed: int) -> Case | None:
-    """The case of a seed; none where levels are too uneven for a quantizer."""
+    """Return the case of a seed, or ``None`` if its levels are too uneven for a quantizer."""
     r, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     signed = r.random() < 0.6
     fmt, kind, block = draw_format(r, signed), r.choice(("pow2", "fp32")), r.choice(BLOCKS)
@@ -55,12 +55,12 @@ def draw(seed: int) -> Case | None:
     x = values(r.choice(KINDS), shape, generator)
     if not signed and r.random() < 0.9:
         x = x.abs()
-    x = torch.where(x.isfinite(), x, 0.5)  # a step stores no other
+    x = torch.where(x.isfinite(), x, 0.5)  # a step stores only finite values
     return Case(quantizer, x, r.choice(STARTS), r.choice(STRIDES), r.randint(1, 3), r.random() < 0.5)
 
 
 def compare(case: Case, seed: int = 0) -> str | None:
-    """What differs between C and the quantizer, or ``None``."""
+    """Return the difference between C and the quantizer, or ``None``."""
     r, x, quantizer = random.Random(seed), case.x.contiguous(), case.quantizer
     rows, cols = rows_and_cols(x.shape)
     stride = cols + case.row_stride
@@ -87,12 +87,12 @@ def compare(case: Case, seed: int = 0) -> str | None:
 
 
 def entries(codes: Tensor, scale: Tensor | None) -> dict[str, Tensor]:
-    """What is stored, by name."""
+    """Return the stored tensors by name."""
     return {"codes": codes} if scale is None else {"codes": codes, "scale": scale}
 
 
 def search(first: int, count: int) -> tuple[int, list[str]]:
-    """How many of some seeds agreed, and what the others were."""
+    """Return how many of the seeds agreed, and the descriptions of the others."""
     agreed, differed = 0, []
     for seed in range(first, first + count):
         case = draw(seed)

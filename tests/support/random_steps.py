@@ -1,7 +1,7 @@
-"""Whole configurations at random, each run on two backends step by step: the same bits, or a sentence says where not.
+"""Random configurations, each run on two backends step by step, which must have the same bits.
 
 ``python -m support.random_steps SEED COUNT`` (in ``tests``) runs some and prints those that differ. A configuration
-follows from its seed alone, so that a number is all a report needs.
+depends only on its seed, so a report needs just that number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS = (
 
 
 def draw_format(r: random.Random, signed: bool) -> Format:
-    """A format of the library or a made-up one, with negative values if asked for."""
+    """Return a format of the library or a made-up one, with negative values if `signed`."""
     kind = r.choice(("library", "library", "float", "float", "codebook"))
     if kind == "library":
         return r.choice([f for f in FORMATS.values() if f.signed or not signed])
@@ -69,7 +69,7 @@ def draw_format(r: random.Random, signed: bool) -> Format:
 
 
 def draw_hyper(r: random.Random, make: Any) -> dict[str, Any]:
-    """Some of an optimizer's own hyper-parameters, to the extremes."""
+    """Return some of an optimizer's own hyper-parameters, including extreme values."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(make).parameters.items():
         default = parameter.default
@@ -94,7 +94,7 @@ def draw_hyper(r: random.Random, make: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All of a run but the backend."""
+    """Everything about a run except the backend."""
 
     seed: int
     make: Any
@@ -102,7 +102,7 @@ class Configuration:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     kinds: tuple[str, ...]
-    """Of the gradients of each step."""
+    """The kinds of the gradients of each step."""
     strided: tuple[bool, ...]
     threads: int
 
@@ -114,7 +114,7 @@ class Configuration:
 
 
 def draw(seed: int) -> Configuration:
-    """The configuration of a seed."""
+    """Return the configuration of a seed."""
     r = random.Random(seed)
     count = r.randint(1, 4)
     shapes = tuple(r.choice(SHAPES) for _ in range(count))
@@ -145,13 +145,13 @@ def draw(seed: int) -> Configuration:
 
 
 def values(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A gradient of a kind."""
+    """Return a gradient of some kind."""
     x = torch.randn(shape, generator=generator)
     u = torch.rand(shape, generator=generator)
     if kind == "wide":
         x = x * torch.exp2(60 * u - 30)
     elif kind == "zero":
-        x = x * 0.0  # of either sign
+        x = x * 0.0  # zeros of either sign
     elif kind == "sparse":
         x = torch.where(u < 0.9, 0.0, x)
     elif kind == "tiny":
@@ -172,7 +172,7 @@ def values(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Ten
 
 
 def lay_out(x: Tensor, strided: bool) -> Tensor:
-    """The same values, with other strides if there are any."""
+    """Return the same values, with other strides if `strided`."""
     return x.transpose(0, -1).contiguous().transpose(0, -1) if strided and x.dim() > 1 else x
 
 
@@ -192,7 +192,7 @@ class Run:
             self.made = c.make(self.params, **c.options, backend=backend)
 
     def step(self, kind: str) -> None:
-        """One more step with gradients (or, under an average, weights) of a kind."""
+        """Do one more step with gradients (or, for an average, weights) of some kind."""
         for p, strided in zip(self.params, self.c.strided, strict=True):
             x = values(kind, tuple(p.shape), self.generator).to(p.dtype)
             if self.c.make is EMA and self.c.options["difference"] and p is self.params[0]:
@@ -207,7 +207,7 @@ class Run:
             self.made.step()
 
     def everything(self) -> dict[str, Any]:
-        """All that a step may change, by name."""
+        """Return everything that a step may change, by name."""
         if self.c.make is EMA:
             return dict(flat(self.made.state_dict()))
         found: dict[str, Any] = {"skipped": dict(self.made.skipped)}
@@ -218,14 +218,14 @@ class Run:
 
 
 def flat(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested dictionaries, with the keys on the way."""
+    """Return the leaves of nested dictionaries, with the keys to them."""
     if isinstance(tree, dict):
         return [leaf for k, v in tree.items() for leaf in flat(v, f"{name}/{k}")]
     return [(name, tree)]
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """Where two runs differ first; a NaN is equal to any."""
+    """Return the first difference between two runs. All NaNs count as equal."""
     if set(a) != set(b):
         return f"entries {sorted(set(a) ^ set(b))}"
     for name, x in a.items():
@@ -246,19 +246,19 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 
 def bits(x: Tensor) -> Tensor:
-    """A tensor's pattern."""
+    """Return the bit pattern of a tensor."""
     if not x.is_floating_point():
         return x
     return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def compare(c: Configuration, backend: str | None = None) -> str | None:
-    """What differs between a backend (the fastest that serves) and the reference, or ``None``.
+    """Return the difference between a backend (by default the fastest) and the reference, or ``None``.
 
     Raises
     ------
     ValueError
-        Where the library refuses the configuration, on both.
+        If the library refuses the configuration, on both backends.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(c.threads)

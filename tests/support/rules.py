@@ -1,4 +1,4 @@
-"""Every rule of the library under every choice of arguments that changes what it does. Data only."""
+"""Every rule of the library with every choice of arguments that changes its behaviour."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Variant:
 
     @property
     def slots(self) -> tuple[StateSlot, ...]:
-        """All states of a matrix."""
+        """Return all states of a matrix."""
         return tuple(s for s in self.rule.slots(self.hyper) if s.shape((2, 3)) is not None)
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Names of the states that are neither numbers nor vectors, as if each had the parameter's shape."""
+        """Return the names of the states that are neither numbers nor vectors."""
         apart = {*self.numbers, *dict(self.vectors)}
         return tuple(s.name for s in self.slots if s.name not in apart)
 
     @property
     def vectors(self) -> tuple[tuple[str, str], ...]:
-        """Names of the states with a value for each row or column, and which of these."""
+        """Return the names of the states with one value per row or column, and which of the two."""
         found = ((s.name, extent_of(s, 2)) for s in self.slots)
         return tuple((name, extent) for name, extent in found if extent in ("rows", "columns"))
 
     @property
     def programs(self) -> Branches:
-        """Programs of its update."""
+        """Return the programs of its update."""
         rule = self.rule
         return trace(
             rule.update, self.states, self.numbers, 2, reads_of(rule), self.vectors, elementwise=rule.elementwise
@@ -64,15 +64,15 @@ class Variant:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Names of the states of one element."""
+        """Return the names of the one-element states."""
         return tuple(s.name for s in self.slots if is_number(s))
 
     def step(
         self, shape: tuple[int, ...], state: str = "8bit", rounding: Rounding = "stochastic", age: int = 7
     ) -> Step:
-        """A step of the rule on normal values, its states stored in a format; equal arguments give equal bits.
+        """Return a step of the rule on normal values, with states in a format. Equal arguments give equal bits.
 
-        The rule's states all have the parameter's shape.
+        The rule's states must all have the parameter's shape.
         """
         generator = torch.Generator().manual_seed(sum(shape) + age)
         states = []
@@ -89,13 +89,13 @@ class Variant:
         return Step(binding, (grad,), self.scalars(age), keys)
 
     def scalars(self, age: int) -> dict[str, float]:
-        """Scalars of the step in which every state has this age."""
+        """Return the scalars of the step in which every state has this age."""
         ages = {"step": age, **{s.name: age for s in self.slots}}
         return halfulp.rules.base.all_fp32(self.rule.scalars(self.hyper, ages))
 
 
 def variants() -> list[Variant]:
-    """Each once: of every optimizer those choices that it has, and the averages."""
+    """Return each variant once: every optimizer with its choices, and the averages."""
     found: dict[tuple[Any, ...], Variant] = {}
     for optimizer in OPTIMIZERS:
         for choice in CHOICES:
@@ -118,4 +118,4 @@ ELEMENTWISE = [
     for v in VARIANTS
     if v.rule.elementwise and v.rule.measure is None and all(s.shape((2, 3)) == (2, 3) for s in v.slots)
 ]
-"""Those whose step is one program, element by element, without sums."""
+"""The variants whose step is one elementwise program without sums."""

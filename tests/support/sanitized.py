@@ -1,6 +1,6 @@
-"""Kernel cases and random works on a library built with sanitizers; ``python -m support.sanitized PATH COUNT``.
+"""Kernel cases and random steps on a library built with sanitizers: ``python -m support.sanitized PATH COUNT``.
 
-Whatever a sanitizer finds ends the process. Threads are plain ones: ThreadSanitizer does not know those of OpenMP.
+A sanitizer's finding ends the process. Plain threads are used, since ThreadSanitizer does not support OpenMP's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Stand-ins for trainers that the tests do not install: their names and arguments, and what they do to an optimizer.
+"""Stand-ins for trainers that the tests do not install: their names, arguments, and effects on an optimizer.
 
-:func:`install` puts them into ``sys.modules`` in place of packages that are not there. Written from the packages'
+:func:`install` puts them into ``sys.modules`` in place of missing packages. They are written from the packages'
 documented interfaces, as of 2026.
 """
 
@@ -27,13 +27,13 @@ from torch.distributed.checkpoint.state_dict import (
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Put stand-ins where packages are missing; returns their names."""
+    """Install stand-ins for missing packages, and return their names."""
     missing = [name for name in MODULES if importlib.util.find_spec(name.partition(".")[0]) is None]
     for name in missing:
         module = ModuleType(name)
         vars(module).update(MODULES[name])
-        module.__path__ = []  # so that others are found below it
-        module.__spec__ = ModuleSpec(name, None, is_package=True)  # which who asks for a package looks at
+        module.__path__ = []  # so that submodules are found
+        module.__spec__ = ModuleSpec(name, None, is_package=True)  # for code that checks whether the package exists
         monkeypatch.setitem(sys.modules, name, module)
     return missing
 
@@ -49,7 +49,7 @@ class SFTTrainer(transformers.Trainer):
 
 
 class SentenceTransformerTrainer(transformers.Trainer):
-    """Has a loss of its own, and passes (optimizer, scheduler) on to the Trainer."""
+    """Has its own loss, and passes (optimizer, scheduler) on to the Trainer."""
 
     def __init__(
         self, model: Any, args: Any = None, train_dataset: Any = None, *, loss: Any, optimizers: Any = (None, None)
@@ -62,7 +62,7 @@ class SentenceTransformerTrainer(transformers.Trainer):
 
 
 class SentenceModel(nn.Module):
-    """Embeddings of words and a layer above them."""
+    """Word embeddings and a layer on top."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class SentenceModel(nn.Module):
 
 
 def similar(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A loss that draws the words of a sentence together."""
+    """Return a loss that pulls the words of a sentence together."""
     words = model(inputs["x"])
     return (words - words.mean(1, keepdim=True)).square().mean()
 
@@ -84,7 +84,7 @@ def similar(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @dataclass
 class LoraConfig:
-    """Rank, and names of the layers that get an adapter."""
+    """The rank, and the names of the layers that get an adapter."""
 
     r: int
     target_modules: list[str]
@@ -103,7 +103,7 @@ class _Adapter(nn.Module):
 
 
 def get_peft_model(model: nn.Module, config: LoraConfig) -> nn.Module:
-    """Freeze the model, and put an adapter beside each layer that is named."""
+    """Freeze the model, and add an adapter to each named layer."""
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
@@ -115,7 +115,7 @@ def get_peft_model(model: nn.Module, config: LoraConfig) -> nn.Module:
 def create_loraplus_optimizer(
     model: nn.Module, optimizer_cls: Any, *, lr: float, loraplus_lr_ratio: float, **kwargs: Any
 ) -> Any:
-    """Four groups, of which some are empty: A, embeddings, B, and B without decay."""
+    """Return four groups, some of them empty: A, embeddings, B, and B without decay."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     b = {n: p for n, p in trained.items() if "lora_B" in n or p.ndim == 1}
     groups = [
@@ -151,7 +151,7 @@ REGISTRY = _Registry()
 
 
 def create_optimizer_v2(model: nn.Module, opt: str, lr: float, weight_decay: float = 0.0, **kwargs: Any) -> Any:
-    """Two groups: vectors and biases without decay first."""
+    """Return two groups, vectors and biases without decay first."""
     info = REGISTRY[opt.lower()]
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     plain = [p for n, p in named if p.ndim <= 1 or n.endswith(".bias")]
@@ -168,7 +168,7 @@ def _namespace(tree: Any) -> Any:
 
 
 def instantiate(config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Call what ``_component_`` names with the other keys."""
+    """Call what ``_component_`` names, with the other keys as arguments."""
     path, _, name = config["_component_"].rpartition(".")
     options = {k: v for k, v in config.items() if k != "_component_"}
     return getattr(importlib.import_module(path), name)(*args, **{**options, **kwargs})
@@ -178,7 +178,7 @@ def instantiate(config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def get_optimizer(args: Any, trainable_params: list[Any]) -> tuple[str, str, Any]:
-    """``module.Class`` with arguments that are Python literals."""
+    """Return ``module.Class`` with arguments that are Python literals."""
     options = {}
     for argument in args.optimizer_args or []:
         key, value = argument.split("=")
@@ -194,14 +194,14 @@ def get_optimizer(args: Any, trainable_params: list[Any]) -> tuple[str, str, Any
 
 
 class BasePlugin:
-    """What a plugin may do; here, make an optimizer."""
+    """The methods of a plugin; here, creating an optimizer."""
 
     def create_optimizer(self, cfg: Any, trainer: Any) -> Any:
         return None
 
 
 class PluginManager:
-    """All plugins; the first that makes an optimizer wins."""
+    """All plugins. The first that creates an optimizer wins."""
 
     _instance: Any = None
 
@@ -223,7 +223,7 @@ class PluginManager:
 
 
 class OptimizersContainer(torch.optim.Optimizer):
-    """One optimizer for each part of a model, saved flat under the names of the parameters."""
+    """One optimizer per part of a model, saved flat by parameter name."""
 
     def __init__(self, model_parts: list[nn.Module], optimizer_cls: Any, optimizer_kwargs: dict[str, Any]) -> None:
         self.model_parts = model_parts
@@ -283,7 +283,7 @@ class _Engine(nn.Module):
 
 
 def initialize(model: nn.Module, optimizer: Any, config: dict[str, Any]) -> tuple[Any, Any, None, None]:
-    """Refuses optimizers that DeepSpeed does not know, unless the settings allow them."""
+    """Refuse optimizers that DeepSpeed does not know, unless the settings allow them."""
     if config.get("zero_optimization", {}).get("stage") and not config.get("zero_allow_untested_optimizer"):
         raise AssertionError(
             'You are using an untested ZeRO Optimizer. Please add "zero_allow_untested_optimizer": true'
@@ -314,4 +314,4 @@ MODULES: dict[str, dict[str, Any]] = {
     "torchtitan.components.optimizer": {"OptimizersContainer": OptimizersContainer},
     "deepspeed": {"initialize": initialize},
 }
-"""By the name of the module."""
+"""The stand-ins, by the name of the module."""

@@ -1,4 +1,4 @@
-"""Averages of a small model whose steps are integer arithmetic, for checkpoints that earlier versions wrote."""
+"""Averages of a small model with integer arithmetic, for checkpoints written by earlier versions."""
 
 import hashlib
 
@@ -25,7 +25,7 @@ BUILD = {
 
 
 def build():
-    """A model of two matrices, a batch norm and a tied weight; its values are exact in every format of 11 bits."""
+    """Return a model with two matrices, a batch norm and a tied weight. Its values are exact in every 11-bit format."""
     model = nn.Sequential(nn.Linear(32, 48), nn.BatchNorm1d(48), nn.Linear(48, 32), nn.Linear(32, 48, bias=False))
     model[3].weight = model[0].weight
     with torch.no_grad():
@@ -40,7 +40,7 @@ def _pattern(tensor, k, step):
 
 @torch.no_grad()
 def move(model, step, average):
-    """One step of training, and of the average."""
+    """Do one step of training and of the average."""
     if getattr(average, "difference", False):
         average.before_step()
     for k, p in enumerate(model.parameters()):
@@ -51,7 +51,7 @@ def move(model, step, average):
 
 
 def digest(state):
-    """Of every number and bit of a nest of mappings."""
+    """Return a digest of every number and bit of nested mappings."""
     found = hashlib.sha256()
 
     def visit(value):

@@ -1,6 +1,6 @@
-"""Slow, direct simulations of stored averages: the oracle for the theory. Nothing here is the library's own code.
+"""Slow, direct simulations of stored averages, as an oracle for the theory. They use none of the library's code.
 
-Rounding is done on values, with ``frexp`` or by searching a list of levels.
+Values are rounded with ``frexp`` or by searching a list of levels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 
 def round_free(y: Array, mantissa_bits: int, rng: np.random.Generator | None) -> Array:
-    """A float's mantissas at every exponent; stochastic if a generator is given."""
+    """Round to a float's mantissas at every exponent, stochastically if a generator is given."""
     unit = np.ldexp(1.0, np.frexp(np.abs(y))[1] - 1 - mantissa_bits)
     quotient = np.abs(y) / unit
     whole = np.rint(quotient) if rng is None else np.floor(quotient + rng.random(y.shape))
@@ -22,7 +22,7 @@ def round_free(y: Array, mantissa_bits: int, rng: np.random.Generator | None) ->
 
 
 def round_levels(y: Array, levels: Array, rng: np.random.Generator | None) -> Array:
-    """Sorted levels, saturating."""
+    """Round to sorted levels, with saturation."""
     y = np.clip(y, levels[0], levels[-1])
     low = np.clip(np.searchsorted(levels, y, side="right") - 1, 0, len(levels) - 2)
     share = (y - levels[low]) / (levels[low + 1] - levels[low])
@@ -41,7 +41,7 @@ def simulate(
     n: int = 100_000,
     seed: int = 0,
 ) -> tuple[Array, Array]:
-    """Stalled fraction met by a state of each age 0 .. `steps`, and its mean (root mean square) over the scale."""
+    """Return the stalled fraction at each age 0 .. `steps`, and the state's mean (root mean square) over the scale."""
     rng = np.random.default_rng(seed)
     free = levels is None
     power = 2.0 ** ((rng.permutation(n) + 0.5) / n) if free else np.full(n, scale)

@@ -1,14 +1,14 @@
-"""Compile Triton kernels for GPUs that need not be there, and say what their code does.
+"""Compile Triton kernels for GPUs that need not be present, and describe their code.
 
-Run as a module, in a process without ``TRITON_INTERPRET``, from the repository's root::
+Run as a module from the repository's root, in a process without ``TRITON_INTERPRET``::
 
     PYTHONPATH=tests python -m support.triton_code sm_80 sm_90 gfx942          sample cases, as JSON
     PYTHONPATH=tests python -m support.triton_code --every sm_90 gfx942        every program of every optimizer too
     PYTHONPATH=tests python -m support.triton_code --table sm_90               optimizers in 8 bits, as a table
     PYTHONPATH=tests python -m support.triton_code --csv sm_90 gfx942          AdamW in every format, for gpu_model.py
 
-The first architecture gets every case, on tensors with aligned rows; the others get four, on any tensors, or with
-``--every`` all as well.
+The first architecture gets every case, on tensors with aligned rows. The others get four cases, on any tensors, or all
+with ``--every``.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ SIZES = {"b8": 1, "b16": 2, "b32": 4, "b64": 8, "b128": 16}
 
 
 def kind_of(step: Step, program: Program, aligned: bool) -> Kind:
-    """What a program's kernel is compiled for, with or without the promise that rows and tensors are aligned."""
+    """Return the kind of a program's kernel, with or without aligned rows and tensors."""
     member = member_of(program, step, aligned)
     assert not isinstance(member, str), member
     return replace(member.kind, plan=replace(member.kind.plan, aligned=aligned))
 
 
 def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
-    """What the code of a kernel does: its instructions by name, registers and more of the machine code.
+    """Return what the code of a kernel does: its instructions by name, registers and other machine code figures.
 
     Parameters
     ----------
     kind
-        What the kernel is made for.
+        The kind of the kernel.
     target
-        ``sm_90`` and the like of NVIDIA, whose instructions are those of PTX, or ``gfx942`` and the like of AMD.
+        ``sm_90`` and the like for NVIDIA, with PTX instructions, or ``gfx942`` and the like for AMD.
     """
     levels = {f"levels{k}": "*fp32" for k in range(len(kind.formats))}
     numbers = "*fp64" if kind.program.sums else "*i32"
@@ -101,7 +101,7 @@ def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
 
 
 def amd_code(text: str, elements: float) -> dict[str, Any]:
-    """What an AMD kernel's machine code does; encodings are left out of the names of instructions."""
+    """Return what an AMD kernel's machine code does, with instruction names without encodings."""
     found = re.findall(r"^\t((?:v|s|ds|global|flat|buffer|scratch)_\w+)", text, re.M)
     names = Counter(re.sub(r"_(?:e32|e64|dpp|sdwa|e64_dpp)$", "", name) for name in found)
 
@@ -120,13 +120,13 @@ def amd_code(text: str, elements: float) -> dict[str, Any]:
 
 
 def moved(ptx: str, way: str) -> int:
-    """Bytes that a thread asks of tensors: its masked loads or stores; those of tables have no mask."""
+    """Return the bytes that a thread loads from or stores to tensors. These accesses are masked, unlike tables'."""
     found = re.findall(rf"^\s+@!?%\S+ {way}\.global(?:\.v(\d))?\.(b\d+)", ptx, re.M)
     return sum(int(count or 1) * SIZES[size] for count, size in found)
 
 
 def machine_code(cubin: bytes, elements: float) -> dict[str, float]:
-    """Registers, bytes of spills, and instructions an element, of what ``ptxas`` made."""
+    """Return registers, bytes of spills and instructions per element of the output of ``ptxas``."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -143,14 +143,14 @@ def machine_code(cubin: bytes, elements: float) -> dict[str, float]:
 
 
 def of_case(case: Case, aligned: bool) -> Kind:
-    """The kind of a case's launch."""
+    """Return the kind of a case's launch."""
     step = make_step(case)
     program = branches_of(step.binding.rule, step.binding, measuring=False).choose(step.scalars)
     return kind_of(step, program, aligned)
 
 
 def of_variants() -> Iterator[tuple[str, Kind]]:
-    """Every program of every rule that is elementwise, once, with states in 8 bits and aligned rows; and its name."""
+    """Yield every program of every elementwise rule once, with its name, with 8-bit states and aligned rows."""
     seen = set()
     for variant in ELEMENTWISE:
         step = variant.step((4, 1024))
@@ -161,7 +161,7 @@ def of_variants() -> Iterator[tuple[str, Kind]]:
 
 
 def bound(kind: Kind) -> float:
-    """Bytes a parameter that a step has to move: parameter and states in and out, the gradient in."""
+    """Return the bytes per parameter that a step must move: parameter and states in and out, the gradient in."""
     states = sum(f.bits / 8 + ((1 if s.pow2 else 4) / s.block if f.scaled else 0) for f, s in _stored(kind))
     gradient, weight = (4 if stored.float32 else 2 for stored in kind.stored[-2:])
     ways = (kind.program.param is not None) + kind.program.reads("param")
@@ -173,7 +173,7 @@ def _stored(kind: Kind) -> Iterator[tuple[Format, StoredAs]]:
 
 
 def storages() -> Iterator[tuple[str, Kind]]:
-    """AdamW in every format by its friendly name on fp32 parameters, and in 8 bits on bf16 parameters."""
+    """Yield AdamW in every format by short name with fp32 parameters, and in 8 bits with bf16 parameters."""
     for name in FRIENDLY:
         formats = tuple(resolve_name(name, signed=signed) for signed in (True, False))
         yield name, of_case(replace(BASE, formats=formats, shape=(4, 1024)), True)
@@ -185,7 +185,7 @@ def storages() -> Iterator[tuple[str, Kind]]:
 
 
 def write_csv(targets: list[str]) -> None:
-    """What AdamW's kernels ask of a GPU, as CSV for ``benchmarks/gpu_model.py``."""
+    """Write what AdamW's kernels require of a GPU as CSV, for ``benchmarks/gpu_model.py``."""
     out = csv.writer(sys.stdout)
     out.writerow(["target", "storage", "registers", "spilled", "instructions", "bytes"])
     for target in targets:
@@ -196,7 +196,7 @@ def write_csv(targets: list[str]) -> None:
 
 
 def table(target: str) -> str:
-    """The optimizers of the library in 8 bits, in Markdown: the program that each has without further arguments."""
+    """Return a Markdown table of the library's optimizers in 8 bits, with their programs for default arguments."""
     lines = [
         "| rule | states | registers | spilled B | instructions an element | bytes loaded | stored | bound |",
         "|---|---|---|---|---|---|---|---|",

@@ -16,7 +16,7 @@ FLAGS = [
 
 
 def browser() -> str:
-    """A Chromium on the path; without one the test is skipped, unless HALFULP_REQUIRE_BROWSER is set."""
+    """Return a Chromium on the path. Without one the test is skipped, unless HALFULP_REQUIRE_BROWSER is set."""
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
         found = shutil.which(name)
         if found:
@@ -27,7 +27,7 @@ def browser() -> str:
 
 
 def dump(page: Path, profile: Path, *flags: str) -> tuple[str, str]:
-    """Rendered DOM and console of a page."""
+    """Return the rendered DOM and the console output of a page."""
     done = subprocess.run(
         [
             browser(), *FLAGS, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0",

@@ -1,4 +1,4 @@
-"""Runs of workers, which the tests make in threads and in processes: the bits must be the same."""
+"""Runs of workers, made by the tests in threads and in processes. The bits must be the same."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CASES: dict[str, Made] = {
     "matchings": lambda o, group: workers.DPSGD(o, graph=Matchings(ring(4), 0.6), message="8bit", group=group, **SMALL),
 }
 COMMON = {"local", "local 8bit"}
-"""Cases after whose meetings all workers have the same weights."""
+"""The cases after whose synchronization all workers have the same weights."""
 
 
 def build(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """The same everywhere, without torch's generator, which threads share."""
+    """Return the same model everywhere, without torch's generator, which threads share."""
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     generator = torch.Generator().manual_seed(3)
     for param in model.parameters():
@@ -58,7 +58,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, first: 
 
 
 def run(name: str, group: Any, rank: int, steps: int = 6, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Weights of one worker at the end."""
+    """Return the final weights of one worker."""
     model = build(dtype)
     inside = halfulp.AdamW(model.named_parameters(), lr=1e-2, state="8bit", min_size=0, param_rounding="stochastic")
     train(model, CASES[name](inside, group), rank, 0, steps)
@@ -72,7 +72,7 @@ SHARDED: dict[str, Made] = {
     "dppf": lambda o, group: workers.DPPF(o, pull=0.5, push=0.01, every=2, message="8bit", group=group, **ROWS),
     "diloco": lambda o, group: workers.DiLoCo(o, every=2, message="8bit", state="8bit", group=group, **ROWS),
 }
-"""Cases of two workers, which may be two processes each."""
+"""The cases of two workers, each of which may be two processes."""
 
 
 def run_inside(name: str, model: nn.Module, group: Any, worker: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""A training run of one client, with its own checkpoints: killed in the middle, or resumed beside a run that was not.
+"""A training run of one client with its own checkpoints: killed in the middle, or resumed and compared.
 
-``worker.py CLIENT FOLDER kill`` ends itself with SIGKILL in step ``KILLED``, two steps after the last checkpoint.
-``worker.py CLIENT FOLDER resume`` goes on from that checkpoint, runs once more without interruption, and leaves the
+``worker.py CLIENT FOLDER kill`` kills itself with SIGKILL in step ``KILLED``, two steps after the last checkpoint.
+``worker.py CLIENT FOLDER resume`` continues from that checkpoint, runs once more without interruption, and saves the
 parameters and states of both in ``FOLDER/resumed.pt`` and ``FOLDER/whole.pt``.
 """
 
@@ -21,14 +21,14 @@ from halfulp import AdamW
 from halfulp.training.trainers import TrainerFactory
 
 STEPS, SAVED, KILLED = 10, 4, 6
-"""Steps in all, of the checkpoint, and that the killed run has made when it ends."""
+"""The number of steps in all, before the checkpoint, and of the killed run."""
 OPTIONS: dict[str, Any] = {
     "lr": 1e-2, "weight_decay": 0.1, "state": "8bit", "rounding": "stochastic", "reset": 3, "min_size": 64,
 }  # fmt: skip
 
 
 class Net(nn.Module):
-    """Two layers and a loss, called like a model of transformers."""
+    """Two layers and a loss, called like a transformers model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def die() -> None:
 
 
 def hf_trainer(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
-    """Checkpoints by Trainer, in ``folder/checkpoint-4``."""
+    """Save checkpoints by Trainer, in ``folder/checkpoint-4``."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Killer(TrainerCallback):
@@ -79,7 +79,7 @@ def hf_trainer(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
 
 
 def accelerate(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
-    """Checkpoints by ``Accelerator.save_state``."""
+    """Save checkpoints by ``Accelerator.save_state``."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -105,7 +105,7 @@ def accelerate(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
 
 
 def lightning(folder: Path, kill: bool, resume: bool) -> dict[str, Any]:
-    """Checkpoints by ``ModelCheckpoint``. Lightning starts a plain loader over: the batch follows the step instead."""
+    """Save checkpoints by ``ModelCheckpoint``. Lightning restarts a plain loader, so batches follow the step."""
     from lightning import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 

@@ -1,7 +1,7 @@
-"""Runs under torchrun: Hugging Face's Trainer with a weight average, its model sharded by transformers' own FSDP2.
+"""Hugging Face's Trainer with a weight average, and its model sharded by transformers' FSDP2, under torchrun.
 
-``average_trainer.py OUT FOLDER``: four steps from the model in FOLDER/model, with a checkpoint after the second. OUT
-has the whole weights after each step, and the average and its loss as the Trainer had them.
+``average_trainer.py OUT FOLDER`` makes four steps from the model in FOLDER/model, with a checkpoint after the second.
+OUT gets the whole weights after each step, and the Trainer's average and its loss.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def build() -> LlamaForCausalLM:
 
 
 class Weights(TrainerCallback):
-    """The whole weights after each step."""
+    """Records the whole weights after each step."""
 
     def __init__(self) -> None:
         self.after: dict[str, dict[str, torch.Tensor]] = {}

@@ -1,7 +1,7 @@
-"""Runs under torchrun (and imported, in one process): averages of a model, sharded by FSDP2 or whole.
+"""Averages of a model, sharded by FSDP2 or whole, under torchrun or imported in one process.
 
-``averages.py OUT run FOLDER``: five steps, with checkpoints of both kinds after the third; ``averages.py OUT resume
-FOLDER``: the last two steps, from the checkpoints.
+``averages.py OUT run FOLDER`` makes five steps, with checkpoints of both kinds after the third.
+``averages.py OUT resume FOLDER`` makes the last two steps from the checkpoints.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def averages_of(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def train(model: torch.nn.Module, averages: dict[str, Any], steps: range) -> None:
-    """Steps with the same gradients on every rank."""
+    """Make steps with the same gradients on every rank."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for step in steps:
         for k, p in enumerate(model.parameters()):
@@ -59,7 +59,7 @@ def train(model: torch.nn.Module, averages: dict[str, Any], steps: range) -> Non
 
 
 def collect(model: torch.nn.Module, averages: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Averages as whole tensors, each swapped in and out on the way, and as the state dictionary to be shipped."""
+    """Return the averages as whole tensors, after swapping each in and out, and as the state dictionary for export."""
     found = {}
     for name, average in averages.items():
         live = {n: gathered(p.detach()).clone() for n, p in model.named_parameters()}
@@ -74,7 +74,7 @@ def collect(model: torch.nn.Module, averages: dict[str, Any]) -> dict[str, torch
 
 
 def by_dcp(model: torch.nn.Module, averages: dict[str, Any]) -> dict[str, Any]:
-    """For ``torch.distributed.checkpoint``, which fills in what a fresh average has: so without LAWA's snapshots."""
+    """Return what ``torch.distributed.checkpoint`` fills in a new average, without LAWA's snapshots."""
     states = {name: average.state_dict() for name, average in averages.items() if name != "lawa"}
     return {"model": model.state_dict(), "averages": states}
 
@@ -87,7 +87,7 @@ def save(model: torch.nn.Module, averages: dict[str, Any], folder: Path, writes:
 
 
 def resume(model: torch.nn.Module, folder: Path, way: str) -> dict[str, Any]:
-    """Fresh averages of a fresh model, and both as they were saved."""
+    """Return new averages of a new model, both loaded from the save."""
     averages = averages_of(model)
     saved = by_dcp(model, averages)
     dcp.load(saved, checkpoint_id=folder / "dcp")

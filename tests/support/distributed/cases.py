@@ -22,9 +22,9 @@ class Case:
     optimizer: str = "AdamW"
     arguments: dict[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
-    """States that every rank holds whole, since the rule needs the whole of a parameter; no monitor watches them."""
+    """The states that every rank holds whole, since the rule needs whole parameters. No monitor watches them."""
     dtype: torch.dtype = torch.float32
-    """Of the parameters."""
+    """The dtype of the parameters."""
 
 
 COMMON = {"lr": 1e-2, "rounding": "stochastic", "min_size": 64, "seed": 3, "block_size": 32}
@@ -44,11 +44,11 @@ CASES = {
     "remainder8": Case("Lion", {**COMMON, "state": "8bit", "master_weights": "remainder8"}, dtype=torch.bfloat16),
 }
 LOADED = 5
-"""Steps before the checkpoint that is loaded."""
+"""The number of steps before the checkpoint that is loaded."""
 
 
 def build_model(dtype: torch.dtype = torch.float32) -> torch.nn.Sequential:
-    """Rows that do not divide by the number of ranks, and columns of whole blocks of 32."""
+    """Return a model with rows that are not divisible by the number of ranks, and columns of whole blocks of 32."""
     torch.manual_seed(7)
     return torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 37)).to(dtype)
 
@@ -58,7 +58,7 @@ def optimizer_of(case: Case, model: torch.nn.Module) -> Any:
 
 
 def train(model: torch.nn.Module, optimizer: Any, first: int, steps: int) -> None:
-    """Steps with gradients that are the same on every rank."""
+    """Make steps with the same gradients on every rank."""
     for step in range(first, first + steps):
         generator = torch.Generator().manual_seed(100 + step)
         for param in model.parameters():
@@ -71,8 +71,8 @@ def train(model: torch.nn.Module, optimizer: Any, first: int, steps: int) -> Non
 
 
 def collect(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Parameters and states as whole tensors, by name; bytes of state and resets of this rank."""
-    stepping = getattr(optimizer, "optimizer", optimizer)  # within an offload
+    """Return parameters and states as whole tensors by name, and this rank's bytes of state and resets."""
+    stepping = getattr(optimizer, "optimizer", optimizer)  # inside an offload
     found: dict[str, Any] = {"bytes": optimizer.memory().total, "resets": len(stepping.reset_log)}
     for name, param in model.named_parameters():
         entries = {"": param.detach(), **{f"/{k}": v for k, v in optimizer.state[param].items()}}
@@ -83,7 +83,7 @@ def collect(model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def counted(watch: halfulp.StallMonitor) -> dict[str, list[int]]:
-    """Updates and stalled updates that a monitor of this rank counted, by slot."""
+    """Return the updates and stalled updates that this rank's monitor counted, by slot."""
     found: dict[str, list[int]] = {}
     for row in watch.table().rows:
         sums = found.setdefault(row.slot, [0, 0])
@@ -93,9 +93,9 @@ def counted(watch: halfulp.StallMonitor) -> dict[str, list[int]]:
 
 
 def leave() -> NoReturn:
-    """End the process group on all ranks together, and the process.
+    """End the process group on all ranks together, and then the process.
 
-    Not by a barrier: the first rank out of one closes connections that the others may still be reading from.
+    A barrier would not do: the first rank to leave it closes connections that others may still be reading from.
     """
     store = dist.distributed_c10d._get_default_store()
     store.add("finished", 1)
@@ -106,10 +106,10 @@ def leave() -> NoReturn:
 
 
 def end_process() -> NoReturn:
-    """End without the interpreter's own end.
+    """End the process without the interpreter's shutdown.
 
-    A device mesh keeps gloo's threads alive beyond the process group. One that lets go of a tensor while the
-    interpreter is taken down ends in ``terminate called without an active exception``, now and then, on a busy machine.
+    A device mesh keeps gloo's threads alive beyond the process group. If one of them releases a tensor during the
+    interpreter's shutdown, the process occasionally ends in ``terminate called without an active exception``.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Flat parameters of FSDP1: trained, saved with its own function, loaded, trained on; run by torchrun."""
+"""Flat parameters of FSDP1, run by torchrun: trained, saved with FSDP's own function, loaded, trained again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "remainder16": {"state": "8bit", "master_weights": "remainder16"},
     "master": {"state": "8bit", "master_weights": "fp32"},
 }
-"""Those with master weights have parameters in bfloat16."""
+"""Cases with master weights have bfloat16 parameters."""
 STEPS = 3
 
 
@@ -46,7 +46,7 @@ def train(model: FSDP, optimizer: Any, first: int) -> None:
 
 
 def run(original: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Whether a run through a checkpoint has the weights of one without, bytes a parameter, and dtypes of states."""
+    """Return whether a run through a checkpoint gives the same weights, the bytes per parameter, and states' dtypes."""
     dtype = torch.bfloat16 if "master_weights" in arguments else torch.float32
     straight = build(original, dtype)
     optimizer = halfulp.AdamW(straight.parameters(), lr=1e-2, **arguments)
@@ -70,7 +70,7 @@ def run(original: bool, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def said(name: str) -> list[str]:
-    """Warnings of an optimizer whose rule needs whole parameters."""
+    """Return the warnings of an optimizer whose rule needs whole parameters."""
     seen: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]

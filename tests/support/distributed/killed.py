@@ -1,8 +1,8 @@
-"""One process of workers of which one is killed.
+"""One process of a group of workers, one of which is killed.
 
-``sync OUT RANK SIZE KILLED``: saves after each meeting and begins from what is saved; at step 7, `KILLED` kills itself.
-``late OUT RANK``: worker 1 of two sleeps before the second exchange.
-``serve OUT PORT``, ``visit OUT PORT NUMBER KILLED``: the same of asynchronous workers.
+``sync OUT RANK SIZE KILLED`` saves after each synchronization and starts from the save; at step 7, `KILLED` kills
+itself. ``late OUT RANK``: worker 1 of two sleeps before the second exchange. ``serve OUT PORT`` and
+``visit OUT PORT NUMBER KILLED`` do the same with asynchronous workers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sync(out: Path, rank: int, size: int, killed: int) -> None:
         if optimizer.met:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     (out / f"{rank}.json").write_text(json.dumps(found))
-    os._exit(0)  # without waiting for those that are gone
+    os._exit(0)  # without waiting for killed workers
 
 
 def late(out: Path, rank: int) -> None:
@@ -96,7 +96,7 @@ def visit(out: Path, port: int, number: int, killed: int) -> None:
         workers.train(model, optimizer, number, step, 1)
     optimizer.leave()
     lost = ""
-    if number == 0:  # stays on until the centre is gone
+    if number == 0:  # stays until the centre has ended
         time.sleep(1)
         (out / "done").touch()
         while not (out / "saved").exists():

@@ -1,4 +1,4 @@
-"""Replicas under DistributedDataParallel with and without gradient release; run by torchrun."""
+"""Replicas under DistributedDataParallel with and without gradient release, run by torchrun."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from halfulp.training import release_gradients
 
 
 def weights(released: bool, accumulate: int) -> str:
-    """Digest of the weights after some steps on batches that differ from rank to rank."""
+    """Return a digest of the weights after some steps on batches that differ between ranks."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
     wrapped = nn.parallel.DistributedDataParallel(model)

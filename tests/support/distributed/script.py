@@ -1,4 +1,4 @@
-"""Runs under torchrun: a script as it stands, then ends as the other workers do."""
+"""Runs an unchanged script under torchrun, then ends like the other workers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from support.distributed.cases import end_process
 
 if __name__ == "__main__":
     del sys.argv[0]  # the script's own arguments
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as python does for a script
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as python does for scripts
     runpy.run_path(sys.argv[0], run_name="__main__")
     end_process()

@@ -1,4 +1,4 @@
-"""Runs under torchrun: trains sharded models of several cases, saves or loads, and leaves the whole of all in files."""
+"""Trains sharded models of several cases under torchrun, saves or loads them, and writes whole results to files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.copies import Late
 from support.distributed.cases import CASES, LOADED, build_model, collect, counted, leave, optimizer_of, train
 
 EVERY = 2
-"""Steps from one kept checkpoint to the next."""
+"""The number of steps between kept checkpoints."""
 
 
 def wrap(model: torch.nn.Sequential, how: str) -> torch.nn.Module:
@@ -51,7 +51,7 @@ def load(model: torch.nn.Module, optimizer: Any, folder: Path) -> None:
 
 
 def train_keeping(model: torch.nn.Module, optimizer: Any, args: argparse.Namespace) -> None:
-    """Go on from the last whole checkpoint; at step ``args.die`` die with one written but not renamed."""
+    """Continue from the last complete checkpoint. At step ``args.die``, die with one written but not renamed."""
     first = max((int(found.name) for found in args.keep.glob("[0-9]*") if found.suffix == ""), default=0)
     if first:
         load(model, optimizer, args.keep / str(first))

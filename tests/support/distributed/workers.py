@@ -1,4 +1,4 @@
-"""Run under torchrun: every case of ``support.workers`` between processes; weights go to ``OUT/RANK.pt``."""
+"""Runs every case of ``support.workers`` between processes, by torchrun. Weights are saved in ``OUT/RANK.pt``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import workers
 
 
 def averager() -> dict[str, torch.Tensor]:
-    """The weights of plain SGD under torch's own averager, with period 2."""
+    """Return the weights of plain SGD under torch's own averager, with period 2."""
     model, rank = workers.build(), dist.get_rank()
     optimizer, average = torch.optim.SGD(model.parameters(), lr=0.1), PeriodicModelAverager(period=2, warmup_steps=1)
     for step in range(6):

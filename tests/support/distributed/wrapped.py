@@ -1,4 +1,4 @@
-"""Runs under torchrun, or alone: wrappers and AutoDrop around an optimizer of a sharded model; leaves all of it."""
+"""Wrappers and AutoDrop around an optimizer of a sharded model, under torchrun or alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def whole(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def run(model: torch.nn.Module) -> dict[str, Any]:
-    """Noisy weights, weights after them, weights after six steps of Lookahead, and the angles of the way."""
+    """Return noisy weights, the weights after them, the weights after six Lookahead steps, and the path's angles."""
     storage = {"min_size": 64, "block_size": 32}
     inside = halfulp.AdamW(model.named_parameters(), lr=1e-2, state="8bit", seed=3, **storage)
     optimizer = halfulp.LowPass(halfulp.Lookahead(inside, 2, state="bf16", **storage), 0.1, seed=5)
