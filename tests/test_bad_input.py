@@ -287,6 +287,79 @@ def test_sparse_parameters() -> None:
         halfulp.AdamW([nn.Parameter(torch.eye(4).to_sparse())])
 
 
+def cast_later(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad, p.data = None, p.data.double()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def sparse_gradient(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad = torch.ones(6, 4).to_sparse()
+    optimizer.step()
+
+
+def infinite_gradient(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad = torch.full((6, 4), INF)
+    optimizer.step()
+
+
+def freed(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad = torch.ones(6, 4)
+    p.untyped_storage().resize_(0)
+    optimizer.step()
+
+
+def without_memory(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+
+
+def trained(act: Any) -> Any:
+    """Act after a step."""
+
+    def after(optimizer: Any, p: nn.Parameter) -> None:
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        act(optimizer, p)
+
+    return after
+
+
+ABOUT_A_PARAMETER: dict[str, tuple[torch.Tensor, dict[str, Any], Any]] = {
+    "float64": (torch.ones(6, 4).double(), {}, None),
+    "sparse": (torch.ones(6, 4).to_sparse(), {}, None),
+    "remainder of float16": (torch.ones(6, 4).half(), {"master_weights": "remainder16"}, None),
+    "cast later": (torch.ones(6, 4), {}, cast_later),
+    "meta": (torch.ones(6, 4, device="meta"), {}, without_memory),
+    "freed": (torch.ones(6, 4), {}, freed),
+    "sparse gradient": (torch.ones(6, 4), {}, sparse_gradient),
+    "infinite gradient": (torch.ones(6, 4), {"nonfinite": "raise"}, infinite_gradient),
+    "rows": (torch.ones(6, 4), {}, trained(lambda o, p: o.reset_state(rows=[99], params=[p]))),
+    "mask": (torch.ones(6, 4), {}, trained(lambda o, p: o.reset_state(rows=torch.ones(5).bool(), params=[p]))),
+    "no rows": (torch.ones(()), {}, trained(lambda o, p: o.reset_state(rows=[0], params=[p]))),
+    "other columns": (
+        torch.ones(6, 4), {}, trained(lambda o, p: halfulp.resize_states(o, p, nn.Parameter(torch.ones(6, 3))))
+    ),
+    "no such state": (torch.ones(6, 4), {}, trained(lambda o, p: o.state_tensor(p, "exp_avg_sqq"))),
+    "state cut": (torch.ones(6, 4), {}, trained(lambda o, p: (o.state[p].update(exp_avg=torch.ones(3)), o.step()))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [None, "decoder.weight"])
+@pytest.mark.parametrize("case", ABOUT_A_PARAMETER)
+def test_errors_about_a_parameter_name_it(case: str, name: str | None) -> None:
+    """By its name where the optimizer was given names, by its number otherwise."""
+    start, options, act = ABOUT_A_PARAMETER[case]
+    p = nn.Parameter(start)
+    pairs = [("encoder.weight", nn.Parameter(torch.ones(2))), (name, p)]
+    params = [x for _, x in pairs] if name is None else pairs
+    with pytest.raises((ValueError, RuntimeError, KeyError, FloatingPointError)) as raised:  # noqa: PT012
+        optimizer = halfulp.AdamW(params, state="8bit", min_size=0, **options)
+        act(optimizer, p)
+    label = name or "parameter 1"
+    assert str(raised.value).count(label) == 1
+
+
 def test_parameters_without_memory_are_counted_but_make_no_step() -> None:
     p = nn.Parameter(torch.zeros(64, 64, device="meta"))
     optimizer = halfulp.AdamW([p], state="bf16")

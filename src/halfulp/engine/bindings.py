@@ -99,7 +99,8 @@ class Bindings:
         optimizer, before = self._optimizer, self._bounds.get(param)
         place, rule, plan = optimizer.place(param), optimizer.active_rule(group, param), optimizer.plan(group)
         planned = plan_states(plan, rule, param, place, optimizer.storage)
-        bound = self._bounds[param] = bind(optimizer.state, param, rule, plan, planned, place)
+        with place.naming():
+            bound = self._bounds[param] = bind(optimizer.state, param, rule, plan, planned, place)
         self._lineups.clear()
         if before is not None:
             bound.scalars, bound.counts, bound.version = before.scalars, before.counts, before.version

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.master import master_kind
 from halfulp.engine.memory import MemoryReport
 from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import agree, local
@@ -16,7 +17,15 @@ from halfulp.numbers.log import log_once
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
-__all__ = ["PARAM_DTYPES", "check_gradients", "check_param", "is_dry_run", "tell_kept_fp32", "tell_replaced"]
+__all__ = [
+    "PARAM_DTYPES",
+    "check_gradients",
+    "check_group",
+    "check_param",
+    "is_dry_run",
+    "tell_kept_fp32",
+    "tell_replaced",
+]
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +41,18 @@ def check_param(param: Tensor) -> None:
         raise ValueError(
             f"parameters must be dense; got one of layout {param.layout}: use param.to_dense() in the model"
         )
+
+
+def check_group(groups: list[dict[str, Any]]) -> None:
+    """Raise ``ValueError`` for a parameter of the last group that cannot be updated, or not with its master weights."""
+    for param in groups[-1]["params"]:
+        if param.requires_grad:
+            try:
+                check_param(param)
+                master_kind(groups[-1]["master_weights"], param, "the parameter")
+            except ValueError:
+                with Registry(groups)[param].naming():
+                    raise
 
 
 def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
@@ -60,8 +81,10 @@ def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
 def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
     label = optimizer.place(param).label
     if grad.layout != torch.strided:
-        raise RuntimeError(f"{type(optimizer).__name__} needs dense gradients, got a sparse one: use sparse=False")
-    check_param(param)  # model.double() after the optimizer was built
+        name = type(optimizer).__name__
+        raise RuntimeError(f"{label}: {name} needs dense gradients, got a sparse one: use sparse=False")
+    with optimizer.place(param).naming():
+        check_param(param)  # model.double() after the optimizer was built
     if param.is_meta:
         raise RuntimeError(
             f"{label} is on the meta device: allocate the model first (model.to_empty(device=...)), then build the "

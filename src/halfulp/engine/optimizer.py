@@ -23,7 +23,7 @@ from halfulp.engine import checks, compiled, loading
 from halfulp.engine.bindings import Bindings
 from halfulp.engine.capture import Recording, capturing
 from halfulp.engine.lineup import Share
-from halfulp.engine.master import MASTER, MasterState, master_kind, storage_of
+from halfulp.engine.master import MASTER, MasterState, storage_of
 from halfulp.engine.memory import MemoryReport, MemoryRow
 from halfulp.engine.options import GROUP_DEFAULTS, NOT_GROUP, Options, without_torch_switches
 from halfulp.engine.plan import GroupPlan, StatePlan, check_options, plan_group, plan_states, values_of
@@ -200,10 +200,7 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(f"unknown key {key!r} in a parameter group. Did you mean {near[0]!r}?")
         super().add_param_group(param_group)
         try:
-            for param in self.param_groups[-1]["params"]:
-                if param.requires_grad:
-                    checks.check_param(param)
-                    master_kind(self.param_groups[-1]["master_weights"], param, "a parameter")
+            checks.check_group(self.param_groups)
             self.plan(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
@@ -481,11 +478,14 @@ class RuleOptimizer(Optimizer):
             raise ValueError(f"unknown states {sorted(set(names) - known)}; there are {sorted(known)}")
         for p in self.registry:
             if (chosen is None or p in chosen) and self.state.get(p):
-                states, master = self.states(p), self.master(p)
-                if master is not None and names is not None and MASTER in names:
-                    master.reset_(p, None if rows is None else row_index(rows, p))
+                states, master, index = self.states(p), self.master(p), None
                 if rows is not None:
-                    reset_rows_([s for s in states if names is None or s.slot.name in names], p, row_index(rows, p))
+                    with self.place(p).naming():
+                        index = row_index(rows, p)
+                        reset_rows_([s for s in states if names is None or s.slot.name in names], p, index)
+                if master is not None and names is not None and MASTER in names:
+                    master.reset_(p, index)
+                if rows is not None:
                     continue
                 due = tuple(s.slot.name for s in states if names is None or s.slot.name in names)
                 if due:
@@ -550,7 +550,8 @@ class RuleOptimizer(Optimizer):
         for state in self.states(param):
             if state.slot.name == name:
                 return state.read()
-        raise KeyError(f"no state {name!r}; there are {[s.slot.name for s in self.states(param)]}")
+        known = [s.slot.name for s in self.states(param)]
+        raise KeyError(f"{self.place(param).label} has no state {name!r}; it has {known}")
 
     def coefficients(self, param: Tensor) -> dict[str, tuple[float, float]]:
         """Return ``(beta, gain)`` of each state of a parameter in its last step."""

@@ -176,13 +176,14 @@ def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storag
             level=30,
         )
     found = []
-    for slot in plan.slots[rule]:
-        shape = slot.shape(tuple(param.shape))
-        if shape is None:
-            continue
-        small = shape != tuple(param.shape) and torch.Size(shape).numel() < storage.min_size
-        quantizer = FLOAT32 if small else quantizers[slot.name]
-        if shape == tuple(param.shape) and sharded and rule.shardable:
-            shape = local_state_shape(param, quantizer)
-        found.append(StatePlan(slot, torch.Size(shape), quantizer))
+    with place.naming():
+        for slot in plan.slots[rule]:
+            shape = slot.shape(tuple(param.shape))
+            if shape is None:
+                continue
+            small = shape != tuple(param.shape) and torch.Size(shape).numel() < storage.min_size
+            quantizer = FLOAT32 if small else quantizers[slot.name]
+            if shape == tuple(param.shape) and sharded and rule.shardable:
+                shape = local_state_shape(param, quantizer)
+            found.append(StatePlan(slot, torch.Size(shape), quantizer))
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -24,6 +27,17 @@ class Place:
     def label(self) -> str:
         """The name, or the number, for messages and tables."""
         return self.name if self.name is not None else f"parameter {self.index}"
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Put the label in front of the message of errors raised within it, unless the message has it."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            message = str(error)
+            if not re.search(rf"(?<![\w.]){re.escape(self.label)}(?![\w.])", message):
+                error.args = (f"{self.label}: {message}",)
+            raise
 
 
 class Registry:

@@ -107,13 +107,17 @@ def resize_states(
     >>> optimizer.state_tensor(new, "exp_avg")[:, 0].tolist()
     [0.10000000149011612, 0.0, 0.0]
     """
-    _check_pair(optimizer, old, new)
-    index = _sources(rows, old, new)
+    if old not in optimizer.registry:
+        raise ValueError(f"the tensor of shape {tuple(old.shape)} is not a parameter of this optimizer")
     place = optimizer.place(old)
+    with place.naming():
+        _check_pair(optimizer, old, new)
+        index = _sources(rows, old, new)
     group, entries = place.group, optimizer.state.get(old)
     at = next(i for i, p in enumerate(group["params"]) if p is old)
     before = optimizer.states(old) if entries and set(entries) != {"step"} else ()
-    carried = {state.slot.name: _has_rows(state, old.shape) for state in before}
+    with place.naming():
+        carried = {state.slot.name: _has_rows(state, old.shape) for state in before}
     kept = optimizer.master(old)
     optimizer._replace(group, at, new)
     if not entries:
@@ -157,8 +161,6 @@ def _picked(source: Tensor, initial: Tensor, rows: Tensor, is_old: Tensor) -> Te
 
 
 def _check_pair(optimizer: RuleOptimizer, old: Tensor, new: Tensor) -> None:
-    if old not in optimizer.registry:
-        raise ValueError(f"the tensor of shape {tuple(old.shape)} is not a parameter of this optimizer")
     if new in optimizer.registry:
         raise ValueError("the new parameter is already in this optimizer")
     check_param(new)
