@@ -1,9 +1,9 @@
-"""Compile the C kernels, for the wheel and for working in the tree. Needs a C compiler, not torch.
+"""Compile the C kernels, for the wheel and for development. Needs a C compiler, but not torch.
 
 ``python hatch_build.py`` builds in place, into ``src/halfulp/kernels``. As a build hook of hatchling it does the same
-and gives the wheel its platform tag. Where there is no compiler the package is built without kernels and says so at run
-time (``halfulp.kernels.backends()``); ``HALFULP_BUILD=require`` makes that an error, ``HALFULP_BUILD=skip`` builds
-none. ``HALFULP_SANITIZE=address,undefined`` (or ``thread``) builds with the sanitizers of the compiler, whose runtime
+and gives the wheel its platform tag. Without a compiler the package is built without kernels and reports this at run
+time (``halfulp.kernels.backends()``). ``HALFULP_BUILD=require`` makes that an error, and ``HALFULP_BUILD=skip`` builds
+no kernels. ``HALFULP_SANITIZE=address,undefined`` (or ``thread``) builds with the compiler's sanitizers, whose runtime
 Python then needs in ``LD_PRELOAD`` (``tests/test_sanitizers.py``).
 """
 
@@ -33,15 +33,15 @@ PACKAGE = ROOT / "src" / "halfulp" / "kernels"
 LIBRARY = "_cpu.so"
 FLAGS = ["-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread"]
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-"""Each operation rounds by itself. The last two only let `sqrtf` and conversions become single instructions."""
+"""Each operation rounds separately. The last two only let `sqrtf` and conversions become single instructions."""
 PARTS = 4
-"""Number of parts of the generated code (``HU_PARTS``), which are compiled separately."""
+"""Number of separately compiled parts of the generated code (``HU_PARTS``)."""
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 X86 = {"avx2": ["-mavx2", "-mf16c"], "avx512": AVX512, "avx512vbmi": [*AVX512, "-mavx512vbmi"]}
 
 
 def compiler() -> list[str] | None:
-    """The C compiler as a command: ``$CC``, else the first of cc, gcc, clang; ``None`` if there is none."""
+    """Return the C compiler as a command: ``$CC``, else the first of cc, gcc, clang; ``None`` if there is none."""
     for candidate in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if candidate and shutil.which(shlex.split(candidate)[0]):
             return shlex.split(candidate)
@@ -49,7 +49,7 @@ def compiler() -> list[str] | None:
 
 
 def fingerprint(sources: Path) -> str:
-    """Hash of all C sources: a checkout whose library was built from others says so (``kernels/native.py``)."""
+    """Return a hash of all C sources. ``kernels/native.py`` uses it to detect a library built from other sources."""
     digest = hashlib.sha256()
     for path in sorted(sources.glob("*.[ch]")):
         digest.update(path.read_bytes())
@@ -57,16 +57,16 @@ def fingerprint(sources: Path) -> str:
 
 
 def build(target: Path, sanitize: str = "", isas: Iterable[str] = ("baseline", *X86)) -> str | None:
-    """Compile into a library; returns the reason why not, or ``None``. The library appears whole or not at all.
+    """Compile a library atomically. Return the reason if it fails, or ``None``.
 
     Parameters
     ----------
     target
         Path of the library.
     sanitize
-        Sanitizers, as ``-fsanitize`` takes them.
+        Sanitizers, as for ``-fsanitize``.
     isas
-        Instruction sets that it can choose from; those of another architecture are left out.
+        Instruction sets that the library can choose from. Those of another architecture are skipped.
     """
     command = compiler()
     if command is None:
@@ -103,7 +103,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc]
     """Hatchling's hook: build the library and put it into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called before a wheel (or an editable install) is put together."""
+        """Run before a wheel (or an editable install) is built."""
         wish = os.environ.get("HALFULP_BUILD", "")
         target = PACKAGE / LIBRARY
         reason = "HALFULP_BUILD=skip" if wish == "skip" else build(target)

@@ -1,11 +1,11 @@
-"""How far a low-precision weight average is from the fp32 one after a real run; what its update costs; what it takes.
+"""Distance of low-precision weight averages from the fp32 one after a real run, and the time and memory of an update.
 
-``python benchmarks/averaging.py distance`` trains a network on scikit-learn's digits for 20 000 steps and keeps every
-average beside the same run: ours in several formats, and those of torch, timm and ema-pytorch in bfloat16 (the latter
-two where installed; timm's rounds stochastically). Beside the distances stand those predicted from the fp32 run alone:
-from the size of its steps and its weights. ``formats`` does the same with every 8-bit format. ``cost`` times the update
-against torch's ``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with
-storing its difference to the live weights at several learning rates and schedules.
+``python benchmarks/averaging.py distance`` trains a network on scikit-learn's digits for 20 000 steps. All averages
+follow the same run: ours in several formats, and those of torch, timm and ema-pytorch in bfloat16 (the latter two if
+installed; timm's rounds stochastically). The table also shows the distances predicted from the fp32 run alone, from its
+step sizes and weights. ``formats`` does the same with every 8-bit format. ``cost`` times the update against torch's
+``AveragedModel`` with its foreach EMA, interleaved. ``difference`` compares storing the average with storing its
+difference to the live weights, at several learning rates and schedules.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from halfulp.averaging import EMA, predict
 
 DECAYS = (0.999, 0.9999, 0.99999)
 LAG = 1000
-"""Steps over which the walk of the weights is measured: longer than the memory of the optimizer's momentum."""
+"""Steps over which the walk of the weights is measured. It exceeds the memory of the optimizer's momentum."""
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Images of scikit-learn's digits in [0, 1], and their labels."""
+    """Return images of scikit-learn's digits in [0, 1], and their labels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -49,7 +49,7 @@ def network(width: int = 128) -> nn.Module:
 def train(
     model: nn.Module, steps: int, lr: float, schedule: str, before: Callable[[], None] | None = None
 ) -> Iterator[int]:
-    """AdamW steps on noisy digits; yields after each."""
+    """Train with AdamW on noisy digits, and yield after each step."""
     images, labels = digits()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +73,7 @@ def flat(parameters: Any) -> Tensor:
 
 
 class Peer:
-    """A library's average of a bfloat16 model, which follows the fp32 one step by step."""
+    """Another library's average of a bfloat16 model that follows the fp32 one step by step."""
 
     def __init__(self, name: str, live: nn.Module, decay: float) -> None:
         self.name, self.decay = name, decay
@@ -94,7 +94,7 @@ class Peer:
 
 
 def timm_ema() -> Any:
-    """Timm's ``ModelEmaV3``, also where the package cannot be imported for want of a fitting torchvision."""
+    """Return timm's ``ModelEmaV3``, even if the package cannot be imported because torchvision does not match."""
     try:
         from timm.utils import ModelEmaV3
     except (ImportError, RuntimeError):
@@ -122,7 +122,7 @@ def peers() -> list[str]:
 
 
 def ours(formats: bool) -> dict[str, dict[str, Any]]:
-    """What is compared: the named formats, or every 8-bit one with several scalings."""
+    """Return the arms: the named formats, or every 8-bit one with several scalings."""
     found: dict[str, dict[str, Any]] = {
         "bf16": {"state": "bf16"},
         "8bit": {"state": "8bit"},
@@ -145,7 +145,7 @@ def ours(formats: bool) -> dict[str, dict[str, Any]]:
 
 
 def distance(steps: int, lr: float, schedule: str, formats: bool, only: str = "") -> dict[str, Any]:
-    """Distances to the fp32 average, relative to its norm, and shares of the way that it has gone; predicted too."""
+    """Return measured and predicted distances to the fp32 average, and shares of its displacement."""
     torch.manual_seed(0)
     model = network()
     half = copy.deepcopy(model).bfloat16()
@@ -156,7 +156,7 @@ def distance(steps: int, lr: float, schedule: str, formats: bool, only: str = ""
     theirs = {(n, d): Peer(n, half, d) for n in ([] if formats or only else peers()) for d in DECAYS}
     differences = [e for e in averages.values() if e.difference]
     for ema in averages.values():
-        ema.counts = {}  # updates due and stalled
+        ema.counts = {}  # updates that were due and that stalled
     walk = Walk(model)
     marks = {round(10 ** (k / 8)) for k in range(8, 64)} | {steps}
     rows: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def distance(steps: int, lr: float, schedule: str, formats: bool, only: str = ""
 
 
 class Walk:
-    """The steps of the weights as a walk: their standard deviation over a long lag, divided by its root."""
+    """The weights as a random walk: the standard deviation over a long lag, divided by the root of the lag."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -203,7 +203,7 @@ class Walk:
         self.sums, self.count = dict.fromkeys(self.last, 0.0), 0
 
     def follow(self, step: int) -> None:
-        """Take note of a step, from 1."""
+        """Record a step, numbered from 1."""
         if step % LAG:
             return
         self.count += 1
@@ -212,14 +212,14 @@ class Walk:
             self.last[n] = p.detach().clone()
 
     def steps(self) -> dict[str, float]:
-        """By name; empty in a run shorter than the lag."""
+        """Return the step sizes by name; empty for a run shorter than the lag."""
         return {n: math.sqrt(total / self.count) for n, total in self.sums.items()} if self.count else {}
 
 
 def expected(
     ema: EMA, exact: EMA, start: nn.Module, d: float, steps: dict[str, float], updates: int
 ) -> dict[str, float]:
-    """What the fp32 run says about an average: noise where its weights ended, what is frozen where they began."""
+    """Predict an average from the fp32 run: the noise at its final weights, and what is frozen at its first weights."""
     if not steps:
         return {}
     q = ema.store.quantizer
@@ -249,7 +249,7 @@ def cell(row: dict[str, Any], key: str) -> str:
 
 
 def plot(found: dict[str, Any], path: str) -> None:
-    """Distance over the run, one panel a decay."""
+    """Plot the distance over the run, one panel per decay."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -287,7 +287,7 @@ def plot(found: dict[str, Any], path: str) -> None:
 
 
 def cost(rounds: int, width: int, layers: int) -> None:
-    """Update time as a ratio to torch's foreach EMA in fp32, interleaved; and bytes per parameter."""
+    """Print update times relative to torch's foreach EMA in fp32, interleaved, and bytes per parameter."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
     base = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
@@ -298,7 +298,7 @@ def cost(rounds: int, width: int, layers: int) -> None:
     times: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for k in range(rounds):
-        for name in names[k % len(names) :] + names[: k % len(names)]:  # each after each other one
+        for name in names[k % len(names) :] + names[: k % len(names)]:  # rotate, so that each follows each other one
             start = time.perf_counter()
             runs[name]()
             times[name].append(time.perf_counter() - start)
@@ -311,7 +311,7 @@ def cost(rounds: int, width: int, layers: int) -> None:
 
 
 def difference(steps: int, lrs: list[float], schedules: list[str]) -> None:
-    """Direct against difference, at each learning rate and schedule."""
+    """Compare storing the average with storing the difference, at each learning rate and schedule."""
     print(f"{'lr':>8} {'schedule':>9} {'decay':>8} {'state':>6}   direct  difference")
     for lr, schedule in itertools.product(lrs, schedules):
         torch.manual_seed(0)
@@ -347,7 +347,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.what == "cost":
         cost(args.rounds, 1024, 8)
-        cost(args.rounds, 64, 24)  # what a call costs, more than what it does
+        cost(args.rounds, 64, 24)  # dominated by the cost of a call
     elif args.what == "difference":
         difference(args.steps, args.lr, args.schedule)
     else:

@@ -1,11 +1,10 @@
-"""Loss of bf16 weights by what is kept beside them, each way at its own best learning rate.
+"""Loss of bf16 weights for several ways to keep the bits below bf16, each at its own best learning rate.
 
     python benchmarks/bf16_loss.py --out runs/bf16-loss --csv docs/results/bf16_loss.csv
 
-A small LLaMA on bytes of the standard library. Weights are what varies: fp32; bf16 rounded to nearest or
-stochastically; bf16 with remainders of 8 or 16 bits. Gradients of bf16 weights are rounded to bf16, activations stay in
-fp32, and AdamW keeps its states in 8 bits. Rates are tuned on a seed of their own. A run that was cut off goes on with
-what it has.
+The model is a small LLaMA on bytes of the standard library. Only the weights vary: fp32; bf16 rounded to nearest or
+stochastically; bf16 with remainders of 8 or 16 bits. Gradients of bf16 weights are rounded to bf16, activations are
+fp32, and AdamW has 8-bit states. Rates are tuned on a separate seed. An interrupted run resumes from its results.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CONTEXT, BATCH, TUNING_SEED = 64, 8, 1000
 
 
 def train(way: str, pairs: list[tuple[int, float]], tokens: Tokens, steps: int) -> list[float]:
-    """Validation losses of runs that are trained together, one for each pair of seed and peak rate."""
+    """Return validation losses of runs that are trained together, one per pair of seed and peak rate."""
     seeds, rates = [s for s, _ in pairs], [r for _, r in pairs]
     runs = Replicas(Decoder("llama", tokens.vocab, 64, 2, 4), seeds, rates, betas=(0.9, 0.999), weight_decay=0.1)
     dtype = torch.float32 if way == "fp32" else torch.bfloat16
@@ -62,7 +61,7 @@ def train(way: str, pairs: list[tuple[int, float]], tokens: Tokens, steps: int) 
 
 
 def show(runs: Replicas, params: list[dict[str, torch.nn.Parameter]]) -> None:
-    """Put the weights where the model reads them."""
+    """Copy the weights to where the model reads them."""
     for row, own in enumerate(params):
         for name, p in own.items():
             runs.weights[name][row].copy_(p.detach())

@@ -1,7 +1,7 @@
-"""The step of 8-bit AdamW on bf16 weights with master weights and bf16 gradients, beside torch's fused fp32 AdamW.
+"""Step of 8-bit AdamW on bf16 weights with master weights and bf16 gradients, compared with torch's fused fp32 AdamW.
 
-Steps are taken in turn, so that all arms see the same machine; what is reported is the median of the ratios of
-neighbours, and their quartiles:
+Arms take turns, so that all see the same machine. The result is the median of the ratios of adjacent steps, with
+quartiles:
 
     python benchmarks/bf16_weights.py --elements 16777216 --rounds 15
 """
@@ -20,11 +20,11 @@ import halfulp
 
 KINDS = (None, "remainder8", "remainder16", "fp32")
 MOVED = {None: 4 + 2 + 4, "remainder8": 4 + 2 + 6, "remainder16": 4 + 2 + 8, "fp32": 2 + 2 + 12}
-"""Bytes a parameter that a step reads and writes, by what is kept: weights and gradient in bf16, two 8-bit states."""
+"""Bytes per parameter that a step moves, by kind of master weights: weights and gradient in bf16, two 8-bit states."""
 
 
 def arm(make: Callable[[list[torch.nn.Parameter]], Any], elements: int, dtype: torch.dtype) -> Any:
-    """An optimizer over one matrix with a gradient, after its first step."""
+    """Return an optimizer over one matrix with a gradient, after its first step."""
     generator = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter((0.02 * torch.randn(elements // 4096, 4096, generator=generator)).to(dtype))
     p.grad = (1e-3 * torch.randn(p.shape, generator=generator)).to(dtype)

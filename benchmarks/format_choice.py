@@ -1,13 +1,13 @@
 """Which format loses least in which slot, on the gradients of a real run.
 
 A small language model is trained in fp32 on the source text of the standard library. At every step the same gradients
-also go to AdamW optimizers whose one slot is stored in a candidate format (the other in fp32), with the parameters held
-at zero and lr = 1, so that what each leaves is its update. Printed is the mean squared error of the update relative to
-the fp32 update's mean square, over the steps after the first 100 (or half of fewer), and the share of stored codes that
+also go to AdamW optimizers that store one slot in a candidate format, and the other in fp32. Their parameters are held
+at zero with lr = 1, so that each result is the update. The output is the update's mean squared error relative to the
+fp32 update's mean square, over the steps after the first 100 (or half, if fewer), and the share of stored codes that
 are zero.
 
-With ``--spread SD`` the gradients are not those of a model but independent normal numbers whose standard deviation
-differs between neighbours by a log-normal factor (SD in natural logarithms): blocks as uneven as one likes.
+With ``--spread SD`` the gradients are independent normal numbers instead. The standard deviations of neighbouring
+elements differ by a log-normal factor (SD in natural logarithms), so blocks can be arbitrarily uneven.
 
 Usage: python benchmarks/format_choice.py [--steps 1500] [--spread SD] [--only FORMAT ...] [--out table.csv]
 """
@@ -39,7 +39,7 @@ CANDIDATES = {
 
 @dataclass
 class Candidate:
-    """One format in one slot, and what it has lost so far."""
+    """One format in one slot, and its error so far."""
 
     slot: str
     format: str
@@ -80,7 +80,7 @@ def batches(seed: int, batch: int, length: int) -> Iterator[torch.Tensor]:
 
 
 def model_gradients(betas: tuple[float, float]) -> Iterator[list[torch.Tensor]]:
-    """Gradients of the matrices of a small language model, trained by AdamW in fp32."""
+    """Yield the gradients of a small language model's matrices, trained by AdamW in fp32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -97,7 +97,7 @@ def model_gradients(betas: tuple[float, float]) -> Iterator[list[torch.Tensor]]:
 
 
 def uneven_gradients(spread: float) -> Iterator[list[torch.Tensor]]:
-    """Normal gradients, the standard deviation of each element log-normal."""
+    """Yield normal gradients with a log-normal standard deviation per element."""
     generator = torch.Generator().manual_seed(0)
     deviation = torch.exp(spread * torch.randn(128, 256, generator=generator))
     while True:

@@ -1,8 +1,8 @@
-"""A prediction of how long a kernel takes on a GPU: the longer of moving its bytes and issuing its instructions.
+"""Predicted time of a kernel on a GPU: the longer of moving its bytes and issuing its instructions.
 
-What the code asks for stands in ``docs/results/gpu_code.csv`` (made by ``tests/support/triton_code.py``); what a GPU
-gives is a row of :data:`GPUS`, or is read from the GPU that is there. ``step_gpu.py`` prints the prediction beside what
-it measures, so that a run can prove it wrong:
+The code's demands are in ``docs/results/gpu_code.csv`` (written by ``tests/support/triton_code.py``). A GPU's
+capacities are a row of :data:`GPUS`, or are read from the present GPU. ``step_gpu.py`` prints the prediction beside its
+measurement, so that a run can refute it:
 
     python benchmarks/gpu_model.py                       AdamW on 2^24 parameters, every GPU and kind of storage
     python benchmarks/gpu_model.py --elements 1048576
@@ -18,27 +18,27 @@ from pathlib import Path
 
 CODE = Path(__file__).parents[1] / "docs" / "results" / "gpu_code.csv"
 REACHED = 0.85
-"""Share of the peak bandwidth that a large copy reaches, and so the kernel at best."""
+"""Share of the peak bandwidth that a large copy reaches, and thus the best that a kernel can reach."""
 LAUNCH = 5e-6
-"""Seconds from one end of a kernel to the other that are neither bytes nor instructions."""
+"""Seconds per kernel that are due to neither bytes nor instructions."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU gives.
+    """Capacities of a GPU.
 
     Parameters
     ----------
     target
-        Architecture that the code is compiled for, as in the table of code.
+        Architecture that the code is compiled for, as in the CSV of demands.
     bandwidth
-        Peak, bytes a second.
+        Peak bandwidth in bytes per second.
     units
         Multiprocessors (NVIDIA) or compute units (AMD).
     clock
-        Hertz, boosted.
+        Boost clock in hertz.
     lanes
-        Lanes of instructions that a unit issues a clock: four warps of 32, or one wavefront of 64 on AMD, whose four
+        Instruction lanes that a unit issues per clock: four warps of 32, or one wavefront of 64 on AMD, whose four
         vector units take four clocks each.
     """
 
@@ -50,7 +50,7 @@ class Gpu:
 
     @property
     def instructions(self) -> float:
-        """Instructions of single lanes that it issues a second."""
+        """Single-lane instructions issued per second."""
         return self.units * self.clock * self.lanes
 
 
@@ -61,19 +61,19 @@ GPUS = {
     "B200": Gpu("sm_100", 8.0e12, 148, 1.85e9),
     "MI300X": Gpu("gfx942", 5.3e12, 304, 2.1e9, 64),
 }
-"""From the makers' data sheets."""
+"""Values from the manufacturers' data sheets."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a kernel asks for, for one parameter: bytes that have to move, and instructions of the machine code."""
+    """Demands of a kernel per parameter: bytes to move, and machine instructions."""
 
     bytes: float
     instructions: float
 
 
 def read_code(path: Path = CODE) -> dict[tuple[str, str], Code]:
-    """The table of code, by target and storage (``"8bit"``, ``"8bit remainder16"``)."""
+    """Return the demands by target and storage (``"8bit"``, ``"8bit remainder16"``)."""
     with path.open(newline="") as file:
         return {
             (row["target"], row["storage"]): Code(float(row["bytes"]), float(row["instructions"]))
@@ -82,13 +82,13 @@ def read_code(path: Path = CODE) -> dict[tuple[str, str], Code]:
 
 
 def seconds(code: Code, gpu: Gpu, elements: int) -> tuple[float, str]:
-    """Time of a kernel over so many parameters, and what bounds it: ``"bytes"`` or ``"instructions"``."""
+    """Return the time of a kernel over `elements` parameters, and its bound: ``"bytes"`` or ``"instructions"``."""
     moving, issuing = elements * code.bytes / (REACHED * gpu.bandwidth), elements * code.instructions / gpu.instructions
     return LAUNCH + max(moving, issuing), "bytes" if moving >= issuing else "instructions"
 
 
 def present(bandwidth: float) -> Gpu:
-    """The GPU that is there, with the bandwidth that a copy was measured to reach on it."""
+    """Return the present GPU with the measured bandwidth of a copy."""
     import torch
 
     found = torch.cuda.get_device_properties(0)

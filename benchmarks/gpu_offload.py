@@ -1,11 +1,11 @@
-"""CPU offload on a GPU: the time of an iteration with and without it, what of it is hidden, and the bytes it moves.
+"""CPU offload on a GPU: time of an iteration with and without it, hidden time, and bytes moved.
 
 A stack of linear layers with bf16 weights is trained by 8-bit AdamW with 16-bit remainders on the device, the same
-offloaded, and torch's AdamW offloaded. For each: the forward and backward pass alone, the optimizer's step alone, and
-the whole iteration, as medians. What an iteration takes less than its two parts together is hidden:
+optimizer offloaded, and torch's AdamW offloaded. The script measures the median time of the forward and backward pass
+alone, of the optimizer's step alone, and of the whole iteration. Hidden time is the sum of the parts minus the whole:
 
     python benchmarks/gpu_offload.py --json offload.json
-    python benchmarks/gpu_offload.py --dry-run            walks through the script on the CPU; its figures mean nothing
+    python benchmarks/gpu_offload.py --dry-run            tests the script on the CPU; its results mean nothing
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ARMS: dict[str, Make] = {
 
 
 class Counted:
-    """Copies that count their bytes, by direction."""
+    """Copies that count their bytes by direction."""
 
     def __init__(self, inner: Copies) -> None:
         self.inner, self.moved = inner, {"out": 0, "in": 0}
@@ -51,7 +51,7 @@ class Counted:
 
 
 def counted(optimizer: Any) -> dict[str, int]:
-    """Bytes that one step copies out and in; none without offload."""
+    """Count the bytes that one step copies out and in; none without offload."""
     if not isinstance(optimizer, Offload):
         optimizer.step()
         return {"out": 0, "in": 0}
@@ -65,13 +65,13 @@ def counted(optimizer: Any) -> dict[str, int]:
 
 
 def wait(device: str) -> None:
-    """Until the GPU is done."""
+    """Wait until the GPU is done."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def median(work: Callable[[], object], device: str, rounds: int) -> float:
-    """Milliseconds of a piece of work, by wall clock from an idle GPU to an idle GPU."""
+    """Return the wall-clock milliseconds of some work, from an idle GPU to an idle GPU."""
     times = []
     for _ in range(rounds):
         wait(device)
@@ -83,7 +83,7 @@ def median(work: Callable[[], object], device: str, rounds: int) -> float:
 
 
 def measure(name: str, make: Make, width: int, layers: int, batch: int, device: str, rounds: int) -> dict[str, Any]:
-    """One line of the table."""
+    """Measure one line of the table."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to(device, torch.bfloat16)
     data = torch.randn(batch, width, device=device, dtype=torch.bfloat16)

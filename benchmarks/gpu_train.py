@@ -1,13 +1,13 @@
-"""GPT-2's 124 million parameters from scratch in pure bf16: the loss, time and memory of each way to keep weights.
+"""GPT-2 (124 million parameters) from scratch in pure bf16: loss, time and memory by kind of master weights.
 
-What is kept beside the bf16 weights (fp32 master weights, 16 or 8 bits of remainder, nothing and stochastic rounding)
-with states in fp32, 8 and 4 bits: twelve runs of a few hundred steps from one seed over the same tokens. The text is
-the running Python's standard library, cut into words; nothing is downloaded.
+Beside the bf16 weights there are fp32 master weights, 16 or 8 bits of remainder, or nothing with stochastic rounding.
+States are in fp32, 8 and 4 bits. The twelve runs have a few hundred steps each, from one seed over the same tokens. The
+text is the running Python's standard library, split into words. Nothing is downloaded.
 
     python benchmarks/gpu_train.py --json train.json
-    python benchmarks/gpu_train.py --dry-run              a toy model on the CPU; its figures mean nothing
+    python benchmarks/gpu_train.py --dry-run              a toy model on the CPU; its results mean nothing
 
-A run that would begin after ``--seconds`` is left out and listed as such, so that what there is of results is written.
+Runs that would start after ``--seconds`` are skipped and listed as such, so that the finished ones are written.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PIECE = re.compile(r"\w+|[^\S\n]+|\n|[^\w\s]")
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model and of its batches."""
+    """Sizes of a model and its batches."""
 
     vocab: int = 50304
     """GPT-2's 50257, padded to a multiple of 128."""
@@ -70,7 +70,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(w, 4 * w), nn.Linear(4 * w, w)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, context, width)`` to the same."""
+        """Map ``(batch, context, width)`` to the same shape."""
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
         )
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The decoder of GPT-2, with its initial values; the embedding is also the output."""
+    """The GPT-2 decoder with its initialization. The embedding is shared with the output."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class GPT2(nn.Module):
                 nn.init.zeros_(p)
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross entropy of ``(batch, context + 1)`` tokens."""
+        """Return the mean cross entropy of ``(batch, context + 1)`` tokens."""
         x = self.tokens(tokens[:, :-1]) + self.places.weight
         for block in self.blocks:
             x = block(x)
@@ -104,21 +104,21 @@ class GPT2(nn.Module):
 
 
 def words(text: list[str], vocab: int) -> Tensor:
-    """Texts as numbers of their most frequent pieces; 0 is every other piece."""
+    """Encode texts as indices of their most frequent pieces; 0 stands for all others."""
     pieces = [piece for one in text for piece in PIECE.findall(one)]
     known = {piece: i + 1 for i, (piece, _) in enumerate(Counter(pieces).most_common(vocab - 1))}
     return torch.tensor([known.get(piece, 0) for piece in pieces])
 
 
 def batch(tokens: Tensor, shape: Shape, step: int, device: str) -> Tensor:
-    """Sequences of a step: the same for every run."""
+    """Return the sequences of a step, the same for every run."""
     generator = torch.Generator().manual_seed(step)
     starts = torch.randint(len(tokens) - shape.context - 1, (shape.batch, 1), generator=generator)
     return tokens[starts + torch.arange(shape.context + 1)].to(device)
 
 
 def train(weights: str, state: str, tokens: Tensor, shape: Shape, device: str) -> dict[str, Any]:
-    """One run."""
+    """Train one run."""
     torch.manual_seed(0)
     model = GPT2(shape).to(device, torch.bfloat16)
     if device == "cuda":
@@ -138,7 +138,7 @@ def train(weights: str, state: str, tokens: Tensor, shape: Shape, device: str) -
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         timed = step % 10 == 9 or step == shape.steps - 1
         if timed:
-            losses.append(float(loss.detach()))  # which waits for the device
+            losses.append(float(loss.detach()))  # this waits for the device
         before = time.perf_counter()
         optimizer.step()
         if timed and device == "cuda":

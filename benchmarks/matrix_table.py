@@ -1,8 +1,8 @@
-"""Every optimizer in every format: bytes of state per parameter, and where training ends.
+"""Every optimizer in every format: bytes of state per parameter, and the loss at the end of training.
 
-The task and the arguments of each optimizer are those of ``tests/test_matrix.py``: a byte-level model of
-7328 parameters on real text, 30 steps, the mean loss of the last five. One run a cell: differences of a few
-hundredths mean nothing, and the table says that a cell works, not which optimizer is best.
+The task and the arguments of each optimizer are those of ``tests/test_matrix.py``: a byte-level model of 7328
+parameters on real text, 30 steps, the mean loss of the last five. There is one run per cell, so differences of a few
+hundredths mean nothing. The table shows that a cell works, not which optimizer is best.
 
 Usage: python benchmarks/matrix_table.py [--optimizers AdamW,Muon] [--markdown docs/results/optimizer-matrix.md]
 """
@@ -44,7 +44,7 @@ def measure(name: str, state: str) -> Measured:
 
 
 def cell(name: str, state: str, found: Measured) -> str:
-    """``loss nearest / stochastic (bytes)``, marked where a slot takes more bits than asked for."""
+    """Return ``loss nearest / stochastic (bytes)``, marked if a slot takes more bits than requested."""
     shown = " / ".join(f"{loss:.2f}" for loss in found.losses.values())
     wide = "*" if any(optimizer == name for optimizer, _ in WIDENED) and state == "fp4" else ""
     return f"{shown} ({found.bytes:.2f} B{wide})"

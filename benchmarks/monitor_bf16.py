@@ -1,8 +1,8 @@
-"""What bf16 states do to ``v`` when the gradient's scale changes, seen through the monitor.
+"""What happens to ``v`` in bf16 when the gradient's scale changes, seen by the monitor.
 
-torch AdamW with bf16 parameters; gradients N(0, scale**2) of scale 1, then 0.1, then 3, so many steps each. Under
-nearest rounding a bf16 second moment at beta2 = 0.999 can rise but not fall. Prints stored v over its fp32 reference at
-the end of each stretch.
+torch AdamW with bf16 parameters takes gradients N(0, scale**2) of scale 1, then 0.1, then 3, with `steps` steps each.
+Under nearest rounding a bf16 second moment at beta2 = 0.999 can rise but not fall. The script prints the stored v over
+its reference at the end of each part.
 
     python benchmarks/monitor_bf16.py [--steps 3000] [--elements 16384]
 """

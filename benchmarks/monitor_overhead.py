@@ -1,7 +1,7 @@
-"""What watching costs: a step with the monitor against the same step without, interleaved; and that no bit changes.
+"""Cost of watching: a step with the monitor compared with the same step without, interleaved. Checks that bits agree.
 
-A model of many tensors (transformer shapes) under torch AdamW, or one of ours. The optimizer's step alone is timed,
-without forward and backward: a training step is longer, so that the share there is smaller.
+The model has many tensors (transformer shapes) and is trained by torch AdamW or one of ours. Only the optimizer's step
+is timed, without forward and backward. A training step is longer, so the relative cost there is smaller.
 
     python benchmarks/monitor_overhead.py [--parameters 100] [--optimizer torch|ours|bf16] [--every 10] [--steps 20]
 """
@@ -18,7 +18,7 @@ import halfulp
 
 
 def make(millions: float, dtype: torch.dtype) -> list[torch.nn.Parameter]:
-    """Embedding and decoder layers of width 768 up to a number of parameters."""
+    """Return embedding and decoder layers of width 768 with up to `millions` million parameters."""
     shapes = [(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)] + [(768,)] * 2
     layer = sum(torch.Size(s).numel() for s in shapes)
     count = max(1, round((millions * 1e6 - 24e6) / layer)) if millions > 30 else 1
@@ -51,7 +51,7 @@ def main() -> None:
         watched.step()
         plain.step()
     ratios, steps = [], []
-    for _ in range(args.steps):  # pairs of whole cycles of `every` steps, so that counted steps have their share
+    for _ in range(args.steps):  # whole cycles of `every` steps, so that counted steps have their share
         seconds = []
         for optimizer in (watched, plain):
             begin = time.perf_counter()

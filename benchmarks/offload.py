@@ -40,7 +40,7 @@ BASES = {
     "torchao": "torchao CPUOffloadOptimizer, fp32 weights",
     "torch_fused": "torch fused, fp32 weights",
 }
-"""Arms that others are divided by."""
+"""Reference arms, by which the others are divided."""
 QUARTILES = {"p25": 25, "p50": 50, "p75": 75}
 FIELDS = (
     *("processor", "threads", "elements", "arm", "measured", "host_bytes_per_parameter", "ms"),
@@ -57,9 +57,9 @@ class Arm:
     measured
         ``"host step"`` or ``"with copies"``.
     step
-        What is timed.
+        Function that is timed.
     held
-        The tensors that are in host memory between steps, when called after a step.
+        Function that returns the tensors held in host memory between steps, called after a step.
     """
 
     measured: str
@@ -68,7 +68,7 @@ class Arm:
 
 
 def parameter(elements: int, dtype: torch.dtype) -> torch.nn.Parameter:
-    """One matrix with a gradient."""
+    """Return one matrix with a gradient."""
     generator = torch.Generator().manual_seed(0)
     shape = (max(1, elements // 4096), min(elements, 4096))
     p = torch.nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(dtype))
@@ -77,26 +77,26 @@ def parameter(elements: int, dtype: torch.dtype) -> torch.nn.Parameter:
 
 
 def tensors_of(optimizer: Any) -> list[Tensor]:
-    """Parameters and states of an optimizer."""
+    """Return the parameters and states of an optimizer."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return params + [x for p in params for x in optimizer.state[p].values() if isinstance(x, Tensor)]
 
 
 def on_host(make: Callable[[list[Any]], Any], elements: int, dtype: torch.dtype) -> Arm:
-    """The step of an optimizer over host memory."""
+    """Return the step of an optimizer over host memory."""
     p = parameter(elements, dtype)
     optimizer = make([p])
     return Arm("host step", optimizer.step, lambda: [*tensors_of(optimizer), p.grad])  # type: ignore[list-item]
 
 
 def offloaded(elements: int, dtype: torch.dtype, **arguments: Any) -> Arm:
-    """The whole step of an optimizer of halfulp under ``offload``."""
+    """Return the whole step of an optimizer of halfulp under ``offload``."""
     optimizer = offload(halfulp.AdamW([parameter(elements, dtype)], **arguments))
     return Arm("with copies", optimizer.step, lambda: [*tensors_of(optimizer.optimizer), *optimizer._grads.values()])
 
 
 def torchao_offload(elements: int, dtype: torch.dtype) -> Arm:
-    """The whole step of torchao's offload over torch's fused AdamW; gradients are copied out by its backward hook."""
+    """Return the whole step of torchao's offload over torch's fused AdamW. A backward hook copies gradients out."""
     from torchao.optim import CPUOffloadOptimizer
 
     p = parameter(elements, dtype)
@@ -117,22 +117,22 @@ def torchao_offload(elements: int, dtype: torch.dtype) -> Arm:
 
 
 class _Stream:
-    """A stream of work that is done when it is given."""
+    """A stream whose work is done immediately."""
 
     def wait_stream(self, other: object) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing."""
 
     def record_event(self) -> _Stream:
-        """What has a ``synchronize``."""
+        """Return an object with ``synchronize``."""
         return self
 
 
 @contextlib.contextmanager
 def without_device() -> Iterator[None]:
-    """Within it, torchao's offload works from host memory to host memory."""
+    """Make torchao's offload copy from host memory to host memory within the block."""
     empty_like = torch.empty_like
 
     def unpinned(x: Tensor, **options: Any) -> Tensor:
@@ -152,7 +152,7 @@ def without_device() -> Iterator[None]:
 
 
 def arms(elements: int) -> dict[str, Arm]:
-    """Every arm whose library is installed, with its states made."""
+    """Return every arm whose library is installed, with initialized states."""
     fp32, bf16 = torch.float32, torch.bfloat16
     made: dict[str, Arm] = {
         BASES["torch_fused"]: on_host(lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True), elements, fp32)
@@ -190,7 +190,7 @@ def arms(elements: int) -> dict[str, Arm]:
 
 
 def measure(made: dict[str, Arm], elements: int, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """One row for each arm."""
+    """Return one row per arm."""
     names, times = list(made), {name: [] for name in made}  # type: ignore[var-annotated]
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
@@ -215,7 +215,7 @@ def measure(made: dict[str, Arm], elements: int, rounds: int, clock: Callable[[]
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
-    """The table of one number of threads."""
+    """Print the table for one number of threads."""
     head = rows[0]
     table = Table("arm", "measured", title=f"{head['elements']:,} elements, {head['threads']} threads")
     for column in ("host bytes", "ms", "of CPUAdam (quartiles)", "of torchao's offload", "of torch fused"):

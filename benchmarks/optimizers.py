@@ -1,18 +1,19 @@
-"""Which optimizer, which format: bytes of state, time of a step, and loss on real text, for every optimizer.
+"""Bytes of state, step time, and loss on real text, for every optimizer and format.
 
-Driven by ``halfulp.optim.OPTIMIZERS``. Each figure is appended to a CSV as soon as it is there, and what a CSV holds is
-not measured again, so that a run may be cut off anywhere and continued:
+It covers ``halfulp.optim.OPTIMIZERS``. Each result is appended to a CSV at once, and results in the CSV are not
+measured again, so a run can be interrupted anywhere and resumed:
 
     python benchmarks/optimizers.py loss       # 45 minutes of one core: a small llama on the standard library's source
-    python benchmarks/optimizers.py time       # 10 minutes, on a machine that does nothing else
+    python benchmarks/optimizers.py time       # 10 minutes, on an otherwise idle machine
     python benchmarks/optimizers_page.py       # docs/optimizers.md and its figure, from the CSVs
 
-``loss``: the learning rate of each optimizer is tuned with fp32 states and a seed of its own, on a ladder of half
-decades, from its default downhill until the best rung has a worse one on both sides; all formats then run at it.
-Initial weights, batches and random bits follow from the seed, so that a format is compared with fp32 seed by seed.
+``loss``: each optimizer's learning rate is tuned with fp32 states and a separate seed. The ladder has half-decade
+rungs. The search starts at the default and goes downhill until the best rung has a worse one on either side. All
+formats then use that rate. Initial weights, batches and random bits depend on the seed, so formats are paired with fp32
+by seed.
 
-``time``: each round makes one step of torch's fused fp32 AdamW and one of ours, on the same shapes; a figure is the
-ratio of the two, as its 20th, 50th and 80th percentile. One thread, processor time.
+``time``: each round makes one step of torch's fused fp32 AdamW and one of ours, on the same shapes. The result is their
+ratio, as the 20th, 50th and 80th percentile. It uses one thread and processor time.
 """
 
 from __future__ import annotations
@@ -43,24 +44,27 @@ from halfulp.optim import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("fp32", "8bit", "bf16", "fp4", "fp8", "int8")
-"""In the order of running, so that a run cut short has the most asked for."""
+"""Formats in the order of running, so that an interrupted run has the most important ones."""
 TIMED = ("fp32", "8bit")
 SEEDS = (0, 1, 2)
 TUNING_SEED = 1000
 ARGUMENTS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "LARS": {"trust_coefficient": 0.1}}
-"""Other than the defaults: SGD without momentum has no state; LARS's tiny coefficient asks for vectors' rates apart."""
+"""Arguments other than the defaults.
+
+SGD without momentum has no state; LARS's default is so small that vectors need their own rate.
+"""
 MODEL = CompareConfig(steps=250, batch=8, context=64, hidden=64, layers=1, heads=4, warmup=20, clip=1.0, validation=256)
 SETTING = f"llama h{MODEL.hidden} l{MODEL.layers} c{MODEL.context} b{MODEL.batch} s{MODEL.steps}"
 LAYER = {
     "q": (1024, 1024), "k": (1024, 1024), "v": (1024, 1024), "o": (1024, 1024), "gate": (2816, 1024),
     "up": (2816, 1024), "down": (1024, 2816), "norm1": (1024,), "norm2": (1024,),
 }  # fmt: skip
-"""One layer of a llama of width 1024: what bytes of state per parameter are counted on."""
+"""One layer of a llama of width 1024, for which bytes of state per parameter are counted."""
 SHAPES = {"one": [(2048, 2048)], "many": [(64, 64)] * 256}
 
 
 class Rows:
-    """Rows of a CSV, by key: read at the start, appended one by one."""
+    """Rows of a CSV by key, read at the start and appended one by one."""
 
     def __init__(self, path: Path, key: tuple[str, ...], values: tuple[str, ...]) -> None:
         self.path, self.key, self.fields = path, key, (*key, *values)
@@ -71,7 +75,7 @@ class Rows:
                     self.found[tuple(row[k] for k in key)] = row
 
     def get(self, measure: Callable[[], dict[str, Any]], *key: object) -> dict[str, str]:
-        """The row of a key, measured if it is not there yet."""
+        """Return the row of a key, and measure it if it is missing."""
         at = tuple(map(str, key))
         if at not in self.found:
             row = dict(zip(self.fields, at, strict=False)) | {k: str(v) for k, v in measure().items()}
@@ -102,7 +106,7 @@ def build(name: str, params: Any, state: str, lr: float | None = None, **options
 
 
 def train(name: str, state: str, seed: int, lr: float, tokens: Tokens) -> dict[str, Any]:
-    """Validation loss at the end of a run; NaN where it diverged."""
+    """Return the validation loss at the end of a run; NaN if it diverged."""
     began = time.process_time()
     c = MODEL
     model = build_model(
@@ -135,18 +139,18 @@ def train(name: str, state: str, seed: int, lr: float, tokens: Tokens) -> dict[s
 
 
 def stored_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the memory behind all tensors of state."""
+    """Return the bytes of memory behind all state tensors."""
     tensors = [v for entries in optimizer.state.values() for v in entries.values() if torch.is_tensor(v)]
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 def rung(step: int) -> float:
-    """The ladder of learning rates: 1, 3, 10, 30 ... times a power of ten."""
+    """Return a rung of the ladder of learning rates: 1, 3, 10, 30 ... times a power of ten."""
     return float(f"{(1.0, 3.0)[step % 2] * 10.0 ** (step // 2):g}")
 
 
 def tune(name: str, loss_at: Callable[[float], float]) -> float:
-    """Best rung, from the one nearest to the default."""
+    """Return the best rung, starting from the one nearest to the default."""
     default = float(inspect.signature(getattr(halfulp, name)).parameters["lr"].default)
     start = round(2 * math.log10(default))
     known: dict[int, float] = {}
@@ -167,14 +171,14 @@ def tune(name: str, loss_at: Callable[[float], float]) -> float:
 
 @dataclass(frozen=True)
 class Losses:
-    """One optimizer: its learning rate, and the loss of each format by seed."""
+    """Results of one optimizer: its learning rate, and the loss of each format by seed."""
 
     lr: float
     by_state: dict[str, dict[int, float]]
 
 
 def losses(name: str, rows: Rows, tokens: Tokens | None, states: Iterable[str] = STATES) -> Losses:
-    """Losses of one optimizer, measured where they are missing; without `tokens`, what is there."""
+    """Return the losses of one optimizer, and measure missing ones. Without `tokens`, nothing is measured."""
 
     def run(state: str, seed: int, lr: float) -> float:
         if tokens is None and (SETTING, name, state, str(seed), f"{lr:g}") not in rows.found:
@@ -187,13 +191,13 @@ def losses(name: str, rows: Rows, tokens: Tokens | None, states: Iterable[str] =
 
 
 def bytes_per_parameter(name: str, state: str) -> float:
-    """Of one layer of a llama; that this is what is stored is asserted in every training run."""
+    """Return the bytes per parameter for one layer of a llama. Every training run asserts that they match."""
     params = [(n, torch.nn.Parameter(torch.empty(shape, device="meta"))) for n, shape in LAYER.items()]
     return float(build(name, params, state).memory().bytes_per_parameter)
 
 
 def step_time(name: str, state: str, shapes: list[tuple[int, ...]], seconds: float = 1.5) -> dict[str, Any]:
-    """Ratio of a step to one of torch's fused AdamW, round by round."""
+    """Return the ratio of a step to one of torch's fused AdamW, round by round."""
 
     def parameters() -> list[torch.nn.Parameter]:
         generator = torch.Generator().manual_seed(0)
@@ -238,7 +242,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             prepare_tokens(load_corpus(), "bytes", MODEL.context, Path(folder))
             tokens = Tokens(Path(folder), MODEL.context)
-            for state in states:  # every optimizer in a format, then the next format
+            for state in states:  # every optimizer in one format, then the next format
                 for name in names:
                     losses(name, rows, tokens, [state])
 

@@ -1,6 +1,6 @@
-"""The list of docs/optimizers.md, its figure, and the tables of docs/results, from the CSVs there.
+"""Generate the list and figure of docs/optimizers.md and the tables of docs/results from the CSVs there.
 
-The page's own words stay; what stands between its two marks is written anew.
+Only the text between the page's two marks is replaced.
 
     python benchmarks/optimizers_page.py
 """
@@ -43,9 +43,9 @@ FIGURE = ROOT / "docs" / "images" / "optimizers.png"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 SIZES = ("fp32", "bf16", "8bit", "4bit")
 ALIKE = {"fp8": "8bit", "int8": "8bit", "fp4": "4bit"}
-"""Formats that take as many bytes as another."""
+"""Formats with the same number of bytes as another."""
 FAMILIAR = ("AdamW", "Lion", "SGD", "AdEMAMix", "Adafactor", "ADOPT")
-"""Labelled in the figure, beside the frontier and the ten best."""
+"""Optimizers labelled in the figure, besides the frontier and the ten best."""
 
 
 def names() -> list[str]:
@@ -78,7 +78,7 @@ def time_cell(times: Rows, name: str, state: str, shapes: str) -> str:
 
 
 def figures(value: str) -> str:
-    """Two figures, or all before the point."""
+    """Format with two digits, or all digits before the point."""
     number = float(value)
     return f"{number:.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
@@ -87,12 +87,12 @@ def figures(value: str) -> str:
 
 
 def mean(losses_of: dict[int, float]) -> float:
-    """Over all seeds; NaN if one is missing."""
+    """Return the mean over all seeds; NaN if one is missing."""
     return statistics.fmean(losses_of.get(seed, math.nan) for seed in SEEDS)
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval."""
+    """Return the mean and half of its 95 % interval."""
     found = Interval.of(values)
     assert found is not None
     assert found.half is not None
@@ -100,7 +100,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def difference(low: dict[int, float], fp32: dict[int, float]) -> tuple[float, float]:
-    """Mean of the differences, seed by seed, and half of its 95 % interval."""
+    """Return the mean of the paired differences, and half of its 95 % interval."""
     return interval([low[seed] - fp32[seed] for seed in SEEDS])
 
 
@@ -118,7 +118,7 @@ def loss_cell(name: str, state: str, found: Losses, rows: Rows) -> str:
 
 
 def nothing_low(name: str, state: str) -> bool:
-    """Whether all states of an optimizer stay in fp32 whatever the format: they are vectors."""
+    """Whether all states of an optimizer are vectors and so stay in fp32 in every format."""
     return bytes_per_parameter(name, state) == bytes_per_parameter(name, "fp32")
 
 
@@ -132,13 +132,13 @@ def loss_table(found: dict[str, Losses], rows: Rows) -> list[list[str]]:
 
 
 def shown(rows: Rows) -> list[str]:
-    """Formats that were run with at least one optimizer, other than fp32."""
+    """Return the formats other than fp32 that were run with at least one optimizer."""
     run = {key[2] for key in rows.found}
     return [state for state in STATES[1:] if state in run]
 
 
 def spread(found: dict[str, Losses], state: str) -> str:
-    """Over the optimizers: mean difference, and how many have an interval that is off zero, either way."""
+    """Return the mean difference over the optimizers, and how many intervals lie above and below zero."""
     pairs = []
     for name, of in found.items():
         low = of.by_state[state]
@@ -150,7 +150,7 @@ def spread(found: dict[str, Losses], state: str) -> str:
 
 
 def plot(found: dict[str, Losses]) -> None:
-    """Loss over bytes per parameter: fp32, 8bit and fp4 of each optimizer, and the frontier."""
+    """Plot loss over bytes per parameter: fp32, 8bit and fp4 of each optimizer, and the frontier."""
     shown = {"fp32": "o", "8bit": "s", "fp4": "^"}
     points = {
         (name, state): (bytes_per_parameter(name, state), mean(of.by_state[state]))
@@ -189,7 +189,7 @@ def plot(found: dict[str, Losses]) -> None:
 
 
 def stall_table(rows: list[rules_stall.Row]) -> list[list[str]]:
-    """One row for slots that are alike: the later window of each cell, and the largest difference of all of them."""
+    """Return one row per group of similar slots: the later window of each cell, and the largest difference."""
     found: dict[tuple[str, str], list[rules_stall.Row]] = {}
     for row in rows:
         found.setdefault((row.optimizer, row.slot), []).append(row)
@@ -211,13 +211,13 @@ def stall_table(rows: list[rules_stall.Row]) -> list[list[str]]:
 
 
 def worst(differences: list[float]) -> str:
-    """The largest, in points; a dash where nothing is predicted."""
+    """Return the largest difference in points, or a dash if there is no prediction."""
     largest = max((abs(off) for off in differences if not math.isnan(off)), default=math.nan)
     return "–" if math.isnan(largest) else f"{100 * largest:.1f}"
 
 
 def notes_of(rows: list[rules_stall.Row]) -> dict[str, int]:
-    """Reasons that are needed, with their numbers."""
+    """Return the reasons that are needed, with their numbers."""
     used = [rules_stall.reason(r.optimizer, r.slot) for r in rows]
     return {why: i for i, why in enumerate(dict.fromkeys(w for w in used if w is not None), 1)}
 
@@ -227,7 +227,7 @@ def percent(share: float) -> str:
 
 
 def never_rounded() -> str:
-    """States that stay in fp32 by declaration."""
+    """Return the states that are declared to stay in fp32."""
     found = []
     for name in names():
         optimizer = _small(name)
@@ -250,7 +250,7 @@ def _small(name: str) -> halfulp.engine.optimizer.RuleOptimizer:
 
 
 def declared() -> list[list[str]]:
-    """A row for each optimizer, from its declaration; the recommended ones first."""
+    """Return one row per optimizer, from its declaration. Recommended ones come first."""
     rows = [[f"`{c.__name__}`", c.rule.tier, c.rule.summary, c.rule.source] for c in OPTIMIZERS]
     return sorted(rows, key=lambda row: row[1] != "core")
 
@@ -292,7 +292,7 @@ def body(folder: Path) -> list[str]:
 
 
 def tables_page(folder: Path) -> str:
-    """The page of losses, bytes and times."""
+    """Return the page of losses, bytes and times."""
     rows, times = loss_rows(folder), time_rows(folder)
     found = finished(rows)
     unfinished = [n for n in names() if n not in found]
@@ -334,7 +334,7 @@ def tables_page(folder: Path) -> str:
 
 
 def stalls_page(folder: Path) -> str:
-    """The page of the stalled updates of every state."""
+    """Return the page of stalled updates of every state."""
     stalls = rules_stall.read(folder / "rules_stall.csv")
     notes = notes_of(stalls)
     missing = [n for n in names() if n not in {r.optimizer for r in stalls}]
@@ -365,12 +365,12 @@ def stalls_page(folder: Path) -> str:
 
 
 def prose(text: str) -> list[str]:
-    """A paragraph, wrapped, and the empty line behind it."""
+    """Return a wrapped paragraph, followed by an empty line."""
     return [*textwrap.wrap(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False), ""]
 
 
 def written_anew(page: str, folder: Path) -> str:
-    """The page with what stands between its marks made of the CSVs in a folder."""
+    """Return the page with the text between its marks generated from the CSVs in a folder."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return "\n".join([before + BEGIN, "", *body(folder), "", END]) + after

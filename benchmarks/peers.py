@@ -1,8 +1,8 @@
-"""How far the second moments of present libraries are from their fp32 reference, seen through the monitor.
+"""Distance of other libraries' second moments from their reference, seen by the monitor.
 
-AdamW at beta2 = 0.999; gradients N(0, scale**2) of scale 1, then 0.1, then 3, so many steps each, on a bf16 matrix.
-For each: mean stored v over its reference, stalled fraction (of codes, where an fp32 scale moves the block) and lag
-(median log of stored over reference) at the end of each stretch. Peers that are not installed are left out:
+AdamW at beta2 = 0.999 takes gradients N(0, scale**2) of scale 1, then 0.1, then 3, with `steps` steps each, on a bf16
+matrix. At the end of each part the script prints the mean stored v over its reference, the stalled fraction (of codes,
+if an fp32 scale moves the block) and the lag (median log of stored over reference). Missing peers are skipped:
 
     pip install --no-deps torchao torch-optimi bitsandbytes pytorch-optimizer heavyball
     python benchmarks/peers.py [--steps 3000] [--only NAME] [--json FILE]
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the peers' arithmetic is the same uncompiled; the compiler is slow
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the arithmetic is the same uncompiled, and the compiler is slow
 
 import torch
 from rich.console import Console
@@ -60,7 +60,7 @@ ARMS: dict[str, Maker] = {
 
 
 def run(make: Maker, steps: int) -> list[dict[str, Any]]:
-    """Figures of the second moment at the end of each stretch."""
+    """Return the measurements of the second moment at the end of each part."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(64, 256, dtype=torch.bfloat16))
     optimizer = make([weight])

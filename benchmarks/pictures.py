@@ -1,4 +1,4 @@
-"""What the pictures of the pages have in common: one palette, and names beside the ends of lines."""
+"""Shared parts of the pages' figures: one palette, and labels at the ends of lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PALETTE", "axes_of", "label_ends", "save"]
 
 
 def axes_of(rows: int = 1, width: float = 9.0, height: float = 5.0, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure and its axes from top to bottom; no window is opened."""
+    """Return a figure and its axes from top to bottom. No window is opened."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -28,14 +28,14 @@ def axes_of(rows: int = 1, width: float = 9.0, height: float = 5.0, **options: A
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """Write names right of the axes, each with a line to its point; they are pushed apart where they would overlap.
+    """Write names to the right of the axes, each with a line to its point, moved apart if they would overlap.
 
     Parameters
     ----------
     axes
-        With its limits and scales as they will be drawn.
+        Axes with their final limits and scales.
     ends
-        Name, colour, x and y of each line's last point.
+        Name, colour, and coordinates of each line's last point.
     """
     axes.figure.canvas.draw()
     box = axes.get_window_extent()
@@ -53,7 +53,7 @@ def label_ends(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None
 
 
 def save(figure: Any, target: Path) -> None:
-    """Write a picture under a temporary name, then rename."""
+    """Write a figure to a temporary file, then rename it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     figure.savefig(partial, dpi=130, format=target.suffix[1:])

@@ -1,8 +1,8 @@
-"""What recording gradients costs an arm of `halfulp compare`, from its first step to its summary.
+"""Cost of recording gradients in an arm of `halfulp compare`, from its first step to its summary.
 
-The same arm is trained with and without its gradient sample, in turn, in one process of one thread, and processor time
-is compared: of the steps, of the checkpoints that keep what was recorded, and of the prediction at the end. The runs
-must end in the same bits.
+The same arm is trained with and without its gradient sample, in turn, in one single-threaded process. The script
+compares the processor time of the steps, of the checkpoints with the recorded gradients, and of the final prediction.
+The runs must end in the same bits.
 
 Usage: python benchmarks/recording_cost.py [--arm fp8-nearest] [--pairs 8] [--steps 500]
 """
@@ -48,7 +48,7 @@ def main() -> None:
         root = Path(name)
         config = prepare_run_folder(root / "runs", config, load_corpus())
         seconds: dict[int, list[float]] = {config.gradient_blocks: [], 0: []}
-        for pair in range(-1, args.pairs):  # the first warms up
+        for pair in range(-1, args.pairs):  # the first pair warms up
             for blocks in sorted(seconds, reverse=pair % 2 == 0):
                 folder = root / f"{blocks}_{pair}"
                 begin = time.process_time()

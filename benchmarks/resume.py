@@ -1,7 +1,7 @@
-"""A torch checkpoint resumed in 8 bits: the loss goes on without a jump. Draws docs/images/resume.png.
+"""Resume a torch checkpoint in 8 bits: the loss continues without a jump. Draws docs/images/resume.png.
 
-A two-layer network under torch AdamW for 300 steps, then on: in torch, and converted into fp8 and 8bit states, on the
-same batches.
+A two-layer network is trained with torch AdamW for 300 steps. It continues in torch, and converted to fp8 and 8bit
+states, on the same batches.
 
     python benchmarks/resume.py [--steps 300] [--out docs/images/resume.png]
 """

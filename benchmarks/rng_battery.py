@@ -1,16 +1,16 @@
-"""A published battery (dieharder, `apt install dieharder`) on the random streams as the optimizers use them.
+"""A published test battery (dieharder, `apt install dieharder`) on the random streams as the optimizers use them.
 
-Five orders of the same words, each piped into every test:
+Five orders of the same words are piped into every test:
 
-elements     one tensor of 2**22 elements, element after element, then the next step
-small        16 elements of a small tensor in each step, for two lanes in turn, step after step
-lanes        the lanes of two states and of the parameter in turn, element after element
+elements     one tensor of 2**22 elements, element by element, then the next step
+small        16 elements of a small tensor in each step, for two alternating lanes, step by step
+lanes        the alternating lanes of two states and of the parameter, element by element
 parameters   the first 16 elements of one parameter after the other, in one step, then the next step
-steps        a single element, step after step
+steps        a single element, step by step
 
-Prints one line a test, and how many were weak or failed; exits with 1 if any failed. A p-value is called weak below
-0.005 or above 0.995, failed below 1e-6 or above 1 - 1e-6 (dieharder's own limits); some weak ones are to be expected,
-one in a hundred.
+The script prints one line per test and the number of weak and failed ones, and exits with 1 if any failed. A p-value is
+weak below 0.005 or above 0.995, and failed below 1e-6 or above 1 - 1e-6 (dieharder's own limits). About one in a
+hundred is expected to be weak.
 
 Usage: python benchmarks/rng_battery.py [--orders elements steps] [--tests 0 1 2] [--bare-index]
 ``--bare-index`` leaves out the Weyl sequence, for comparison.
@@ -42,7 +42,7 @@ WITH_TUPLE = {200: "4", 203: "16"}
 
 
 def words(keys: npt.NDArray[np.uint32], count: int, bare: bool, lane: int = 0) -> Words:
-    """Words of the first `count` elements under each key, shape ``(keys, count)``."""
+    """Return the words of the first `count` elements under each key, of shape ``(keys, count)``."""
     index = np.arange(count, dtype=np.uint32)
     x = (index if bare else index * np.uint32(GOLDEN)) ^ keys[:, :1]
     x = (x ^ (x >> np.uint32(16))) * np.uint32(MULTIPLIERS[0]) + keys[:, 1:]
@@ -81,7 +81,7 @@ ORDERS = {f.__name__: f for f in (elements, small, lanes, parameters, steps)}
 
 
 def run(order: str, test: int, bare: bool) -> list[tuple[str, float, str]]:
-    """(name, p-value, dieharder's verdict) of each result that a test gives on a stream."""
+    """Return (name, p-value, dieharder's verdict) of each result of a test on a stream."""
     command = ["dieharder", "-g", "200", "-d", str(test), "-c", ",", "-D", "test_name", "-D", "ntuple"]
     command += ["-D", "pvalues", "-D", "assessment", *(["-n", WITH_TUPLE[test]] if test in WITH_TUPLE else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -90,7 +90,7 @@ def run(order: str, test: int, bare: bool) -> list[tuple[str, float, str]]:
     try:
         for chunk in ORDERS[order](bare):
             process.stdin.write(np.ascontiguousarray(chunk).tobytes())
-    except BrokenPipeError:  # the test has had enough
+    except BrokenPipeError:  # the test has read enough
         pass
     lines = process.stdout.read().decode().splitlines()
     process.wait()

@@ -1,14 +1,14 @@
 """Stalled updates of every state of every optimizer: what theory predicts against what the rule does.
 
-Each optimizer of the library steps on gradients ``N(0, sigma**2)``, ``sigma`` one factor a row times one a column,
-either from an octave. Its engine counts the updates that were due and those that left the stored value as it was, over
-two octaves of age; ``StallMonitor`` watches the later one and has to agree. The prediction is made from what the rule
-declares of the slot (:meth:`halfulp.rules.slots.StateSlot.average`) and nothing else.
+Each optimizer of the library steps on gradients ``N(0, sigma**2)``. ``sigma`` is a factor per row times one per column,
+each within an octave. The engine counts the updates that were due and those that left the stored value unchanged, over
+two octaves of age. ``StallMonitor`` watches the later one and must agree. The prediction uses only what the rule
+declares about the slot (:meth:`halfulp.rules.slots.StateSlot.average`).
 
     python benchmarks/rules_stall.py                        # 15 minutes; rows already in the CSV are kept
-    python benchmarks/rules_stall.py --optimizers ADOPT     # one of them, printed
+    python benchmarks/rules_stall.py --optimizers ADOPT     # one optimizer, printed
 
-The table of the documentation is made of the CSV by ``python benchmarks/optimizers_page.py``.
+``python benchmarks/optimizers_page.py`` builds the table of the documentation from the CSV.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ from halfulp.rules.drives import Drive
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"weight": (128, 128), "embedding": (128, 128), "bias": (2048,)}
-"""The second is what Muon leaves to Adam; the third, a vector, is stored low here, too."""
+"""The second shape is one that Muon leaves to Adam.
+
+The third is a vector, which is also stored in low precision here.
+"""
 WINDOWS = ((65, 128), (513, 1024))
 """First and last step counted: octaves, since a state that grows with its age meets every mantissa in one."""
 CELLS = [(state, rounding) for state in ("bf16", "fp8") for rounding in ("nearest", "stochastic")]
 ARGUMENTS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "AdaMomentum": {"eps": 1e-16}}
-"""SGD without momentum has no state. AdaMomentum adds ``eps`` to its second moment in every step, which at the default
-would drown the gradients of this simulation, as it does small gradients in training."""
+"""SGD without momentum has no state. AdaMomentum adds ``eps`` to its second moment at every step. The default would
+drown the gradients of this simulation, as it does small gradients in training.
+"""
 BOUND = 0.02
 """Largest difference that counts as agreement."""
 ONE_SCALE = "residuals of normalised updates have one scale in all rows and columns, and so stand at one mantissa"
@@ -52,12 +56,12 @@ REASONS = {
     ("SMMF", "*"): "not an average: two vectors are computed from a whole matrix in each step",
     ("SOAP", "exp_avg_sq"): "every tenth step reorders it, and no code stays where it was",
 }
-"""Why a state is not predicted, or not within the bound; ``*``: all of an optimizer."""
+"""Reasons why a state is not predicted, or not within the bound. ``*`` applies to all states of an optimizer."""
 
 
 @dataclass
 class Row:
-    """One slot of one optimizer, stored one way, over one window, all parameters together."""
+    """One slot of one optimizer with one storage, over one window and all parameters."""
 
     optimizer: str
     slot: str
@@ -79,12 +83,12 @@ class Row:
 
 
 def reason(optimizer: str, slot: str) -> str | None:
-    """Why a slot is not predicted, or not within the bound."""
+    """Return the reason why a slot is not predicted or not within the bound, if any."""
     return REASONS.get((optimizer, slot), REASONS.get((optimizer, "*")))
 
 
 def scales(shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard deviations: every row and column has a place in an octave of its own, evenly spread, in any order."""
+    """Return standard deviations. Rows and columns have factors evenly spread over an octave, in random order."""
     generator, made = torch.Generator().manual_seed(5), torch.full(shape, 0.01)
     for dim, size in enumerate(shape):
         places = 2.0 ** (torch.randperm(size, generator=generator) / size)
@@ -95,12 +99,12 @@ def scales(shape: tuple[int, ...]) -> torch.Tensor:
 def simulate(
     name: str, state: str, rounding: str, windows: tuple[tuple[int, int], ...] = WINDOWS, samples: int = 33
 ) -> list[Row]:
-    """Every slot of an optimizer that is rounded, over some windows.
+    """Simulate every rounded slot of an optimizer over some windows.
 
     Raises
     ------
     AssertionError
-        In the last window the monitor counts something else than the engine does, or predicts something else.
+        If the monitor's counts or predictions in the last window differ from the engine's.
     """
     torch.manual_seed(0)
     params = [(n, torch.nn.Parameter(torch.randn(shape) * 0.02)) for n, shape in SHAPES.items()]
@@ -134,7 +138,7 @@ def simulate(
                     continue
                 tally = tallies.setdefault(stored.slot.name, _Tally(stored.quantizer.format.name))
                 decay = stored.slot.decay(hyper)
-                changing = tally.decays and decay != tally.decays[-1]  # each decay has a law of its own: few will do
+                changing = tally.decays and decay != tally.decays[-1]  # each decay has its own law, so sample a few
                 if step in (places[:: samples // 4] if changing else places):
                     met = stored.slot.average(hyper, tuple(p.shape), stored.age - 1)
                     value = None if met is None else predicted(tally.format, rounding, met)
@@ -153,7 +157,7 @@ def simulate(
 
 
 class _Tally:
-    """What was counted of one slot over one window."""
+    """Counts of one slot over one window."""
 
     def __init__(self, fmt: str) -> None:
         self.format = fmt
@@ -174,7 +178,7 @@ class _Tally:
 
 
 def describe(drive: Drive) -> str:
-    """A drive in a few words."""
+    """Describe a drive in a few words."""
     words = f"{drive.kind}s"
     if drive.shared != 1:
         words += f", {drive.shared:g} shared"
@@ -186,7 +190,7 @@ def describe(drive: Drive) -> str:
 
 
 def _compare(watch: halfulp.StallMonitor, rows: list[Row], window: tuple[int, int]) -> None:
-    """The monitor, on its sample, counts what the engine counts, and predicts what is predicted here, or nothing."""
+    """Check that the monitor's sample agrees with the engine's counts, and its predictions, if any, with those here."""
     seen: dict[str, list[tuple[int, float]]] = {}
     expected: dict[str, list[float]] = {}
     for row in watch.table().rows:
@@ -202,7 +206,7 @@ def _compare(watch: halfulp.StallMonitor, rows: list[Row], window: tuple[int, in
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a CSV."""
+    """Read the rows of a CSV."""
     if not path.exists():
         return []
     kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}

@@ -1,4 +1,4 @@
-"""Every run of `halfulp compare --scale-model` as CSV, and the tables of docs/results/scale_models.md from it.
+"""Collect the runs of `halfulp compare --scale-model` in a CSV, and print the tables of docs/results/scale_models.md.
 
 halfulp compare --scale-model 8 --out runs/bf16
 python benchmarks/scale_models.py runs/bf16          # adds the runs to docs/results/scale_models.csv
@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 
 def read(path: Path = CSV) -> list[Row]:
-    """Rows of the CSV file; none if it is not there."""
+    """Return the rows of the CSV file; none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -31,9 +31,9 @@ def read(path: Path = CSV) -> list[Row]:
 
 
 def runs(folder: Path, text: str) -> list[Row]:
-    """Every run of a folder: the ladder's, and the final ones.
+    """Return every run of a folder, from the ladder and the final stage.
 
-    Final runs of a folder with a single rate are not tuned: their stage is ``common``.
+    Final runs of a folder with a single rate are not tuned, so their stage is ``common``.
     """
     config = ScaleConfig.from_json(read_json(folder / "config.json"))
     found = []
@@ -55,9 +55,9 @@ def runs(folder: Path, text: str) -> list[Row]:
 
 
 def gap(rows: list[Row], arm: str, stage: str) -> Interval | None:
-    """Loss of an arm minus fp32's with the same seed, over the seeds that both have.
+    """Return the loss of an arm minus fp32's with the same seed, over the seeds that both have.
 
-    At its own rate an arm is compared with fp32 at fp32's best rate, else with fp32 at the same rate.
+    At its own rate an arm is compared with fp32 at fp32's best rate, otherwise with fp32 at the same rate.
     """
     mine = final(rows, arm, stage)
     base = final(rows, "fp32", "own") or final(rows, "fp32", "common")
@@ -68,12 +68,12 @@ def gap(rows: list[Row], arm: str, stage: str) -> Interval | None:
 
 
 def final(rows: list[Row], arm: str, stage: str) -> list[Row]:
-    """Final runs of an arm, at its own rate or at fp32's."""
+    """Return the final runs of an arm, at its own rate or at fp32's."""
     return [row for row in rows if (row["arm"], row["stage"]) == (arm, stage)]
 
 
 def by_rate(rows: list[Row]) -> list[str]:
-    """Validation loss of the ladders by peak rate as lines of a Markdown table."""
+    """Return the ladders' validation loss by peak rate, as lines of a Markdown table."""
     climbed = [row for row in rows if row["stage"] == "ladder"]
     rates = sorted({float(row["lr"]) for row in climbed})
     lines = [
@@ -89,7 +89,7 @@ def by_rate(rows: list[Row]) -> list[str]:
 
 
 def differences(rows: list[Row]) -> list[str]:
-    """Losses minus fp32's of one experiment as lines of a Markdown table."""
+    """Return the losses minus fp32's in one experiment, as lines of a Markdown table."""
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] != "ladder" and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
     gaps = ("at its best lr", f"at fp32's best lr, {rate}")
@@ -114,14 +114,14 @@ def differences(rows: list[Row]) -> list[str]:
 
 
 def title(row: Row) -> str:
-    """What was modelled."""
+    """Return what was modelled."""
     parts = [row["regime"], row["architecture"], f"{row['width']} wide", row["text"]]
     usual = ("constant", "llama", "64 wide", "stdlib")
     return ", ".join([f"{row['format']} at 1:{row['factor']}", *(part for part in parts if part not in usual)])
 
 
 def tables(rows: list[Row]) -> list[str]:
-    """All experiments: differences where the final runs are done, and ladders where there are any."""
+    """Return the tables of all experiments: differences if the final runs are done, and ladders if there are any."""
     keys = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in rows))
     lines = []
     for key in keys:
@@ -133,9 +133,9 @@ def tables(rows: list[Row]) -> list[str]:
 
 
 def merged(rows: list[Row], new: list[Row]) -> list[Row]:
-    """Rows with those of a folder in the place of the same experiment's, arm by arm and stage by stage.
+    """Replace the rows of the same experiment, arm and stage by those of a folder.
 
-    Runs at a common rate that is the arm's own are not listed twice.
+    Runs at a common rate that equals the arm's own are not listed twice.
     """
     what = (*EXPERIMENT, "arm", "stage")
     again = {tuple(row[k] for k in what) for row in new}
@@ -147,7 +147,7 @@ def merged(rows: list[Row], new: list[Row]) -> list[Row]:
 
 
 def main() -> None:
-    """Add run folders to the CSV file; print the tables."""
+    """Add run folders to the CSV file, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*", help="run folders")
     parser.add_argument("--text", default="stdlib", help="name of the text that they were trained on")

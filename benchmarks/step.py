@@ -1,13 +1,13 @@
-"""Step time, peak extra memory and bytes moved of the CPU kernels beside their peers, interleaved in one process.
+"""Step time, peak extra memory and bytes moved by the CPU kernels and their peers, interleaved in one process.
 
     python benchmarks/step.py --quick             # 2**20 elements, the main formats: under a minute
     python benchmarks/step.py                     # 2**10 to 2**26, one tensor and 1000, every format and rounding
     python benchmarks/step.py --sizes 24 --threads 2 --peers fused foreach torchao bitsandbytes
 
-Every round makes one step of each arm, in an order that rotates; a figure is the ratio of an arm's step to that of
-torch's fused fp32 AdamW in the same round, as its 20th, 50th and 80th percentile. ``--clock cpu`` takes the processor
-time of the process in place of the wall's, for a machine that is shared. Bandwidth is that of a copy of the same
-machine in the same run. Prints a table and writes a CSV and a plot.
+Every round makes one step of each arm, in rotating order. A result is the ratio of an arm's step to that of torch's
+fused fp32 AdamW in the same round, as the 20th, 50th and 80th percentile. ``--clock cpu`` uses the process's processor
+time instead of the wall clock, for a shared machine. Bandwidth is that of a copy in the same run. The script prints a
+table and writes a CSV and a plot.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIELDS = (
 
 
 def parameters(elements: int, tensors: int) -> list[torch.nn.Parameter]:
-    """Parameters with gradients: one tensor, or many square ones of 4096 elements."""
+    """Return parameters with gradients: one tensor, or many square ones of 4096 elements."""
     generator = torch.Generator().manual_seed(0)
     if tensors > 1:
         shape: tuple[int, ...] = (64, elements // tensors // 64)
@@ -54,7 +54,7 @@ def parameters(elements: int, tensors: int) -> list[torch.nn.Parameter]:
 
 
 def arms(formats: list[str], roundings: list[str], peers: list[str]) -> dict[str, tuple[Callable[..., Any], float]]:
-    """Name -> (optimizer class over parameters, bytes that a step moves for each element: read and written)."""
+    """Return by name: (optimizer class over parameters, bytes that a step reads and writes per element)."""
     found: dict[str, tuple[Callable[..., Any], float]] = {
         "torch fused": (functools.partial(torch.optim.AdamW, fused=True), 28.0)
     }
@@ -81,7 +81,7 @@ def arms(formats: list[str], roundings: list[str], peers: list[str]) -> dict[str
 
 
 def copy_bandwidth(elements: int) -> float:
-    """Bytes a second that a copy of a tensor reads and writes, the best of 7, on the threads that torch has."""
+    """Return the bytes per second that a copy of a tensor reads and writes, the best of 7, with torch's threads."""
     source = torch.ones(max(elements, 1 << 22))
     target = torch.empty_like(source)
     times = []
@@ -93,7 +93,7 @@ def copy_bandwidth(elements: int) -> float:
 
 
 def peak_extra_mb(step: Callable[[], Any]) -> float:
-    """How far the resident set rises above its level before a step, in MB (Linux; NaN elsewhere)."""
+    """Return the rise of the resident set above its level before a step, in MB (Linux; NaN elsewhere)."""
     clear = Path("/proc/self/clear_refs")
     try:
         clear.write_text("5")  # resets the peak
@@ -116,7 +116,7 @@ def measure(
     rounds: int,
     clock: Callable[[], float],
 ) -> list[dict[str, Any]]:
-    """One row for each arm."""
+    """Return one row per arm."""
     optimizers = {n: make(parameters(elements, tensors), lr=1e-3, weight_decay=0.1) for n, (make, _) in made.items()}
     names, times = list(optimizers), {name: [] for name in optimizers}  # type: ignore[var-annotated]
     first = {}
@@ -126,7 +126,7 @@ def measure(
         first[name] = time.perf_counter() - start
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
-            torch.ones(1 << 16).add_(1.0)  # every step comes right after an operation of torch
+            torch.ones(1 << 16).add_(1.0)  # every step directly follows a torch operation
             start = clock()
             optimizers[name].step()
             times[name].append(clock() - start)
@@ -148,7 +148,7 @@ def measure(
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
-    """The table of one setting."""
+    """Print the table of one setting."""
     head = rows[0]
     title = f"{head['elements']} elements in {head['tensors']} tensor(s), {head['threads']} thread(s)"
     columns = ("arm", "ms", "ratio p20", "p50", "p80", "first ms", "B/element", "of copy bandwidth", "extra MB")
@@ -163,7 +163,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def plot(rows: list[dict[str, Any]], target: Path) -> None:
-    """Ratio to torch's fused step over the size, single tensors, the most threads measured."""
+    """Plot the ratio to torch's fused step over the size, for single tensors and the largest number of threads."""
     threads = max(r["threads"] for r in rows)
     chosen = [r for r in rows if r["tensors"] == 1 and r["threads"] == threads and r["arm"] != "torch fused"]
     chosen = [
@@ -186,7 +186,7 @@ def plot(rows: list[dict[str, Any]], target: Path) -> None:
 
 
 def main() -> None:
-    """Run what the arguments ask for."""
+    """Run the benchmarks that the arguments select."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+", help="powers of two; default 10 to 26 in steps of 2")

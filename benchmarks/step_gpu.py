@@ -1,21 +1,20 @@
-"""One optimizer step on a GPU, ours against the peers that are installed, as ratios of interleaved CUDA-event times.
+"""One optimizer step on a GPU, ours and the installed peers, as ratios of interleaved CUDA-event times.
 
 Needs a GPU; peers: ``pip install torchao bitsandbytes flashoptim torch-optimi heavyball``. Check the bits first:
 ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py``.
 
     python benchmarks/step_gpu.py
     python benchmarks/step_gpu.py --dtype bfloat16 --csv step_gpu.csv
-    python benchmarks/step_gpu.py --dry-run            walks through the script on the CPU; its figures mean nothing
+    python benchmarks/step_gpu.py --dry-run            tests the script on the CPU; its results mean nothing
 
-In every round each optimizer makes one step on parameters of its own, in turn; a ratio is taken inside its round,
-against torch's fused AdamW. The table shows the 20th, 50th and 80th percentile of the ratios, the wall clock of a whole
-step from an idle GPU to an idle GPU, the first step (compilation included), the bytes of state a parameter, and the
-memory that a step takes beside what stays. A pair of events includes the host's time where the GPU waits for it, as in
-training.
+In every round each optimizer makes one step on its own parameters, in turn. Ratios are taken within a round, against
+torch's fused AdamW. The table shows the 20th, 50th and 80th percentile of the ratios, the wall-clock time of a whole
+step from an idle GPU to an idle GPU, the first step (including compilation), the bytes of state per parameter, and the
+temporary memory of a step. A pair of events includes the host's time when the GPU waits for it, as in training.
 
-For ours it also shows the bandwidth that the step's bytes reach, as a share of a large copy's that is measured first,
-and the time that ``gpu_model.py`` predicts from bytes and instructions: a measured step that is far from it says that
-the model is wrong.
+For our optimizers it also shows the bandwidth that the step reaches, as a share of that of a large copy measured
+before, and the time that ``gpu_model.py`` predicts from bytes and instructions. If a measured step is far from it, the
+model is wrong.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from halfulp.numbers.formats import FRIENDLY
 Factory = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 BASE = "torch fused"
 GPT2 = [(50304, 768), (1024, 768), *[(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12, *[(768,)] * 25]
-"""Of 124 million parameters; biases of the matrices are left out."""
+"""124 million parameters; biases of the matrices are omitted."""
 LLAMA = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), *[(14336, 4096)] * 2, (4096, 14336), (4096,), (4096,)]
-"""A layer of Llama 3 8B."""
+"""One layer of Llama 3 8B."""
 WORKLOADS: dict[str, list[tuple[int, ...]]] = {
     "2^20": [(1 << 10, 1 << 10)],
     "2^24": [(1 << 12, 1 << 12)],
@@ -67,7 +66,7 @@ def ours(**options: object) -> Factory:
 
 
 def arms(dtype: torch.dtype) -> dict[str, Factory]:
-    """Every optimizer that can be made here, torch's fused first."""
+    """Return every optimizer that can be built here, torch's fused one first."""
     found: dict[str, Factory] = {
         BASE: lambda params: torch.optim.AdamW(params, **HYPER, fused=True),
         "torch foreach": lambda params: torch.optim.AdamW(params, **HYPER, foreach=True),
@@ -95,7 +94,7 @@ PEERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 
 def peers() -> dict[str, Factory]:
-    """Optimizers of the other libraries that are installed."""
+    """Return the optimizers of other installed libraries."""
     found: dict[str, Factory] = {}
     for label, module, name, more in PEERS:
         try:
@@ -122,12 +121,12 @@ class Arm:
         self.first = (time.perf_counter() - begin) * 1e3
 
     def wait(self) -> None:
-        """Until the GPU is done."""
+        """Wait until the GPU is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def milliseconds(self) -> float:
-        """Time of one step."""
+        """Return the time of one step."""
         self.wait()
         if self.device != "cuda":
             begin = time.perf_counter()
@@ -141,7 +140,7 @@ class Arm:
         return start.elapsed_time(end)
 
     def wall(self) -> float:
-        """Milliseconds of a whole step, from an idle GPU to an idle GPU."""
+        """Return the milliseconds of a whole step, from an idle GPU to an idle GPU."""
         self.wait()
         begin = time.perf_counter()
         self.optimizer.step()
@@ -149,7 +148,7 @@ class Arm:
         return (time.perf_counter() - begin) * 1e3
 
     def extra_bytes(self) -> int:
-        """Memory that a step takes for itself."""
+        """Return the temporary memory of a step."""
         if self.device != "cuda":
             return 0
         self.wait()
@@ -160,7 +159,10 @@ class Arm:
         return torch.cuda.max_memory_allocated() - before
 
     def state_bytes(self) -> float:
-        """Bytes of state a parameter; tensors inside of tensor subclasses count, storages shared by views once."""
+        """Return the bytes of state per parameter.
+
+        Tensors inside tensor subclasses count, and shared storages count once.
+        """
         storages: dict[int, int] = {}
 
         def add(value: object) -> None:
@@ -185,7 +187,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a copy of half a gigabyte reads and writes."""
+    """Return the bytes per second that a copy of half a gigabyte reads and writes."""
     if device != "cuda":
         return 1e10
     source = torch.empty(1 << 28, dtype=torch.bfloat16, device=device)
@@ -201,7 +203,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def predicted(arm: str, dtype: torch.dtype, elements: int, ms: float, device: str, copy: float) -> dict[str, object]:
-    """Share of the copy's bandwidth that a step of ours reached, and the time that the model has for it."""
+    """Return the share of a copy's bandwidth that our step reached, and the model's predicted time."""
     storage = arm.removeprefix("halfulp ")
     if dtype != torch.float32 and storage == "8bit":
         storage = "8bit stochastic"
@@ -219,7 +221,7 @@ def predicted(arm: str, dtype: torch.dtype, elements: int, ms: float, device: st
 def measure(
     name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str, rounds: int, copy: float
 ) -> list[dict[str, object]]:
-    """One line for each optimizer, over one list of tensors."""
+    """Return one row per optimizer for one list of tensors."""
     running: dict[str, Arm] = {}
     rows: list[dict[str, object]] = []
     for arm, make in arms(dtype).items():

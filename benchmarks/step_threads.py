@@ -1,4 +1,4 @@
-"""A step right after operations of torch, on the threads of torch's OpenMP runtime and on plain ones, interleaved.
+"""A step directly after torch operations, on the threads of torch's OpenMP runtime and on plain threads, interleaved.
 
 python benchmarks/step_threads.py
 """

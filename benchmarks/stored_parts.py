@@ -1,9 +1,9 @@
-"""Loss by the format of one part of an optimizer's memory, paired seeds: a byte model of one module's source.
+"""Loss by the format of one part of an optimizer's memory, on paired seeds: a byte model of one module's source.
 
     python benchmarks/stored_parts.py lookahead|micro_adam [--steps 400] [--seeds 3]
 
-``lookahead``: the slow weights. ``micro_adam``: the error that is fed back. Prints the mean loss of the last 50 steps
-of each format, and its difference to fp32 with the standard error over the seeds.
+The part is the slow weights (``lookahead``) or the error feedback (``micro_adam``). The script prints the mean loss of
+the last 50 steps for each format, and its difference to fp32 with the standard error over the seeds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SMALL: dict[str, Any] = {"min_size": 0, "block_size": 32}
 
 
 def lookahead(state: str) -> Make:
-    """Slow weights in a format, around AdamW in fp32."""
+    """Return a builder of Lookahead with slow weights in a format, around AdamW in fp32."""
     return lambda m: halfulp.Lookahead(halfulp.AdamW(m.parameters(), lr=1e-2, state="fp32"), state=state, **SMALL)
 
 
 def micro_adam(state: str) -> Make:
-    """The error in a format, the window in bf16; ``"dropped"``: no error is fed back."""
+    """Return a builder of MicroAdam with the error in a format and the window in bf16; ``"dropped"`` keeps no error."""
     formats: Any = "fp32" if state in ("fp32", "dropped") else {"error": state, "window": "bf16"}
 
     def make(model: nn.Module) -> Any:
@@ -47,7 +47,7 @@ ARMS: dict[str, dict[str, Make]] = {
 
 
 def run(make: Make, seed: int, steps: int) -> float:
-    """Mean loss of the last 50 steps."""
+    """Return the mean loss of the last 50 steps."""
     data = torch.tensor([min(b, 127) for b in inspect.getsource(argparse).encode()[:20_000]])
     inputs, targets = torch.stack([data[:-2], data[1:-1]], 1), data[2:]
     torch.manual_seed(seed)

@@ -1,15 +1,15 @@
-"""States in blocks: the predicted law against simulations with the library's own quantizers, and what scale to take.
+"""States in blocks: the predicted law against simulations with the library's quantizers, and the choice of scale.
 
-The prediction (:mod:`halfulp.theory.blocks`) follows ensembles of its own; the simulation
-(:mod:`halfulp.theory.simulation`) stores tensors with the library's codes and scales. Gradients, their sizes and random
-words are drawn apart. Each side takes as many blocks as its standard errors need to come below ``--precision`` (up to
-8192). Printed for some ages, for the stalled fraction of values, the lag and the share of zeros: predicted, simulated,
-difference, and the standard error of the difference; then, of all that the table ``--out`` holds, the worst, what
-differences over their standard errors look like (root mean square 1 and mean 0 if both follow the same law), and what
-is beyond 0.02. Cells that the table holds up to their last age are not run again: a run that was cut short goes on.
+The prediction (:mod:`halfulp.theory.blocks`) uses its own ensembles. The simulation (:mod:`halfulp.theory.simulation`)
+stores tensors with the library's codes and scales. Gradients, their sizes and random words are drawn independently.
+Each side uses as many blocks as its standard errors need to be below ``--precision`` (up to 8192). At some ages the
+script prints the stalled fraction of values, the lag and the share of zeros: predicted, simulated, difference, and the
+standard error of the difference. For the whole table ``--out`` it prints the worst difference, the statistics of the
+differences over their standard errors (root mean square 1 and mean 0 if both follow the same law), and those beyond
+0.02. Cells that the table has up to their last age are not run again, so an interrupted run can be resumed.
 
-``--scales`` prints what a scale kind costs instead: error of Adam's update (:mod:`halfulp.theory.cost`) averaged over a
-run without resets, lag at its end, and share of zeros.
+``--scales`` prints the cost of a kind of scale instead: error of Adam's update (:mod:`halfulp.theory.cost`) averaged
+over a run without resets, lag at its end, and share of zeros.
 
 Usage: python benchmarks/theory_blocks.py [--scales] [--betas 0.99 0.999] [--random 20] [--out table.csv]
 """
@@ -45,7 +45,7 @@ AGES = (1, 3, 10, 30, 100, 300, 1000)
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to store one state."""
+    """One storage of one state."""
 
     format: str
     slot: str
@@ -59,11 +59,11 @@ FIGURES = ("stalled", "lag", "zeros")
 HEADER = [f.name for f in fields(Cell)] + ["age", "blocks", "blocks_simulated"]
 HEADER += [f"{n}{suffix}" for n in FIGURES for suffix in ("", "_error", "_simulated", "_simulated_error")]
 Table = dict[Cell, list[dict[str, str]]]
-"""Rows of each cell, by age, as in the file."""
+"""Rows of each cell by age, as in the file."""
 
 
 def read(path: Path | None) -> Table:
-    """What a table holds already."""
+    """Read the existing table."""
     table: Table = {}
     if path and path.exists():
         with path.open(newline="") as file:
@@ -74,7 +74,7 @@ def read(path: Path | None) -> Table:
 
 
 def write(path: Path, table: Table) -> None:
-    """Replace a table by one with more in it: a run that is cut short leaves the file of the cell before."""
+    """Replace the table file by a longer one. An interrupted run leaves the previous file."""
     new = path.with_suffix(".new")
     with new.open("w", newline="") as file:
         out = csv.DictWriter(file, HEADER, lineterminator="\n")
@@ -85,7 +85,7 @@ def write(path: Path, table: Table) -> None:
 
 
 def measure(cell: Cell, steps: int, precision: float, most: int, seed: int) -> list[dict[str, str]]:
-    """Both figures of a cell, and their standard errors, at some ages."""
+    """Return predicted and simulated values of a cell, with their standard errors, at some ages."""
     square = cell.slot == "exp_avg_sq"
     drive = SQUARE if square else GRADIENT
     blocks = Blocks(get_format(cell.format), cell.beta, cell.rounding, drive, cell.scale, 128, cell.spread, square)
@@ -108,7 +108,7 @@ def measure(cell: Cell, steps: int, precision: float, most: int, seed: int) -> l
 
 
 def difference(row: dict[str, str], name: str) -> tuple[float, float]:
-    """Predicted minus simulated, and the standard error of that."""
+    """Return predicted minus simulated, and its standard error."""
     mine, sure, theirs, about = (
         float(row[f"{name}{suffix}"]) for suffix in ("", "_error", "_simulated", "_simulated_error")
     )
@@ -116,7 +116,7 @@ def difference(row: dict[str, str], name: str) -> tuple[float, float]:
 
 
 def compare(cells: list[Cell], longest: int, precision: float, most: int, out: Path | None, seed: int) -> None:
-    """Print and keep both figures of every cell that the table does not hold at its last age."""
+    """Print and store the results of every cell that the table does not have at its last age."""
     table = read(out)
     print(f"{'format':14} {'slot':10} {'scale':5} {'rounding':10} {'spread':>6} {'beta':>6} {'age':>5}  " +
           "  ".join(f"{n:>7} simul. off/error" for n in FIGURES))  # fmt: skip
@@ -138,7 +138,7 @@ def compare(cells: list[Cell], longest: int, precision: float, most: int, out: P
 
 
 def summarize(table: Table) -> None:
-    """How far the two are apart in all that a table holds."""
+    """Print how far prediction and simulation differ over the whole table."""
     found = {
         (cell, row["age"], name): difference(row, name)
         for cell, rows in table.items() for row in rows for name in FIGURES

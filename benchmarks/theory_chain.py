@@ -1,15 +1,15 @@
-"""The chain against Monte Carlo on the exact grids: how far off, over formats, roundings and betas, and the noise.
+"""The chain against Monte Carlo on the exact grids: deviations over formats, roundings and betas, and their noise.
 
-Free grids are simulated with a float's mantissas at every exponent; fixed grids (integers, codebooks, and floats with
-their subnormals and largest value) with the library's own rounding. Each coordinate has its own phase. Cells of one
-beta and slot see the same gradients.
+Free grids are simulated with a float's mantissas at every exponent. Fixed grids (integers, codebooks, and floats with
+their subnormals and largest value) use the library's own rounding. Each coordinate has its own phase. Cells with the
+same beta and slot get the same gradients.
 
-For each cell: the largest deviation of the stalled fraction at any age (in brackets: in standard errors of the
-simulation at that age), of its average over ages within a tenth of each other, and of its average over the last
-fifth of the ages, and the deviation of the mean (root mean square, if signed) there, relative (in brackets: standard
-errors, from ten groups of coordinates).
+For each cell the script prints the largest deviation of the stalled fraction at any age (in brackets: in standard
+errors of the simulation at that age), of its average over ages within a tenth of each other, and of its average over
+the last fifth of the ages. It also prints the relative deviation of the mean there (root mean square, if signed; in
+brackets: standard errors, from ten groups of coordinates).
 
-With ``--out`` every cell is a row of a CSV file, and cells that are in it are not run again.
+With ``--out`` every cell is a row of a CSV file, and cells in it are not run again.
 
 Usage: python benchmarks/theory_chain.py [--coordinates 200000] [--betas 0.9 0.999] [--grid free|fixed] [--slot v|m]
            [--formats float8_e5m2 ...] [--random 40] [--seed 0] [--longest 30000] [--out FILE]
@@ -39,7 +39,7 @@ from halfulp.theory.transient import transient
 BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
 KEY = ("format", "scale", "drive", "rounding", "beta", "ages", "coordinates", "seed")
 CHUNK = 8
-"""Cells that are simulated together, and kept when the run is stopped."""
+"""Number of cells that are simulated together and stored when the run is interrupted."""
 
 
 def batches(betas: tuple[float, ...], grid: str | None) -> Iterator[tuple[float, Drive, list[Cell]]]:
@@ -52,7 +52,7 @@ def batches(betas: tuple[float, ...], grid: str | None) -> Iterator[tuple[float,
                 if fmt.is_float32 or not (fmt.signed or drive.nonnegative):
                     continue
                 for rounding in ("nearest", "stochastic"):
-                    # formats of as many fraction bits are one grid, as long as exponents are free
+                    # formats with the same fraction bits share one grid if exponents are free
                     if fmt.kind == "float" and (fmt.mantissa_bits, rounding) not in seen:
                         seen.add((fmt.mantissa_bits, rounding))
                         free.append(Cell(fmt, rounding, None))
@@ -65,9 +65,9 @@ def batches(betas: tuple[float, ...], grid: str | None) -> Iterator[tuple[float,
 
 
 def at_random(count: int, seed: int, grid: str | None) -> Iterator[tuple[float, Drive, list[Cell]]]:
-    """Betas, fraction bits, drives, and scales on fixed grids, that nothing else names."""
+    """Yield betas, fraction bits, drives, and scales on fixed grids that occur nowhere else."""
     rng = np.random.default_rng(seed)
-    base = get_format("float16")  # free exponents: only fraction bits and sign matter
+    base = get_format("float16")  # free exponents, so only fraction bits and sign matter
     for _ in range(count):
         beta = 1 - 10 ** rng.uniform(-4, -0.4)
         drive = SQUARE if rng.random() < 0.5 else GRADIENT
@@ -89,7 +89,7 @@ def at_random(count: int, seed: int, grid: str | None) -> Iterator[tuple[float, 
 
 
 def compare(cell: Cell, beta: float, drive: Drive, stalled: np.ndarray, size: np.ndarray, n: int) -> dict[str, float]:
-    """Figures of a cell from simulated ``(ages, GROUPS)`` of `n` coordinates."""
+    """Return the results of a cell from simulated ``(ages, GROUPS)`` values of `n` coordinates."""
     started = time.process_time()
     law = transient(Chain(cell.fmt, beta, cell.rounding, drive, cell.scale), len(stalled) - 1)
     seconds = time.process_time() - started
@@ -105,7 +105,7 @@ def compare(cell: Cell, beta: float, drive: Drive, stalled: np.ndarray, size: np
     groups = size[late][known].mean(axis=0)
     if not drive.nonnegative:
         mine, groups = np.sqrt(mine), np.sqrt(groups)
-    level = groups.mean() or math.nan  # no mean where no state ever leaves zero
+    level = groups.mean() or math.nan  # no mean if no state ever leaves zero
     return {
         "any_age": abs(off[worst]),
         "at_age": worst,
@@ -130,7 +130,7 @@ def show(row: dict[str, str]) -> str:
 
 
 def summarize(rows: list[dict[str, str]]) -> None:
-    """Worst deviations; means that the simulation knows to 0.5 % only count (few states ever leave zero elsewhere)."""
+    """Print the worst deviations. Only means known to 0.5 % count: in other cells few states ever leave zero."""
     for slot, kind in (("v", "square"), ("m", "normal")):
         mine = [row for row in rows if row["drive"].startswith(kind)]
         if not mine:

@@ -117,7 +117,7 @@ PREDICTED = {
         ("dynamic8",), ("linear8",), ("int4",),
     ),
 }  # fmt: skip
-"""Rows of the tables of predictions: formats of as many fraction bits have one law while their range suffices."""
+"""Rows of the prediction tables. Formats with the same fraction bits have one law while their range suffices."""
 PLANNED = (
     "bfloat16", "float16", "ufloat8_e4m4", "float8_e4m3fn", "ufloat4_e2m2", "ufloat4_e3m1", "ufloat4_e4m0", "udynamic8",
     "uint4",

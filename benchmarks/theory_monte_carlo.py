@@ -1,11 +1,11 @@
-"""Stored averages, simulated on the exact grids for tens of thousands of steps: the oracle of ``theory_chain.py``.
+"""Simulation of stored averages on the exact grids for tens of thousands of steps: the oracle of ``theory_chain.py``.
 
-It shares nothing with the chain: values of each coordinate are followed one update at a time, in fp32 as a kernel
-would, and rounded by the library's own rounding (fixed grids) or on the bits of the value (free exponents).
+It shares nothing with the chain. Values of each coordinate are followed one update at a time, in fp32 like a kernel's,
+and rounded by the library's own rounding (fixed grids) or on the bits of the value (free exponents).
 
-Fast, since most updates of an old state are lost and that is told from six passes over fp32 vectors: an update of less
-than half a gap (nearest) or less than the random share of a gap (stochastic) is lost for certain. Only the others,
-with a margin for fp32, are rounded. Coordinates are followed in groups that fit the cache.
+It is fast because most updates of an old state are lost, which six passes over fp32 vectors detect. An update of less
+than half a gap (nearest) or less than the random share of a gap (stochastic) is certainly lost. Only the others, with a
+margin for fp32, are rounded. Coordinates are followed in groups that fit in the cache.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ from halfulp.rules.drives import Drive
 
 GROUPS = 10
 MARGIN = 1e-3
-"""Share of a gap by which fp32 may misjudge an update: 2e-4 at 10 fraction bits."""
+"""Share of a gap by which fp32 may misjudge an update (2e-4 at 10 fraction bits), with a margin."""
 BLOCK = 16
-"""Steps whose inputs are drawn at once."""
+"""Number of steps whose inputs are drawn together."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A way to round, and the scale of the drive on a fixed grid (``None``: free exponents)."""
+    """A rounding, and the scale of the drive on a fixed grid (``None``: free exponents)."""
 
     fmt: Format
     rounding: str
     scale: float | None
 
     def round(self, y: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rounded values, and the inverse gaps above and below each; `words`: 32 random bits an element (uint32)."""
+        """Return rounded values, and the inverse gaps above and below each.
+
+        `words` has 32 random bits per element (uint32).
+        """
         stochastic = self.rounding == "stochastic"
         if self.scale is None:
             return free_round(y, self.fmt.mantissa_bits, words if stochastic else None)
@@ -48,7 +51,7 @@ class Cell:
 
     @cached_property
     def _inverse_gaps(self) -> tuple[np.ndarray, np.ndarray]:
-        """By code: one over the distance to the next value above and below, 0 beyond the ends."""
+        """Return by code one over the distance to the next value above and below; 0 beyond the ends."""
         values = np.array(self.fmt.grid())
         inverse = np.concatenate([[0.0], 1 / np.diff(values), [0.0]])
         above, below = np.zeros((2, 1 << self.fmt.bits), np.float32)
@@ -61,7 +64,7 @@ class Cell:
 
 
 def free_round(y: np.ndarray, mantissa_bits: int, words: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """A float's mantissas at every exponent, on the bits of fp32, and inverse gaps; nearest without random words."""
+    """Round to a float's mantissas at every exponent, on the bits of fp32, and return inverse gaps too."""
     dropped = np.uint32(23 - mantissa_bits)
     bits = y.view(np.uint32)
     if words is None:
@@ -77,7 +80,7 @@ def free_round(y: np.ndarray, mantissa_bits: int, words: np.ndarray | None) -> t
 
 
 def draw(drive: Drive, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Inputs in fp32."""
+    """Draw inputs in fp32."""
     if drive.mixture == ((1.0, 1.0),) and drive.dof == 1:
         z = rng.standard_normal(shape, dtype=np.float32)
         return z * z if drive.nonnegative else z + np.float32(drive.ratio)
@@ -87,24 +90,24 @@ def draw(drive: Drive, rng: np.random.Generator, shape: tuple[int, int]) -> np.n
 def monte_carlo(
     cells: list[Cell], beta: float, drive: Drive, steps: int, n: int, seed: int, thin: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stalled fraction and mean (or mean square) of the states of each age.
+    """Return the stalled fraction and mean (or mean square) of the states at each age.
 
     Parameters
     ----------
     cells
-        They see the same inputs, in ``GROUPS`` independent groups of coordinates.
+        Cells with the same inputs, in ``GROUPS`` independent groups of coordinates.
     beta, drive
-        Of the average. A drive that is exactly zero with some probability is not for this simulation: each update
+        Decay and drive of the average. The drive must not be exactly zero with positive probability, since each update
         counts as due.
     steps, n, seed
-        Last age, coordinates, and where the random numbers start.
+        Last age, number of coordinates, and seed of the random numbers.
     thin
-        Means are taken at ages that are multiples of it, others are NaN.
+        Means are taken at ages that are multiples of this; the others are NaN.
 
     Returns
     -------
     stalled, size
-        ``(cells, steps + 1, GROUPS)`` each; sizes are in units of the drive's scale.
+        ``(cells, steps + 1, GROUPS)`` each. Sizes are in units of the drive's scale.
     """
     stalled = np.zeros((len(cells), steps + 1, GROUPS))
     size = np.full((len(cells), steps + 1, GROUPS), np.nan)
@@ -127,7 +130,7 @@ def monte_carlo(
 
 
 class Walk:
-    """States of one cell, with what tells at once whether an update of them is lost."""
+    """States of one cell, with data that quickly shows whether an update is lost."""
 
     def __init__(self, cell: Cell, beta: float, scale: np.ndarray) -> None:
         self.cell, self.beta, self.scale = cell, np.float32(beta), scale
@@ -138,18 +141,18 @@ class Walk:
         self.change, self.gaps = zero.copy(), zero.copy()
 
     def size(self, nonnegative: bool) -> float:
-        """Mean, or mean square, in units of the drive's scale."""
+        """Return the mean, or mean square, in units of the drive's scale."""
         if nonnegative:
             return float(self.leak.mean(dtype=np.float64)) / self.gain
         return float(np.square(self.leak).mean(dtype=np.float64)) / self.gain**2
 
     def advance(self, inputs: np.ndarray, words: np.ndarray, shares: np.ndarray) -> float:
-        """One update from ``(1 - beta) x``; returns the share that was lost."""
+        """Apply one update from ``(1 - beta) x``. Return the share that was lost."""
         change, gaps = self.change, self.gaps
         np.subtract(inputs, self.leak, out=change)
         np.multiply(change, self.above, out=gaps)
         np.multiply(change, self.below, out=change)
-        np.maximum(gaps, change, out=gaps)  # the update's length, in gaps
+        np.maximum(gaps, change, out=gaps)  # length of the update, in gaps
         doubtful = np.flatnonzero(gaps > (shares if self.cell.rounding == "stochastic" else 0.5 - MARGIN))
         if not len(doubtful):
             return 1.0

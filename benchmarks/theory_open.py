@@ -1,13 +1,13 @@
-"""Three open questions of the reset theory, each a small experiment. Results: docs/results/theory-checks.md.
+"""Three open questions of the reset theory, each as a small experiment. Results: docs/results/theory-checks.md.
 
-``sr``: resets on top of stochastic rounding. At which fall of the gradient's scale does the planner's cost ask for
-them, and does that depend on the format?
+``sr``: resets with stochastic rounding. At which fall of the gradient's scale does the planner's cost call for them,
+and does that depend on the format?
 
-``sparse``: gradients that are mostly zero. What the chain of a mixture says, and what the plan for normal gradients
-costs above the best one, by brute force.
+``sparse``: gradients that are mostly zero. What does the chain of a mixture predict, and what does the plan for normal
+gradients cost above the best one, by brute force?
 
-``loop``: resets when the measured lag or the stalled fraction says so, against the fixed plan, by the simulated error
-of Adam's update, at a constant scale, a falling one, and one that drops to a tenth.
+``loop``: resets triggered by the measured lag or stalled fraction, compared with the fixed plan. The measure is the
+simulated error of Adam's update, at a constant scale, a falling one, and one that drops to a tenth.
 
 Usage: python benchmarks/theory_open.py sr|sparse|loop
 """
@@ -85,7 +85,7 @@ def loop() -> None:
 
 
 def _adam(bits: int, sigma: Callable[[float], float], due: Callable[[int, float, float], bool]) -> tuple[float, int]:
-    """Mean relative error of the update, and resets; betas (0.9, 0.999), 2048 coordinates, 6000 steps."""
+    """Return the mean relative error of the update, and the number of resets."""
     rng = np.random.default_rng(0)
     n, steps, b1, b2 = 2048, 6000, 0.9, 0.999
     own = (2.0 ** (rng.random(n) / 2)).astype(np.float32)

@@ -1,25 +1,25 @@
-"""How much the planned reset periods cost above the best ones, by brute force.
+"""Cost of the planned reset periods above the best ones, by brute force.
 
-The planner works on the chain and a small family of drifts. Here Adam's moments are simulated on the exact grid: `m` in
-fp32, `v` rounded at every step, both reset at age 0; the error of `m_hat / sqrt(v_hat)` against the first moment that
-was never reset, over the true scale, is averaged over coordinates. One simulated cycle gives the cost of every period
-up to its length. The gradient's scale falls at rates that are not in the planner's family.
+The planner uses the chain and a small family of drifts. Here Adam's moments are simulated on the exact grid: `m` in
+fp32, `v` rounded at every step, both reset at age 0. The error of `m_hat / sqrt(v_hat)` is relative to a first moment
+that is never reset, over the true scale, and is averaged over coordinates. One simulated cycle gives the cost of every
+period up to its length. The gradient's scale falls at rates outside the planner's family.
 
-Regret of a plan is its cost over the least cost, minus 1, where both are the worst (relative to the least cost under
-the same drift) of the drifts: what a single period loses against the best single period.
+The regret of a plan is its cost over the least cost, minus 1. Both are the worst over the drifts, relative to the least
+cost under the same drift: what a single period loses against the best single period.
 
-``--time`` times a plan instead, for every format and several betas, with nothing kept from earlier plans, on one thread
-(set ``OMP_NUM_THREADS=1``): processor time, best of three.
+``--time`` times a plan instead, for every format and several betas, without cached results of earlier plans, on one
+thread (set ``OMP_NUM_THREADS=1``): processor time, best of three.
 
-``--blocks`` does the same for formats without exponent: the cost of a cycle in simulated blocks, at a constant scale.
+``--blocks`` does the same for formats without exponent: the cost of a cycle in simulated blocks at constant scale.
 
 ``--gains`` prints the plans of every format, beta and rounding, and what each gains: the worst regret without resets
-over that of the plan, both plus 1. In brackets what the criterion would plan, and gain, where it cannot tell that from
-none or resets of an exact state gain as much.
+over that of the plan, both plus 1. In brackets is what the criterion alone would plan and gain, if that cannot be
+distinguished from none or resets of an exact state gain as much.
 
 ``--stochastic`` checks by brute force whether a second moment in powers of two gains from resets under stochastic
-rounding at 0.9999 (four groups of coordinates give the standard error), and ``--uint4`` whether one in uint4 does, in
-blocks of 128 as the library stores them.
+rounding at 0.9999 (four groups of coordinates give the standard error). ``--uint4`` checks this for uint4 in blocks of
+128, as the library stores them.
 
 Usage: python benchmarks/theory_planner.py [--quick] [--coordinates 8192] [--blocks | --gains | --stochastic | --uint4]
        OMP_NUM_THREADS=1 python benchmarks/theory_planner.py --time
@@ -54,18 +54,18 @@ BETAS = (
 TIMED_BETAS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
 GAIN_BETAS = (0.9, 0.95, 0.99, 0.999, 0.9999)
 DRIFTS = (0.01, 0.04, 0.07, 0.09)
-"""E-folds of sigma per window: inside the planner's range, but none of its own (0, .025, .1)."""
+"""E-folds of sigma per window: within the planner's range, but not in its own list (0, .025, .1)."""
 
 
 def round_bits(x: np.ndarray, mantissa_bits: int) -> np.ndarray:
-    """Nearest-even rounding of positive fp32 values to so many fraction bits, at any exponent."""
+    """Round positive fp32 values to nearest even at a number of fraction bits, at any exponent."""
     keep = np.uint32(23 - mantissa_bits)
     half, bits = np.uint32(1 << (22 - mantissa_bits)), x.view(np.uint32)
     return ((bits + half - np.uint32(1) + ((bits >> keep) & np.uint32(1))) >> keep << keep).view(np.float32)
 
 
 def round_bits_stochastically(x: np.ndarray, mantissa_bits: int, rng: np.random.Generator) -> np.ndarray:
-    """The same up or down at random, by the value's place between the two."""
+    """Round up or down at random, with probabilities that preserve the mean."""
     dropped = np.uint32(23 - mantissa_bits)
     up = rng.integers(0, 1 << 32, x.shape, dtype=np.uint32) >> (np.uint32(32) - dropped)
     return ((x.view(np.uint32) + up) >> dropped << dropped).view(np.float32)
@@ -83,7 +83,10 @@ def brute_force(
     rounding: str = "nearest",
     seed: int = 0,
 ) -> np.ndarray:
-    """Cycle-averaged cost of every period up to `steps`; a coordinate has a gradient in a `share` of the steps."""
+    """Return the cycle-averaged cost of every period up to `steps`.
+
+    A coordinate has gradients in a `share` of the steps.
+    """
     rng = np.random.default_rng(seed)
     sigma = (2.0 ** (rng.random(n) / 2)).astype(np.float32)
     fall = math.exp(-drift * (1 - beta2))
@@ -113,7 +116,7 @@ def brute_force(
 
 
 def compare_with_blocks() -> None:
-    """Plans of formats without exponent, against simulated blocks with power-of-two scales and a constant gradient."""
+    """Compare plans of formats without exponent with simulated blocks at power-of-two scales and constant gradients."""
     print(f"{'format':14} {'beta2':>6} {'plan':>6} {'best':>6} {'regret':>7} {'cost':>7} {'of plan':>7}")
     regrets = []
     for fmt in FORMATS.values():
@@ -135,7 +138,7 @@ def compare_with_blocks() -> None:
 
 
 def gains() -> None:
-    """What every plan gains over no reset."""
+    """Print the gain of every plan over no reset."""
     for how in ("nearest", "stochastic"):
         print(f"{how:16}" + "".join(f"{beta:>22g}" for beta in GAIN_BETAS))
         for fmt in FORMATS.values():
@@ -152,7 +155,7 @@ def gains() -> None:
 
 
 def stochastic_gain(n: int) -> None:
-    """Powers of two under stochastic rounding at 0.9999: the planned period and none, and an exact state's cost."""
+    """Compare the planned period and none for powers of two under stochastic rounding at 0.9999."""
     period = plan_reset("ufloat4_e4m0", beta=0.9999, rounding="stochastic").period
     assert period is not None
     print(f"cost with resets every {period} steps and without, and the difference (standard error)")
@@ -171,7 +174,7 @@ def stochastic_gain(n: int) -> None:
 
 
 def uint4_gain(n: int) -> None:
-    """uint4 under stochastic rounding at 0.9999: the planned period and none, and an exact state's cost."""
+    """Compare the planned period and none for uint4 under stochastic rounding at 0.9999."""
     import torch
 
     from halfulp.numbers.quantizer import Quantizer
@@ -199,7 +202,7 @@ def uint4_gain(n: int) -> None:
             m, young = (beta1 * x + (1 - beta1) * g for x in (m, young))
             for how, v in states.items():
                 new = beta2 * v + (1 - beta2) * g * g
-                bound = max_ratio(beta1, beta2, t)  # a state that was rounded to zero would make updates of any size
+                bound = max_ratio(beta1, beta2, t)  # a state rounded to zero would allow updates of any size
                 update = (young / (1 - beta1**t) / (new / (1 - beta2**t)).sqrt()).clamp(-bound, bound)
                 total[how] += ((update - m / scale) ** 2).mean(1) * (1 + beta1) / (1 - beta1)
                 if how == "uint4":
@@ -238,7 +241,7 @@ def time_plans() -> None:
 
 
 def forget() -> None:
-    """Everything that plans keep in memory."""
+    """Clear everything that plans cache."""
     for module in (planner, predict, transient, rising_unit):
         for cached in vars(module).values():
             if hasattr(cached, "cache_clear"):

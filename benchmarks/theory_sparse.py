@@ -1,11 +1,11 @@
-"""Gradients that are mostly zero, with real blocks: what stalls, what underflows, what resets and roundings do to it.
+"""Mostly zero gradients in real blocks: stalls, underflow, and the effect of resets and roundings.
 
 AdamW takes the same gradients with one moment stored (the other in fp32) and with both in fp32. Rows of 128 elements,
-one block each, have independent normal gradients in a share of the steps and zeros in the others: whole rows at a time,
-as the rows of an embedding whose words are rare, or (``--elements``) every element for itself. Over the last half of
-the steps, of each way to store: the error of the update relative to fp32's mean square, where there is a gradient and
-where there is none; updates that were lost; and at the end the lag (log of stored over exact sums; of squares and half
-of that, for a first moment) and codes that are zero though the exact state is not.
+one block each, have independent normal gradients in a share of the steps and zeros otherwise. Whole rows are zero
+together, like the embedding rows of rare words, or every element separately (``--elements``). Over the second half of
+the steps the script reports, for each storage, the error of the update relative to fp32's mean square with and without
+a gradient, and the lost updates. At the end it reports the lag (log of stored over exact sums; for a first moment, of
+squares and halved) and the codes that are zero although the exact state is not.
 
 Usage: python benchmarks/theory_sparse.py [--shares 1 0.1 0.01 0.001] [--elements] [--steps 6000]
 """
@@ -29,11 +29,11 @@ STORED = {
 BETAS = (0.9, 0.999)
 ROWS = 64
 EVERY = 20
-"""Steps between two looks at the states."""
+"""Steps between measurements of the states."""
 
 
 class Arm:
-    """AdamW with one stored moment, whose updates are compared with those of another."""
+    """AdamW with one stored moment, whose updates are compared with those of another arm."""
 
     def __init__(self, slot: str, quantizer: Quantizer, reset: int | None = None) -> None:
         self.slot, self.quantizer, self.reset = slot, quantizer, reset
@@ -45,14 +45,14 @@ class Arm:
         self.lost = self.due = 0
 
     def step(self, gradient: Tensor) -> Tensor:
-        """The update."""
+        """Return the update."""
         self.param.data.zero_()
         self.param.grad = gradient
         self.optimizer.step()
         return self.param.detach()
 
     def state(self) -> Tensor:
-        """The stored moment as it is (before the first step: zeros)."""
+        """Return the stored moment (zeros before the first step)."""
         return self.optimizer.state_tensor(self.param, self.slot) if self.optimizer.state else torch.zeros(ROWS, 128)
 
 

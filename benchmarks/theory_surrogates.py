@@ -1,6 +1,6 @@
 """Surrogates of a run's gradients for theory_training.py: each keeps some of their properties and destroys the others.
 
-All take and give ``(steps, blocks, elements)``.
+All functions take and return ``(steps, blocks, elements)``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = np.ndarray
 
 
 def stored(gradients: list[Array], cell: Cell) -> Array:
-    """Stalled fraction at every age of a state that meets these gradients, over blocks of several widths."""
+    """Return the stalled fraction at every age of a state that averages these gradients."""
     state, rounding, slot = cell
     square = slot == "exp_avg_sq"
     blocks = Blocks(
@@ -31,7 +31,7 @@ def stored(gradients: list[Array], cell: Cell) -> Array:
 
 
 def levels(g: Array) -> Array:
-    """Root mean square of each block at each step."""
+    """Return the root mean square of each block at each step."""
     return np.sqrt(np.square(g).mean(axis=2, keepdims=True))
 
 
@@ -40,13 +40,13 @@ def noise(g: Array) -> Array:
 
 
 def flipped(g: Array, *, together: bool) -> Array:
-    """Signs at random, of each element or of each block as a whole."""
+    """Flip signs at random, for each element or for each block as a whole."""
     signs = np.random.default_rng(1).choice([-1.0, 1.0], (*g.shape[:2], 1) if together else g.shape)
     return g * signs
 
 
 def exchanged(g: Array, *, window: int | None, together: bool) -> Array:
-    """Steps exchanged within windows, levels left where they were: in each element, or in each block as a whole."""
+    """Permute steps within windows and keep the levels in place, for each element or for each block as a whole."""
     level = levels(g)
     relative = g / level
     rng, window = np.random.default_rng(1), window or len(g)
@@ -58,7 +58,7 @@ def exchanged(g: Array, *, window: int | None, together: bool) -> Array:
 
 
 def independent(g: Array, *, window: int | None = None, mean: bool = False) -> Array:
-    """Normal elements with their sizes (by windows) and means, and the levels of their blocks."""
+    """Draw normal elements with their sizes (by windows) and means, and the levels of their blocks."""
     level = levels(g)
     relative, window = g / level, window or len(g)
     out = np.empty_like(g)
@@ -66,27 +66,27 @@ def independent(g: Array, *, window: int | None = None, mean: bool = False) -> A
         part = relative[start : start + window]
         size = np.sqrt(np.square(part).mean(axis=0))
         ratio = part.mean(axis=0) / size if mean else np.zeros_like(size)
-        ratio = np.sign(ratio) * np.sqrt(np.maximum(ratio**2 - 1 / len(part), 0.0))  # less what chance gives
+        ratio = np.sign(ratio) * np.sqrt(np.maximum(ratio**2 - 1 / len(part), 0.0))  # minus the expectation by chance
         drawn = noise(g)[start : start + window]
         out[start : start + window] = size * (ratio + np.sqrt(np.maximum(1 - ratio**2, 0.0)) * drawn)
     return out * level
 
 
 def constant(g: Array) -> Array:
-    """The gradients without the levels of their blocks."""
+    """Remove the levels of the blocks from the gradients."""
     return g / levels(g)
 
 
 def patterned(g: Array, *, elements: int, stretch: int | None = None) -> Array:
-    """The measured drive, with a pattern for so many elements."""
+    """Draw from the measured drive, with one pattern per `elements` elements."""
     return np.stack(list(RunDrive.of(g, patterns=g.shape[2] // elements, stretch=stretch).gradients()))
 
 
 def rest(g: Array, *, tails: bool) -> Array:
-    """The measured drive of all steps, with the true rest in place of noise, changed in each element.
+    """Draw from the measured drive of all steps, with the true rest instead of noise, changed in each element.
 
-    With `tails`: its values at other steps, which leaves its tails and takes its order. Without: normal values of the
-    same ranks, which leaves its order and takes its tails.
+    With `tails`, the rest has its values at other steps: the tails are kept and the order is lost. Without, it has
+    normal values of the same ranks: the order is kept and the tails are lost.
     """
     drive = RunDrive.of(g, stretch=None)
     together, spread = np.stack(list(drive.together())), np.stack(list(drive.spread()))

@@ -1,14 +1,14 @@
-"""Stalled fraction on the gradients of a real training run: predicted against measured, by age, slot and rounding.
+"""Stalled fraction on the gradients of a real training run: predicted and measured, by age, slot and rounding.
 
 A small language model is trained in fp32 on the source text of the standard library. Its gradients also go to one AdamW
-an arm, whose states are stored low and watched by StallMonitor at every coordinate (their parameters are copies that do
-not move). The states start at zero after --warmup steps, when the gradient's scale has settled. Beside what is measured
-stand the plain prediction, of independent normal gradients of one size and a constant scale, and that of the drive
+per arm, whose low-precision states StallMonitor watches at every coordinate (their parameters are copies that do not
+move). The states start at zero after --warmup steps, when the gradient's scale has settled. The measurement is compared
+with the plain prediction, for independent normal gradients of equal size and constant scale, and with that of the drive
 measured on all of the run's blocks, on half of them, and on the other half (halfulp.theory.measured).
 
---ladder stores surrogates of the gradients instead, each with one property destroyed, and prints by how much the
-stalled fraction moves. --foretell takes the drive of as many steps before the states' start, and shows what of the
-steps after it would have to be known.
+--ladder stores surrogates of the gradients instead, each with one property destroyed, and prints how much the stalled
+fraction changes. --foretell uses the drive of an equal number of steps before the states' start, and shows what must be
+known about the later steps.
 
 Usage: python benchmarks/theory_training.py [--ladder | --foretell] [--model neox] [--seed 1] [--warmup 500]
 """
@@ -25,9 +25,9 @@ from halfulp import get_format
 from halfulp.theory.measured import RunDrive
 
 SAMPLED = 2
-"""Every second block is in the sample."""
+"""The sample is every second block."""
 COURSES = 8
-"""That a run may take, drawn for the spread of a forecast."""
+"""Number of simulated courses of a run, for the spread of a forecast."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def predicted(drives: list[RunDrive], cell: Cell) -> np.ndarray:
-    """Stalled fraction at every age under drives of several widths, each with the share of its elements."""
+    """Return the stalled fraction at every age under drives of several widths, weighted by elements."""
     state, rounding, slot = cell
     fmt = get_format(state, signed=slot == "exp_avg")
     laws = [d.law(fmt, beta=BETAS[slot], rounding=rounding, slot=slot).stalled for d in drives]
@@ -59,7 +59,7 @@ def predicted(drives: list[RunDrive], cell: Cell) -> np.ndarray:
 
 
 def table(run: Run, columns: dict[str, list[RunDrive]]) -> None:
-    """Measured and predicted at every logged age, and the worst of each column by state and slot."""
+    """Print measured and predicted values at every logged age, and the worst of each column by state and slot."""
     print(f"{'state':5} {'rounding':10} {'slot':10} {'age':>4} measured {'plain':>14}", *(f"{c:>16}" for c in columns))
     worst: dict[tuple[str, str, str], float] = {}
     for cell in CELLS:
@@ -90,17 +90,17 @@ def explain(run: Run) -> None:
 
 
 def kept(drive: RunDrive) -> int:
-    """Figures in a drive."""
+    """Return the number of values in a drive."""
     return drive.patterns.size + drive.amplitudes.size + drive.sizes.size + drive.levels.size
 
 
 def kurtosis(g: np.ndarray) -> float:
-    """Kurtosis of each element over the steps, averaged over the elements."""
+    """Return the kurtosis of each element over the steps, averaged over the elements."""
     return float(np.mean(np.mean(g**4, axis=0) / np.square(np.mean(np.square(g), axis=0))))
 
 
 def foretell(run: Run) -> None:
-    """The steps before for those after: at the logged ages, at all from age 10 on, and on average over these."""
+    """Predict later steps from earlier ones: at the logged ages, at all ages from 10 on, and averaged over these."""
     early = [g[: run.before].astype(float) for g in run.gradients.values()]
     later = [g[run.before :].astype(float) for g in run.gradients.values()]
     drives = [RunDrive.of(g) for g in early]
@@ -137,13 +137,13 @@ def foretell(run: Run) -> None:
 
 
 def _turned(g: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each block from a step of its own on, going round."""
+    """Start each block at its own step, and wrap around."""
     order = (np.arange(len(g))[:, None] + rng.integers(len(g), size=g.shape[1])) % len(g)
     return np.take_along_axis(g, order[:, :, None], axis=0)
 
 
 def ladder(run: Run, block: int | None) -> None:
-    """By how much the stalled fraction moves: the largest of the logged ages and both roundings, in points."""
+    """Print how much the stalled fraction changes: the largest value over logged ages and both roundings, in points."""
     gradients = {size: g for size, g in run.gradients.items() if block in (None, size)}
     halves = [g[:, ::SAMPLED].astype(float) for g in gradients.values()]
     shown = [(state, slot) for slot in ("exp_avg_sq", "exp_avg") for state in ("bf16", "fp8", "fp4")]

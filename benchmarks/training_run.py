@@ -1,4 +1,4 @@
-"""A small real training run for theory_training.py: its gradients, and what StallMonitor counts of them."""
+"""A small real training run for theory_training.py: its gradients, and StallMonitor's counts for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cell = tuple[str, str, str]
 
 @dataclass
 class Run:
-    """Gradients by size of block, ``(steps, blocks, elements)``, the first `before` steps before states were zeroed.
+    """Gradients by block width, ``(steps, blocks, elements)``; the first `before` steps precede the reset.
 
     `measured` and `plain` are the stalled fraction of all coordinates and its plain prediction, by cell and age.
     """
@@ -38,14 +38,14 @@ class Run:
 
 
 def text() -> torch.Tensor:
-    """Source text of the standard library, bytes as tokens."""
+    """Return source text of the standard library, with bytes as tokens."""
     library = Path(sysconfig.get_path("stdlib"))
     data = b"".join(p.read_bytes() for p in sorted(library.glob("*.py")))
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
 
 def build(name: str, seed: int) -> torch.nn.Module:
-    """A small language model: 0.09 million parameters in blocks of 64 and 128, or 0.25 million in 96 and 128."""
+    """Return a small language model: 0.09 million parameters in blocks of 64 and 128, or 0.25 million in 96 and 128."""
     torch.manual_seed(seed)
     common = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
     if name == "llama":
@@ -55,7 +55,7 @@ def build(name: str, seed: int) -> torch.nn.Module:
 
 
 def train(warmup: int, steps: int, before: int, *, name: str = "llama", seed: int = 0) -> Run:
-    """Train in fp32; after `warmup` steps, feed the gradients to one AdamW an arm, watched at every coordinate."""
+    """Train in fp32. After `warmup` steps, feed the gradients to one AdamW per arm, watched at every coordinate."""
     model, data = build(name, seed), text()
     trainer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     matrices = [
@@ -95,5 +95,5 @@ def train(warmup: int, steps: int, before: int, *, name: str = "llama", seed: in
 
 
 def blocks(gradient: torch.Tensor) -> torch.Tensor:
-    """A matrix in the blocks that it is stored in; its rows hold a whole number of them."""
+    """Return a matrix in the blocks in which it is stored. Its rows hold a whole number of them."""
     return gradient.reshape(-1, Scaling().layout(gradient.shape).block)

@@ -1,9 +1,9 @@
-"""Loss over bytes of four workers: methods by formats of messages by steps between meetings, on paired seeds.
+"""Loss over bytes for four workers: methods, message formats and steps between meetings, on paired seeds.
 
     python benchmarks/workers.py digits --seeds 3
     python benchmarks/workers.py llama --seeds 3 --every 16
 
-Workers are threads of this process; the loss is that of the mean of their weights on held-out data, at the end.
+Workers are threads of this process. The loss is that of the mean of their weights, at the end, on held-out data.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ class Digits:
         self.train, self.test, self.seed = (x[:1400], y[:1400]), (x[1400:], y[1400:]), seed
 
     def model(self) -> nn.Module:
-        """A model, at the present state of torch's generator."""
+        """Return a model initialized from the present state of torch's generator."""
         return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def inside(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a worker."""
+        """Return the optimizer of a worker."""
         return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def loss(self, model: nn.Module, worker: int, step: int) -> Tensor:
-        """The loss of a worker on its batch of a step."""
+        """Return the loss of a worker on its batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 10**6 + worker * 10**5 + step)
         at = torch.randint(len(self.train[0]), (16,), generator=generator)
         return nn.functional.cross_entropy(model(self.train[0][at]), self.train[1][at])
 
     def held_out(self, model: nn.Module) -> float:
-        """Loss on what no worker has seen."""
+        """Return the loss on data that no worker has seen."""
         return float(nn.functional.cross_entropy(model(self.test[0]), self.test[1]))
 
 
 class Llama:
-    """The small LLaMA of the examples, on the bytes of Python's library."""
+    """The small LLaMA of the examples, on the bytes of Python's standard library."""
 
     steps = 192
 
@@ -81,26 +81,26 @@ class Llama:
         self.make, self.train, self.test, self.seed = model, text[:-64], text[-64:], seed
 
     def model(self) -> nn.Module:
-        """A model, at the present state of torch's generator."""
+        """Return a model initialized from the present state of torch's generator."""
         return self.make()
 
     def inside(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a worker."""
+        """Return the optimizer of a worker."""
         return torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     def loss(self, model: nn.Module, worker: int, step: int) -> Tensor:
-        """The loss of a worker on its batch of a step."""
+        """Return the loss of a worker on its batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 10**6 + worker * 10**5 + step)
         batch = self.train[torch.randint(len(self.train), (4,), generator=generator)]
         return model(input_ids=batch, labels=batch).loss  # type: ignore[no-any-return]
 
     def held_out(self, model: nn.Module) -> float:
-        """Loss on what no worker has seen."""
+        """Return the loss on data that no worker has seen."""
         return float(model(input_ids=self.test, labels=self.test).loss)
 
 
 def run(task: Any, method: str, message: str, every: int) -> tuple[float, float, float]:
-    """Held-out loss, megabytes that each worker sent, and seconds."""
+    """Return the held-out loss, the megabytes that each worker sent, and the seconds."""
     torch.manual_seed(task.seed)
     models = [task.model() for _ in range(WORKERS)]
     for model in models[1:]:

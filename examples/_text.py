@@ -1,4 +1,4 @@
-"""What the examples train on: the bytes of Python's own library, and a small LLaMA for them."""
+"""Data and model of the examples: the bytes of Python's own library, and a small LLaMA."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model() -> LlamaForCausalLM:
 
 
 def windows(count: int) -> Tensor:
-    """`count` stretches of source text, shape ``(count, LENGTH)``."""
+    """Return `count` windows of source text, shape ``(count, LENGTH)``."""
     text = b"".join(p.read_bytes() for p in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")))
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     starts = torch.randint(len(data) - LENGTH, (count,), generator=torch.Generator().manual_seed(0))
@@ -35,5 +35,5 @@ def batches(steps: int, size: int = 8) -> Iterator[Tensor]:
 
 
 def rows(count: int) -> list[dict[str, Tensor]]:
-    """The same as a data set of dictionaries."""
+    """Return the same as a data set of dictionaries."""
     return [{"input_ids": w, "labels": w} for w in windows(count)]

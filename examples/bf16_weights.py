@@ -1,4 +1,4 @@
-"""bf16 weights that train as fp32 ones: 16-bit remainders, gradients that add up in fp32, fp32 weights for export."""
+"""bf16 weights that train like fp32 ones: 16-bit remainders, gradients accumulated in fp32, fp32 weights for export."""
 
 import torch
 from _text import batches, model

@@ -1,4 +1,4 @@
-"""Layers under torch.compile; the optimizer needs no compiling, its kernels are ready when it is imported."""
+"""Layers under torch.compile. The optimizer needs no compilation: its kernels are ready on import."""
 
 from _text import batches, model
 
@@ -6,7 +6,7 @@ from halfulp import AdamW
 
 net = model()
 for layer in net.model.layers:
-    layer.compile()  # layers are alike: the compiler runs once
+    layer.compile()  # all layers are alike, so the compiler runs once
 optimizer = AdamW(net.parameters(), lr=3e-3, state="8bit")
 for batch in batches(20):
     loss = net(input_ids=batch, labels=batch).loss

@@ -1,4 +1,4 @@
-"""Offload: 8-bit states, 16-bit remainders and the step in host memory; bf16 weights and gradients on the device."""
+"""CPU offload: 8-bit states, 16-bit remainders and the step in host memory; bf16 weights on the device."""
 
 import torch
 from _text import batches, model

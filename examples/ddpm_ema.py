@@ -1,7 +1,8 @@
 """A small diffusion model on real images, sampled from its averaged weights: fp32, bfloat16 and 8 bits.
 
 Trains a denoiser on scikit-learn's digits (8 x 8 pixels) once per seed, and keeps several averages of its weights
-beside the same run. Prints the validation denoising loss of each, and draws samples. Within two minutes on two cores.
+during the same run. Prints the validation denoising loss of each, and draws samples. Takes up to two minutes on two
+cores.
 
     pip install "halfulp[lab]" scikit-learn
     python examples/ddpm_ema.py --out ddpm_ema.png
@@ -36,7 +37,7 @@ def digits():
 
 
 class Denoiser(nn.Module):
-    """The noise in an image, from the image and its noise level."""
+    """Predicts the noise in an image from the image and its noise level."""
 
     def __init__(self, width=256, blocks=3):
         super().__init__()
@@ -57,7 +58,7 @@ class Denoiser(nn.Module):
 
 
 def signal():
-    """Share of the signal that is left at each level (cosine schedule)."""
+    """Return the share of the signal at each level (cosine schedule)."""
     t = (torch.arange(LEVELS + 1) / LEVELS + 0.008) / 1.008 * math.pi / 2
     return (t.cos() ** 2 / t[0].cos() ** 2).clamp(1e-4, 1.0)[1:]
 
@@ -96,7 +97,7 @@ def sample(model, count):
 
 
 def run(seed, steps, decay, count):
-    """Validation loss of each average after one training run, and samples of those that are drawn."""
+    """Return the validation loss of each average after one training run, and samples of those that are drawn."""
     torch.manual_seed(seed)
     images, held_out = digits()
     model = Denoiser()

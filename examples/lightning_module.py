@@ -1,4 +1,4 @@
-"""Lightning: configure_optimizers() returns ours."""
+"""Lightning: configure_optimizers() returns a halfulp optimizer."""
 
 import lightning
 from _text import model, rows

@@ -1,4 +1,4 @@
-"""Plain PyTorch: bf16 autocast, gradient accumulation, clipping, a schedule. Only the import of AdamW is changed."""
+"""Plain PyTorch: bf16 autocast, gradient accumulation, clipping, a schedule. Only the import of AdamW changes."""
 
 import torch
 from _text import batches, model

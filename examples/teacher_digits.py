@@ -1,8 +1,8 @@
 """Self-supervised learning with an averaged teacher (BYOL): fp32, bfloat16 and 8 bits, judged by a linear probe.
 
-The student sees one distorted view of a digit and predicts what its teacher, an average of itself, sees in another;
-no labels. The probe is fitted on ten distorted images a class and tested on distorted images of digits that nobody has
-seen, on features of the student and of the teacher. About five minutes on two cores.
+The student sees one distorted view of a digit and predicts its teacher's features of another view, without labels. The
+teacher is an average of the student. The probe is fitted on ten distorted images per class and tested on distorted
+images of unseen digits, on features of the student and of the teacher. Takes about five minutes on two cores.
 
     pip install "halfulp[lab]" scikit-learn
     python examples/teacher_digits.py --out teacher_digits.png
@@ -27,7 +27,7 @@ LABELS = 10
 
 
 def digits():
-    """Images of 8 x 8 pixels and labels: to train on, and to test the probe on."""
+    """Return images of 8 x 8 pixels and labels, for training and for testing the probe."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -38,7 +38,7 @@ def digits():
 
 
 def distort(images, generator):
-    """Turned, stretched, shifted and noisy, 16 x 16 pixels."""
+    """Rotate, stretch, shift and add noise, at 16 x 16 pixels."""
 
     def uniform(low, high):
         return low + (high - low) * torch.rand(len(images), generator=generator)
@@ -54,7 +54,7 @@ def distort(images, generator):
 
 
 def encoder(width=16, features=128):
-    """A small convolutional network with batch norm."""
+    """Return a small convolutional network with batch norm."""
 
     def block(a, b):
         return [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
@@ -72,7 +72,7 @@ def head(inside, hidden=256, outside=64):
 
 
 def without_labels(arm, seed, steps, momentum, lr):
-    """Encoders of student and teacher after training by BYOL."""
+    """Return the encoders of student and teacher after training by BYOL."""
     torch.manual_seed(seed)
     student, predictor = nn.Sequential(encoder(), head(128)), head(64)
     teacher = Teacher(student, Cosine(momentum, 1.0, steps), buffers="own", seed=seed, **ARMS[arm])
@@ -95,7 +95,7 @@ def without_labels(arm, seed, steps, momentum, lr):
 
 
 def with_labels(seed, steps, lr):
-    """The same encoder after training on all labels, distorted alike: what can be had."""
+    """Return the same encoder after training on all labels with the same distortions, as an upper bound."""
     torch.manual_seed(seed)
     module = encoder()
     model = nn.Sequential(module, nn.Linear(128, 10))
@@ -116,14 +116,14 @@ def with_labels(seed, steps, lr):
 def untrained(seed):
     torch.manual_seed(seed)
     module = encoder()
-    with torch.no_grad():  # statistics of batch norm, so that features have their size
+    with torch.no_grad():  # batch norm statistics, so that features are normalized
         for _ in range(30):
             module(distort(digits()[0][:256], torch.Generator().manual_seed(seed)))
     return module.eval()
 
 
 def probe(module, seed, draws=8):
-    """Accuracy of a linear classifier on frozen features, mean over draws of ten labelled images a class."""
+    """Return the mean accuracy of a linear classifier on frozen features, over draws of ten labels per class."""
     images, labels, unseen, truth = digits()
     generator = torch.Generator().manual_seed(1000 + seed)
     found = []

@@ -1,4 +1,4 @@
-"""Workers that meet now and then, on real text: loss over bytes sent, how far they are apart, and their valley.
+"""Workers that synchronize periodically, on real text: loss over bytes sent, their distances, and their valley.
 
 Run with: torchrun --nproc-per-node 4 workers.py [STEPS]. Writes workers.png.
 """
@@ -55,7 +55,7 @@ for name, make in ARMS.items():
         left.plot(sent, losses, label=name)
         middle.plot(apart, label=name)
         line = f"{name:18} loss {losses[-1]:.3f}, {sent[-1]:6.1f} MB sent by each worker, apart {apart[-1]:.2f}"
-        if isinstance(optimizer, DPPF):  # the others are at one point after a meeting
+        if isinstance(optimizer, DPPF):  # with the other methods, all workers are equal after a meeting
             valley = inverse_mean_valley(lambda weights, net=net: loss_of(net, weights), workers, kappa=1.1)
             line += f", width of the valley {1 / valley:.2f}"
         print(line, flush=True)

@@ -1,6 +1,6 @@
-"""For the site's reference: docstrings as Markdown, where the code has the roles of reStructuredText.
+"""Convert docstrings to Markdown for the site's reference, where the code uses reStructuredText roles.
 
-Attributes have none: what inspection finds there is the docstring of their type.
+Attributes get no docstring: inspection would find that of their type.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`(?:[^`<]*<)?~?([\w.]
 
 
 class Roles(griffe.Extension):
-    """Turns ``:class:`~a.b.C``` into code."""
+    """Convert ``:class:`~a.b.C``` to code."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rewrite one object's docstring, or drop it."""
+        """Rewrite or drop one object's docstring."""
         if obj.is_attribute and "property" not in obj.labels:
             obj.docstring = None
         elif obj.docstring is not None:

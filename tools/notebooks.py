@@ -1,7 +1,7 @@
-"""The notebooks of the site: runs them, keeps their outputs, and writes them as Markdown.
+"""Run the site's notebooks, store their outputs, and write them as Markdown.
 
-``python tools/notebooks.py`` runs all of them and stores what they print and show. Only what they use is supported:
-text, reports with ``_repr_html_``, and matplotlib's figures.
+``python tools/notebooks.py`` runs all of them and stores what they print and show. It supports only what they use:
+text, reports with ``_repr_html_``, and matplotlib figures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "notebooks"
 
 
 def shown(value: Any) -> dict[str, Any]:
-    """The representations of a cell's last value, by media type."""
+    """Return the representations of a cell's last value, by media type."""
     if type(value).__module__ == "matplotlib.figure":
         picture = io.BytesIO()
         value.savefig(picture, format="png", dpi=100)
@@ -30,7 +30,7 @@ def shown(value: Any) -> dict[str, Any]:
 
 
 def run(notebook: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a notebook, its code cells run in order in one namespace, with their outputs."""
+    """Return a copy of a notebook with its code cells run in order in one namespace, and their outputs."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     cells = []
     for number, cell in enumerate(notebook["cells"], 1):
@@ -52,7 +52,7 @@ def run(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(notebook: dict[str, Any]) -> str:
-    """A notebook as a page: text, code and outputs."""
+    """Return a notebook as a page of text, code and outputs."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])

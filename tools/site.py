@@ -1,4 +1,4 @@
-"""Pages of the site that are written elsewhere: README, project files, notebooks, and the reference from docstrings.
+"""Pages of the site that come from elsewhere: README, project files, notebooks, and the reference from docstrings.
 
 MkDocs calls :func:`on_config` and :func:`on_files` (``hooks`` in mkdocs.yml).
 
@@ -25,7 +25,7 @@ PROJECT = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-HOMES = {  # the page of each public name; what stands nowhere here is an optimizer
+HOMES = {  # the page of each public name; unlisted names are optimizers
     "storage": "Format Quantizer Scaling Every Planned Staggered Measured ResetSchedule get_format register_format "
     "round_to resize_states",
     "checkpoints": "convert_state_dict save_optimizer load_optimizer check_roundtrip",
@@ -35,7 +35,7 @@ HOMES = {  # the page of each public name; what stands nowhere here is an optimi
     "warmup_stable_decay linear_to_zero refined scale_adam",
     "rules": "HyperOptimizer optimizer adagc clip_coordinates clip_global",
 }
-MORE = {  # public names of modules, behind those of the package
+MORE = {  # public names of modules, listed after those of the package
     "monitor": ["monitor.MonitorTable", "monitor.Row", "monitor.Measure", "monitor.log_to"],
     "theory": ["theory.advice.advise"],
     "training": [
@@ -51,7 +51,7 @@ TITLES = {"storage": "Storage and resets", "averaging": "Averages of weights", "
 
 
 def reference() -> dict[str, list[str]]:
-    """Dotted names of each page of the reference; every public name stands on one."""
+    """Return the dotted names on each page of the reference. Every public name is on one."""
     placed = {name for names in HOMES.values() for name in names.split()}
     pages = {"optimizers": ["engine.optimizer.RuleOptimizer", *(c.__name__ for c in halfulp.optim.OPTIMIZERS)]}
     pages |= {page: [*names.split(), *MORE.get(page, ())] for page, names in HOMES.items()}
@@ -64,7 +64,7 @@ def reference() -> dict[str, list[str]]:
 
 
 def project_page(name: str) -> str:
-    """A file of the top folder, with links as they are from inside of docs."""
+    """Return a file of the top folder, with links adjusted to the docs folder."""
     text = (ROOT / name).read_text()
     text = re.sub(r"\]\(docs/", "](", text)
     for file, page in PROJECT.items():
@@ -73,7 +73,7 @@ def project_page(name: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Put pages that the navigation does not name behind the guides, so that none is out of reach."""
+    """Append pages that the navigation does not name after the guides, so that all are reachable."""
     named = re.findall(r"[\w/-]+\.md", json.dumps(config["nav"]))
     guides = next(part["Guides"] for part in config["nav"] if "Guides" in part)
     guides += [page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named]
@@ -84,7 +84,7 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are not in docs."""
     from mkdocs.structure.files import File
 
-    optimizers = {c.__name__ for c in halfulp.optim.OPTIMIZERS}  # whose methods are those of RuleOptimizer
+    optimizers = {c.__name__ for c in halfulp.optim.OPTIMIZERS}  # their methods are those of RuleOptimizer
     pages = {page: project_page(name) for name, page in PROJECT.items()}
     for page, names in reference().items():
         bare = "\n    options: {members: []}"

@@ -1,7 +1,7 @@
-"""Type stubs of ``halfulp`` and ``halfulp.optim``, from the declarations of the optimizers.
+"""Generate type stubs of ``halfulp`` and ``halfulp.optim`` from the declarations of the optimizers.
 
-Both modules find their names when they are imported, which type checkers and editors cannot follow. The stubs are
-committed; a test holds them to what this writes:
+Both modules create their names on import, which type checkers and editors cannot follow. The stubs are committed, and a
+test checks that they are up to date:
 
     python tools/stubs.py
 """
@@ -20,7 +20,7 @@ HEAD = "# Written by tools/stubs.py from the declarations in rules/.\n"
 
 
 def optim() -> str:
-    """Text of ``halfulp/optim/__init__.pyi``: each optimizer with its arguments."""
+    """Return the text of ``halfulp/optim/__init__.pyi``: each optimizer with its arguments."""
     written = [cls for cls in OPTIMIZERS if cls.__module__ != "halfulp.optim"]
     lines = [
         "from typing import Any",
@@ -65,7 +65,7 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 
 def package() -> str:
-    """Text of ``halfulp/__init__.pyi``: where each public name is defined."""
+    """Return the text of ``halfulp/__init__.pyi``: where each public name is defined."""
     lines = [f"from halfulp.{home} import {name} as {name}" for name, home in halfulp._HOME.items()]
     lines += [f"from halfulp.optim import {name} as {name}" for name in halfulp.optim.__all__]
     aliases = []
@@ -83,7 +83,7 @@ STUBS = {PACKAGE / "__init__.pyi": package, PACKAGE / "optim" / "__init__.pyi": 
 
 
 def main() -> None:
-    """Write both."""
+    """Write both stubs."""
     for path, text in STUBS.items():
         made = text()
         ast.parse(made)

@@ -1,8 +1,8 @@
-"""Tries an installed halfulp without extras: imports, a step in every kind of storage, a file, the command line.
+"""Test an installed halfulp without extras: imports, a step in every kind of storage, a file, the command line.
 
     python tools/try_install.py
 
-Prints what runs the steps. Where the reference has to do, that is said, and is no failure.
+Prints which backend runs the steps. Falling back to the reference is reported, but is not a failure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from halfulp.kernels import backends
 
 
 def main() -> None:
-    """Raise for whatever does not work."""
+    """Raise an error for whatever does not work."""
     torch.manual_seed(0)
     for state in ("fp32", "bf16", "8bit", "4bit"):
         model = torch.nn.Linear(256, 64)

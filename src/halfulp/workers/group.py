@@ -159,9 +159,7 @@ class _Threads:
 
     def exchange(self, message: Tensor, circle: Sequence[int] | None) -> list[Tensor]:
         """See :class:`Peers`."""
-        table = self._tables[
-            self._exchanges % 2
-        ]  # two tables alternate, since some workers may still be reading the last one
+        table = self._tables[self._exchanges % 2]  # alternating, since some workers may still read the last one
         self._exchanges += 1
         table[self.rank] = message
         self._turn.release()
