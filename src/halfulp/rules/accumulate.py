@@ -73,7 +73,7 @@ MADGRAD = with_weight_decay(
     Rule(
         "madgrad", _slots, _scalars, _update, title="MADGRAD", hyper=MADGRADHyper,
         summary="dual averaging, with sums instead of moving averages", source="Defazio & Jelassi, arXiv 2101.11075",
-        notes="The sums only grow, until nearest rounding freezes them. Starting values of the weights stay in fp32.",
+        notes="The sums only grow, until nearest rounding freezes them. The initial weights stay in fp32.",
         example='lr=1e-2, state="bf16"',
     )
 )  # fmt: skip

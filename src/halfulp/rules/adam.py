@@ -177,12 +177,12 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 ADAM = Rule(
     "adam", _slots, _scalars, _update, title="Adam", hyper=AdamHyper, tier="core",
     summary="two moments of the gradient, bias-corrected", source="Kingma & Ba, arXiv 1412.6980",
-    notes="""Arguments as ``torch.optim.Adam``. With ``state="fp32"`` it follows that to a few units in the last place a
-    step (each operation here rounds separately, see ``docs/bit-contract.md``).""",
+    notes="""The arguments are those of ``torch.optim.Adam``. With ``state="fp32"``, steps agree to a few units in the
+    last place, since each operation here rounds separately (``docs/bit-contract.md``).""",
 )  # fmt: skip
 ADAMW = replace(
     ADAM, title="AdamW", hyper=AdamWHyper, summary="Adam with decoupled weight decay",
-    source="Loshchilov & Hutter, arXiv 1711.05101", notes="Arguments as ``torch.optim.AdamW``.",
+    source="Loshchilov & Hutter, arXiv 1711.05101", notes="The arguments are those of ``torch.optim.AdamW``.",
     example="""
     >>> import torch, halfulp
     >>> model = torch.nn.Linear(64, 64)

@@ -78,7 +78,7 @@ AMSGD = with_weight_decay(
     Rule(
         "amsgd", lambda h: (DIRECTION,), _amsgd_scalars, _amsgd, measure=_amsgd_measure, combine=_amsgd_combine,
         title="AMSGD", hyper=AMSGDHyper, summary="SGD whose momentum coefficient is set in each step",
-        source="Topollai & Choromanska, arXiv 2510.04988", notes="One coefficient for the whole model.",
+        source="Topollai & Choromanska, arXiv 2510.04988", notes="The model has one coefficient.",
     )
 )  # fmt: skip
 """The scalar ``memory`` is the decay of the direction."""
@@ -179,5 +179,5 @@ AMADAMW = Rule(
     "amadamw", _ama_slots, _ama_scalars, _ama, measure=_ama_measure, combine=_ama_combine,
     per_tensor=True, title="AMAdamW", hyper=AMAdamWHyper,
     summary="AdamW in which each tensor sets its momentum coefficient in each step",
-    source="Topollai & Choromanska, arXiv 2510.04988", notes="In the metric of Adam's preconditioner.",
+    source="Topollai & Choromanska, arXiv 2510.04988", notes="The metric is Adam's preconditioner.",
 )  # fmt: skip

@@ -79,7 +79,7 @@ ADEMAMIX = with_weight_decay(
     Rule(
         "ademamix", lambda h: (EXP_AVG, EXP_AVG_SQ, SLOW), _scalars, _update, title="AdEMAMix", hyper=AdEMAMixHyper,
         summary="a fast and a slow average of the gradient", source="Pagliardini et al., arXiv 2409.03137",
-        notes="""The slow average has no bias correction and, with a decay of 0.9999, stalls first of all states
+        notes="""The slow average has no bias correction. With a decay of 0.9999, it is the first state to stall
         (``docs/optimizers.md``).""",
         example='lr=1e-3, alpha=5.0, warmup=10_000, state="8bit"', tier="core",
     )

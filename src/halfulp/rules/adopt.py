@@ -62,6 +62,6 @@ ADOPT = with_weight_decay(
     Rule(
         "adopt", lambda h: SLOTS, _scalars, _update, title="ADOPT", hyper=ADOPTHyper, tier="core",
         summary="Adam that converges with any beta2", source="Taniguchi et al., arXiv 2411.02853",
-        notes="Gradients are divided by the second moment of the step before.",
+        notes="Gradients are divided by the root of the previous step's second moment.",
     )
 )  # fmt: skip

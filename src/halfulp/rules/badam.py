@@ -41,11 +41,11 @@ BADAM = replace(
     ADAM, title="BAdam", hyper=BAdamHyper, source="Luo et al., arXiv 2404.02827", tier="contributed",
     summary="Adam on one block of layers at a time; the other blocks have no states and no gradients",
     notes="""A block is a layer: parameters whose names agree up to the first number (``model.layers.3.``), or in the
-    module where there is none; parameters without names are blocks of their own. Pass ``model.named_parameters()``, and
-    override :meth:`~halfulp.BAdam.block_of` for other blocks. Parameters at rest have ``requires_grad`` off, so that
-    the backward pass leaves them out. The authors' fp32 copy of the block's 16-bit weights is
-    ``master_weights="fp32"``; stochastic rounding, the default, does without. Turns are resets: by the end of one
-    of 50 steps, second moments in bf16 (nearest, 0.999) stall in a third of their updates, in fp8 in 83 %.""",
+    module if there is no number. Parameters without names are blocks of their own. Pass ``model.named_parameters()``,
+    and override :meth:`~halfulp.BAdam.block_of` for other blocks. Inactive parameters have ``requires_grad`` off, so
+    that the backward pass skips them. ``master_weights="fp32"`` is the authors' fp32 copy of the block's 16-bit
+    weights; stochastic rounding, the default, needs none. Each turn resets the states. By the end of a turn of 50
+    steps, second moments stall in a third of their updates in bf16 (nearest, 0.999), and in 83 % in fp8.""",
     example="""
     >>> import torch, halfulp
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))

@@ -171,8 +171,8 @@ ADAFACTOR = Rule(
     "adafactor", _adafactor_slots, _adafactor_scalars, _adafactor, elementwise=False, title="Adafactor",
     hyper=AdafactorHyper, summary="Adam with a second moment factored into rows and columns",
     source="Shazeer & Stern, arXiv 1804.04235",
-    notes="""As ``torch.optim.Adafactor``, whose ``beta2_decay=-0.8``, ``eps=(None, 1e-3)`` and ``d`` are
-    ``decay_power=0.8``, ``eps`` and ``min_scale``, and ``clip`` here.""",
+    notes="""It follows ``torch.optim.Adafactor``, whose ``beta2_decay=-0.8`` is ``decay_power=0.8`` here. Its
+    ``eps=(None, 1e-3)`` is ``eps`` and ``min_scale``, and its ``d`` is ``clip``.""",
     example='lr=1e-2, momentum=0.9, state="8bit"', tier="core",
 )  # fmt: skip
 ADALOMO = replace(
@@ -244,7 +244,7 @@ CAME = with_weight_decay(
     Rule(
         "came", _came_slots, _came_scalars, _came, elementwise=False, title="CAME", hyper=CAMEHyper,
         summary="Adafactor with updates divided by their deviation from their average",
-        source="Luo et al., arXiv 2307.02047", notes="There is no bias correction: the first steps are large.",
+        source="Luo et al., arXiv 2307.02047", notes="There is no bias correction, so the first steps are large.",
     )
 )  # fmt: skip
 
@@ -354,7 +354,7 @@ SMMF = with_weight_decay(
     Rule(
         "smmf", _smmf_slots, _smmf_scalars, _smmf, elementwise=False, title="SMMF", hyper=SMMFHyper,
         summary="Adam with both moments factored after reshaping to a near square",
-        source="Park & Lee, arXiv 2412.08894", notes="Signs of the first moment take 1.33 bits a weight.",
+        source="Park & Lee, arXiv 2412.08894", notes="The signs of the first moment take 1.33 bits per weight.",
         example='lr=1e-3, state="bf16"',
     )
 )  # fmt: skip

@@ -104,10 +104,10 @@ MUON = with_weight_decay(
         "muon", lambda h: (MUON_BUFFER,), _muon_scalars, _muon, elementwise=False, title="Muon", hyper=MuonHyper,
         summary="orthogonalized momentum of each matrix; AdamW for vectors, embeddings and output layers",
         source="Jordan et al., 2024, with the sizes of Liu et al., arXiv 2502.16982",
-        notes="""Which matrices go to AdamW is decided by name (`fallback`), so pass ``model.named_parameters()``.
-        Experts in one tensor are told by their name (``*expert*``) or ``split="stacked"``, a fused QKV by
-        ``split="rows:3"``, in a group of its own. ``torch.optim.Muon`` takes matrices only; its ``eps`` is ``ns_eps``
-        here, and its ``adjust_lr_fn`` is ``"original"`` unless given.""",
+        notes="""AdamW updates matrices selected by name (`fallback`), so pass ``model.named_parameters()``. Stacked
+        experts are found by their name (``*expert*``) or marked with ``split="stacked"``. Mark a fused QKV with
+        ``split="rows:3"`` in a group of its own. ``torch.optim.Muon`` accepts only matrices. Its ``eps`` is ``ns_eps``
+        here, and its default ``adjust_lr_fn`` is ``"original"``.""",
         example="""
         >>> import torch, halfulp
         >>> model = torch.nn.Linear(64, 64)

@@ -114,8 +114,8 @@ MICRO_ADAM = with_weight_decay(
         "micro_adam", _slots, _scalars, _update, elementwise=False, title="MicroAdam", hyper=MicroAdamHyper,
         summary="Adam over a window of sparse gradients, with error feedback",
         source="Modoranu et al., arXiv 2405.15593",
-        notes="""The error is stored like any state, in place of an asymmetric 4-bit code of its own:
-        ``state="4bit"`` comes to 0.8 bytes a weight.""",
+        notes="""The error is stored like any state, instead of in a special asymmetric 4-bit code.
+        ``state="4bit"`` takes 0.8 bytes per weight.""",
         example='lr=1e-3, state="4bit"',
     )
 )  # fmt: skip

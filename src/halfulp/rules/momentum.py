@@ -88,7 +88,7 @@ def _sgd_update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tupl
 SGD = Rule(
     "sgd", _sgd_slots, _sgd_scalars, _sgd_update, title="SGD", hyper=SGDHyper, tier="core",
     summary="heavy-ball or Nesterov momentum, with dampening and weight decay",
-    source="Polyak, 1964; Nesterov, 1983", notes="Arguments and arithmetic as ``torch.optim.SGD``.",
+    source="Polyak, 1964; Nesterov, 1983", notes="Arguments and arithmetic are those of ``torch.optim.SGD``.",
     example='lr=0.1, momentum=0.9, nesterov=True, state="bf16"',
 )  # fmt: skip
 

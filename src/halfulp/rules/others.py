@@ -144,7 +144,7 @@ COMPLEX_MOMENTUM = with_weight_decay(
     Rule(
         "complex_momentum", _complex_slots, _complex_scalars, _complex, title="ComplexMomentum",
         hyper=ComplexMomentumHyper, summary="a complex momentum coefficient, for games",
-        source="Lorraine et al., arXiv 2102.08431", notes="Heavy-ball at phase 0, negative momentum at pi.",
+        source="Lorraine et al., arXiv 2102.08431", notes="Phase 0 is heavy-ball, and pi is negative momentum.",
     )
 )  # fmt: skip
 
@@ -235,5 +235,5 @@ def _core(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 CORE = Rule(
     "core", _core_slots, _core_scalars, _core, title="CoRe", hyper=CoReHyper,
     summary="Rprop's step sizes on Adam's direction", source="Eckhoff & Reiher, arXiv 2307.15663",
-    notes="Without the weight freezing of the paper.", example='lr=1e-3, state="bf16"',
+    notes="The weight freezing of the paper is left out.", example='lr=1e-3, state="bf16"',
 )  # fmt: skip

@@ -89,8 +89,8 @@ SPAM = with_weight_decay(
         "spam", lambda h: MOMENTS, _scalars, _update, title="SPAM", hyper=SPAMHyper,
         summary="Adam with clipped gradient spikes and periodic resets",
         source="Huang et al., arXiv 2501.06842",
-        notes="""Without the sparse masks of the paper. Compare its resets with ``reset="auto"`` (``period=0`` leaves
-        them out).""",
+        notes="""The sparse masks of the paper are left out. Compare its resets with ``reset="auto"`` (``period=0``
+        turns them off).""",
         example='lr=1e-3, state="fp8"',
     )
 )  # fmt: skip

@@ -72,8 +72,8 @@ SUBSET_NORM = with_weight_decay(
         "subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False, title="SubsetNorm",
         hyper=SubsetNormHyper, summary="AdamW with one second moment per row or per column, whichever are fewer",
         source="Nguyen & Nguyen, arXiv 2411.07120",
-        notes="""The second moment is of the *sum* of the squared gradients, so that steps shrink by the root of the
-        subset's size: take about ten times Adam's learning rate.""",
+        notes="""The second moment averages the *sum* of the squared gradients, so steps shrink by the root of the
+        subset's size. Use about ten times Adam's learning rate.""",
     )
 )  # fmt: skip
 
@@ -152,8 +152,8 @@ SUBSPACE_MOMENTUM = with_weight_decay(
         "subspace_momentum", _subspace_slots, _subspace_scalars, _subspace_momentum, elementwise=False,
         title="SubspaceMomentum", hyper=SubspaceMomentumHyper, source="Nguyen & Nguyen, arXiv 2411.07120",
         summary="SubsetNorm with a first moment in a subspace only",
-        notes="""The subspace is spanned by the singular vectors of the gradient at its turn; the rest of each gradient
-        goes straight into the step.""",
+        notes="""The subspace is spanned by the singular vectors of the gradient at the time of the change. The rest of
+        each gradient is added to the step directly.""",
         example='lr=1e-2, rank=16, state="8bit"',
     )
 )  # fmt: skip

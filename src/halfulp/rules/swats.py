@@ -81,9 +81,8 @@ SWATS = with_weight_decay(
         "swats", _slots, _scalars, _update, measure=_measure, combine=_combine, title="SWATS",
         hyper=SWATSHyper, source="Keskar & Socher, arXiv 1712.07628",
         summary="Adam that switches to SGD with momentum, at a learning rate estimated from its steps",
-        notes="""All parameters switch together. SGD's momentum is the average that Adam's first moment is, started
-        anew; its rate follows a schedule of ``lr``, of which it is a multiple:
-        :meth:`~halfulp.RuleOptimizer.state_tensor` ``(p, "sgd_rate")`` is 0 before the switch, and the factor
-        afterwards.""",
+        notes="""All parameters switch together. SGD's momentum is an average like Adam's first moment, restarted at the
+        switch. SGD's rate is a multiple of ``lr`` and follows its schedule. The factor is
+        :meth:`~halfulp.RuleOptimizer.state_tensor` ``(p, "sgd_rate")``, which is 0 before the switch.""",
     )
 )  # fmt: skip

@@ -144,7 +144,7 @@ EXADAM = with_weight_decay(
     Rule(
         "exadam", _two_moments, _exadam_scalars, _exadam, title="EXAdam", hyper=MomentsHyper,
         summary="Adam with joint bias corrections and an extra gradient term", source="arXiv 2412.20302",
-        notes="As the authors' code has it. The first step is 16 times Adam's: take a smaller `lr`.",
+        notes="This follows the authors' code. The first step is 16 times Adam's, so use a smaller `lr`.",
         example='lr=1e-4, state="8bit"',
     )
 )  # fmt: skip
