@@ -68,3 +68,33 @@ def test_no_circles() -> None:
     for name, path in files():
         needs.setdefault(name, set()).update(other for other, at_once in imports(path) if at_once and other != name)
     assert len(list(graphlib.TopologicalSorter(needs).static_order())) == len(needs)
+
+
+MADE = {
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
+APART = {"cli", "lab", "testing"}
+"""Folders of programs that run on their own, not within somebody's loop."""
+
+
+def test_tensors_are_made_on_a_device_that_is_named() -> None:
+    """Others would be where ``torch.set_default_device`` says, which is not where a loop's parameters have to be."""
+    wrong = []
+    for name, path in files():
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        made = [n for n in calls if ast.unparse(n.func) in {f"torch.{m}" for m in MADE}]
+        unnamed = [n for n in made if all(k.arg != "device" for k in n.keywords)]
+        wrong += [f"{path.relative_to(ROOT)}:{n.lineno}" for n in unnamed if name not in APART]
+    assert not wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -233,6 +234,22 @@ def test_bytes_are_reported(kind: str, bytes_each: int) -> None:
     row = next(r for r in optimizer.memory().rows if r.slot == "master_param")
     assert row.bytes == bytes_each * p.numel()
     assert stored_bytes(optimizer) == optimizer.memory().total
+
+
+@pytest.mark.parametrize("kind", ["fp32", "remainder16", "remainder8"])
+def test_a_model_that_becomes_fp32_drops_them(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Left where they are, they would be taken up again by weights that become bfloat16 later."""
+    model = torch.nn.Linear(64, 64).bfloat16()
+    optimizer = halfulp.AdamW(model.parameters(), master_weights=kind)
+    halfulp.numbers.log._said.clear()
+    with caplog.at_level(logging.WARNING, "halfulp"):
+        for cast in (torch.bfloat16, torch.float32):
+            model.to(cast)
+            optimizer.zero_grad()
+            model(torch.ones(1, 64, dtype=cast)).sum().backward()
+            optimizer.step()
+    assert "fp32_state_dict" in caplog.text
+    assert not any("master_param" in entries for entries in optimizer.state.values())
 
 
 def test_resets_spare_them_unless_they_are_named() -> None:

@@ -8,18 +8,21 @@ one that continues from given values (``VALUES``), or it raises a helpful error 
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import halfulp
 from halfulp.kernels import native
+from halfulp.numbers import rounding
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW 8bit": ("AdamW", {"state": "8bit"}),
@@ -31,24 +34,31 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Lion fp8": ("Lion", {"state": "fp8"}),
     "Adafactor 8bit": ("Adafactor", {"state": "8bit"}),
 }
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Muon 8bit": ("Muon", {"state": "8bit", "fallback": ()}),
+    "SOAP int8": ("SOAP", {"state": "int8"}),
+    "Gravity 4bit": ("Gravity", {"state": "4bit"}),
+}
+EVERY = {**OPTIMIZERS, **OTHERS}
 BACKENDS = [None, "reference"] if native.why_not() is None else ["reference"]
 SHAPES = [(6, 192), (8, 128)]
 
 
 def make(name: str, backend: str | None = None, **options: Any) -> tuple[Any, list[torch.nn.Parameter]]:
-    cls, chosen = OPTIMIZERS[name]
+    cls, chosen = EVERY[name]
     generator = torch.Generator().manual_seed(3)
     params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in SHAPES]
     optimizer = getattr(halfulp, cls)(params, **{"lr": 1e-2, "min_size": 0, "backend": backend, **chosen, **options})
     return optimizer, params
 
 
-def step(optimizer: Any, number: int) -> None:
+def step(optimizer: Any, number: int, within: Any = None) -> None:
     generator = torch.Generator().manual_seed(100 + number)
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
-    optimizer.step()
+    with within or contextlib.nullcontext():
+        optimizer.step()
 
 
 def bits(optimizer: Any) -> list[Any]:
@@ -151,6 +161,13 @@ def counts_as_tensors(optimizer: Any) -> None:
                 entries[key] = torch.tensor(float(entries[key]))
 
 
+def counts_of_numpy(optimizer: Any) -> None:
+    for entries in optimizer.state.values():
+        for key in entries:
+            if isinstance(entries[key], int):
+                entries[key] = np.int64(entries[key])
+
+
 def plain_dictionary(optimizer: Any) -> None:
     optimizer.state = dict(optimizer.state)
 
@@ -189,6 +206,7 @@ FOLLOWED: dict[str, Callable[[Any], None]] = {
     "data of a parameter replaced": param_data,
     "parameter strided": param_strided,
     "counts as tensors": counts_as_tensors,
+    "counts of numpy": counts_of_numpy,
     "keys of the user's": own_keys,
 }
 
@@ -477,18 +495,111 @@ def test_groups_that_are_removed_reordered_or_added_late() -> None:
     assert other.state[params[1]]["step"] == 3
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+MODES: dict[str, Callable[[], Any]] = {
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "another default device": lambda: torch.device("meta"),
+    "deterministic": deterministic,
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_under_inference_mode_are_the_same(name: str, backend: str | None) -> None:
-    (got, _), (expected, _) = make(name, backend), make(name, backend)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["AdamW 8bit", "SGD int8", "Adafactor 8bit", *OTHERS])
+def test_steps_are_the_same_in_every_mode(name: str, mode: str, backend: str | None) -> None:
+    for table in (rounding.decode_table, rounding.codebook_tables):
+        table.cache_clear()  # tables made within a mode serve outside of it
+    got, expected = make(name, backend)[0], make(name, backend)[0]
     for number in range(4):
+        within = MODES[mode]() if number % 2 == 0 else contextlib.nullcontext()
+        step(got, number, within)
+        step(expected, number)
+    assert same(bits(got), bits(expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+@pytest.mark.parametrize("name", EVERY)
+def test_gradients_may_lie_in_any_order(name: str, backend: str | None) -> None:
+    (got, params), (expected, _) = make(name, backend), make(name, backend)
+    for number in range(2):
         step(expected, number)
         generator = torch.Generator().manual_seed(100 + number)
-        for p in got.param_groups[0]["params"]:
-            p.grad = torch.randn(p.shape, generator=generator)
-        with torch.inference_mode(number % 2 == 0):
-            got.step()
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).t().contiguous().t()
+        got.step()
     assert same(bits(got), bits(expected))
+
+
+def test_a_count_that_is_set_back_begins_bias_correction_anew() -> None:
+    """As with torch, where it is the only count."""
+    (optimizer, params), theirs = (
+        make("AdamW fp32"),
+        [p.detach().clone().requires_grad_() for p in make("AdamW fp32")[1]],
+    )
+    group = optimizer.param_groups[0]
+    other = torch.optim.AdamW(theirs, lr=group["lr"], betas=group["betas"], weight_decay=group["weight_decay"])
+    for number in range(4):
+        if number == 2:
+            for entries in [*optimizer.state.values(), *other.state.values()]:
+                entries["step"] = entries["step"] * 0
+        step(optimizer, number)
+        step(other, number)
+    assert [optimizer.state[p]["exp_avg_age"] for p in params] == [2, 2]
+    for p, q in zip(params, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def zeroed_in_place(entries: dict[str, Any], rows: slice) -> None:
+    entries["exp_avg"][rows] = 0
+
+
+def zeroed_anew(entries: dict[str, Any], rows: slice) -> None:
+    entries["exp_avg"] = entries["exp_avg"].clone()
+    entries["exp_avg"][rows] = 0
+
+
+@pytest.mark.parametrize("zeroed", [zeroed_in_place, zeroed_anew])
+@pytest.mark.parametrize("rows", [slice(2, 4), slice(None), slice(0)])
+@pytest.mark.parametrize("state", ["8bit", "int4", "dynamic8"])
+def test_rows_of_code_0_are_said_where_that_is_not_zero(
+    state: str, rows: slice, zeroed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer, params = make("AdamW 8bit", state=state)
+    halfulp.numbers.log._said.clear()
+    with caplog.at_level(logging.WARNING, "halfulp"):
+        for number in range(3):
+            step(optimizer, number)
+        optimizer.reset_state(rows=[0])
+        step(optimizer, 3)
+        assert not caplog.records
+        zeroed(optimizer.state[params[0]], rows)
+        right = not bool(optimizer.state_tensor(params[0], "exp_avg")[rows].any())
+        step(optimizer, 4)
+        step(optimizer, 5)
+    assert [("reset_state(['exp_avg']" in r.message) for r in caplog.records] == ([] if right else [True])
+
+
+def test_steps_without_any_gradient_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """The model has other parameters than the optimizer: nothing is trained."""
+    model = torch.nn.Linear(8, 8)
+    optimizer = halfulp.AdamW(model.parameters())
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    halfulp.numbers.log._said.clear()
+    with caplog.at_level(logging.WARNING, "halfulp"):
+        for expected in (0, 1, 1):  # one such step pleases a scheduler
+            model(torch.ones(1, 8)).sum().backward()
+            optimizer.step()
+            assert len(caplog.records) == expected
+    assert "load_state_dict(assign=True)" in caplog.text
 
 
 def test_a_failed_first_step_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,6 +692,51 @@ def test_names_in_another_order_that_are_not_all_known_are_refused() -> None:
     saved.step()
     with pytest.raises(ValueError, match=r"'0.weight' is number 0 of its group there and 1 here"):
         named([2, 0])[0].load_state_dict(saved.state_dict())
+
+
+def in_groups(*groups: list[int]) -> tuple[Any, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    params = {f"{i}.weight": torch.nn.Parameter(torch.randn(6, 192, generator=generator)) for i in range(3)}
+    chosen = [
+        {"params": [(f"{i}.weight", params[f"{i}.weight"]) for i in ones], "lr": 0.1 * min(ones)} for ones in groups
+    ]
+    return halfulp.AdamW(chosen, min_size=0), params
+
+
+def test_named_groups_may_stand_in_another_order() -> None:
+    """Decayed and other parameters, say, of equal shapes: by their order, each would get the states of another."""
+    saved, params = in_groups([0, 1], [2])
+    for p in params.values():
+        p.grad = torch.randn(p.shape)
+    saved.step()
+    other, others = in_groups([2], [1, 0])
+    other.load_state_dict(saved.state_dict())
+    for name, p in params.items():
+        assert torch.equal(other.state[others[name]]["exp_avg"], saved.state[p]["exp_avg"])
+    assert [g["lr"] for g in other.param_groups] == [0.2, 0.0]
+
+
+def test_names_that_are_shared_out_otherwise_are_refused() -> None:
+    saved, params = in_groups([0, 1], [2])
+    for p in params.values():
+        p.grad = torch.randn(p.shape)
+    saved.step()
+    other, others = in_groups([0, 2], [1])
+    saved.param_groups[1]["lr"] = saved.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match=r"'2.weight' is in group 1 of the state_dict and in group 0 .* convert"):
+        other.load_state_dict(saved.state_dict())
+    other.load_state_dict(halfulp.convert_state_dict(saved.state_dict(), to=other))
+    for name, p in params.items():
+        assert torch.equal(other.state_tensor(others[name], "exp_avg"), saved.state_tensor(p, "exp_avg"))
+
+
+def test_keys_that_became_text_are_refused() -> None:
+    optimizer, _ = make("AdamW 8bit")
+    step(optimizer, 0)
+    saved = optimizer.state_dict()
+    saved["state"] = {str(key): entries for key, entries in saved["state"].items()}
+    with pytest.raises(ValueError, match="numbered by text"):
+        optimizer.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("params", [[{}], [[0]], [None], [0.5], 3, {"0": 0}])

@@ -165,7 +165,7 @@ class AveragedModel(SecondModel):
             return Uniform()(n)
         ends = []
         for average, live in ((0.0, 1.0), (1.0, 0.0)):
-            a, x = torch.tensor([average], dtype=torch.float64), torch.tensor([live], dtype=torch.float64)
+            a, x = torch.tensor([[average], [live]], dtype=torch.float64, device="cpu")
             if self.multi_avg_fn is not None:
                 self.multi_avg_fn([a], [x], n - 1)
                 ends.append(float(a))

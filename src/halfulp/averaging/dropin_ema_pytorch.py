@@ -115,8 +115,8 @@ class EMAPytorch(SecondModel):
         else:
             self.online_model = [model]  # as in the original, not part of the module tree
         self._modules["ema_model"] = None
-        self.register_buffer("initted", torch.tensor(False))
-        self.register_buffer("step", torch.tensor(0))
+        self.register_buffer("initted", torch.tensor(False, device="cpu"))
+        self.register_buffer("step", torch.tensor(0, device="cpu"))
         if not lazy_init_ema:
             self.init_ema(ema_model)
 

@@ -49,7 +49,7 @@ def slerp(start: Named, first: Named, second: Named, t: float = 0.5) -> dict[str
         d1, d2 = first[name].detach().double() - origin, second[name].detach().double() - origin
         lengths = d1.norm() * d2.norm()
         cosine = float((d1 * d2).sum() / lengths) if lengths > 0 else 1.0
-        angle = torch.acos(torch.tensor(min(max(cosine, -1.0), 1.0), dtype=torch.float64))
+        angle = torch.acos(torch.tensor(min(max(cosine, -1.0), 1.0), dtype=torch.float64, device="cpu"))
         sine = torch.sin(angle)
         if cosine < 0 and float(sine) < 1e-6:
             raise ValueError(f"{name}: the task vectors are opposite; they cannot be merged on a sphere")

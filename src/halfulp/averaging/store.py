@@ -245,7 +245,7 @@ class AverageStore:
             one = Step(binding, tuple(part.tensor for part in parts), scalars, [(key0, key1, lane), (0, 0, 0)])
             one.skipped = self._skipped.counter(name, binding.device)
             if counts is not None:
-                one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64))
+                one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64, device="cpu"))
             steps.append(one)
         dispatch.step(rule, steps, self.backend)
         self._skipped.look()

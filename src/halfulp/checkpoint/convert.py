@@ -288,7 +288,7 @@ def _to_torch(
     if "max_exp_avg_sq" in names and "max_exp_avg_sq" not in values:
         log_once("the running maximum of AMSGrad starts from exp_avg_sq: the checkpoint has none", level=30)
         values["max_exp_avg_sq"] = values["exp_avg_sq"].clone()
-    return {"step": torch.tensor(float(oldest)), **values}
+    return {"step": torch.tensor(float(oldest), device="cpu"), **values}
 
 
 def _torch_slots(to: torch.optim.Optimizer, hyper: Mapping[str, Any]) -> list[str]:

@@ -110,7 +110,7 @@ def _entry(folder: Path, name: str, entry: Any, storage: dict[Any, Place]) -> An
         pieces.append((offsets, piece))
     if len(pieces) == 1 and tuple(pieces[0][1].shape) == size:
         return pieces[0][1]
-    whole = torch.zeros(size, dtype=dtype)
+    whole = torch.zeros(size, dtype=dtype, device="cpu")
     for offsets, piece in pieces:
         whole[tuple(slice(o, o + n) for o, n in zip(offsets, piece.shape, strict=True))] = piece
     return whole

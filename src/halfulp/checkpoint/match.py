@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from halfulp.engine.loading import bare, in_order
+from halfulp.engine.loading import bare, groups_in_order, in_order
 
 __all__ = ["match_groups"]
 
@@ -31,8 +31,9 @@ def match_groups(saved: Sequence[Mapping[str, Any]], to: torch.optim.Optimizer) 
     if len(named) == sum(theirs) == len(known) == sum(mine) and set(named) == set(known):
         return [[named[bare(name)] for name in g["param_names"]] for g in to.param_groups]
     if theirs == mine:
-        pairs = zip(saved, to.param_groups, strict=True)
-        return [[(g, key) for key in in_order({**g, "param_names": _names(g)}, own)] for g, own in pairs]
+        named_groups = groups_in_order([{**g, "param_names": _names(g)} for g in saved], to.param_groups)
+        pairs = zip(named_groups, to.param_groups, strict=True)
+        return [[(g, key) for key in in_order(g, own)] for g, own in pairs]
     if len(named) != sum(theirs) or len(known) != sum(mine):
         raise ValueError(
             f"the state_dict has parameter groups of {theirs} parameters, the optimizer of {mine}: build it with the "

@@ -156,7 +156,9 @@ def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
 def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, float]:
     """Return the shares of zeros, of elements that can fall, and of updates that get through."""
     count = math.prod(state.shape)
-    index = torch.arange(count) if count <= SAMPLE else torch.arange(SAMPLE) * (count - 1) // (SAMPLE - 1)
+    index = torch.arange(min(count, SAMPLE), device="cpu")
+    if count > SAMPLE:
+        index = index * (count - 1) // (SAMPLE - 1)
     values, up, down = _with_gaps(state, index)
     alive = values != 0
     zero = 1.0 - float(alive.double().mean())
@@ -186,7 +188,7 @@ def _chi2() -> Tensor:
 
 @lru_cache(maxsize=1)
 def _normal() -> Tensor:
-    middles = (torch.arange(128, dtype=torch.float64) + 0.5) / 128
+    middles = (torch.arange(128, dtype=torch.float64, device="cpu") + 0.5) / 128
     return math.sqrt(2) * torch.erfinv(2 * middles - 1)
 
 
@@ -213,11 +215,11 @@ def _levels(codec: Codec) -> Tensor | None:
     if isinstance(codec, Plain):
         return None
     if isinstance(codec, Codebook):
-        return torch.tensor(sorted(set(codec.levels)), dtype=torch.float64)
+        return torch.tensor(sorted(set(codec.levels)), dtype=torch.float64, device="cpu")
     fmt = codec.quantizer.format if isinstance(codec, QuantizerCodec) else FORMATS.get(codec.format)
     if fmt is None:
         raise ValueError(f"the grid of {codec.format} is not known here")
-    return torch.tensor(fmt.grid(), dtype=torch.float64) if fmt.scaled else None
+    return torch.tensor(fmt.grid(), dtype=torch.float64, device="cpu") if fmt.scaled else None
 
 
 def _unit(state: SavedState, index: Tensor) -> Tensor:

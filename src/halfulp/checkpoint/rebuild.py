@@ -80,7 +80,8 @@ def rebuilt(
                     "halfulp.convert_state_dict and the optimizer of the model"
                 )
             kinds |= set(shapes)
-            params.append(nn.Parameter(torch.empty(max(shapes.values(), key=len, default=torch.Size([0])))))
+            shape = max(shapes.values(), key=len, default=torch.Size([0]))
+            params.append(nn.Parameter(torch.empty(shape, device="cpu")))
         names = group.get("param_names")
         groups.append({"params": list(zip(names, params, strict=True)) if names else params})
     name = optimizer or KINDS.get(frozenset(kinds))

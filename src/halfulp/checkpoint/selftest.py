@@ -88,7 +88,7 @@ def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, d
             continue
         entries: dict[str, Any] = {"step": 3}
         for slot, shape, quantizer in optimizer.slot_storage(group, param):
-            noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
             codes, scale = quantizer.with_rounding("nearest").quantize(noise if slot.signed else noise.square())
             state = SlotState(slot, quantizer, shape, entries)
             entries[slot.name], entries[state.age_key] = codes.to(param.device), 2

@@ -13,6 +13,7 @@ from halfulp.engine.plan import plan_states
 from halfulp.engine.registry import Registry
 from halfulp.engine.standing import standing
 from halfulp.engine.states import Bound, bind
+from halfulp.engine.zeroed import has_other_zero, tell_zeroed
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
 
@@ -69,6 +70,8 @@ class Bindings:
             if len(self._lineups) > len(self._optimizer.registry):
                 self._lineups.clear()
             lineup = self._lineups[key] = Lineup(shares, bounds, self._optimizer._skipped.counter)
+        else:
+            lineup.written.look()
         return lineup
 
     def _bind_all(self, shares: list[Share]) -> list[Bound]:
@@ -104,6 +107,9 @@ class Bindings:
         self._lineups.clear()
         if before is not None:
             bound.scalars, bound.counts, bound.version = before.scalars, before.counts, before.version
+            for state in bound.states:
+                if has_other_zero(state) and before.held.get(state.slot.name) is not bound.held[state.slot.name]:
+                    tell_zeroed(state)
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, which preserves small updates on average "

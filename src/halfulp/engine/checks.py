@@ -23,6 +23,7 @@ __all__ = [
     "check_group",
     "check_param",
     "is_dry_run",
+    "tell_idle",
     "tell_kept_fp32",
     "tell_replaced",
 ]
@@ -107,6 +108,17 @@ def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Ite
     params = [p for _, found in groups for p in found]
     moved = any(bool(torch.count_nonzero(local(p.grad))) for p in params if p.grad is not None)
     return not agree(moved, params)
+
+
+def tell_idle(steps: int, count: int) -> None:
+    """Warn at the second step in a row without any gradient. One such step silences a warning of schedulers."""
+    if steps == 2 and count:
+        log_once(
+            f"none of the {count} parameters had a gradient in two steps in a row: nothing is trained. backward() was "
+            "not called, or the model has other parameters by now (load_state_dict(assign=True), a new head or "
+            "embedding): build the optimizer from those",
+            level=30,
+        )
 
 
 def tell_kept_fp32(report: MemoryReport) -> None:

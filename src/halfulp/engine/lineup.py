@@ -19,7 +19,9 @@ from torch import Tensor
 from halfulp.engine.plan import GroupPlan
 from halfulp.engine.sharding import local
 from halfulp.engine.states import Bound
+from halfulp.engine.zeroed import Written
 from halfulp.kernels.binding import Binding, Seen, Step, look
+from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Rounding
 from halfulp.numbers.rng import slot_id, step_keys
 from halfulp.rules.base import Rule, Scalars, all_fp32
@@ -71,8 +73,14 @@ class _Family:
         for ages in zip(*columns, strict=True):
             values = found.get(ages)
             if values is None:
-                values = found[ages] = self._scalars(group, ages)
+                values = found[ages] = self._scalars(group, tuple(min(age, ages[0]) for age in ages))
             scalars.append(values)
+        if any(max(ages) > ages[0] for ages in found):
+            log_once(
+                "a count of steps was set back in optimizer.state: the ages of its states, and with them bias "
+                "correction, follow it"
+            )
+            columns[1:] = [[*map(min, column, columns[0])] for column in columns[1:]]
         keys = step_keys(group["seed"], self.indices, STREAM, columns[0])
         for key, column in zip(self.counted, columns, strict=True):
             for entries, age in zip(self.entries, column, strict=True):
@@ -123,6 +131,8 @@ class Lineup:
         self._counted = [key for b in bounds for key in b.counted]
         self._tensors = [x for b in bounds if b.binding is not None for x in b.binding.tensors]
         self._seen: Seen = look(self._tensors)
+        self.written = Written(bounds)
+        """Codes that are written between steps."""
         steps = [  # a binding that does not last is set when it is fetched
             Step(cast(Binding, b.binding), (), {}, [], skipped=counter(b.index, local(b.param).device)) for b in bounds
         ]

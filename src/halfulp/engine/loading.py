@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = [
-    "bare", "check_layout", "check_values", "count", "in_order", "packed", "reading", "tensor_entries", "validate",
+    "bare", "check_layout", "check_values", "count", "groups_in_order", "in_order", "packed", "reading",
+    "tensor_entries", "validate",
 ]  # fmt: skip
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -88,9 +89,10 @@ def _validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     check_layout(state_dict)
-    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
-    for saved in saved_groups:
+    groups = optimizer.param_groups
+    for saved in state_dict["param_groups"]:
         _check_kind(optimizer, saved)
+    saved_groups = groups_in_order(state_dict["param_groups"], groups)
     if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
         raise ValueError(
             f"the state_dict has parameter groups of {[len(g['params']) for g in saved_groups]} parameters, this "
@@ -111,6 +113,11 @@ def _validate(
                 entries: dict[str, Any] = {}
                 master = MasterState.of(param, plan.master, entries, rule, place.label)
                 states[param] = _entries(param, place.label, stored, master, entries, state_dict["state"][key])
+    if 0 < len(states) < len(optimizer.registry):
+        log_once(
+            f"the state_dict has no states for {len(optimizer.registry) - len(states)} of {len(optimizer.registry)} "
+            "parameters: they begin at zero with their first step"
+        )
     if groups and not states:
         log_once(
             "a state_dict without states was loaded: all states start at zero. That is right before the first step. "
@@ -120,6 +127,11 @@ def _validate(
         )
     known = {k for g in saved_groups for k in g["params"]}
     for key, entries in state_dict["state"].items():
+        if isinstance(key, str) and key.isdigit() and int(key) in known:
+            raise ValueError(
+                f"the states of the state_dict are numbered by text ({key!r}), as JSON does: convert the keys of "
+                "state_dict['state'] back with int()"
+            )
         if isinstance(key, int) and key not in known:
             raise ValueError(f"the state_dict has states of parameter {key}, which is in none of its groups")
         if not isinstance(key, int):
@@ -186,7 +198,29 @@ def _check_storage(saved: dict[str, Any], plan: GroupPlan) -> None:
         )
 
 
-def in_order(saved: dict[str, Any], group: dict[str, Any]) -> list[Any]:
+def groups_in_order(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the saved groups in the order of an optimizer's, matched by parameter names if both have them.
+
+    Raises
+    ------
+    ValueError
+        If the groups distribute the same names differently.
+    """
+    theirs, mine = ([frozenset(map(bare, g.get("param_names") or ())) for g in side] for side in (saved, groups))
+    if all(theirs) and len(set(theirs)) == len(theirs) and set(theirs) == set(mine):
+        return [saved[theirs.index(names)] for names in mine]
+    homes = {name: k for k, names in enumerate(theirs) for name in names}
+    moved = [(n, k) for k, names in enumerate(mine) for n in sorted(names) if homes.get(n, k) != k]
+    if moved and len(theirs) == len(mine):
+        name, k = moved[0]
+        raise ValueError(
+            f"{name!r} is in group {homes[name]} of the state_dict and in group {k} of this optimizer: build it with "
+            f"the groups it was saved with, or convert the state_dict, which matches names across groups: {CONVERT}"
+        )
+    return list(saved)
+
+
+def in_order(saved: Mapping[str, Any], group: Mapping[str, Any]) -> list[Any]:
     """Return the saved keys in the order of a group's parameters, matched by name if both have names."""
     theirs, mine = ([bare(n) for n in g.get("param_names") or ()] for g in (saved, group))
     keys = list(saved["params"])

@@ -151,6 +151,8 @@ class RuleOptimizer(Optimizer):
         """The resets so far, as (step after which, parameter number, slots)."""
         self._skipped = Skipped(self._say_skipped)
         self._recording: Recording | None = None
+        self._idle = 0
+        """Steps in a row in which no parameter had a gradient."""
         self._number = compiled.number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -382,7 +384,9 @@ class RuleOptimizer(Optimizer):
         checks.check_gradients(self, [p for _, params in groups for p in params])
         registry = self.registry
         shares = [Share(group, self.plan(group), params) for group, params in groups if params]
+        self._idle = 0 if shares else self._idle + 1
         if not shares:
+            checks.tell_idle(self._idle, len(registry))
             return
         lineup = self._bindings.line_up(shares)
         if not recording and checks.is_dry_run(groups, (b.entries["step"] for b in lineup.bounds)):

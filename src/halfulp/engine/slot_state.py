@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -247,7 +248,7 @@ def _local(x: Tensor | None) -> Tensor | None:
 
 def count(label: str, key: str, value: Any) -> int:
     """Return a number of steps as an integer. Raise ``ValueError`` for anything else."""
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**63 or value != int(value):
         raise ValueError(f"{label}: {key} must be a number of steps, got {value!r}")

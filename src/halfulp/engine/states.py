@@ -197,6 +197,13 @@ def bind(
     master = MasterState.of(param, plan.master, found, rule, label)
     if master is not None:
         fresh.update(master.fitted(param, label))
+    elif found.pop(MASTER, None) is not None:
+        log_once(
+            f"{label} is {param.dtype} now: what master_weights={plan.master!r} kept of its fp32 weight is dropped, "
+            "and training goes on from the weight as it is. halfulp.fp32_state_dict(model, optimizer) gives the fp32 "
+            "weights before a cast",
+            level=30,
+        )
     for slot in slots:
         step = fresh["step"] if stored else 0  # forgetting all states is no surprise
         fresh.update(slot.fitted(param, label, plan.quantizers[slot.slot.name], step))

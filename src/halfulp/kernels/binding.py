@@ -73,10 +73,10 @@ class Stored:
         return self.quantizer.dequantize(self.codes, self.scale, self.shape)
 
     def write_(self, codes: Tensor, scale: Tensor | None) -> None:
-        """Overwrite the stored codes and scales."""
-        self.codes.copy_(codes)
+        """Overwrite the stored codes and scales, without a change of their version counters."""
+        self.codes.data.copy_(codes)
         if scale is not None and self.scale is not None:
-            self.scale.copy_(scale)
+            self.scale.data.copy_(scale)
 
 
 @dataclass(eq=False)
@@ -189,11 +189,14 @@ class Step:
     param_rounding: Rounding = "nearest"
     maximize: bool = False
     counts: Tensor | None = None
-    skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def wide(self) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Return the parameter and the inputs as the rule reads them: in fp32, with the gradient's sign applied."""
-        inputs = tuple(x.float() for x in self.inputs)
+        """Return the parameter and the inputs as the rule reads them: in fp32, with the gradient's sign applied.
+
+        The inputs are contiguous: a matrix product has other bits if one factor is stored transposed.
+        """
+        inputs = tuple(plain(x).float() for x in self.inputs)
         return self.binding.weights(), tuple(-x for x in inputs) if self.maximize else inputs
 
 

@@ -18,7 +18,7 @@ def _read(state: Stored) -> Tensor:
     """Return a state decoded in C. See :meth:`Stored.read`."""
     if state.quantizer.format.is_float32:
         return state.read()
-    out = torch.empty(state.shape, dtype=torch.float32)
+    out = torch.empty(state.shape, dtype=torch.float32, device="cpu")
     slot = describe_slot(state.quantizer, state.shape)
     slot["codes"] = state.codes.data_ptr()
     if state.scale is not None:
@@ -34,8 +34,8 @@ def _quantize(state: Stored, x: Tensor, key: SlotKey, step: Step) -> tuple[Tenso
         return x, None
     x = x.contiguous()
     (dtype, shape), *scales = quantizer.stored_as(x.shape)
-    codes = torch.empty(shape, dtype=dtype)
-    scale = torch.empty(scales[0][1], dtype=scales[0][0]) if scales else None
+    codes = torch.empty(shape, dtype=dtype, device="cpu")
+    scale = torch.empty(scales[0][1], dtype=scales[0][0], device="cpu") if scales else None
     slot = describe_slot(quantizer, x.shape)
     slot["codes"], slot["key"] = codes.data_ptr(), key
     if scale is not None:

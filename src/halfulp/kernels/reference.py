@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +65,9 @@ TORCH = Codec(Stored.read, _quantize)
 def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
     """Do the step of every binding."""
     for one in steps:
-        for part in pieces(one):
-            _step_one(rule, part, codec)
+        with _exact(one.binding.device.type):
+            for part in pieces(one):
+                _step_one(rule, part, codec)
 
 
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float]]:
@@ -73,8 +76,15 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float]]:
     found = []
     for one in steps:
         param, inputs = one.wide()
-        found.append(rule.measure(param, *inputs, one.binding.read(), one.scalars))
+        with _exact(one.binding.device.type):
+            found.append(rule.measure(param, *inputs, one.binding.read(), one.scalars))
     return [{name: float(value) for name, value in parts.items()} for parts in found]
+
+
+def _exact(device: str) -> AbstractContextManager[Any]:
+    """Keep autocast, within which a loop may step, from casting the rule's products of matrices to 16 bits."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def _step_one(rule: Rule, step: Step, codec: Codec) -> None:

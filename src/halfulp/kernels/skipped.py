@@ -106,7 +106,8 @@ class _Chunk(Generic[Name]):
             return self.news(self.counts.cpu().numpy())
         found: list[tuple[Name, int]] = []
         if self.copy is None or self.arrived is None:
-            self.copy, self.arrived = torch.zeros(CHUNK, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+            self.copy = torch.zeros(CHUNK, dtype=torch.int64, pin_memory=True, device="cpu")
+            self.arrived = torch.cuda.Event()
         elif self.arrived.query():
             found = self.news(self.copy.numpy())
         else:

@@ -259,7 +259,7 @@ def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored
 
 def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
     """Return the levels, middles, densities, starts and bases of a codebook, 256 each, padded with infinity."""
-    tables = torch.full((5, 256), math.inf, dtype=torch.float32)
+    tables = torch.full((5, 256), math.inf, dtype=torch.float32, device="cpu")
     for row, values in zip(tables, codebook_tables(fmt)[:-1], strict=True):
         row[: len(values)] = values  # a base is a code times a power of two, so it is exact in fp32
     return tables.to(device)

@@ -34,7 +34,7 @@ class DeviceTable:
         self.tensor: Tensor = torch.zeros(count, dtype=dtype, device=device)
         self.uploaded = 0
         """The number of bytes uploaded so far."""
-        self._buffers = [torch.zeros(count, dtype=dtype, pin_memory=pinned) for _ in range(2)]
+        self._buffers = [torch.zeros(count, dtype=dtype, pin_memory=pinned, device="cpu") for _ in range(2)]
         self._consumed = [torch.cuda.Event() for _ in self._buffers] if pinned else []
         self._turn = 0
         self._held = np.zeros(count, self._buffers[0].numpy().dtype)

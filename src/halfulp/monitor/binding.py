@@ -38,9 +38,9 @@ def coordinates(param: Tensor, number: int, count: int) -> Tensor:
     size = local(param).numel()
     if count >= size:
         return torch.arange(size, device=param.device)
-    words = hash_elements(stream_keys(0, number, slot_id("monitor"), 0), torch.arange(-(-count // RUN)))
+    words = hash_elements(stream_keys(0, number, slot_id("monitor"), 0), torch.arange(-(-count // RUN), device="cpu"))
     starts = (words.double() * (size // RUN / 2**32)).long().unique() * RUN
-    return (starts.unsqueeze(-1) + torch.arange(RUN)).flatten()[:count].to(param.device)
+    return (starts.unsqueeze(-1) + torch.arange(RUN, device="cpu")).flatten()[:count].to(param.device)
 
 
 @dataclass(eq=False)

@@ -105,7 +105,7 @@ class GradientSample(Hooked):
         for param, width, index in self._places:
             grad = param.grad
             values = (
-                torch.zeros(index.shape, dtype=torch.float32)
+                torch.zeros(index.shape, dtype=torch.float32, device="cpu")
                 if grad is None
                 else torch.take(local(grad), index).float().cpu()
             )
@@ -126,7 +126,7 @@ class GradientSample(Hooked):
             picked = np.sort(np.random.default_rng(number).choice(whole, count, replace=False))
             row, block = np.divmod(picked, layout.cols // layout.block)
             start = torch.from_numpy(row * layout.cols + block * layout.block)
-            yield param, layout.block, (start[:, None] + torch.arange(layout.block)).to(param.device)
+            yield param, layout.block, (start[:, None] + torch.arange(layout.block, device="cpu")).to(param.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the recorded gradients by block width, so that a run can be continued."""

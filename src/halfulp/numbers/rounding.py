@@ -180,11 +180,11 @@ def codebook_tables(fmt: Format) -> Codebook:
     ValueError
         If 8 bits do not suffice, since the levels are too uneven for fp32.
     """
-    levels = torch.tensor(fmt.levels, dtype=torch.float64)
+    levels = torch.tensor(fmt.levels, dtype=torch.float64, device="cpu")
     middles = ((levels[1:] + levels[:-1]) / 2).float()
     for fraction in range(16, 7, -1):
-        density, start = torch.empty((2, len(levels) - 1), dtype=torch.float32)
-        base = torch.empty(len(levels) - 1, dtype=torch.int32)
+        density, start = torch.empty((2, len(levels) - 1), dtype=torch.float32, device="cpu")
+        base = torch.empty(len(levels) - 1, dtype=torch.int32, device="cpu")
         exact = True
         for first, last in itertools.pairwise(even_stretches(fmt)):
             anchor = min(first, last, key=lambda code: abs(fmt.levels[code]))
@@ -192,7 +192,8 @@ def codebook_tables(fmt: Format) -> Codebook:
             start[first:last], base[first:last] = levels[anchor], anchor << fraction
             inside = levels[first : last + 1].float()
             fixed = torch.round((inside - start[first]) * density[first]).to(torch.int32) + base[first]
-            exact = exact and torch.equal(fixed, torch.arange(first, last + 1, dtype=torch.int32) << fraction)
+            codes = torch.arange(first, last + 1, dtype=torch.int32, device="cpu")
+            exact = exact and torch.equal(fixed, codes << fraction)
         if exact:
             return Codebook(levels.float(), middles, density, start, base, fraction)
     raise ValueError(f"{fmt.name}: levels of a codebook are at least 2**-16 of the largest apart, evenly or not")
@@ -201,7 +202,7 @@ def codebook_tables(fmt: Format) -> Codebook:
 @cache
 def decode_table(fmt: Format) -> Tensor:
     """Return the value of every code of a format of 8 bits or fewer, as fp32 on the CPU."""
-    return torch.tensor([fmt.decode(c) for c in range(1 << fmt.bits)], dtype=torch.float32)
+    return torch.tensor([fmt.decode(c) for c in range(1 << fmt.bits)], dtype=torch.float32, device="cpu")
 
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
@@ -267,4 +268,4 @@ def unpack4(packed: Tensor, length: int) -> Tensor:
 
 @cache
 def _float_bits(value: float) -> int:
-    return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
+    return int(torch.tensor(value, dtype=torch.float32, device="cpu").view(torch.int32))

@@ -51,7 +51,7 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
         round_, place = divmod(steps // first["period"], len(blocks))
         if first["order"] == "random":
             generator = torch.Generator().manual_seed((first["block_seed"] * 7919 + round_) % 2**63)
-            place = int(torch.randperm(len(blocks), generator=generator)[place])
+            place = int(torch.randperm(len(blocks), generator=generator, device="cpu")[place])
         return blocks[place if first["order"] != "descending" else len(blocks) - 1 - place]
 
     def active_params(self, group: dict[str, Any]) -> list[Tensor]:

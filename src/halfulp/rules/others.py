@@ -47,7 +47,8 @@ def _gravity_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 
     def start(param: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return (torch.randn(param.shape, generator=generator, dtype=torch.float32) * deviation).to(param.device)
+        drawn = torch.randn(param.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return (drawn * deviation).to(param.device)
 
     return (
         StateSlot("velocity", True, lambda h: h.get("decay", h["momentum"]), drive=GRADIENT, alike=True, init=start),

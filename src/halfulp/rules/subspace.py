@@ -224,7 +224,7 @@ def _frugal(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
         return param - normalise(exp_avg, exp_avg_sq, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     flat, count = grad.reshape(grad.shape[0], -1), states["exp_avg"].shape[1]
     generator = torch.Generator().manual_seed(int(c["draw"]))
-    columns = torch.randperm(flat.shape[1], generator=generator)[:count].sort().values.to(flat.device)
+    columns = torch.randperm(flat.shape[1], generator=generator, device="cpu")[:count].sort().values.to(flat.device)
     exp_avg, exp_avg_sq = moments(flat.index_select(1, columns), states, c)
     step = torch.sign(flat) * c["sign_scale"]
     step.index_copy_(1, columns, normalise(exp_avg, exp_avg_sq, c))

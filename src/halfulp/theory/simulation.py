@@ -128,21 +128,21 @@ def simulate(
     width = quantizer.scaling.block_size if shared else 1
     if sizes is None:
         shape = (max(1, coordinates // width), width)
-        phases = 2 ** torch.rand((shape[0], 1), generator=generator, dtype=torch.float32)
-        sizes = torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float32)) * phases
+        phases = 2 ** torch.rand((shape[0], 1), generator=generator, dtype=torch.float32, device="cpu")
+        sizes = torch.exp(spread * torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")) * phases
     own, shape = sizes.float(), (sizes.shape[0], sizes.shape[1])
 
     def store(values: Tensor) -> tuple[Tensor, Tensor]:
-        rand_bits = torch.randint(1 << 32, shape, generator=words) if quantizer.stochastic else None
+        rand_bits = torch.randint(1 << 32, shape, generator=words, device="cpu") if quantizer.stochastic else None
         codes, scale = quantizer.quantize(values, rand_bits)
         return quantizer.dequantize(codes, scale, shape), codes
 
     for step in range(1, steps + 1):
         if step == 1 or (reset_every is not None and (step - 1) % reset_every == 0):
-            average = StoredAverage(beta, store, torch.zeros(shape, dtype=torch.float32))
-            exact = torch.zeros(shape, dtype=torch.float64)
+            average = StoredAverage(beta, store, torch.zeros(shape, dtype=torch.float32, device="cpu"))
+            exact = torch.zeros(shape, dtype=torch.float64, device="cpu")
         level = sigma((step - 1) / steps)
-        grad = level * own * torch.randn(shape, generator=generator, dtype=torch.float32)
+        grad = level * own * torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         inputs = grad * grad if square else grad
         update = average.step(inputs)
         exact = successor(beta, exact, inputs.double())

@@ -29,7 +29,7 @@ from halfulp.numbers.quantizer import Rounding, float_spacing
 
 __all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "scaled_float_spacing", "walk_stall"]
 
-MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64) + 0.5) / 32)
+MANTISSAS = torch.exp2((torch.arange(32, dtype=torch.float64, device="cpu") + 0.5) / 32)
 """Log-uniform mantissas."""
 SAMPLE = 4096
 """Number of sampled elements of a tensor, and of walks where those are simulated."""
@@ -180,7 +180,7 @@ def _walk(weights: Tensor, spacing: Spacing, s: Tensor, w: float, updates: int) 
     live = weights.expand(max(1, SAMPLE // len(weights)), -1).clone()
     exact, stored, fade, moves = live.clone(), live.clone(), (1 - w) ** span, torch.zeros_like(live)
     for _ in range(count):
-        live += s * math.sqrt(span) * torch.randn(live.shape, generator=generator, dtype=torch.float64)
+        live += s * math.sqrt(span) * torch.randn(live.shape, generator=generator, dtype=torch.float64, device="cpu")
         exact += (live - exact) * (1 - fade)
         u, left = spacing(stored), live - stored
         size = left.abs()

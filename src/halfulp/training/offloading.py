@@ -41,7 +41,7 @@ class _Direct:
     """Copies within host memory. Each is done when it is started."""
 
     def host(self, like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=like.dtype)
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu")
 
     def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
         target.copy_(source)
@@ -59,7 +59,7 @@ class _Streams:
         self.out, self.back = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def host(self, like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True, device="cpu")
 
     def start(self, target: Tensor, source: Tensor) -> Callable[[], None]:
         stream = self.back if target.is_cuda else self.out

@@ -104,7 +104,7 @@ class Centre:
 
     def _publish(self) -> None:
         values = {name: self.values.read(name) for name in self.values}
-        message = _bytes(self._out.encode(values, torch.zeros(0), 0, 0))
+        message = _bytes(self._out.encode(values, torch.zeros(0, device="cpu"), 0, 0))
         self._published.append(_put(self.store, "centre", HEAD.pack(0, self.version, 0.0, 0.0, False) + message))
         if len(self._published) > KEPT:
             _forget(self.store, self._published.popleft())
@@ -275,7 +275,7 @@ class _Asynchronous(Wrapper):
         if not all(bool(torch.isfinite(x).all()) for x in away.values()):
             raise FloatingPointError(f"the weights of worker {self.worker} are not finite: nothing was pushed")
         self.visits += 1
-        message = self._out.encode(away, torch.zeros(0), self.worker, self.visits)
+        message = self._out.encode(away, torch.zeros(0, device="cpu"), self.worker, self.visits)
         head = HEAD.pack(self.worker, self.version, norm, self.share, self.by_norms)
         number = self._say(lambda: self._store.add("pushes", 1))
         self._say(lambda: _put(self._store, f"push/{number}", head + _bytes(message)))

@@ -27,7 +27,7 @@ LocalSGD = meeting(LOCAL_SGD)
 
 def neighbours(hyper: HyperBase, seen: Seen) -> Tensor:
     """Return the coefficients of the mean over neighbours: ``share`` for each, the rest for the worker itself."""
-    row = torch.full((len(seen.circle),), seen.share, dtype=torch.float64)
+    row = torch.full((len(seen.circle),), seen.share, dtype=torch.float64, device="cpu")
     row[seen.circle.index(seen.rank)] = 1.0 - seen.share * (len(seen.circle) - 1)
     return row
 

@@ -264,7 +264,7 @@ class Matchings:
 
 def draws(seed: int, what: str, meeting: int, count: int) -> torch.Tensor:
     """Return 32-bit random words for a meeting, the same on every worker."""
-    return hash_elements(stream_keys(seed, 0, slot_id(what), meeting), torch.arange(count))
+    return hash_elements(stream_keys(seed, 0, slot_id(what), meeting), torch.arange(count, device="cpu"))
 
 
 def _coloured(graph: Graph) -> tuple[Graph, ...]:

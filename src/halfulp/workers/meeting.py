@@ -116,7 +116,7 @@ class Meeting(Wrapper):
             raise ValueError(f"{method.title} has all workers meet: leave graph= out")
         self.graphs: Graphs = as_graphs(method.graph if graph is None else graph, self._peers.size)
         params = self._params = self.trained
-        self.norms = torch.zeros(len(params), dtype=torch.float64)
+        self.norms = torch.zeros(len(params), dtype=torch.float64, device="cpu")
         """Average of the gradient norms, if the method sends one."""
         options, kept = StorageOptions(**{"scale": "fp32", **storage}), StorageOptions(**storage)
         parts = {name: local_part(param) for name, param in params.items()}
@@ -225,7 +225,7 @@ class Meeting(Wrapper):
         finite = not agree(not finite, list(self._params.values()))
         digest = 0 if number > 1 or self.reference is None else self._digest()
         fixed = [digest, number, finite, self.loss, self.samples or max(1, self.steps - self._last)]
-        return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64), norms / (1 - decay**number)])
+        return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64, device="cpu"), norms / (1 - decay**number)])
 
     def _grad_norms(self) -> Tensor:
         """Return the norm of each gradient of the last step, or zeros if the method does not need them."""

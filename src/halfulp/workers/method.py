@@ -69,7 +69,7 @@ Mix = Callable[[Any, Seen], Tensor]
 
 def mean(hyper: Any, seen: Seen) -> Tensor:
     """Return equal coefficients."""
-    return torch.full((len(seen.circle),), 1.0 / len(seen.circle), dtype=torch.float64)
+    return torch.full((len(seen.circle),), 1.0 / len(seen.circle), dtype=torch.float64, device="cpu")
 
 
 def _whole(hyper: Any, distance: float, workers: int) -> float:

@@ -195,7 +195,7 @@ class OneBitAdam(OneBitStep):
         return loss
 
     def _mean(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        message = self._full.encode(own, torch.zeros(0), self._peers.rank, self.steps)
+        message = self._full.encode(own, torch.zeros(0, device="cpu"), self._peers.rank, self.steps)
         received = self._peers.exchange(message, None)
         self.sent_bytes += len(message) * (len(received) - 1)
         found = {}

@@ -209,7 +209,7 @@ def clients(hyper: FedAvgHyper, seed: int, number: int, workers: int) -> tuple[i
 
 
 def _by_samples(hyper: FedAvgHyper, seen: Seen) -> Tensor:
-    row = torch.zeros(len(seen.circle), dtype=torch.float64)
+    row = torch.zeros(len(seen.circle), dtype=torch.float64, device="cpu")
     drawn = list(clients(hyper, seen.seed, seen.meeting, len(seen.circle)))
     row[drawn] = seen.samples[drawn]
     if not float(row.sum()) > 0:

@@ -115,12 +115,12 @@ def message_error(
     """
     options = StorageOptions(**{"scale": "fp32", "min_size": 0, **storage})
     generator, shape = torch.Generator().manual_seed(0), (128, 512)
-    layout = Layout({"x": Part(torch.zeros(shape))}, 0, MessageOptions(message, rounding, 0, options))
-    x = torch.randn(shape, generator=generator)
+    layout = Layout({"x": Part(torch.zeros(shape, device="cpu"))}, 0, MessageOptions(message, rounding, 0, options))
+    x = torch.randn(shape, generator=generator, device="cpu")
     errors = []
     for sender in range(workers):
-        values = x if similar else torch.randn(shape, generator=generator)
-        sent = layout.encode({"x": values}, torch.zeros(0), sender, 1)
+        values = x if similar else torch.randn(shape, generator=generator, device="cpu")
+        sent = layout.encode({"x": values}, torch.zeros(0, device="cpu"), sender, 1)
         errors.append(layout.decode(sent, "x") - values)
     single = float(torch.stack(errors).square().mean().sqrt())
     mean = float(torch.stack(errors).mean(dim=0).square().mean().sqrt())
