@@ -99,6 +99,19 @@ def test_trainer_evaluates_the_average_and_hands_it_over(tmp_path):
     assert torch.equal(live, record.weights[4])
 
 
+def test_trainer_does_not_use_an_average_that_never_moved(tmp_path, caplog):
+    """Its weights are those that training began with."""
+    callback = trainer_callback(lambda model: EMA(model, 0.5, update_every=3))
+    trainer, record = hf(tmp_path, callback, max_steps=2, eval_steps=1)
+    trainer.train()
+    assert [torch.equal(w, live) for w, live in zip(trainer.model.seen, record.weights[1:], strict=True)] == [
+        True,
+        True,
+    ]
+    assert torch.equal(trainer.model.net.weight, record.weights[2])
+    assert "never moved in 2 steps" in caplog.text
+
+
 def test_trainer_leaves_the_model_alone_without_evaluate(tmp_path):
     callback = trainer_callback(halves, evaluate=False)
     trainer, record = hf(tmp_path, callback)
@@ -252,6 +265,12 @@ def test_lightning_validates_the_average_and_hands_it_over(tmp_path):
     trainer.validate(module, verbose=False)
     assert all(torch.equal(w, follow(weights, 8)) for w in module.seen)
     assert torch.equal(module.net.weight, follow(weights, 8))
+
+
+def test_lightning_does_not_use_an_average_that_never_moved(tmp_path):
+    module, callback = Module(), lightning_callback(lambda model: EMA(model, 0.5, update_every=100))
+    fabric(tmp_path, [callback], epochs=1).fit(module)
+    assert all(torch.equal(w, module.after[-1]) for w in (*module.seen, module.net.weight))
 
 
 def test_lightning_goes_on_in_a_second_fit(tmp_path):

@@ -418,7 +418,11 @@ class WeightAverage(Shown):
             raise ValueError(f"not a state_dict of halfulp.averaging: it lacks {missing}")
         for key in ("kind", "storage"):
             if state_dict[key] != own[key]:
-                raise ValueError(f"the state_dict has {key} {state_dict[key]!r}, this average {own[key]!r}")
+                raise ValueError(
+                    f"the state_dict has {key} {state_dict[key]!r}, this average has {own[key]!r}: build it as it was "
+                    "saved. To change the format, load into such an average and take over its values with "
+                    "average.store.copy_from({n: saved.value(n) for n in saved.store})"
+                )
         saved, tensors, frozen = state_dict["averages"], self.source.tensors(), state_dict.get("frozen", ())
         added = {n: tensors[n] for n in saved if n in tensors and n not in self.store}
         unfrozen = [n for n in self.store if n not in saved and n in frozen]

@@ -68,6 +68,9 @@ class Keeper:
         """End a training: put the averaged weights into the model."""
         if not self.evaluate or self.average is None:
             return
+        if not self.average.updates:
+            log.warning("the average never moved in %d steps: the model keeps its live weights", self.average.step)
+            return
         live = {name: local_part(t).tensor for name, t in self.average.live.items()}
         self._live = {name: tensor.to("cpu", copy=True) for name, tensor in live.items()}
         self.average.copy_to()
@@ -88,11 +91,16 @@ class Keeper:
         for name, tensor in now.items():
             tensor.copy_(live[name])
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether evaluations use the average. Before its first update it has the weights that training began with."""
+        return self.evaluate and self.average is not None and self.average.updates > 0
+
     @contextmanager
     def evaluating(self, model: Any) -> Iterator[None]:
         """Swap the average in, if this is its model and it is not in the model already."""
         average = self.average
-        if not self.evaluate or average is None or average.swapped or self._live or average.model is not model:
+        if not self.evaluated or average.swapped or self._live or average.model is not model:
             yield
             return
         with average.swap():
@@ -280,7 +288,7 @@ def _lightning_class() -> Any:
             self._fitting = False
 
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-            if self.evaluate and self._fitting and not self.average.swapped and not trainer.sanity_checking:
+            if self.evaluated and self._fitting and not self.average.swapped and not trainer.sanity_checking:
                 self.average.swap_in()
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -297,7 +305,7 @@ def _lightning_class() -> Any:
                 self._saved = state_dict or None
 
         def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-            if not self.evaluate or self.average is None:
+            if not self.evaluated:
                 return
             with self.swapped_out():
                 average, saved = self.average, checkpoint["state_dict"]

@@ -13,6 +13,7 @@ from halfulp.averaging.ema import EMA
 from halfulp.averaging.skeleton import Skeleton
 from halfulp.averaging.source import clean_name
 from halfulp.engine.sharding import local_part
+from halfulp.libraries import hooked
 
 __all__ = ["EMAPytorch"]
 
@@ -144,7 +145,7 @@ class EMAPytorch(SecondModel):
 
     def add_to_optimizer_post_step_hook(self, optimizer: torch.optim.Optimizer) -> Any:
         """Update after every step of an optimizer."""
-        return optimizer.register_step_post_hook(lambda *_: self.update())
+        return hooked(optimizer).register_step_post_hook(lambda *_: self.update())
 
     @property
     def model(self) -> nn.Module:

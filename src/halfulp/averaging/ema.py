@@ -11,6 +11,8 @@ from torch import Tensor
 from halfulp.averaging.base import Buffers, Frozen, WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
 from halfulp.averaging.source import Model
+from halfulp.libraries import hooked
+from halfulp.numbers.log import log_once
 
 __all__ = ["EMA", "SWA", "TemporalEnsemble"]
 
@@ -80,7 +82,8 @@ class EMA(WeightAverage):
             )
         self.update_every, self.update_after_step, self.difference = update_every, update_after_step, difference
         self._before: dict[str, Tensor] | None = None
-        self._hooks: list[Any] = []
+        self._attached: list[tuple[torch.optim.Optimizer, list[Any]]] = []
+        self._within_hook = False
         self.counts: dict[str, Tensor] | None = None
         """Updates due and stalled by name, while :func:`~halfulp.averaging.stall.watch` is counting."""
         super().__init__(
@@ -97,6 +100,12 @@ class EMA(WeightAverage):
             Model that provides the weights. Default: the live model.
         """
         self._refuse_while_swapped("update")
+        if self._attached and not self._within_hook:
+            log_once(
+                "update() of an average that is attached to an optimizer, which moves it after every step: it moves "
+                "twice a step. Call update() or attach(), not both",
+                30,
+            )
         live = self._follow(model)
         self.step += 1
         if self.step <= self.update_after_step:
@@ -134,23 +143,46 @@ class EMA(WeightAverage):
             self._before = {n: t.detach().clone() for n, t in self.live.items()}
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update after every step of an optimizer, until :meth:`detach`."""
+        """Update after every step of an optimizer, until :meth:`detach`.
+
+        Parameters
+        ----------
+        optimizer
+            An optimizer, or a wrapper of one such as Accelerate's.
+
+        Raises
+        ------
+        RuntimeError
+            If it is attached already: each step would count twice.
+        """
+        optimizer = hooked(optimizer)
+        if any(known is optimizer for known, _ in self._attached):
+            raise RuntimeError("the average is attached to this optimizer already: detach() it first")
 
         def before(*_: Any) -> None:
             self.before_step()
 
         def after(*_: Any) -> None:
-            self.update()
+            self._within_hook = True
+            try:
+                self.update()
+            finally:
+                self._within_hook = False
 
         for hook in (before, after):  # gradients may be freed before the hooks run
             hook.__dict__["reads_gradients"] = False
-        self._hooks += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        hooks = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        self._attached.append((optimizer, hooks))
 
     def detach(self) -> None:
         """Stop following the optimizers passed to :meth:`attach`."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        for _, hooks in self._attached:
+            for hook in hooks:
+                hook.remove()
+        self._attached.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_attached": []}
 
     def _value(self, name: str) -> Tensor:
         stored = self.store.read(name)

@@ -19,7 +19,7 @@ from halfulp.libraries.pytorch_optimizer import PytorchOptimizer
 from halfulp.libraries.torch_optim import TorchOptim
 from halfulp.libraries.torchao import TorchAO
 
-__all__ = ["ADAPTERS", "adapter_for", "unwrap"]
+__all__ = ["ADAPTERS", "adapter_for", "hooked", "unwrap"]
 
 ADAPTERS: list[Adapter] = [
     Ours(),
@@ -51,5 +51,10 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
         inside = (getattr(found, name, None) for name in INSIDE)
         found = next((x for x in inside if x is not None and hasattr(x, "step")), found)
     if not isinstance(found, torch.optim.Optimizer):
-        raise TypeError(f"a torch.optim.Optimizer, or a wrapper of one, is watched; got {type(optimizer).__name__}")
+        raise TypeError(f"a torch.optim.Optimizer, or a wrapper of one, is needed; got {type(optimizer).__name__}")
     return found
+
+
+def hooked(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer whose step calls its hooks: the one given, or the one inside a wrapper without hooks."""
+    return optimizer if hasattr(optimizer, "_optimizer_step_post_hooks") else unwrap(optimizer)
