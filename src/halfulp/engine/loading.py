@@ -190,7 +190,7 @@ def _check_kind(optimizer: RuleOptimizer, saved: dict[str, Any]) -> None:
 CONVERT = "optimizer.load_state_dict(halfulp.convert_state_dict(state_dict, to=optimizer))"
 
 
-def _check_storage(saved: dict[str, Any], plan: GroupPlan) -> None:
+def _check_storage(saved: Mapping[str, Any], plan: GroupPlan) -> None:
     if saved["state"] != plan.specs:
         raise ValueError(
             f"the state_dict stores [{saved['state']}], this optimizer [{plan.specs}]. Build the optimizer with the "
