@@ -116,7 +116,7 @@ def test_frozen_parameters_and_groups() -> None:
     for n in range(3):
         step(model, optimizer, n)
     assert not model[0].weight.requires_grad
-    with pytest.raises(ValueError, match="period is the same in all groups of BAdam, got 5 beside 1"):
+    with pytest.raises(ValueError, match="period must be the same in all groups of BAdam, got 5 and 1"):
         optimizer.add_param_group({"params": [("x", nn.Parameter(torch.zeros(2)))], "period": 5})
-    with pytest.raises(RuntimeError, match="take turns after whole steps"):
+    with pytest.raises(RuntimeError, match="switches blocks after whole steps"):
         optimizer.step_parameters([model[1].weight])

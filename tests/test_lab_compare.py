@@ -201,15 +201,15 @@ def test_live_table_goes_without_what_has_no_room(width: int, gone: str, height:
 BAD = {
     "unknown format": (["--arms", "fp9-nearest"], "Did you mean 'fp8'"),
     "no rounding": (["--arms", "fp8"], "write fp8-nearest or fp8-stochastic"),
-    "learning rate": (["--lr", "fast"], "--lr takes numbers"),
+    "learning rate": (["--lr", "fast"], "--lr takes comma-separated numbers"),
     "seeds": (["--seeds", "0"], "at least 1"),
     "steps": (["--steps", "0"], "steps is at least 1"),
     "tokenizer": (["--tokenizer", "words"], "'bytes' or 'bpe:SIZE'"),
     "model": (["--model", "gpt"], "llama, neox, mixtral"),
     "data": (["--data", "/no/such/file"], "no such file or folder"),
     "resume": (["--resume", "/no/such/folder"], "is no run folder"),
-    "resume and more": (["--resume", "/x", "--steps", "3"], "takes everything from the run folder"),
-    "jobs": (["--jobs", "0", *TINY_OPTIONS], "jobs is at least 1"),
+    "resume and more": (["--resume", "/x", "--steps", "3"], "takes all options from the run folder"),
+    "jobs": (["--jobs", "0", *TINY_OPTIONS], "--jobs must be at least 1"),
     "full folder": (["--out", "OUT", *TINY_OPTIONS], "is not empty"),
 }
 

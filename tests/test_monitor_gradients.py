@@ -131,7 +131,7 @@ def test_blocks_without_gradients_are_left_out() -> None:
 
 def test_bad_arguments() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(4, 4))], lr=0.1)
-    with pytest.raises(ValueError, match="blocks is at least 1"):
+    with pytest.raises(ValueError, match="blocks must be at least 1"):
         GradientSample(optimizer, blocks=0)
     with pytest.raises(ValueError, match="no parameter has min_size=4096"):
         GradientSample(optimizer)

@@ -261,9 +261,9 @@ def test_removed_it_is_as_before() -> None:
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "sums over the model": (lambda: release_gradients(halfulp.AMSGD(Net().parameters(), lr=1e-3)), "sums over"),
     "another library": (lambda: release_gradients(torch.optim.AdamW(Net().parameters())), "optimizers of halfulp"),
-    "accumulate": (lambda: release_gradients(built()[1], accumulate=0), "accumulate is at least 1"),
+    "accumulate": (lambda: release_gradients(built()[1], accumulate=0), "accumulate must be at least 1"),
     "norm": (lambda: release_gradients(built()[1], max_norm=-1.0), "max_norm positive"),
-    "clip": (lambda: release_gradients(built()[1], clip="later"), "clip is"),  # type: ignore[arg-type]
+    "clip": (lambda: release_gradients(built()[1], clip="later"), "clip must be"),  # type: ignore[arg-type]
     "two passes without norm": (lambda: release_gradients(built()[1], clip="two passes"), "needs max_norm"),
 }
 

@@ -66,7 +66,7 @@ def test_arguments_that_are_not_taken(args: tuple[Any, ...], arguments: dict[str
 
 def test_what_a_declaration_needs_to_be_an_optimizer() -> None:
     rule = halfulp.Lion.rule
-    with pytest.raises(TypeError, match="the rule 'lion' has the title '', which is no name of a class"):
+    with pytest.raises(TypeError, match="the rule 'lion' has the title '', which is not a valid class name"):
         halfulp.optimizer(replace(rule, title=""))
     with pytest.raises(TypeError, match="the rule 'lion' declares no hyper-parameters"):
         halfulp.optimizer(replace(rule, hyper=None))

@@ -250,7 +250,7 @@ def test_an_override_outweighs_no_decay() -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no parameter's name fits \['\*embd\*'\]; names are like Embed.weight"):
+    with pytest.raises(ValueError, match=r"no parameter name matches \['\*embd\*'\]; names look like Embed.weight"):
         groups_by_name(Toy(), {"*embd*": {"state": "bf16"}})
     with pytest.raises(ValueError, match="frozen"):
         groups_by_name(Toy(), {"frozen.*": {"state": "bf16"}})  # matches no trained parameter

@@ -29,13 +29,13 @@ def command(
     ],
     live: Annotated[
         Path | None,
-        typer.Option(help="The live model, where CHECKPOINT is a weight average of it: can that still move?"),
+        typer.Option(help="The live model, if CHECKPOINT is an average of its weights."),
     ] = None,
     decay: Annotated[
         float | None, typer.Option(help="Decay of the weight average, with --live.", show_default="0.9999")
     ] = None,
 ) -> None:
-    """Judge which states of a saved optimizer can still move, or (--live) a saved weight average.
+    """Say which states of a saved optimizer can still move, or (--live) whether a saved weight average can.
 
     Nothing in the file is executed: torch files are loaded with weights_only.
     """
@@ -48,7 +48,7 @@ def command(
         return
     if decay is not None:
         raise ValueError(
-            f"--decay {decay:g} is the decay of a weight average and needs --live, the model that is averaged; the "
+            f"--decay {decay:g} is the decay of a weight average and needs --live with the averaged model; the "
             "decays of an optimizer are in its file"
         )
     optimizers = find_optimizers(read_saved(checkpoint))

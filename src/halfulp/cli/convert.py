@@ -21,21 +21,23 @@ def command(
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="A .safetensors file, a .pt, .pth or .bin file, or a folder (DCP)."),
+        typer.Argument(
+            metavar="OUT",
+            help="A .safetensors file, a .pt, .pth or .bin file, or a folder for torch.distributed.checkpoint.",
+        ),
     ],
-    state: Annotated[
-        str, typer.Option(help="Format of the states, as of state=; or torch, for torch.optim's own.")
-    ] = "8bit",
+    state: Annotated[str, typer.Option(help="Format of the states, as for state=; torch for torch.optim.")] = "8bit",
     optimizer: Annotated[
-        str | None, typer.Option(help="AdamW, Lion, SGD ...; default: what the states are those of.")
+        str | None,
+        typer.Option(help="Class of the optimizer, such as AdamW, Lion or SGD. Default: recognized from the states."),
     ] = None,
-    rounding: Annotated[str, typer.Option(help="Of later steps: stochastic or nearest.")] = "stochastic",
-    at: Annotated[str | None, typer.Option(help="Place of the optimizer in IN, where it holds several.")] = None,
+    rounding: Annotated[str, typer.Option(help="Rounding of later steps: stochastic or nearest.")] = "stochastic",
+    at: Annotated[str | None, typer.Option(help="Which optimizer in IN to convert, if it holds several.")] = None,
 ) -> None:
     """Convert a saved optimizer to another format, or between libraries.
 
-    States are rounded to nearest once. OUT loads with load_state_dict into the optimizer that it names, built with the
-    same groups and formats. Nothing in IN is executed.
+    States are rounded once, by nearest rounding. Load OUT with load_state_dict into an optimizer of the class, groups
+    and formats that it names. Nothing in IN is executed.
     """
     from halfulp.checkpoint.read import read_saved
     from halfulp.checkpoint.rebuild import choose, rebuilt, write_saved

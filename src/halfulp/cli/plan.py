@@ -17,16 +17,16 @@ def command(
         list[str] | None, typer.Option("--format", "-f", help="State format; repeat for several.")
     ] = None,
     betas: Annotated[list[float] | None, typer.Option("--beta", "-b", help="Decay; repeat for several.")] = None,
-    beta1: Annotated[float, typer.Option(help="Decay of the first moment beside it.")] = 0.9,
+    beta1: Annotated[float, typer.Option(help="Decay of the first moment.")] = 0.9,
     slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
     drifts: Annotated[
         list[float] | None,
-        typer.Option("--drift", help="Fall of the gradient's scale, e-folds per window 1/(1-beta), if known."),
+        typer.Option("--drift", help="Known fall of the gradient's scale, in e-folds per window of 1/(1-beta) steps."),
     ] = None,
-    parameters: Annotated[int, typer.Option(help="Stagger resets over so many parameters.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Also draw cost and stalling by period (.png, .svg, .pdf).")] = None,
+    parameters: Annotated[int, typer.Option(help="Number of parameters to stagger the resets over.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also plot cost and stalling by period (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Plan resets: the period with the least error of Adam's update over a cycle, or never, and why.
+    """Plan resets: find the period with the least mean error of Adam's update, or never, and say why.
 
     Without --format: bf16, fp8 and fp4.
     """
@@ -39,7 +39,7 @@ def command(
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
     as_drive(slot)
     if parameters < 0:
-        raise ValueError(f"--parameters is a number of parameters, or 0 for no staggering; got {parameters}")
+        raise ValueError(f"--parameters must be a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:
         from halfulp.cli.figure import check_plot
 

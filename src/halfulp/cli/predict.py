@@ -22,13 +22,11 @@ def command(
     betas: Annotated[list[float] | None, typer.Option("--beta", "-b", help="Decay; repeat for several.")] = None,
     slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
     model: Annotated[str, typer.Option(help="chain, build-up or one-step.")] = "chain",
-    plot: Annotated[
-        Path | None, typer.Option(help="Also write the build-up curves as a picture (.png, .svg, .pdf).")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the curves (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Predict the share of updates that stall, by the age of the state.
 
-    Without --format: bf16, fp8 and fp4. Ages are steps since the state was zero.
+    Without --format: bf16, fp8 and fp4. An age is the number of steps since the state was zero.
     """
     from halfulp.rules.drives import as_drive
 

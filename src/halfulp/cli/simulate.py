@@ -37,23 +37,25 @@ def command(
         list[str] | None, typer.Option("--format", "-f", help="State format; repeat for several.")
     ] = None,
     roundings: Annotated[
-        list[str] | None, typer.Option("--rounding", "-r", help="nearest, stochastic; repeat for both.")
+        list[str] | None, typer.Option("--rounding", "-r", help="nearest or stochastic; repeat for both.")
     ] = None,
     scenario: Annotated[str, typer.Option(help="stationary, drop, decay or spike.")] = "drop",
     beta: Annotated[float, typer.Option("--beta", "-b", help="Decay of the state.")] = 0.999,
     steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 4000,
     slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
-    coordinates: Annotated[int, typer.Option(help="Coordinates in parallel.")] = 4096,
-    spread: Annotated[float, typer.Option(help="Deviation of the log of the gradient's scale within a block.")] = 0.0,
-    scale: Annotated[str, typer.Option(help="Scales of 8 and 4 bit formats: pow2 or fp32.")] = "pow2",
-    reset: Annotated[int, typer.Option(help="Reset every so many steps; 0: never.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of gradients and rounding.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Save the curves as a picture (.png, .svg, .pdf).")] = None,
+    coordinates: Annotated[int, typer.Option(help="Number of simulated coordinates.")] = 4096,
+    spread: Annotated[
+        float, typer.Option(help="Standard deviation of the log of the gradient's scale within a block.")
+    ] = 0.0,
+    scale: Annotated[str, typer.Option(help="Scales of 8-bit and 4-bit formats: pow2 or fp32.")] = "pow2",
+    reset: Annotated[int, typer.Option(help="Steps between resets; 0 for none.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the gradients and of the rounding.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also plot the curves (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Simulate stored states under a gradient scale that is constant, drops, decays or spikes.
 
     Every format and rounding gets the same gradients, and rounding is the library's own. The defaults show the
-    published effect: a bf16 second moment, rounded to nearest, can only rise.
+    published effect: under nearest rounding, a bf16 second moment can only rise.
     """
     from rich.live import Live
 
@@ -61,11 +63,11 @@ def command(
 
     formats, roundings = formats or ["fp32", "bf16"], roundings or ["nearest", "stochastic"]
     if scenario not in SCENARIOS:
-        raise ValueError(f"scenario is one of {', '.join(SCENARIOS)}; got {scenario!r}")
+        raise ValueError(f"--scenario must be one of {', '.join(SCENARIOS)}; got {scenario!r}")
     if steps < 1:
-        raise ValueError(f"steps is at least 1, got {steps}")
+        raise ValueError(f"--steps must be at least 1, got {steps}")
     if reset < 0:
-        raise ValueError(f"--reset is a number of steps, or 0 for never; got {reset}")
+        raise ValueError(f"--reset must be a number of steps, or 0 for none; got {reset}")
     if plot is not None:
         from halfulp.cli.figure import check_plot
 

@@ -73,7 +73,8 @@ class GradientSample(Hooked):
     ) -> None:
         if blocks < 1 or steps < 2 or min_size < 0:
             raise ValueError(
-                f"blocks is at least 1, steps 2 and min_size 0; got blocks={blocks}, steps={steps}, min_size={min_size}"
+                f"blocks must be at least 1, steps 2 and min_size 0; got blocks={blocks}, steps={steps}, "
+                f"min_size={min_size}"
             )
         self.optimizer, self.blocks, self.steps, self.min_size = unwrap(optimizer), blocks, steps, min_size
         self.scaling = Scaling(block_size=block_size)
@@ -95,7 +96,7 @@ class GradientSample(Hooked):
             return
         if self.recorded >= self.steps:
             self.stop()
-            log_once(f"GradientSample: {self.steps} steps are recorded, and no more are")
+            log_once(f"GradientSample: {self.steps} steps are recorded; it records no more")
             return
         with harmless("GradientSample", self.stop):
             self._record()
@@ -151,7 +152,7 @@ class GradientSample(Hooked):
         from halfulp.theory.measured import RunDrive
 
         if self.recorded < 2:
-            raise RuntimeError(f"a drive takes two steps or more, {self.recorded} were recorded")
+            raise RuntimeError(f"a drive needs two steps or more, {self.recorded} were recorded")
         if self._drives is None or self._drives[0] != self.recorded:
             alive = {width: g[:, g.any(axis=(0, 2))] for width, g in self.gradients().items()}
             self._drives = self.recorded, {width: RunDrive.of(g) for width, g in alive.items() if g.shape[1]}
@@ -217,7 +218,7 @@ class GradientSample(Hooked):
             Stalled fraction at each future step, and its standard deviation over the passes.
         """
         if courses < 2:
-            raise ValueError(f"a deviation takes two courses or more, got courses={courses}")
+            raise ValueError(f"a deviation needs two courses or more, got courses={courses}")
         stored = get_format(fmt, signed=not as_drive(slot).nonnegative), beta, rounding, slot, scale_kind, period
         drives = self.drives().values()
         found = [_lost([d.later(k, together=True) for d in drives], *stored) for k in range(courses)]

@@ -33,8 +33,8 @@ def harmless(what: str, stop: Callable[[], None] = lambda: None) -> Iterator[Non
         stop()
         last = traceback.extract_tb(error.__traceback__)[-1]
         log_once(
-            f"{what} ended with {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno}: "
-            f"{last.line}); the training goes on, and what was counted stays",
+            f"{what} ended with {type(error).__name__}: {error} ({Path(last.filename).name}, line "
+            f"{last.lineno}: {last.line}); training continues, and the counts so far are kept",
             level=30,
         )
 

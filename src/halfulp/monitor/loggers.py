@@ -62,8 +62,8 @@ def as_sink(logger: Any) -> Sink:
         sink: Sink = logger
         return sink
     raise TypeError(
-        "a logger is a function of (figures, step), a TensorBoard SummaryWriter, a wandb run, mlflow or a Lightning "
-        f"logger; got {type(logger).__name__}"
+        "a logger must be a function of (figures, step), a TensorBoard SummaryWriter, a wandb run, mlflow "
+        f"or a Lightning logger; got {type(logger).__name__}"
     )
 
 
@@ -96,7 +96,7 @@ def log_to(watch: StallMonitor, logger: Any, *, every: int = 1, prefix: str = "h
     ['halfulp/momentum_buffer/lag', 'halfulp/momentum_buffer/off_2x']
     """
     if every < 1:
-        raise ValueError(f"every is positive, got {every}")
+        raise ValueError(f"every must be positive, got {every}")
     sink = as_sink(logger)
 
     def report(step: int) -> None:

@@ -64,7 +64,7 @@ class StallMonitor(Hooked):
         model: torch.nn.Module | None = None,
     ) -> None:
         if sample < 1 or every < 1:
-            raise ValueError(f"sample and every are positive, got sample={sample}, every={every}")
+            raise ValueError(f"sample and every must be positive, got sample={sample}, every={every}")
         self.optimizer, self.sample, self.every = unwrap(optimizer), sample, every
         self.steps = 0
         self._names = {} if model is None else {p: n for n, p in model.named_parameters()}

@@ -78,7 +78,7 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
 
     def step_parameters(self, params: Iterable[Tensor]) -> None:
         """Raise ``RuntimeError``, since blocks take turns after whole steps."""
-        raise RuntimeError("BAdam's blocks take turns after whole steps: parameters cannot be stepped one by one")
+        raise RuntimeError("BAdam switches blocks after whole steps: parameters cannot be stepped one by one")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group. The order of the blocks restarts."""
@@ -91,7 +91,7 @@ class BAdam(HyperOptimizer):  # noqa: D101 - its rule says what it is
         for key in ("period", "order", "block_seed"):
             first = self.param_groups[0][key]
             if group[key] != first and len(self.param_groups) > 1:
-                raise ValueError(f"{key} is the same in all groups of BAdam, got {group[key]!r} beside {first!r}")
+                raise ValueError(f"{key} must be the same in all groups of BAdam, got {group[key]!r} and {first!r}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dictionary, and activate the block whose turn it is."""

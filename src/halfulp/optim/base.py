@@ -130,7 +130,9 @@ def optimizer(rule: Rule) -> type[HyperOptimizer]:
     >>> optimizer = Mine(torch.nn.Linear(64, 64).parameters(), lr=1e-3, state="fp8")
     """
     if not rule.title.isidentifier():
-        raise TypeError(f"the rule {rule.name!r} has the title {rule.title!r}, which is no name of a class: title=...")
+        raise TypeError(
+            f"the rule {rule.name!r} has the title {rule.title!r}, which is not a valid class name: set title=..."
+        )
     body = {"rule": rule, "__module__": sys._getframe(1).f_globals.get("__name__", "__main__")}
     return type(rule.title, (HyperOptimizer,), body)
 

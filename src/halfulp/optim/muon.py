@@ -32,19 +32,22 @@ class Muon(HyperOptimizer):  # noqa: D101 - its rule says what it is
         name = place.name
         if is_flat(param):
             log_once(
-                "Muon: FSDP1 gives it flat parts of matrices, all of which go to AdamW. Shard with fully_shard (FSDP2) "
-                "instead",
+                "Muon: FSDP1 gives it flat parts of matrices, which all go to AdamW. Shard with fully_shard "
+                "(FSDP2) instead",
                 level=30,
             )
         if param.ndim < 2 or (name is not None and any(fnmatch.fnmatchcase(name, p) for p in patterns)):
             return MUON_FALLBACK
         if name is None and patterns:
             log_once(
-                "Muon: parameters have no names, so that embeddings and output layers are taken for hidden layers. "
-                "Pass model.named_parameters(), or fallback=() where there are none among them",
+                "Muon: parameters have no names, so embeddings and output layers are treated as hidden layers. "
+                "Pass model.named_parameters(), or fallback=() if the model has none",
                 level=30,
             )
         if param.ndim == 3 and group["split"] is None and name is not None and "expert" in name:
-            log_once(f"Muon: {name} of shape {tuple(param.shape)} is taken as {param.shape[0]} matrices, by its name")
+            log_once(
+                f"Muon: {name} of shape {tuple(param.shape)} is treated as {param.shape[0]} matrices because of its "
+                "name"
+            )
             return EXPERTS
         return super().rule_for(group, param)

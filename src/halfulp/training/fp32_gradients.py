@@ -43,8 +43,8 @@ def main_grads(params: Iterable[Tensor]) -> None:
             continue
         if not hasattr(p, "grad_dtype"):
             raise RuntimeError(
-                f"torch {torch.__version__} has no grad_dtype: main_grads needs torch 2.10 or newer; "
-                "FSDP2's MixedPrecisionPolicy(reduce_dtype=torch.float32) accumulates in fp32 in older ones too"
+                f"torch {torch.__version__} has no grad_dtype: main_grads needs torch 2.10 or newer; FSDP2's "
+                "MixedPrecisionPolicy(reduce_dtype=torch.float32) accumulates in fp32 in older versions too"
             )
         if p.grad is not None and p.grad.dtype != torch.float32:
             raise RuntimeError(f"a parameter has a gradient in {p.grad.dtype} already: call zero_grad() first")

@@ -87,7 +87,7 @@ class LowPass(Wrapper):
                 f"gamma={gamma}, growth={growth}, samples={samples}, seed={seed}"
             )
         if growth != 1.0 and (steps is None or steps < 1):
-            raise ValueError(f"a gamma that grows needs the steps it grows over, at least 1; got steps={steps}")
+            raise ValueError(f"a growing gamma needs the number of steps it grows over, at least 1; got steps={steps}")
         check_keep(keep, "device", "cpu")
         super().__init__(optimizer)
         self.gamma, self.samples, self.growth, self.total_steps = gamma, samples, growth, steps
@@ -170,8 +170,8 @@ class LowPass(Wrapper):
         loss = None if closure is None else self._evaluate(closure)
         if not self._drawn and self.gamma:
             log_once(
-                "LowPass: no backward pass of this step was inside perturbed(), and step() got no closure: gradients "
-                "are those of the loss itself, as if there were no LowPass",
+                "LowPass: no backward pass of this step was inside perturbed(), and step() got no closure: this "
+                "was an ordinary step without noise",
                 30,
             )
         self._drawn = False

@@ -270,7 +270,7 @@ class Offload(Optimizer):
         """Return host memory for the gradient of a parameter."""
         assert param.grad is not None
         if param.grad.layout != torch.strided:
-            raise RuntimeError("offload takes dense gradients; got a sparse one: use sparse=False")
+            raise RuntimeError("offload needs dense gradients, got a sparse one: use sparse=False")
         room, grad = self._grads.get(param), local(param.grad)
         if room is None or room.dtype != grad.dtype or room.shape != grad.shape:
             room = self._grads[param] = self._copies.host(grad)
@@ -319,7 +319,7 @@ class Offload(Optimizer):
 
     def _ours(self, what: str) -> RuleOptimizer:
         if not isinstance(self.optimizer, RuleOptimizer):
-            raise TypeError(f"{what}() is of optimizers of halfulp, not of {type(self.optimizer).__name__}")
+            raise TypeError(f"{what}() exists only for optimizers of halfulp, not for {type(self.optimizer).__name__}")
         return self.optimizer
 
 

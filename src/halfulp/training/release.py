@@ -73,14 +73,14 @@ def release_gradients(
     """
     inside = unwrap(optimizer)
     if not isinstance(inside, RuleOptimizer):
-        raise ValueError(f"gradients are released for optimizers of halfulp, got {type(inside).__name__}")
+        raise ValueError(f"gradients can be released only for optimizers of halfulp, got {type(inside).__name__}")
     if accumulate < 1 or (max_norm is not None and not max_norm > 0.0):
-        raise ValueError(f"accumulate is at least 1 and max_norm positive, got {accumulate} and {max_norm}")
+        raise ValueError(f"accumulate must be at least 1 and max_norm positive, got {accumulate} and {max_norm}")
     if clip not in ("previous", "two passes"):
-        raise ValueError(f"clip is 'previous' or 'two passes', got {clip!r}")
+        raise ValueError(f"clip must be 'previous' or 'two passes', got {clip!r}")
     if clip == "two passes" and (max_norm is None or accumulate > 1):
         raise ValueError(
-            "clip='two passes' needs max_norm, and does not go with accumulate: both passes are of one loss"
+            "clip='two passes' needs max_norm, and cannot be combined with accumulate: both passes are of one loss"
         )
     return GradientRelease(inside, accumulate, max_norm, clip == "two passes")
 
@@ -164,9 +164,7 @@ class GradientRelease:
     def _asked(self, closure: Callable[[], Any] | None) -> None:
         """Handle a call of ``optimizer.step()``: step the gradients that no hook has seen."""
         if closure is not None:
-            raise ValueError(
-                "a closure makes its own backward passes: call step() without one, or remove() the release"
-            )
+            raise ValueError("a closure runs its own backward passes: call step() without one, or remove() the release")
         if not self._measuring() and self.passes % self.accumulate == 0 and self._left():
             self._finish()
 

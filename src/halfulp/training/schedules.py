@@ -109,7 +109,7 @@ def refined(gradient_norms: Sequence[float], power: float = 2.0, smooth: float =
 
     norms = np.asarray(gradient_norms, dtype=np.float64)
     if norms.ndim != 1 or norms.size < 2 or not (np.isfinite(norms).all() and (norms > 0).all()):
-        raise ValueError(f"gradient_norms are at least two positive numbers, one of each step; got {norms}")
+        raise ValueError(f"gradient_norms must be at least two positive numbers, one for each step; got {norms}")
     if power < 0 or not 0 <= smooth <= 1:
         raise ValueError(f"power must not be negative and smooth a share in [0, 1], got {power} and {smooth}")
     weights = (median_filter(norms, max(1, round(smooth * norms.size)), mode="nearest") / norms.max()) ** -power

@@ -72,7 +72,7 @@ def groups_by_name(
         group = groups.setdefault(tuple((k, repr(v)) for k, v in sorted(keys.items())), {"params": [], **keys})
         group["params"].append((name, param))
     if unused:
-        raise ValueError(f"no parameter's name fits {sorted(unused)}; names are like {_some_names(model)}")
+        raise ValueError(f"no parameter name matches {sorted(unused)}; names look like {_some_names(model)}")
     return [_split_names(g) for g in groups.values()]
 
 
@@ -151,7 +151,7 @@ class TrainerFactory:
             arguments = {**_taken(given, optimizer), **arguments}
         elif "lr" not in arguments:
             raise ValueError(
-                "TrainerFactory was not called by a Trainer, whose learning_rate it would take: give lr=..., or "
+                "TrainerFactory was not called by a Trainer, so it has no learning rate: give lr=..., or "
                 "args=training_arguments"
             )
         made: RuleOptimizer = optimizer(groups_by_name(model, overrides, no_decay=no_decay), **arguments)

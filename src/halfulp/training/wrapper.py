@@ -44,9 +44,7 @@ class Wrapper(Optimizer):
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"{type(self).__name__} goes around a torch.optim.Optimizer, got {type(optimizer).__name__}"
-            )
+            raise TypeError(f"{type(self).__name__} wraps a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self.__setstate__({"optimizer": optimizer})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
