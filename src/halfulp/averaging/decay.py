@@ -34,7 +34,7 @@ class Warmup:
 
     Parameters
     ----------
-    Largest and smallest decay.
+    decay, min_decay
         Largest and smallest decay.
     inv_gamma, power
         Positive constants of the formula.
@@ -300,8 +300,8 @@ def power_width(gamma: float) -> float:
 
     Parameters
     ----------
-    Exponent, as in :class:`PowerLaw`.
-        The exponent, as of :class:`PowerLaw`.
+    gamma
+        Exponent, as in :class:`PowerLaw`.
 
     Examples
     --------

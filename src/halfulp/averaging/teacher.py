@@ -25,8 +25,8 @@ class Teacher:
 
     Parameters
     ----------
-    The network to follow.
-        The network that is followed.
+    student
+        The network to follow.
     decay
         Momentum: a number, or a schedule such as ``Cosine(0.996, 1.0, steps)`` (BYOL, DINO, I-JEPA). Under nearest
         rounding, a momentum that rises to 1 freezes any low-precision copy.

@@ -69,8 +69,8 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
         An integer or a codebook, of 8 bits or fewer.
     beta, rounding, drive
         As for :class:`~halfulp.theory.blocks.Blocks`. Nearest rounding never gives zero in a second moment.
-    Smallest last age. Laws are cached by length, one per octave.
-        Last age, at least. Laws are kept by length, of which there is one to an octave.
+    steps
+        Smallest last age. Laws are cached by length, one per octave.
 
     Examples
     --------
