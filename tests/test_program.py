@@ -19,7 +19,7 @@ from support.kernel_cases import specials
 from support.rules import VARIANTS, Variant
 
 NO_PROGRAM = {
-    "SMMF": "Tensor.numel", "Muon": "Tensor.reshape", "SOAP": "Tensor.T",
+    "SMMF": "Tensor.numel", "Muon": "Tensor.reshape", "SOAP": "torch.lerp",
     "Conda": "Tensor.shape", "MicroAdam": "Tensor.shape", "SubsetNorm": "Tensor.reshape",
     "SubspaceMomentum": "Tensor.reshape", "FRUGAL": "Tensor.reshape",
 }  # fmt: skip

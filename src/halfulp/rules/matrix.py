@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
 from halfulp.rules.parts import MatrixHyper
 from halfulp.rules.slots import GRADIENT, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -67,6 +67,21 @@ class MuonHyper(MatrixHyper):
             raise ValueError("ns_coefficients are three numbers, fallback a list of name patterns")
 
 
+def _self_product(x: Tensor) -> Tensor:
+    """Compute ``x @ x.T``. It is symmetric, so on a CPU the upper blocks of large ones are copied from the lower."""
+    rows = len(x)
+    if rows < 256 or not x.is_cpu:
+        return x @ x.T
+    first, second = x[: rows // 2], x[rows // 2 :]
+    made = x.new_empty(rows, rows)
+    made[: rows // 2, : rows // 2] = _self_product(first)
+    made[rows // 2 :, rows // 2 :] = _self_product(second)
+    lower = second @ first.T
+    made[rows // 2 :, : rows // 2] = lower
+    made[: rows // 2, rows // 2 :] = lower.T
+    return made
+
+
 def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Return nearly the orthogonal factor of a matrix, by Newton-Schulz. Singular values end up in about [0.7, 1.2]."""
     a, b, c = coefficients
@@ -74,8 +89,8 @@ def orthogonalise(x: Tensor, coefficients: tuple[float, float, float], steps: in
     x = x.T if tall else x
     x = x / torch.clamp(torch.linalg.norm(x), min=eps)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = _self_product(x)
+        x = torch.addmm(x, _self_product(gram).mul_(c).add_(gram, alpha=b), x, beta=a)
     return x.T if tall else x
 
 
@@ -191,20 +206,21 @@ def _soap(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
     bases = {n: None if c["first"] else states[f"basis_{n}"] for n in sides}
     if not c["first"]:
         q = (bases.get("left"), bases.get("right"))
-        exp_avg = new["exp_avg"] = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        exp_avg = new["exp_avg"] = torch.lerp(states["exp_avg"], grad, c["weight1"])
         turned = _rotate(grad, *q)
-        square = new["exp_avg_sq"] = states["exp_avg_sq"] * c["beta2"] + (turned * turned) * c["weight2"]
-        param = param - _rotate(normalise(_rotate(exp_avg, *q), square, c), *q, back=True) * c["lr"]
+        square = (states["exp_avg_sq"] * c["beta2"]).addcmul_(turned, turned, value=c["weight2"])
+        new["exp_avg_sq"] = square
+        root = sqrt(square).mul_(c["inv_sqrt_correction2"]).add_(c["eps"])
+        step = _rotate(_rotate(exp_avg, *q) / root, *q, back=True)
+        param = torch.add(param, step, alpha=-c["lr"] / c["correction1"])
     for name in sides:
         side = 0 if name == "left" else 1
-        outer = grad @ grad.T if side == 0 else grad.T @ grad
-        gram = states[f"gram_{name}"]
-        gram = (gram + gram.T) / 2  # storage rounding breaks the symmetry
-        gram = new[f"gram_{name}"] = gram + (outer - gram) * c["weight2"]
+        outer = _self_product(grad if side == 0 else grad.T)
+        gram = new[f"gram_{name}"] = torch.lerp(states[f"gram_{name}"], outer, c["weight2"])
         if c["first"]:
             new[f"basis_{name}"] = torch.linalg.eigh(gram.double()).eigenvectors.flip(1).float()
         elif c["turn"]:
-            product = gram @ states[f"basis_{name}"]
+            product = ((gram + gram.T) / 2) @ states[f"basis_{name}"]  # storage rounding breaks the symmetry
             order = (states[f"basis_{name}"] * product).sum(0).argsort(descending=True)
             new["exp_avg_sq"] = new["exp_avg_sq"].index_select(side, order)
             new[f"basis_{name}"] = torch.linalg.qr(product.index_select(1, order)).Q
