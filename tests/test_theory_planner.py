@@ -37,7 +37,7 @@ def test_periods_at_0999(fmt: str, low: int, high: int) -> None:
 
 
 def test_a_fine_format_with_a_long_memory() -> None:
-    # brute force gives 14 894 without drift, weighing 0.025 and 0.1, and 14 662 to 15 095 for a regret of 1 %
+    # brute force over drifts of 0, 0.025 and 0.1: 14 894 is best, and 14 662 to 15 095 have a regret of 1 %
     period = halfulp.plan_reset("float16", beta=0.9999, rounding="nearest").period
     assert period == pytest.approx(14_894, rel=0.03)
 

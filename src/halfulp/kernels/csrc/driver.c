@@ -9,7 +9,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define GRAIN 32768 /* elements per unit of a thread's work */
+#define GRAIN 32768 /* elements that a thread takes at a time */
 #define MAX_THREADS 256
 
 extern const hu_isa hu_isa_baseline;

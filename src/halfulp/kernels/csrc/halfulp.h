@@ -24,7 +24,7 @@ typedef struct hu_format {
     int32_t emin_field, fraction;
     int32_t max_bits;                 /* fp32 pattern of the largest value */
     int32_t scale_round, scale_shift; /* pow2: code = ((absmax bits + round) >> 23) - shift */
-    int32_t zero_code, top_code;      /* codebook: code of 0; otherwise: last finite code, without sign */
+    int32_t zero_code, top_code;      /* code of 0 in a codebook; last finite code, without sign */
     float max, reach; /* Format.max, Format.reach */
     int32_t exponent_bits, unused;
     const float *values;       /* decoded values of all codes: 16, or 256 and then their bytes, lowest first */
