@@ -2,8 +2,8 @@
 
 ``convert_state_dict(state_dict, to=optimizer)`` returns a state dictionary that `optimizer` can load. The source is one
 of our optimizers, ``torch.optim``, bitsandbytes, torchao or a library in :mod:`~halfulp.checkpoint.foreign`. The target
-is one of ours or ``torch.optim``. States are decoded to fp32 and rounded to nearest once, in the target's format. An
-fp32 target involves no rounding.
+is one of ours, ``torch.optim`` or FlashOptim. States are decoded to fp32 and rounded to nearest once, in the target's
+format. An fp32 target involves no rounding.
 
 Our slots have one age each, while torch has one ``step`` per parameter. In a conversion to torch, ``step`` is the age
 of the oldest slot. Younger slots are scaled to keep their bias-corrected values.
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.checkpoint.foreign import torch_layout
+from halfulp.checkpoint.masters import BESIDE, ERROR_BITS, error_bits, fp32_weights_of, master_entry
 from halfulp.checkpoint.match import match_groups
 from halfulp.engine.loading import check_layout, reading
-from halfulp.engine.master import MASTER, MasterState, master_kind
+from halfulp.engine.master import MasterState, master_kind
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
@@ -32,10 +33,8 @@ __all__ = ["convert_state_dict"]
 
 RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
 """Possible names of the single state of bitsandbytes, most preferred first."""
-KAHAN = "kahan_comp"
-"""Compensation of a 16-bit weight by Kahan summation, in optimi."""
-DROPPED = (KAHAN, MASTER, "error_bits")
-"""Entries for the precision beyond 16-bit weights. No target keeps them, and the log says so."""
+FLASH_BITS = {3: torch.int8, 4: torch.int16}
+"""FlashOptim's error bits of 16-bit weights, by the ``master_bytewidth`` of a group."""
 
 
 def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer) -> dict[str, Any]:
@@ -51,7 +50,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
         optimi, heavyball and others (``docs/checkpoints.md``), over the same parameters in the same groups. The groups
         may differ if both sides have names.
     to
-        An optimizer of halfulp or ``torch.optim`` over the parameters, possibly inside a wrapper such as Accelerate's.
+        An optimizer of halfulp, ``torch.optim`` or FlashOptim over the parameters, possibly inside a wrapper such as
+        Accelerate's. Its 16-bit weights must be loaded first: what is kept beside them is relative to them.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     from halfulp.engine.optimizer import RuleOptimizer
 
     to = unwrap(to)
-    if not isinstance(to, RuleOptimizer) and not type(to).__module__.startswith("torch.optim"):
-        raise ValueError(f"states are converted to halfulp and to torch.optim, not to {type(to).__module__}")
+    if not isinstance(to, RuleOptimizer) and not type(to).__module__.startswith("torch.optim") and not _is_flash(to):
+        raise ValueError(f"states are converted to halfulp, torch.optim and FlashOptim, not to {type(to).__module__}")
     if not isinstance(state_dict, Mapping):
         raise ValueError("not an optimizer state_dict: it needs the keys 'state' and 'param_groups'")
     target: dict[str, Any] = to.state_dict()
@@ -157,7 +157,7 @@ def _decoded(
 ) -> dict[str, SavedState]:
     """Return the saved states under the target's names and in its shapes. Raise ``ValueError`` if they do not fit."""
     states = saved_states(entries, saved, wanted)
-    for name in [n for n in DROPPED if n in states]:
+    for name in [n for n in BESIDE if n in states]:
         log_once(f"{name} has no place in {kind} and is left out", level=30)
         del states[name]
     for name, choices in RENAMED.items():
@@ -188,13 +188,13 @@ def _to_ours(
 ) -> dict[str, Any]:
     kind = f"halfulp.{type(place.to).__name__}"
     slots = place.to.slot_storage(place.group, param)
-    kept = (MASTER, KAHAN) if master_kind(place.group["master_weights"], param, label) else ()
+    kept = BESIDE if master_kind(place.group["master_weights"], param, label) else ()
     rest = {k: v for k, v in entries.items() if k not in kept}
     states = _decoded(rest, saved, {slot.name: shape for slot, shape, _ in slots}, label, kind)
     step = _step(entries)
     ages = {name: state.age for name, state in states.items()}
     known = [a for a in ages.values() if a is not None]
-    _check_counted(known, step, place.hyper, label)
+    _check_counted(known, step, states, label)
     step = max(known, default=1) if step is None else step  # torch's SGD does not count steps
     made: dict[str, Any] = {"step": step}
     for slot, _, quantizer in slots:
@@ -215,33 +215,9 @@ def _to_ours(
 
 
 def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return master weights of the target's kind, from fp32 ones, a Kahan compensation, or the same kind.
-
-    The 16-bit remainders of Transformer Engine equal ours, stored as int16.
-    """
-    found: dict[str, Any] = {}
     rule = place.to.active_rule(place.group, param)
-    master = MasterState.of(param, place.group["master_weights"], found, rule, label)
-    given, lacking = entries.get(MASTER), entries.get(KAHAN)
-    if master is None:
-        return found
-    if given is None and isinstance(lacking, Tensor) and lacking.shape == param.shape:
-        given = param.detach().float() + lacking.to(param.device).float()
-    if not isinstance(given, Tensor):
-        return found
-    if given.dtype == torch.float32 and given.shape == param.shape and not master.sharded:
-        given = master.beside(param, given.to(param.device))
-    elif given.dtype == torch.int16 and given.shape == param.shape:
-        given = given.contiguous().view(torch.uint8).view(*given.shape, 2)
-    if (given.dtype, tuple(given.shape)) != master.stored_as:
-        log_once(
-            f"{MASTER} of the state_dict is {given.dtype}, not {place.group['master_weights']!r}, and is left out: "
-            "load fp32 weights by halfulp.load_fp32_state_dict",
-            level=30,
-        )
-        return found
-    master.loaded(label, {MASTER: given}, param.device)
-    return found
+    master = MasterState.of(param, place.group["master_weights"], {}, rule, label)
+    return {} if master is None else master_entry(master, param, label, entries)
 
 
 def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,12 +227,12 @@ def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
 
 
-def _check_counted(ages: list[int], step: int | None, hyper: Mapping[str, Any], label: str) -> None:
-    """Check that the number of steps is known if bias correction needs it.
+def _check_counted(ages: list[int], step: int | None, states: Mapping[str, Any], label: str) -> None:
+    """Check that the number of steps is known if bias correction needs it: where there is a second moment.
 
     Some optimizers correct inside the average.
     """
-    if not ages and step is None and "betas" in hyper:
+    if not ages and step is None and "exp_avg_sq" in states:
         raise ValueError(
             f"{label}: the state_dict does not say how many steps it has made, which bias correction needs; its "
             "averages may be of a kind that is not converted (pytorch-optimizer)"
@@ -271,14 +247,15 @@ def _step(entries: Mapping[Any, Any]) -> int | None:
 def _to_torch(
     place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any], saved: Mapping[str, Any]
 ) -> dict[str, Any]:
-    hyper, kind = place.hyper, f"torch.optim.{type(place.to).__name__}"
-    names = _torch_slots(place.to, hyper)
+    hyper, kind = place.hyper, f"{type(place.to).__module__.partition('.')[0]}.{type(place.to).__name__}"
+    names, beside = _torch_slots(place.to, hyper), _error_bits(place, param, entries)
+    entries = {k: v for k, v in entries.items() if not beside or k not in BESIDE}
     states = _decoded(entries, saved, dict.fromkeys(names, param.shape), label, kind, ("max_exp_avg_sq",))
     values = {n: _finite(s.values(), n, label).to(param.device, torch.float32, copy=True) for n, s in states.items()}
     ages = {n: s.age for n, s in states.items() if s.age is not None}
-    if "momentum_buffer" in names:
-        return values
-    _check_counted(list(ages.values()), _step(entries), hyper, label)
+    if "momentum_buffer" in names or names == ["exp_avg"]:  # FlashOptim's Lion counts no steps either
+        return values | beside
+    _check_counted(list(ages.values()), _step(entries), states, label)
     oldest = max(ages.values(), default=0)
     if "betas" in hyper:
         decays = {"exp_avg": hyper["betas"][0], "exp_avg_sq": hyper["betas"][1]}
@@ -288,11 +265,30 @@ def _to_torch(
     if "max_exp_avg_sq" in names and "max_exp_avg_sq" not in values:
         log_once("the running maximum of AMSGrad starts from exp_avg_sq: the checkpoint has none", level=30)
         values["max_exp_avg_sq"] = values["exp_avg_sq"].clone()
-    return {"step": torch.tensor(float(oldest), device="cpu"), **values}
+    step = torch.tensor(oldest if _is_flash(place.to) else float(oldest), device="cpu")
+    return {"step": step, **values, **beside}
+
+
+def _is_flash(to: torch.optim.Optimizer) -> bool:
+    return type(to).__module__.partition(".")[0] == "flashoptim"
+
+
+def _error_bits(place: _Place, param: Tensor, entries: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the entry of FlashOptim's error bits for a 16-bit parameter, in the parameter's dtype as it saves them."""
+    dtype = FLASH_BITS.get(int(place.group.get("master_bytewidth") or 0)) if _is_flash(place.to) else None
+    values = None if dtype is None or param.dtype == torch.float32 else fp32_weights_of(param, entries)
+    if dtype is None or values is None:
+        return {}
+    bits = error_bits(param.detach(), values, dtype)
+    return {ERROR_BITS: bits.to(param.dtype) if dtype == torch.int8 else bits.view(param.dtype)}
 
 
 def _torch_slots(to: torch.optim.Optimizer, hyper: Mapping[str, Any]) -> list[str]:
     kind = type(to).__name__
+    if _is_flash(to):
+        if kind == "FlashLion":
+            return ["exp_avg"]
+        kind = kind.removeprefix("Flash").replace("SGDW", "SGD")
     if kind in ("Adam", "AdamW"):
         return ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(hyper.get("amsgrad"))]
     if kind == "SGD":

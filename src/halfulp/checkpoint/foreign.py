@@ -119,6 +119,15 @@ def _heavyball(entries: Entries, group: Group) -> Entries:
     return _with_bias(found, group)
 
 
+def _error_bits(entries: Entries, group: Group) -> Entries:
+    """Return FlashOptim's error bits as integers. It saves them in the dtype of the weights, as values or as bits."""
+    bits = entries["error_bits"]
+    if isinstance(bits, Tensor) and bits.dtype in (torch.bfloat16, torch.float16):
+        as_values = int(group["master_bytewidth"]) == 3
+        bits = bits.to(torch.int8) if as_values else bits.contiguous().view(torch.int16)
+    return {**entries, "error_bits": bits}
+
+
 def _flash(entries: Entries, group: Group) -> Entries:
     raise ValueError(
         "FlashOptim's compressed states are not read here: save them with compress_state_dict=False, as plain moments"
@@ -143,6 +152,7 @@ LAYOUTS: tuple[tuple[Callable[[Entries, Group], bool], Callable[[Entries, Group]
     (lambda e, g: "z" in e and ("weight_sum" in g or "k" in g), _schedule_free),
     (lambda e, g: "p0" in e and "d" in g, _prodigy),
     (lambda e, g: any(str(k).endswith("::quantized") for k in e), _flash),
+    (lambda e, g: "error_bits" in e and bool(g.get("master_bytewidth")), _error_bits),
     (lambda e, g: "step" not in e and g.get("step") is not None and 0 not in e, _step_of_group),
     (lambda e, g: "kahan_sum" in g and ("beta1" in g or "momentum" in g), _optimi),
     (_is_heavyball, _heavyball),
