@@ -102,7 +102,8 @@ def differences(rows: list[Row]) -> list[str]:
         own, common = final(rows, arm, "own"), final(rows, arm, "common")
         tuned = own[0]["lr"] if own else "-"
         other = gap(rows, arm, "own" if tuned == rate else "common")
-        known = PUBLISHED[rows[0]["format"]].get("nearest + reset (published)" if arm == "nearest + reset" else arm)
+        planned = arm in ("nearest + reset", "nearest + reset (total)")
+        known = PUBLISHED[rows[0]["format"]].get("nearest + reset (published)" if planned else arm)
         some = own or common
         stalled = sum(float(row["stalled"]) for row in some) / len(some)
         cells = (

@@ -45,16 +45,17 @@ def buildup(out: Path) -> None:
 def planner(out: Path) -> None:
     fig, (cost, scale) = figure(2)
     for name, colour in zip(FORMATS, PALETTE, strict=False):
-        plan = plan_reset(name, beta=0.999, rounding="nearest")
-        for row, alpha in zip(plan.costs, (1.0, 0.6, 0.3), strict=True):
-            cost.plot(range(1, len(row) + 1), row, color=colour, alpha=alpha, label=name if alpha == 1 else None)
-        assert plan.period is not None
-        cost.axvline(plan.period, color=colour, lw=0.8)
-        cost.text(plan.period * 1.05, 8, str(plan.period), color=colour)
+        for criterion, style in (("residual", "-"), ("total", ":")):
+            plan = plan_reset(name, beta=0.999, rounding="nearest", criterion=criterion)  # type: ignore[arg-type]
+            assert plan.period is not None
+            worst = plan.costs.max(axis=0)
+            label = f"{name}: {plan.period} steps" if criterion == "residual" else None
+            cost.plot(range(1, len(worst) + 1), worst, style, color=colour, label=label)
+            cost.plot(plan.period, worst[plan.period - 1], "o", color=colour)
         periods = [plan_reset(name, beta=0.999, rounding="nearest", beta1=b).period for b in BETA1]
         scale.plot(BETA1, periods, "o-", color=colour, label=name)
     cost.set(xscale="log", yscale="log", xlabel="reset period in steps", ylabel="error of Adam's update",
-             title="cost of a period, by drift (beta2 0.999, nearest)")  # fmt: skip
+             title="cost of a period (beta2 0.999, nearest; dotted: total)")  # fmt: skip
     scale.set(yscale="log", xlabel="beta1", ylabel="planned period", title="a slower first moment wants rarer resets")
     cost.legend()
     scale.legend()

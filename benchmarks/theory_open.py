@@ -49,7 +49,7 @@ def sparse() -> None:
     )
     for name in ("float8_e4m3fn", "ufloat4_e2m2"):
         fmt = get_format(name)
-        plain = plan_reset(name, beta=0.999, rounding="nearest").period
+        plain = plan_reset(name, beta=0.999, rounding="nearest", criterion="total").period
         assert plain is not None
         for share in (1.0, 0.3, 0.1, 0.03):
             drive = Drive("square", mixture=((1 - share, 0.0), (share, 1.0)) if share < 1 else ((1.0, 1.0),))
@@ -69,7 +69,7 @@ def loop() -> None:
     print("mean error of Adam's update over 6000 steps, beta2 0.999, nearest (resets in brackets)")
     for name in ("float8_e4m3fn", "ufloat4_e2m2", "bfloat16"):
         bits = get_format(name).mantissa_bits
-        period = plan_reset(name, beta=0.999, rounding="nearest").period
+        period = plan_reset(name, beta=0.999, rounding="nearest", criterion="total").period
         assert period is not None
         rules: dict[str, Callable[[int, float, float], bool]] = {
             "never": lambda age, lag, stalled: False,

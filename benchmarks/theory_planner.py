@@ -123,7 +123,7 @@ def compare_with_blocks() -> None:
         if fmt.kind == "float":
             continue
         for beta in (0.9, 0.95, 0.98, 0.99, 0.995, 0.999):
-            plan = plan_reset(fmt, beta=beta, rounding="nearest")
+            plan = plan_reset(fmt, beta=beta, rounding="nearest", criterion="total")
             horizon = plan.costs.shape[1]
             law = block_law(Blocks(fmt, beta, "nearest"), horizon, paths=32)
             costs = cycle_cost(squared_error(update_parts(law, 0.9, horizon)))
@@ -144,7 +144,7 @@ def gains() -> None:
         for fmt in FORMATS.values():
             cells = []
             for beta in GAIN_BETAS:
-                plan = plan_reset(fmt, beta=beta, rounding=how)
+                plan = plan_reset(fmt, beta=beta, rounding=how, criterion="total")
                 best = int(plan.regret.argmin())
                 gain = f"x{(1 + plan.regret[-1]) / (1 + plan.regret[best]):.3g}"
                 word = "never" if plan.period is None else f"{plan.period} {gain}"
@@ -156,7 +156,7 @@ def gains() -> None:
 
 def stochastic_gain(n: int) -> None:
     """Compare the planned period and none for powers of two under stochastic rounding at 0.9999."""
-    period = plan_reset("ufloat4_e4m0", beta=0.9999, rounding="stochastic").period
+    period = plan_reset("ufloat4_e4m0", beta=0.9999, rounding="stochastic", criterion="total").period
     assert period is not None
     print(f"cost with resets every {period} steps and without, and the difference (standard error)")
     for drift in (0.0, 0.025, 0.1):
@@ -182,7 +182,7 @@ def uint4_gain(n: int) -> None:
 
     torch.set_num_threads(1)
     beta1, beta2, steps = 0.9, 0.9999, 60_000
-    period = plan_reset("uint4", beta=beta2, rounding="stochastic").period
+    period = plan_reset("uint4", beta=beta2, rounding="stochastic", criterion="total").period
     assert period is not None
     quantizer = Quantizer(get_format("uint4", signed=False), rounding="stochastic", zero_floor=True)
     print(f"cost with resets every {period} steps and without, and the difference (standard error)")
@@ -232,7 +232,7 @@ def time_plans() -> None:
             for _ in range(3):
                 forget()
                 started = time.process_time()
-                plan = plan_reset(fmt, beta=beta, rounding="nearest")
+                plan = plan_reset(fmt, beta=beta, rounding="nearest", criterion="total")
                 seconds.append(time.process_time() - started)
             worst = max(worst, min(seconds))
             cells.append(f"{plan.period or 'never':>8} {min(seconds):4.2f}s")
@@ -275,7 +275,7 @@ def main() -> None:
         for name in PLANNED:
             fmt = get_format(name)
             started = time.perf_counter()
-            plan = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1).period
+            plan = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1, criterion="total").period
             seconds = time.perf_counter() - started
             n = max(1024, args.coordinates if horizon <= 6000 else args.coordinates // 8)
             costs = np.stack([brute_force(fmt.mantissa_bits, beta1, beta2, r, horizon, n) for r in DRIFTS])

@@ -64,7 +64,8 @@ def arms() -> Iterator[Arm]:
                 quantizer = Quantizer(fmt, Scaling(kind), how, slot == "exp_avg_sq")  # type: ignore[arg-type]
                 yield Arm(slot, quantizer)
                 if slot == "exp_avg_sq" and (how, kind) == ("nearest", "pow2"):
-                    yield Arm(slot, quantizer, plan_reset(name, beta=BETAS[1], rounding=how, beta1=BETAS[0]).period)
+                    plan = plan_reset(name, beta=BETAS[1], rounding=how, beta1=BETAS[0], criterion="total")
+                    yield Arm(slot, quantizer, plan.period)
 
 
 def run(share: float, elements: bool, steps: int) -> None:

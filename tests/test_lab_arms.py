@@ -53,14 +53,13 @@ def test_default_has_the_arms_that_the_paper_compares() -> None:
 
 
 def test_periods() -> None:
-    from halfulp import plan_reset
-
-    planned = plan_reset("fp8", beta=0.999, rounding="nearest").period
-    arms = tuple(parse_arm(t) for t in ("fp32-reset", "fp8-nearest-reset", "fp8-stochastic-reset", "bf16-nearest"))
-    periods = [reset_period(a, arms, beta1=0.9, beta2=0.999) for a in arms]
-    assert periods == [planned, planned, planned, None]  # fp32 is the control of the others
-    assert reset_period(arms[0], arms[:1], beta1=0.9, beta2=0.999) == 300
-    assert reset_period(parse_arm("fp4-nearest-reset77"), arms, beta1=0.9, beta2=0.999) == 77
+    texts = ("fp32-reset", "fp8-nearest-reset", "fp4-stochastic-reset", "bf16-nearest-reset", "bf16-nearest")
+    arms = tuple(parse_arm(text) for text in texts)
+    assert [reset_period(a, arms) for a in arms] == [300, 300, 200, 1000, None]  # fp32 is the control of the next one
+    assert reset_period(arms[0], (arms[0], arms[2])) == 200
+    assert reset_period(arms[0], arms[:1]) == 300
+    assert reset_period(parse_arm("fp32+bf16-nearest-reset"), arms) == 1000
+    assert reset_period(parse_arm("fp4-nearest-reset77"), arms) == 77
 
 
 def test_config_round_trips_through_json() -> None:

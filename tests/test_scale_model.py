@@ -18,7 +18,7 @@ from halfulp.lab.decoder import ARCHITECTURES, Decoder
 from halfulp.lab.files import write_json
 from halfulp.lab.replicas import Replicas, round_fraction_
 from halfulp.lab.scale import Job, ScaleConfig, best_rate, finals, gradient_scale, ladder, learning_rate, train_job
-from halfulp.lab.scale_arms import ARMS, period_of
+from halfulp.lab.scale_arms import ARMS, period_of, scale_arm
 from halfulp.lab.scale_report import load_scale_model, paired, write_scale_report
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
@@ -202,6 +202,14 @@ def test_periods() -> None:
     assert period_of(ARMS["nearest + reset (half)"], model) == round(planned / 2)
     assert period_of(ARMS["nearest + reset (published)"], model) == 125
     assert period_of(ARMS["nearest"], model) is None
+    assert period_of(scale_arm("nearest + reset (40)"), model) == 40
+    assert dataclasses.replace(scale_arm("nearest + reset (40)"), reset="planned") == ARMS["nearest + reset"]
+
+
+@pytest.mark.parametrize("name", ["nearest (40)", "nearest + reset (1)", "bf16 + reset (40)", "nearest + reset (x)"])
+def test_an_arm_that_does_not_exist(name: str) -> None:
+    with pytest.raises(ValueError, match=r"stochastic \+ reset.*resets every N steps"):
+        ScaleConfig(arms=("fp32", name))
 
 
 def test_the_best_rate_is_one_at_which_nothing_diverged() -> None:

@@ -74,8 +74,8 @@ def test_what_the_lines_say(shown: dict[str, Shown]) -> None:
     assert repr(shown["memory"]).startswith(f"MemoryReport({total:,} bytes, ")
     assert "4 vectors, such as 0.bias" in str(shown["memory"])
     assert f"{total:,}" in Balanced(shown["memory"]._repr_html_()).cells
-    assert repr(shown["plan"]) == "ResetPlan(period=771)"
-    assert str(shown["plan"]).startswith("Every 771 steps")
+    assert repr(shown["plan"]) == "ResetPlan(period=736)"
+    assert str(shown["plan"]).startswith("Every 736 steps")
     assert repr(shown["average"]).startswith("EMA(6 tensors, 0 updates, ")
 
 

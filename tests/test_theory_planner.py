@@ -17,7 +17,7 @@ from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.closed_loop import Measured
 from halfulp.theory.cost import cycle_cost, exact_parts, neglected, squared_error, update_parts
-from halfulp.theory.planner import DRIFTS
+from halfulp.theory.planner import DRIFTS, WORTH, Criterion
 from halfulp.theory.predict import second_moment_laws
 from halfulp.theory.rising_unit import block_transients
 from halfulp.theory.transient import transients
@@ -25,9 +25,13 @@ from halfulp.theory.update import update_law
 from support.theory_oracle import round_free
 
 
-@pytest.mark.parametrize(("fmt", "low", "high"), [("fp8", 270, 330), ("fp4", 160, 200), ("bf16", 2200, 2800)])
-def test_periods_at_0999(fmt: str, low: int, high: int) -> None:
-    plan = halfulp.plan_reset(fmt, beta=0.999, rounding="nearest")
+@pytest.mark.parametrize(
+    ("fmt", "criterion", "low", "high"),
+    [("fp8", "total", 270, 330), ("fp4", "total", 160, 200), ("bf16", "total", 2200, 2800),
+     ("fp8", "residual", 4600, 4800), ("fp4", "residual", 4900, 5100), ("bf16", "residual", 3200, 3400)],
+)  # fmt: skip
+def test_periods_at_0999(fmt: str, criterion: Criterion, low: int, high: int) -> None:
+    plan = halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion=criterion)
     assert plan.period is not None
     assert low <= plan.period <= high
     assert str(plan.period) in plan.why
@@ -38,7 +42,7 @@ def test_periods_at_0999(fmt: str, low: int, high: int) -> None:
 
 def test_a_fine_format_with_a_long_memory() -> None:
     # brute force over drifts of 0, 0.025 and 0.1: 14 894 is best, and 14 662 to 15 095 have a regret of 1 %
-    period = halfulp.plan_reset("float16", beta=0.9999, rounding="nearest").period
+    period = halfulp.plan_reset("float16", beta=0.9999, rounding="nearest", criterion="total").period
     assert period == pytest.approx(14_894, rel=0.03)
 
 
@@ -61,11 +65,9 @@ STOCHASTIC = {f.mantissa_bits if f.kind == "float" else f.name: f.name for f in 
 def test_stochastic_rounding_wants_no_resets(name: str) -> None:
     for beta in (0.9, 0.95, 0.99, 0.999, 0.9999):
         plan = halfulp.plan_reset(name, beta=beta, rounding="stochastic")
-        # E4M0 by brute force: 0.135 every 16 426 steps and 0.147 without, if nothing drifts
-        gains = {"ufloat4_e4m0": 16_400, "int4": 34_300, "uint4": 34_300} if beta == 0.9999 else {}
-        if name in gains:
-            assert plan.period == pytest.approx(gains[name], rel=0.1)
-            assert plan.regret[-1] > 0.09
+        if (name, beta) == ("ufloat4_e4m0", 0.9999):
+            assert plan.period == pytest.approx(10_600, rel=0.1)
+            assert plan.costs[0, -1] > plan.costs.min() + WORTH
         else:
             assert plan.period is None, (beta, plan.why)
 
@@ -74,7 +76,7 @@ def test_a_gain_that_is_not_told_from_none_is_no_reason() -> None:
     plan = halfulp.plan_reset("ufloat4_e4m0", beta=0.999, rounding="stochastic")
     best = int(plan.regret.argmin()) + 1
     assert best < len(plan.curve)
-    assert 0 < plan.regret[-1] < 0.02
+    assert 0 < plan.costs[0, -1] - plan.costs.min() < WORTH
     assert f"every {best} steps" in plan.why
     assert "less than the criterion can tell" in plan.why
 
@@ -86,7 +88,7 @@ def test_a_plan_with_a_large_regret_is_better_than_none(name: str, beta: float, 
     By brute force (``benchmarks/theory_planner.py``) the plans cost .11 and .01 above the best single period, and no
     reset .82 and .19.
     """
-    plan = halfulp.plan_reset(name, beta=beta, beta1=0.95, rounding="nearest")
+    plan = halfulp.plan_reset(name, beta=beta, beta1=0.95, rounding="nearest", criterion="total")
     assert plan.period == pytest.approx(period, rel=0.02)
     assert 0.2 < plan.regret[plan.period - 1] < plan.regret[-1] < 2.1 * plan.regret[plan.period - 1]
 
@@ -94,7 +96,7 @@ def test_a_plan_with_a_large_regret_is_better_than_none(name: str, beta: float, 
 @pytest.mark.parametrize(("name", "rounding", "reset"), [("fp8", "stochastic", False), ("fp4", "nearest", True)])
 def test_what_an_exact_state_gains_is_no_reason(name: str, rounding: str, reset: bool) -> None:
     plan = halfulp.plan_reset(name, beta=0.99, rounding=rounding, drifts=(0.5,))
-    assert plan.regret[-1] > 0.5  # the gradient falls by half an e-fold per window, and a reset forgets the old scale
+    assert plan.regret[-1] > 0.25  # the gradient falls by half an e-fold per window, and a reset forgets the old scale
     assert (plan.period is not None) == reset
     assert reset or "a state that is not rounded would gain too" in plan.why
 
@@ -133,7 +135,7 @@ def test_what_the_criterion_neglects(beta1: float, beta2: float) -> None:
 
 @pytest.mark.parametrize(("beta1", "expected"), [(0.8, 197), (0.9, 302), (0.95, 479)])
 def test_period_grows_with_beta1(beta1: float, expected: int) -> None:
-    plan = halfulp.plan_reset("fp8", beta=0.999, rounding="nearest", beta1=beta1, drifts=(0.0,))
+    plan = halfulp.plan_reset("fp8", beta=0.999, rounding="nearest", beta1=beta1, drifts=(0.0,), criterion="total")
     assert plan.period == pytest.approx(expected, abs=2)
 
 
@@ -145,7 +147,7 @@ def test_first_moment_is_never_reset_for_its_own_sake() -> None:
 @pytest.mark.parametrize(("name", "beta"), [("uint4", 0.9), ("uint4", 0.999), ("linear8", 0.99), ("dynamic8", 0.995)])
 def test_plans_of_formats_without_exponent_against_blocks(name: str, beta: float, drifts: tuple[float, ...]) -> None:
     """Gradients of the blocks do not drift: a plan that has to stand drifts costs more there, as it says itself."""
-    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest", drifts=drifts)
+    plan = halfulp.plan_reset(name, beta=beta, rounding="nearest", drifts=drifts, criterion="total")
     steps = min(plan.period or 3000, 1000) * 3
     law = block_law(Blocks(get_format(name), beta, "nearest"), steps, paths=8)
     costs = cycle_cost(squared_error(update_parts(law, 0.9, steps)))
@@ -175,28 +177,34 @@ def test_the_rising_unit_refuses_what_has_no_scale() -> None:
         block_transients(get_format("uint4"), 0.9, "nearest", (0.0,), -1)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "steps", "drifts"), [("total", 1000, DRIFTS), ("residual", 12_000, (0.06,))]
+)  # fmt: skip
 @pytest.mark.parametrize(("name", "bits"), [("fp8", 3), ("fp4", 2)])
-def test_plan_against_brute_force(name: str, bits: int) -> None:
-    """Adam's own error, simulated without the chain, under a drift that the planner does not know."""
-    beta1, beta2, steps, n = 0.9, 0.999, 1000, 1500
+def test_plan_against_brute_force(
+    name: str, bits: int, criterion: Criterion, steps: int, drifts: tuple[float, ...]
+) -> None:
+    """Adam's own error, simulated without the chain; in the total, under a drift that the planner does not know."""
+    beta1, beta2, n = 0.9, 0.999, 1500
     rng = np.random.default_rng(1)
     sigma = 2.0 ** (rng.random(n) / 2)
     m, young, v = np.zeros(n), np.zeros(n), np.zeros(n)
     for _ in range(300):
         m = beta1 * m + (1 - beta1) * sigma * rng.standard_normal(n)
-    errors = []
+    parts = []
     for t in range(1, steps + 1):
         sigma = sigma * math.exp(-0.06 * (1 - beta2))
         g = sigma * rng.standard_normal(n)
         m, young, v = beta1 * m + (1 - beta1) * g, beta1 * young + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-        update = young / (1 - beta1**t) / np.sqrt(v / (1 - beta2**t))
-        errors.append(np.mean((update - m / sigma) ** 2))
+        update, exact = young / (1 - beta1**t) / np.sqrt(v / (1 - beta2**t)), m / sigma
+        parts.append([np.mean(update**2), np.mean(update * exact), np.mean(exact**2)])
         v = round_free(v, bits, None)
-    costs = np.cumsum(errors) / np.arange(1, steps + 1)
-    planned = halfulp.plan_reset(name, beta=beta2, rounding="nearest", beta1=beta1).period
-    assert planned is not None
-    assert costs[planned - 1] / costs.min() - 1 < 0.05
-    assert costs[-1] / costs.min() > 1.5  # the choice matters
+    square, product, norm = np.cumsum(parts, axis=0).T / np.arange(1, steps + 1)
+    costs = square - 2 * product + norm if criterion == "total" else 1 - product**2 / square / norm
+    plan = halfulp.plan_reset(name, beta=beta2, rounding="nearest", beta1=beta1, drifts=drifts, criterion=criterion)
+    assert plan.period is not None
+    assert costs[plan.period - 1] / costs[10:].min() - 1 < 0.05
+    assert costs[-1] / costs[10:].min() > 1.5  # the choice matters
 
 
 @pytest.mark.parametrize(
@@ -344,26 +352,24 @@ def test_advice_within_a_budget(budget: float, spread: float) -> None:
         advise((0.9, 0.95), bytes_per_parameter=0.5)
 
 
-@pytest.mark.parametrize(
-    ("fmt", "steady", "drifting"), [("bf16", 4734, 2396), ("fp8", None, 2841), ("fp4", None, 2978)]
-)
-def test_a_tuned_rate_wants_fewer_resets(fmt: str, steady: int | None, drifting: int) -> None:
-    """Without drift a frozen 8- or 4-bit state errs by a common factor only, which the rate takes out."""
+@pytest.mark.parametrize(("fmt", "drifting"), [("bf16", 2396), ("fp8", 2841), ("fp4", 2978)])
+def test_a_tuned_rate_wants_resets_only_under_drift(fmt: str, drifting: int) -> None:
+    """Without drift a frozen state errs by little more than a common factor, which the rate takes out."""
     periods = [
-        halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion="residual", drifts=drifts).period
+        halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", drifts=drifts).period
         for drifts in ((0.0,), (0.0, 0.1, 0.2))
     ]
-    assert periods == [steady, drifting]
+    assert periods == [None, drifting]
     with pytest.raises(ValueError, match="criterion"):
         halfulp.plan_reset(fmt, beta=0.999, rounding="nearest", criterion="loss")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["udynamic8", "uint4"])
 def test_formats_without_exponent_are_planned_for_drifts(name: str) -> None:
-    plan = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0, 0.1))
+    plan = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0, 0.1), criterion="total")
     assert plan.costs.shape[0] == 2
     assert not np.allclose(plan.costs[0], plan.costs[1], rtol=0.05)
-    still = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0,))
+    still = halfulp.plan_reset(name, beta=0.99, rounding="nearest", drifts=(0.0,), criterion="total")
     assert np.array_equal(plan.costs[0], still.costs[0])
 
 

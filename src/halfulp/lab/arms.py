@@ -28,7 +28,7 @@ DEFAULT_ARMS = (
 )
 
 PUBLISHED_PERIODS = {16: 1000, 8: 300, 4: 200}
-"""Reset periods by bits of the format, from arXiv 2603.16731. Used if the planner sees no reason to reset."""
+"""Reset periods by bits of the format, from arXiv 2603.16731."""
 
 _SHAPE = "FORMAT-ROUNDING[-reset[PERIOD]], for example fp8-nearest, fp8-stochastic, fp8-nearest-reset300; or fp32"
 
@@ -44,7 +44,7 @@ class Arm:
     rounding
         ``"nearest"`` or ``"stochastic"``.
     reset
-        ``None``: never; 0: the planner's period (see :func:`reset_period`); otherwise the period in steps.
+        ``None``: never; 0: the published period (see :func:`reset_period`); otherwise the period in steps.
     """
 
     exp_avg: str
@@ -123,22 +123,16 @@ def parse_arm(text: str) -> Arm:
     return Arm(formats[0], formats[-1], words[1], reset)
 
 
-def reset_period(arm: Arm, arms: tuple[Arm, ...], *, beta1: float, beta2: float) -> int | None:
+def reset_period(arm: Arm, arms: tuple[Arm, ...]) -> int | None:
     """Return the steps between resets of an arm, or ``None`` for never.
 
-    An arm without a number uses the planner's period for its second moment under nearest rounding (the published runs
-    also share periods between roundings). If the planner sees no reason to reset, the published period is used. fp32
-    needs no reset. As a control, it uses the period of the first low-precision arm with resets, or 300.
+    An arm without a number uses the published period for its second moment, since planned periods exceed a short run.
+    fp32 needs no reset. As a control, it uses the period of the first low-precision arm with resets, or 300.
     """
     if arm.reset is None or arm.reset > 0:
         return arm.reset
+    others = [a for a in arms if a.reset is not None and not a.is_fp32]
     if arm.is_fp32:
-        others = [a for a in arms if a.reset is not None and not a.is_fp32]
-        return reset_period(others[0], arms, beta1=beta1, beta2=beta2) if others else PUBLISHED_PERIODS[8]
-    from halfulp.theory.planner import plan_reset
-
-    fmt = get_format(arm.exp_avg_sq, signed=False)
-    if fmt.is_float32:
-        return PUBLISHED_PERIODS[16]
-    period = plan_reset(fmt, beta=beta2, rounding="nearest", beta1=beta1).period
-    return period if period is not None else PUBLISHED_PERIODS.get(fmt.bits, 300)
+        return reset_period(others[0], arms) if others else PUBLISHED_PERIODS[8]
+    bits = get_format(arm.exp_avg_sq, signed=False).bits
+    return PUBLISHED_PERIODS[max(b for b in PUBLISHED_PERIODS if b <= bits)]

@@ -104,9 +104,9 @@ class CompareConfig:
         return tuple(parse_arm(text) for text in self.arms)
 
     def with_periods(self) -> CompareConfig:
-        """Return the configuration with numeric reset periods, so that runs do not depend on later planner versions."""
+        """Return the configuration with numeric reset periods."""
         arms = self.parsed
-        periods = [reset_period(arm, arms, beta1=self.betas[0], beta2=self.betas[1]) for arm in arms]
+        periods = [reset_period(arm, arms) for arm in arms]
         return replace(self, arms=tuple(replace(a, reset=p).name for a, p in zip(arms, periods, strict=True)))
 
     def runs(self) -> tuple[RunSpec, ...]:

@@ -29,8 +29,8 @@ __all__ = ["SLOTS", "Replicas", "Store", "round_fraction_"]
 SLOTS = (EXP_AVG.name, EXP_AVG_SQ.name)
 Store = Callable[[str, str, Tensor, Tensor | None], None]
 """Function that rounds a new state in place: (group, slot, values ``(replicas, elements)``, random words)."""
-AT_ONCE = 4
-"""Replicas per matrix product. More would not fit in the second-level cache."""
+AT_ONCE = 400_000
+"""Parameters per matrix product, of all its replicas. More would not fit in the second-level cache."""
 
 
 def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = None) -> Tensor:
@@ -154,8 +154,9 @@ class Replicas:
 
     def _losses(self, tokens: Tensor, grads: bool) -> Tensor:
         found = []
-        for start in range(0, self.count, AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
+        at_once = max(1, AT_ONCE // self.size)
+        for start in range(0, self.count, at_once):
+            rows = slice(start, start + at_once)
             into = {n: g[rows] for n, g in self.weight_grads.items()} if grads else None
             found.append(self.model.losses({n: w[rows] for n, w in self.weights.items()}, tokens[rows], into))
         return torch.cat(found)

@@ -26,7 +26,7 @@ from halfulp.checkpoint.files import read_file, write_file
 from halfulp.lab.decoder import Decoder
 from halfulp.lab.files import read_json, write_json
 from halfulp.lab.replicas import Replicas, Store, round_fraction_
-from halfulp.lab.scale_arms import ARMS, DEFAULT_ARMS, ScaleArm, period_of
+from halfulp.lab.scale_arms import DEFAULT_ARMS, ScaleArm, period_of, scale_arm
 from halfulp.lab.tokens import Tokens
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
@@ -52,7 +52,7 @@ class ScaleConfig:
         The original run, and the factor by which the model is shorter; see
             :func:`~halfulp.theory.similitude.scale_model`.
     arms
-        Names in :data:`~halfulp.lab.scale_arms.ARMS`. They include fp32, the reference.
+        Names of arms (:func:`~halfulp.lab.scale_arms.scale_arm`). They include fp32, the reference.
     lrs
         Ladder of peak learning rates, from which each arm gets its best one. With a single rate there is no ladder. The
         rates belong to the model, whose updates are noisier than the original's.
@@ -92,9 +92,8 @@ class ScaleConfig:
     validation: int = 256
 
     def __post_init__(self) -> None:
-        unknown = [a for a in self.arms if a not in ARMS]
-        if unknown:
-            raise ValueError(f"no arms {unknown}; there are {', '.join(ARMS)}")
+        for name in self.arms:
+            scale_arm(name)
         if "fp32" not in self.arms:
             raise ValueError("the arms are compared with fp32: name it among them")
         if self.regime not in REGIMES:
@@ -241,7 +240,7 @@ def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | 
     dict
         ``replicas`` (seed, rate), ``validation`` (``None`` if a run diverged), ``rows`` of measurements, ``period``.
     """
-    arm, model = ARMS[job.arm], config.model
+    arm, model = scale_arm(job.arm), config.model
     period = period_of(arm, model)
     runs = Replicas(
         Decoder(config.architecture, tokens.vocab, config.hidden, config.layers, config.heads),

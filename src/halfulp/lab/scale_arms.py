@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from halfulp.numbers.quantizer import Rounding
 from halfulp.theory.planner import Criterion, plan_reset
 from halfulp.theory.similitude import ScaleModel
 
-__all__ = ["ARMS", "DEFAULT_ARMS", "PUBLISHED", "ScaleArm", "period_of"]
+__all__ = ["ARMS", "DEFAULT_ARMS", "PUBLISHED", "ScaleArm", "period_of", "scale_arm"]
 
 PUBLISHED = {7: 1000, 3: 300, 2: 200, 1: 200}
 """Reset periods by fraction bits of the second moment's format (arXiv 2603.16731)."""
@@ -23,9 +24,9 @@ class ScaleArm:
     rounding
         ``None`` for fp32, ``"nearest"`` or ``"stochastic"``.
     reset
-        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding. ``"residual"``: its
-        period if a tuned rate removes a common factor. ``"half"``, ``"double"``: half and twice the planned period.
-        ``"published"``: the paper's period, shortened by the factor of the model.
+        ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding. ``"total"``: the
+        same with that criterion. ``"half"``, ``"double"``: half and twice the planned period. ``"published"``: the
+        paper's period, shortened by the factor of the model. A number: the period in steps of the model.
     slots
         Slots that a reset sets to zero.
     spare_embedding
@@ -41,7 +42,7 @@ class ScaleArm:
     """
 
     rounding: Rounding | None = None
-    reset: str | None = None
+    reset: str | int | None = None
     slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
     spare_embedding: bool = False
     staggered: bool = False
@@ -55,7 +56,7 @@ ARMS: dict[str, ScaleArm] = {
     "fp32 + reset": ScaleArm(None, "planned"),
     "nearest": ScaleArm("nearest"),
     "nearest + reset": ScaleArm("nearest", "planned"),
-    "nearest + reset (residual)": ScaleArm("nearest", "residual"),
+    "nearest + reset (total)": ScaleArm("nearest", "total"),
     "nearest + reset (half)": ScaleArm("nearest", "half"),
     "nearest + reset (double)": ScaleArm("nearest", "double"),
     "nearest + reset (published)": ScaleArm("nearest", "published"),
@@ -76,18 +77,42 @@ ARMS: dict[str, ScaleArm] = {
 DEFAULT_ARMS = ("fp32", "nearest", "nearest + reset", "stochastic")
 
 
+def scale_arm(name: str) -> ScaleArm:
+    """The arm of a name: one of :data:`ARMS`, or one with a period of its own, as ``nearest + reset (300)``.
+
+    Raises
+    ------
+    ValueError
+        There is no such arm.
+
+    Examples
+    --------
+    >>> scale_arm("fp32 + reset (40)").reset
+    40
+    """
+    if name in ARMS:
+        return ARMS[name]
+    given = re.fullmatch(r"(\w+ \+ reset) \((\d+)\)", name)
+    if given is None or given[1] not in ARMS or int(given[2]) < 2:
+        raise ValueError(
+            f"no arm {name!r}; there are {', '.join(ARMS)}, and resets every N steps of the model (2 or more) as in "
+            "'nearest + reset (300)'"
+        )
+    return replace(ARMS[given[1]], reset=int(given[2]))
+
+
 def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
     """Return the steps between resets of an arm in a model, or ``None`` for never.
 
     The plan is for the model's own format, betas and nearest rounding, whatever the arm's rounding. So the arms with
     resets differ in nothing else.
     """
-    if arm.reset is None:
-        return None
+    if arm.reset is None or isinstance(arm.reset, int):
+        return arm.reset
     if arm.reset == "published":
         return model.period(PUBLISHED.get(model.second.mantissa_bits, 300))
     beta1, beta2 = model.model_betas
-    criterion: Criterion = "residual" if arm.reset == "residual" else "total"
+    criterion: Criterion = "total" if arm.reset == "total" else "residual"
     plan = plan_reset(model.formats[1], beta=beta2, rounding="nearest", beta1=beta1, criterion=criterion)
     factor = {"half": 0.5, "double": 2.0}.get(arm.reset, 1.0)
     return None if plan.period is None else max(2, round(plan.period * factor))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from halfulp.lab.figure import COLOURS, canvas, label_ends
-from halfulp.lab.scale_arms import ARMS
+from halfulp.lab.scale_arms import scale_arm
 from halfulp.lab.scale_report import ScaleArmResult, ScaleResults
 
 __all__ = ["draw_scale_model"]
@@ -31,14 +31,14 @@ def draw_scale_model(results: ScaleResults, path: Path) -> None:
 
 
 def _colour(arm: ScaleArmResult) -> str:
-    return COLOURS[{None: 32, "nearest": 8, "stochastic": 16}[ARMS[arm.name].rounding]]
+    return COLOURS[{None: 32, "nearest": 8, "stochastic": 16}[scale_arm(arm.name).rounding]]
 
 
 def _against_rate(axes: Any, results: ScaleResults) -> None:
     ends = []
     for arm in results.arms:
         points = [(x, y) for x, y in zip(arm.rates, arm.losses, strict=True) if math.isfinite(y)]
-        dash = ":" if ARMS[arm.name].reset else "-"
+        dash = ":" if scale_arm(arm.name).reset else "-"
         axes.plot(*zip(*points, strict=True), "o", linestyle=dash, color=_colour(arm), linewidth=1.8, markersize=4)
         ends.append((arm.name, _colour(arm), *points[-1]))
     axes.set(xscale="log", xlabel="peak learning rate", xticks=results.config.lrs)

@@ -13,7 +13,7 @@ from rich.table import Table
 from halfulp.lab.files import read_json, write_text
 from halfulp.lab.results import Interval
 from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rates
-from halfulp.lab.scale_arms import ARMS
+from halfulp.lab.scale_arms import scale_arm
 from halfulp.lab.svg import Chart, Line
 from halfulp.lab.tables import print_table
 from halfulp.lab.template import fill
@@ -75,7 +75,7 @@ class ScaleArmResult:
     @property
     def css(self) -> str:
         """CSS classes of its lines."""
-        arm = ARMS[self.name]
+        arm = scale_arm(self.name)
         if arm.rounding is None:
             return "b32 reset" if arm.reset else "b32"
         colour = {"nearest": "b8", "stochastic": "b16"}[arm.rounding]
@@ -219,11 +219,11 @@ def _charts(results: ScaleResults) -> dict[str, str]:
     ratio = Chart("Stored second moment over fp32", (0, 100), _ratio_range(results), "times", log_y=True, **SIZE)
     for arm in results.arms:
         percent = [100 * s for s in arm.shares]
-        if ARMS[arm.name].rounding is not None:
+        if scale_arm(arm.name).rounding is not None:
             stalled.add(Line(arm.name, percent, arm.stalled, arm.css, dots=True))
         ratio.add(Line(arm.name, percent, arm.ratio, arm.css))
     for rounding, css in (("nearest", "b8"), ("stochastic", "b16")):
-        if rounding in {ARMS[a.name].rounding for a in results.arms}:
+        if rounding in {scale_arm(a.name).rounding for a in results.arms}:
             shares, original, model = config.model.stalled(rounding)
             stalled.add(Line(f"{rounding}: predicted, original", list(100 * shares), list(original), css, direct=False))
             stalled.add(
