@@ -159,12 +159,14 @@ class WeightAverage(Shown):
             return
         over = [n for n in self.store if n in moved.values() and n not in moved]
         if over:
-            log.warning("step %d: %s are other tensors now; averages of the former ones are dropped", self.step, over)
+            log.warning(
+                "step %d: %s are different tensors now; the averages of the old ones are dropped", self.step, over
+            )
             self._leave(over)
         self._renamed(moved)
         self._last = {moved.get(n, n): t for n, t in self._last.items() if n not in over}
         self.began = {moved.get(n, n): step for n, step in self.began.items()}
-        log.info("averages go on under other names: %s", moved)
+        log.info("averages continue under new names: %s", moved)
 
     def _renamed(self, names: Mapping[str, str]) -> None:
         for store in self._stores():
@@ -195,7 +197,7 @@ class WeightAverage(Shown):
             log.warning("step %d: the model has no %s any more; their averages are dropped", self.step, gone)
         if other:
             self._leave(list(other))
-            log.warning("step %d: %s changed shape; the averages begin anew", self.step, list(other))
+            log.warning("step %d: %s changed shape; their averages restart", self.step, list(other))
         if not len(self.store) and not new and not other:
             log.warning("step %d: the average has nothing left to follow; it averages nothing", self.step)
         if new:

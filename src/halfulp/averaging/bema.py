@@ -65,7 +65,7 @@ class BEMA(EMA):
         if scaling < 0 or offset < 1:
             raise ValueError(f"scaling is at least 0 and offset at least 1, got {scaling} and {offset}")
         if options.pop("difference", False):
-            raise ValueError("BEMA keeps the average itself: difference=True does not go with it")
+            raise ValueError("BEMA stores the average itself, so difference=True cannot be used")
         self.ema_power, self.bias_power, self.scaling, self.offset = ema_power, bias_power, scaling, offset
         self.start: AverageStore | None = None
         super().__init__(model, self._decay, update_after_step=burn_in, update_every=update_every, **options)

@@ -74,7 +74,7 @@ class Keeper:
         live = {name: local_part(t).tensor for name, t in self.average.live.items()}
         self._live = {name: tensor.to("cpu", copy=True) for name, tensor in live.items()}
         self.average.copy_to()
-        log.info("the model has the averaged weights now; another training goes on with the live ones")
+        log.info("the model has the averaged weights now; further training resumes from the live ones")
 
     @torch.no_grad()
     def _take_back(self, restored: bool) -> None:
@@ -176,7 +176,7 @@ def _trainer_class() -> Any:
             self.begin(kwargs["model"], restored=isinstance(resumed, str))
             self._folder = Path(args.output_dir)
             if trainer is None:
-                log.warning("no transformers.Trainer calls this callback: evaluations are not of the average")
+                log.warning("no transformers.Trainer calls this callback: evaluations do not use the average")
             else:
                 self._folder = Path(trainer._get_output_dir(trial=loop.get("trial")))
                 for name in ("evaluation_loop", "prediction_loop"):

@@ -188,7 +188,10 @@ class AveragedModel(SecondModel):
 
     def _load(self, state_dict: Mapping[str, Any]) -> None:
         if "n_averaged" not in state_dict and "halfulp" not in state_dict:
-            raise ValueError("neither of halfulp nor of torch.optim.swa_utils.AveragedModel: it lacks 'n_averaged'")
+            raise ValueError(
+                "the state_dict is neither halfulp's nor that of torch.optim.swa_utils.AveragedModel: "
+                "it lacks 'n_averaged'"
+            )
         if "halfulp" in state_dict:
             self.ema.load_state_dict(state_dict["halfulp"])
         else:

@@ -115,7 +115,7 @@ class EMAModel:
     def _given(self, parameters: Iterable[Tensor] | nn.Module) -> list[Tensor]:
         listed = self._listed(parameters)
         if len(listed) != self._number:
-            raise ValueError(f"{len(listed)} parameters were given, the average is of {self._number}")
+            raise ValueError(f"{len(listed)} parameters were given; the average has {self._number}")
         return listed
 
     def _sorted(self, listed: list[Tensor]) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ class EMAModel:
         trained = self._sorted(listed)
         resized = [n for n in trained if n in self.averages and not self.averages.fits(n, trained[n])]
         if resized:
-            log_once(f"step {self.optimization_step}: parameters {resized} changed shape; averages begin anew", 30)
+            log_once(f"step {self.optimization_step}: parameters {resized} changed shape; their averages restart", 30)
         self.averages.remove([n for n in self.averages if n not in trained or n in resized])
         self.averages.add({n: p for n, p in trained.items() if n not in self.averages})
         self._renumber()
@@ -284,5 +284,5 @@ class EMAModel:
             if saved["storage"] == ema.averages.quantizer.spec and set(saved["averages"]) == set(ema.averages):
                 ema._load_stored(saved)
             else:
-                log_once(f"{Path(path) / FILE} is of other averages ({saved['storage']}): the model's are rounded", 30)
+                log_once(f"{Path(path) / FILE} holds other averages ({saved['storage']}): the model's are rounded", 30)
         return ema

@@ -253,7 +253,9 @@ class EMAPytorch(SecondModel):
 
     def _load(self, state_dict: Mapping[str, Any]) -> None:
         if not {"initted", "step"} <= set(state_dict):
-            raise ValueError("neither of halfulp nor of ema-pytorch: it lacks 'initted' and 'step'")
+            raise ValueError(
+                "the state_dict is neither halfulp's nor that of ema-pytorch: it lacks 'initted' and 'step'"
+            )
         if self.ema_model is None:
             self.init_ema()
         if "halfulp" in state_dict:

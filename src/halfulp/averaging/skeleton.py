@@ -42,11 +42,11 @@ class Skeleton:
     def __init__(self, average: WeightAverage, module: nn.Module | None = None, own: Iterable[str] = ()) -> None:
         model = average.model
         if not isinstance(model, nn.Module):
-            raise TypeError(f"a second model needs a module to be like, got {type(model).__name__}")
+            raise TypeError(f"a second model can only be made for a module, got {type(model).__name__}")
         if any(is_sharded(p) for p in model.parameters()):
             raise ValueError("the model is sharded, and a second one would not be: use EMA and its swap()")
         if module is model:
-            raise ValueError("the second model is the first one: hand in another of the same form, or none")
+            raise ValueError("the second model is the first one: pass another one of the same form, or none")
         self.average, self.own, self._given = average, frozenset(own), module is not None
         self.dtypes: dict[str, torch.dtype] = {}
         """Dtype to which each average is decoded, by name."""
@@ -88,7 +88,7 @@ class Skeleton:
             self.module = copy.deepcopy(unwrapped(model), memo)
         except Exception as error:
             raise ValueError(
-                f"the model cannot be copied ({error}). Hand in a second one of the same form: module= of Teacher, "
+                f"the model cannot be copied ({error}). Pass a second one of the same form: module= of Teacher, "
                 "ema_model= of EMAPytorch"
             ) from error
         self._connect(names)
@@ -139,8 +139,8 @@ class Skeleton:
             return
         changed = sorted(before ^ set(self._theirs))
         if self._given:
-            raise ValueError(f"the model has other parameters than the second one that was handed in: {changed}")
-        log.warning("the model has other parameters than before (%s): its second model is copied anew", changed)
+            raise ValueError(f"the model has other parameters than the second model that was passed: {changed}")
+        log.warning("the model has other parameters than before (%s): its second model is copied again", changed)
         old, training = dict(self.buffers()), self.module.training
         self._build()
         self.module.train(training)

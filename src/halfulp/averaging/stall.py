@@ -78,7 +78,9 @@ def predict(
     by_name = step if isinstance(step, Mapping) else dict.fromkeys(average.live, step)
     check_walk(decay, min(by_name.values()), updates)
     if getattr(average, "difference", False):
-        raise ValueError("an average stored as a difference has no spacing of its own: predictions are of direct ones")
+        raise ValueError(
+            "an average stored as a difference has no spacing of its own: only direct averages can be predicted"
+        )
     found = {}
     for name in by_name:
         quantizer = average.store.state_of(name).quantizer

@@ -267,7 +267,7 @@ class AverageStore:
             raise ValueError(f"averages are of float32, bfloat16 or float16 tensors with values; {name} is {what} now")
         if tensor.device != device:
             log_once(
-                f"averages are on {device} and weights on {tensor.device}: every update brings the weights there. "
+                f"averages are on {device} and weights on {tensor.device}: every update copies the weights there. "
                 f"average.to({str(tensor.device)!r}) moves the averages",
                 30,
             )
@@ -328,7 +328,7 @@ class AverageStore:
         wanted_names = set(self._averaged) - set(without)
         if set(saved) != wanted_names:
             missing, extra = sorted(wanted_names - set(saved)), sorted(set(saved) - wanted_names)
-            raise ValueError(f"the averages saved are of another model: missing {missing}, unknown {extra}")
+            raise ValueError(f"the saved averages belong to another model: missing {missing}, unknown {extra}")
         checked = {}
         for name in wanted_names:
             averaged = self._averaged[name]

@@ -133,14 +133,13 @@ class Swap:
             top = _TOP.get(self.live[name], _nothing)()
             if top is not None and top is not self:
                 raise RuntimeError(
-                    f"another average was swapped in after this one, and has {name} in its keeping: swap that one out "
-                    "first"
+                    f"another average was swapped in after this one, and holds {name}: swap that one out first"
                 )
         changed = [name for name, version in self._versions.items() if self.live[name]._version != version]
         if changed:
             also = ", and is in the average now" if set(changed) & set(self.exchange) else ""
             log.warning(
-                "%s was changed while the average was swapped in, by a step or load_state_dict: that is lost%s",
+                "%s was changed while the average was swapped in, by a step or load_state_dict: the change is lost%s",
                 changed[0] if len(changed) == 1 else f"{changed[0]} and {len(changed) - 1} others", also,
             )  # fmt: skip
         torch.clear_autocast_cache()

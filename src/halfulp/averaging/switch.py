@@ -120,7 +120,7 @@ class ElasticReset(EMA):
     def reset(self) -> None:
         """Replace the live weights by the average, and the average by its start, bit for bit."""
         if self.difference:
-            raise RuntimeError("Elastic Reset keeps the average itself: difference=True does not go with it")
+            raise RuntimeError("Elastic Reset stores the average itself, so difference=True cannot be used")
         self.copy_to()
         self.store.load({name: _copy(entries) for name, entries in self.start.items()})
 
@@ -131,7 +131,7 @@ class ElasticReset(EMA):
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
         super()._load_extra(state_dict)
         if "start" not in state_dict:
-            raise ValueError("the state_dict has no 'start': it is not of ElasticReset")
+            raise ValueError("the state_dict has no 'start': it does not belong to ElasticReset")
         self.start = self.store.validate(state_dict["start"])
 
 

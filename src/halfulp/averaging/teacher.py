@@ -19,9 +19,9 @@ __all__ = ["Teacher", "TemporaryTeachers"]
 class Teacher:
     """A network whose weights are the average of a student's, stored in any format and decoded when they are read.
 
-    A weight exists only while a ``forward`` uses it: a teacher in 8 bits costs one byte per parameter beside the
-    student. Weights that are not averaged (frozen ones, ``ignore``) are the student's own tensors. The teacher takes no
-    gradients. The forwards of student and teacher may come in any order.
+    A weight exists only while a ``forward`` uses it: an 8-bit teacher costs one additional byte per parameter. Weights
+    that are not averaged (frozen ones, ``ignore``) are the student's own tensors. The teacher takes no gradients. The
+    forwards of student and teacher may come in any order.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Teacher:
         if buffers not in ("copy", "own"):
             raise ValueError(f"buffers is 'copy' or 'own', got {buffers!r}")
         if options.pop("difference", False):
-            raise ValueError("a teacher keeps the average itself: difference=True does not go with it")
+            raise ValueError("a teacher stores the average itself, so difference=True cannot be used")
         self.buffers = buffers
         self.ema = EMA(student, Cosine() if decay is None else decay, **options)
         self._second = Skeleton(self.ema, module)

@@ -52,7 +52,7 @@ def _record(value: Any, module: str, kind: str) -> dict[str, Any]:
     if not isinstance(value, Record) or not isinstance(value.kind, Name):
         raise pickle.UnpicklingError(f"the metadata has a {type(value).__name__} where a {kind} belongs")
     if value.kind != Name(module, kind):
-        raise pickle.UnpicklingError(f"{'.'.join(value.kind)} has no business in checkpoint metadata")
+        raise pickle.UnpicklingError(f"{'.'.join(value.kind)} is not allowed in checkpoint metadata")
     if not isinstance(value.state, dict):
         raise pickle.UnpicklingError(f"a {kind} without fields")
     return value.state
@@ -63,7 +63,7 @@ def _ints(value: Any) -> tuple[int, ...]:
     if isinstance(value, Record) and value.kind == Name("torch", "Size") and len(value.args) == 1:
         value = value.args[0]
     if not isinstance(value, (tuple, list)) or not all(type(n) is int and 0 <= n < 1 << 62 for n in value):
-        raise pickle.UnpicklingError("a size or offset that is none")
+        raise pickle.UnpicklingError("an invalid size or offset")
     return tuple(value)
 
 
@@ -82,7 +82,7 @@ def _storage(folder: Path, value: Any) -> dict[tuple[str, tuple[int, ...] | None
         places[key["fqn"], at] = (file, offset, length)
     files = {folder / file for file, _, _ in places.values()}
     if sum(length for _, _, length in places.values()) > sum(f.stat().st_size for f in files if f.is_file()):
-        raise pickle.UnpicklingError("the metadata names more data than its files hold: it is damaged, or they are")
+        raise pickle.UnpicklingError("the metadata describes more data than the files hold: one of them is damaged")
     return places
 
 
@@ -97,7 +97,7 @@ def _entry(folder: Path, name: str, entry: Any, storage: dict[Any, Place]) -> An
         shape = _record(chunk, METADATA, "ChunkStorageMetadata")
         chunks.append((_ints(shape["offsets"]), _ints(shape["sizes"])))
     if math.prod(size) > sum(math.prod(sizes) for _, sizes in chunks):
-        raise pickle.UnpicklingError(f"{name} of size {size} is not all there")
+        raise pickle.UnpicklingError(f"{name} of size {size} is incomplete")
     pieces = []
     for offsets, sizes in chunks:
         piece = _piece(folder, name, storage.pop((name, offsets if (name, offsets) in storage else None)))
@@ -122,7 +122,7 @@ def _dtype(properties: Any) -> torch.dtype:
     name = state["dtype"] if isinstance(state, dict) else state[0]
     found = getattr(torch, name.name, None) if isinstance(name, Name) and name.module == "torch" else None
     if not isinstance(found, torch.dtype):
-        raise pickle.UnpicklingError(f"{name!r} is no dtype")
+        raise pickle.UnpicklingError(f"{name!r} is not a dtype")
     return found
 
 
@@ -142,7 +142,7 @@ def _piece(folder: Path, name: str, place: Place) -> Any:
 def _put(tree: dict[str, Any], path: Any, value: Any) -> None:
     """Set a value at a path of names and list indices."""
     if not isinstance(path, tuple) or not path or not all(isinstance(k, (str, int)) for k in path):
-        raise pickle.UnpicklingError(f"a path that is none: {str(path)[:60]}")
+        raise pickle.UnpicklingError(f"an invalid path: {str(path)[:60]}")
     at: Any = tree
     for key, after in zip(path, (*path[1:], None), strict=True):
         if isinstance(at, list):

@@ -158,7 +158,7 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], str]:
         if isinstance(value, (list, tuple)):
             kind = "tuple" if isinstance(value, tuple) else "list"
             return {kind: [walk(v, f"{where}[{i}]") for i, v in enumerate(value)]}
-        raise ValueError(f"{where} is a {type(value).__name__}, which is not stored")
+        raise ValueError(f"{where} is a {type(value).__name__}, which cannot be stored")
 
     return tensors, json.dumps(walk(tree, "state_dict"))
 

@@ -107,7 +107,7 @@ def _is_heavyball(entries: Entries, group: Group) -> bool:
 def _heavyball(entries: Entries, group: Group) -> Entries:
     holder = entries[0]
     if len([k for k in entries if isinstance(k, int)]) > 1:
-        raise ValueError("heavyball updates a parameter in several views, whose states are not put together here")
+        raise ValueError("heavyball updates a parameter in several views, whose states cannot be combined")
     found: dict[Any, Any] = {"step": holder.get("step", group.get("step"))}
     for key, value in holder.items():
         if not isinstance(value, Tensor) or value.ndim == 0:
@@ -192,7 +192,7 @@ def _zero(saved: Mapping[str, Any], sizes: list[list[torch.Size]]) -> Mapping[st
         )
     base = saved["base_optimizer_state"]
     if not isinstance(base, Mapping) or not {"state", "param_groups"} <= set(base):
-        raise ValueError("DeepSpeed's base_optimizer_state is of a version that is not known here")
+        raise ValueError("DeepSpeed's base_optimizer_state has an unknown version")
     states: dict[int, Any] = {}
     groups = []
     if len(sizes) != len(base["param_groups"]):

@@ -41,7 +41,7 @@ def match_groups(saved: Sequence[Mapping[str, Any]], to: torch.optim.Optimizer) 
             "build both from named_parameters(), by which they are then matched"
         )
     missing, more = [name for name in known if name not in named], sorted(set(named) - set(known))
-    raise ValueError(f"the state_dict lacks parameters {missing[:4]} and has {more[:4]}, which the optimizer has not")
+    raise ValueError(f"the state_dict lacks parameters {missing[:4]} and has {more[:4]}, unknown to the optimizer")
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:

@@ -218,7 +218,7 @@ def _levels(codec: Codec) -> Tensor | None:
         return torch.tensor(sorted(set(codec.levels)), dtype=torch.float64, device="cpu")
     fmt = codec.quantizer.format if isinstance(codec, QuantizerCodec) else FORMATS.get(codec.format)
     if fmt is None:
-        raise ValueError(f"the grid of {codec.format} is not known here")
+        raise ValueError(f"the grid of {codec.format} is unknown")
     return torch.tensor(fmt.grid(), dtype=torch.float64, device="cpu") if fmt.scaled else None
 
 

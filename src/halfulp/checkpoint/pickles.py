@@ -224,7 +224,7 @@ class _Machine:
             self.stack[-1].state = state
         elif not isinstance(self.stack[-1], dict):  # attributes of an OrderedDict, which nothing reads
             raise pickle.UnpicklingError(
-                f"attributes set on {str(self.stack[-1])[:60]!r} have no business in saved data"
+                f"attributes set on {str(self.stack[-1])[:60]!r} are not allowed in saved data"
             )
 
     def _persid(self, argument: str) -> None:

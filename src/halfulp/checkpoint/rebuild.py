@@ -109,7 +109,7 @@ def write_saved(state_dict: dict[str, Any], path: Path) -> None:
         torch.save(state_dict, data)
         write_bytes(path, data.getvalue())
     elif path.suffix and not path.is_dir():
-        raise ValueError(f"{path} is to be .safetensors, {', '.join(SUFFIXES)}, or a folder without suffix")
+        raise ValueError(f"{path} must be .safetensors, {', '.join(SUFFIXES)}, or a folder without suffix")
     else:
         import torch.distributed.checkpoint as dcp
 

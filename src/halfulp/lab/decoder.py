@@ -49,7 +49,7 @@ class Decoder:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"a replicated model is one of {', '.join(ARCHITECTURES)}; got {self.architecture!r}")
         if self.hidden % (2 * self.heads):
-            raise ValueError(f"each head has an even width: {self.hidden} over {self.heads} heads is none")
+            raise ValueError(f"each head needs an even width, got {self.hidden} over {self.heads} heads")
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -309,7 +309,7 @@ def best_rate(result: dict[str, Any]) -> float:
         means.setdefault(lr, []).append(loss)
     good = {lr: sum(v) / len(v) for lr, v in means.items() if None not in v}  # type: ignore[arg-type]
     if not good:
-        raise ValueError(f"every rate of the ladder diverged in the arm {result['arm']!r}: give smaller ones by --lr")
+        raise ValueError(f"every rate of the ladder diverged in the arm {result['arm']!r}: give smaller ones with --lr")
     return min(good, key=good.__getitem__)
 
 

@@ -125,7 +125,7 @@ def load_scale_model(folder: Path) -> ScaleResults:
     )
     whole = Interval.of(list(base.values()))
     if whole is None:
-        raise ValueError(f"every final run of fp32 in {folder} diverged: give smaller rates by --lr")
+        raise ValueError(f"every final run of fp32 in {folder} diverged: give smaller rates with --lr")
     return ScaleResults(config, arms, rates["fp32"], whole)
 
 

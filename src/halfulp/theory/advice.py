@@ -213,7 +213,9 @@ def advise(
     ]
     if not pairs:
         least = min(m.bytes for m in rated["exp_avg"]) + min(v.bytes for v in rated["exp_avg_sq"])
-        raise ValueError(f"no formats fit {bytes_per_parameter} bytes a parameter; the smallest pair takes {least:.2f}")
+        raise ValueError(
+            f"no formats fit {bytes_per_parameter} bytes per parameter; the smallest pair takes {least:.2f}"
+        )
     m, v = min(pairs, key=lambda pair: (pair[0].error + pair[1].error, pair[0].bytes + pair[1].bytes))
     everything = sorted(itertools.chain.from_iterable(rated.values()), key=lambda c: (c.slot, c.error))
     return Advice(m, v, tuple(everything))

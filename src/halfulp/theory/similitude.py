@@ -164,7 +164,7 @@ def scale_model(
     first, second = get_format(fmt, signed=True), get_format(fmt, signed=False)
     coarser = min(first, second, key=lambda f: f.mantissa_bits)
     if any(f.kind != "float" or f.is_float32 for f in (first, second)):
-        raise ValueError(f"a scale model is of a low-precision float format, got {second.name}")
+        raise ValueError(f"a scale model needs a low-precision float format, got {second.name}")
     if factor < 1 or factor & (factor - 1):
         raise ValueError(f"the factor of a scale model is a power of two, got {factor}")
     if factor.bit_length() - 1 > coarser.mantissa_bits:

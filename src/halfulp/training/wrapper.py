@@ -140,8 +140,8 @@ class Wrapper(Optimizer):
         """
         if not isinstance(state_dict.get(self.key), Mapping):
             raise ValueError(
-                f"the state_dict has no {self.key!r}: it is not of {type(self).__name__}. One of the optimizer inside "
-                "alone is loaded by wrapper.optimizer.load_state_dict"
+                f"the state_dict has no {self.key!r}: it does not belong to {type(self).__name__}. Load one of the "
+                "inner optimizer alone with wrapper.optimizer.load_state_dict"
             )
         checked = self.check_own(state_dict[self.key])
         self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != self.key})

@@ -1,6 +1,6 @@
 """Workers that synchronize periodically: local SGD, gossip and others, on ``torch.distributed`` and in low precision.
 
-Each worker trains with its own optimizer and exchanges messages with the others every so many steps. Each method is a
+Each worker trains with its own optimizer and exchanges messages with the others at regular intervals. Each method is a
 wrapper around that optimizer; see ``docs/workers.md``.
 """
 

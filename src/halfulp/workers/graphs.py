@@ -148,7 +148,7 @@ class Turns:
 
     def __post_init__(self) -> None:
         if not self.graphs or len({graph.size for graph in self.graphs}) != 1:
-            raise ValueError(f"graphs that take turns are of the same workers, got {self.graphs}")
+            raise ValueError(f"alternating graphs must have the same workers, got {self.graphs}")
 
     @property
     def size(self) -> int:

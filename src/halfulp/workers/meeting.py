@@ -36,7 +36,7 @@ FIXED = ("digest", "meeting", "finite", "loss", "samples")
 
 
 class Meeting(Wrapper):
-    """Base class of an optimizer around another one, whose worker meets others every so many steps.
+    """Base class of an optimizer around another one, whose worker meets others at regular intervals.
 
     Parameters
     ----------
@@ -262,7 +262,9 @@ class Meeting(Wrapper):
                 )
         wrong = [w for w, fine in zip(circle, column["finite"].tolist(), strict=True) if not fine]
         if wrong:
-            raise FloatingPointError(f"weights of workers {wrong} are not finite at meeting {number}; nobody was moved")
+            raise FloatingPointError(
+                f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"
+            )
         if "loss" in self.method.needs and bool(column["loss"].isnan().any()):
             raise ValueError(
                 f"{self.method.title} follows the worker of least loss: pass the closure to step(), or call "
@@ -332,7 +334,7 @@ class Meeting(Wrapper):
             go(self.pull, params, targets, share)
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError(f"{type(self).__name__} is tied to its workers, and is not copied: save its state_dict()")
+        raise TypeError(f"{type(self).__name__} is tied to its workers and cannot be copied: save its state_dict()")
 
     # ---------------------------------------------------------------- agreement and checkpoints
 

@@ -159,7 +159,7 @@ class OneBitAdam(OneBitStep):
         every = [p for group in self.param_groups for p in group["params"]]
         self._named = {str(i): p for i, p in enumerate(every) if p.requires_grad}
         if any(is_sharded(p) for p in self._named.values()):
-            raise ValueError("1-bit Adam takes whole parameters: a magnitude is that of a whole tensor")
+            raise ValueError("1-bit Adam needs whole parameters, since each magnitude is that of a whole tensor")
         zeros = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._named.items()}
         kept = replace(self.storage, keep_fp32=())
         seed = self.param_groups[0]["seed"]

@@ -32,7 +32,7 @@ class ElasticHyper(HyperBase):
         """See :class:`~halfulp.rules.hyper.HyperBase`."""
         super().check()
         if not 0.0 < self.beta <= 1.0:
-            raise ValueError(f"beta is a share of the way, in (0, 1]; got {self.beta}")
+            raise ValueError(f"beta is a share of the distance, in (0, 1]; got {self.beta}")
 
 
 EASGD_METHOD = Method(
@@ -64,7 +64,7 @@ class DPPFHyper(HyperBase):
         """See :class:`~halfulp.rules.hyper.HyperBase`."""
         super().check()
         if not 0.0 < self.pull <= 1.0:
-            raise ValueError(f"pull is a share of the way, in (0, 1]; got {self.pull}")
+            raise ValueError(f"pull is a share of the distance, in (0, 1]; got {self.pull}")
 
 
 def _pull_push(hyper: DPPFHyper, distance: float, workers: int) -> float:

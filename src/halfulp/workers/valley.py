@@ -88,7 +88,7 @@ def inverse_mean_valley(
     1.0
     """
     if len(workers) < 2:
-        raise ValueError(f"a valley is spanned by two workers at least, got {len(workers)}")
+        raise ValueError(f"a valley needs at least two workers, got {len(workers)}")
     centre = {name: torch.stack([w[name].float() for w in workers]).mean(dim=0) for name in workers[0]}
     distances = [ray_to_boundary(loss, centre, worker, kappa, furthest) for worker in workers]
     return len(distances) / sum(distances)
