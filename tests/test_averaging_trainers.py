@@ -367,3 +367,14 @@ def test_callbacks_are_pickled_with_their_average(tmp_path):
 def test_options_beside_make_are_refused(make):
     with pytest.raises(ValueError, match="no use of"):
         make(halves, decay=0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"evaluate": False}, "are called"), ({"name": "slower"}, "would both be evaluated")]
+)
+def test_two_averages_of_a_trainer_must_be_told_apart(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        hf(tmp_path, trainer_callback(halves), callbacks=[trainer_callback(halves, **options)])[0].train()
+    if "name" in options:  # Lightning itself refuses equal names
+        with pytest.raises(ValueError, match=message):
+            fabric(tmp_path, [lightning_callback(halves), lightning_callback(halves, **options)], 1).fit(Module())

@@ -188,8 +188,13 @@ def test_an_error_of_the_closure_is_the_users() -> None:
         optimizer.step(closure)
 
 
+COPIES = pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+
+
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, halfulp.AdamW, halfulp.Muon], ids=str)
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@COPIES
 def test_a_watched_optimizer_is_copied_and_pickled(make: Any, how: Callable[[Any], Any]) -> None:
     optimizer = make([("w", nn.Parameter(torch.ones(8, 16)))], lr=0.1)
     with StallMonitor(optimizer, every=1) as watch:
@@ -202,6 +207,34 @@ def test_a_watched_optimizer_is_copied_and_pickled(make: Any, how: Callable[[Any
     optimizer.step()
     assert torch.equal(optimizer.param_groups[0]["params"][0], other.param_groups[0]["params"][0])
     assert watch.steps == 1
+
+
+@COPIES
+@pytest.mark.parametrize("make", [torch.optim.AdamW, halfulp.AdamW], ids=str)
+def test_a_copy_of_a_monitor_watches_the_copy_of_the_optimizer(make: Any, how: Callable[[Any], Any]) -> None:
+    optimizer = make([("w", nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16)))], lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+
+    def step(of: Any) -> None:
+        of.param_groups[0]["params"][0].grad = torch.randn(64, 64, generator=generator).bfloat16()
+        of.step()
+
+    watch = StallMonitor(optimizer, every=1)
+    step(optimizer)
+    twin, other = how((watch, optimizer))
+    kept = generator.get_state()
+    step(optimizer)
+    generator.set_state(kept)
+    step(other)
+    assert (watch.steps, twin.steps) == (2, 1)
+    assert [m.lag for m in twin.measure()] == [m.lag for m in watch.measure()]
+
+
+@COPIES
+def test_callbacks_of_the_monitor_are_copied(how: Callable[[Any], Any]) -> None:
+    """As trainers do that spawn processes."""
+    for made in (halfulp.monitor.trainer_callback(every=7), halfulp.monitor.lightning_callback(every=7)):
+        assert vars(how(made)).keys() == vars(made).keys() | ({"table"} if hasattr(made, "table") else set())
 
 
 class AcceleratedLike(Optimizer):

@@ -42,6 +42,22 @@ class Keeper:
         self._live: dict[str, Tensor] = {}
         """Live weights in host memory, kept after training while the model has the averaged weights."""
 
+    def check_others(self, callbacks: Iterable[Any]) -> None:
+        """Raise ``ValueError`` if another average of the same trainer has the same name, or is evaluated too."""
+        for other in callbacks:
+            if other is self or not isinstance(other, Keeper):
+                continue
+            if other.name == self.name:
+                raise ValueError(
+                    f"two averages of a trainer are called {self.name!r}, under which both are saved: "
+                    "give one of them another name="
+                )
+            if other.evaluate and self.evaluate:
+                raise ValueError(
+                    f"the averages {other.name!r} and {self.name!r} would both be evaluated: give "
+                    "evaluate=False to all but one"
+                )
+
     def begin(self, model: Any, restored: bool = False) -> None:
         """Start a training. `restored` says that the weights come from a checkpoint."""
         if self.average is not None and self.average.model is model:
@@ -168,6 +184,8 @@ def _trainer_class() -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer, loop = _calling_trainer(self)
+            if trainer is not None:
+                self.check_others(trainer.callback_handler.callbacks)
             resumed = loop.get("resume_from_checkpoint")
             saved = Path(resumed) / self.name if isinstance(resumed, str) else None
             if saved is not None and not saved.exists():
@@ -263,6 +281,7 @@ def _lightning_class() -> Any:
             return self.name
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.check_others(trainer.callbacks)
             self.begin(pl_module, restored=self._saved is not None)
             self._fitting = True
             if self._saved is not None:

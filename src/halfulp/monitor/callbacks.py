@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from halfulp.monitor.bases import calling, lightning_base, transformers_base
@@ -44,6 +45,10 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
     class StallCallback(base):
         table: MonitorTable | None = None
         watch: StallMonitor | None = None
+
+        def __reduce__(self) -> Any:  # the class has no name by which it could be found
+            again = partial(trainer_callback, sample=sample, every=every, prefix=prefix, logger=logger)
+            return again, (), {"table": self.table}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             with _harmless():
@@ -95,6 +100,10 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
             super().__init__()
             self.watches: list[StallMonitor] = []
             self.tables: list[MonitorTable] = []
+
+        def __reduce__(self) -> Any:
+            again = partial(lightning_callback, sample=sample, every=every, prefix=prefix)
+            return again, (), {"tables": self.tables}
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.watches = []

@@ -67,7 +67,7 @@ class StallMonitor(Hooked):
             raise ValueError(f"sample and every must be positive, got sample={sample}, every={every}")
         self.optimizer, self.sample, self.every = unwrap(optimizer), sample, every
         self.steps = 0
-        self._names = {} if model is None else {p: n for n, p in model.named_parameters()}
+        self._names: dict[Tensor, str] = {} if model is None else {p: n for n, p in model.named_parameters()}
         self._watches: dict[tuple[int, torch.device], GroupWatch] = {}
         self._layout: list[Any] = []
         self._began = False
@@ -77,6 +77,10 @@ class StallMonitor(Hooked):
             self.optimizer.register_step_pre_hook(self._before),
             self.optimizer.register_step_post_hook(self._after),
         ]
+
+    def __reduce__(self) -> Any:
+        """Copy the shadows, not what was counted: the copy watches the copy of the optimizer."""
+        return _again, (self.optimizer, self.sample, self.every, self._names, self.state_dict())
 
     # ---------------------------------------------------------------- watching
 
@@ -265,6 +269,14 @@ class StallMonitor(Hooked):
     def on_step(self, report: Callable[[int], None]) -> None:
         """Call ``report(steps)`` after each counted step."""
         self._reports.append(report)
+
+
+def _again(
+    optimizer: torch.optim.Optimizer, sample: int, every: int, names: dict[Tensor, str], shadows: dict[str, Tensor]
+) -> StallMonitor:
+    watch = StallMonitor(optimizer, sample=sample, every=every)
+    watch._names, watch._loaded = names, shadows
+    return watch
 
 
 def _alike(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
