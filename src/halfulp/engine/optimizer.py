@@ -68,25 +68,24 @@ class RuleOptimizer(Optimizer):
     hyper
         The rule's hyper-parameters. They become group keys.
     state
-        How states are stored: ``"8bit"`` (default) or ``"4bit"``, the formats that measured best; ``"fp32" "bf16"
-        "fp16" "fp8" "fp4" "int8" "int4"`` as published; a dtype or its name; a
-        :class:`~halfulp.numbers.formats.Format`; a :class:`~halfulp.numbers.quantizer.Quantizer`, whose rounding and
-        ``zero_floor`` take precedence; or a mapping from slot names to these, where missing slots get the default. Per
-        group.
+        The format of the states: ``"8bit"`` (default), ``"bf16"``, ``"4bit"``, ``"fp32"``, ``"fp16"``, ``"fp8"``,
+        ``"fp4"``, ``"int8"``, ``"int4"`` or a full name; a dtype; a :class:`~halfulp.numbers.formats.Format`; or a
+        :class:`~halfulp.numbers.quantizer.Quantizer`, whose rounding and ``zero_floor`` take precedence. A mapping from
+        slot names to these sets each state by itself; missing slots get the default. Can be set per group.
     rounding
         ``"stochastic"`` (default) or ``"nearest"``, or a mapping from slot names, where missing slots get the default.
-        Per group.
+        Can be set per group.
     reset
         ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
-        function. Per group.
+        function. Can be set per group.
     param_rounding
-        How 16-bit parameters are rounded: ``"stochastic"`` (default), so that updates below half a unit are not lost,
-        or ``"nearest"``. Per group.
+        How 16-bit parameters are rounded: ``"stochastic"`` (default) preserves updates below half a unit on average,
+        ``"nearest"`` drops them. Can be set per group.
     master_weights
-        What is kept beside 16-bit parameters, so that the rule updates fp32 weights: ``None`` (default), ``"fp32"`` (4
-        bytes per parameter), ``"remainder16"`` (2 bytes: the bits that bfloat16 cuts off; training has the bits of fp32
-        weights), or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by `param_rounding`). Remainders
-        need bfloat16 parameters. Per group.
+        What is stored in addition to 16-bit parameters, so that the rule updates fp32 weights: ``None`` (default);
+        ``"fp32"`` (4 bytes per parameter); ``"remainder16"`` (2 bytes: the bits that bfloat16 cuts off; training is
+        bit-identical to fp32 weights); or ``"remainder8"`` (1 byte: weights of 15 fraction bits, rounded by
+        `param_rounding`). Remainders need bfloat16 parameters. Can be set per group.
     seed
         The seed of the random bits. Saved in checkpoints.
     scale, block_size, min_size, keep_fp32, zero_floor
@@ -97,8 +96,8 @@ class RuleOptimizer(Optimizer):
     capturable
         Allow :meth:`step` to be recorded in a CUDA graph, with the Triton kernels. See :meth:`advance`.
     nonfinite
-        What to do with non-finite values. ``"skip"`` (default) leaves the affected segment of a row (128 elements, or
-        the blocks of the states) unchanged, counts it in :attr:`skipped`, and logs it once. A rule that is not
+        What to do with non-finite values. ``"skip"`` (default) leaves the affected tile (128 elements of a row, or the
+        blocks of the states) unchanged, counts it in :attr:`skipped`, and logs it once. A rule that is not
         elementwise skips the whole parameter, and a rule that needs a sum over the model (SWATS, AMSGD,
         :func:`~halfulp.clip_global`) skips all parameters. ``"raise"`` checks every gradient before the step and raises
         ``FloatingPointError`` with nothing changed, at the cost of one more pass.
