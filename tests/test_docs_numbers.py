@@ -59,3 +59,14 @@ def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
     table = lab[lab.index("| bf16 at 1:8") :].split("\n\n")[0].splitlines()
     assert len(table) > 4
     assert set(table) <= set(lines)
+
+
+def test_losses_by_reset_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    planner_regret = importlib.import_module("planner_regret")
+    arms = planner_regret.read()
+    page = (DOCS / "results" / "scale_models.md").read_text()
+    for fmt in {name for name, _ in arms}:
+        lines = planner_regret.table(arms, fmt)
+        assert len(lines) > 4
+        assert all(line in page for line in lines)
