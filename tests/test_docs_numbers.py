@@ -64,9 +64,7 @@ def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_by_reset_period(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
     planner_regret = importlib.import_module("planner_regret")
-    arms = planner_regret.read()
+    lines = planner_regret.table(planner_regret.read())
+    assert len(lines) > 6
     page = (DOCS / "results" / "scale_models.md").read_text()
-    for fmt in {name for name, _ in arms}:
-        lines = planner_regret.table(arms, fmt)
-        assert len(lines) > 4
-        assert all(line in page for line in lines)
+    assert all(line in page for line in lines)
