@@ -59,7 +59,8 @@ class Vectors:
         self.rows = np.array(rows, np.float32)
         self.columns = np.zeros((0, 0), np.float32)
         if columns:  # C reads beyond the end of the last piece
-            self.columns = np.pad(np.array(columns, np.float32), ((0, 0), (0, UNIT)))
+            self.columns = np.zeros((len(columns), len(columns[0]) + UNIT), np.float32)
+            self.columns[:, :-UNIT] = columns
 
     def fill(self, row: Any) -> None:
         """Point a ``hu_work`` at the vectors, which must outlive it."""
@@ -122,7 +123,7 @@ class _Sums:
         row["slot"], row["sums"] = self.slots.ctypes.data, self.sums.ctypes.data
         vectors.fill(row)
         self.by_column = [term for term in terms if term[2] == "columns"]
-        self.columns = np.zeros((len(self.by_column), max(-(-self.rows >> TREE), 1), self.cols))
+        self.columns = np.empty((len(self.by_column), max(-(-self.rows >> TREE), 1), self.cols))
         row["column_sums"] = self.columns.ctypes.data
 
     def found(self) -> dict[str, Any]:
