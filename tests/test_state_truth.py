@@ -419,6 +419,39 @@ def test_what_says_nothing_clear_is_refused_and_changes_nothing(name: str, actio
         }
 
 
+def entries_of_another(state: Any, a: Tensor, b: Tensor) -> None:
+    state[b] = state[a]
+
+
+def copied_entries(state: Any, a: Tensor, b: Tensor) -> None:
+    state[b] = dict(state[a])
+
+
+def one_slot_for_two(state: Any, a: Tensor, b: Tensor) -> None:
+    state[a]["exp_avg_sq"] = state[a]["exp_avg"]
+
+
+def weights_as_state(state: Any, a: Tensor, b: Tensor) -> None:
+    state[a]["exp_avg"] = b.data
+
+
+@pytest.mark.parametrize("act", [entries_of_another, copied_entries, one_slot_for_two, weights_as_state])
+def test_states_in_one_memory_are_refused(act: Any) -> None:
+    """As of an expert that was copied with its states: a step of one would change both."""
+    params = [torch.nn.Parameter(torch.randn(8, 16)) for _ in range(2)]
+    optimizer = halfulp.AdamW(params, state="fp32")
+    step(optimizer, 0)
+    act(optimizer.state, *params)
+    kept = bits(optimizer)
+    with pytest.raises(ValueError, match=r"in the same memory as .*clone"):
+        step(optimizer, 1)
+    assert same(kept, bits(optimizer))
+    for p in params:
+        optimizer.state[p] = copy.deepcopy(optimizer.state[p])
+        optimizer.state[p].update({key: x.clone() for key, x in optimizer.state[p].items() if isinstance(x, Tensor)})
+    step(optimizer, 2)
+
+
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if any(f in n for f in ("8bit", "int8", "fp8"))])
 def test_codes_that_were_cast_are_not_taken_for_values(name: str) -> None:
     if "Adafactor" in name:

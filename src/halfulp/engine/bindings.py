@@ -12,7 +12,7 @@ from halfulp.engine.lineup import Lineup, Share
 from halfulp.engine.plan import plan_states
 from halfulp.engine.registry import Registry
 from halfulp.engine.standing import standing
-from halfulp.engine.states import Bound, bind
+from halfulp.engine.states import Bound, bind, check_apart
 from halfulp.engine.zeroed import has_other_zero, tell_zeroed
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
@@ -88,6 +88,7 @@ class Bindings:
                             new.append(p)
                         bound = self.bind(share.group, p)
                     bounds.append(bound)
+            check_apart((self._optimizer.place(bound.param).label, bound) for bound in bounds)
         except BaseException:
             for p in new:
                 state.pop(p, None)

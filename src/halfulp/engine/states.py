@@ -7,7 +7,7 @@ when they were replaced or moved, or changed their length or dtype.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -35,7 +35,7 @@ from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule, Scalars
 
-__all__ = ["Bound", "bind", "drop_leftovers", "version_of"]
+__all__ = ["Bound", "bind", "check_apart", "drop_leftovers", "version_of"]
 
 
 @dataclass(eq=False)
@@ -215,6 +215,29 @@ def bind(
     if entries is None:
         state[param] = found
     return Bound(param, rule, slots, master, found, plan.quantizers, place.index)
+
+
+def check_apart(bounds: Iterable[tuple[str, Bound]]) -> None:
+    """Raise ``ValueError`` if two states, or a state and a parameter, lie in the same memory.
+
+    That is what a shallow copy of ``optimizer.state[param]`` for another parameter makes: each would change both.
+
+    Parameters
+    ----------
+    bounds
+        Bound parameters with their labels.
+    """
+    named = list(bounds)
+    found = {b.param.data_ptr(): label for label, b in named if b.lasting and b.param.numel()}
+    for label, bound in named:
+        for key, x in bound.held.items():
+            at = local(x).data_ptr()
+            if at in found and x.numel():
+                raise ValueError(
+                    f"{label}: {key} in optimizer.state lies in the same memory as {found[at]}, and a step would "
+                    "change both: put a clone() there, or copy.deepcopy(optimizer.state[param])"
+                )
+            found[at] = f"{key} of {label}"
 
 
 def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:
