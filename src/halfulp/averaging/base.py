@@ -10,14 +10,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from halfulp.averaging.exact import Exact
 from halfulp.averaging.serve import serve, unserve
 from halfulp.averaging.source import Model, Source, check_followed, clean_name, is_frozen, shipped_names
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import local_part, shard_like
 from halfulp.engine.storage import StorageOptions
+from halfulp.libraries import unwrap
 from halfulp.numbers.log import log, log_once
 from halfulp.numbers.show import Shown
 
@@ -95,6 +98,7 @@ class WeightAverage(Shown):
         self.store = self._store(followed, **options)
         self.began = dict.fromkeys(followed, 0)
         self._swap: Swap | None = None
+        self._optimizers: list[Any] = []
         self._followed: dict[str, Tensor] = {}
         self._resting: list[str] = []
         self._synced: dict[str, Tensor] | None = None
@@ -176,8 +180,25 @@ class WeightAverage(Shown):
         """All stores. Subclasses may have more than one."""
         return (self.store,)
 
-    def _follow(self, model: Model | None = None) -> dict[str, Tensor]:
-        """Return the live tensors for an update. Averages of new or resized tensors begin here."""
+    def follow(self, optimizer: Any) -> None:
+        """Average the fp32 weights that an optimizer keeps by ``master_weights=``, in place of the 16-bit parameters.
+
+        Parameters
+        ----------
+        optimizer
+            An optimizer over the model's parameters, possibly offloaded or inside a wrapper. Without master weights
+            nothing changes.
+        """
+        inside = unwrap(optimizer)
+        if isinstance(inside, RuleOptimizer) and not any(inside is unwrap(known) for known in self._optimizers):
+            self._optimizers.append(optimizer)
+
+    def _follow(self, model: Model | None = None) -> Mapping[str, Tensor]:
+        """Return the live values for an update. Averages of new or resized tensors begin here."""
+        tensors = self._tensors(model)
+        return Exact(tensors, self._optimizers) if self._optimizers else tensors
+
+    def _tensors(self, model: Model | None) -> dict[str, Tensor]:
         source = self.source if model is None or model is self.model else self._source_of(_mapping(model))
         tensors = source.tensors()
         if tensors is self._synced and not any(
@@ -389,7 +410,7 @@ class WeightAverage(Shown):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_while_swapped("copy the average")
-        return {**self.__dict__, "_synced": None, "_followed": {}}
+        return {**self.__dict__, "_synced": None, "_followed": {}, "_optimizers": []}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors and numbers: the stored averages, the counters, and the storage options."""

@@ -19,11 +19,9 @@ from torch import Tensor
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.checkpoint.files import read_file, write_file
-from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import is_sharded, local_part, whole
-from halfulp.libraries import unwrap
 from halfulp.monitor.bases import calling, lightning_base, transformers_base
-from halfulp.numbers.log import log, log_once
+from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]
 
@@ -70,13 +68,8 @@ class Keeper:
 
     def update(self, optimizers: Iterable[Any]) -> None:
         """Update the average after the optimizers have stepped."""
-        for optimizer in map(unwrap, optimizers):
-            if isinstance(optimizer, RuleOptimizer) and any(g["master_weights"] for g in optimizer.param_groups):
-                log_once(
-                    "the average is of the 16-bit weights that the model has, not of the fp32 weights that "
-                    "master_weights= keeps behind them; halfulp.fp32_weights says how to average those",
-                    level=30,
-                )
+        for optimizer in optimizers:
+            self.average.follow(optimizer)
         self.average.update()
 
     @torch.no_grad()

@@ -130,7 +130,7 @@ class EMA(WeightAverage):
         self._move(live, self.decay(self.updates))
         self._before = None
 
-    def _move(self, live: dict[str, Tensor], decay: float) -> None:
+    def _move(self, live: Mapping[str, Tensor], decay: float) -> None:
         if decay == 0.0 and not self.difference:
             self.store.write(live, self.step)  # a copy, not old + (live - old)
         else:
@@ -142,8 +142,13 @@ class EMA(WeightAverage):
         if self.difference:
             self._before = {n: t.detach().clone() for n, t in self.live.items()}
 
+    def follow(self, optimizer: Any) -> None:
+        """As :meth:`WeightAverage.follow`. An average stored as a difference is always one of the live weights."""
+        if not self.difference:
+            super().follow(optimizer)
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update after every step of an optimizer, until :meth:`detach`.
+        """Update after every step of an optimizer, until :meth:`detach`. See also :meth:`follow`.
 
         Parameters
         ----------
@@ -155,6 +160,7 @@ class EMA(WeightAverage):
         RuntimeError
             If it is attached already: each step would count twice.
         """
+        self.follow(optimizer)
         optimizer = hooked(optimizer)
         if any(known is optimizer for known, _ in self._attached):
             raise RuntimeError("the average is attached to this optimizer already: detach() it first")

@@ -39,6 +39,8 @@ FORMATS = {"8bit": "linear8", "int8": "linear8"}
 """Format names that mean another format for weights than for optimizer states. A weight average needs an even grid, not
 a wide range (measured in ``docs/averaging.md``).
 """
+TOGETHER = 64 << 20
+"""Bytes of live values after which a step of averages is split, since the values may be copies that take memory."""
 
 
 @dataclass
@@ -237,7 +239,8 @@ class AverageStore:
     ) -> None:  # fmt: skip
         """Run one step of a rule on every average, with the random bits of a label, a step and a lane."""
         scalars, index = all_fp32(rule.scalars(hyper, {})), [a.index for a in self._averaged.values()]
-        steps = []
+        steps: list[Step] = []
+        held = 0
         keys = step_keys(self.seed, index, slot_id(label), [step] * len(index))
         for name, (key0, key1) in zip(self._averaged, keys, strict=True):
             parts = [self._part(name, tensors) for tensors in inputs]
@@ -247,7 +250,12 @@ class AverageStore:
             if counts is not None:
                 one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64, device="cpu"))
             steps.append(one)
-        dispatch.step(rule, steps, self.backend)
+            held += sum(part.tensor.nbytes for part in parts)
+            if held >= TOGETHER:
+                dispatch.step(rule, steps, self.backend)
+                steps, held = [], 0
+        if steps:
+            dispatch.step(rule, steps, self.backend)
         self._skipped.look()
 
     @property

@@ -15,7 +15,7 @@ from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import cut, gathered, is_sharded, local, shard_like
 from halfulp.libraries import unwrap
 
-__all__ = ["fp32_params", "fp32_state_dict", "fp32_weights", "load_fp32_state_dict"]
+__all__ = ["FP32Weights", "fp32_params", "fp32_state_dict", "fp32_weights", "load_fp32_state_dict"]
 
 
 def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -142,13 +142,10 @@ def load_fp32_state_dict(
 
 @contextmanager
 def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[nn.Module]:
-    """Replace the model's 16-bit parameters by their fp32 weights within the block, for evaluation and averaging.
+    """Replace the model's 16-bit parameters by their fp32 weights within the block, for evaluation.
 
     The parameter objects stay the same and only their values change. Afterwards the values are restored. Changes made
     inside the block are lost, and the optimizer must not step.
-
-    A weight average follows the model's own 16-bit weights. An average that is built and updated inside the block
-    follows the fp32 weights, and can be swapped into the 16-bit model outside.
 
     Parameters
     ----------
@@ -172,11 +169,6 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     >>> with halfulp.fp32_weights(model, optimizer):
     ...     print(model(torch.ones(1, 2)).dtype)
     torch.float32
-    >>> with halfulp.fp32_weights(model, optimizer):
-    ...     average = halfulp.averaging.EMA(model, 0.999, state="8bit")
-    >>> # after each optimizer.step():
-    >>> with halfulp.fp32_weights(model, optimizer):
-    ...     average.update()
     """
     ours = _ours(optimizer)
     params = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
@@ -199,6 +191,27 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
         for p, values, grad in kept:
             p.grad, p.data = None, values
             p.grad = grad
+
+
+class FP32Weights:
+    """The fp32 weights behind 16-bit parameters, asked for one by one.
+
+    Parameters
+    ----------
+    optimizer
+        One of halfulp, possibly offloaded or inside a wrapper.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._given, self._ours = optimizer, _ours(optimizer)
+        self._registry = self._ours.registry
+
+    def of(self, param: Tensor) -> Tensor | None:
+        """Return the fp32 weights of a parameter; ``None`` if it has no master weights here, or no step yet."""
+        here = _host_of(self._given, param)
+        if param.dtype == torch.float32 or here not in self._registry or self._ours.master(here) is None:
+            return None
+        return _weights(self._ours, self._registry, here)
 
 
 def _host_of(optimizer: Any, param: Tensor) -> Tensor:
