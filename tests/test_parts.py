@@ -124,6 +124,8 @@ def test_other_rules_of_matrices_say_it_too(name: str, caplog: pytest.LogCapture
 
 OUTER = {
     "tied": ("model.embed_tokens.weight", "adam"), "T5": ("shared.weight", "adam"), "timm": ("head.weight", "adam"),
+    "T5 positions": ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "adam"),
+    "BART": ("model.shared.weight", "adam"),
     "GPT-2": ("transformer.wte.weight", "adam"), "LLaMA": ("lm_head.weight", "adam"),
     "hidden": ("layers.0.mlp.down_proj.weight", "muon"),
     "BERT": ("encoder.layer.0.attention.output.dense.weight", "muon"),

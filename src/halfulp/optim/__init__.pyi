@@ -444,7 +444,7 @@ class Muon(_Muon):
         adjust_lr_fn: str = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-08,
-        fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*", "*head.weight", "shared.weight"),
+        fallback: tuple[str, ...] = ("*emb*", "*w[tp]e*", "*lm_head*", "*head.weight", "*shared.weight", "*_bias.w*"),
         *,
         split: str | None = None,
         **options: Unpack[TorchOptions],

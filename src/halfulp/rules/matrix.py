@@ -54,7 +54,7 @@ class MuonHyper(MatrixHyper):
     adjust_lr_fn: str = "match_rms_adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    fallback: tuple[str, ...] = ("*emb*", "*wte*", "*wpe*", "*lm_head*", "*head.weight", "shared.weight")
+    fallback: tuple[str, ...] = ("*emb*", "*w[tp]e*", "*lm_head*", "*head.weight", "*shared.weight", "*_bias.w*")
 
     free: ClassVar[tuple[str, ...]] = ("ns_coefficients", "fallback")
 
