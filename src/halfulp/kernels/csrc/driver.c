@@ -254,7 +254,7 @@ static void add_up(hu_work *w) {
 EXPORT void hu_measure(hu_work *works, int64_t number, int threads) {
     if (!in_order(works, number, threads)) return;
     for (int64_t i = 0; i < number; i++)
-        if (works[i].rows * works[i].cols) add_up(&works[i]);
+        if (works[i].rows && works[i].cols) add_up(&works[i]);
 }
 
 /* Decodes a stored state to fp32, and encodes finite fp32 values to codes and scales. */

@@ -214,15 +214,15 @@ FOLD(fold_terms, float)
 FOLD(fold_sums, double)
 
 typedef double vd __attribute__((vector_size(8 * VL)));
-INLINE vd widened(const float *p) { return __builtin_convertvector(ldf(p), vd); }
+#define WIDENED(p) __builtin_convertvector(ldf(p), vd)
 
 /* Returns the sum of HU_CAP terms, or of their squares or products, by a flag of HU_OF_*. The stretch is halved until one
  * number is left. */
 INLINE double sum_of(const float *x, const float *y, const int of) {
     enum { LEFT = HU_CAP / 16 };
     double left[LEFT] ALIGNED;
-#define AT(k) (of & HU_OF_SQUARE ? widened(x + k * LEFT) * widened(x + k * LEFT) \
-               : of & HU_OF_PRODUCT ? widened(x + k * LEFT) * widened(y + k * LEFT) : widened(x + k * LEFT))
+#define AT(k) (of & HU_OF_SQUARE ? WIDENED(x + k * LEFT) * WIDENED(x + k * LEFT) \
+               : of & HU_OF_PRODUCT ? WIDENED(x + k * LEFT) * WIDENED(y + k * LEFT) : WIDENED(x + k * LEFT))
 #define FOUR(k) ((AT(k) + AT((k + 8))) + (AT((k + 4)) + AT((k + 12))))
     for (int i = 0; i < LEFT; i += VL, x += VL, y += VL) {
         const vd sum = (FOUR(0) + FOUR(2)) + (FOUR(1) + FOUR(3));
