@@ -3,12 +3,19 @@
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from halfulp.numbers import log
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 """Triton reads this when it is first imported, by whichever test."""
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # threads of several workers on one core spin while they wait for each other
+    THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of child processes
+    torch.set_num_threads(THREADS)
 
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")

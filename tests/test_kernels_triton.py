@@ -198,7 +198,7 @@ def test_alignment_changes_no_bit(formats: tuple[str, str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("formats", [("fp8", "8bit"), ("fp4", "4bit"), ("bf16", "int8")], ids="+".join)
-@pytest.mark.parametrize("before", [1 << 31, (1 << 33) + 1024])
+@pytest.mark.parametrize("before", [1 << 31, (1 << 33) + 2048])
 @pytest.mark.parametrize("shape", [(2, 1024), (2048,)], ids=["rows", "one row"])
 def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tuple[int, ...]) -> None:
     """The end of a tensor with more than 2**31 elements, of which only that end exists.
@@ -212,7 +212,9 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     whole = (before // 1024 + 2, 1024) if len(shape) == 2 else (before + 2048,)
     cut = tiling(torch.Size(whole), got.binding.quantizers)
     assert not isinstance(cut, str)
-    member = replace(member_of(got), cut=replace(cut, rows=1, cols=2048))  # programs only for the end
+    found = member_of(got)
+    kind = replace(found.kind, plan=replace(found.kind.plan, far=True))
+    member = replace(found, kind=kind, cut=replace(cut, rows=1, cols=2048))  # programs only for the end
     place, line = Line(2), member.line
     line[1:4] = (cut.rows, cut.cols, cut.tiles_a_row)
     line[place.FIRST_ELEMENT], line[place.ROW_STRIDE] = 0, cut.cols

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS, MAX_VECTORS
 from halfulp.rules.base import Scalars
-from halfulp.rules.program import TYPES, Op, Program, evaluate, spoilt
+from halfulp.rules.program import TYPES, Program, evaluate
 from halfulp.rules.tracing import ProgramError
 
-__all__ = ["c_function", "check_grad", "flags", "machine_code", "uniform_values"]
+__all__ = ["c_function", "flags", "machine_code", "uniform_values"]
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 CALLS = {
@@ -28,11 +28,6 @@ CALLS = {
     "to_float": "itof",
 }  # fmt: skip
 C_TYPES = {"float": "vf", "mask": "vm", "int": "vi"}
-
-
-def check_grad(program: Program) -> bool:
-    """Whether the gradient itself must be checked, since no new state is certainly non-finite if it is."""
-    return program.reads("grad") and not spoilt(program.ops, program.ops.index(Op("grad"))) & {*program.new_states}
 
 
 def flags(program: Program) -> int:
@@ -116,7 +111,7 @@ def c_function(program: Program) -> str:
             names[index] = f"v{index}"
             kind = C_TYPES[TYPES[op.name]]
             body.append(f"const {kind} v{index} = {_c_value(op.name, [names.get(i, '') for i in op.args], op.of)};")
-    if check_grad(program) and not program.sums:
+    if program.checks_grad and not program.sums:
         grad = next(k for k, op in enumerate(program.ops) if op.name == "grad")
         body.append(f"CHECK({names[grad]});")
     for k, index in enumerate(program.new_states):
@@ -259,7 +254,7 @@ class _Machine:
                 operand = ("register", count)
                 count += 1
             saves.append(("save", [operand], k))
-        if check_grad(program) and not program.sums:
+        if program.checks_grad and not program.sums:
             lines.append(("check", [("input", 0)], 0))
         if program.param is not None:
             lines.append(("save_param", [self._operand(self._value(program.param), place)], 0))

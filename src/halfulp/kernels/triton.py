@@ -162,7 +162,7 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
     binding = step.binding
     named = {s.slot.name: s.quantizer for s in binding.states}
     quantizers = tuple(named[name] for name in program.states)
-    cut = tiling(binding.shape, quantizers, stretches=bool(program.sums))
+    cut = tiling(binding.shape, quantizers, stretches=bool(program.sums), row_stride=binding.row_stride)
     if isinstance(cut, str):
         return cut
     quantized = [state_as(q, cut.tile, cut.padded, block) for q, block in zip(quantizers, cut.blocks, strict=True)]
@@ -176,6 +176,8 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
         padded=cut.padded,
         tiles=cut.tiles_a_program,
         aligned=wide and cut.cols % 32 == 0 and cut.tile % 32 == 0,
+        flat=cut.flat,
+        far=binding.first_element + cut.rows * max(cut.cols, binding.row_stride or 0) > 1 << 32,
         master=0 if binding.master is None else 8 * binding.master.element_size(),
     )
     formats = tuple(q.format for q in quantizers)

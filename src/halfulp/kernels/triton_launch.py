@@ -54,7 +54,7 @@ class Kind:
 
         A thread has 8 elements, or 16 for the largest tiles, since a program has at most 16 warps here.
         """
-        warps = min(16, max(4, self.plan.padded * self.plan.tiles // 256))
+        warps = min(16, max(4, self.plan.padded * self.plan.tiles // 512))
         return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
 
 

@@ -24,7 +24,7 @@ STRETCH = 1024
 """The number of elements of a segment whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
 LARGEST_TILE = 8192
 """The most elements of one program. A row or tensor that shares one scale must not be longer."""
-_PROGRAM = 1024
+_PROGRAM = 2048
 """The number of elements of a program if its tiles are shorter."""
 _LOOP = 16
 """The most blocks of a tile that are handled one by one, if their size is not a power of two."""
@@ -52,17 +52,19 @@ class StoredAs:
     zero_floor: bool
     value_bits: int
     sign_bit: int
-    value_mask: int
+    pattern_mask: int
     code_mask: int
-    sign_shift: int
     smallest_exponent: int
     to_nearest: int
     to_fixed: int
     fraction: int
     drop: int
     shift: int
+    high: bool
+    below: int
+    up: int
+    fixed_unit: float
     unit: float
-    largest_code: int
     specials: bool
     largest: float
     reach: float
@@ -122,7 +124,8 @@ class Line:
 class Plan:
     """Constants of a launch besides its program: elements per program, and properties of the parameter.
 
-    `master` is the number of bits of the master weights (:mod:`halfulp.numbers.remainder`), 0 for none.
+    `flat` is whether the tensor is one row of whole tiles, and `far` whether a global index reaches 2**32. `master` is
+    the number of bits of the master weights (:mod:`halfulp.numbers.remainder`), 0 for none.
     """
 
     maximize: bool
@@ -131,6 +134,8 @@ class Plan:
     padded: int
     tiles: int
     aligned: bool
+    flat: bool
+    far: bool
     master: int = 0
 
     def mangle(self) -> str:
@@ -159,16 +164,23 @@ class Tiling:
         return max(1, _PROGRAM // self.padded)
 
     @property
+    def flat(self) -> bool:
+        """Whether the tensor is one row of whole tiles."""
+        return self.rows == 1 and self.cols % self.tile == 0 and self.padded == self.tile
+
+    @property
     def programs(self) -> int:
         """The number of programs of a tensor."""
         return -(-self.rows * self.tiles_a_row // self.tiles_a_program)
 
 
-def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: bool = False) -> Tiling | str:
+def tiling(
+    shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: bool = False, row_stride: int | None = None
+) -> Tiling | str:
     """Cut a parameter into the tiles of :func:`halfulp.kernels.binding.step_tile`, or return the reason why not.
 
-    Unlike there, a tile is never cut to the row: a short row is a partly filled tile. For sums, tiles consist of whole
-    segments.
+    Unlike there, a tile is never cut to the row: a short row is a partly filled tile. Contiguous rows of whole tiles
+    become one long row. For sums, tiles consist of whole segments.
     """
     rows, cols = rows_and_cols(shape)
     scalings = [q.scaling for q in quantizers if q.format.scaled]
@@ -193,6 +205,8 @@ def tiling(shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: b
         if block & (block - 1) and -(-tile // block) > _LOOP:
             return f"{-(-tile // block)} blocks of {block} elements a tile, more than {_LOOP}, and not a power of two"
         blocks.append(min(block, tile))
+    if cols and cols % tile == 0 and not stretches and row_stride in (None, cols):
+        rows, cols = 1, rows * cols
     cut = Tiling(rows, cols, tile, _power_of_two(tile), tuple(blocks))
     if cut.programs * cut.tiles_a_program >= 1 << 31:
         return f"{rows * cut.tiles_a_row} tiles of {tile} elements: a tensor has at most 2**31"
@@ -230,17 +244,19 @@ def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored
         zero_floor=quantizer.zero_floor and not quantizer.stochastic,
         value_bits=fmt.value_bits,
         sign_bit=1 << fmt.value_bits if fmt.bits < 32 else 0,
-        value_mask=(1 << fmt.value_bits) - 1,
+        pattern_mask=(((1 << fmt.value_bits) - 1) << (23 - p)) - (1 << 31),
         code_mask=(1 << min(fmt.bits, 16)) - 1,
-        sign_shift=31 - fmt.value_bits,
         smallest_exponent=smallest << 23,
         to_nearest=(254 + p - smallest) << 23,
         to_fixed=(254 + p + fraction - smallest) << 23,
         fraction=fraction,
         drop=32 - fraction,
         shift=23 - p,
+        high=fmt.kind == "float" and fmt.bits <= 8 and quantizer.stochastic and fraction == 24,
+        below=(smallest - 1) << 23,
+        up=1 + p,
+        fixed_unit=math.ldexp(1.0, 127 + p + fraction - smallest),
         unit=math.ldexp(1.0, 127 - fmt.bias),
-        largest_code=fmt.max_code,
         specials=fmt.special != "none",
         largest=fmt.max,
         reach=fmt.reach,

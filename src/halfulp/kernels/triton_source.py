@@ -38,11 +38,11 @@ import triton
 import triton.language as tl
 
 from halfulp.kernels.triton_ops import (
-    bits_of, float_of, mix_element, negate, not_finite, round_signed, sign, without_sign, words_of_lane,
+    bits_of, float_of, mix_element, negate, round_signed, sign, without_sign, words_of_lane,
 )
 from halfulp.kernels.triton_tiles import (
-    count_skipped, load_float, load_param, load_state, scalar, store_largest, store_param, store_state, store_sum,
-    this_tensor, tile_of,
+    count_skipped, largest_of, load_float, load_param, load_state, scalar, store_largest, store_param, store_state,
+    store_sum, this_tensor, tile_of,
 )
 
 FIELDS = tl.constexpr({fields})
@@ -97,13 +97,20 @@ def _load(program: Program, place: Line) -> list[str]:
 
 def _store(program: Program, place: Line) -> list[str]:
     """Return the lines that store the new states and the parameter. `numbers` are the keys of each tensor."""
-    lines = ["bad = not_finite(grad)"]
-    lines += [f"bad = bad | not_finite(v{i})" for i in program.new_states]
-    lines += ["good = count_skipped(line, bad, inside)", "mixed = element"]
-    lines += ["if PLAN.stochastic:", "    mixed = mix_element(element, numbers + 2 * this)"]
+    lines = [f"largest{k} = largest_of(v{i}, inside, SLOT{k}, PLAN)" for k, i in enumerate(program.new_states)]
+    found = [f"largest{k}" for k in range(len(program.new_states))]
+    if program.checks_grad:
+        lines.append("largest = largest_of(grad, inside, GRAD, PLAN)")
+        found.append("largest")
+    lines.append(f"worst = tl.max({found[0]}, 1)")
+    lines += [f"worst = tl.maximum(worst, tl.max({other}, 1))" for other in found[1:]]
+    lines += ["good = count_skipped(worst, line, row, start, rows, cols, PLAN)", "mixed = element"]
+    lines += ["if PLAN.stochastic:", "    mixed = mix_element(element, numbers + 2 * this, PLAN.far)"]
     for k, i in enumerate(program.new_states):
         words = f"words_of_lane(mixed, line + {place.state(k) + 2}, SLOT{k})"
-        lines.append(f"store_state(v{i}, good, {words}, line, {place.state(k)}, levels{k}, {TILE}, SLOT{k}, PLAN)")
+        lines.append(
+            f"store_state(v{i}, largest{k}, good, {words}, line, {place.state(k)}, levels{k}, {TILE}, SLOT{k}, PLAN)"
+        )
     if program.param is not None:
         words = f"words_of_lane(mixed, line + {place.PARAM_LANE}, STORED)"
         lines.append(f"store_param(v{program.param}, inside & good, {words}, line, flat, STORED, PLAN)")

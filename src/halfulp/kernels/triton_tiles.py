@@ -27,8 +27,8 @@ from halfulp.kernels.triton_plan import STRETCH as stretch
 from halfulp.kernels.triton_plan import Line
 
 __all__ = [
-    "count_skipped", "fold", "load_float", "load_param", "load_state", "scalar", "store_largest", "store_param",
-    "store_state", "store_sum", "this_tensor", "tile_of",
+    "count_skipped", "fold", "largest_of", "load_float", "load_param", "load_state", "scalar", "store_largest",
+    "store_param", "store_state", "store_sum", "this_tensor", "tile_of",
 ]  # fmt: skip
 
 ROWS = tl.constexpr(Line.ROWS)
@@ -65,15 +65,22 @@ def tile_of(line, program, PLAN: tl.constexpr):
     cols = tl.load(line + COLS)
     if PLAN.aligned:
         cols = tl.multiple_of(cols, 16)
-    tiles_a_row = tl.load(line + TILES_A_ROW).to(tl.int32)
     tile = (program - tl.load(line).to(tl.int32)) * PLAN.tiles + tl.arange(0, PLAN.tiles)
-    row = tile // tiles_a_row
-    start = (tile - row * tiles_a_row).to(tl.int64) * PLAN.tile
     column = tl.arange(0, PLAN.padded)[None, :]
-    inside = (column < PLAN.tile) & (start[:, None] + column < cols) & (row < rows)[:, None]
-    flat = (row.to(tl.int64) * cols + start)[:, None] + column
-    stride = tl.load(line + ROW_STRIDE)
-    element = tl.load(line + FIRST_ELEMENT) + (row.to(tl.int64) * stride + start)[:, None] + column
+    first = tl.load(line + FIRST_ELEMENT)
+    if PLAN.flat:
+        row = tile * 0
+        start = tile.to(tl.int64) * PLAN.tile
+        inside = (start < cols)[:, None] & (column < PLAN.tile)
+        flat = start[:, None] + column
+        element = first + flat
+    else:
+        tiles_a_row = tl.load(line + TILES_A_ROW).to(tl.int32)
+        row = tile // tiles_a_row
+        start = (tile - row * tiles_a_row).to(tl.int64) * PLAN.tile
+        inside = (column < PLAN.tile) & (start[:, None] + column < cols) & (row < rows)[:, None]
+        flat = (row.to(tl.int64) * cols + start)[:, None] + column
+        element = first + (row.to(tl.int64) * tl.load(line + ROW_STRIDE) + start)[:, None] + column
     return row, start, rows, cols, flat, element, inside
 
 
@@ -168,10 +175,24 @@ def load_state(line, field, levels, row, start, rows, cols, flat, inside, F: tl.
 
 
 @triton.jit
+def largest_of(value, inside, F: tl.constexpr, PLAN: tl.constexpr):
+    """Return the bit pattern of the largest magnitude of each block, or of each tile if there are no scales."""
+    magnitude = bits_of(value) & 0x7FFFFFFF
+    if not PLAN.flat:
+        magnitude = tl.where(inside, magnitude, 0)
+    if F.scaled:
+        found = absmax_of_blocks(magnitude, F, PLAN.tiles, PLAN.padded)
+    else:
+        found = tl.max(magnitude, 1)[:, None]
+    return found
+
+
+@triton.jit
 def store_state(
-    value, good, words, line, field, levels, row, start, rows, cols, flat, inside, F: tl.constexpr, PLAN: tl.constexpr
-):
-    """Encode and store a state where its tile is good."""
+    value, largest, good, words, line, field, levels, row, start, rows, cols, flat, inside,
+    F: tl.constexpr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """Encode and store a state where its tile is good. `largest` comes from :func:`largest_of`."""
     keep = inside & good
     if F.float32:
         tl.store(address(line, field, tl.float32, PLAN) + flat, value, mask=keep)
@@ -179,8 +200,7 @@ def store_state(
         code = encode(value, words, levels, F)
         tl.store(address(line, field, tl.uint16, PLAN) + flat, code.to(tl.uint16), mask=keep)
     else:
-        magnitude = tl.where(inside, bits_of(value) & 0x7FFFFFFF, 0)
-        scale = scale_of_absmax(absmax_of_blocks(magnitude, F, PLAN.tiles, PLAN.padded), F)
+        scale = scale_of_absmax(largest, F)
         y = value * spread(inverse_scale(scale, F), F, PLAN.tiles, PLAN.padded)
         code = encode(y, words, levels, F)
         codes = address(line, field, tl.uint8, PLAN)
@@ -199,13 +219,13 @@ def store_state(
 
 
 @triton.jit
-def count_skipped(line, bad, inside):
-    """Add the elements of bad tiles to the tensor's counter, and return which tiles are good."""
-    bad_tile = tl.max((bad & inside).to(tl.int32), 1)[:, None] > 0
-    count = tl.sum(tl.sum((bad_tile & inside).to(tl.int64), 1), 0)
+def count_skipped(worst, line, row, start, rows, cols, PLAN: tl.constexpr):
+    """Return which tiles are good (`worst`, the largest magnitude, is finite), and count the elements of the others."""
+    bad = worst >= 0x7F800000
+    left = tl.minimum(cols - start, PLAN.tile)
     skipped = tl.load(line + SKIPPED).to(tl.pointer_type(tl.int64))
-    tl.atomic_add(skipped, count, mask=count > 0, sem="relaxed")
-    return bad_tile == 0
+    tl.atomic_add(skipped + row * 0, left, mask=bad & (left > 0) & (row < rows), sem="relaxed")
+    return (worst < 0x7F800000)[:, None]
 
 
 @triton.jit

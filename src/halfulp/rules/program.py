@@ -138,6 +138,11 @@ class Program:
     vectors = ()
     """States that are vectors. A plain program has none."""
 
+    @cached_property
+    def checks_grad(self) -> bool:
+        """Whether the gradient itself must be checked, since no new state is certainly non-finite if it is."""
+        return self.reads("grad") and not spoilt(self.ops, self.ops.index(Op("grad"))) & {*self.new_states}
+
     @property
     def programs(self) -> tuple[Program, ...]:
         """The programs of a step: this one."""
