@@ -85,8 +85,9 @@ def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
     )
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    compiled = triton.compile(source, target=gpu, options=kind.options)
-    elements = kind.plan.tiles * kind.plan.padded / (gpu.warp_size * kind.options["num_warps"])
+    options = kind.options(gpu.warp_size)
+    compiled = triton.compile(source, target=gpu, options=options)
+    elements = kind.plan.tiles * kind.plan.padded / (gpu.warp_size * options["num_warps"])
     common = {"target": target, "aligned": kind.plan.aligned}
     if amd:
         return {**common, **amd_code(compiled.asm["amdgcn"], elements), "binary": len(compiled.asm["hsaco"])}

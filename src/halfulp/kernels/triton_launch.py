@@ -27,6 +27,9 @@ from halfulp.rules.program import Program
 
 __all__ = ["Batch", "Kind", "Launch", "Member"]
 
+LANES = 64 if torch.version.hip is not None else 32
+"""The number of threads in a warp."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -48,13 +51,14 @@ class Kind:
         names = [*(f"SLOT{k}" for k in range(slots)), "GRAD", "STORED"]
         return {"PLAN": self.plan, **dict(zip(names, self.stored, strict=True))}
 
-    @property
-    def options(self) -> dict[str, int | bool]:
+    def options(self, lanes: int) -> dict[str, int | bool]:
         """Compiler options: no fused multiply-add, and hashes may overflow (also with ``TRITON_DEBUG``).
 
-        A thread has 8 elements, or 16 for the largest tiles, since a program has at most 16 warps here.
+        A warp has 32 lanes (64 on AMD). A lane has as many elements as registers allow without spills.
         """
-        warps = min(16, max(4, self.plan.padded * self.plan.tiles // 512))
+        scaled = any(stored.scaled for stored in self.stored[:-2])
+        elements = 2 if lanes == 64 else 16 if scaled else 8
+        warps = min(16, max(1, self.plan.padded * self.plan.tiles // (lanes * elements)))
         return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False}
 
 
@@ -118,7 +122,7 @@ class Launch:
         table = self.step_table.tensor
         kernel_of(self.kind.program)[(self.programs,)](
             self.line_table.tensor, table if numbers is None else numbers, table[self.keys :].view(torch.float32),
-            *self.levels, len(self.members), **self.kind.constants, **self.kind.options,
+            *self.levels, len(self.members), **self.kind.constants, **self.kind.options(LANES),
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ STRETCH = 1024
 """The number of elements of a segment whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
 LARGEST_TILE = 8192
 """The most elements of one program. A row or tensor that shares one scale must not be longer."""
-_PROGRAM = 2048
+_PROGRAM = 1024
 """The number of elements of a program if its tiles are shorter."""
 _LOOP = 16
 """The most blocks of a tile that are handled one by one, if their size is not a power of two."""
