@@ -129,7 +129,7 @@ def test_master_weights_take_over_what_data_wrote() -> None:
         train(net, optimizer, *rest, steps=1, first=3)
         found += [net, optimizer]
     assert_same(*found)
-    with pytest.raises(TypeError, match="optimizers of halfulp, not of AdamW"):
+    with pytest.raises(TypeError, match="optimizers of halfulp, not for AdamW"):
         make("torch", True)[1].reset_state()
 
 
