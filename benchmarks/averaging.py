@@ -16,11 +16,11 @@ import importlib.util
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from interleaved import interleaved
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -295,13 +295,7 @@ def cost(rounds: int, width: int, layers: int) -> None:
     averages = {s: EMA(model, 0.999, state=s) for s in ("fp32", "bf16", "8bit", "4bit")}
     runs: dict[str, Callable[[], Any]] = {"torch": lambda: base.update_parameters(model)}
     runs.update({name: ema.update for name, ema in averages.items()})
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for k in range(rounds):
-        for name in names[k % len(names) :] + names[: k % len(names)]:  # rotate, so that each follows each other one
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
+    times = interleaved(runs, rounds)
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters, {torch.get_num_threads()} threads, {rounds} rounds")
     for name in runs:

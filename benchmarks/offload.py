@@ -26,6 +26,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from interleaved import interleaved
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -191,12 +192,7 @@ def arms(elements: int) -> dict[str, Arm]:
 
 def measure(made: dict[str, Arm], elements: int, rounds: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """Return one row per arm."""
-    names, times = list(made), {name: [] for name in made}  # type: ignore[var-annotated]
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            start = clock()
-            made[name].step()
-            times[name].append(clock() - start)
+    times = interleaved({name: arm.step for name, arm in made.items()}, rounds, clock)
     rows = []
     for name, arm in made.items():
         mine = np.array(times[name])

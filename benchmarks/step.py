@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from interleaved import interleaved
 from pictures import PALETTE, axes_of, label_ends, save
 from rich.console import Console
 from rich.table import Table
@@ -118,18 +119,14 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return one row per arm."""
     optimizers = {n: make(parameters(elements, tensors), lr=1e-3, weight_decay=0.1) for n, (make, _) in made.items()}
-    names, times = list(optimizers), {name: [] for name in optimizers}  # type: ignore[var-annotated]
     first = {}
     for name, optimizer in optimizers.items():
         start = time.perf_counter()
         optimizer.step()
         first[name] = time.perf_counter() - start
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            torch.ones(1 << 16).add_(1.0)  # every step directly follows a torch operation
-            start = clock()
-            optimizers[name].step()
-            times[name].append(clock() - start)
+    # every step directly follows a torch operation
+    steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+    times = interleaved(steps, rounds, clock, before=lambda: torch.ones(1 << 16).add_(1.0))
     base, bandwidth = np.array(times["torch fused"]), copy_bandwidth(elements)
     rows = []
     for name, (_, moved) in made.items():
