@@ -132,6 +132,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "scalar": (update_of(lambda p, g, c: p * float(c["lr"])), "the value of a scalar"),
     "in place": (update_of(lambda p, g, c: p.__iadd__(g)), "in place"),
     "tensor": (update_of(lambda p, g, c: p + torch.ones(3)), "Tensor"),
+    "mask returned": (update_of(lambda p, g, c: p > g), "value of type mask .*test_program.py:"),
     "lost state": (lambda p, g, s, c: (p, {}), "returns no new m"),
 }
 

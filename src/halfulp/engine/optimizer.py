@@ -481,18 +481,16 @@ class RuleOptimizer(Optimizer):
             raise ValueError(f"unknown states {sorted(set(names) - known)}; there are {sorted(known)}")
         for p in self.registry:
             if (chosen is None or p in chosen) and self.state.get(p):
-                states, master, index = self.states(p), self.master(p), None
+                states = [s for s in self.states(p) if names is None or s.slot.name in names]
+                master, index = self.master(p), None
                 if rows is not None:
                     with self.place(p).naming():
                         index = row_index(rows, p)
-                        reset_rows_([s for s in states if names is None or s.slot.name in names], p, index)
+                        reset_rows_(states, p, index)
+                elif states:
+                    self._reset(p, states, tuple(s.slot.name for s in states))
                 if master is not None and names is not None and MASTER in names:
                     master.reset_(p, index)
-                if rows is not None:
-                    continue
-                due = tuple(s.slot.name for s in states if names is None or s.slot.name in names)
-                if due:
-                    self._reset(p, states, due)
 
     @torch.no_grad()
     def forget(self, params: Iterable[Tensor]) -> None:

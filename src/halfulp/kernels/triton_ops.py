@@ -127,7 +127,7 @@ def high_code(bits, magnitude, words, F: tl.constexpr):
     The bit pattern of a normal number, minus that of the smallest exponent and shifted, is its code followed by 24 bits
     of fraction.
     """
-    normal = (magnitude - F.below) << F.up
+    normal = (magnitude - (F.smallest_exponent - 0x800000)) << (24 - F.shift)
     tiny = round_half_even(float_of(magnitude) * F.fixed_unit)
     fixed = tl.where(magnitude < F.smallest_exponent, tiny, normal).to(tl.uint32, bitcast=True) + (words >> 8)
     if F.signed:

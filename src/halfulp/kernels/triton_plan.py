@@ -61,8 +61,6 @@ class StoredAs:
     drop: int
     shift: int
     high: bool
-    below: int
-    up: int
     fixed_unit: float
     unit: float
     specials: bool
@@ -253,8 +251,6 @@ def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored
         drop=32 - fraction,
         shift=23 - p,
         high=fmt.kind == "float" and fmt.bits <= 8 and quantizer.stochastic and fraction == 24,
-        below=(smallest - 1) << 23,
-        up=1 + p,
         fixed_unit=math.ldexp(1.0, 127 + p + fraction - smallest),
         unit=math.ldexp(1.0, 127 - fmt.bias),
         specials=fmt.special != "none",

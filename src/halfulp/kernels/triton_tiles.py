@@ -221,11 +221,11 @@ def store_state(
 @triton.jit
 def count_skipped(worst, line, row, start, rows, cols, PLAN: tl.constexpr):
     """Return which tiles are good (`worst`, the largest magnitude, is finite), and count the elements of the others."""
-    bad = worst >= 0x7F800000
+    good = worst < 0x7F800000
     left = tl.minimum(cols - start, PLAN.tile)
     skipped = tl.load(line + SKIPPED).to(tl.pointer_type(tl.int64))
-    tl.atomic_add(skipped + row * 0, left, mask=bad & (left > 0) & (row < rows), sem="relaxed")
-    return (worst < 0x7F800000)[:, None]
+    tl.atomic_add(skipped + row * 0, left, mask=~good & (left > 0) & (row < rows), sem="relaxed")
+    return good[:, None]
 
 
 @triton.jit

@@ -23,7 +23,10 @@ __all__ = ["VECTORS", "PendingSum", "ProgramError", "ScalarSymbol", "ScalarSymbo
 
 VECTORS = ("rows", "columns")
 SUMS = "a rule with sums has `measure` and `combine`, or is not elementwise and takes base.norm, rms or means"
-OWN_FILES = (os.path.abspath(__file__), os.path.abspath(base.__file__), os.path.dirname(torch.__file__))
+_HERE = os.path.dirname(os.path.abspath(__file__))
+OWN_FILES = (
+    *(os.path.join(_HERE, name) for name in ("symbols.py", "tracing.py", "base.py")), os.path.dirname(torch.__file__),
+)  # fmt: skip
 
 
 class ProgramError(TypeError):
