@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.rules.base import all_fp32
+from halfulp.numbers.single import all_fp32
 
 PROGRAMS = int(os.environ.get("HALFULP_OPTIMIZER_PROGRAMS", "24"))
 ACTIONS = (

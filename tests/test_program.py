@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from halfulp.numbers.single import fp32
 from halfulp.rules import base
 from halfulp.rules.program import Program, evaluate
 from halfulp.rules.stages import work_out
@@ -224,10 +225,10 @@ def test_means_add_up_in_the_order_that_is_promised(shape: tuple[int, int]) -> N
             numbers = [a + b for a, b in pairs] + numbers[len(numbers) // 2 * 2 :]
         return numbers[0]
 
-    assert base.row_means(x).tolist() == [base.fp32(base.total(x[k]).item() / cols) for k in range(rows)]
+    assert base.row_means(x).tolist() == [fp32(base.total(x[k]).item() / cols) for k in range(rows)]
     columns = x.double().T.tolist()
-    assert base.column_means(x).tolist() == [base.fp32(in_pairs(column) / rows) for column in columns]
-    assert base.mean(x[0]).item() == base.fp32(base.total(x[0]).item() / cols)
+    assert base.column_means(x).tolist() == [fp32(in_pairs(column) / rows) for column in columns]
+    assert base.mean(x[0]).item() == fp32(base.total(x[0]).item() / cols)
     assert base.rms(x).item() == (base.norm(x) / math.sqrt(x.numel())).item()
     matrix = x.reshape(rows, cols, 1)
     assert base.by_row(x[:, 0], matrix).shape == (rows, 1, 1)

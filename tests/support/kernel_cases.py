@@ -19,9 +19,10 @@ from halfulp.numbers.formats import FORMATS, FRIENDLY, resolve_name
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import lanes, slot_id, stream_keys
 from halfulp.numbers.scaling import Scaling
+from halfulp.numbers.single import fp32
 from halfulp.rules.adam import ADAM
 from halfulp.rules.average import DIFFERENCE, EMA
-from halfulp.rules.base import Rule, fp32
+from halfulp.rules.base import Rule
 from halfulp.rules.momentum import LION, SGD
 
 RULES: dict[str, Rule] = {"adam": ADAM, "sgd": SGD, "lion": LION, "ema": EMA, "ema_difference": DIFFERENCE}

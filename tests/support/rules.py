@@ -12,6 +12,7 @@ from halfulp.kernels.binding import Binding, Step, Stored
 from halfulp.numbers.formats import resolve_name
 from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.rng import lanes
+from halfulp.numbers.single import all_fp32
 from halfulp.optim import OPTIMIZERS
 from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule
@@ -91,7 +92,7 @@ class Variant:
     def scalars(self, age: int) -> dict[str, float]:
         """Return the scalars of the step in which every state has this age."""
         ages = {"step": age, **{s.name: age for s in self.slots}}
-        return halfulp.rules.base.all_fp32(self.rule.scalars(self.hyper, ages))
+        return all_fp32(self.rule.scalars(self.hyper, ages))
 
 
 def variants() -> list[Variant]:

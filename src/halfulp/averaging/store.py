@@ -27,8 +27,9 @@ from halfulp.numbers.formats import Format
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import LANES, slot_id, step_keys
+from halfulp.numbers.single import all_fp32
 from halfulp.rules.average import COPY, DIFFERENCE, EMA
-from halfulp.rules.base import Rule, all_fp32
+from halfulp.rules.base import Rule
 from halfulp.rules.slots import Hyper
 
 __all__ = ["FORMATS", "AverageStore", "Tensors"]

@@ -24,7 +24,8 @@ from halfulp.kernels.binding import Binding, Seen, Step, look
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Rounding
 from halfulp.numbers.rng import slot_id, step_keys
-from halfulp.rules.base import Rule, Scalars, all_fp32
+from halfulp.numbers.single import all_fp32
+from halfulp.rules.base import Rule, Scalars
 
 __all__ = ["Lineup", "Share"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import is_sharded, is_wrapper
-from halfulp.rules.base import Rule, all_fp32
+from halfulp.numbers.single import all_fp32
+from halfulp.rules.base import Rule
 
 __all__ = ["standing"]
 

@@ -6,7 +6,8 @@ import math
 
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
-from halfulp.rules.base import Rule, all_fp32
+from halfulp.numbers.single import all_fp32
+from halfulp.rules.base import Rule
 
 __all__ = ["combine"]
 

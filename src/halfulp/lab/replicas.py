@@ -21,8 +21,8 @@ from halfulp.lab.decoder import Decoder
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import slot_id
+from halfulp.numbers.single import all_fp32
 from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ
-from halfulp.rules.base import all_fp32
 
 __all__ = ["SLOTS", "Replicas", "Store", "round_fraction_"]
 

@@ -25,6 +25,8 @@ from typing import Literal
 
 import torch
 
+from halfulp.numbers.single import all_of_fp32
+
 __all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "register_format", "resolve_name"]
 
 Kind = Literal["float", "int", "codebook"]
@@ -246,13 +248,7 @@ def dynamic_levels(signed: bool) -> tuple[float, ...]:
             levels.append(scale * (low + high) / 2)
             if signed:
                 levels.append(-scale * (low + high) / 2)
-    return tuple(_float32(v) for v in sorted(levels))
-
-
-def _float32(value: float) -> float:
-    import struct
-
-    return float(struct.unpack("f", struct.pack("f", value))[0])
+    return all_of_fp32(sorted(levels))
 
 
 def _float(name: str, signed: bool, e: int, m: int, bias: int, special: Special) -> Format:

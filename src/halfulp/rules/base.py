@@ -19,10 +19,10 @@ turns the totals into more scalars before any parameter is updated. A rule that 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeVar
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from halfulp.numbers.scaling import rows_and_cols
+from halfulp.numbers.single import fp32
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "all_fp32", "all_of_fp32", "bits", "by_column", "by_row", "cbrt",
-    "clamp", "column_means", "exp", "fold_columns", "fold_rows", "fp32", "from_bits", "larger", "largest", "maximum",
+    "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "bits", "by_column", "by_row", "cbrt",
+    "clamp", "column_means", "exp", "fold_columns", "fold_rows", "from_bits", "larger", "largest", "maximum",
     "mean", "minimum", "norm", "rms", "rounded", "row_means", "sides", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
@@ -44,6 +45,8 @@ Scalars = dict[str, float]
 States = dict[str, Tensor]
 Ages = Mapping[str, int]
 Update = Callable[..., Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,30 +139,39 @@ class Rule:
 # ---------------------------------------------------------------- functions with the same bits on every backend
 
 
+def overridable(function: Callable[P, T]) -> Callable[P, T]:
+    """Let arguments with ``__torch_function__``, such as the symbols of a traced rule, override a function."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if has_torch_function(args):
+            return handle_torch_function(call, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@overridable
 def sqrt(x: Tensor) -> Tensor:
     """Return the correctly rounded square root of an fp32 tensor (torch's is one unit off for a fifth of all values).
 
     A float64 tensor, as in the monitor, gives a float64 root.
     """
-    if has_torch_function((x,)):
-        return handle_torch_function(sqrt, (x,), x)
     if type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and not x.requires_grad:
         return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and eight times faster
     root = x.double().sqrt()
     return root if x.dtype == torch.float64 else root.float()
 
 
+@overridable
 def larger(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a`` where it is larger, else ``b``, also if either is NaN."""
-    if has_torch_function((a, b)):
-        return handle_torch_function(larger, (a, b), a, b)
     return torch.where(a > b, a, b)
 
 
+@overridable
 def smaller(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a`` where it is smaller, else ``b``, also if either is NaN."""
-    if has_torch_function((a, b)):
-        return handle_torch_function(smaller, (a, b), a, b)
     return torch.where(a < b, a, b)
 
 
@@ -178,24 +190,21 @@ def clamp(x: Tensor, bound: float) -> Tensor:
     return torch.clamp(x, -bound, bound)
 
 
+@overridable
 def bits(x: Tensor) -> Tensor:
     """Return the bit patterns of fp32 values as int32. float64 values are first rounded to fp32."""
-    if has_torch_function((x,)):
-        return handle_torch_function(bits, (x,), x)
     return x.float().view(torch.int32)
 
 
+@overridable
 def from_bits(x: Tensor) -> Tensor:
     """Return the fp32 values of bit patterns."""
-    if has_torch_function((x,)):
-        return handle_torch_function(from_bits, (x,), x)
     return x.view(torch.float32)
 
 
+@overridable
 def rounded(x: Tensor) -> Tensor:
     """Return the nearest integers, ties to even, as int32."""
-    if has_torch_function((x,)):
-        return handle_torch_function(rounded, (x,), x)
     return x.round().to(torch.int32)
 
 
@@ -242,6 +251,7 @@ ROW = 1024
 """The number of elements of a segment in :func:`total`."""
 
 
+@overridable
 def total(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Return the sum over all elements of ``x``, or of ``x * y``, in float64, with the same bits everywhere.
 
@@ -263,8 +273,6 @@ def total(x: Tensor, y: Tensor | None = None) -> Tensor:
     >>> total(torch.ones(3000)).item()
     3000.0
     """
-    if has_torch_function((x, y)):
-        return handle_torch_function(total, (x, y), x, y)
     wide = x.double() if y is None else x.double() * y.double()
     if not wide.numel():
         return wide.new_zeros(())
@@ -301,10 +309,9 @@ def fold_columns(x: Tensor) -> Tensor:
     return x.sum(0) + 0.0
 
 
+@overridable
 def largest(x: Tensor) -> Tensor:
     """Return the largest magnitude as a 0-dimensional float64 tensor: 0 if there are no elements, NaN if any is NaN."""
-    if has_torch_function((x,)):
-        return handle_torch_function(largest, (x,), x)
     return x.abs().max().double() if x.numel() else x.new_zeros((), dtype=torch.float64)
 
 
@@ -317,90 +324,52 @@ FROM_SUMS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 """The result of each function, from float64 sums over a matrix and its numbers of rows and columns."""
 
 
+@overridable
 def norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    if has_torch_function((x,)):
-        return handle_torch_function(norm, (x,), x)
     return FROM_SUMS["norm"](total(x, x), *rows_and_cols(x.shape))
 
 
+@overridable
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    if has_torch_function((x,)):
-        return handle_torch_function(rms, (x,), x)
     return FROM_SUMS["rms"](total(x, x), *rows_and_cols(x.shape))
 
 
+@overridable
 def mean(x: Tensor) -> Tensor:
     """Return the mean of a vector, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    if has_torch_function((x,)):
-        return handle_torch_function(mean, (x,), x)
     return (total(x) / x.numel()).float()
 
 
+@overridable
 def row_means(x: Tensor) -> Tensor:
     """Return the mean of each row (dimension 0 by all others) as an fp32 vector, added up as in :func:`total`."""
-    if has_torch_function((x,)):
-        return handle_torch_function(row_means, (x,), x)
     rows, cols = rows_and_cols(x.shape)
     return FROM_SUMS["row_means"](fold_rows(x.double().reshape(rows, cols)), rows, cols)
 
 
+@overridable
 def column_means(x: Tensor) -> Tensor:
     """Return the mean of each column as an fp32 vector. Neighbouring rows are added in pairs until one is left."""
-    if has_torch_function((x,)):
-        return handle_torch_function(column_means, (x,), x)
     rows, cols = rows_and_cols(x.shape)
     return FROM_SUMS["column_means"](fold_columns(x.double().reshape(rows, cols)), rows, cols)
 
 
+@overridable
 def sides(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the numbers of rows (dimension 0) and columns (the others together) as fp32 tensors without dimensions."""
-    if has_torch_function((x,)):
-        found: tuple[Tensor, Tensor] = handle_torch_function(sides, (x,), x)
-        return found
     rows, cols = (torch.tensor(float(n), dtype=torch.float32, device=x.device) for n in rows_and_cols(x.shape))
     return rows, cols
 
 
+@overridable
 def by_row(x: Tensor, like: Tensor) -> Tensor:
     """Reshape a vector with one value per row of `like` so that it broadcasts over the columns."""
-    if has_torch_function((x, like)):
-        return handle_torch_function(by_row, (x, like), x, like)
     return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
+@overridable
 def by_column(x: Tensor, like: Tensor) -> Tensor:
     """Reshape a vector with one value per column of `like` so that it broadcasts over the rows."""
-    if has_torch_function((x, like)):
-        return handle_torch_function(by_column, (x, like), x, like)
     return x.reshape(like.shape[1:])
-
-
-# ---------------------------------------------------------------- scalars
-
-
-def fp32(value: Any) -> float:
-    """Return a number rounded to single precision, as a Python float. Overflow becomes infinity."""
-    return all_of_fp32((value,))[0]
-
-
-def all_of_fp32(values: Collection[Any]) -> tuple[float, ...]:
-    """Return :func:`fp32` of each value."""
-    form = f"{len(values)}f"
-    try:
-        return struct.unpack(form, struct.pack(form, *values))
-    except OverflowError:
-        return tuple(map(_rounded, values))
-
-
-def _rounded(value: Any) -> float:
-    try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def all_fp32(scalars: Scalars) -> dict[str, float]:
-    """Return scalars rounded to single precision. Overflow becomes infinity."""
-    return dict(zip(scalars, all_of_fp32(scalars.values()), strict=True))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfulp.numbers.single import fp32
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, by_row, fp32, mean, row_means, sides, sqrt, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, by_row, mean, row_means, sides, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 

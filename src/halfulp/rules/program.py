@@ -51,7 +51,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from halfulp.rules.base import Scalars, all_of_fp32
+from halfulp.numbers.single import all_of_fp32
+from halfulp.rules.base import Scalars
 from halfulp.rules.slots import Shape, StateSlot
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from halfulp.numbers.single import fp32
 from halfulp.rules import base
-from halfulp.rules.base import fp32
 from halfulp.rules.program import TYPES, Op
 
 __all__ = ["VECTORS", "PendingSum", "ProgramError", "ScalarSymbol", "ScalarSymbols", "Symbol", "Tracer"]

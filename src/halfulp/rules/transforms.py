@@ -20,7 +20,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, all_fp32, minimum, total
+from halfulp.numbers.single import all_fp32
+from halfulp.rules.base import Ages, Rule, Scalars, States, minimum, total
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [

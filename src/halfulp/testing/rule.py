@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.numbers.single import all_fp32
 from halfulp.optim import HyperOptimizer
-from halfulp.rules.base import Rule, all_fp32
+from halfulp.rules.base import Rule
 from halfulp.testing.subject import Skip, Subject, network, params, require, run, same
 
 __all__ = ["declaration", "elementwise", "pure_update"]
