@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from halfulp.engine import checks
 from halfulp.engine.lineup import Lineup, Share
+from halfulp.engine.memory import tell_kept_fp32
 from halfulp.engine.plan import plan_states
 from halfulp.engine.registry import Registry
+from halfulp.engine.sharding import is_sharded
+from halfulp.engine.slot_state import SlotState
 from halfulp.engine.standing import standing
 from halfulp.engine.states import Bound, bind, check_apart
 from halfulp.engine.zeroed import has_other_zero, tell_zeroed
@@ -95,7 +97,7 @@ class Bindings:
                 known.pop(p, None)
             raise
         if len(new) == len(state):  # the first step
-            checks.tell_kept_fp32(self._optimizer.memory())
+            tell_kept_fp32(self._optimizer.memory())
         return bounds
 
     def bind(self, group: dict[str, Any], param: Tensor) -> Bound:
@@ -119,6 +121,26 @@ class Bindings:
         elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
             self._warn_of_standing(group, param, rule, place.label)
         return bound
+
+    def states(self, param: Tensor) -> tuple[SlotState, ...]:
+        """See :meth:`~halfulp.engine.optimizer.RuleOptimizer.states`."""
+        optimizer, bound = self._optimizer, self._bounds.get(param)
+        place, entries = optimizer.place(param), optimizer.state.get(param)
+        if not entries:
+            raise KeyError(f"{place.label} has no state before its first step")
+        if bound is not None and bound.current(entries, optimizer.plan(place.group).quantizers) and bound.intact():
+            return bound.states
+        found = self.states_over(entries, param)
+        if all(state.slot.name in entries for state in found):
+            return self.bind(place.group, param).states
+        return tuple(state for state in found if state.slot.name in entries)  # some may have been forgotten
+
+    def states_over(self, entries: dict[str, Any], param: Tensor) -> tuple[SlotState, ...]:
+        """Return the planned states of a parameter, over entries that may lack some."""
+        optimizer, group = self._optimizer, self._optimizer.place(param).group
+        sharded = is_sharded(param) and optimizer.active_rule(group, param).shardable
+        planned = optimizer.slot_storage(group, param)
+        return tuple(SlotState(s.slot, s.quantizer, s.shape, entries, sharded) for s in planned)
 
     def _warn_of_standing(self, group: dict[str, Any], param: Tensor, rule: Rule, label: str) -> None:
         share = standing(rule, group, param)

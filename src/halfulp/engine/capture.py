@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from halfulp.engine.stepping import Groups, make_step
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
 from halfulp.rules.base import Rule
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = ["Recording", "capturing"]
-
-Groups = list[tuple[dict[str, Any], list[Tensor]]]
 
 
 def capturing() -> bool:
@@ -74,7 +72,7 @@ class Recording:
         entries_of = [optimizer.state[p] for p in self.params]
         before = [{k: v for k, v in entries.items() if type(v) is int} for entries in entries_of]
         try:
-            optimizer.make_step(self.groups, self._record, recording=True)
+            make_step(optimizer, self.groups, self._record, recording=True)
         finally:
             for entries, counted in zip(entries_of, before, strict=True):
                 entries.update(counted)
@@ -89,4 +87,4 @@ class Recording:
         for param, grad in zip(self.params, self.gradients, strict=True):
             param.grad = grad  # the tensor that the graph writes, even if it was replaced since
         batches = iter(self.batches)
-        self.optimizer.make_step(self.groups, lambda rule, steps: dispatch.refresh(rule, steps, next(batches)))
+        make_step(self.optimizer, self.groups, lambda rule, steps: dispatch.refresh(rule, steps, next(batches)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.master import master_kind
-from halfulp.engine.memory import MemoryReport
 from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import agree, local
 from halfulp.numbers.log import log_once
@@ -22,9 +22,9 @@ __all__ = [
     "check_gradients",
     "check_group",
     "check_param",
+    "check_patterns",
     "is_dry_run",
     "tell_idle",
-    "tell_kept_fp32",
     "tell_replaced",
 ]
 
@@ -54,6 +54,16 @@ def check_group(groups: list[dict[str, Any]]) -> None:
             except ValueError:
                 with Registry(groups)[param].naming():
                     raise
+
+
+def check_patterns(patterns: Sequence[str], groups: list[dict[str, Any]]) -> None:
+    """Raise ``ValueError`` for `keep_fp32` patterns without names, and warn of patterns that match none."""
+    if patterns and not any("param_names" in g for g in groups):
+        raise ValueError("keep_fp32 patterns need names: pass model.named_parameters() instead of parameters()")
+    names = [name for g in groups for name in g.get("param_names", ())]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            log_once(f"keep_fp32 pattern {pattern!r} matches no parameter name ({', '.join(names[:3])} ...)", level=30)
 
 
 def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
@@ -117,24 +127,6 @@ def tell_idle(steps: int, count: int) -> None:
             f"none of the {count} parameters had a gradient in two steps in a row: nothing is trained. backward() was "
             "not called, or the model has other parameters by now (load_state_dict(assign=True), a new head or "
             "embedding): build the optimizer from those",
-            level=30,
-        )
-
-
-def tell_kept_fp32(report: MemoryReport) -> None:
-    """Warn if states that stay in fp32 (those of vectors and small tensors) take much memory.
-
-    The threshold is a tenth of all bytes of state, and at least a MiB. Parameters that a library flattened (ZeRO) count
-    as vectors.
-    """
-    kept = [row for row in report.rows if row.kept_fp32 is not None and "keep_fp32" not in row.kept_fp32]
-    size = sum(row.bytes for row in kept)
-    if size > max(report.total / 10, 1 << 20):
-        most = max(kept, key=lambda row: row.bytes)
-        log_once(
-            f"states that stay in fp32 take {size / 2**20:.1f} of {report.total / 2**20:.1f} MiB: those of "
-            f"{len({row.parameter for row in kept})} parameters, such as {most.parameter} ({most.kept_fp32}). "
-            "min_size=0 quantizes them too",
             level=30,
         )
 

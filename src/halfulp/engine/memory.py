@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
+
+from halfulp.engine.checks import PARAM_DTYPES
+from halfulp.engine.master import MASTER, MasterState, storage_of
+from halfulp.engine.sharding import local
+from halfulp.engine.storage import fp32_reason
+from halfulp.numbers.log import log_once
 from halfulp.numbers.show import Shown, html_table
 
-__all__ = ["MemoryReport", "MemoryRow"]
+if TYPE_CHECKING:
+    from halfulp.engine.optimizer import RuleOptimizer
+
+__all__ = ["MemoryReport", "MemoryRow", "memory_report", "tell_kept_fp32"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +85,44 @@ class MemoryReport(Shown):
         if len(vectors) > 1:
             lines.append(f"  {len(vectors)} vectors, such as {next(iter(vectors))}")
         return [f"kept in float32 ({len(self.kept_fp32)} parameters):", *lines] if lines else []
+
+
+def memory_report(optimizer: RuleOptimizer) -> MemoryReport:
+    """See :meth:`~halfulp.engine.optimizer.RuleOptimizer.memory`."""
+    rows = []
+    for group in optimizer.param_groups:
+        low = any(not q.format.is_float32 for q in optimizer.group_quantizers(group).values())
+        for p in optimizer.active_params(group):
+            if p.dtype not in PARAM_DTYPES:
+                continue
+            place = optimizer.place(p)
+            reason = fp32_reason(p, place.name, optimizer.storage) if low else None
+            for slot, shape, q in optimizer.slot_storage(group, p):
+                rows.append(MemoryRow(place.label, slot.name, tuple(shape), q.spec, q.bytes(shape), reason))
+            kind, rule = group["master_weights"], optimizer.active_rule(group, p)
+            if p.dtype == torch.float16 and not p.requires_grad and kind != "fp32":
+                continue  # remainders need bfloat16; a step would raise
+            master = MasterState.of(p, kind, {}, rule, place.label)
+            if master is not None:
+                storage = storage_of(master.kind)
+                rows.append(MemoryRow(place.label, MASTER, tuple(master.shape), storage, master.bytes(), None))
+    count = sum(local(p).numel() for g in optimizer.param_groups for p in g["params"])
+    return MemoryReport(tuple(rows), count)
+
+
+def tell_kept_fp32(report: MemoryReport) -> None:
+    """Warn if states that stay in fp32 (those of vectors and small tensors) take much memory.
+
+    The threshold is a tenth of all bytes of state, and at least a MiB. Parameters that a library flattened (ZeRO) count
+    as vectors.
+    """
+    kept = [row for row in report.rows if row.kept_fp32 is not None and "keep_fp32" not in row.kept_fp32]
+    size = sum(row.bytes for row in kept)
+    if size > max(report.total / 10, 1 << 20):
+        most = max(kept, key=lambda row: row.bytes)
+        log_once(
+            f"states that stay in fp32 take {size / 2**20:.1f} of {report.total / 2**20:.1f} MiB: those of "
+            f"{len({row.parameter for row in kept})} parameters, such as {most.parameter} ({most.kept_fp32}). "
+            "min_size=0 quantizes them too",
+            level=30,
+        )

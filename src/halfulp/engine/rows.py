@@ -119,7 +119,10 @@ def resize_states(
     with place.naming():
         carried = {state.slot.name: _has_rows(state, old.shape) for state in before}
     kept = optimizer.master(old)
-    optimizer._replace(group, at, new)
+    group["params"][at] = new
+    optimizer.state.pop(old, None)
+    optimizer._bindings.drop(old)
+    optimizer._registry = None
     if not entries:
         return
     made: dict[str, Any] = {"step": entries["step"]}
@@ -129,7 +132,7 @@ def resize_states(
         made.update(master.initial(new))
         master.carry(kept, index)
     if before:
-        for state in optimizer._states_over(made, new):
+        for state in optimizer._bindings.states_over(made, new):
             _carry(state, next(s for s in before if s.slot.name == state.slot.name), new, index, carried)
 
 

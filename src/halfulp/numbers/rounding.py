@@ -32,7 +32,7 @@ from halfulp.numbers.formats import Format, get_format
 
 __all__ = ["decode", "encode", "pack4", "round_to", "storage_dtype", "unpack4"]
 
-_SIGN, _EXP, _ABS = -(1 << 31), 0x7F800000, 0x7FFFFFFF
+_EXP, _ABS = 0x7F800000, 0x7FFFFFFF
 
 
 def storage_dtype(fmt: Format) -> torch.dtype:

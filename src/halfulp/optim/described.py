@@ -13,7 +13,7 @@ import textwrap
 from typing import Any
 
 from halfulp.engine.optimizer import RuleOptimizer
-from halfulp.engine.options import TorchOptions
+from halfulp.engine.options import Options, TorchOptions
 from halfulp.engine.storage import StorageOptions
 from halfulp.rules.base import Rule
 
@@ -43,12 +43,12 @@ def described(cls: type[Any]) -> None:
     """Give an optimizer class a docstring that describes all of its arguments, in the order of its signature.
 
     Descriptions in the class itself take precedence, then those of its hyper-parameters, then those of
-    :class:`RuleOptimizer`.
+    :class:`~halfulp.engine.options.Options`.
     """
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or _words(cls, cls.rule))
-    sources = (RuleOptimizer, StorageOptions, TorchOptions, *reversed(cls.hyper.__mro__), *reversed(cls.__mro__))
+    shared = (RuleOptimizer, Options, StorageOptions, TorchOptions)
     known: dict[str, str] = {}
-    for source in dict.fromkeys(sources):
+    for source in dict.fromkeys((*shared, *reversed(cls.hyper.__mro__), *reversed(cls.__mro__))):
         known.update(parameters(source.__dict__.get("__doc__")))
     names = [name for name in inspect.signature(cls).parameters if name in known]
     entries = [

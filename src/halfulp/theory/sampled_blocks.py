@@ -32,7 +32,6 @@ from halfulp.theory.transition import Step
 __all__ = ["SampledLaw", "sampled_law"]
 
 Array = npt.NDArray[np.float64]
-Single = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
 PHASES, BLOCKS = 16, 16
