@@ -200,8 +200,36 @@ class ScalarSymbols(dict[str, Any]):
         return ScalarSymbol(self.tracer, f"c[{name!r}]")
 
 
+def _tracer(*args: object) -> Tracer:
+    return next(a.tracer for a in args if isinstance(a, Symbol))
+
+
+def _unary(name: str) -> Callable[[Any], Symbol]:
+    return lambda x: x.tracer.op(name, x.tracer.value(x))
+
+
+def _binary(name: str, swap: bool = False) -> Callable[[Any, Any], Symbol]:
+    """Return a function that records an operation on its arguments, in the other order if swapped."""
+
+    def function(a: Any, b: Any) -> Symbol:
+        tracer = _tracer(a, b)
+        first, second = tracer.value(a), tracer.value(b)
+        return tracer.op(name, *((second, first) if swap else (first, second)))
+
+    return function
+
+
+def _masked(name: str) -> Callable[..., Symbol]:
+    def function(*masks: Any) -> Symbol:
+        if not all(isinstance(m, Symbol) and m.type == "mask" for m in masks):
+            raise _error(f"{name!r} of anything but masks")
+        return _tracer(*masks).op(name, *masks)
+
+    return function
+
+
 class Symbol:
-    """A value of the program being traced, in place of a tensor."""
+    """A value of the program being traced, in place of a tensor. Its methods are those of a tensor."""
 
     __hash__ = None  # type: ignore[assignment]
     __array_priority__ = 1000
@@ -219,16 +247,11 @@ class Symbol:
             raise _error(f"torch.{name}", HINTS.get(name, ""))
         return FUNCTIONS[func](*args, **(kwargs or {}))
 
-    def _two(self, name: str, other: object, swap: bool = False) -> Symbol:
-        tracer = self.tracer
-        mine, theirs = tracer.value(self), tracer.value(other)
-        return tracer.op(name, *((theirs, mine) if swap else (mine, theirs)))
-
     def __add__(self, other: object) -> Symbol:
-        return self._two("add", other) if self.type == "float" else self._add_int(other)
+        return _binary("add")(self, other) if self.type == "float" else self._add_int(other)
 
     def __radd__(self, other: object) -> Symbol:
-        return self._two("add", other, swap=True) if self.type == "float" else self._add_int(other)
+        return _binary("add", swap=True)(self, other) if self.type == "float" else self._add_int(other)
 
     def _add_int(self, other: object) -> Symbol:
         if self.type != "int" or not isinstance(other, int):
@@ -238,19 +261,10 @@ class Symbol:
     def __sub__(self, other: object) -> Symbol:
         if self.type == "int" and isinstance(other, Symbol) and other.type == "int":
             return self.tracer.op("sub_int", self, other)
-        return self._two("sub", other)
-
-    def __rsub__(self, other: object) -> Symbol:
-        return self._two("sub", other, swap=True)
+        return _binary("sub")(self, other)
 
     def __mul__(self, other: object) -> Symbol:
-        return self if type(other) in (int, float) and other == 1.0 else self._two("mul", other)
-
-    def __rmul__(self, other: object) -> Symbol:
-        return self * other
-
-    def __truediv__(self, other: object) -> Symbol:
-        return self._two("div", other)
+        return self if type(other) in (int, float) and other == 1.0 else _binary("mul")(self, other)
 
     def __rtruediv__(self, other: object) -> Symbol:
         return self.reciprocal() * other  # as in torch
@@ -260,44 +274,13 @@ class Symbol:
             raise _error(f"a power of {exponent}", "products and base.sqrt, base.cbrt or base.exp make it")
         return self * self
 
-    def __neg__(self) -> Symbol:
-        return self.tracer.op("neg", self.tracer.value(self))
-
-    def __abs__(self) -> Symbol:
-        return self.tracer.op("abs", self.tracer.value(self))
-
-    def __lt__(self, other: object) -> Symbol:
-        return self._two("lt", other)
-
-    def __le__(self, other: object) -> Symbol:
-        return self._two("le", other)
-
-    def __gt__(self, other: object) -> Symbol:
-        return self._two("lt", other, swap=True)
-
-    def __ge__(self, other: object) -> Symbol:
-        return self._two("le", other, swap=True)
-
-    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]
-        return self._two("eq", other)
-
-    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]
-        return self._two("ne", other)
-
-    def _masks(self, name: str, *others: object) -> Symbol:
-        masks = [self, *others]
-        if not all(isinstance(m, Symbol) and m.type == "mask" for m in masks):
-            raise _error(f"{name!r} of anything but masks")
-        return self.tracer.op(name, *masks)  # type: ignore[arg-type]
-
-    def __and__(self, other: object) -> Symbol:
-        return self._masks("and", other)
-
-    def __or__(self, other: object) -> Symbol:
-        return self._masks("or", other)
-
-    def __invert__(self) -> Symbol:
-        return self._masks("not")
+    __rmul__, __rsub__, __truediv__ = __mul__, _binary("sub", swap=True), _binary("div")
+    __lt__, __gt__ = _binary("lt"), _binary("lt", swap=True)
+    __le__, __ge__ = _binary("le"), _binary("le", swap=True)
+    __eq__, __ne__ = _binary("eq"), _binary("ne")  # type: ignore[assignment]
+    __and__, __or__, __invert__ = _masked("and"), _masked("or"), _masked("not")
+    __neg__, __abs__ = neg, abs = _unary("neg"), _unary("abs")
+    sign = _unary("sign")
 
     def __lshift__(self, by: int) -> Symbol:
         return self.tracer.op("shift_left", self, of=by)
@@ -335,25 +318,13 @@ class Symbol:
         """Return the value itself, or the nearest float of an int."""
         return self.tracer.op("to_float", self) if self.type == "int" else self.tracer.value(self)
 
-    def abs(self) -> Symbol:
-        """See ``torch.abs``."""
-        return abs(self)
-
-    def neg(self) -> Symbol:
-        """See ``torch.neg``."""
-        return -self
-
-    def sign(self) -> Symbol:
-        """See ``torch.sign``."""
-        return self.tracer.op("sign", self.tracer.value(self))
-
     def square(self) -> Symbol:
         """See ``torch.square``."""
         return self * self
 
     def reciprocal(self) -> Symbol:
         """See ``torch.reciprocal``."""
-        return self._two("div", 1.0, swap=True)
+        return _binary("div", swap=True)(self, 1.0)
 
     def isnan(self) -> Symbol:
         """See ``torch.isnan``."""
@@ -367,12 +338,8 @@ class Symbol:
         """See ``torch.clamp``. The limits are numbers, and NaN stays NaN."""
         if isinstance(min, Symbol) or isinstance(max, Symbol):
             raise _error("torch.clamp with tensors as limits", "base.maximum and base.minimum take them")
-        held = self if min is None else self._two("max", min, swap=True)
-        return held if max is None else held._two("min", max, swap=True)
-
-
-def _tracer(*args: object) -> Tracer:
-    return next(a.tracer for a in args if isinstance(a, Symbol))
+        held = self if min is None else _binary("max", swap=True)(self, min)
+        return held if max is None else _binary("min", swap=True)(held, max)
 
 
 def _where(mask: Any, a: object, b: object) -> Symbol:
@@ -406,14 +373,6 @@ def _over(name: str, extent: str, *takes: str) -> Callable[..., Symbol]:
     return lambda x, like=None: _tracer(x).over(name, x, takes, extent)
 
 
-def _binary(name: str) -> Callable[..., Symbol]:
-    def function(a: Any, b: Any) -> Symbol:
-        tracer = _tracer(a, b)
-        return tracer.op(name, tracer.value(a), tracer.value(b))
-
-    return function
-
-
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.where: _where, torch.sign: Symbol.sign, torch.abs: abs, torch.neg: Symbol.neg, torch.square: Symbol.square,
     torch.reciprocal: Symbol.reciprocal, torch.clamp: Symbol.clamp, torch.isnan: Symbol.isnan,
@@ -421,11 +380,9 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.div: _binary("div"), torch.zeros_like: lambda x, **options: _filled(x, 0.0),
     torch.ones_like: lambda x, **options: _filled(x, 1.0), torch.full_like: _filled,
     torch.logical_and: Symbol.__and__, torch.logical_or: Symbol.__or__, torch.logical_not: Symbol.__invert__,
-    base.sqrt: lambda x: x.tracer.op("sqrt", x.tracer.value(x)),
-    base.larger: _binary("max"), base.smaller: _binary("min"),
+    base.sqrt: _unary("sqrt"), base.larger: _binary("max"), base.smaller: _binary("min"),
     base.total: _total, base.largest: lambda x: PendingSum("largest", x),
-    base.bits: lambda x: x.tracer.op("bits", x.tracer.value(x)), base.from_bits: lambda x: x.tracer.op("from_bits", x),
-    base.rounded: lambda x: x.tracer.op("rounded", x.tracer.value(x)),
+    base.bits: _unary("bits"), base.rounded: _unary("rounded"), base.from_bits: lambda x: x.tracer.op("from_bits", x),
     base.sides: lambda x: tuple(_tracer(x).side(k) for k in range(2)),
     base.norm: _over("norm", "number", "tensor"), base.rms: _over("rms", "number", "tensor"),
     base.mean: _over("mean", "number", *VECTORS),
