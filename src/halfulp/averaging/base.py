@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfulp.averaging.exact import Exact
-from halfulp.averaging.serve import serve, unserve
-from halfulp.averaging.source import Model, Source, check_followed, clean_name, is_frozen, shipped_names
+from halfulp.averaging.serve import averaged_state
+from halfulp.averaging.source import Model, Source, check_followed, is_frozen
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
@@ -71,9 +71,9 @@ class WeightAverage(Shown):
         for key, given in (("buffers", buffers), ("frozen", frozen)):
             if given not in ("live", "average"):
                 raise ValueError(f"{key} is 'live' or 'average', got {given!r}")
-        model = _mapping(model)
-        self.model, self.buffers, self.frozen, self.ignore = model, buffers, frozen, frozenset(ignore)
+        self.buffers, self.frozen, self.ignore = buffers, frozen, frozenset(ignore)
         self.source = self._source_of(model)
+        self.model = self.source.model
         tensors = self.source.tensors()
         unknown = self.ignore - {*tensors, *self.source.left_out, *self.source.buffer_names}
         if unknown:
@@ -106,7 +106,7 @@ class WeightAverage(Shown):
         """The tensors of the last update, used to recognize them under another name."""
         self._number(tensors)
 
-    def _source_of(self, model: nn.Module | Mapping[str, Tensor]) -> Source:
+    def _source_of(self, model: Model) -> Source:
         return Source(model, self.buffers == "average", self.ignore)
 
     def _wanted(self, tensor: Tensor) -> bool:
@@ -199,7 +199,7 @@ class WeightAverage(Shown):
         return Exact(tensors, self._optimizers) if self._optimizers else tensors
 
     def _tensors(self, model: Model | None) -> dict[str, Tensor]:
-        source = self.source if model is None or model is self.model else self._source_of(_mapping(model))
+        source = self.source if model is None or model is self.model else self._source_of(model)
         tensors = source.tensors()
         if tensors is self._synced and not any(
             tensors[n].requires_grad for n in self._resting
@@ -256,7 +256,7 @@ class WeightAverage(Shown):
 
         Raise ``ValueError`` if any is missing.
         """
-        tensors = self._source_of(_mapping(model)).tensors()
+        tensors = self._source_of(model).tensors()
         missing = sorted(set(self.store) - set(tensors))
         if missing:
             raise ValueError(f"the model lacks {missing}, which are averaged")
@@ -302,28 +302,7 @@ class WeightAverage(Shown):
         Keys have no prefixes from wrappers for distributed training or compilation.
         """
         self._refuse_while_swapped("read the average")
-        live = self.live
-        if not isinstance(self.model, nn.Module):
-            own = {clean_name(n): t.detach() for n, t in self.model.items()}
-            return own | dict(self.named_parameters())
-        decoded: dict[str, Tensor] = {}
-
-        def read(name: str) -> nn.Parameter:
-            if name not in decoded:
-                decoded[name] = shard_like(live[name], self.value(name).to(live[name].dtype))
-            return nn.Parameter(decoded[name], requires_grad=False)
-
-        served = serve(self.model, {id(t): n for n, t in live.items() if n not in self.source.buffer_names}, read)
-        try:
-            state = self.model.state_dict()
-        finally:
-            unserve(served)
-        averaged = {n for n in live if n in self.source.buffer_names}
-        for raw, name in self.source.names.items():
-            if name in averaged and raw in state:
-                state[raw] = read(name).detach()
-        shipped = shipped_names(self.model, state)
-        return {shipped[key]: value for key, value in state.items()}
+        return averaged_state(self.source, self.live, self.value)
 
     # ---------------------------------------------------------------- swapping
 
@@ -464,16 +443,3 @@ class WeightAverage(Shown):
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
         """Load what a subclass adds to the state_dict, after checking it."""
-
-
-def _mapping(model: Model) -> nn.Module | Mapping[str, Tensor]:
-    """Return a module unchanged, and named tensors as a mapping."""
-    if isinstance(model, (nn.Module, Mapping)):
-        return model
-    try:
-        return dict(model)
-    except (TypeError, ValueError):
-        raise TypeError(
-            "an average is of a module or of named tensors (a mapping, or pairs as model.named_parameters()); "
-            f"got {type(model).__name__}"
-        ) from None

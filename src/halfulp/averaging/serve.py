@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Served", "placeholder", "refuse_compiled", "serve", "unserve"]
+from halfulp.averaging.source import Source, clean_name, shipped_names
+from halfulp.engine.sharding import shard_like
+
+__all__ = ["Served", "averaged_state", "placeholder", "refuse_compiled", "serve", "unserve"]
 
 Read = Callable[[str], nn.Parameter]
 
@@ -118,3 +121,38 @@ def refuse_compiled(model: nn.Module, what: str, instead: str) -> None:
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if compiled or type(module).__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{what}, and {path or 'the model'} is compiled, which reads no attributes: {instead}")
+
+
+def averaged_state(source: Source, live: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> dict[str, Any]:
+    """Return the ``state_dict`` of a model with averages in place of its own values, in the model's dtypes.
+
+    Parameters
+    ----------
+    source
+        The model.
+    live
+        The averaged tensors of the model, by name.
+    value
+        Function that returns the average of a name in fp32, in the local shape.
+    """
+    model = source.model
+    if not isinstance(model, nn.Module):
+        own = {clean_name(n): t.detach() for n, t in model.items()}
+        return own | {n: shard_like(t, value(n).to(t.dtype)) for n, t in live.items()}
+    decoded: dict[str, Tensor] = {}
+
+    def read(name: str) -> nn.Parameter:
+        if name not in decoded:
+            decoded[name] = shard_like(live[name], value(name).to(live[name].dtype))
+        return nn.Parameter(decoded[name], requires_grad=False)
+
+    served = serve(model, {id(t): n for n, t in live.items() if n not in source.buffer_names}, read)
+    try:
+        state = model.state_dict()
+    finally:
+        unserve(served)
+    for raw, name in source.names.items():
+        if name in live and name in source.buffer_names and raw in state:
+            state[raw] = read(name).detach()
+    shipped = shipped_names(model, state)
+    return {shipped[key]: tensor for key, tensor in state.items()}

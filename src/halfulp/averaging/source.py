@@ -109,21 +109,34 @@ def check_followed(name: str, tensor: Tensor) -> None:
     raise ValueError(f"{name} cannot be averaged: it {problem}")
 
 
+def as_mapping(model: Model) -> nn.Module | Mapping[str, Tensor]:
+    """Return a module unchanged, and named tensors as a mapping."""
+    if isinstance(model, (nn.Module, Mapping)):
+        return model
+    try:
+        return dict(model)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "an average is of a module or of named tensors (a mapping, or pairs as model.named_parameters()); "
+            f"got {type(model).__name__}"
+        ) from None
+
+
 class Source:
     """The floating-point parameters of a model, and optionally its buffers, by clean name.
 
     Parameters
     ----------
     model
-        A module or a mapping. :meth:`tensors` looks the tensors up at each call, so that replaced ones are found.
+        A module or named tensors. :meth:`tensors` looks the tensors up at each call, so that replaced ones are found.
     buffers
         Whether to include buffers.
     ignore
         Names to exclude.
     """
 
-    def __init__(self, model: nn.Module | Mapping[str, Tensor], buffers: bool, ignore: frozenset[str]) -> None:
-        self.model, self.buffers, self.ignore = model, buffers, ignore
+    def __init__(self, model: Model, buffers: bool, ignore: frozenset[str]) -> None:
+        self.model, self.buffers, self.ignore = as_mapping(model), buffers, ignore
         self._seen: list[tuple[Mapping[str, Any], list[Any]]] = []
         self._tensors: dict[str, Tensor] = {}
         self.buffer_names: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Alone", "Peers", "Processes", "WorkerLostError", "simulate"]
+__all__ = ["Alone", "Peers", "Processes", "WorkerLostError", "as_peers", "simulate"]
 
 T = TypeVar("T")
 
@@ -69,6 +69,12 @@ class Peers(Protocol):
             If one of them does not answer.
         """
         ...
+
+
+def as_peers(group: Any, timeout: float | None) -> Peers:
+    """Return the workers for ``group=``: a process group of torch or ``None``, or :class:`Peers` unchanged."""
+    peers: Peers = group if callable(getattr(group, "exchange", None)) else Processes(group, timeout)
+    return peers
 
 
 class Alone:

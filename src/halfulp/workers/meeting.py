@@ -22,17 +22,15 @@ from halfulp.training.wrapper import Wrapper
 from halfulp.workers.centre import OuterStep
 from halfulp.workers.described import described
 from halfulp.workers.graphs import Graphs, as_graphs
-from halfulp.workers.group import Peers, Processes
+from halfulp.workers.group import as_peers
 from halfulp.workers.message import Layout, MessageOptions
-from halfulp.workers.method import Method, Seen
+from halfulp.workers.method import FIXED, Method, Seen, checked
 from halfulp.workers.pull import Pull, aliases, go, place
 
 __all__ = ["Meeting", "meeting"]
 
 COUNTED = ("steps", "meetings", "sent_bytes", "period", "last")
 _STORAGE = tuple(field.name for field in fields(StorageOptions))
-FIXED = ("digest", "meeting", "finite", "loss", "samples")
-"""Numbers at the start of a message. The gradient norms follow."""
 
 
 class Meeting(Wrapper):
@@ -111,7 +109,7 @@ class Meeting(Wrapper):
         self.met = False
         """Whether a meeting followed the last step, which makes it a good moment for a checkpoint."""
         self.loss, self.samples = float("nan"), 0.0
-        self._peers: Peers = group if _is_peers(group) else Processes(group, timeout)
+        self._peers = as_peers(group, timeout)
         if graph is not None and not method.gossip:
             raise ValueError(f"{method.title} has all workers meet: leave graph= out")
         self.graphs: Graphs = as_graphs(method.graph if graph is None else graph, self._peers.size)
@@ -189,13 +187,13 @@ class Meeting(Wrapper):
             On every worker, if the weights of one are not finite. Nothing is changed then.
         """
         number, method, peers = self.meetings + 1, self.method, self._peers
-        graph = self.graphs.graph(number)
-        circle = graph.circle(peers.rank) if method.gossip else tuple(range(peers.size))
+        circle = self.graphs.graph(number).circle(peers.rank) if method.gossip else tuple(range(peers.size))
         own = self._own()
         norms, figures = self._figures(own, number)
         message = self.layout.encode(own, figures, peers.rank, number)
         received = peers.exchange(message, circle if method.gossip else None)
-        seen = self._seen(received, circle, number)
+        table = torch.stack([self.layout.figures(each) for each in received]).cpu()
+        seen = checked(table, method, peers.rank, circle, number, self.graphs, self.seed)
         targets = self._targets(own, received, seen)
         distance = self._distance(targets)
         self.meetings, self.norms = number, norms
@@ -249,32 +247,6 @@ class Meeting(Wrapper):
         for name in self._params:
             crc = zlib.crc32(self.reference.read(name).cpu().numpy().tobytes(), crc)
         return crc
-
-    def _seen(self, received: list[Tensor], circle: tuple[int, ...], number: int) -> Seen:
-        table = torch.stack([self.layout.figures(message) for message in received]).cpu()
-        column = dict(zip(FIXED, table[:, : len(FIXED)].T, strict=True))
-        for name, what in (("meeting", "are at another meeting"), ("digest", "began with other weights")):
-            other = [w for w, x in zip(circle, column[name].tolist(), strict=True) if x != column[name][0]]
-            if other:
-                raise ValueError(
-                    f"workers {other} {what} than worker {circle[0]}: start all from the same weights (the same seed, "
-                    "or a checkpoint), and load checkpoints of the same meeting on every worker"
-                )
-        wrong = [w for w, fine in zip(circle, column["finite"].tolist(), strict=True) if not fine]
-        if wrong:
-            raise FloatingPointError(
-                f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"
-            )
-        if "loss" in self.method.needs and bool(column["loss"].isnan().any()):
-            raise ValueError(
-                f"{self.method.title} follows the worker of least loss: pass the closure to step(), or call "
-                "optimizer.report(loss=loss) before each step"
-            )
-        graph, share = self.graphs.graph(number), self.graphs.share(number)
-        norms = table[:, len(FIXED) :]
-        return Seen(
-            self._peers.rank, circle, number, column["loss"], column["samples"], norms, graph, share, self.seed
-        )  # fmt: skip
 
     def _targets(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
         """Return the weighted sum of the messages, in the order of the workers, with the same bits on all of them."""
@@ -430,7 +402,3 @@ def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every is a number of steps, at least 1, or a function of the steps made; got {every!r}")
     return lambda steps: steps % every == 0
-
-
-def _is_peers(group: Any) -> bool:
-    return callable(getattr(group, "exchange", None))

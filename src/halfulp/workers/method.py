@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.hyper import HyperBase
-from halfulp.workers.graphs import Graph
+from halfulp.workers.graphs import Graph, Graphs
 
-__all__ = ["Method", "NoHyper", "Seen", "mean"]
+__all__ = ["FIXED", "Method", "NoHyper", "Seen", "checked", "mean"]
+
+FIXED = ("digest", "meeting", "finite", "loss", "samples")
+"""Numbers at the start of a message. The gradient norms follow."""
 
 
 @dataclass(frozen=True)
@@ -154,3 +157,46 @@ class Method:
     source: str = ""
     notes: str = ""
     example: str = ""
+
+
+def checked(
+    figures: Tensor, method: Method, rank: int, circle: tuple[int, ...], number: int, graphs: Graphs, seed: int
+) -> Seen:
+    """Return what a worker sees at meeting `number`.
+
+    Parameters
+    ----------
+    figures
+        The numbers at the start of each worker's message, in the order of the circle.
+    method
+        The method.
+    rank, circle, number, graphs, seed
+        See :class:`Seen`.
+
+    Raises
+    ------
+    ValueError
+        If workers are at different meetings or began with different weights, or a report that is needed is missing.
+    FloatingPointError
+        If the weights of a worker are not finite.
+    """
+    column = dict(zip(FIXED, figures[:, : len(FIXED)].T, strict=True))
+    for name, what in (("meeting", "are at another meeting"), ("digest", "began with other weights")):
+        other = [w for w, x in zip(circle, column[name].tolist(), strict=True) if x != column[name][0]]
+        if other:
+            raise ValueError(
+                f"workers {other} {what} than worker {circle[0]}: start all from the same weights (the same seed, "
+                "or a checkpoint), and load checkpoints of the same meeting on every worker"
+            )
+    wrong = [w for w, fine in zip(circle, column["finite"].tolist(), strict=True) if not fine]
+    if wrong:
+        raise FloatingPointError(
+            f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"
+        )
+    if "loss" in method.needs and bool(column["loss"].isnan().any()):
+        raise ValueError(
+            f"{method.title} follows the worker of least loss: pass the closure to step(), or call "
+            "optimizer.report(loss=loss) before each step"
+        )
+    norms, graph, share = figures[:, len(FIXED) :], graphs.graph(number), graphs.share(number)
+    return Seen(rank, circle, number, column["loss"], column["samples"], norms, graph, share, seed)

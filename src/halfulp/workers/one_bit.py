@@ -16,7 +16,7 @@ from halfulp.optim.base import optimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
-from halfulp.workers.group import Peers, Processes
+from halfulp.workers.group import as_peers
 from halfulp.workers.message import Layout, MessageOptions
 
 __all__ = ["OneBitAdam", "pack_signs", "unpack_signs"]
@@ -154,7 +154,7 @@ class OneBitAdam(OneBitStep):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(params, *arguments, **options)
-        self._peers: Peers = group if callable(getattr(group, "exchange", None)) else Processes(group, timeout)
+        self._peers = as_peers(group, timeout)
         self.steps = self.sent_bytes = 0
         every = [p for group in self.param_groups for p in group["params"]]
         self._named = {str(i): p for i, p in enumerate(every) if p.requires_grad}
