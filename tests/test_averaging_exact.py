@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import halfulp
-from halfulp.averaging import EMA, LAWA, SWA
+from halfulp.averaging import EMA, LAWA, SWA, AveragedModel, EMAModel, EMAPytorch
 from halfulp.training import offload
 from support.copies import Late
 
@@ -82,6 +83,54 @@ def test_the_average_is_of_what_the_kind_of_master_weights_keeps(kind: str) -> N
         assert not torch.equal(values, values.bfloat16().float())
 
 
+def _torchs(net: nn.Module) -> Any:
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), state="fp32")
+
+
+DROPINS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any, nn.Module], None], Callable[[Any], list[Any]]]] = {
+    "torch's": (_torchs, lambda a, net: a.update_parameters(net), lambda a: [a.ema.value(n) for n in a.ema.store]),
+    "ema-pytorch's": (
+        lambda net: EMAPytorch(net, beta=0.9, update_after_step=0, update_every=1, state="fp32"),
+        lambda a, net: a.update(), lambda a: [a.ema.value(n) for n in a.ema.store],
+    ),
+    "diffusers'": (
+        lambda net: EMAModel(net.parameters(), decay=0.9, state="fp32"),
+        lambda a, net: a.step(net.parameters()), lambda a: a.shadow_params,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DROPINS)
+def test_drop_ins_follow_too(case: str) -> None:
+    make, update, read = DROPINS[case]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        net = model(dtype)
+        optimizer = halfulp.AdamW(net.parameters(), lr=1e-3, master_weights="remainder16")
+        average = make(net)
+        average.follow(optimizer)
+        average.follow(optimizer)  # a second time changes nothing
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(6):
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=generator).bfloat16().to(p.dtype)
+            optimizer.step()
+            update(average, net)
+        found.append(read(average))
+    assert any(not torch.equal(x, x.bfloat16().float()) for x in found[0])
+    for low, exact in zip(*found, strict=True):
+        assert torch.equal(low, exact)
+
+
+def test_a_difference_says_that_it_follows_rounded_weights(caplog: pytest.LogCaptureFixture) -> None:
+    net = model(torch.bfloat16)
+    average = EMA(net, 0.9, state="fp32", difference=True)
+    average.attach(halfulp.AdamW(net.parameters(), lr=1e-3))
+    assert "difference" not in caplog.text
+    average.follow(halfulp.AdamW(net.parameters(), lr=1e-3, master_weights="remainder16"))
+    assert "difference=False averages those" in caplog.text
+
+
 def test_without_master_weights_and_as_a_difference_it_is_of_the_parameters() -> None:
     values = []
     for kind, difference in ((None, False), (None, True), ("remainder16", True)):
@@ -103,3 +152,11 @@ def test_a_copy_of_an_average_follows_no_optimizer() -> None:
     other = copy.deepcopy(average)
     other.update(net)
     assert torch.equal(other.value("0.weight"), net[0].weight.detach().float())
+    ema = EMAModel(net.parameters(), decay=0.9, state="fp32")
+    ema.follow(optimizer)
+    ema.step(net.parameters())  # copies the weights
+    assert torch.equal(ema.shadow_params[0], halfulp.fp32_params(optimizer)[0])
+    ema = copy.deepcopy(ema)
+    ema.optimization_step = 0
+    ema.step(net.parameters())
+    assert torch.equal(ema.shadow_params[0], net[0].weight.detach().float())

@@ -10,17 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from halfulp.averaging.exact import Exact
+from halfulp.averaging.exact import Exact, follow
 from halfulp.averaging.serve import averaged_state
 from halfulp.averaging.source import Model, Source, check_followed, is_frozen
 from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
-from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import local_part, shard_like
 from halfulp.engine.storage import StorageOptions
-from halfulp.libraries import unwrap
 from halfulp.numbers.log import log, log_once
 from halfulp.numbers.show import Shown
 
@@ -189,9 +187,7 @@ class WeightAverage(Shown):
             An optimizer over the model's parameters, possibly offloaded or inside a wrapper. Without master weights
             nothing changes.
         """
-        inside = unwrap(optimizer)
-        if isinstance(inside, RuleOptimizer) and not any(inside is unwrap(known) for known in self._optimizers):
-            self._optimizers.append(optimizer)
+        follow(self._optimizers, optimizer)
 
     def _follow(self, model: Model | None = None) -> Mapping[str, Tensor]:
         """Return the live values for an update. Averages of new or resized tensors begin here."""

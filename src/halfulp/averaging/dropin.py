@@ -38,6 +38,10 @@ class SecondModel(nn.Module):
         self._modules[self.second] = self._skeleton.module
         self._skeleton.give_buffers()
 
+    def follow(self, optimizer: Any) -> None:
+        """Average the fp32 weights behind 16-bit parameters: :meth:`~halfulp.averaging.EMA.follow`."""
+        self.ema.follow(optimizer)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Handle ``to()`` and related methods: averages move to the device, and weights are decoded to the dtype."""
         super()._apply(fn, recurse)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfulp.averaging.exact import Exact, follow
 from halfulp.averaging.source import check_followed, is_frozen
 from halfulp.averaging.store import AverageStore
 from halfulp.checkpoint.files import read_file, write_file
@@ -88,6 +89,7 @@ class EMAModel:
         self.decay, self.min_decay, self.update_after_step = decay, min_decay, update_after_step
         self.use_ema_warmup, self.inv_gamma, self.power = use_ema_warmup, inv_gamma, power
         self.foreach, self.model_cls, self.model_config = foreach, model_cls, model_config
+        self._optimizers: list[Any] = []
         self.optimization_step = 0
         self.cur_decay_value: float | None = None
         """Decay of the last step."""
@@ -157,6 +159,13 @@ class EMAModel:
         value = 1 - (1 + step / self.inv_gamma) ** -self.power if self.use_ema_warmup else (1 + step) / (10 + step)
         return max(min(value, self.decay), self.min_decay)
 
+    def follow(self, optimizer: Any) -> None:
+        """Average the fp32 weights behind 16-bit parameters: :meth:`~halfulp.averaging.EMA.follow`."""
+        follow(self._optimizers, optimizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_optimizers": []}
+
     @torch.no_grad()
     def step(self, parameters: Iterable[Tensor] | nn.Module) -> None:
         """Update the averages. Those of newly frozen parameters are dropped, and those of unfrozen ones begin."""
@@ -170,12 +179,13 @@ class EMAModel:
         self._renumber()
         self.optimization_step += 1
         decay = self.cur_decay_value = self.get_decay(self.optimization_step)
+        live = Exact(trained, self._optimizers) if self._optimizers else trained
         if not trained:
             log_once("every parameter is frozen: EMAModel averages nothing", 30)
         elif decay == 0.0:
-            self.averages.write(trained, self.optimization_step)
+            self.averages.write(live, self.optimization_step)
         else:
-            self.averages.update(trained, decay, self.optimization_step)
+            self.averages.update(live, decay, self.optimization_step)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[Tensor] | nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfulp.averaging.base import Buffers, Frozen, WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
+from halfulp.averaging.exact import keeps_masters
 from halfulp.averaging.source import Model
 from halfulp.libraries import hooked
 from halfulp.numbers.log import log_once
@@ -146,6 +147,12 @@ class EMA(WeightAverage):
         """As :meth:`WeightAverage.follow`. An average stored as a difference is always one of the live weights."""
         if not self.difference:
             super().follow(optimizer)
+        elif keeps_masters(optimizer):
+            log_once(
+                "an average stored as a difference averages the 16-bit parameters, not the fp32 weights that "
+                "master_weights= keeps; difference=False averages those",
+                30,
+            )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Update after every step of an optimizer, until :meth:`detach`. See also :meth:`follow`.

@@ -8,8 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from halfulp.checkpoint.fp32 import FP32Weights
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.libraries import unwrap
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "follow", "keeps_masters"]
+
+
+def follow(known: list[Any], optimizer: Any) -> None:
+    """Add an optimizer to those whose fp32 weights are averaged, unless it is known or of another library."""
+    inside = unwrap(optimizer)
+    if isinstance(inside, RuleOptimizer) and not any(inside is unwrap(one) for one in known):
+        known.append(optimizer)
+
+
+def keeps_masters(optimizer: Any) -> bool:
+    """Whether an optimizer keeps fp32 weights by ``master_weights=``."""
+    inside = unwrap(optimizer)
+    return isinstance(inside, RuleOptimizer) and any(group.get("master_weights") for group in inside.param_groups)
 
 
 class Exact(Mapping[str, Tensor]):
