@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.loading import check_layout
+from halfulp.libraries.torch_optim import betas_of
 
 __all__ = ["torch_layout"]
 
@@ -47,7 +48,7 @@ def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -
     for saved in state_dict["param_groups"]:
         group = dict(saved)
         if "betas" not in group and "beta1" in group:  # optimi
-            group["betas"] = tuple(group[k] for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
+            group["betas"] = betas_of(group)
         if group.get("decouple_lr") and group.get("max_lr"):  # its decay is multiplied only by lr / max_lr
             group["weight_decay"] = group.get("weight_decay", 0.0) / float(group["max_lr"])
         if "kahan_sum" in group and "momentum" in group:  # optimi's dampening says whether there is any

@@ -25,7 +25,7 @@ from halfulp.checkpoint.decode import SavedState, saved_states
 from halfulp.engine.loading import reading
 from halfulp.libraries.base import Codebook, Codec, Plain
 from halfulp.libraries.ours import QuantizerCodec
-from halfulp.libraries.torch_optim import NOT_AVERAGES
+from halfulp.libraries.torch_optim import NOT_AVERAGES, betas_of
 from halfulp.numbers.formats import FORMATS
 from halfulp.numbers.quantizer import float_spacing
 
@@ -86,6 +86,7 @@ class Movable:
         return "stuck: most updates stall"
 
 
+@reading("the state_dict")
 def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     """Judge every state of a saved optimizer; see the module's docstring.
 
@@ -94,11 +95,6 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     ValueError
         If there are no states, or they do not fit together.
     """
-    with reading("the state_dict"):
-        return _movable(state_dict)
-
-
-def _movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     groups = {}
     for group in state_dict["param_groups"]:
         for key in group.get("params", ()):
@@ -141,12 +137,10 @@ def left_out(state_dict: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
-    betas = group.get("betas")
-    if betas is None and "beta1" in group:
-        betas = tuple(group[k] for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
+    betas = betas_of(group)
     places = {"exp_avg": 0, "exp_avg_sq": 1, "exp_avg_slow": 2}
-    if betas is not None and slot in places and len(betas) > places[slot]:
-        return float(betas[places[slot]]), False
+    if slot in places and len(betas) > places[slot]:
+        return betas[places[slot]], False
     for key in {"momentum_buffer": ("momentum",), "square_avg": ("alpha", "rho")}.get(slot, ()):
         if key in group:
             return float(group[key]), False

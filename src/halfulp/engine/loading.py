@@ -33,6 +33,20 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 """Name components that model wrappers insert into parameter names."""
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn the errors that saved data of a wrong type cause within the block into ``ValueError``.
+
+    A file may hold anything, so the types of its values are not checked one by one.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{what} is damaged, or something else: {type(error).__name__}: {error}") from error
+
+
 def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
     """Return the state dictionary of an optimizer in torch's layout, with formats by their full names."""
     for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
@@ -77,17 +91,11 @@ def _packed_group(optimizer: RuleOptimizer, group: dict[str, Any]) -> dict[str, 
     return saved
 
 
+@reading("the state_dict")
 def validate(
     optimizer: RuleOptimizer, state_dict: dict[str, Any]
 ) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     """Return the entries per parameter and the values per group to load. Raise ``ValueError`` if they do not fit."""
-    with reading("the state_dict"):
-        return _validate(optimizer, state_dict)
-
-
-def _validate(
-    optimizer: RuleOptimizer, state_dict: dict[str, Any]
-) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
     check_layout(state_dict)
     groups = optimizer.param_groups
     for saved in state_dict["param_groups"]:
@@ -118,7 +126,7 @@ def _validate(
             f"the state_dict has no states for {len(optimizer.registry) - len(states)} of {len(optimizer.registry)} "
             "parameters: they begin at zero with their first step"
         )
-    if groups and not states:
+    if not states:
         log_once(
             "a state_dict without states was loaded: all states start at zero. That is right before the first step. "
             "If the run has made steps, note that torch.distributed.checkpoint fills only entries that exist: give "
@@ -137,20 +145,6 @@ def _validate(
         if not isinstance(key, int):
             states[key] = deepcopy(entries)
     return states, values
-
-
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turn the errors that saved data of a wrong type cause within the block into ``ValueError``.
-
-    A file may hold anything, so the types of its values are not checked one by one.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{what} is damaged, or something else: {type(error).__name__}: {error}") from error
 
 
 def check_layout(state_dict: Any) -> None:

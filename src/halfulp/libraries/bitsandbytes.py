@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.libraries.base import Codebook, Followed, Group, Plain, Skipped, Stored, averages
-from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, number, plain_format
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, plain_format
 from halfulp.rules.adam import ADAM
 from halfulp.rules.momentum import LION
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
@@ -95,7 +95,7 @@ class BitsAndBytes:
             return Followed(ADAM if kind == "adam" else LION, lambda group, param: adam_hyper(group, decoupled=True))
 
         def hyper(group: Group, param: Tensor) -> Hyper:
-            return {**group, "l2": number(group.get("weight_decay", 0.0)) if kind in COUPLED else 0.0}
+            return {**group, "l2": float(group.get("weight_decay", 0.0)) if kind in COUPLED else 0.0}
 
         plain = tuple(slot for slot in known if slot.name in slots)
         return Followed(averages(plain), hyper, f"the update of {kind!r} is not computed here")

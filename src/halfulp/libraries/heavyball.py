@@ -10,14 +10,14 @@ from torch import Tensor
 
 from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
 from halfulp.libraries.optimi import debiased
-from halfulp.libraries.torch_optim import beta, betas_of, number, plain_format
+from halfulp.libraries.torch_optim import beta, betas_of, plain_format
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = ["HeavyBall"]
 
 
 def _first(hyper: Hyper) -> float:
-    return betas_of(hyper)[0] if betas_of(hyper) else number(hyper["beta"])
+    return betas_of(hyper)[0] if betas_of(hyper) else float(hyper["beta"])
 
 
 BUFFER = StateSlot("momentum_buffer", True, _first, GRADIENT, gain=lambda h: 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from halfulp.libraries.base import COMPENSATED, Group
-from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim, number
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim
 from halfulp.rules.base import Rule
 from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
 
@@ -33,8 +33,8 @@ DEBIASED = {
     name: debiased(name, slot.decay, slot.drive) for name, slot in ADAM_SLOTS.items() if isinstance(slot.drive, Drive)
 }
 SGD_AVERAGE = StateSlot(
-    "exp_avg", True, lambda h: number(h["momentum"]), GRADIENT,
-    gain=lambda h: 1.0 - number(h["momentum"]) if h.get("dampening") else 1.0,
+    "exp_avg", True, lambda h: float(h["momentum"]), GRADIENT,
+    gain=lambda h: 1.0 - float(h["momentum"]) if h.get("dampening") else 1.0,
 )  # fmt: skip
 
 

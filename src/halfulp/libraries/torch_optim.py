@@ -17,7 +17,7 @@ from halfulp.rules.momentum import LION, SGD
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, StateSlot
 
 __all__ = [
-    "ADAM_SLOTS", "LION_SLOT", "NOT_AVERAGES", "SUM", "TorchOptim", "adam_hyper", "beta", "betas_of", "number",
+    "ADAM_SLOTS", "LION_SLOT", "NOT_AVERAGES", "SUM", "TorchOptim", "adam_hyper", "beta", "betas_of",
     "plain_format",
 ]  # fmt: skip
 
@@ -25,16 +25,11 @@ Optimizer = torch.optim.Optimizer
 Decay = Callable[[Hyper], float]
 
 
-def number(value: Any) -> float:
-    """Return a hyper-parameter, possibly a one-element tensor, as a float."""
-    return float(value)
-
-
 def betas_of(group: Group) -> tuple[float, ...]:
     """Return the decays of a group, from ``betas`` or ``beta1``, ``beta2`` ...; empty if it has none."""
     if group.get("betas") is not None:
-        return tuple(number(b) for b in group["betas"])
-    return tuple(number(group[k]) for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
+        return tuple(float(b) for b in group["betas"])
+    return tuple(float(group[k]) for k in ("beta1", "beta2", "beta3") if group.get(k) is not None)
 
 
 def beta(which: int) -> Decay:
@@ -45,23 +40,23 @@ def beta(which: int) -> Decay:
 def adam_hyper(group: Group, *, decoupled: bool) -> Hyper:
     """Return the hyper-parameters of :data:`~halfulp.rules.adam.ADAM` or Lion, from another library's group."""
     return {
-        "lr": number(group["lr"]), "betas": betas_of(group)[:2], "eps": number(group.get("eps", 0.0)),
-        "weight_decay": number(group.get("weight_decay") or 0.0), "decoupled_weight_decay": decoupled,
+        "lr": float(group["lr"]), "betas": betas_of(group)[:2], "eps": float(group.get("eps", 0.0)),
+        "weight_decay": float(group.get("weight_decay") or 0.0), "decoupled_weight_decay": decoupled,
         "amsgrad": bool(group.get("amsgrad", False)), "bound_update": False,
     }  # fmt: skip
 
 
 def _heavy_ball(hyper: Hyper) -> float:
-    return 0.0 if hyper.get("age") == 1 else number(hyper["momentum"])
+    return 0.0 if hyper.get("age") == 1 else float(hyper["momentum"])
 
 
 def _undampened(hyper: Hyper) -> float:  # torch initializes the buffer with the gradient
-    return 1.0 if hyper.get("age") == 1 else 1.0 - number(hyper.get("dampening", 0.0))
+    return 1.0 if hyper.get("age") == 1 else 1.0 - float(hyper.get("dampening", 0.0))
 
 
 @cache
 def _named(key: str) -> Decay:
-    return lambda hyper: number(hyper[key])
+    return lambda hyper: float(hyper[key])
 
 
 def _one(hyper: Hyper) -> float:
@@ -70,7 +65,7 @@ def _one(hyper: Hyper) -> float:
 
 def _adafactor_decay(hyper: Hyper) -> float:
     """Decay of transformers' Adafactor. It grows with the step. Before the first step, that of step 1000 is used."""
-    return 1.0 - float(hyper.get("age", 1000)) ** number(hyper["decay_rate"])
+    return 1.0 - float(hyper.get("age", 1000)) ** float(hyper["decay_rate"])
 
 
 ADAM_SLOTS = {
@@ -79,7 +74,7 @@ ADAM_SLOTS = {
 }
 LION_SLOT = StateSlot("exp_avg", True, beta(1), GRADIENT)
 HEAVY_BALL = StateSlot("momentum_buffer", True, _heavy_ball, GRADIENT, gain=_undampened)
-MUON_BUFFER = StateSlot("momentum_buffer", True, lambda h: number(h["momentum"]), GRADIENT)
+MUON_BUFFER = StateSlot("momentum_buffer", True, lambda h: float(h["momentum"]), GRADIENT)
 SUM = StateSlot("sum", False, _one, SQUARE, gain=_one)
 ADAFACTOR_SQ = StateSlot("exp_avg_sq", False, _adafactor_decay, Drive("square", whole_first=True))
 
@@ -144,7 +139,7 @@ class TorchOptim:
             if kind == "Adamax":
                 return ADAMAX, hyper
         if kind == "SGD":
-            return SGD, {**{k: number(group.get(k, 0.0)) for k in ("lr", "momentum", "dampening", "weight_decay")},
+            return SGD, {**{k: float(group.get(k, 0.0)) for k in ("lr", "momentum", "dampening", "weight_decay")},
                          "nesterov": bool(group.get("nesterov"))}  # fmt: skip
         if kind == "RMSprop":
             return RMSPROP, group
@@ -198,7 +193,7 @@ class TorchOptim:
 
     def _l2(self, optimizer: Optimizer, group: Group) -> float:
         """Return the weight decay that is added to the gradient."""
-        return 0.0 if self.decoupled(optimizer, group) else number(group.get("weight_decay") or 0.0)
+        return 0.0 if self.decoupled(optimizer, group) else float(group.get("weight_decay") or 0.0)
 
     def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
         """Whether weight decay is decoupled from the gradient."""

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import re
 import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from halfulp.engine.optimizer import RuleOptimizer
@@ -17,7 +18,7 @@ from halfulp.engine.options import Options, TorchOptions
 from halfulp.engine.storage import StorageOptions
 from halfulp.rules.base import Rule
 
-__all__ = ["described", "parameters"]
+__all__ = ["described", "parameters", "section"]
 
 SECTION = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=^\w[^\n]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
 """The Parameters section of a numpy docstring, up to the next section."""
@@ -51,13 +52,17 @@ def described(cls: type[Any]) -> None:
     for source in dict.fromkeys((*shared, *reversed(cls.hyper.__mro__), *reversed(cls.__mro__))):
         known.update(parameters(source.__dict__.get("__doc__")))
     names = [name for name in inspect.signature(cls).parameters if name in known]
+    before, header, after = _cut(SECTION.sub("", text))
+    cls.__doc__ = f"{before.rstrip()}\n\n{section(names, known)}\n\n{header}{after}".strip() + "\n"
+
+
+def section(names: Iterable[str], known: Mapping[str, str]) -> str:
+    """Return the Parameters section of these names. Neighbours with the same description share an entry."""
     entries = [
         f"{', '.join(group)}\n{textwrap.indent(said, '    ')}"
         for said, group in itertools.groupby(names, known.__getitem__)
     ]
-    section = "\n".join(["Parameters", "----------", *entries])
-    before, header, after = _cut(SECTION.sub("", text))
-    cls.__doc__ = f"{before.rstrip()}\n\n{section}\n\n{header}{after}".strip() + "\n"
+    return "\n".join(["Parameters", "----------", *entries])
 
 
 def _words(cls: type[Any], rule: Rule) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import textwrap
 from dataclasses import fields
 from typing import Any
 
-from halfulp.optim.described import parameters
+from halfulp.optim.described import parameters, section
 
 __all__ = ["described"]
 
@@ -39,11 +38,6 @@ def described(cls: type[Any], base: type[Any]) -> None:
     known: dict[str, str] = {}
     for source in (base, *reversed(method.hyper.__mro__)):
         known.update(parameters(source.__dict__.get("__doc__")))
-    names = list(cls.__signature__.parameters)
-    entries = [
-        f"{', '.join(group)}\n{textwrap.indent(said, '    ')}"
-        for said, group in itertools.groupby(names, known.__getitem__)
-    ]
     notes = textwrap.fill(" ".join(f"{method.source}. {method.notes}".split()), 110)
     example = f"""\
 >>> import torch, halfulp
@@ -52,6 +46,6 @@ def described(cls: type[Any], base: type[Any]) -> None:
 >>> inside = halfulp.AdamW(model.parameters(), lr=1e-3, state="8bit")
 >>> optimizer = {method.title}(inside, {method.example}{", " if method.example else ""}group=Alone())"""
     cls.__doc__ = "\n\n".join([
-        f"{method.title}: {method.summary}.", notes, "\n".join(["Parameters", "----------", *entries]),
+        f"{method.title}: {method.summary}.", notes, section(cls.__signature__.parameters, known),
         f"Examples\n--------\n{example}\n",
     ])  # fmt: skip
