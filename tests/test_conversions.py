@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,56 @@ def _each(**entries: Any) -> dict[int, dict[str, Any]]:
     return {i: dict(entries) for i in range(4)}
 
 
+def _flash(values: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """A state as FlashOptim compresses it, by its documentation, computed element by element."""
+    flat = [math.sqrt(x) if name == "exp_avg_sq" else x for x in values.double().reshape(-1).tolist()]
+    scales = [max(1e-12, *map(abs, flat[i : i + 32])) for i in range(0, len(flat), 32)]
+    codes = []
+    for i, x in enumerate(flat):
+        share = x / scales[i // 32]
+        share = share * 255 if name == "exp_avg_sq" else 2 * share / (1 + abs(share)) * 127
+        codes.append(math.floor(share + 0.5))
+    dtype = torch.uint8 if name == "exp_avg_sq" else torch.int8
+    stored = torch.tensor(codes, dtype=dtype).reshape(values.shape)
+    return {f"{name}::quantized": stored, f"{name}::scales": torch.tensor(scales).half()}
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_compressed_states_of_flashoptim(weights: torch.dtype) -> None:
+    net = model()
+    expected = torch_run(copy.deepcopy(net), betas=BETAS)
+    state = {}
+    for i, entry in enumerate(expected.state.values()):
+        state[i] = {"step": STEPS, **_flash(entry["exp_avg"], "exp_avg"), **_flash(entry["exp_avg_sq"], "exp_avg_sq")}
+        if weights == torch.bfloat16:  # the scales' bits, under the dtype of the weights
+            state[i] = {k: v.view(torch.bfloat16) if str(k).endswith("scales") else v for k, v in state[i].items()}
+    ours = halfulp.AdamW(net.to(weights).parameters(), state="fp32")
+    ours.load_state_dict(halfulp.convert_state_dict({"state": state, "param_groups": [_group()]}, to=ours))
+    for mine, theirs in zip(ours.state.values(), expected.state.values(), strict=True):
+        assert int(mine["step"]) == STEPS
+        for name, most in (("exp_avg", 127), ("exp_avg_sq", 255)):
+            exact = theirs[name].double().reshape(-1)
+            root = exact.sqrt() if name == "exp_avg_sq" else exact
+            largest = torch.cat([block.abs().max().expand(len(block)) for block in root.split(32)])
+            # half a code, twice as wide at the largest magnitudes of a signed state, and the rounding of the scale
+            bound = largest * ((1.0 if name == "exp_avg" else 0.5) / most + 2**-11)
+            found = mine[name].double().reshape(-1)
+            found = found.sqrt() if name == "exp_avg_sq" else found
+            assert bool(((found - root).abs() <= bound * 1.0001).all())
+            assert not torch.equal(mine[name], theirs[name])
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "flashoptim": (
+    "flashoptim, incomplete": (
         {"state": _each(**{"exp_avg::quantized": torch.zeros(1, dtype=torch.int8)}), "param_groups": [_group()]},
-        "compress_state_dict=False",
+        "exp_avg::quantized is torch.int8, with one of exp_avg::scales in 16 bits for every 32 elements, as tensors",
+    ),
+    "flashoptim, too few scales": (
+        {
+            "state": _each(**{**_flash(torch.zeros(40), "exp_avg"), "exp_avg::scales": torch.zeros(1).half()}),
+            "param_groups": [_group()],
+        },
+        "these are 40 elements of torch.int8 and 1 of torch.float16",
     ),
     "schedule-free": (
         {"state": _each(z=torch.zeros(1), exp_avg_sq=torch.zeros(1)), "param_groups": [_group(k=3, weight_sum=1.0)]},

@@ -20,6 +20,8 @@ __all__ = ["torch_layout"]
 HEAVYBALL_ADAM = ("update_by_adam_exp_avg_sq", "update_by_adam_exp_avg")
 Entries = Mapping[Any, Any]
 Group = Mapping[str, Any]
+FLASH_BLOCK = 32
+"""The number of elements that share a scale in FlashOptim."""
 DEBIASED = {"exp_avg": 0, "exp_avg_sq": 1}
 """Averages of optimi and heavyball that are bias-corrected in place, and the index of their beta."""
 
@@ -130,9 +132,27 @@ def _error_bits(entries: Entries, group: Group) -> Entries:
 
 
 def _flash(entries: Entries, group: Group) -> Entries:
-    raise ValueError(
-        "FlashOptim's compressed states are not read here: save them with compress_state_dict=False, as plain moments"
-    )
+    """Decode FlashOptim's compressed states: 8-bit codes, and the largest magnitude of every 32 elements in float16."""
+    found = {k: v for k, v in entries.items() if not str(k).endswith(("::quantized", "::scales"))}
+    for key in (k for k in entries if str(k).endswith("::quantized")):
+        name = str(key).removesuffix("::quantized")
+        codes, scales = entries[key], entries.get(f"{name}::scales")
+        square = name == "exp_avg_sq"
+        dtype = torch.uint8 if square else torch.int8
+        wanted = f"{name}::quantized is {dtype}, with one of {name}::scales in 16 bits for every 32 elements"
+        if not (isinstance(codes, Tensor) and isinstance(scales, Tensor)):
+            raise ValueError(f"a compressed state of FlashOptim is incomplete: {wanted}, as tensors")
+        if codes.dtype != dtype or scales.dtype.itemsize != 2 or scales.numel() != -(-codes.numel() // FLASH_BLOCK):
+            raise ValueError(
+                f"{wanted}; these are {codes.numel()} elements of {codes.dtype} and {scales.numel()} of {scales.dtype}"
+            )
+        share = codes.reshape(-1).float() / (255 if square else 127)
+        if not square:
+            share = share / (2 - share.abs())  # the inverse of 2 x / (1 + |x|)
+        largest = scales.contiguous().view(torch.float16).float()  # saved under the dtype of bf16 weights
+        values = share * largest.reshape(-1).repeat_interleave(FLASH_BLOCK)[: codes.numel()]
+        found[name] = (values * values if square else values).reshape(codes.shape)
+    return found
 
 
 def _schedule_free(entries: Entries, group: Group) -> Entries:
