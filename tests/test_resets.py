@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_resetting_one_slot_keeps_the_step_bounded() -> None:
     assert step == pytest.approx(bound, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [(None, False), ([], False), ([0, 0], True), ([0, 1], False), ([0, 0, 1], True), ([0, math.nan], False)],
+)
+def test_a_gradient_is_mostly_zero_if_more_than_half_of_it_is(gradient: list[float] | None, expected: bool) -> None:
+    grad = None if gradient is None else torch.tensor(gradient)
+    assert Site(step=1, index=0, count=1, slots=(), grad=grad).mostly_zero is expected
+
+
 def test_functions_and_objects() -> None:
     seen: list[Site] = []
 
@@ -200,6 +210,24 @@ def test_auto_asks_the_planner() -> None:
         never = AdamW([nn.Parameter(torch.ones(2, 16))], betas=betas, reset="auto", min_size=0, **options)
         run(never, 2)
         assert Planned().period(site_of(never)) is None
+
+
+@pytest.mark.parametrize("stagger", [False, True])
+def test_planned_resets_take_turns_if_asked(stagger: bool) -> None:
+    planned = Planned(stagger=True) if stagger else Planned()
+    period = planned.period(site(0, 0, 1))
+    assert period is not None
+    for index in range(3):
+        due = [t for t in range(1, 2 * period) if planned.due(site(t, index, 3))]
+        assert len(due) == (2 if stagger and index else 1)
+        assert due[0] == (index * period // 3 if stagger and index else period)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_momentum_alone_is_never_reset(rounding: str) -> None:
+    p = nn.Parameter(torch.ones(8, 8))
+    site = site_of(halfulp.Lion([p], betas=(0.9, 0.99), state="fp4", rounding=rounding, min_size=0))
+    assert Planned().period(site) is plan_reset("fp4", beta=0.99, rounding=rounding, slot="exp_avg").period is None
 
 
 @pytest.mark.parametrize("name", ["ADOPT", "Adafactor"])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,3 +173,31 @@ def test_help_says_the_defaults_of_a_comparison() -> None:
     said = {name: text for name, text in shown.items() if isinstance(text, str)}
     assert said == {name: str(special.get(name, getattr(config, name, None))) for name in said}
     assert len(said) == 15
+
+
+@pytest.mark.parametrize(
+    ("beta", "ages", "model"),
+    [
+        (0.5, [0, 1, 3, 10], "build-up"),
+        (0.9, [0, 1, 3, 10, 30], "chain"),
+        (0.95, [0, 1, 3, 10, 30, 60], "chain"),
+        (0.99, [0, 1, 3, 10, 30, 100, 300], "one-step"),
+    ],
+)
+def test_predict_shows_the_probability_of_each_age(beta: float, ages: list[int], model: Any) -> None:
+    from typer.testing import CliRunner
+
+    from halfulp.cli import app
+    from halfulp.theory.predict import stall_probability
+
+    arguments = ["predict", "-f", "bf16", "-f", "fp8", "-b", str(beta), "--model", model]
+    lines = [x.split() for x in CliRunner().invoke(app, arguments, env={"COLUMNS": "120"}).output.splitlines()]
+    assert [x[2:] for x in lines if x[:2] == ["format", "rounding"]] == [list(map(str, ages))]
+    assert ["age", "0", "log", "scale", str(ages[-1])] in lines
+    for arm in (["bf16", "nearest"], ["bf16", "stochastic"], ["fp8", "nearest"], ["fp8", "stochastic"]):
+        row, chart = (x[2:] for x in lines if x[:2] == arm)
+        wanted = [stall_probability(arm[0], beta=beta, rounding=arm[1], age=age, model=model) for age in ages]
+        assert [float(x) / 100 for x in row] == pytest.approx(wanted, abs=0.00051)
+        bars = "".join(chart).rjust(52)  # spaces where next to nothing stalls
+        levels = [(" ▁▂▃▄▅▆▇█".index(bars[end]), 8 * wanted[end]) for end in (0, -1)]
+        assert all(abs(level - eighths) <= 0.501 for level, eighths in levels)

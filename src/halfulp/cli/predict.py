@@ -50,7 +50,7 @@ def command(
 def _curves(formats: list[str], beta: float, slot: str, model: str) -> dict[tuple[str, str], Any]:
     from halfulp.theory.predict import stall_curve
 
-    window = 3 / (1 - beta) if 0 < beta < 1 else 1
+    window = round(3 / (1 - beta), 6) if 0 < beta < 1 else 1  # 30 at 0.9, not 30.000000000000004
     steps = math.ceil(max(window, 10)) + 1
     return {
         (name, how): stall_curve(name, beta=beta, rounding=how, steps=steps, slot=slot, model=model)  # type: ignore[arg-type]

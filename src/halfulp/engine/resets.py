@@ -80,7 +80,7 @@ class Site:
     @property
     def mostly_zero(self) -> bool:
         """Whether more than half of the gradient is zero, as for an embedding. This waits for the device."""
-        if self.grad is None or not self.grad.numel():
+        if self.grad is None:
             return False
         some = (self.grad != 0).sum()  # over all ranks
         whole = some.full_tensor() if is_sharded(some) else some  # type: ignore[attr-defined]
@@ -174,10 +174,11 @@ class Staggered(Every):
 class Planned:
     """Reset at the period that the planner finds for each second moment's format, rounding and decay, or never.
 
-    The moments of a parameter are reset together. Parameters without a second moment follow the plan of their own
-    states. Second moments that start at their first square (ADOPT, Adafactor) are never reset: their scale would be
-    that of a single gradient, and ``E[1 / v]`` right after the reset is infinite. A parameter whose gradient is mostly
-    zero when a reset is due (an embedding) is skipped, since rows that get no gradient afterwards would have no scale.
+    The moments of a parameter are reset together. Parameters without a second moment are never reset: a signed state
+    swings through zero by itself. Nor are second moments that start at their first square (ADOPT, Adafactor): their
+    scale would be that of a single gradient, and ``E[1 / v]`` right after the reset is infinite. A parameter whose
+    gradient is mostly zero when a reset is due (an embedding) is skipped, since rows that get no gradient afterwards
+    would have no scale.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ class Planned:
 
     def period(self, site: Site) -> int | None:
         """Return the planned period of a parameter in steps, or ``None`` for never."""
-        planned = [s for s in site.slots if s.averages("square")] or [s for s in site.slots if s.averages("gradient")]
+        planned = [s for s in site.slots if s.averages("square")]
         started = next((s for s in planned if s.drive is not None and s.drive.whole_first), None)
         if started is not None:
             log_once(
@@ -204,7 +205,7 @@ class Planned:
             )
             return None
         beta1 = next((s.decay for s in site.slots if s.averages("gradient")), 0.9)
-        periods = [_planned_period(s.format, s.rounding, s.decay, s.signed, beta1) for s in planned]
+        periods = [_planned_period(s.format, s.rounding, s.decay, beta1) for s in planned]
         return min((p for p in periods if p is not None), default=None)
 
     def due(self, site: Site) -> tuple[str, ...]:
@@ -223,13 +224,11 @@ class Planned:
 
 
 @cache
-def _planned_period(fmt: Format, rounding: str, beta: float, signed: bool, beta1: float) -> int | None:
+def _planned_period(fmt: Format, rounding: str, beta: float, beta1: float) -> int | None:
     if fmt.is_float32 or not 0.0 < beta < 1.0:
         return None
     from halfulp.theory.planner import plan_reset
 
-    if signed:
-        return plan_reset(fmt, beta=beta, rounding=rounding, slot="exp_avg").period
     return plan_reset(fmt, beta=beta, rounding=rounding, beta1=beta1).period
 
 
