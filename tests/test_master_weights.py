@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import halfulp
+from halfulp.engine.master import MasterState
 from halfulp.numbers.remainder import join, split, weights
 from support.optimizers import assert_same, everything, stored_bytes
 
@@ -228,13 +230,17 @@ def test_a_tile_that_is_not_finite_keeps_its_bits(kind: str, backend: str) -> No
 # ---------------------------------------------------------------- a state like any other
 
 
-@pytest.mark.parametrize(("kind", "bytes_each"), [("fp32", 4), ("remainder16", 2), ("remainder8", 1)])
-def test_bytes_are_reported(kind: str, bytes_each: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "bytes_each", "storage"),
+    [("fp32", 4, "float32"), ("remainder16", 2, "remainder16"), ("remainder8", 1, "remainder8")],
+)
+def test_bytes_and_storage_are_reported(kind: str, bytes_each: int, storage: str) -> None:
     p = torch.nn.Parameter(random((64, 128), 0).bfloat16())
     optimizer = halfulp.AdamW([p], master_weights=kind)
     step(optimizer, 0)
     row = next(r for r in optimizer.memory().rows if r.slot == "master_param")
-    assert row.bytes == bytes_each * p.numel()
+    assert (row.bytes, row.storage) == (bytes_each * p.numel(), storage)
+    assert optimizer.state_dict()["param_groups"][0]["state"].endswith(f",master_param={storage}")
     assert stored_bytes(optimizer) == optimizer.memory().total
 
 
@@ -274,10 +280,10 @@ def test_they_go_with_their_rows(kind: str) -> None:
     optimizer = make("AdamW", [p], master_weights=kind)
     step(optimizer, 0)
     before = optimizer.state_tensor(p, "master_param")
-    new = torch.nn.Parameter(torch.cat([p.detach()[[4, 1]], torch.ones(2, 64, dtype=torch.bfloat16)]))
-    halfulp.resize_states(optimizer, p, new, rows=[4, 1, -1, -1])
+    new = torch.nn.Parameter(torch.cat([p.detach()[[4, 0]], torch.ones(2, 64, dtype=torch.bfloat16)]))
+    halfulp.resize_states(optimizer, p, new, rows=[4, 0, -1, -1])
     found = optimizer.state_tensor(new, "master_param").clone()
-    assert torch.equal(found, torch.cat([before[[4, 1]], torch.ones(2, 64)]))
+    assert torch.equal(found, torch.cat([before[[4, 0]], torch.ones(2, 64)]))
     optimizer.reset_state(["master_param"], rows=[1])
     found[1] = new.detach()[1].float()
     assert torch.equal(optimizer.state_tensor(new, "master_param"), found)
@@ -440,3 +446,24 @@ def test_weights_that_are_set_between_steps_stay_set(how: str, dtype: torch.dtyp
     expected[rows] = 3.0
     assert torch.equal(after, expected - moved)
     assert torch.equal(p.detach(), after.to(dtype))
+
+
+TINY = 2.0**-133
+"""The smallest positive bfloat16."""
+
+
+@pytest.mark.parametrize(
+    ("master", "weight", "follows"),
+    [
+        (1.0, 1 + 2.0**-7, False), (1.0, 1 + 2.0**-6, True), (1.0, 1 - 2.0**-7, False), (1.0, 1 - 3 * 2.0**-8, True),
+        (1 + 2.0**-20, 1.0, False), (-1.0, 1.0, True), (1.0, 0.0, True), (0.0, 1.0, True), (1.0, math.nan, True),
+        (0.0, TINY, False), (0.0, 2 * TINY, True), (-TINY, TINY, True), (TINY, 0.0, False),
+    ],
+)  # fmt: skip
+def test_masters_follow_weights_more_than_a_unit_away(master: float, weight: float, follows: bool) -> None:
+    """A unit is 2**-7 of the larger of the two, and at least the smallest number. Steps leave less than that."""
+    p, other = torch.tensor([weight, 2.0]).bfloat16(), 2 + 2.0**-20
+    entries = {"master_param": torch.tensor([master, other])}
+    assert MasterState("fp32", p.shape, entries).follow_(p) is follows
+    found = entries["master_param"].tolist()
+    assert found == pytest.approx([weight if follows else master, other], rel=0, abs=0, nan_ok=True)

@@ -206,8 +206,10 @@ def test_auto_asks_the_planner() -> None:
     optimizer = AdamW([p], betas=betas, state="fp8", rounding="nearest", reset="auto", min_size=0, block_size=16)
     run(optimizer, 2 * plan + 1)
     assert [t for t, _, _ in optimizer.reset_log] == [plan, 2 * plan]
-    for options in ({"state": "fp8", "rounding": "stochastic"}, {"state": "fp32"}):
-        never = AdamW([nn.Parameter(torch.ones(2, 16))], betas=betas, reset="auto", min_size=0, **options)
+    for options in (
+        {"state": "fp8", "rounding": "stochastic"}, {"state": "fp32"}, {"rounding": "nearest", "betas": (0.9, 0.0)},
+    ):  # fmt: skip
+        never = AdamW([nn.Parameter(torch.ones(2, 16))], **{"betas": betas, **options}, reset="auto", min_size=0)  # type: ignore[arg-type]
         run(never, 2)
         assert Planned().period(site_of(never)) is None
 

@@ -121,7 +121,7 @@ class MasterState:
             self.codes[rows] = values[rows]
 
     def follow_(self, param: Tensor) -> bool:
-        """Update fp32 master weights where the 16-bit weight is a unit or more away. Return whether there were any.
+        """Update fp32 master weights where the 16-bit weight is more than a unit away. Return whether there were any.
 
         Remainders need no update: setting a weight sets the upper half of the pair.
         """

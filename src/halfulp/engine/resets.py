@@ -225,7 +225,7 @@ class Planned:
 
 @cache
 def _planned_period(fmt: Format, rounding: str, beta: float, beta1: float) -> int | None:
-    if fmt.is_float32 or not 0.0 < beta < 1.0:
+    if fmt.is_float32 or beta == 0.0:
         return None
     from halfulp.theory.planner import plan_reset
 
