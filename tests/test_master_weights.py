@@ -382,7 +382,19 @@ def test_groups_differ() -> None:
         ),
         (lambda p: changed(p, master_weights="fp32"), "cannot become 'fp32'"),
         (lambda p: put(p, torch.zeros(3, dtype=torch.int16)), "delete master_param"),
+        (lambda p: put(p, torch.zeros(6, 64, 2, dtype=torch.int8)), "delete master_param"),
+        (lambda p: put(p, torch.zeros(6, 64, dtype=torch.uint8)), "delete master_param"),
         (lambda p: loaded(p, master_weights=None), "this optimizer"),
+        (
+            lambda p: replaced(p, "remainder16", torch.zeros(6, 64, 2, dtype=torch.int8)),
+            r"expected torch.uint8 \(6, 64, 2",
+        ),
+        (
+            lambda p: replaced(p, "remainder16", torch.zeros(6, 64, dtype=torch.uint8)),
+            r"expected torch.uint8 \(6, 64, 2",
+        ),
+        (lambda p: replaced(p, "remainder8", "none"), r"is <class 'str'> in the state_dict"),
+        (lambda p: replaced(p, "fp32", torch.full((6, 64), math.inf)), "not finite; the checkpoint is damaged"),
     ],
 )
 def test_refused(call: Any, words: str) -> None:
@@ -394,8 +406,8 @@ def half(p: Tensor) -> Tensor:
     return torch.nn.Parameter(p.detach().half())
 
 
-def trained(p: Tensor) -> Any:
-    optimizer = make("AdamW", [p], master_weights="remainder16")
+def trained(p: Tensor, kind: str = "remainder16") -> Any:
+    optimizer = make("AdamW", [p], master_weights=kind)
     step(optimizer, 0)
     return optimizer
 
@@ -414,6 +426,13 @@ def put(p: Tensor, master: Tensor) -> None:
 
 def loaded(p: Tensor, **more: Any) -> None:
     make("AdamW", [p], **more).load_state_dict(trained(p).state_dict())
+
+
+def replaced(p: Tensor, kind: str, master: Any) -> None:
+    optimizer = trained(p, kind)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["master_param"] = master
+    optimizer.load_state_dict(saved)
 
 
 SETS: dict[str, Callable[[nn.Module, nn.Parameter], object]] = {
@@ -467,3 +486,16 @@ def test_masters_follow_weights_more_than_a_unit_away(master: float, weight: flo
     assert MasterState("fp32", p.shape, entries).follow_(p) is follows
     found = entries["master_param"].tolist()
     assert found == pytest.approx([weight if follows else master, other], rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_remainders_at_odd_addresses_are_copied(offset: int) -> None:
+    """Two bytes are read as one integer. Others stay where they are."""
+    p, q = (torch.nn.Parameter(random((6, 64), 0).bfloat16()) for _ in range(2))
+    optimizer, other = trained(p), trained(q)
+    given = torch.zeros(6 * 64 * 2 + offset, dtype=torch.uint8)[offset:].view(6, 64, 2)
+    optimizer.state[p]["master_param"] = given.copy_(other.state[q]["master_param"])
+    for each in (optimizer, other):
+        step(each, 1)
+    assert (optimizer.state[p]["master_param"] is given) == (offset == 0)
+    assert torch.equal(optimizer.state_tensor(p, "master_param"), other.state_tensor(q, "master_param"))
