@@ -17,6 +17,7 @@ from halfulp.checkpoint.files import write_file
 from halfulp.checkpoint.read import find_optimizers, read_saved
 from halfulp.cli import app
 from halfulp.engine.loading import bare
+from halfulp.numbers import log as _log
 
 STEPS, BETAS = 7, (0.8, 0.95)
 
@@ -408,6 +409,18 @@ def test_the_optimizer_in_accelerate_is_found() -> None:
     wrapped.load_state_dict(halfulp.convert_state_dict(old.state_dict(), to=wrapped))
     states = zip(wrapped.state_dict()["state"].values(), old.state_dict()["state"].values(), strict=True)
     assert all(torch.equal(mine["exp_avg"], theirs["exp_avg"]) for mine, theirs in states)
+
+
+def test_lost_states_are_said_but_not_when_accelerate_wraps_an_optimizer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accelerate reloads the state_dict of the new optimizer, to move it to the device."""
+    accelerate = pytest.importorskip("accelerate")
+    monkeypatch.setattr(_log, "_said", set())
+    wrapped = accelerate.Accelerator(cpu=True).prepare(halfulp.AdamW(model().parameters()))
+    assert not caplog.records
+    wrapped.load_state_dict(wrapped.state_dict())
+    assert "a state_dict without states was loaded" in caplog.text
 
 
 # ---------------------------------------------------------------- the command

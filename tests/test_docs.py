@@ -7,8 +7,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import types
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,12 @@ import pytest
 import halfulp
 from halfulp.engine.options import TorchOptions
 from halfulp.optim.described import parameters
+from support.pages import FENCE, run_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))) if p.exists()]
-FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+CLIENTS = ROOT / "docs" / "in-your-trainer.md"
+"""Runs in ``test_clients.py``, beside other tests of the same packages."""
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 OPTIONAL = {"triton"}
 """Modules that may be missing: no wheel exists for every platform."""
@@ -32,20 +32,11 @@ def modules() -> list[str]:
     return ["halfulp", *(m.name for m in found if m.name.rpartition(".")[2] not in not_python)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [p for p in PAGES if p != CLIENTS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run in order, in one namespace, in an empty folder."""
-    text = page.read_text()
     monkeypatch.chdir(tmp_path)
-    if page.name == "in-your-trainer.md":
-        importlib.import_module("support.standins").install(monkeypatch)
-        warnings.simplefilter("ignore")  # trainers warn of things outside this library; pytest restores the filters
-    namespace = types.ModuleType("page").__dict__
-    for match in FENCE.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        indent = len(match["indent"])
-        code = "\n".join(row[indent:] for row in match["code"].splitlines())
-        exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), namespace)
+    run_blocks(page)
 
 
 def test_every_python_block_is_found() -> None:

@@ -1,29 +1,26 @@
-"""Stand-ins for trainers that the tests do not install: their names, arguments, and effects on an optimizer.
+"""Stand-ins for trainers that the extra ``dev`` does not install: their names, arguments, and effects on an optimizer.
 
-:func:`install` puts them into ``sys.modules`` in place of missing packages. They are written from the packages'
-documented interfaces, as of 2026.
+:func:`install` puts them into ``sys.modules`` in place of missing packages. They behave like timm 1.0.31, torchtune
+0.6.1, sd-scripts and axolotl 0.19 as of 2026, torchtitan 0.3.0 and deepspeed 0.19.8. ``CONTRIBUTING.md`` says how to
+run the examples with the packages themselves.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import importlib.util
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-import transformers
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -36,95 +33,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         module.__spec__ = ModuleSpec(name, None, is_package=True)  # for code that checks whether the package exists
         monkeypatch.setitem(sys.modules, name, module)
     return missing
-
-
-# ---------------------------------------------------------------- TRL and sentence-transformers: Trainers
-
-
-class SFTTrainer(transformers.Trainer):
-    """Passes the factory on to the Trainer."""
-
-    def __init__(self, model: Any, args: Any = None, *, optimizer_cls_and_kwargs: Any = None, **kwargs: Any) -> None:
-        super().__init__(model=model, args=args, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs, **kwargs)
-
-
-class SentenceTransformerTrainer(transformers.Trainer):
-    """Has its own loss, and passes (optimizer, scheduler) on to the Trainer."""
-
-    def __init__(
-        self, model: Any, args: Any = None, train_dataset: Any = None, *, loss: Any, optimizers: Any = (None, None)
-    ) -> None:
-        super().__init__(model=model, args=args, train_dataset=train_dataset, optimizers=optimizers)
-        self.loss = loss
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.loss(model, inputs)
-
-
-class SentenceModel(nn.Module):
-    """Word embeddings and a layer on top."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64), nn.LayerNorm(64))
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        found: torch.Tensor = self.layers(x)
-        return found
-
-
-def similar(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return a loss that pulls the words of a sentence together."""
-    words = model(inputs["x"])
-    return (words - words.mean(1, keepdim=True)).square().mean()
-
-
-# ---------------------------------------------------------------- PEFT
-
-
-@dataclass
-class LoraConfig:
-    """The rank, and the names of the layers that get an adapter."""
-
-    r: int
-    target_modules: list[str]
-
-
-class _Adapter(nn.Module):
-    def __init__(self, base: nn.Linear, r: int) -> None:
-        super().__init__()
-        self.base_layer = base
-        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, r, bias=False)})
-        self.lora_B = nn.ModuleDict({"default": nn.Linear(r, base.out_features, bias=False)})
-        nn.init.zeros_(self.lora_B["default"].weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
-
-
-def get_peft_model(model: nn.Module, config: LoraConfig) -> nn.Module:
-    """Freeze the model, and add an adapter to each named layer."""
-    model.requires_grad_(False)
-    for name, module in list(model.named_modules()):
-        parent, _, leaf = name.rpartition(".")
-        if leaf in config.target_modules:
-            setattr(model.get_submodule(parent), leaf, _Adapter(module, config.r))  # type: ignore[arg-type]
-    return model
-
-
-def create_loraplus_optimizer(
-    model: nn.Module, optimizer_cls: Any, *, lr: float, loraplus_lr_ratio: float, **kwargs: Any
-) -> Any:
-    """Return four groups, some of them empty: A, embeddings, B, and B without decay."""
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    b = {n: p for n, p in trained.items() if "lora_B" in n or p.ndim == 1}
-    groups = [
-        {"params": [p for n, p in trained.items() if n not in b], "weight_decay": 0.0, "lr": lr},
-        {"params": [], "weight_decay": 0.0, "lr": 1e-6},
-        {"params": list(b.values()), "weight_decay": 0.0, "lr": lr * loraplus_lr_ratio},
-        {"params": [], "weight_decay": 0.0, "lr": lr * loraplus_lr_ratio},
-    ]
-    return optimizer_cls(groups, lr=lr, **kwargs)
 
 
 # ---------------------------------------------------------------- timm
@@ -151,8 +59,8 @@ REGISTRY = _Registry()
 
 
 def create_optimizer_v2(model: nn.Module, opt: str, lr: float, weight_decay: float = 0.0, **kwargs: Any) -> Any:
-    """Return two groups, vectors and biases without decay first."""
-    info = REGISTRY[opt.lower()]
+    """Return two groups, vectors and biases without decay first. What precedes an underscore is not the name."""
+    info = REGISTRY[opt.lower().split("_")[-1]]
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     plain = [p for n, p in named if p.ndim <= 1 or n.endswith(".bias")]
     decayed = [p for n, p in named if not (p.ndim <= 1 or n.endswith(".bias"))]
@@ -175,6 +83,13 @@ def instantiate(config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
 
 
 # ---------------------------------------------------------------- kohya
+
+
+def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the optimizer."""
+    parser.add_argument("--optimizer_type", default="")
+    parser.add_argument("--learning_rate", type=float, default=2.0e-6)
+    parser.add_argument("--optimizer_args", nargs="*")
 
 
 def get_optimizer(args: Any, trainable_params: list[Any]) -> tuple[str, str, Any]:
@@ -222,33 +137,99 @@ class PluginManager:
 # ---------------------------------------------------------------- torchtitan
 
 
+@dataclass(kw_only=True)
+class ParamGroupConfig:
+    """The optimizer of the parameters whose names match."""
+
+    pattern: str
+    optimizer_name: str
+    optimizer_kwargs: dict[str, Any]
+
+
 class OptimizersContainer(torch.optim.Optimizer):
-    """One optimizer per part of a model, saved flat by parameter name."""
+    """One optimizer per part of a model and name of an optimizer, saved flat by parameter name."""
 
-    def __init__(self, model_parts: list[nn.Module], optimizer_cls: Any, optimizer_kwargs: dict[str, Any]) -> None:
-        self.model_parts = model_parts
-        trained = [[p for p in part.parameters() if p.requires_grad] for part in model_parts]
-        self.optimizers = [optimizer_cls(params, **optimizer_kwargs) for params in trained]
-        torch.optim.Optimizer.__init__(self, [p for params in trained for p in params], dict(optimizer_kwargs))
+    @dataclass(kw_only=True, slots=True)
+    class Config:
+        """The groups, and the implementation of torch's optimizers."""
 
-    def step(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        _owner: ClassVar[Any] = None
+        param_groups: list[ParamGroupConfig] = field(default_factory=list)
+        implementation: str = "fused"
+
+        def build(self, *, model_parts: list[nn.Module]) -> Any:
+            return self._owner(self, model_parts=model_parts)
+
+    def __init_subclass__(cls) -> None:
+        cls.Config._owner = cls
+
+    @staticmethod
+    def _resolve_optimizer_factory(name: str) -> Any:
+        return {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[name]
+
+    def __init__(self, config: Config, *, model_parts: list[nn.Module]) -> None:
+        self.optimizers = []
+        how = {"fused": config.implementation == "fused", "foreach": config.implementation == "foreach"}
+        for part in model_parts:
+            left = {n: p for n, p in part.named_parameters() if p.requires_grad}
+            groups: dict[str, list[dict[str, Any]]] = {}
+            for given in config.param_groups:
+                names = [n for n in left if re.search(given.pattern, n)]
+                group = {"params": [left.pop(n) for n in names], "param_names": names, **how, **given.optimizer_kwargs}
+                groups.setdefault(given.optimizer_name, []).append(group)
+            self.optimizers += [self._resolve_optimizer_factory(name)(found) for name, found in groups.items()]
+        torch.optim.Optimizer.__init__(
+            self, [p for o in self.optimizers for g in o.param_groups for p in g["params"]], {}
+        )
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for optimizer in self.optimizers:
-            optimizer.step(*args, **kwargs)
+            optimizer.step()
 
-    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.optimizers:
-            optimizer.zero_grad(*args, **kwargs)
+            optimizer.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        options, found = StateDictOptions(flatten_optimizer_state_dict=True), dict[str, Any]()
-        for part, optimizer in zip(self.model_parts, self.optimizers, strict=True):
-            found.update(get_optimizer_state_dict(part, optimizer, options=options))
-        return found
+        flat = {}
+        for optimizer in self.optimizers:
+            _begin(optimizer)
+            saved = optimizer.state_dict()
+            for group in saved["param_groups"]:
+                for number, name in zip(group["params"], group["param_names"], strict=True):
+                    flat.update({f"state.{name}.{k}": v for k, v in saved["state"].get(number, {}).items()})
+                    keys = group.keys() - {"params", "param_names"}
+                    flat.update({f"param_groups.{name}.{k}": group[k] for k in keys})
+        return flat
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        options = StateDictOptions(flatten_optimizer_state_dict=True)
-        for part, optimizer in zip(self.model_parts, self.optimizers, strict=True):
-            set_optimizer_state_dict(part, optimizer, state_dict, options=options)
+        for optimizer in self.optimizers:
+            _begin(optimizer)
+            state: dict[int, Any] = {}
+            groups = []
+            for group in optimizer.param_groups:
+                first, names = len(state), group["param_names"]
+                for name, param in zip(names, group["params"], strict=True):
+                    state[len(state)] = {k: state_dict[f"state.{name}.{k}"] for k in optimizer.state[param]}
+                keys = group.keys() - {"params", "param_names"}
+                values = {k: state_dict[f"param_groups.{names[0]}.{k}"] for k in keys}
+                groups.append({"params": list(range(first, len(state))), **values})
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _begin(optimizer: torch.optim.Optimizer) -> None:
+    """Make the states exist: a step with zero gradients and a learning rate of zero."""
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+    optimizer.zero_grad()
 
 
 # ---------------------------------------------------------------- DeepSpeed
@@ -293,25 +274,22 @@ def initialize(model: nn.Module, optimizer: Any, config: dict[str, Any]) -> tupl
 
 
 MODULES: dict[str, dict[str, Any]] = {
-    "trl": {"SFTConfig": transformers.TrainingArguments, "SFTTrainer": SFTTrainer},
-    "peft": {"LoraConfig": LoraConfig, "get_peft_model": get_peft_model},
-    "peft.optimizers": {"create_loraplus_optimizer": create_loraplus_optimizer},
-    "sentence_transformers": {
-        "SentenceTransformerTrainer": SentenceTransformerTrainer,
-        "SentenceTransformerTrainingArguments": transformers.TrainingArguments,
-    },
     "timm": {},
     "timm.optim": {"OptimInfo": OptimInfo, "create_optimizer_v2": create_optimizer_v2},
     "timm.optim._optim_factory": {"default_registry": REGISTRY},
     "torchtune": {"config": SimpleNamespace(instantiate=instantiate)},
     "omegaconf": {"OmegaConf": SimpleNamespace(create=_namespace)},
-    "library": {"train_util": SimpleNamespace(get_optimizer=get_optimizer)},
+    "library": {},
+    "library.train_util": {"get_optimizer": get_optimizer, "add_optimizer_arguments": add_optimizer_arguments},
     "axolotl": {},
     "axolotl.integrations": {},
     "axolotl.integrations.base": {"BasePlugin": BasePlugin, "PluginManager": PluginManager},
     "torchtitan": {},
     "torchtitan.components": {},
-    "torchtitan.components.optimizer": {"OptimizersContainer": OptimizersContainer},
+    "torchtitan.components.optimizer": {
+        "OptimizersContainer": OptimizersContainer,
+        "ParamGroupConfig": ParamGroupConfig,
+    },
     "deepspeed": {"initialize": initialize},
 }
 """The stand-ins, by the name of the module."""

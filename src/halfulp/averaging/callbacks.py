@@ -19,8 +19,9 @@ from torch import Tensor
 from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.ema import EMA
 from halfulp.checkpoint.files import read_file, write_file
+from halfulp.engine.callers import calling
 from halfulp.engine.sharding import is_sharded, local_part, whole
-from halfulp.monitor.bases import calling, lightning_base, transformers_base
+from halfulp.monitor.bases import lightning_base, transformers_base
 from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]

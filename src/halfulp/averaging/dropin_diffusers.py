@@ -18,6 +18,7 @@ from halfulp.engine.memory import MemoryReport
 from halfulp.engine.sharding import local_part
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log_once
+from halfulp.numbers.quantizer import Quantizer
 
 __all__ = ["EMAModel"]
 
@@ -249,28 +250,39 @@ class EMAModel:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load our own state or that of diffusers. Missing settings keep their values."""
+        """Load our own state or that of diffusers. Missing settings keep their values.
+
+        Averages in the formats of this object load bit for bit. Others are rounded to nearest.
+        """
         settings = {**self._settings(), **{k: state_dict[k] for k in self._settings() if k in state_dict}}
         self._check(settings)
         for key in ("optimization_step", "update_after_step"):
             settings[key] = count("EMAModel", key, settings[key])
         if not isinstance(settings["use_ema_warmup"], bool):
             raise ValueError(f"use_ema_warmup is True or False, got {settings['use_ema_warmup']!r}")
-        if "halfulp" in state_dict:
-            self._load_stored(state_dict["halfulp"])
+        stored = state_dict.get("halfulp")
+        if stored is not None and self._stores(stored):
+            checked = self.averages.validate(stored["averages"])
+            seed = count("EMAModel", "seed", stored["seed"])
+            self.averages.load(checked)
+            self.averages.seed = seed
         elif state_dict.get("shadow_params") is not None:
+            if stored is not None:
+                other, own = stored["storage"], self._storage()
+                log_once(f"EMAModel: the averages were saved in other formats ({other}; here {own}): rounded", 30)
             self.shadow_params = list(state_dict["shadow_params"])
         for key, value in settings.items():
             setattr(self, key, value)
 
-    def _load_stored(self, saved: Mapping[str, Any]) -> None:
-        own = self.averages.quantizer.spec
-        if saved["storage"] != own:
-            raise ValueError(f"the state_dict stores averages as {saved['storage']!r}, this EMAModel as {own!r}")
-        checked = self.averages.validate(saved["averages"])
-        seed = count("EMAModel", "seed", saved["seed"])
-        self.averages.load(checked)
-        self.averages.seed = seed
+    def _storage(self) -> str:
+        return self.averages.quantizer.spec
+
+    def _stores(self, stored: Mapping[str, Any]) -> bool:
+        """Return whether saved averages are stored like these, so that they load bit for bit."""
+        own, saved = self.averages.state_dict(), stored["averages"]
+        return stored["storage"] == self._storage() and {
+            name: _dtypes(entries) for name, entries in own.items()
+        } == {name: _dtypes(entries) for name, entries in saved.items()}  # fmt: skip
 
     def save_pretrained(self, path: Any) -> None:
         """Save a model with the averages in it, as diffusers does, with the stored averages beside it."""
@@ -284,15 +296,28 @@ class EMAModel:
 
     @classmethod
     def from_pretrained(cls, path: Any, model_cls: Any, foreach: bool = False, **options: Any) -> EMAModel:
-        """Load the result of :meth:`save_pretrained`, or of diffusers, whose averages are rounded to nearest."""
+        """Load the result of :meth:`save_pretrained`, or of diffusers.
+
+        Without `options`, averages keep the formats of the files: fp32 for those of diffusers.
+        """
         _, settings = model_cls.from_config(path, return_unused_kwargs=True)
         model = model_cls.from_pretrained(path)
+        stored = read_file(Path(path) / FILE) if (Path(path) / FILE).exists() else None
+        for i, param in enumerate(model.parameters()):
+            param.requires_grad_(stored is None or str(i) in stored["averages"])  # frozen ones are not stored
+        if not options:
+            options = {"state": "fp32"} if stored is None else _options(stored)
         ema = cls(model.parameters(), model_cls=model_cls, model_config=model.config, foreach=foreach, **options)
-        ema.load_state_dict(settings)
-        if (Path(path) / FILE).exists():
-            saved = read_file(Path(path) / FILE)
-            if saved["storage"] == ema.averages.quantizer.spec and set(saved["averages"]) == set(ema.averages):
-                ema._load_stored(saved)
-            else:
-                log_once(f"{Path(path) / FILE} holds other averages ({saved['storage']}): the model's are rounded", 30)
+        ema.load_state_dict({**settings, "shadow_params": list(model.parameters()), "halfulp": stored})
         return ema
+
+
+def _dtypes(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.dtype for key, value in entries.items() if isinstance(value, Tensor)}
+
+
+def _options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the storage options of saved averages."""
+    whole = [n for n, entries in stored["averages"].items() if torch.float32 in _dtypes(entries).values()]
+    quantizer = Quantizer.from_spec(stored["storage"]).with_rounding("stochastic")
+    return {"state": quantizer, "min_size": 0, "keep_fp32": whole}

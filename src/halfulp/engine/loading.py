@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from halfulp.engine.callers import calling
 from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.engine.plan import GroupPlan, StatePlan, plan_states
@@ -126,7 +127,7 @@ def validate(
             f"the state_dict has no states for {len(optimizer.registry) - len(states)} of {len(optimizer.registry)} "
             "parameters: they begin at zero with their first step"
         )
-    if not states:
+    if not states and not _being_wrapped():
         log_once(
             "a state_dict without states was loaded: all states start at zero. That is right before the first step. "
             "If the run has made steps, note that torch.distributed.checkpoint fills only entries that exist: give "
@@ -145,6 +146,12 @@ def validate(
         if not isinstance(key, int):
             states[key] = deepcopy(entries)
     return states, values
+
+
+def _being_wrapped() -> bool:
+    """Return whether accelerate is wrapping the optimizer. It then reloads the state_dict to move it to the device."""
+    wrappers = calling(lambda owner: type(owner).__name__ == "AcceleratedOptimizer")
+    return any("device_placement" in variables for _, variables in wrappers)  # an argument of its constructor
 
 
 def check_layout(state_dict: Any) -> None:

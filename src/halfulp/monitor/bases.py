@@ -1,30 +1,11 @@
-"""What callbacks need from a trainer: its base classes, and the trainer object, which callbacks are not passed."""
+"""Base classes of the trainers' callbacks."""
 
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
-__all__ = ["calling", "lightning_base", "transformers_base"]
-
-
-def calling(fits: Callable[[Any], bool]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yield objects whose methods are being called, innermost first, and the local variables of those methods.
-
-    Parameters
-    ----------
-    fits
-        Predicate that selects the objects.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if owner is not None and fits(owner):
-            yield owner, frame.f_locals
-        frame = frame.f_back
+__all__ = ["lightning_base", "transformers_base"]
 
 
 def transformers_base() -> Any:

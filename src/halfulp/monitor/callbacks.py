@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from halfulp.monitor.bases import calling, lightning_base, transformers_base
+from halfulp.engine.callers import calling
+from halfulp.monitor.bases import lightning_base, transformers_base
 from halfulp.monitor.hooked import harmless
 from halfulp.monitor.loggers import as_sink, figures
 from halfulp.monitor.table import MonitorTable

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from halfulp.engine.callers import calling
 from halfulp.engine.optimizer import RuleOptimizer
-from halfulp.monitor.bases import calling
 from halfulp.numbers.log import log_once
 from halfulp.optim import AdamW
 from halfulp.training.release import release_gradients
@@ -103,13 +103,25 @@ def _split_names(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "params": list(params), "param_names": list(names)}
 
 
-def _of_trainer() -> Any:
-    """Return the ``TrainingArguments`` of the Trainer whose ``create_optimizer`` is being called, or ``None``."""
+def _trainer() -> Any:
+    """Return the Trainer whose ``create_optimizer`` is being called, or ``None``."""
 
     def makes(trainer: Any) -> bool:
         return hasattr(trainer, "create_optimizer") and hasattr(getattr(trainer, "args", None), "learning_rate")
 
-    return next((trainer.args for trainer, _ in calling(makes)), None)
+    return next((trainer for trainer, _ in calling(makes)), None)
+
+
+def _with_losses(model: nn.Module, trainer: Any) -> nn.Module:
+    """Return the model with the losses of a sentence-transformers trainer, which may have weights of their own."""
+    losses = getattr(trainer, "loss", None)
+    modules = [x for x in (losses.values() if isinstance(losses, Mapping) else [losses]) if isinstance(x, nn.Module)]
+    if not modules:
+        return model
+    both = nn.Module()
+    both._parameters.update(model._parameters)
+    both._modules.update(model._modules, loss=nn.ModuleList(modules))  # names of the model's parameters stay
+    return both
 
 
 def _taken(args: Any, optimizer: type[RuleOptimizer]) -> dict[str, Any]:
@@ -132,7 +144,8 @@ class TrainerFactory:
     `no_decay` as for :func:`groups_by_name`, `args`, and the arguments of the class.
 
     A missing learning rate or weight decay is taken from the ``TrainingArguments`` of the calling Trainer, or from
-    `args`. So are `betas` and `eps` of optimizers like Adam.
+    `args`. So are `betas` and `eps` of optimizers like Adam. Losses of sentence-transformers that have weights are
+    trained too.
     """
 
     def __call__(
@@ -146,7 +159,8 @@ class TrainerFactory:
         **arguments: Any,
     ) -> RuleOptimizer:
         """Build the optimizer of a model. Raise ``ValueError`` if no learning rate is given."""
-        given = _of_trainer() if args is None else args
+        trainer = _trainer()
+        given = getattr(trainer, "args", None) if args is None else args
         if given is not None:
             arguments = {**_taken(given, optimizer), **arguments}
         elif "lr" not in arguments:
@@ -154,5 +168,6 @@ class TrainerFactory:
                 "TrainerFactory was not called by a Trainer, so it has no learning rate: give lr=..., or "
                 "args=training_arguments"
             )
-        made: RuleOptimizer = optimizer(groups_by_name(model, overrides, no_decay=no_decay), **arguments)
+        groups = groups_by_name(_with_losses(model, trainer), overrides, no_decay=no_decay)
+        made: RuleOptimizer = optimizer(groups, **arguments)
         return made

@@ -1,0 +1,26 @@
+"""The objects whose methods are being called. Trainers do not pass themselves to optimizers and callbacks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+__all__ = ["calling"]
+
+
+def calling(fits: Callable[[Any], bool]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Yield objects whose methods are being called, innermost first, and the local variables of those methods.
+
+    Parameters
+    ----------
+    fits
+        Predicate that selects the objects.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if owner is not None and fits(owner):
+            yield owner, frame.f_locals
+        frame = frame.f_back
