@@ -30,17 +30,17 @@ def read(path: Path = CSV) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def runs(folder: Path, text: str) -> list[Row]:
+def runs(folder: Path, text: str, single: str) -> list[Row]:
     """Return every run of a folder, from the ladder and the final stage.
 
-    Final runs of a folder with a single rate are not tuned, so their stage is ``common``.
+    Final runs of a folder with a single rate are not tuned, so their stage is `single`.
     """
     config = ScaleConfig.from_json(read_json(folder / "config.json"))
     found = []
     files = [folder / Job(arm, stage, (), ()).name for arm in config.arms for stage in ("ladder", "own", "common")]
     for path in filter(Path.exists, files):
         result = read_json(path)
-        stage = "common" if len(config.lrs) == 1 else result["stage"]
+        stage = single if len(config.lrs) == 1 else result["stage"]
         late = result["rows"][len(result["rows"]) // 2 :]
         means = [sum(each) / len(late) for each in zip(*(row["stalled"] for row in late), strict=True)]
         each = zip(result["replicas"], result["validation"], means, strict=True)
@@ -90,7 +90,7 @@ def by_rate(rows: list[Row]) -> list[str]:
 
 def differences(rows: list[Row]) -> list[str]:
     """Return the losses minus fp32's in one experiment, as lines of a Markdown table."""
-    arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] != "ladder" and row["arm"] != "fp32"))
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] in ("own", "common") and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
     gaps = ("at its best lr", f"at fp32's best lr, {rate}")
     columns = ("seeds", "reset every", "best lr", *gaps, "stalled", "published")
@@ -134,13 +134,16 @@ def tables(rows: list[Row]) -> list[str]:
 
 
 def merged(rows: list[Row], new: list[Row]) -> list[Row]:
-    """Replace the rows of the same experiment, arm and stage by those of a folder.
+    """Replace the rows of the same experiment, arm and stage (and learning rate, if between) by those of a folder.
 
     Runs at a common rate that equals the arm's own are not listed twice.
     """
-    what = (*EXPERIMENT, "arm", "stage")
-    again = {tuple(row[k] for k in what) for row in new}
-    both = [row for row in rows if tuple(row[k] for k in what) not in again] + new
+
+    def place(row: Row) -> tuple[str, ...]:
+        return tuple(row[k] for k in (*EXPERIMENT, "arm", "stage", *(["lr"] if row["stage"] == "between" else [])))
+
+    again = set(map(place, new))
+    both = [row for row in rows if place(row) not in again] + new
     tuned = {tuple(row[k] for k in (*EXPERIMENT, "arm", "lr")) for row in both if row["stage"] == "own"}
     both = [r for r in both if r["stage"] != "common" or tuple(r[k] for k in (*EXPERIMENT, "arm", "lr")) not in tuned]
     order = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in [*rows, *new]))
@@ -152,10 +155,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*", help="run folders")
     parser.add_argument("--text", default="stdlib", help="name of the text that they were trained on")
+    parser.add_argument(
+        "--stage", default="common", help="stage of runs at a single rate; runs at 'between' are left out of the tables"
+    )
     arguments = parser.parse_args()
     rows = read()
     for folder in arguments.folders:
-        rows = merged(rows, runs(folder, arguments.text))
+        rows = merged(rows, runs(folder, arguments.text, arguments.stage))
     if arguments.folders:
         with CSV.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -68,3 +68,15 @@ def test_losses_by_reset_period(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) > 6
     page = (DOCS / "results" / "scale_models.md").read_text()
     assert all(line in page for line in lines)
+
+
+def test_loss_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The predicted gaps are those of the stored samples, and the constant is the one that fits."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    loss_gap = importlib.import_module("loss_gap")
+    gaps = loss_gap.read()
+    assert loss_gap.constant(gaps) == pytest.approx(loss_gap.PER_RESIDUAL, abs=0.005)
+    lines = [*loss_gap.table(gaps), *loss_gap.scores(gaps)]
+    assert len(lines) > 40
+    page = (DOCS / "results" / "scale_models.md").read_text()
+    assert all(line in page for line in lines)

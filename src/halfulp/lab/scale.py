@@ -225,7 +225,13 @@ class _Watch:
         )
 
 
-def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | None = None) -> dict[str, Any]:
+def train_job(
+    config: ScaleConfig,
+    job: Job,
+    tokens: Tokens,
+    checkpoint: Path | None = None,
+    observe: Callable[[Replicas], None] = lambda runs: None,
+) -> dict[str, Any]:
     """Train all runs of a job.
 
     Parameters
@@ -234,6 +240,8 @@ def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | 
         The experiment, the job to train, and the data.
     checkpoint
         File that is written every :data:`CHECKPOINT` steps, and resumed from if it exists.
+    observe
+        Function that is called before every step, when the gradients are there.
 
     Returns
     -------
@@ -268,6 +276,7 @@ def train_job(config: ScaleConfig, job: Job, tokens: Tokens, checkpoint: Path | 
             runs.clip(config.clip)
         if config.regime != "constant":
             runs.grads.mul_(gradient_scale(config, step))
+        observe(runs)
         watch.follow(step % every == 0)
         runs.step(learning_rate(config, arm, period, step))
         if step % every == 0:

@@ -1,0 +1,233 @@
+"""The loss that stored moments cost, predicted from a sample of an fp32 run's gradients.
+
+The sample is replayed twice: with exact moments, and with moments that are stored and reset. The stored updates are the
+exact ones times a common factor, plus a rest that is orthogonal to them:
+
+* the factor acts like another learning rate. Its cost can be read from the loss of fp32 by learning rate.
+* the rest acts like noise. Its cost is proportional to the share of the updates' mean square that it makes up, the
+  *residual*. The proportionality constant is the only one that is fitted (:data:`PER_RESIDUAL`).
+
+The prediction is ``L(factor * lr) - L(lr) + PER_RESIDUAL * residual``, with `L` the loss of fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from halfulp.rules.adam import max_ratio
+from halfulp.theory.stepper import StoredAverage
+
+__all__ = ["PER_RESIDUAL", "LossByRate", "UpdateChange", "loss_gap", "update_change"]
+
+Single = npt.NDArray[np.float32]
+Store = Callable[[Single], Single]
+"""Function that returns the stored values for new ones."""
+EPS = np.float32(1e-8)
+
+PER_RESIDUAL = 0.1
+"""Nats per unit of residual, fitted on the scale models of bf16 at a constant gradient scale."""
+
+
+@dataclass(frozen=True)
+class UpdateChange:
+    """How stored moments change the updates, as sums over steps and elements. Changes of several tensors add up.
+
+    Parameters
+    ----------
+    exact
+        Square of the exact updates.
+    product
+        Product of the stored and the exact updates.
+    square
+        Square of the stored updates.
+
+    Examples
+    --------
+    >>> longer = UpdateChange(exact=1.0, product=1.5, square=2.25)
+    >>> longer.factor, longer.residual
+    (1.5, 0.0)
+    """
+
+    exact: float
+    product: float
+    square: float
+
+    @property
+    def factor(self) -> float:
+        """The common factor: the regression of the stored updates on the exact ones."""
+        return self.product / self.exact
+
+    @property
+    def residual(self) -> float:
+        """Share of the stored updates' square that is no multiple of the exact updates, from 0 to 1."""
+        return 1 - self.product**2 / (self.exact * self.square)
+
+    def __add__(self, other: UpdateChange) -> UpdateChange:
+        return UpdateChange(self.exact + other.exact, self.product + other.product, self.square + other.square)
+
+
+def update_change(
+    gradients: Single,
+    *,
+    betas: tuple[float, float],
+    store: tuple[Store | None, Store | None],
+    periods: tuple[int | None, int | None] = (None, None),
+    weights: npt.ArrayLike | None = None,
+) -> UpdateChange:
+    """Replay recorded gradients and compare Adam's updates with stored and with exact moments.
+
+    Parameters
+    ----------
+    gradients
+        Float32, ``(steps, ...)``: the gradients of some elements at every step from the first one on, as
+        :meth:`halfulp.GradientSample.gradients` returns them.
+    betas
+        Decays of the two moments.
+    store
+        How the first and the second moment are rounded; ``None`` for not at all.
+    periods
+        Steps between the resets of either moment; ``None`` for never.
+    weights
+        Learning rate at each step, in any unit. Default: the same at all steps.
+
+    Raises
+    ------
+    ValueError
+        If a period is below 1, there are no steps, or the weights are not one per step.
+
+    Examples
+    --------
+    A second moment that is rounded to powers of two stalls too low, so that all updates are too long:
+
+    >>> def power_of_two(x):
+    ...     return np.exp2(np.round(np.log2(np.maximum(x, 1e-30)))).astype(np.float32)
+    >>> gradients = np.random.default_rng(0).standard_normal((400, 500), dtype=np.float32)
+    >>> change = update_change(gradients, betas=(0.9, 0.99), store=(None, power_of_two))
+    >>> round(change.factor, 1), round(change.residual, 2)
+    (1.6, 0.04)
+    """
+    steps = len(gradients)
+    rates = np.ones(steps) if weights is None else np.asarray(weights, float)
+    if steps == 0 or rates.shape != (steps,):
+        raise ValueError(f"there is one weight per step, and at least one step; got {rates.shape} for {steps} steps")
+    if any(period is not None and period < 1 for period in periods):
+        raise ValueError(f"a period is at least 1 step, or None for never; got {periods}")
+    exact = _Moments(gradients.shape[1:], betas, (None, None), (None, None))
+    stored = _Moments(gradients.shape[1:], betas, store, periods)
+    sums = np.zeros(3)
+    for rate, gradient in zip(rates, gradients, strict=True):
+        right, found = exact.update(gradient), stored.update(gradient)
+        sums += rate * np.array([np.vdot(right, right), np.vdot(found, right), np.vdot(found, found)])
+    return UpdateChange(*map(float, sums))
+
+
+class _Moments:
+    """Adam's moments of some elements, both zero at first."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        betas: tuple[float, float],
+        store: tuple[Store | None, Store | None],
+        periods: tuple[int | None, int | None],
+    ) -> None:
+        self.betas, self.periods, self.ages = betas, periods, [0, 0]
+        self.averages = [self._average(beta, one, shape) for beta, one in zip(betas, store, strict=True)]
+
+    @staticmethod
+    def _average(beta: float, store: Store | None, shape: tuple[int, ...]) -> StoredAverage[npt.NDArray[Any]]:
+        def keep(values: Single) -> tuple[Single, Single]:
+            kept = values if store is None else store(values)
+            return kept, kept
+
+        return StoredAverage(beta, keep, np.zeros(shape, np.float32))
+
+    def update(self, gradient: Single) -> Single:
+        """Return the update for one more gradient, from the moments before they are stored."""
+        new = []
+        for i, inputs in enumerate((gradient, gradient * gradient)):
+            if self.ages[i] == self.periods[i]:
+                self.averages[i].value, self.ages[i] = np.zeros_like(gradient), 0
+            self.ages[i] += 1
+            new.append(self.averages[i].step(inputs).exact / np.float32(1 - self.betas[i] ** self.ages[i]))
+        bound = np.float32(max_ratio(*self.betas, max(self.ages)))
+        return np.asarray(np.clip(new[0] / (np.sqrt(new[1]) + EPS), -bound, bound), np.float32)
+
+
+@dataclass(frozen=True)
+class LossByRate:
+    """Final loss of fp32 by peak learning rate, interpolated linearly in the logarithm of the rate.
+
+    Beyond the measured rates, the line through the nearest two goes on.
+
+    Parameters
+    ----------
+    losses
+        Loss of each measured rate, two or more.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two rates, or one is not positive.
+
+    Examples
+    --------
+    >>> curve = LossByRate({5e-4: 2.2, 1e-3: 2.0, 2e-3: 2.1})
+    >>> round(curve(1e-3), 6), round(curve(2.5e-4), 6)
+    (2.0, 2.4)
+    """
+
+    losses: Mapping[float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.losses) < 2 or min(self.losses) <= 0:
+            raise ValueError(f"the loss by learning rate needs two positive rates or more, got {list(self.losses)}")
+
+    def __call__(self, lr: float) -> float:
+        """Return the loss at a learning rate."""
+        rates = np.array(sorted(self.losses))
+        values = np.array([self.losses[rate] for rate in rates])
+        at = int(np.clip(np.searchsorted(rates, lr), 1, len(rates) - 1))
+        share = np.log(lr / rates[at - 1]) / np.log(rates[at] / rates[at - 1])
+        return float(values[at - 1] + share * (values[at] - values[at - 1]))
+
+
+def loss_gap(
+    change: UpdateChange,
+    curve: LossByRate,
+    lr: float,
+    *,
+    fp32_lr: float | None = None,
+    per_residual: float = PER_RESIDUAL,
+) -> float:
+    """Predict the loss with stored moments minus that of fp32, in nats.
+
+    At a tuned rate, the factor has no effect. The gap is then ``per_residual * change.residual``.
+
+    Parameters
+    ----------
+    change
+        What storage does to the updates.
+    curve
+        Loss of fp32 by learning rate.
+    lr
+        Peak learning rate.
+    fp32_lr
+        Peak learning rate of fp32. Default: the same.
+    per_residual
+        Nats per unit of residual.
+
+    Examples
+    --------
+    >>> curve = LossByRate({5e-4: 2.1, 1e-3: 2.0, 2e-3: 2.1})
+    >>> short = UpdateChange(exact=1.0, product=0.5, square=0.25)  # updates are half as long, and otherwise exact
+    >>> round(loss_gap(short, curve, 1e-3), 6), round(loss_gap(short, curve, 2e-3, fp32_lr=1e-3), 6)
+    (0.1, 0.0)
+    """
+    base = curve(lr if fp32_lr is None else fp32_lr)
+    return curve(change.factor * lr) - base + per_residual * change.residual
