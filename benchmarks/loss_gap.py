@@ -36,7 +36,7 @@ from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 from halfulp.numbers.formats import get_format
 from halfulp.theory.cost import update_parts
-from halfulp.theory.loss_gap import PER_RESIDUAL, LossByRate, Store, UpdateChange, loss_gap, update_change
+from halfulp.theory.loss_gap import LossByRate, Store, UpdateChange, loss_gap, update_change
 from halfulp.theory.predict import second_moment_laws
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -185,7 +185,7 @@ def run(folder: Path, vim: Path) -> None:
                     writer.writerow((*key, f"{lr:g}", seed, f"{loss:.5f}"))
     with CHANGES.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        sides = ("factor", "residual", "theory_factor", "theory_residual")
+        sides = ("step_factor", "step_residual", "theory_factor", "theory_residual")
         writer.writerow((*scale_models.EXPERIMENT, "arm", "reset_every", *sides))
         for key, arms in experiments.items():
             for name, period in dict.fromkeys((name, period) for name, period, _ in arms):
@@ -265,7 +265,7 @@ def changes() -> dict[tuple[Key, str, str], tuple[UpdateChange, UpdateChange | N
     found = {}
     with CHANGES.open(newline="") as file:
         for row in csv.DictReader(file):
-            sample = change(row["factor"], row["residual"])
+            sample = change(row["step_factor"], row["step_residual"])
             assert sample is not None
             key = tuple(row[k] for k in scale_models.EXPERIMENT)
             found[key, row["arm"], row["reset_every"]] = sample, change(row["theory_factor"], row["theory_residual"])
@@ -309,10 +309,6 @@ def read() -> list[Gap]:
     return found
 
 
-MADE_FROM = ("bf16", "8", "constant", "llama", "64", "stdlib")
-"""The experiment that :data:`~halfulp.theory.loss_gap.PER_RESIDUAL` was fitted on, at fp32's best rate."""
-
-
 def fitted(gaps: Iterable[Gap], predictor: Predictor) -> float:
     """The number that fits gaps best, by least squares."""
     pairs = [(gap.measured.mean, *parts) for gap in gaps if (parts := predictor(gap)) is not None]
@@ -321,9 +317,17 @@ def fitted(gaps: Iterable[Gap], predictor: Predictor) -> float:
     return float(slope @ (found - offset) / square) if square else 0.0
 
 
-def constant(gaps: list[Gap]) -> float:
-    """The number that fits the gaps of :data:`MADE_FROM` best, at rates up to fp32's best one."""
-    return fitted([gap for gap in gaps if gap.key == MADE_FROM and not gap.tuned and gap.stable], from_sample)
+def at_one_rate(gaps: list[Gap]) -> list[Gap]:
+    """The gaps at one rate, up to fp32's best one: those that the number is fitted on."""
+    return [gap for gap in gaps if not gap.tuned and gap.stable]
+
+
+def left_out(gaps: list[Gap], predictor: Predictor) -> dict[Key, float]:
+    """For every experiment, the number that fits all others."""
+    some = at_one_rate(gaps)
+    return {
+        key: fitted([gap for gap in some if gap.key != key], predictor) for key in dict.fromkeys(g.key for g in gaps)
+    }
 
 
 def score(gaps: list[Gap], predictor: Predictor, fits: dict[Key, float]) -> str:
@@ -342,30 +346,26 @@ def score(gaps: list[Gap], predictor: Predictor, fits: dict[Key, float]) -> str:
 
 
 def scores(gaps: list[Gap]) -> list[str]:
-    """Errors of every predictor, as lines of a Markdown table.
-
-    Every experiment is predicted with the number that fits all others.
-    """
-    at_rate = [gap for gap in gaps if not gap.tuned and gap.stable]
-    lines = [
-        "| prediction from | arms | fitted on | gaps | mean error | rank correlation | within the interval |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    """Errors of every predictor, as lines of a Markdown table."""
     groups = {
-        "up to fp32's best lr": at_rate,
+        "up to fp32's best lr": at_one_rate(gaps),
         "above it": [gap for gap in gaps if not gap.tuned and not gap.stable],
-        "at own best lr": [gap for gap in gaps if gap.tuned],
+        "own best lr": [gap for gap in gaps if gap.tuned],
     }
-    keys = dict.fromkeys(gap.key for gap in gaps)
+    lines = [
+        "| prediction from | at | gaps | mean error | rank correlation | within the interval |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for name, predictor in PREDICTORS.items():
-        others = {key: fitted([gap for gap in at_rate if gap.key != key], predictor) for key in keys}
-        for group, chosen in groups.items():
-            lines.append(f"| {name} | {group} | other experiments | {score(chosen, predictor, others)} |")
-    alone = dict.fromkeys(keys, constant(gaps))
-    for group, chosen in groups.items():
-        rest = [gap for gap in chosen if gap.key != MADE_FROM]
-        lines.append(f"| factor and residual | {group} | bf16 at 1:8 alone | {score(rest, from_sample, alone)} |")
+        fits = left_out(gaps, predictor)
+        lines += [f"| {name} | {group} | {score(chosen, predictor, fits)} |" for group, chosen in groups.items()]
     return lines
+
+
+def predicted(gaps: list[Gap]) -> list[float]:
+    """Every gap as predicted with the number that fits the other experiments."""
+    fits = left_out(gaps, from_sample)
+    return [offset + fits[gap.key] * slope for gap in gaps for offset, slope in [_parts(gap, gap.sample)]]
 
 
 def table(gaps: list[Gap]) -> list[str]:
@@ -374,38 +374,38 @@ def table(gaps: list[Gap]) -> list[str]:
         "| experiment | arm | reset every | lr | factor | residual | predicted | measured |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for gap in gaps:
-        offset, slope = _parts(gap, gap.sample)
-        lr = f"{gap.lr:g}" if gap.lr == gap.fp32_lr else f"{gap.lr:g} (fp32: {gap.fp32_lr:g})"
-        cells = (
-            gap.title, gap.arm, gap.reset, lr, f"{gap.sample.factor:.2f}", f"{gap.sample.residual:.3f}",
-            f"{offset + PER_RESIDUAL * slope:+.3f}", signed(gap.measured),
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+    for gap, guess in zip(gaps, predicted(gaps), strict=True):
+        if gap.lr != gap.fp32_lr or not gap.tuned:
+            lr = f"{gap.lr:g}" if gap.lr == gap.fp32_lr else f"{gap.lr:g} (fp32: {gap.fp32_lr:g})"
+            cells = (
+                gap.title, gap.arm, gap.reset, lr, f"{gap.sample.factor:.2f}", f"{gap.sample.residual:.3f}",
+                f"{guess:+.3f}", signed(gap.measured),
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def draw(gaps: list[Gap], path: Path) -> None:
-    """Measured by predicted gaps."""
-    titles = {
-        "At one learning rate, up to fp32's best": [gap for gap in gaps if not gap.tuned and gap.stable],
-        "At their own best learning rates": [gap for gap in gaps if gap.tuned],
+    """Measured by predicted gaps, below and above fp32's best rate."""
+    guesses = list(zip(gaps, predicted(gaps), strict=True))
+    panels = {
+        "Up to fp32's best learning rate": [(gap, x) for gap, x in guesses if not gap.tuned and gap.stable],
+        "Above it": [(gap, x) for gap, x in guesses if not gap.tuned and not gap.stable],
     }
-    with canvas(path, 2, (12.5, 5.6)) as panels:
-        for axes, (title, chosen) in zip(panels, titles.items(), strict=True):
+    with canvas(path, 2, (12.5, 5.6)) as both:
+        for axes, (title, chosen) in zip(both, panels.items(), strict=True):
             axes.plot((-0.1, 0.2), (-0.1, 0.2), color=COLOURS[32], linewidth=1, zorder=0)
-            for at, fmt in enumerate(dict.fromkeys(gap.key[0] for gap in chosen)):
-                mine = [gap for gap in chosen if gap.key[0] == fmt]
-                x = [offset + PER_RESIDUAL * slope for offset, slope in (_parts(gap, gap.sample) for gap in mine)]
+            for at, fmt in enumerate(dict.fromkeys(gap.key[0] for gap, _ in chosen)):
+                mine = [(x, gap.measured) for gap, x in chosen if gap.key[0] == fmt]
                 colour = COLOURS[get_format(fmt).bits]
                 axes.errorbar(
-                    x, [gap.measured.mean for gap in mine], yerr=[gap.measured.half or 0.0 for gap in mine], fmt="o",
+                    [x for x, _ in mine], [y.mean for _, y in mine], yerr=[y.half or 0.0 for _, y in mine], fmt="o",
                     color=colour, elinewidth=0.7, markersize=5,
                 )  # fmt: skip
-                axes.text(0.03, 0.95 - 0.06 * at, fmt, transform=axes.transAxes, color=colour, va="top")
-            axes.set(xlim=(-0.09, 0.16), ylim=(-0.12, 0.18), xlabel="predicted gap, nats")
+                axes.text(0.03, 0.97 - 0.06 * at, fmt, transform=axes.transAxes, color=colour, va="top")
+            axes.set(xlim=(-0.06, 0.14), ylim=(-0.2, 0.2), xlabel="predicted gap, nats")
             axes.set_title(title, loc="left", fontweight="bold")
-        panels[0].set_ylabel("measured gap, nats")
+        both[0].set_ylabel("measured gap, nats")
 
 
 def main() -> None:
@@ -418,7 +418,10 @@ def main() -> None:
         run(given.run, given.vim)
         return
     gaps = read()
-    print(f"nats per unit of residual: {constant(gaps):.3f}", *table(gaps), "", *scores(gaps), sep="\n")
+    fits = left_out(gaps, from_sample).values()
+    whole = fitted(at_one_rate(gaps), from_sample)
+    print(f"nats per unit of residual: {whole:.3f}; {min(fits):.3f} to {max(fits):.3f} without one experiment")
+    print(*table(gaps), "", *scores(gaps), sep="\n")
     draw(gaps, given.picture)
 
 

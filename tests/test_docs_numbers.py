@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import halfulp
+from halfulp.theory.loss_gap import PER_RESIDUAL
 
 DOCS = Path(__file__).parents[1] / "docs"
 EVERY = os.environ.get("HALFULP_ALL_NUMBERS") == "1"
@@ -75,7 +76,7 @@ def test_loss_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
     loss_gap = importlib.import_module("loss_gap")
     gaps = loss_gap.read()
-    assert loss_gap.constant(gaps) == pytest.approx(loss_gap.PER_RESIDUAL, abs=0.005)
+    assert loss_gap.fitted(loss_gap.at_one_rate(gaps), loss_gap.from_sample) == pytest.approx(PER_RESIDUAL, abs=0.005)
     lines = [*loss_gap.table(gaps), *loss_gap.scores(gaps)]
     assert len(lines) > 40
     page = (DOCS / "results" / "scale_models.md").read_text()
