@@ -167,7 +167,10 @@ def averaged(optimizer: Any) -> Any:
     return halfulp.averaging.EMA(named, state="8bit", min_size=0)
 
 
-@pytest.mark.parametrize("options", [{"min_size": 0}, {"state": "fp32"}, {"master_weights": "fp32"}], ids=str)
+MASTERS = [{"master_weights": "fp32"}, {"master_weights": "remainder16"}]
+
+
+@pytest.mark.parametrize("options", [{"min_size": 0}, {"state": "fp32"}, *MASTERS], ids=str)
 @pytest.mark.parametrize("strided", [False, True])
 def test_a_load_copies_and_takes_any_strides(options: dict[str, Any], strided: bool) -> None:
     """Later steps do not change the dictionary, and have the bits of the run that made it."""
@@ -182,6 +185,9 @@ def test_a_load_copies_and_takes_any_strides(options: dict[str, Any], strided: b
     kept = copy.deepcopy(saved)
     after.load_state_dict(saved["optimizer"])
     other.load_state_dict(saved["average"])
+    for p, q in zip(before.param_groups[0]["params"], after.param_groups[0]["params"], strict=True):
+        name = "master_param" if options in MASTERS else "exp_avg_sq"
+        assert torch.equal(before.state_tensor(p, name), after.state_tensor(q, name))
     assert all(x.is_contiguous() for x in tensors([after.state_dict(), other.state_dict()]))
     for optimizer, average in ((before, ema), (after, other)):
         step(optimizer)
