@@ -277,17 +277,17 @@ def body(folder: Path) -> list[str]:
             [What each of them is](results/optimizers.md#all-optimizers), with its source."""),
         "## Loss",
         "",
-        *prose("""Difference in validation loss to fp32 states, in nats, averaged over the optimizers that have states
-            to round, with 95 % intervals. In brackets: how many optimizers have an interval of their own that excludes
-            zero. One in twenty does so by chance. [The table](results/optimizers.md#loss) has every optimizer."""),
+        *prose("""Validation loss minus that of fp32 states, in nats: the mean over optimizers with states to round, and
+            its 95 % interval. In brackets: the number of optimizers whose own interval excludes zero (one in twenty
+            does by chance). [The table](results/optimizers.md#loss) has every optimizer."""),
         *(f"- {spread(found, state)}" for state in shown(rows)),
         "",
         f"![Loss over bytes of state per parameter: fp32, 8bit and fp4 of each optimizer](images/{FIGURE.name})",
         "",
         "## Bytes and time",
         "",
-        *prose("""[A table](results/optimizers.md#bytes-and-time) has the bytes of state and the step time of every
-            optimizer, and [another](results/stalls.md) the share of stalled updates of every state."""),
+        *prose("""[One table](results/optimizers.md#bytes-and-time) has the bytes of state and the step time of every
+            optimizer; [another](results/stalls.md) has the share of stalled updates of every state."""),
     ]
 
 
@@ -309,7 +309,7 @@ def tables_page(folder: Path) -> str:
         *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer was trained for {MODEL.steps} steps of
             {MODEL.batch} × {MODEL.context} bytes from the source of Python's standard library, with stochastic
             rounding. The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The other
-            columns are mean differences to fp32 over the same seeds, with 95 % intervals. The learning rate was tuned
+            columns are mean differences from fp32 over the same seeds, with 95 % intervals. The learning rate was tuned
             with fp32 states and another seed, on a half-decade grid, and is the same for all formats. Other arguments
             are the defaults, except {given}. A dash: not run. *All fp32*: all states are vectors, which stay in
             fp32."""),
@@ -324,7 +324,8 @@ def tables_page(folder: Path) -> str:
         *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, for one
             tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of 64 × 64 with `8bit` states
             (*small*). A dash: not timed since its rule became a compiled kernel. On a busy machine, these take 0.8 to
-            1.8 times AdamW's step."""),
+            1.8 times AdamW's step. The times of Adafactor, AdaLomo, AdamP and CAME are from before their rules were
+            compiled."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
