@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import halfulp
-from halfulp.workers import Alone, AsyncEASGD, AsyncMGRAWA, Centre, OneBitAdam, WorkerLostError, simulate
+from halfulp.workers import Alone, AsyncEASGD, AsyncLGRAWA, AsyncMGRAWA, Centre, OneBitAdam, WorkerLostError, simulate
 from halfulp.workers.one_bit import pack_signs, unpack_signs
 from support import workers
 from support.distributed import killed
@@ -160,6 +160,27 @@ def test_flat_workers_count_more_at_the_centre() -> None:
         seen.append(float(centre.values.read("w")[0, 0]))
     assert seen[0] == pytest.approx(1.0)  # the only worker
     assert seen[1] == pytest.approx(1.0 + 0.25 * 3.0)  # a third of the other's weight; it started from 1
+
+
+@pytest.mark.parametrize("made", [AsyncMGRAWA, AsyncLGRAWA])
+def test_shares_are_of_the_model_or_of_each_tensor(made: Any) -> None:
+    """Gradients of 1 and 2 in one worker, of 3 and 2 in the other."""
+    store = dist.HashStore()
+    centre = Centre({"a": torch.zeros(8, 64), "b": torch.zeros(8, 64)}, store)
+    size = (8 * 64) ** 0.5
+    norms = torch.tensor([[1.0, 2.0], [3.0, 2.0]], dtype=torch.float64) * size
+    expected = torch.zeros(2, dtype=torch.float64)
+    for number, gradients in enumerate(([1.0, 2.0], [3.0, 2.0]), 1):
+        weights = {name: nn.Parameter(torch.full((8, 64), 9.0)) for name in ("a", "b")}
+        optimizer = made(torch.optim.SGD(weights.items(), lr=1.0), store, pull=0.5, every=1)
+        for weight, by in zip(weights.values(), gradients, strict=True):
+            weight.grad = torch.full_like(weight, -by)
+        optimizer.step()
+        centre.take_in()
+        inverse = 1 / (norms[:number] if made is AsyncLGRAWA else norms[:number].sum(dim=1, keepdim=True))
+        expected += inverse[-1] / inverse.sum(dim=0) * torch.tensor(gradients)
+        for name, value in zip(("a", "b"), expected.tolist(), strict=True):
+            assert float(centre.values.read(name)[0, 0]) == pytest.approx(value, rel=1e-6)
 
 
 def test_the_service_ends_when_all_have_left() -> None:

@@ -30,7 +30,6 @@ from halfulp.numbers.rng import LANES, slot_id, step_keys
 from halfulp.numbers.single import all_fp32
 from halfulp.rules.average import COPY, DIFFERENCE, EMA
 from halfulp.rules.base import Rule
-from halfulp.rules.slots import Hyper
 
 __all__ = ["FORMATS", "AverageStore", "Tensors"]
 
@@ -211,7 +210,7 @@ class AverageStore:
 
     @torch.no_grad()
     def update(
-        self, tensors: Tensors, decay: float, step: int, before: Tensors | None = None,
+        self, tensors: Tensors, decay: float | Mapping[str, float], step: int, before: Tensors | None = None,
         counts: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Update every average.
@@ -221,7 +220,7 @@ class AverageStore:
         tensors
             Live tensors by name. Every averaged name must be present.
         decay
-            Decay of this update: ``average <- average + (live - average) * (1 - decay)``.
+            Decay of this update, or of each average: ``average <- average + (live - average) * (1 - decay)``.
         step
             Number of the update, starting at 1. It determines the random bits.
         before
@@ -230,23 +229,27 @@ class AverageStore:
             Counters to add to, by name: updates due, and those of them that stalled. int64 of shape (1, 2).
         """
         inputs = (tensors,) if before is None else (tensors, before)
-        self._step(self.rule, self.label, step, LANES[1], inputs, {"decay": decay}, counts)
+        if isinstance(decay, Mapping):
+            scalars = {name: all_fp32(self.rule.scalars({"decay": decay[name]}, {})) for name in self._averaged}
+        else:
+            scalars = dict.fromkeys(self._averaged, all_fp32(self.rule.scalars({"decay": decay}, {})))
+        self._step(self.rule, self.label, step, LANES[1], inputs, scalars, counts)
         for averaged in self._averaged.values():
             averaged.state.age += 1
 
     def _step(
-        self, rule: Rule, label: str, step: int, lane: int, inputs: Sequence[Tensors], hyper: Hyper,
-        counts: dict[str, Tensor] | None = None,
+        self, rule: Rule, label: str, step: int, lane: int, inputs: Sequence[Tensors],
+        scalars: Mapping[str, dict[str, float]], counts: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Run one step of a rule on every average, with the random bits of a label, a step and a lane."""
-        scalars, index = all_fp32(rule.scalars(hyper, {})), [a.index for a in self._averaged.values()]
+        index = [a.index for a in self._averaged.values()]
         steps: list[Step] = []
         held = 0
         keys = step_keys(self.seed, index, slot_id(label), [step] * len(index))
         for name, (key0, key1) in zip(self._averaged, keys, strict=True):
             parts = [self._part(name, tensors) for tensors in inputs]
             binding = self._averaged[name].bound(rule, parts[0])
-            one = Step(binding, tuple(part.tensor for part in parts), scalars, [(key0, key1, lane), (0, 0, 0)])
+            one = Step(binding, tuple(part.tensor for part in parts), scalars[name], [(key0, key1, lane), (0, 0, 0)])
             one.skipped = self._skipped.counter(name, binding.device)
             if counts is not None:
                 one.counts = counts.setdefault(name, torch.zeros(1, 2, dtype=torch.int64, device="cpu"))
@@ -302,7 +305,7 @@ class AverageStore:
     @torch.no_grad()
     def write(self, tensors: Tensors, step: int) -> None:
         """Store the given tensors with the store's rounding and the random bits of a step."""
-        self._step(COPY, f"{self.label}/write", step, LANES[0], (tensors,), {})
+        self._step(COPY, f"{self.label}/write", step, LANES[0], (tensors,), {name: {} for name in self._averaged})
         for averaged in self._averaged.values():
             averaged.state.age = 0
 

@@ -4,7 +4,7 @@ Each worker trains with its own optimizer and exchanges messages with the others
 wrapper around that optimizer; see ``docs/workers.md``.
 """
 
-from halfulp.workers.asynchronous import AsyncEASGD, AsyncMGRAWA, Centre
+from halfulp.workers.asynchronous import AsyncEASGD, AsyncLGRAWA, AsyncMGRAWA, Centre
 from halfulp.workers.averaging import DPSGD, LocalSGD, VarianceCorrected
 from halfulp.workers.graphs import Graph, Matchings, RandomPairs, complete, ring
 from halfulp.workers.group import Alone, Peers, WorkerLostError, simulate
@@ -23,8 +23,9 @@ METHODS = (
 """All synchronous methods."""
 
 __all__ = [
-    "ALDSGD", "DPPF", "DPSGD", "EASGD", "LGRAWA", "METHODS", "MGRAWA", "Alone", "AsyncEASGD", "AsyncMGRAWA", "Centre",
-    "DiLoCo", "FedAdagrad", "FedAdam", "FedAvg", "FedYogi", "Graph", "LocalSGD", "Matchings", "Meeting",
-    "MessageError", "Method", "OneBitAdam", "Peers", "RandomPairs", "Seen", "SlowMo", "VarianceCorrected",
-    "WorkerLostError", "complete", "inverse_mean_valley", "meeting", "message_error", "pull_stall", "ring", "simulate",
+    "ALDSGD", "DPPF", "DPSGD", "EASGD", "LGRAWA", "METHODS", "MGRAWA", "Alone", "AsyncEASGD", "AsyncLGRAWA",
+    "AsyncMGRAWA", "Centre", "DiLoCo", "FedAdagrad", "FedAdam", "FedAvg", "FedYogi", "Graph", "LocalSGD",
+    "Matchings", "Meeting", "MessageError", "Method", "OneBitAdam", "Peers", "RandomPairs", "Seen", "SlowMo",
+    "VarianceCorrected", "WorkerLostError", "complete", "inverse_mean_valley", "meeting", "message_error",
+    "pull_stall", "ring", "simulate",
 ]  # fmt: skip

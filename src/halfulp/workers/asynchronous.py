@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,13 +33,13 @@ from halfulp.workers.group import WorkerLostError
 from halfulp.workers.message import Layout, MessageOptions
 from halfulp.workers.pull import Pull, aliases, go
 
-__all__ = ["AsyncEASGD", "AsyncMGRAWA", "Centre"]
+__all__ = ["AsyncEASGD", "AsyncLGRAWA", "AsyncMGRAWA", "Centre"]
 
 PIECE = 4 << 20
 """Bytes per value. The store accepts at most 8 MiB."""
-HEAD, LIST = struct.Struct("<qqdd?"), struct.Struct("<qq")
-"""Header of a push: worker, version, gradient norm, share, and whether the share follows from the norms. List of
-pieces: number of the first, and count.
+HEAD, LIST = struct.Struct("<qqdq"), struct.Struct("<qq")
+"""Header of a push: worker, version, share, and how many gradient norms follow it. List of pieces: number of the first,
+and count.
 """
 KEPT = 4
 """Number of versions of the centre kept for readers."""
@@ -91,8 +91,8 @@ class Centre:
         """Number of pushes applied."""
         self.refused = 0
         """Number of pushes refused as too stale."""
-        self.norms: dict[int, float] = {}
-        """Last gradient norm of each worker."""
+        self.norms: dict[int, tuple[float, ...]] = {}
+        """Last gradient norms of each worker: one, or one of each tensor. Empty for methods that need none."""
         self._next, self._missing = 1, dict[int, float]()
         parts = {name: local_part(x) for name, x in own.items()}
         self._out = Layout(parts, 0, MessageOptions(centre, "nearest", seed, options))
@@ -105,7 +105,7 @@ class Centre:
     def _publish(self) -> None:
         values = {name: self.values.read(name) for name in self.values}
         message = _bytes(self._out.encode(values, torch.zeros(0, device="cpu"), 0, 0))
-        self._published.append(_put(self.store, "centre", HEAD.pack(0, self.version, 0.0, 0.0, False) + message))
+        self._published.append(_put(self.store, "centre", HEAD.pack(0, self.version, 0.0, 0) + message))
         if len(self._published) > KEPT:
             _forget(self.store, self._published.popleft())
 
@@ -141,20 +141,26 @@ class Centre:
         return seen
 
     def _apply(self, sent: bytes) -> None:
-        worker, version, norm, share, by_norms = HEAD.unpack_from(sent)
+        worker, version, share, count = HEAD.unpack_from(sent)
         behind = self.version - version
         if behind > self.staleness:
             self.refused += 1
             log_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre", 30)
             return
-        self.norms[worker] = norm
-        if by_norms:  # GRAWA: the flatter a worker's loss, the larger its weight
-            inverse = {w: 1.0 / max(n, 1e-150) for w, n in self.norms.items()}
-            share = inverse[worker] / sum(inverse.values())
-        message = torch.frombuffer(bytearray(sent[HEAD.size :]), dtype=torch.uint8)
+        self.norms[worker] = struct.unpack_from(f"<{count}d", sent, HEAD.size)
+        message = torch.frombuffer(bytearray(sent[HEAD.size + 8 * count :]), dtype=torch.uint8)
         live = {name: self.values.read(name) + self._in.decode(message, name) for name in self.values}
+        shares = self._shares(worker) or [share]
+        decay = dict(zip(live, (1.0 - x for x in shares * (1 if len(shares) > 1 else len(live))), strict=True))
         self.version += 1
-        self.values.update(live, 1.0 - share, self.version)
+        self.values.update(live, decay, self.version)
+
+    def _shares(self, worker: int) -> list[float]:
+        """GRAWA's shares by the norms of all workers that have sent as many: the flatter the loss, the larger."""
+        own = self.norms[worker]
+        others = [norms for norms in self.norms.values() if len(norms) == len(own)]
+        inverse = [[1.0 / max(x, 1e-150) for x in norms] for norms in zip(*others, strict=True)]
+        return [1.0 / max(x, 1e-150) / sum(of) for x, of in zip(own, inverse, strict=True)]
 
     def serve(self, idle: float = 60.0, patience: float = 10.0, until: Callable[[], bool] | None = None) -> None:
         """Serve until every worker has left, or nothing is pushed for `idle` seconds.
@@ -213,7 +219,6 @@ class _Asynchronous(Wrapper):
     """
 
     key = "asynchronous"
-    by_norms: ClassVar[bool] = False
 
     def __init__(
         self, optimizer: Optimizer, store: dist.Store, pull: float = 0.25, every: int = 16, timeout: float = 60.0
@@ -269,18 +274,22 @@ class _Asynchronous(Wrapper):
     def visit(self) -> None:
         """Push the difference to the centre, and move towards it."""
         self.version, centre = self._centre()
-        grads = [p.grad.float() for p in self._params.values() if p.grad is not None]
-        norm = sum(float(total(grad, grad)) ** 0.5 for grad in grads)
+        grads = [None if p.grad is None else p.grad.float() for p in self._params.values()]
+        norms = self.told([0.0 if grad is None else float(total(grad, grad)) ** 0.5 for grad in grads])
         away = {name: p.detach().float() - centre[name] for name, p in self._params.items()}
         if not all(bool(torch.isfinite(x).all()) for x in away.values()):
             raise FloatingPointError(f"the weights of worker {self.worker} are not finite: nothing was pushed")
         self.visits += 1
         message = self._out.encode(away, torch.zeros(0, device="cpu"), self.worker, self.visits)
-        head = HEAD.pack(self.worker, self.version, norm, self.share, self.by_norms)
+        head = HEAD.pack(self.worker, self.version, self.share, len(norms)) + struct.pack(f"<{len(norms)}d", *norms)
         number = self._say(lambda: self._store.add("pushes", 1))
         self._say(lambda: _put(self._store, f"push/{number}", head + _bytes(message)))
         self.sent_bytes += len(message)
         go(self.pull, self._params, centre, self.share)
+
+    def told(self, norms: list[float]) -> list[float]:
+        """Return what the centre is told of the tensors' gradient norms: nothing, one number, or one per tensor."""
+        return []
 
     def leave(self) -> None:
         """Announce that this worker is done, so that the centre does not wait for it."""
@@ -362,7 +371,41 @@ class AsyncMGRAWA(_Asynchronous):
     >>> optimizer = AsyncMGRAWA(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.5, every=32)
     """
 
-    by_norms = True
+    def told(self, norms: list[float]) -> list[float]:
+        """Return their sum."""
+        return [sum(norms)]
+
+
+class AsyncLGRAWA(_Asynchronous):
+    """Asynchronous GRAWA by tensors: every tensor of the centre moves by a share inverse to its own gradient norm.
+
+    As :class:`AsyncMGRAWA`, with the shares of :class:`~halfulp.workers.LGRAWA`.
+
+    Parameters
+    ----------
+    optimizer
+        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
+    store
+        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
+    pull
+        Share of the distance to the centre that the worker moves at a visit.
+    every
+        Steps between visits.
+    timeout
+        Seconds to wait for the serving process.
+
+    Examples
+    --------
+    >>> import torch, torch.distributed as dist
+    >>> from halfulp.workers import AsyncLGRAWA, Centre
+    >>> model, store = torch.nn.Linear(4, 4), dist.HashStore()
+    >>> centre = Centre(dict(model.named_parameters()), store, message="8bit")  # in a process of its own: .serve()
+    >>> optimizer = AsyncLGRAWA(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.5, every=32)
+    """
+
+    def told(self, norms: list[float]) -> list[float]:
+        """Return all of them."""
+        return norms
 
 
 def _bytes(message: Tensor) -> bytes:

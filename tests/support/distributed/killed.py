@@ -79,7 +79,7 @@ def serve(out: Path, port: int) -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     centre = Centre(dict(model.named_parameters()), store, message="8bit", **workers.SMALL)
     done = out / "done"
-    centre.serve(idle=60, patience=1, until=done.exists)
+    centre.serve(idle=60, until=done.exists)
     found = {name: centre.values.read(name) for name in centre.values}
     torch.save({"weights": found, "version": centre.version}, out / "centre.pt")
     (out / "saved").touch()
@@ -97,6 +97,8 @@ def visit(out: Path, port: int, number: int, killed: int) -> None:
     optimizer.leave()
     lost = ""
     if number == 0:  # stays until the centre has ended
+        while store.add("left", 0) < 2:  # the other worker that is not killed may be slower
+            time.sleep(0.1)
         time.sleep(1)
         (out / "done").touch()
         while not (out / "saved").exists():
