@@ -6,6 +6,7 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,3 +151,26 @@ def test_a_maximum_is_rounded_to_nearest_unless_it_has_a_quantizer_of_its_own() 
         found = quantizers(state=state, amsgrad=True)
         assert (found["exp_avg_sq"].rounding, found["max_exp_avg_sq"].rounding) == ("stochastic", "nearest")
     assert quantizers(state={"max_exp_avg_sq": own}, amsgrad=True)["max_exp_avg_sq"].rounding == "stochastic"
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdaBelief"])
+@pytest.mark.parametrize("age", [1, 2, 10, 1000])
+def test_updates_are_bounded_just_above_what_exact_moments_allow(name: str, age: int) -> None:
+    """The bound is a millionth above the ratio of moments whose gradients make it largest (equality in Schwarz)."""
+    optimizer = getattr(halfulp, name)([torch.nn.Parameter(torch.ones(2))], betas=(0.9, 0.99))
+    group, rule = optimizer.param_groups[0], optimizer.active_rules(optimizer.param_groups[0])[0]
+    ages = dict.fromkeys(("step", *(slot.name for slot in rule.slots(group))), age)
+    w1, w2 = (np.array([(1 - beta) * beta**k for k in range(age)]) / (1 - beta**age) for beta in (0.9, 0.99))
+    gradients = w1 / w2
+    largest = (w1 @ gradients) / np.sqrt(w2 @ gradients**2)
+    found = rule.scalars(group, ages)
+    correction = found["step_size"] / group["lr"] if "step_size" in found else 1.0  # Adam's bound is before correction
+    assert found["bound"] * correction == pytest.approx(largest * (1 + 1e-6), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_the_decay_of_adam_is_that_of_torch(name: str) -> None:
+    assert (
+        getattr(halfulp, name)([torch.nn.Parameter(torch.ones(2))]).param_groups[0]["decoupled_weight_decay"]
+        is getattr(torch.optim, name)([torch.nn.Parameter(torch.ones(2))]).param_groups[0]["decoupled_weight_decay"]
+    )
