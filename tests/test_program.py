@@ -130,10 +130,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "branch": (update_of(lambda p, g, c: p if p > 0 else g), "a branch on the values"),
     "value": (update_of(lambda p, g, c: p * float(g)), "the value of a tensor"),
     "math": (update_of(lambda p, g, c: p * math.sqrt(c["lr"])), "a NaN"),
+    "math branch": (update_of(lambda p, g, c: p if math.sqrt(c["step"]) > 2 else g), "reads the value of a scalar"),
     "scalar": (update_of(lambda p, g, c: p * float(c["lr"])), "the value of a scalar"),
+    "floor": (update_of(lambda p, g, c: p if math.floor(c["step"]) > 2 else g), "the value of a scalar"),
     "in place": (update_of(lambda p, g, c: p.__iadd__(g)), "in place"),
     "tensor": (update_of(lambda p, g, c: p + torch.ones(3)), "Tensor"),
     "mask returned": (update_of(lambda p, g, c: p > g), "value of type mask .*test_program.py:"),
+    "no tuple": (lambda p, g, s, c: [p, {}], "does not return"),
+    "new state": (lambda p, g, s, c: (p, {"m": g}), r"returns the states \['m'\]"),
     "lost state": (lambda p, g, s, c: (p, {}), "returns no new m"),
 }
 
@@ -143,6 +147,14 @@ def test_what_a_program_cannot_say_is_named(name: str) -> None:
     update, message = WRONG[name]
     with pytest.raises(ProgramError, match=message):
         trace(update, ("m",) if name == "lost state" else ())
+
+
+def test_every_scalar_operator_decides_anew_in_each_step() -> None:
+    def update(param: Tensor, grad: Tensor, states: Any, c: Any) -> Any:
+        return (param if c["step"] % 2 == 0 and c["step"] // 4 < 1 else grad), {}
+
+    branches = trace(update, ())
+    assert [branches.number({"step": float(n)}) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
 
 
 ACCURACY = {

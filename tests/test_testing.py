@@ -211,6 +211,64 @@ def test_a_rule_is_checked_without_a_class_and_pickled_by_nobody() -> None:
     )
 
 
+SLOT = halfulp.Lion.rule.slots({"betas": (0.9, 0.99)})[0]
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": (
+        {"update": lambda p, g, s, c: None},
+        "returns .new param, new states., with the states exp_avg; got None",
+    ),
+    "param alone": ({"update": lambda p, g, s, c: p}, r"got a float32 tensor of shape \(4, 64\)"),
+    "states alone": ({"update": lambda p, g, s, c: s}, "got a dict of str"),
+    "list": ({"update": lambda p, g, s, c: [p, s]}, "got a list of Parameter, dict"),
+    "no dictionary": ({"update": lambda p, g, s, c: (p, g)}, "in a dictionary; got a float32 tensor"),
+    "renamed": ({"update": lambda p, g, s, c: (p, {"m": g})}, "the states exp_avg; got m"),
+    "one more": ({"update": lambda p, g, s, c: (p, {**s, "m": g})}, "the states exp_avg; got exp_avg, m"),
+    "sum": ({"update": lambda p, g, s, c: (p.sum(), s)}, r"returns param as .* \(4, 64\); got .* of shape \(\)"),
+    "row": ({"update": lambda p, g, s, c: (p, {"exp_avg": g[0]})}, r"returns exp_avg as .* got .* \(64,\)"),
+    "half": ({"update": lambda p, g, s, c: (p, {"exp_avg": g.half()})}, "got a float16 tensor"),
+    "number": ({"update": lambda p, g, s, c: (p, {"exp_avg": 0.0})}, "got 0.0"),
+    "no scalars": ({"scalars": lambda hyper, ages: None}, "are a dictionary of numbers by name, got None"),
+    "text": ({"scalars": lambda hyper, ages: {"lr": "0.1"}}, "the scalar 'lr' of .* is a number, got '0.1'"),
+    "one slot": ({"slots": lambda hyper: SLOT}, "are a tuple of StateSlot"),
+    "twice": ({"slots": lambda hyper: (SLOT, SLOT)}, "has an entry 'exp_avg' already; rename"),
+    "taken": ({"slots": lambda hyper: (SLOT, replace(SLOT, name="exp_avg_age"))}, "'exp_avg_age' already"),
+    "hyper": ({"hyper": dict}, "is a subclass of HyperParameters or HyperBase, got <class 'dict'>"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_what_a_rule_must_return_is_said(name: str, backend: str | None) -> None:
+    change, message = MALFORMED[name]
+    weight = torch.nn.Parameter(torch.ones(4, 64))
+    weight.grad = torch.ones(4, 64)
+    rule = replace(LION, name=f"malformed {name}", title="Malformed", **change)
+    with pytest.raises((TypeError, ValueError), match=message):
+        halfulp.optimizer(rule)([weight], lr=0.1, min_size=0, backend=backend).step()
+    assert bool((weight == 1).all())
+
+
+BAD_SLOTS: list[tuple[dict[str, Any], str]] = [
+    ({"decay": 0.9}, "decay of the slot 'exp_avg' is a function .*got 0.9"),
+    ({"drive": "gradient"}, "drive of the slot"),
+    ({"shape": (3,)}, "shape of the slot"),
+    ({"least_bits": 99}, "0 to 8, got 99"),
+    ({"name": ""}, "a slot has a name"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_SLOTS)
+def test_bad_slots(change: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        replace(SLOT, **change)
+
+
+@pytest.mark.parametrize("given", [len, torch.optim.SGD, LION.update])
+def test_only_rules_and_their_classes_are_checked(given: Any) -> None:
+    with pytest.raises(TypeError, match="a Rule or a class made from one is checked"):
+        check_optimizer(given)
+
+
 def test_names_that_are_no_conventions() -> None:
     with pytest.raises(ValueError, match=r"no conventions: \['clozure'\]; there are \['closure', "):
         check_optimizer(halfulp.Lion, only=["clozure"])

@@ -24,8 +24,8 @@ from halfulp.kernels.binding import Binding, Seen, Step, look
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Rounding
 from halfulp.numbers.rng import slot_id, step_keys
-from halfulp.numbers.single import all_fp32
 from halfulp.rules.base import Rule, Scalars
+from halfulp.rules.checks import as_scalars
 
 __all__ = ["Lineup", "Share"]
 
@@ -101,7 +101,8 @@ class _Family:
 
     def _scalars(self, group: dict[str, Any], ages: tuple[int, ...]) -> Scalars:
         hyper = {**group, "bound_update": group["bound_update"] and self.low}
-        return all_fp32(self.rule.scalars(hyper, dict(zip(("step", *self.names), ages, strict=False))))
+        ages_of = dict(zip(("step", *self.names), ages, strict=False))
+        return as_scalars(self.rule.name, self.rule.scalars(hyper, ages_of))
 
 
 class Lineup:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import is_sharded, is_wrapper
-from halfulp.numbers.single import all_fp32
 from halfulp.rules.base import Rule
+from halfulp.rules.checks import as_scalars
 
 __all__ = ["standing"]
 
@@ -49,7 +49,7 @@ def standing(rule: Rule, group: Mapping[str, Any], param: Tensor) -> float | Non
     states = {s.name: torch.zeros_like(weight) if s.init is None else s.init(weight) for s in slots}
     ages = dict.fromkeys(("step", *states), 1)
     scalars = rule.scalars({**group, "lr": group.get("initial_lr", group["lr"])}, ages)
-    new = rule.apply(weight, (-grad if group["maximize"] else grad,), states, all_fp32(scalars))[0]
+    new = rule.apply(weight, (-grad if group["maximize"] else grad,), states, as_scalars(rule.name, scalars))[0]
     assert new is not None
     due = torch.isfinite(new) & (new != weight)
     count = int(due.sum())

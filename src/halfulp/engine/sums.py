@@ -6,8 +6,8 @@ import math
 
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
-from halfulp.numbers.single import all_fp32
 from halfulp.rules.base import Rule
+from halfulp.rules.checks import as_scalars
 
 __all__ = ["combine"]
 
@@ -30,6 +30,6 @@ def combine(rule: Rule, steps: list[Step], backend: str | None = None) -> list[S
         if not all(map(math.isfinite, found.values())):
             step.skipped += step.binding.shape.numel()
             continue
-        step.scalars = {**step.scalars, **all_fp32(rule.combine(found, step.scalars))}
+        step.scalars = {**step.scalars, **as_scalars(rule.name, rule.combine(found, step.scalars))}
         able.append(step)
     return able

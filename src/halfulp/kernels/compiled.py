@@ -133,6 +133,8 @@ class Programs:
         wanted = {"param": param, **new}
         for name, got in work_out(program, arrays, scalars).items():
             want = wanted[name].numpy()
+            if name in shapes and want.shape != tuple(shapes[name]):
+                raise ProgramError(f"the rule returns {name} in another shape than it was given")
             if not np.array_equal(np.broadcast_to(got, want.shape), want, equal_nan=True):
                 raise ProgramError(
                     "the rule has other results on tensors than on symbols: it looks at more than they show"

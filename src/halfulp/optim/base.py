@@ -54,16 +54,21 @@ class HyperOptimizer(RuleOptimizer):
         super().__init_subclass__(**kwargs)
         own = cls.__dict__
         if hasattr(cls, "rule") and not own.keys().isdisjoint(("rule", "hyper")):
+            if not isinstance(cls.rule, Rule):
+                raise TypeError(f"rule of {cls.__name__} is a Rule, got {cls.rule!r}")
             if "hyper" not in own and cls.rule.hyper is not None:
                 cls.hyper = cls.rule.hyper
             if not hasattr(cls, "hyper"):
                 raise TypeError(f"the rule {cls.rule.name!r} declares no hyper-parameters: Rule(..., hyper=...)")
+            _check_hyper(cls.rule.name, cls.hyper)
             cls.__signature__ = _signature(cls.hyper)  # type: ignore[attr-defined]
             described(cls)
         elif "__init__" in own:  # a subclass of an optimizer, with arguments of its own
             cls.__signature__ = _without_self(own["__init__"])  # type: ignore[attr-defined]
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        if not hasattr(self, "hyper"):
+            raise TypeError(f"{type(self).__name__} has no rule: set rule = Rule(...) in its class")
         given = [f for f in fields(self.hyper) if f.init]
         positional = [f.name for f in given if not f.kw_only]
         name = type(self).__name__
@@ -129,12 +134,30 @@ def optimizer(rule: Rule) -> type[HyperOptimizer]:
     >>> Mine = halfulp.optimizer(replace(ADAM, title="Mine"))  # see docs/own-optimizer.md for a rule of one's own
     >>> optimizer = Mine(torch.nn.Linear(64, 64).parameters(), lr=1e-3, state="fp8")
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"optimizer() takes a Rule, got {rule!r}")
     if not rule.title.isidentifier():
         raise TypeError(
             f"the rule {rule.name!r} has the title {rule.title!r}, which is not a valid class name: set title=..."
         )
     body = {"rule": rule, "__module__": sys._getframe(1).f_globals.get("__name__", "__main__")}
     return type(rule.title, (HyperOptimizer,), body)
+
+
+def _check_hyper(name: str, hyper: Any) -> None:
+    """Raise ``TypeError`` unless a rule's hyper-parameters can be the arguments of an optimizer."""
+    if not isinstance(hyper, type) or not issubclass(hyper, HyperBase):
+        raise TypeError(f"hyper of the rule {name!r} is a subclass of HyperParameters or HyperBase, got {hyper!r}")
+    bare = sorted(set(inspect.get_annotations(hyper)) - {f.name for f in fields(hyper)} - set(dir(HyperBase)))
+    if bare:
+        raise TypeError(f"{hyper.__name__} has no field {bare[0]!r}: decorate it with @dataclass(frozen=True)")
+    if "lr" not in hyper.names():
+        raise TypeError(
+            f"{hyper.__name__} has no field 'lr', which every optimizer takes; derive it from HyperParameters"
+        )
+    taken = sorted(set(hyper.names()) & {*DEFAULTS, "params"})
+    if taken:
+        raise TypeError(f"{hyper.__name__} has a field {taken[0]!r}, but every optimizer takes it; rename the field")
 
 
 def _signature(hyper: type[HyperBase]) -> inspect.Signature:

@@ -32,6 +32,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.numbers.single import fp32
+from halfulp.rules.checks import check_result
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
@@ -125,9 +126,10 @@ class Rule:
         self, param: Tensor | None, inputs: Sequence[Tensor], states: States, scalars: Scalars
     ) -> tuple[Tensor | None, States]:
         """Call :attr:`update` on fp32 tensors. The parameter passed and returned is ``None`` if the rule has none."""
+        shapes = {name: state.shape for name, state in states.items()}
         if not self.has_param:
-            return None, self.update(*inputs, states, scalars)
-        new, updated = self.update(param, *inputs, states, scalars)
+            return None, check_result(self.name, None, shapes, self.update(*inputs, states, scalars))
+        new, updated = check_result(self.name, param, shapes, self.update(param, *inputs, states, scalars))
         return new, updated
 
     @property

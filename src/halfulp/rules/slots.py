@@ -82,6 +82,22 @@ class StateSlot:
     rounding: Rounding | None = None
     init: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ValueError(f"a slot has a name such as 'exp_avg', got {self.name!r}")
+        if not (self.drive is None or isinstance(self.drive, Drive) or callable(self.drive)):
+            raise TypeError(
+                f"drive of the slot {self.name!r} is GRADIENT, SQUARE, another Drive or a function, got {self.drive!r}"
+            )
+        for what, of in (("decay", "hyper"), ("gain", "hyper"), ("shape", "shape"), ("init", "param")):
+            given = getattr(self, what)
+            if not callable(given) and (given is not None or what in ("decay", "shape")):
+                raise TypeError(f"{what} of the slot {self.name!r} is a function (lambda {of}: ...), got {given!r}")
+        if self.least_bits not in range(9):
+            raise ValueError(f"least_bits of the slot {self.name!r} is 0 to 8, got {self.least_bits!r}")
+        if self.rounding not in (None, "nearest", "stochastic"):
+            raise ValueError(f"rounding of the slot {self.name!r} is 'nearest' or 'stochastic', got {self.rounding!r}")
+
     def coefficients(self, hyper: Hyper) -> tuple[float, float]:
         """Return ``(beta, gain)`` under given hyper-parameters."""
         beta = self.decay(hyper)

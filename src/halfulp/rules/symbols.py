@@ -50,6 +50,8 @@ class Tracer:
     decisions: dict[str, bool]
     elementwise: bool
     """Whether the update works element by element, without sums."""
+    reading: float
+    """The value of every scalar for functions that read it. The program must not depend on it."""
     ops: list[Op] = field(default_factory=list)
     extents: list[str] = field(default_factory=list)
     """The extent of each value, as in :func:`~halfulp.rules.program.extent_of`."""
@@ -132,15 +134,15 @@ class ScalarSymbol(float):
     """A scalar of the rule, or an expression in scalars: a Python float when the step runs.
 
     It is a float because torch accepts nothing else as a scalar. Functions that read its value, such as those of
-    :mod:`math`, get NaN.
+    :mod:`math`, get the tracer's `reading`.
     """
 
     tracer: Tracer
     source: str
 
     def __new__(cls, tracer: Tracer, source: str) -> ScalarSymbol:
-        """Return a NaN with its expression."""
-        made = super().__new__(cls, float("nan"))
+        """Return the tracer's reading with its expression."""
+        made = super().__new__(cls, tracer.reading)
         made.tracer, made.source = tracer, source
         return made
 
@@ -156,11 +158,14 @@ class ScalarSymbol(float):
     def __hash__(self) -> int:
         return hash(self.source)
 
-    def __float__(self) -> float:
+    def __pos__(self) -> ScalarSymbol:
+        return self
+
+    def _unknown(self, *args: object) -> Any:
         raise _error("the value of a scalar", "compare it (c['x'] != math.inf), or compute it in `scalars`")
 
-    def __int__(self) -> int:
-        raise _error("the value of a scalar", "compute what follows from it in `scalars`")
+    __float__ = __int__ = __round__ = __trunc__ = __floor__ = __ceil__ = _unknown
+    __divmod__ = __rdivmod__ = is_integer = as_integer_ratio = hex = _unknown
 
 
 def _arithmetic(form: str) -> Callable[[ScalarSymbol, object], Any]:
@@ -181,7 +186,15 @@ def _comparison(form: str, holds: bool = True) -> Callable[[ScalarSymbol, object
     return operator
 
 
-for _name, _sign in {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**"}.items():
+for _name, _sign in {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "truediv": "/",
+    "floordiv": "//",
+    "mod": "%",
+    "pow": "**",
+}.items():
     setattr(ScalarSymbol, f"__{_name}__", _arithmetic(f"({{0}} {_sign} {{1}})"))
     setattr(ScalarSymbol, f"__r{_name}__", _arithmetic(f"({{1}} {_sign} {{0}})"))
 for _name, _sign in {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,8 @@ from halfulp.rules.symbols import VECTORS, PendingSum, ProgramError, ScalarSymbo
 __all__ = ["ProgramError", "reads_of", "trace", "traced"]
 
 MOST_BRANCHES = 64
+READINGS = (math.nan, 0.25, 1e9)
+"""The values that scalars have in turn for functions such as those of :mod:`math`, to find rules that call them."""
 
 
 @lru_cache(maxsize=4096)
@@ -68,11 +71,26 @@ def trace(
     %10 = sub %1 %9
     param 10 states (6,) numbers ()
     """
+    first, *others = (
+        _branches(function, states, numbers, ndim, reads, vectors, elementwise, reading) for reading in READINGS
+    )
+    if any(other != first for other in others):
+        raise ProgramError(
+            "the rule reads the value of a scalar, as functions of `math` do, or changes by itself; use `scalars`"
+        )
+    return first
+
+
+def _branches(
+    function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...], ndim: int, reads: tuple[str, ...],
+    vectors: tuple[tuple[str, str], ...], elementwise: bool, reading: float,
+) -> Branches:  # fmt: skip
+    """Return the programs of a function, whose scalars have this value where they are read."""
     found: dict[Program | Staged, int] = {}
 
     def source(decisions: dict[str, bool]) -> str:
         """Return an expression that gives the number of the program, under these decisions."""
-        tracer = Tracer(min(max(ndim, 1), 2), dict(decisions), elementwise)
+        tracer = Tracer(min(max(ndim, 1), 2), dict(decisions), elementwise, reading)
         program = _run(tracer, function, states, numbers, reads, vectors)
         undecided = [condition for condition in tracer.decisions if condition not in decisions]
         if not undecided:
@@ -134,14 +152,21 @@ def _run(
         raise
     except Exception as error:
         raise ProgramError(f"on symbols the rule fails: {type(error).__name__}: {error}") from error
-    if not isinstance(result, tuple):
+    if isinstance(result, Mapping):
         if any(isinstance(value, PendingSum) for value in result.values()):
             return _measuring(tracer, states, numbers, _sums(result))
-        result = (tracer.op("param"), result)
-    new_param, new = tracer.value(result[0]), {name: tracer.value(value) for name, value in result[1].items()}
-    missing = [name for name in given if name not in new]
+        if reads[0] != "param":
+            result = (tracer.op("param"), result)
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        raise ProgramError("the rule does not return (new param, new states)")
+    missing = [name for name in given if name not in result[1]]
     if missing:
         raise ProgramError(f"the rule returns no new {', '.join(missing)}")
+    if set(result[1]) != set(given):
+        raise ProgramError(f"the rule returns the states {sorted(map(str, result[1]))}, not {sorted(given)}")
+    if not all(isinstance(value, Symbol) for value in (result[0], *result[1].values())):
+        raise ProgramError("the rule returns something that is not a tensor")
+    new_param, new = tracer.value(result[0]), {name: tracer.value(value) for name, value in result[1].items()}
     extents = {name: tracer.extents[given[name].index] for name in given}
     for name, extent in extents.items():
         found = tracer.extents[new[name].index]

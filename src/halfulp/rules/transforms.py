@@ -41,11 +41,15 @@ def compose(rule: Rule, transforms: tuple[Transform, ...]) -> Rule:
 
     Raises
     ------
+    TypeError
+        If a transform returns anything but a rule.
     ValueError
         If these are sums over the model.
     """
     for transform in reversed(transforms):
         made = transform(rule)
+        if not isinstance(made, Rule):
+            raise TypeError(f"a transform returns a Rule, got {made!r} from {transform!r}")
         if rule.measure is not None and made.measure is rule.measure and made.update is not rule.update:
             made = transform(_without_sums(rule))
         rule = made

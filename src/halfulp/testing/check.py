@@ -109,6 +109,8 @@ def check_optimizer(
     ------
     ConventionError
         If a convention does not hold. The first such convention is reported with what was seen.
+    TypeError
+        If it is given anything but an optimizer class of this library or a rule.
     ValueError
         If a name is not a convention.
 
@@ -118,6 +120,10 @@ def check_optimizer(
     >>> print(halfulp.testing.check_optimizer(halfulp.Lion, only=["closure", "maximize"]))
     Lion: 2 conventions hold
     """
+    is_class = isinstance(optimizer_or_rule, type) and issubclass(optimizer_or_rule, RuleOptimizer)
+    if not is_class and not isinstance(optimizer_or_rule, Rule):
+        raise TypeError(f"a Rule or a class made from one is checked, such as halfulp.AdamW; got {optimizer_or_rule!r}")
+    only, skip = ((names,) if isinstance(names, str) else names for names in (only, skip))
     unknown = sorted({*only, *skip} - set(CONVENTIONS))
     if unknown:
         raise ValueError(f"no conventions: {unknown}; there are {sorted(CONVENTIONS)}")

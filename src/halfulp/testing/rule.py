@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.numbers.single import all_fp32
 from halfulp.optim import HyperOptimizer
 from halfulp.rules.base import Rule
+from halfulp.rules.checks import as_scalars
 from halfulp.testing.subject import Skip, Subject, network, params, require, run, same
 
 __all__ = ["declaration", "elementwise", "pure_update"]
@@ -51,10 +51,10 @@ def _pieces(subject: Subject) -> Iterator[tuple[Rule, Any, dict[str, Tensor]]]:
 
 def _scalars(rule: Rule, made: Any, p: Tensor, grad: Tensor, states: dict[str, Tensor]) -> dict[str, float]:
     ages = {"step": 4, **dict.fromkeys(states, 4)}
-    c = all_fp32(rule.scalars({**made.place(p).group, "bound_update": False}, ages))
+    c = as_scalars(rule.name, rule.scalars({**made.place(p).group, "bound_update": False}, ages))
     if rule.measure is not None and rule.combine is not None:
         sums = rule.measure(p.detach().clone(), grad.clone(), {k: v.clone() for k, v in states.items()}, c)
-        c = {**c, **all_fp32(rule.combine({name: float(value) for name, value in sums.items()}, c))}
+        c = {**c, **as_scalars(rule.name, rule.combine({name: float(value) for name, value in sums.items()}, c))}
     return c
 
 
