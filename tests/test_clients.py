@@ -10,17 +10,20 @@ import argparse
 import importlib
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import halfulp
+from halfulp import workers
 from halfulp.averaging import EMA, EMAModel, trainer_callback
 from halfulp.training.trainers import TrainerFactory, groups_by_name
 from support import standins
+from support import workers as worker_runs
 from support.pages import run_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # trainers warn of things outside this library
@@ -261,3 +264,79 @@ def test_a_training_script_of_diffusers_resumes_our_averages(options: dict[str, 
     other.load_state_dict(loaded.state_dict())
     averaged(model, one, other)
     assert all(torch.equal(a, b) for a, b in zip(one.shadow_params, other.shadow_params, strict=True))
+
+
+# ---------------------------------------------------------------- torchft
+
+
+class Manager:
+    """What torchft's classes ask of its manager, which averages over workers. None of them is lost."""
+
+    _use_async_quorum = False
+
+    def __init__(self, peers: Any) -> None:
+        self.peers = peers
+
+    def allreduce(self, tensor: Tensor, should_quantize: bool = False) -> Any:
+        one, other = self.peers.exchange(tensor.detach().clone(), None)
+        tensor.copy_((one + other) / 2)
+        return self
+
+    def wait(self) -> None: ...
+
+    def should_commit(self) -> bool:
+        return True
+
+    def current_step(self) -> int:
+        return 0
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
+
+    start_quorum = allow_state_dict_read = disallow_state_dict_read = register_state_dict_fn = _nothing
+
+
+def sgd(params: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(params, lr=0.5, momentum=0.5, nesterov=True)
+
+
+def trained(peers: Any, wrap: Any, dyadic: bool) -> list[Tensor]:
+    """Return the weights of one worker after three meetings. Those that are `dyadic` are never rounded in fp32."""
+    model = worker_runs.build()
+    inside = torch.optim.SGD(model.parameters(), lr=1.0) if dyadic else torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if dyadic:
+        for param in model.parameters():
+            param.data = (param.data * 256).round() / 256
+    wrapped = wrap(model, inside, peers)
+    optimizer, context = (inside, wrapped) if hasattr(wrapped, "__enter__") else (wrapped, nullcontext())
+    generator = torch.Generator().manual_seed(peers.rank)
+    with context:
+        for _ in range(6):
+            for param in model.parameters():
+                whole = torch.randint(-20, 21, param.shape, generator=generator) / 256
+                param.grad = whole if dyadic else torch.randn(param.shape, generator=generator)
+            optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["LocalSGD", "DiLoCo"])
+def test_workers_train_like_those_of_torchft(name: str) -> None:
+    """LocalSGD has the same bits. DiLoCo has them where no operation rounds; the order of rounding differs."""
+    theirs = getattr(pytest.importorskip("torchft.local_sgd"), name)
+
+    def original(model: nn.Module, inside: Any, peers: Any) -> Any:
+        if name == "LocalSGD":
+            return theirs(Manager(peers), model, inside, sync_every=2)
+        return theirs(Manager(peers), [model], inside, sgd(model.parameters()), sync_every=2)
+
+    def ours(model: nn.Module, inside: Any, peers: Any) -> Any:
+        if name == "LocalSGD":
+            return workers.LocalSGD(inside, every=2, group=peers)
+        return workers.DiLoCo(inside, outer=sgd, every=2, group=peers)
+
+    expected, found = (
+        workers.simulate(2, lambda peers, wrap=wrap: trained(peers, wrap, dyadic=name == "DiLoCo"))  # type: ignore[misc]
+        for wrap in (original, ours)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+    assert not torch.equal(found[0][0], worker_runs.build()[0].weight)
