@@ -359,6 +359,15 @@ def test_no_command_runs_what_is_in_a_file(command: str, how: str, tmp_path: Pat
     assert not out.exists()
 
 
+def test_a_file_in_place_of_a_folder_ends_with_a_message(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("not a folder")
+    command = [sys.executable, "-m", "halfulp", "check", str(tmp_path / "file.txt" / "below")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 2
+    assert "halfulp: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_hostile_file_on_the_command_line(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     path = hostile_file(tmp_path, marker, "torch")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,19 @@ def test_periods() -> None:
 def test_an_arm_that_does_not_exist(name: str) -> None:
     with pytest.raises(ValueError, match=r"stochastic \+ reset.*resets every N steps"):
         ScaleConfig(arms=("fp32", name))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden": 0}, "hidden is at least 1, got 0"), ({"heads": -1}, "heads is at least 1, got -1"),
+        ({"hidden": 12, "heads": 4}, "an even width, got 12 over 4 heads"), ({"warmup": 1.5}, "got 1.5 and None"),
+        ({"clip": 0.0}, "clip positive, got 0.02 and 0.0"), ({"validation": 0}, "validation is at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_sizes_are_checked_before_anything_runs(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScaleConfig(**values)
 
 
 def test_the_best_rate_is_one_at_which_nothing_diverged() -> None:

@@ -57,6 +57,6 @@ def main() -> None:
     """Run the command line. Bad input ends with only the message and exit code 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         typer.secho(f"halfulp: {error}", fg="red", err=True)
         sys.exit(2)

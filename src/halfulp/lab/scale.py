@@ -100,6 +100,13 @@ class ScaleConfig:
             raise ValueError(f"the regime is one of {', '.join(REGIMES)}; got {self.regime!r}")
         if self.seeds < 1 or self.tuning_seeds < 1:
             raise ValueError(f"seeds and tuning_seeds are at least 1, got {self.seeds} and {self.tuning_seeds}")
+        for name in ("hidden", "layers", "heads", "batch", "context", "validation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"each head needs an even width, got {self.hidden} over {self.heads} heads")
+        if not 0 <= self.warmup <= 1 or (self.clip is not None and not self.clip > 0):
+            raise ValueError(f"warmup is a share of the run and clip positive, got {self.warmup} and {self.clip}")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
             raise ValueError(f"learning rates are positive and finite, got {self.lrs}")
         _ = self.model
