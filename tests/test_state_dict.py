@@ -60,7 +60,11 @@ def test_hooks_are_called_as_torch_calls_them() -> None:
     assert set(result) == set(of_torch) == {"state", "param_groups", "saved, changed"}
 
 
-@pytest.mark.parametrize("reset", [None, 300, "auto", Every(3), Staggered(5), lambda site: site.step == 3], ids=str)
+@pytest.mark.parametrize(
+    "reset",
+    [None, 300, "auto", Every(3), Staggered(5), lambda site: site.step == 3],
+    ids=lambda reset: type(reset).__name__,
+)
 def test_a_schedule_is_saved_as_a_plain_value(reset: Any) -> None:
     """Torch's loader without pickles reads it."""
     file = io.BytesIO()
