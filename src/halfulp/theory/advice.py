@@ -17,6 +17,7 @@ from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.scaling import Scaling
 from halfulp.numbers.show import Shown
 from halfulp.rules.drives import as_drive
+from halfulp.theory.arguments import check_beta, check_spread
 
 __all__ = ["Advice", "Choice", "advise", "rate"]
 
@@ -197,6 +198,9 @@ def advise(
     """
     scales: tuple[Literal["pow2", "fp32"], ...] = ("pow2", "fp32")
     roundings: tuple[Rounding, ...] = ("nearest", "stochastic")
+    check_spread(spread)
+    for beta in betas:
+        check_beta(beta, "each of betas")
     rated = {
         slot: [
             rate(name, slot=slot, beta=beta, rounding=how, scale_kind=kind, spread=spread, beta_other=other)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import SQUARE, Drive
+from halfulp.theory.arguments import check_beta, check_rounding, check_signed, check_spread, check_steps
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.stepper import StoredAverage, successor
 from halfulp.theory.storing import Storing
@@ -72,16 +73,11 @@ class Blocks:
             raise ValueError("float32 is not rounded: there is no law to follow")
         if self.scale_kind not in ("pow2", "fp32"):
             raise ValueError(f"a scale is 'pow2' or 'fp32', got {self.scale_kind!r}")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
-        if not 0.0 < self.beta < 1.0:
-            raise ValueError(f"beta is between 0 and 1, got {self.beta}")
-        if self.block_size < 1 or self.spread < 0:
-            raise ValueError(
-                f"a block has elements, and a spread is not negative; got {self.block_size}, {self.spread}"
-            )
-        if not self.drive.nonnegative and not self.format.signed:
-            raise ValueError(f"a normal drive needs a signed format, {self.format.name} has no sign")
+        check_rounding(self.rounding)
+        check_beta(self.beta)
+        check_steps(self.block_size, "block_size", least=1)
+        check_spread(self.spread)
+        check_signed(self.format, self.drive)
 
 
 @dataclass(frozen=True)
@@ -180,8 +176,9 @@ def block_law(
     >>> bool(0.5 < law.zeros[-1] < 0.9), bool(law.errors.max() <= 0.01)
     (True, True)
     """
-    if steps < 0 or (paths is not None and paths < 1):
-        raise ValueError(f"steps is not negative and paths positive, got steps={steps}, paths={paths}")
+    check_steps(steps)
+    if paths is not None:
+        check_steps(paths, "paths", least=1)
     if not precision > 0:
         raise ValueError(f"precision is a standard error above 0, e.g. 0.01; got {precision}")
     return _block_law(blocks, steps, paths, precision, seed)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import SQUARE, Drive
+from halfulp.theory.arguments import check_beta, check_rounding, check_signed
 from halfulp.theory.grid import Grid, fixed_grid, free_grid
 from halfulp.theory.transition import Step
 
@@ -66,14 +67,11 @@ class Chain:
     fineness: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.beta < 1.0:
-            raise ValueError(f"beta is between 0 and 1, got {self.beta}")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+        check_beta(self.beta)
+        check_rounding(self.rounding)
         if self.format.is_float32:
             raise ValueError("float32 is not rounded: there is no chain to follow")
-        if not self.drive.nonnegative and not self.format.signed:
-            raise ValueError(f"a normal drive needs a signed format, {self.format.name} has no sign")
+        check_signed(self.format, self.drive)
         if self.scale is None and self.format.kind != "float":
             raise ValueError(
                 f"{self.format.name} has no free exponent: give the drive's scale= in units of its grid, or use "

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import GRADIENT, SQUARE, Drive
+from halfulp.theory.arguments import check_beta, check_rounding, check_signed
 
 __all__ = ["closed_form"]
 
@@ -35,8 +36,12 @@ def closed_form(fmt: Format, rounding: str, drive: Drive, beta: float, ages: Arr
     Raises
     ------
     ValueError
-        If the drive is neither the gradient nor its square.
+        If the drive is neither the gradient nor its square, the format of a gradient has no sign, or beta or the
+        rounding is out of range.
     """
+    check_rounding(rounding)
+    check_beta(beta)
+    check_signed(fmt, drive)
     if drive not in (GRADIENT, SQUARE):
         raise ValueError(f"the closed form is of normal gradients or their squares, got {drive}")
     if drive == SQUARE:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.show import Shown
 from halfulp.rules.drives import Drive, as_drive
+from halfulp.theory.arguments import check_beta, check_drifts, check_number, check_rounding
 from halfulp.theory.predict import second_moment_laws, stall_curve
 
 if TYPE_CHECKING:
@@ -127,14 +128,10 @@ def plan_reset(
     True
     """
     drive = as_drive(slot)
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
-    if not 0 < beta < 1:
-        raise ValueError(f"beta is between 0 and 1, got {beta}")
-    if not 0 <= beta1 < 1:
-        raise ValueError(f"beta1 is in [0, 1), got {beta1}")
-    if not drifts or any(not 0 <= r < math.inf for r in drifts):
-        raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts}")
+    check_rounding(rounding)
+    check_beta(beta)
+    check_number("beta1", beta1, "in [0, 1)", lambda x: 0.0 <= x < 1.0)
+    check_drifts(drifts)
     if criterion not in ("total", "residual"):
         raise ValueError(f"criterion is 'total' or 'residual', got {criterion!r}")
     return _plan(get_format(fmt, signed=not drive.nonnegative), beta, rounding, drive, beta1, tuple(drifts), criterion)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
 from halfulp.rules.drives import Drive, as_drive
+from halfulp.theory.arguments import check_beta, check_number, check_rounding, check_signed, check_steps
 
 if TYPE_CHECKING:
     from halfulp.theory.transient import Transient
@@ -129,8 +130,8 @@ def stall_probability(
     """
     resolved, drive = _check(fmt, beta, rounding, slot, model)
     age = 3 / (1 - beta) if age is None else age
-    if not 0 <= age < math.inf and model != "one-step":
-        raise ValueError(f"an age is a number of steps, got {age}")
+    if model != "one-step":
+        check_number("age", age, "a number of steps of at least 0", lambda x: 0.0 <= x < math.inf)
     if model == "chain":
         found = predict(resolved, rounding, drive, beta, age)
         if found is None:
@@ -171,8 +172,7 @@ def stall_curve(
     (np.float64(0.49), np.True_)
     """
     resolved, drive = _check(fmt, beta, rounding, slot, model)
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    check_steps(steps)
     if resolved.is_float32 or steps == 0:
         return np.zeros(steps)
     wanted = np.arange(steps, dtype=np.float64)
@@ -250,11 +250,10 @@ def _check(fmt: str | Format, beta: float, rounding: str, slot: str | Drive, mod
     drive = as_drive(slot)
     if drive.kind == "weight":
         raise ValueError("a weight average is predicted by halfulp.averaging.walk_stall, which takes its steps")
-    if not 0.0 < beta < 1.0:
-        raise ValueError(f"beta is between 0 and 1, got {beta}")
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
+    check_beta(beta)
+    check_rounding(rounding)
     resolved = get_format(fmt, signed=not drive.nonnegative)
+    check_signed(resolved, drive)
     if model != "chain" and resolved.kind != "float":
         raise ValueError(f"the closed form needs a relative spacing, which {resolved.name} does not have")
     return resolved, drive

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.theory.arguments import check_steps
 from halfulp.theory.chain import Chain
 from halfulp.theory.section import Section
 from halfulp.theory.transient import Evolution, Transient
@@ -58,8 +59,7 @@ def block_transients(
     """
     if not fmt.scaled:
         raise ValueError(f"{fmt.name} is stored without scales: ask for halfulp.theory.transient.transients")
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    check_steps(steps)
     found = []
     for drift in drifts:
         evolution = _evolution(fmt, beta, rounding, drift)

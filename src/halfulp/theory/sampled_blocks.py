@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import Drive
+from halfulp.theory.arguments import check_steps
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.grid import Grid
 from halfulp.theory.stepper import StoredAverage
@@ -83,8 +84,7 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
         raise ValueError(
             f"{fmt.name} is not an integer or codebook of 8 bits: ask for halfulp.theory.transient.transient"
         )
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    check_steps(steps)
     return _law(Blocks(fmt, beta, rounding, drive), 1 << max(steps, 63).bit_length())
 
 

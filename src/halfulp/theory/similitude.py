@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
+from halfulp.theory.arguments import check_steps
 
 __all__ = ["ScaleModel", "free_float", "scale_model"]
 
@@ -99,7 +100,10 @@ class ScaleModel:
 
     def period(self, original: int | None) -> int | None:
         """Convert the steps between resets of the original to those of the model."""
-        return None if original is None else max(1, round(original / self.factor))
+        if original is None:
+            return None
+        check_steps(original, "original", least=1)
+        return max(1, round(original / self.factor))
 
     def stalled(self, rounding: str, points: int = 50) -> tuple[Array, Array, Array]:
         """Return the predicted stalled second-moment fractions of original and model, at equal shares of their runs.
@@ -174,6 +178,7 @@ def scale_model(
         )
     if not all(0 < b < 1 for b in betas) or factor * (1 - min(betas)) >= 1:
         raise ValueError(f"a factor of {factor} leaves no window of betas {betas}: factor * (1 - beta) must be below 1")
+    check_steps(steps)
     if steps < factor:
         raise ValueError(f"a run of {steps} steps has no model that is {factor} times shorter")
     return ScaleModel(first, second, betas, steps, factor)

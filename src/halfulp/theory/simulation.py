@@ -19,6 +19,7 @@ from torch import Tensor
 
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.drives import Drive, as_drive
+from halfulp.theory.arguments import check_beta, check_spread, check_steps
 from halfulp.theory.stepper import StoredAverage, Update, successor
 
 __all__ = ["SCENARIOS", "Simulated", "Snapshot", "simulate", "simulate_blocks"]
@@ -112,16 +113,13 @@ def simulate(
     >>> last.step, last.stalled < 0.05
     (50, True)
     """
-    if not 0 < beta < 1:
-        raise ValueError(f"beta is between 0 and 1, got {beta}")
-    if steps < 0:
-        raise ValueError(f"steps is 0 or more, got {steps}")
-    if coordinates < 1:
-        raise ValueError(f"coordinates is at least 1, got {coordinates}")
-    if not 0 <= spread < math.inf:
-        raise ValueError(f"spread is a finite number of 0 or more, got {spread}")
-    if reset_every is not None and reset_every < 1:
-        raise ValueError(f"reset_every is at least 1, or None for no resets; got {reset_every}")
+    check_beta(beta)
+    check_steps(steps)
+    check_steps(coordinates, "coordinates", least=1)
+    check_spread(spread)
+    check_steps(seed, "seed")
+    if reset_every is not None:
+        check_steps(reset_every, "reset_every", least=1)
     square = as_drive(slot).nonnegative
     generator = torch.Generator().manual_seed(seed)
     words = torch.Generator().manual_seed(seed + 1)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.rules.drives import Drive
+from halfulp.theory.arguments import check_drifts, check_number, check_steps
 from halfulp.theory.chain import Chain
 from halfulp.theory.section import Section
 
@@ -124,8 +125,7 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     >>> law.stalled[[10, 100, 1000]].round(2)
     array([0.49, 0.93, 1.  ])
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    check_steps(steps)
     return transients(chain, (0.0,), steps, start=start)[0]
 
 
@@ -140,10 +140,10 @@ def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: fl
         E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, at least 0. Values other than 0 need a free
         grid. Values of the state are in units of the drive's scale at each age.
     """
+    check_drifts(drifts)
     if any(drifts) and not chain.grid.free:
         raise ValueError("a drift needs a free grid (scale=None)")
-    if not all(0 <= r < math.inf for r in drifts):
-        raise ValueError(f"drifts are rates of 0 or above, got {drifts}")
+    check_number("start", start, "a finite number", math.isfinite)
     evolution = _evolution(chain, drifts, start)
     while evolution.age < steps:
         evolution.advance()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import Rounding, float_spacing
+from halfulp.theory.arguments import check_beta, check_number, check_rounding, check_steps
 
 __all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "scaled_float_spacing", "walk_stall"]
 
@@ -99,6 +100,7 @@ def walk_stall(
     """
     fmt = get_format(fmt)
     check_walk(decay, step, updates)
+    check_rounding(rounding)
     ones = torch.ones_like(MANTISSAS)
     if fmt.kind == "float":
         weights, spacing = MANTISSAS, scaled_float_spacing(fmt, ones)
@@ -113,12 +115,10 @@ def walk_stall(
 
 def check_walk(decay: float, step: float, updates: int | None) -> None:
     """Raise ``ValueError`` for invalid arguments."""
-    if not 0.0 < decay < 1.0:
-        raise ValueError(f"the decay lies between 0 and 1, got {decay}")
-    if step <= 0:
-        raise ValueError(f"the step of the weights is positive, got {step}")
-    if updates is not None and updates < 1:
-        raise ValueError(f"updates is at least 1, got {updates}")
+    check_beta(decay, "decay")
+    check_number("step", step, "a positive, finite size of the weights' steps", lambda x: 0.0 < x < math.inf)
+    if updates is not None:
+        check_steps(updates, "updates", least=1)
 
 
 def constant_spacing(units: Tensor) -> Spacing:

@@ -1,0 +1,65 @@
+"""Checks of arguments that many functions of the theory share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from halfulp.numbers.formats import Format
+from halfulp.rules.drives import Drive
+
+__all__ = [
+    "check_beta",
+    "check_drifts",
+    "check_number",
+    "check_rounding",
+    "check_signed",
+    "check_spread",
+    "check_steps",
+]
+
+
+def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    """Raise ``ValueError`` unless a value is one real number for which `holds` is true. It is never true of NaN."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if math.isnan(number) or not holds(number):
+        raise ValueError(f"{name} is {allowed}, got {value!r}")
+
+
+def check_beta(beta: Any, name: str = "beta") -> None:
+    """Raise ``ValueError`` unless a decay is between 0 and 1."""
+    check_number(name, beta, "between 0 and 1", lambda x: 0.0 < x < 1.0)
+
+
+def check_steps(steps: Any, name: str = "steps", least: int = 0) -> None:
+    """Raise ``ValueError`` unless a number of steps is whole and large enough."""
+    check_number(name, steps, f"a whole number of at least {least}", lambda x: least <= x < math.inf and x == int(x))
+
+
+def check_spread(spread: Any) -> None:
+    """Raise ``ValueError`` unless a spread of logarithms is one that fp32 squares can have."""
+    check_number("spread", spread, "between 0 and 10", lambda x: 0.0 <= x <= 10.0)
+
+
+def check_drifts(drifts: Any) -> None:
+    """Raise ``ValueError`` unless drifts are one or more finite rates that are not negative."""
+    if not isinstance(drifts, Iterable) or isinstance(drifts, str) or not list(drifts):
+        raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts!r}")
+    for drift in drifts:
+        check_number("each of drifts", drift, "a rate of 0 or above", lambda x: 0.0 <= x < math.inf)
+
+
+def check_rounding(rounding: Any) -> None:
+    """Raise ``ValueError`` unless a rounding is one that the theory has laws for."""
+    if not isinstance(rounding, str) or rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
+
+
+def check_signed(fmt: Format, drive: Drive) -> None:
+    """Raise ``ValueError`` if a drive of both signs is stored without a sign."""
+    if not drive.nonnegative and not fmt.signed:
+        raise ValueError(f"a normal drive needs a signed format, {fmt.name} has no sign")
