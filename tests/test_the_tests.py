@@ -11,7 +11,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 MODULES = {p: ast.parse(p.read_text()) for p in sorted(TESTS.rglob("*.py"))}
-RUNNING_IS_THE_TEST = {"test_python_blocks_run"}
+RUNNING_IS_THE_TEST = {"test_python_blocks_run", "test_the_examples_of_the_page_run"}
 """Tests of code that raises where it fails, and of nothing else."""
 CHECKS = {"raises", "warns", "fail"}
 """Functions of pytest that end a test which does not see what it should."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -59,6 +60,10 @@ def test_never(fmt: str, beta: float, rounding: str) -> None:
 
 # floats with equal fraction bits have the same plan; float16's takes a second each, too long
 STOCHASTIC = {f.mantissa_bits if f.kind == "float" else f.name: f.name for f in FORMATS.values() if f.name != "float16"}
+
+
+if "HALFULP_EVERY_CASE" not in os.environ:  # the codebooks of both signs of a kind have the same answer
+    STOCHASTIC = {key: name for key, name in STOCHASTIC.items() if name not in ("ulinear8", "udynamic8")}
 
 
 @pytest.mark.parametrize("name", STOCHASTIC.values())
