@@ -267,7 +267,7 @@ BAD = [
     (lambda: Chain(get_format("fp8"), 0.9, "nearest", scale=-1.0), "scale is a positive number"),
     (lambda: Drive("square", shared=0), "shared squares"),
     (lambda: Drive("square", mixture=((0.5, 1.0),)), "add up to 1"),
-    (lambda: transient(Chain(get_format("fp8"), 0.9, "nearest"), -1), "not be negative"),
+    (lambda: transient(Chain(get_format("fp8"), 0.9, "nearest"), -1), "steps is a whole number of at least 0"),
     (lambda: transients(Chain(get_format("fp8"), 0.9, "nearest", scale=1.0), (0.1,), 3), "free grid"),
     (lambda: halfulp.stall_probability("fp8", beta=0.9, rounding="nearest", age=-1), "number of steps"),
     (lambda: halfulp.stall_probability("fp8", beta=0.9, rounding="nearest", model="guess"), "model is one of"),
