@@ -298,6 +298,11 @@ def test_ema_model_goes_on_from_its_state():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     theirs = {k: v for k, v in ema.state_dict().items() if k != "halfulp"}  # what diffusers' own saves
     other = EMAModel(params(net(3)), state="fp32")
+    alone = {key: value for key, value in ema.state_dict().items() if key != "shadow_params"}
+    before = [x.clone() for x in other.shadow_params]
+    with pytest.raises(ValueError, match="it has no shadow_params"):
+        other.load_state_dict(alone)
+    assert all(torch.equal(x, y) for x, y in zip(before, other.shadow_params, strict=True))
     other.load_state_dict(theirs)
     assert other.optimization_step == 10
     assert all(torch.equal(a, b) for a, b in zip(other.shadow_params, runs[0], strict=True))

@@ -260,17 +260,23 @@ class EMAModel:
             settings[key] = count("EMAModel", key, settings[key])
         if not isinstance(settings["use_ema_warmup"], bool):
             raise ValueError(f"use_ema_warmup is True or False, got {settings['use_ema_warmup']!r}")
-        stored = state_dict.get("halfulp")
+        stored, values = state_dict.get("halfulp"), state_dict.get("shadow_params")
         if stored is not None and self._stores(stored):
             checked = self.averages.validate(stored["averages"])
             seed = count("EMAModel", "seed", stored["seed"])
             self.averages.load(checked)
             self.averages.seed = seed
-        elif state_dict.get("shadow_params") is not None:
+        elif stored is not None and values is None:
+            other, own = stored["storage"], self._storage()
+            raise ValueError(
+                f"the averages of the state_dict ({other}) do not fit this EMAModel ({own}), and it has no "
+                "shadow_params, which would be rounded"
+            )
+        elif values is not None:
             if stored is not None:
                 other, own = stored["storage"], self._storage()
                 log_once(f"EMAModel: the averages were saved in other formats ({other}; here {own}): rounded", 30)
-            self.shadow_params = list(state_dict["shadow_params"])
+            self.shadow_params = list(values)
         for key, value in settings.items():
             setattr(self, key, value)
 

@@ -36,7 +36,7 @@ class Decoder:
     Raises
     ------
     ValueError
-        If the architecture is unknown, or the width of the heads is odd.
+        If the architecture is unknown, a size is below 1, or the width of the heads is odd.
     """
 
     architecture: str
@@ -48,6 +48,9 @@ class Decoder:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"a replicated model is one of {', '.join(ARCHITECTURES)}; got {self.architecture!r}")
+        for name in ("vocab", "hidden", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.hidden % (2 * self.heads):
             raise ValueError(f"each head needs an even width, got {self.hidden} over {self.heads} heads")
 

@@ -100,21 +100,23 @@ class ScaleConfig:
             raise ValueError(f"the regime is one of {', '.join(REGIMES)}; got {self.regime!r}")
         if self.seeds < 1 or self.tuning_seeds < 1:
             raise ValueError(f"seeds and tuning_seeds are at least 1, got {self.seeds} and {self.tuning_seeds}")
-        for name in ("hidden", "layers", "heads", "batch", "context", "validation"):
+        for name in ("batch", "context", "validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"each head needs an even width, got {self.hidden} over {self.heads} heads")
         if not 0 <= self.warmup <= 1 or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"warmup is a share of the run and clip positive, got {self.warmup} and {self.clip}")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
             raise ValueError(f"learning rates are positive and finite, got {self.lrs}")
-        _ = self.model
+        _ = self.model, self.decoder(vocab=1)
 
     @property
     def model(self) -> ScaleModel:
         """The scale model."""
         return scale_model(self.format, betas=self.betas, steps=self.steps, factor=self.factor)
+
+    def decoder(self, vocab: int) -> Decoder:
+        """Return the language model for a vocabulary of this size."""
+        return Decoder(self.architecture, vocab, self.hidden, self.layers, self.heads)
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> ScaleConfig:
@@ -258,7 +260,7 @@ def train_job(
     arm, model = scale_arm(job.arm), config.model
     period = period_of(arm, model)
     runs = Replicas(
-        Decoder(config.architecture, tokens.vocab, config.hidden, config.layers, config.heads),
+        config.decoder(tokens.vocab),
         [s for s, _ in job.replicas], [lr for _, lr in job.replicas], betas=model.model_betas,
         weight_decay=config.weight_decay, store=storage(config, arm), stochastic=arm.rounding == "stochastic",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from halfulp.engine.options import Options, TorchOptions
 from halfulp.engine.storage import StorageOptions
 from halfulp.rules.base import Rule
 
-__all__ = ["described", "parameters", "section"]
+__all__ = ["described", "parameters", "section", "with_section"]
 
 SECTION = re.compile(r"^Parameters\n-+\n(?P<body>.*?)(?=^\w[^\n]*\n-+\n|\Z)", re.MULTILINE | re.DOTALL)
 """The Parameters section of a numpy docstring, up to the next section."""
@@ -52,8 +52,13 @@ def described(cls: type[Any]) -> None:
     for source in dict.fromkeys((*shared, *reversed(cls.hyper.__mro__), *reversed(cls.__mro__))):
         known.update(parameters(source.__dict__.get("__doc__")))
     names = [name for name in inspect.signature(cls).parameters if name in known]
+    cls.__doc__ = with_section(text, names, known)
+
+
+def with_section(text: str, names: Iterable[str], known: Mapping[str, str]) -> str:
+    """Return a docstring with the Parameters section of these names, in place of its own if it has one."""
     before, header, after = _cut(SECTION.sub("", text))
-    cls.__doc__ = f"{before.rstrip()}\n\n{section(names, known)}\n\n{header}{after}".strip() + "\n"
+    return f"{before.rstrip()}\n\n{section(names, known)}\n\n{header}{after}".strip() + "\n"
 
 
 def section(names: Iterable[str], known: Mapping[str, str]) -> str:

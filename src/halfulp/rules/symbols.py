@@ -187,14 +187,8 @@ def _comparison(form: str, holds: bool = True) -> Callable[[ScalarSymbol, object
 
 
 for _name, _sign in {
-    "add": "+",
-    "sub": "-",
-    "mul": "*",
-    "truediv": "/",
-    "floordiv": "//",
-    "mod": "%",
-    "pow": "**",
-}.items():
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**",
+}.items():  # fmt: skip
     setattr(ScalarSymbol, f"__{_name}__", _arithmetic(f"({{0}} {_sign} {{1}})"))
     setattr(ScalarSymbol, f"__r{_name}__", _arithmetic(f"({{1}} {_sign} {{0}})"))
 for _name, _sign in {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items():

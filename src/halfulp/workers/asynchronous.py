@@ -10,6 +10,7 @@ A worker that ends or is late delays nobody. A worker that joins or returns star
 
 from __future__ import annotations
 
+import inspect
 import json
 import struct
 import time
@@ -27,11 +28,13 @@ from halfulp.averaging.store import AverageStore
 from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log_once
+from halfulp.optim.described import parameters, with_section
 from halfulp.rules.base import total
 from halfulp.training.wrapper import Wrapper
 from halfulp.workers.group import WorkerLostError
 from halfulp.workers.message import Layout, MessageOptions
 from halfulp.workers.pull import Pull, aliases, go
+from halfulp.workers.pulling import inverse_shares
 
 __all__ = ["AsyncEASGD", "AsyncLGRAWA", "AsyncMGRAWA", "Centre"]
 
@@ -150,17 +153,16 @@ class Centre:
         self.norms[worker] = struct.unpack_from(f"<{count}d", sent, HEAD.size)
         message = torch.frombuffer(bytearray(sent[HEAD.size + 8 * count :]), dtype=torch.uint8)
         live = {name: self.values.read(name) + self._in.decode(message, name) for name in self.values}
-        shares = self._shares(worker) or [share]
-        decay = dict(zip(live, (1.0 - x for x in shares * (1 if len(shares) > 1 else len(live))), strict=True))
+        shares = self._shares(worker) if count else [share]
         self.version += 1
-        self.values.update(live, decay, self.version)
+        by_tensor = {name: 1.0 - x for name, x in zip(live, shares, strict=True)} if len(shares) > 1 else None
+        self.values.update(live, by_tensor or 1.0 - shares[0], self.version)
 
     def _shares(self, worker: int) -> list[float]:
-        """GRAWA's shares by the norms of all workers that have sent as many: the flatter the loss, the larger."""
+        """GRAWA's shares, by the norms of this worker and of all others that sent as many."""
         own = self.norms[worker]
-        others = [norms for norms in self.norms.values() if len(norms) == len(own)]
-        inverse = [[1.0 / max(x, 1e-150) for x in norms] for norms in zip(*others, strict=True)]
-        return [1.0 / max(x, 1e-150) / sum(of) for x, of in zip(own, inverse, strict=True)]
+        others = [norms for w, norms in self.norms.items() if w != worker and len(norms) == len(own)]
+        return inverse_shares(torch.tensor([own, *others], dtype=torch.float64, device="cpu"))[0].tolist()
 
     def serve(self, idle: float = 60.0, patience: float = 10.0, until: Callable[[], bool] | None = None) -> None:
         """Serve until every worker has left, or nothing is pushed for `idle` seconds.
@@ -202,14 +204,14 @@ class Centre:
 
 
 class _Asynchronous(Wrapper):
-    """Base class of a worker that visits the centre at its own pace.
+    """Base class of a worker that visits the centre at its own pace. Subclasses inherit the Parameters section.
 
     Parameters
     ----------
     optimizer
         The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
     store
-        The store of the centre: ``TCPStore(host, port, is_master=False)``.
+        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
     pull
         Share of the distance to the centre that the worker moves at a visit.
     every
@@ -219,6 +221,11 @@ class _Asynchronous(Wrapper):
     """
 
     key = "asynchronous"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = parameters(_Asynchronous.__doc__) | parameters(cls.__doc__)
+        cls.__doc__ = with_section(inspect.cleandoc(cls.__doc__ or ""), known, known)
 
     def __init__(
         self, optimizer: Optimizer, store: dist.Store, pull: float = 0.25, every: int = 16, timeout: float = 60.0
@@ -274,8 +281,7 @@ class _Asynchronous(Wrapper):
     def visit(self) -> None:
         """Push the difference to the centre, and move towards it."""
         self.version, centre = self._centre()
-        grads = [None if p.grad is None else p.grad.float() for p in self._params.values()]
-        norms = self.told([0.0 if grad is None else float(total(grad, grad)) ** 0.5 for grad in grads])
+        norms = self.told()
         away = {name: p.detach().float() - centre[name] for name, p in self._params.items()}
         if not all(bool(torch.isfinite(x).all()) for x in away.values()):
             raise FloatingPointError(f"the weights of worker {self.worker} are not finite: nothing was pushed")
@@ -287,9 +293,14 @@ class _Asynchronous(Wrapper):
         self.sent_bytes += len(message)
         go(self.pull, self._params, centre, self.share)
 
-    def told(self, norms: list[float]) -> list[float]:
-        """Return what the centre is told of the tensors' gradient norms: nothing, one number, or one per tensor."""
+    def told(self) -> list[float]:
+        """Return what the centre is told of the gradient norms: nothing, one number, or one per tensor."""
         return []
+
+    def _norms(self) -> list[float]:
+        """The gradient norm of each tensor. It is 0 without a gradient."""
+        grads = [None if p.grad is None else p.grad.float() for p in self._params.values()]
+        return [0.0 if grad is None else float(total(grad, grad)) ** 0.5 for grad in grads]
 
     def leave(self) -> None:
         """Announce that this worker is done, so that the centre does not wait for it."""
@@ -317,16 +328,8 @@ class AsyncEASGD(_Asynchronous):
 
     Parameters
     ----------
-    optimizer
-        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
-    store
-        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
     pull
         Share of the distance that both move. The paper uses ``0.9 / workers``.
-    every
-        Steps between visits.
-    timeout
-        Seconds to wait for the serving process.
 
     Raises
     ------
@@ -349,19 +352,6 @@ class AsyncMGRAWA(_Asynchronous):
     A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206. The shares are those of
     the synchronous method, with each worker's gradient norm at its last visit.
 
-    Parameters
-    ----------
-    optimizer
-        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
-    store
-        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
-    pull
-        Share of the distance to the centre that the worker moves at a visit.
-    every
-        Steps between visits.
-    timeout
-        Seconds to wait for the serving process.
-
     Examples
     --------
     >>> import torch, torch.distributed as dist
@@ -371,28 +361,15 @@ class AsyncMGRAWA(_Asynchronous):
     >>> optimizer = AsyncMGRAWA(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.5, every=32)
     """
 
-    def told(self, norms: list[float]) -> list[float]:
-        """Return their sum."""
-        return [sum(norms)]
+    def told(self) -> list[float]:
+        """Return the sum of the norms."""
+        return [sum(self._norms())]
 
 
 class AsyncLGRAWA(_Asynchronous):
     """Asynchronous GRAWA by tensors: every tensor of the centre moves by a share inverse to its own gradient norm.
 
     As :class:`AsyncMGRAWA`, with the shares of :class:`~halfulp.workers.LGRAWA`.
-
-    Parameters
-    ----------
-    optimizer
-        The ``torch.optim.Optimizer`` that trains this worker, over named parameters.
-    store
-        The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
-    pull
-        Share of the distance to the centre that the worker moves at a visit.
-    every
-        Steps between visits.
-    timeout
-        Seconds to wait for the serving process.
 
     Examples
     --------
@@ -403,9 +380,9 @@ class AsyncLGRAWA(_Asynchronous):
     >>> optimizer = AsyncLGRAWA(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.5, every=32)
     """
 
-    def told(self, norms: list[float]) -> list[float]:
-        """Return all of them."""
-        return norms
+    def told(self) -> list[float]:
+        """Return all norms."""
+        return self._norms()
 
 
 def _bytes(message: Tensor) -> bytes:

@@ -68,7 +68,7 @@ class MessageOptions:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is stored in a message."""
+    """The place of a tensor in a message."""
 
     index: int
     part: Part

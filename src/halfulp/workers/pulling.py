@@ -12,7 +12,7 @@ from halfulp.workers.averaging import neighbours
 from halfulp.workers.meeting import meeting
 from halfulp.workers.method import Method, Seen
 
-__all__ = ["ALDSGD", "DPPF", "EASGD", "LGRAWA", "MGRAWA"]
+__all__ = ["ALDSGD", "DPPF", "EASGD", "LGRAWA", "MGRAWA", "inverse_shares"]
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ class GRAWAHyper(HyperBase):
 
 
 def _by_model(hyper: GRAWAHyper, seen: Seen) -> Tensor:
-    return _inverse(seen.grad_norms.sum(dim=1))
+    return inverse_shares(seen.grad_norms.sum(dim=1))
 
 
 def _by_layer(hyper: GRAWAHyper, seen: Seen) -> Tensor:
-    return _inverse(seen.grad_norms)
+    return inverse_shares(seen.grad_norms)
 
 
-def _inverse(norms: Tensor) -> Tensor:
-    """Return coefficients inversely proportional to norms, which sum to 1 along dimension 0."""
+def inverse_shares(norms: Tensor) -> Tensor:
+    """Return shares inversely proportional to norms, which sum to 1 over the workers (dimension 0)."""
     inverse = 1.0 / norms.clamp_min(1e-150)
     return inverse / inverse.sum(dim=0)
 
