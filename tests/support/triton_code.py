@@ -88,7 +88,8 @@ def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
     options = kind.options(gpu.warp_size)
     compiled = triton.compile(source, target=gpu, options=options)
     elements = kind.plan.tiles * kind.plan.padded / (gpu.warp_size * options["num_warps"])
-    common = {"target": target, "aligned": kind.plan.aligned}
+    threads = gpu.warp_size * options["num_warps"]
+    common = {"target": target, "aligned": kind.plan.aligned, "threads": threads, "elements": elements}
     if amd:
         return {**common, **amd_code(compiled.asm["amdgcn"], elements), "binary": len(compiled.asm["hsaco"])}
     ptx = compiled.asm["ptx"]
@@ -188,12 +189,13 @@ def storages() -> Iterator[tuple[str, Kind]]:
 def write_csv(targets: list[str]) -> None:
     """Write what AdamW's kernels require of a GPU as CSV, for ``benchmarks/gpu_model.py``."""
     out = csv.writer(sys.stdout)
-    out.writerow(["target", "storage", "registers", "spilled", "instructions", "bytes"])
+    out.writerow(["target", "storage", "threads", "elements", "registers", "spilled", "instructions", "bytes"])
     for target in targets:
         for name, kind in storages():
             code = compile_kind(kind, target)
             instructions = f"{code['machine instructions']:.2f}"
-            out.writerow([target, name, code["registers"], code["spilled"], instructions, f"{bound(kind):.4f}"])
+            shape = [code["threads"], f"{code['elements']:.0f}", code["registers"], code["spilled"]]
+            out.writerow([target, name, *shape, instructions, f"{bound(kind):.4f}"])
 
 
 def table(target: str) -> str:

@@ -125,6 +125,8 @@ class MonitorTable(Shown):
         States that were not watched and the reason, by parameter and slot.
     weights
         Measurements of each 16-bit parameter.
+    weight_notes
+        Reasons why the exact update of some 16-bit parameters is unknown.
 
     Examples
     --------
@@ -137,6 +139,7 @@ class MonitorTable(Shown):
     steps: int
     skipped: Mapping[tuple[str, str], str] = field(default_factory=dict)
     weights: tuple[Weights, ...] = ()
+    weight_notes: tuple[str, ...] = ()
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return the rows as plain dictionaries, such as for ``pandas.DataFrame`` or JSON."""
@@ -223,9 +226,10 @@ class MonitorTable(Shown):
         return text.getvalue()
 
     def _lines(self) -> list[str]:
-        """Return the verdicts, and the states that were not watched."""
-        missed = dict.fromkeys((slot, why) for (_, slot), why in self.skipped.items())
-        return [*(self.verdicts() or [self._all_well()]), *(f"not watched: {slot} ({why})" for slot, why in missed)]
+        """Return the verdicts, and what was not watched."""
+        missed = dict.fromkeys(f"{slot} ({why})" for (_, slot), why in self.skipped.items())
+        missed |= dict.fromkeys(f"movement of 16-bit weights ({why})" for why in self.weight_notes)
+        return [*(self.verdicts() or [self._all_well()]), *(f"not watched: {what}" for what in missed)]
 
     @staticmethod
     def _cells(rows: list[Row]) -> list[tuple[str, ...]]:

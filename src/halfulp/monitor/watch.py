@@ -237,7 +237,9 @@ class StallMonitor(Hooked):
     def table(self) -> MonitorTable:
         """Return a printable table of every slot of every parameter over all counted steps, with a verdict per slot."""
         watches = self._watches.values()
-        return MonitorTable(tuple(rows(watches)), self.steps, self.skipped, tuple(weights(watches)))
+        reasons = (watch.counts.weight_reason for watch in watches if watch.binding.any_low)
+        notes = tuple(sorted({why for why in reasons if why is not None}))
+        return MonitorTable(tuple(rows(watches)), self.steps, self.skipped, tuple(weights(watches)), notes)
 
     def weights_stalled(self) -> float | None:
         """Return the share of updates of 16-bit weights that stalled so far, or ``None`` if there are none.
@@ -254,12 +256,6 @@ class StallMonitor(Hooked):
         tallies = [t for watch in self._watches.values() for t in watch.counts.flushed_weights()]
         intended = sum(t.intended for t in tallies)
         return sum(t.moved for t in tallies) / intended if intended else None
-
-    @property
-    def weight_notes(self) -> list[str]:
-        """Reasons why the size of a weight update is unknown (see :mod:`halfulp.monitor`)."""
-        reasons = {watch.counts.weight_reason for watch in self._watches.values() if watch.binding.any_low}
-        return sorted(why for why in reasons if why is not None)
 
     @property
     def skipped(self) -> dict[tuple[str, str], str]:
