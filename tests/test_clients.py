@@ -299,28 +299,23 @@ def sgd(params: Any) -> torch.optim.SGD:
     return torch.optim.SGD(params, lr=0.5, momentum=0.5, nesterov=True)
 
 
-def trained(peers: Any, wrap: Any, dyadic: bool) -> list[Tensor]:
-    """Return the weights of one worker after three meetings. Those that are `dyadic` are never rounded in fp32."""
+def trained(peers: Any, wrap: Any) -> list[Tensor]:
+    """Return the weights of one worker after three meetings."""
     model = worker_runs.build()
-    inside = torch.optim.SGD(model.parameters(), lr=1.0) if dyadic else torch.optim.AdamW(model.parameters(), lr=1e-2)
-    if dyadic:
-        for param in model.parameters():
-            param.data = (param.data * 256).round() / 256
+    inside = torch.optim.AdamW(model.parameters(), lr=1e-2)
     wrapped = wrap(model, inside, peers)
     optimizer, context = (inside, wrapped) if hasattr(wrapped, "__enter__") else (wrapped, nullcontext())
     generator = torch.Generator().manual_seed(peers.rank)
     with context:
         for _ in range(6):
             for param in model.parameters():
-                whole = torch.randint(-20, 21, param.shape, generator=generator) / 256
-                param.grad = whole if dyadic else torch.randn(param.shape, generator=generator)
+                param.grad = torch.randn(param.shape, generator=generator)
             optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("name", ["LocalSGD", "DiLoCo"])
-def test_workers_train_like_those_of_torchft(name: str) -> None:
-    """LocalSGD has the same bits. DiLoCo has them where no operation rounds; the order of rounding differs."""
+def test_workers_have_the_bits_of_torchft(name: str) -> None:
     theirs = getattr(pytest.importorskip("torchft.local_sgd"), name)
 
     def original(model: nn.Module, inside: Any, peers: Any) -> Any:
@@ -334,7 +329,7 @@ def test_workers_train_like_those_of_torchft(name: str) -> None:
         return workers.DiLoCo(inside, outer=sgd, every=2, group=peers)
 
     expected, found = (
-        workers.simulate(2, lambda peers, wrap=wrap: trained(peers, wrap, dyadic=name == "DiLoCo"))  # type: ignore[misc]
+        workers.simulate(2, lambda peers, wrap=wrap: trained(peers, wrap))  # type: ignore[misc]
         for wrap in (original, ours)
     )
     for mine, other in zip(found, expected, strict=True):

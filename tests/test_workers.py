@@ -312,9 +312,9 @@ def test_workers_that_do_not_fit_are_found_by_all(differ: str, error: type[Excep
 
     if differ == "ends":
         with pytest.raises(KeyboardInterrupt):
-            simulate(4, work, timeout=5)
+            simulate(4, work)
         return
-    for found in simulate(4, work, timeout=5):
+    for found in simulate(4, work):
         assert isinstance(found, error)
         assert re.search(match, str(found)), found
 

@@ -309,6 +309,20 @@ def test_diloco_takes_any_optimizer_with_states_in_any_format() -> None:
     assert 0 < float((full[-1] - low[-1]).abs().max()) < 0.1 * float((full[-1] - 1).abs().max())
 
 
+def test_outer_gradients_keep_changes_below_the_resolution_of_the_weights() -> None:
+    """One of four workers moves by one unit in the last place: the gradient is a quarter of it."""
+    unit = 2.0**-23
+
+    def work(peers: Any) -> float:
+        weight = nn.Parameter(torch.ones(2, 3))
+        optimizer = DiLoCo(torch.optim.SGD([weight], lr=1.0), lr=4.0, momentum=0.0, every=1, group=peers)
+        weight.grad = torch.full_like(weight, -unit if peers.rank == 2 else 0.0)
+        optimizer.step()
+        return float(weight[0, 0].detach())
+
+    assert simulate(4, work) == [1.0 + unit] * 4
+
+
 def test_slowmo_is_its_two_lines() -> None:
     state = {"u": torch.zeros(6, 8)}
 

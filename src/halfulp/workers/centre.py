@@ -60,12 +60,12 @@ class OuterStep:
             for centre in centres:
                 _empty(centre)
 
-    def step(self, targets: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
-        """Return the common weights after a step whose negative gradient points to the targets.
+    def step(self, changes: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
+        """Return the common weights after a step whose negative gradient is the workers' mean change.
 
         Parameters
         ----------
-        targets
+        changes
             fp32 values of this process's part, by name.
         lr
             The workers' learning rate, for an outer optimizer that needs it.
@@ -75,7 +75,7 @@ class OuterStep:
             if "fast_lr" in group:
                 group["fast_lr"] = lr
             for centre, name in zip(centres, self._names, strict=True):
-                centre.grad = shard_like(centre, local(centre.data) - targets[name])
+                centre.grad = shard_like(centre, -changes[name])
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             return {name: local(centre.data) for name, centre in zip(self._names, centres, strict=True)}

@@ -194,13 +194,13 @@ class Meeting(Wrapper):
         received = peers.exchange(message, circle if method.gossip else None)
         table = torch.stack([self.layout.figures(each) for each in received]).cpu()
         seen = checked(table, method, peers.rank, circle, number, self.graphs, self.seed)
-        targets = self._targets(own, received, seen)
-        distance = self._distance(targets)
+        mixed = self._mixed(own, received, seen)
+        distance = self._distance(own, mixed)
         self.meetings, self.norms = number, norms
         self.sent_bytes += self.layout.bytes * (len(circle) - 1)
         self.period, self._last = max(1, self.steps - self._last), self.steps
         self.distance, self.samples = distance, 0.0
-        self._move(targets, method.pull(self.hyper, distance, peers.size))
+        self._move(mixed, method.pull(self.hyper, distance, peers.size))
 
     @property
     def takes_part(self) -> bool:
@@ -248,32 +248,30 @@ class Meeting(Wrapper):
             crc = zlib.crc32(self.reference.read(name).cpu().numpy().tobytes(), crc)
         return crc
 
-    def _targets(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
+    def _mixed(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
         """Return the weighted sum of the messages, in the order of the workers, with the same bits on all of them."""
         rows = self.method.mix(self.hyper, seen)
         rows = rows if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(own))
-        targets = {}
+        found = {}
         for at, (name, mine) in enumerate(own.items()):
-            base = None if self.reference is None else self.reference.read(name)
             sent = [self.layout.decode(message, name) for message in received]
-            mixed = torch.zeros_like(mine) if base is None else base
+            mixed = torch.zeros_like(mine)
             for part, share in zip(sent, rows[:, at].tolist(), strict=True):
                 if share:
                     mixed = mixed + part * share
             if self.method.gossip:  # add back what rounding dropped from the message, to preserve the mean over workers
                 mixed = mixed + (mine - sent[seen.circle.index(seen.rank)])
             if self.method.finish is not None:
-                parts = sent if base is None else [base + part for part in sent]
-                mixed = self.method.finish(self.hyper, mixed, parts, partial(self._whole, name))
-            targets[name] = mixed
-        return targets
+                base = torch.zeros_like(mine) if self.reference is None else self.reference.read(name)
+                parts, whole = [base + part for part in sent], partial(self._whole, name)
+                mixed = self.method.finish(self.hyper, base + mixed, parts, whole) - base
+            found[name] = mixed
+        return found
 
-    def _distance(self, targets: Mapping[str, Tensor]) -> float:
-        squares = 0.0
-        for name, param in self._params.items():
-            away = local(param.detach()).float() - targets[name]
-            squares += self._whole(name, float(total(away, away)))
-        return squares**0.5
+    def _distance(self, own: Mapping[str, Tensor], mixed: Mapping[str, Tensor]) -> float:
+        """Return the Euclidean distance of the whole model from the target."""
+        away = ((name, x - mixed[name]) for name, x in own.items())
+        return sum(self._whole(name, float(total(x, x))) for name, x in away) ** 0.5
 
     def _whole(self, name: str, value: float) -> float:
         """Return the sum over the ranks that hold parts of a parameter."""
@@ -286,17 +284,21 @@ class Meeting(Wrapper):
                 torch.distributed.all_reduce(sums, group=param.device_mesh.get_group(axis))
         return float(sums)
 
-    def _move(self, targets: dict[str, Tensor], share: float) -> None:
+    def _move(self, mixed: dict[str, Tensor], share: float) -> None:
+        """Move weights and centre. What was mixed are weights, or changes to the common weights if there are some."""
         reference, params = self.reference, self._params
+        if reference is None:
+            targets = mixed
+        elif self._outer is not None:  # its gradient is not taken from rounded targets, which lose small changes
+            targets = self._outer.step(mixed, float(self.param_groups[0]["lr"]))
+        else:
+            targets = {name: reference.read(name) + change for name, change in mixed.items()}
         whole = {name: shard_like(params[name], target) for name, target in targets.items()}
         if self.method.centre == "average":
             assert reference is not None
             go(self.pull, params, {name: reference.read(name) for name in params}, share)
             reference.update(whole, 1.0 - self.method.centre_share(self.hyper), self.meetings)
             return
-        if self._outer is not None:
-            targets = self._outer.step(targets, float(self.param_groups[0]["lr"]))
-            whole = {name: shard_like(params[name], target) for name, target in targets.items()}
         if reference is not None:
             reference.write(whole, self.meetings)
         if share == 1.0 and not self.method.gossip:

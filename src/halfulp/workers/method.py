@@ -111,7 +111,7 @@ class Method:
         See `centre`.
     outer
         Function that builds the outer optimizer from parameters, hyper-parameters, and keyword arguments for its
-        states. Its gradient is centre minus target.
+        states. Its gradient is minus the mean change.
     finish
         Function that changes the target of a tensor. Its arguments are the hyper-parameters, the target, the workers'
         tensors, and a function that sums a number over the ranks that hold parts of the tensor.
