@@ -5,7 +5,6 @@ Every action gives the bits of plain arithmetic or raises a clear error. A short
 """
 
 import copy
-import os
 import pickle
 import random
 
@@ -14,8 +13,9 @@ import torch
 from torch import nn
 
 from halfulp.averaging import EMA
+from support.seeds import FIRST, many
 
-PROGRAMS = int(os.environ.get("HALFULP_AVERAGE_PROGRAMS", "24"))
+PROGRAMS = many("HALFULP_AVERAGE_PROGRAMS", 24)
 ACTIONS = ("train", "train", "train", "freeze", "unfreeze", "replace", "resize", "save", "load", "swap", "fail",
            "stream", "deepcopy", "pickle", "cast", "resume", "read", "add", "remove")  # fmt: skip
 
@@ -202,6 +202,6 @@ class Program:
         self.model, self.average, self.last = pickle.loads(pickle.dumps((self.model, self.average, self.last)))
 
 
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + PROGRAMS))
 def test_a_program_leaves_the_exact_bits(seed):
     Program(seed).run()

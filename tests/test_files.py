@@ -27,10 +27,10 @@ from halfulp.checkpoint.files import read_file
 from halfulp.checkpoint.movable import movable
 from halfulp.checkpoint.pickles import Name, Record, plain
 from halfulp.checkpoint.read import read_saved
+from support.seeds import FIRST, many
 
-FILES = int(os.environ.get("HALFULP_HOSTILE_FILES", "300"))
+FILES = many("HALFULP_HOSTILE_FILES", 300)
 """How many mutants are read: tens of thousands by hand."""
-SEED = int(os.environ.get("HALFULP_HOSTILE_SEED", "0"))
 SCRIPT = Path(__file__).parent / "support" / "hostile_files.py"
 
 
@@ -188,7 +188,7 @@ def test_special_files_are_neither_read_nor_written(kind: str, tmp_path: Path, m
 def test_mutants_load_or_are_refused(tmp_path: Path) -> None:
     """Memory and time are bounded, nothing is executed, no class has other attributes afterwards."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(SEED), str(FILES), str(tmp_path)],
+        [sys.executable, str(SCRIPT), str(FIRST), str(FILES), str(tmp_path)],
         capture_output=True, text=True, timeout=3600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

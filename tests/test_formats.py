@@ -230,6 +230,9 @@ def test_questions_without_an_answer_are_errors() -> None:
         FORMATS["int4"].decode(16)
 
 
+E4M3 = {"kind": "float", "bits": 8, "signed": True, "exponent_bits": 4, "mantissa_bits": 3, "bias": 7}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -239,12 +242,30 @@ def test_questions_without_an_answer_are_errors() -> None:
         ({"kind": "codebook", "bits": 4, "signed": False, "levels": tuple(range(17))}, "16 levels, got 17"),
         ({"kind": "codebook", "bits": 4, "signed": False, "levels": tuple(range(1, 17))}, "zero"),
         ({"kind": "codebook", "bits": 4, "signed": False, "levels": tuple(range(-1, 15))}, "signed"),
+        ({"kind": "codebook", "bits": 4, "signed": True, "levels": (*range(-7, 0), -0.0, *range(1, 9))}, "not -0.0"),
+        ({"kind": "codebook", "bits": 4, "signed": True, "levels": list(range(-7, 9))}, "tuple of Python numbers"),
+        ({"kind": "codebook", "bits": 4, "signed": True, "levels": torch.arange(-7, 9)}, "tuple of Python numbers"),
+        ({"kind": "codebook", "bits": 4, "signed": True, "levels": ("0",) * 16}, "tuple of Python numbers"),
+        ({"kind": "codebook", "bits": 4, "signed": True, "levels": tuple(range(-7, 9)), "bias": 3}, "only floats"),
         ({"kind": "posit", "bits": 8, "signed": True}, "kind"),
+        ({**E4M3, "bits": 8.0}, "bits is an integer >= 0, got 8.0"),
+        ({**E4M3, "exponent_bits": 4.0}, "exponent_bits is an integer"),
+        ({**E4M3, "exponent_bits": 8, "mantissa_bits": -1}, "mantissa_bits is an integer >= 0, got -1"),
+        ({**E4M3, "bias": 7.0}, "bias is an integer, got 7.0"),
+        ({**E4M3, "bias": None}, "bias is an integer, got None"),
+        ({**E4M3, "special": "nan"}, "special is 'ieee', 'fn' or 'none', got 'nan'"),
+        ({**E4M3, "signed": "no"}, "signed is True or False, got 'no'"),
+        ({**E4M3, "levels": (0.0, 1.0)}, "only a codebook has levels"),
+        ({**E4M3, "name": "float32"}, "another format 'float32'"),
+        ({**E4M3, "name": "mine:pow2"}, "letters, digits"),
+        ({**E4M3, "name": "mine,exp_avg_sq=int4"}, "letters, digits"),
+        ({**E4M3, "name": ""}, "letters, digits"),
+        ({**E4M3, "name": 8}, "letters, digits"),
     ],
 )
 def test_a_row_that_cannot_work_is_refused(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Format("mine", **fields)
+        Format(**{"name": "mine", **fields})
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -309,7 +330,7 @@ def test_a_registered_format_is_known_by_its_name(registered: Format, tmp_path: 
     ("fmt", "error", "message"),
     [
         (Format("8bit", "codebook", 4, True, levels=EIGHTHS.levels), ValueError, "another format '8bit'"),
-        (Format("bfloat16", "codebook", 4, True, levels=EIGHTHS.levels), ValueError, "another format 'bfloat16'"),
+        (Format("int4", "codebook", 4, True, levels=EIGHTHS.levels), ValueError, "another format 'int4'"),
         (Format("my_eighths", "codebook", 4, True, levels=(*EIGHTHS.levels[:-1], 2.0)), ValueError, "name of its own"),
         ("fp8", TypeError, "a Format is registered, got 'fp8'"),
     ],

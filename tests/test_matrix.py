@@ -195,3 +195,26 @@ def test_slots_that_4_bits_break_get_8() -> None:
         slots = [s.name for s in o.group_slots(o.param_groups[0]) if not s.exact]
         losses = train(model, optimizer(name, model, dict.fromkeys(slots, "fp4"), "stochastic"), 0, STEPS)
         assert not sum(losses[-5:]) / 5 < fp32_loss(name) + 0.3, name
+
+
+BAD_GRADIENTS = {"NaN": float("nan"), "infinity": float("inf"), "overflow": 3e38}
+
+
+@pytest.mark.parametrize("value", BAD_GRADIENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_is_not_finite_or_overflows_spoils_no_other_parameter(name: str, value: str) -> None:
+    """Also where a rule decomposes matrices, which torch refuses for such values."""
+    cls = getattr(halfulp, name)
+    params = [nn.Parameter(torch.ones(16, 24)) for _ in range(3)]
+    optimizer = cls([(f"layer{i}.weight", p) for i, p in enumerate(params)], lr=0.01, min_size=0)
+    for step in range(2):
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        if step == 0:
+            params[1].grad[3] = BAD_GRADIENTS[value]
+        optimizer.step()
+        assert all(bool(torch.isfinite(p).all()) for p in params)
+    if optimizer.rule.measure is None and name != "BAdam":  # it sums over the model, or steps one parameter at a time
+        assert not torch.equal(params[0], torch.ones(16, 24))
+        assert not torch.equal(params[2], torch.ones(16, 24))
+    assert value == "overflow" or sum(optimizer.skipped.values()) > 0 or name == "BAdam"

@@ -7,7 +7,6 @@ always runs; ``HALFULP_OPTIMIZER_PROGRAMS=200`` runs 200.
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import random
 from typing import Any
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 
 import halfulp
 from halfulp.numbers.single import all_fp32
+from support.seeds import FIRST, many
 
-PROGRAMS = int(os.environ.get("HALFULP_OPTIMIZER_PROGRAMS", "24"))
+PROGRAMS = many("HALFULP_OPTIMIZER_PROGRAMS", 24)
 ACTIONS = (
     "train", "train", "train", "train", "freeze", "unfreeze", "replace", "resize", "save", "load", "deepcopy", "pickle",
     "cast", "resume", "add_group", "remove_group", "schedule", "fail", "reset", "clear", "foreign",
@@ -245,6 +245,6 @@ class Program:
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # programs without a step before it
-@pytest.mark.parametrize("seed", range(PROGRAMS))
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + PROGRAMS))
 def test_a_program_leaves_the_exact_bits(seed: int) -> None:
     Program(seed).run()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from support.seeds import FIRST, many
+
 SCRIPT = Path(__file__).parent / "support" / "children.py"
-KILLS = int(os.environ.get("HALFULP_KILLS", "40"))
+KILLS = many("HALFULP_KILLS", 40)
 """How often a process that saves is killed: hundreds by hand."""
 
 
@@ -52,6 +54,6 @@ def test_first_steps_in_threads_have_the_bits_of_the_reference(process: int) -> 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_save_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
-    found = json.loads(run("kill", 0, KILLS, tmp_path))
+    found = json.loads(run("kill", FIRST, KILLS, tmp_path))
     assert found["kills"] == sum(found["seen"].values()) == KILLS
     assert set(found["seen"]) == {"64", "1000"}  # killed during both kinds of writes

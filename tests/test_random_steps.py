@@ -1,13 +1,13 @@
 """The bit contract for random configurations: C against the reference, for whole optimizers and single states.
 
-``HALFULP_FUZZ=10`` runs ten times as many, with the same seeds first. Cases that once differed are rows of ONCE or
+``HALFULP_FUZZ=10`` runs ten times as many, with the same seeds first, and ``HALFULP_FIRST_SEED`` starts from another
+one. Cases that once differed are rows of ONCE or
 LIMITS.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 
 import pytest
 import torch
@@ -19,8 +19,9 @@ from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling
 from support import random_codecs, random_steps
 from support.processes import python
+from support.seeds import FIRST, many
 
-MANY = int(os.environ.get("HALFULP_FUZZ", "1"))
+MANY = many("HALFULP_FUZZ", 1)
 PARTS = 4
 ONCE: dict[str, tuple[Quantizer, float]] = {
     "a codebook beyond a scale at its limit": (Quantizer("dynamic8", rounding="stochastic"), 3e38),
@@ -55,7 +56,7 @@ def test_states_that_once_differed(name: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_states_at_random(part: int) -> None:
     count = 300 * MANY
-    agreed, differed = random_codecs.search(part * count, count)
+    agreed, differed = random_codecs.search(FIRST + part * count, count)
     assert not differed, "\n".join(differed)
     assert agreed > 0.9 * count
 
@@ -63,7 +64,7 @@ def test_states_at_random(part: int) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_optimizers_at_random(part: int) -> None:
     count = 30 * MANY
-    tally = random_steps.search(part * count, count)
+    tally = random_steps.search(FIRST + part * count, count)
     assert not tally.differed, "\n".join(tally.differed)
     assert tally.agreed >= 0.8 * count, f"{tally.refused} of {count} were refused"
 
@@ -72,9 +73,9 @@ def test_optimizers_at_random(part: int) -> None:
 def test_every_instruction_set(isa: str) -> None:
     code = f"""
 from support import random_codecs, random_steps
-agreed, differed = random_codecs.search(0, {200 * MANY})
+agreed, differed = random_codecs.search({FIRST}, {200 * MANY})
 assert not differed, differed
-tally = random_steps.search(5000, {20 * MANY})
+tally = random_steps.search({FIRST + 5000}, {20 * MANY})
 assert not tally.differed, tally.differed
 print(agreed + tally.agreed)
 """

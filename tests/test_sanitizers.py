@@ -15,8 +15,9 @@ import pytest
 
 from halfulp.kernels import native
 from support.processes import environment
+from support.seeds import many
 
-COUNT = 100 * int(os.environ.get("HALFULP_FUZZ", "1"))
+COUNT = 100 * many("HALFULP_FUZZ", 1)
 RUNTIMES = {"address,undefined": "libasan.so", "thread": "libtsan.so"}
 CSRC = Path(hatch_build.PACKAGE) / "csrc"
 
@@ -38,7 +39,9 @@ def test_nothing_is_found(sanitize: str, tmp_path: Path) -> None:
         pytest.skip(f"the compiler has no {RUNTIMES[sanitize]}")
     library = tmp_path / "_cpu.so"
     assert hatch_build.build(library, sanitize, native.isas()[:1]) is None
-    env = environment(LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0", HALFULP_ISA=native.isas()[0])
+    # without the C++ library before torch's, AddressSanitizer ends the process where torch throws an exception
+    libraries = " ".join(filter(None, (preload, runtime("libstdc++.so.6"))))
+    env = environment(LD_PRELOAD=libraries, ASAN_OPTIONS="detect_leaks=0", HALFULP_ISA=native.isas()[0])
     command = [sys.executable, "-W", "ignore", "-m", "support.sanitized", str(library), str(COUNT)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60 * COUNT)
     if "unexpected memory mapping" in done.stderr:

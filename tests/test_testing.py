@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 import halfulp
+from halfulp import optim
 from halfulp.rules.base import Rule
+from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.transforms import with_weight_decay
 from halfulp.testing import CONVENTIONS, ConventionError, check_optimizer
 
 LION = halfulp.Lion.rule
@@ -30,6 +33,11 @@ def one_thread() -> Any:
 
 def in_place(param: Tensor, grad: Tensor, states: Any, c: Any) -> Step:
     states["exp_avg"].add_(1.0)
+    return param - grad * c["lr"], states
+
+
+def behind_autograd(param: Tensor, grad: Tensor, states: Any, c: Any) -> Step:
+    states["exp_avg"].data.add_(1.0)
     return param - grad * c["lr"], states
 
 
@@ -159,7 +167,8 @@ class ByThreads(halfulp.Lion):
 
 BROKEN: list[tuple[str, Any, str]] = [
     ("declaration", AnyArgument, "an argument that does not exist is taken"),
-    ("pure_update", replace(LION, name="in_place", update=in_place), "changed what it was given"),
+    ("pure_update", replace(LION, name="in_place", update=in_place), "changes its argument exp_avg in place"),
+    ("pure_update", replace(LION, name="behind", update=behind_autograd), "changed what it was given"),
     ("pure_update", replace(LION, name="empty", update=lambda p, g, s, c: (p, {})), "exp_avg"),
     ("elementwise", replace(LION, name="mean_of_all", update=mean_of_all), "seven rows alone: "),
     ("closure", NoLoss, "step(closure) returned None"),
@@ -226,6 +235,16 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "sum": ({"update": lambda p, g, s, c: (p.sum(), s)}, r"returns param as .* \(4, 64\); got .* of shape \(\)"),
     "row": ({"update": lambda p, g, s, c: (p, {"exp_avg": g[0]})}, r"returns exp_avg as .* got .* \(64,\)"),
     "half": ({"update": lambda p, g, s, c: (p, {"exp_avg": g.half()})}, "got a float16 tensor"),
+    "double": ({"update": lambda p, g, s, c: (p.double(), {"exp_avg": g})}, "got a float64 tensor"),
+    "double state": (
+        {"update": lambda p, g, s, c: (p, {"exp_avg": g + torch.zeros(64, dtype=torch.double)})},
+        "returns exp_avg as .* got a float64 tensor",
+    ),
+    "gradient in place": (
+        {"update": lambda p, g, s, c: (p - g.mul_(c["lr"]), s)},
+        "changes its argument grad in place",
+    ),
+    "state in place": ({"update": lambda p, g, s, c: (p - s["exp_avg"].add_(g), s)}, "its argument exp_avg in place"),
     "number": ({"update": lambda p, g, s, c: (p, {"exp_avg": 0.0})}, "got 0.0"),
     "no scalars": ({"scalars": lambda hyper, ages: None}, "are a dictionary of numbers by name, got None"),
     "text": ({"scalars": lambda hyper, ages: {"lr": "0.1"}}, "the scalar 'lr' of .* is a number, got '0.1'"),
@@ -246,6 +265,62 @@ def test_what_a_rule_must_return_is_said(name: str, backend: str | None) -> None
     with pytest.raises((TypeError, ValueError), match=message):
         halfulp.optimizer(rule)([weight], lr=0.1, min_size=0, backend=backend).step()
     assert bool((weight == 1).all())
+
+
+def without_decay(rule: Rule, **change: Any) -> Rule:
+    """A rule whose scalars do not read weight_decay."""
+
+    def scalars(hyper: Any, ages: Any) -> dict[str, float]:
+        return {"lr": float(hyper["lr"])}
+
+    kept = {"hyper": HyperParameters, "update": lambda p, g, s, c: (p - g * c["lr"], s), **change}
+    return replace(rule, title="Forgetful", scalars=scalars, **kept)
+
+
+def test_weight_decay_that_a_rule_does_not_read_is_refused() -> None:
+    """When it is given, set later, or set for one group; with_weight_decay and transforms read it."""
+    weight = torch.nn.Parameter(torch.ones(4, 64))
+    weight.grad = torch.ones(4, 64)
+    forgetful = without_decay(LION, name="forgetful")
+    cls = halfulp.optimizer(forgetful)
+    message = "weight_decay=0.1 would have no effect: the scalars of the rule 'forgetful' do not read it"
+    with pytest.raises(ValueError, match=message):
+        cls([weight], weight_decay=0.1)
+    with pytest.raises(ValueError, match=message):
+        cls([{"params": [weight], "weight_decay": 0.1}])
+    optimizer = cls([weight])
+    optimizer.step()
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    before = weight.detach().clone()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert torch.equal(weight, before)
+    cls([weight], weight_decay=0.1, transforms=[with_weight_decay]).step()
+    halfulp.optimizer(with_weight_decay(forgetful))([weight], weight_decay=0.1).step()
+
+
+@pytest.mark.parametrize("name", [cls.__name__ for cls in optim.OPTIMIZERS])
+def test_every_optimizer_reads_weight_decay(name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    assert getattr(halfulp, name)([("weight", weight)], weight_decay=0.1).param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_negative_values_of_an_unsigned_state_are_told(
+    ndim: int, backend: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = torch.nn.Parameter(torch.ones((16, 4, 4)[:ndim]))
+    weight.grad = torch.ones_like(weight)
+    unsigned = replace(SLOT, signed=False, drive=None)
+    rule = without_decay(LION, name=f"negative {ndim} {backend}", slots=lambda hyper: (unsigned,))
+    for power, told in ((1, 1), (2, 0)):
+        caplog.clear()
+        mine = replace(rule, update=lambda p, g, s, c, power=power: (p, {"exp_avg": g if power == 1 else g * g}))
+        halfulp.optimizer(mine)([weight], backend=backend).step()
+        found = [r.getMessage() for r in caplog.records if "negative values of exp_avg" in r.getMessage()]
+        assert len(found) == told
+        assert all("signed=False: they are stored as zero" in text for text in found)
 
 
 BAD_SLOTS: list[tuple[dict[str, Any], str]] = [

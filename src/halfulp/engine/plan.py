@@ -19,7 +19,7 @@ from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import lanes
 from halfulp.rules.base import Rule
-from halfulp.rules.checks import check_slots
+from halfulp.rules.checks import check_decay, check_slots
 from halfulp.rules.hyper import as_number, check_switch, is_rate
 from halfulp.rules.slots import StateSlot
 
@@ -128,6 +128,7 @@ def plan_group(
         The previous plan, if states may have been made by it. Their formats cannot change.
     """
     slots = {rule: check_slots(rule.name, rule.slots(group)) for rule in rules}
+    check_decay(rules, group)
     named = {slot.name: slot for found in slots.values() for slot in found}
     chosen = slot_quantizers(tuple(named.values()), group["state"], group["rounding"], storage)
     quantizers = dict(zip(named, chosen, strict=True))

@@ -16,6 +16,7 @@ from halfulp.engine.sums import combine
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
 from halfulp.rules.base import Rule
+from halfulp.rules.checks import tell_negative
 
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
@@ -74,6 +75,8 @@ def make_step(
                 act(rule, steps)
             else:
                 able = steps if rule.measure is None else combine(rule, steps, optimizer.backend)
+                first = steps[0].binding
+                tell_negative(rule, [s.slot for s in first.states], steps[0].scalars, len(first.shape))
                 dispatch.step(rule, able, optimizer.backend)
                 # kernels write without autograd's knowledge
                 increment_version(lineup.in_place[id(rule)])

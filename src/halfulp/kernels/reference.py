@@ -1,7 +1,8 @@
 """The definition of a step, in torch operations: decode, apply the rule, encode. It is slow, and runs on any device.
 
 A segment of a row (:func:`~halfulp.kernels.binding.step_tile`) with a non-finite gradient or new state is skipped: its
-parameters and states keep their bits. A rule that is not elementwise skips the whole tensor.
+parameters and states keep their bits. A rule that is not elementwise skips the whole tensor, also if a matrix
+decomposition fails.
 """
 
 from __future__ import annotations
@@ -93,15 +94,22 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
     if count == 0:
         return
     wide, inputs = step.wide()
+    if not rule.elementwise and not _finite(inputs[0]):
+        step.skipped += count
+        return
     old = {s.slot.name: codec.read(s) for s in binding.states}
-    param, updated = rule.apply(wide, inputs, old, step.scalars)
+    try:
+        param, updated = rule.apply(wide, inputs, old, step.scalars)
+    except torch.linalg.LinAlgError:  # of a matrix that has overflowed
+        step.skipped += count
+        return
     states = [_own(updated[s.slot.name], k, binding) for k, s in enumerate(binding.states)]
     param = param if param is None else _own(param, None, binding)
     if rule.elementwise:
         keep = _tiles_to_keep(binding, [inputs[0], *states])
         if keep is not None:
             step.skipped += keep.sum()
-    elif all(_finite(x) for x in (inputs[0], *states)):
+    elif all(map(_finite, states)):
         keep = None
     else:
         step.skipped += count

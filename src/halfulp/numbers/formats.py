@@ -25,15 +25,13 @@ from typing import Literal
 
 import torch
 
+from halfulp.numbers.format_checks import check_format
 from halfulp.numbers.single import all_of_fp32
 
 __all__ = ["FORMATS", "FRIENDLY", "Format", "get_format", "register_format", "resolve_name"]
 
 Kind = Literal["float", "int", "codebook"]
 Special = Literal["ieee", "fn", "none"]
-
-FINEST = 24
-"""The most bits beyond the mantissa that stochastic rounding uses (``F`` of :mod:`halfulp.numbers.rounding`)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Format:
     Raises
     ------
     ValueError
-        If the arguments contradict each other.
+        If an argument has a wrong type, or the arguments contradict each other.
 
     Examples
     --------
@@ -83,40 +81,7 @@ class Format:
     levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("float", "int", "codebook"):
-            raise ValueError(f"{self.name}: kind is 'float', 'int' or 'codebook', got {self.kind!r}")
-        if self.bits not in (4, 8, 16, 32):
-            raise ValueError(f"{self.name}: a code has 4, 8, 16 or 32 bits, got {self.bits}")
-        if self.bits > 8 and self.name not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"{self.name}: a format of your own has 4 or 8 bits, got {self.bits}")
-        if self.kind == "float" and self.signed + self.exponent_bits + self.mantissa_bits != self.bits:
-            raise ValueError(
-                f"{self.name}: sign, exponent and mantissa are {self.signed + 0} + {self.exponent_bits} + "
-                f"{self.mantissa_bits} bits, not {self.bits}"
-            )
-        if self.kind == "float" and (self.exponent_bits < 1 or (self.special == "ieee" and self.mantissa_bits < 1)):
-            raise ValueError(
-                f"{self.name}: a float has an exponent bit, and a mantissa bit where 'ieee' tells NaN by it"
-            )
-        smallest, largest = self.mantissa_bits + FINEST - 127, (1 << self.exponent_bits) - 1 - self.bias
-        if self.kind == "float" and self.scaled and (self.min_exponent < smallest or largest > 126):
-            raise ValueError(
-                f"{self.name}: with bias {self.bias} its exponents go from {self.min_exponent} to {largest}; "
-                f"rounding in fp32 needs them between {smallest} and 126. Scales move numbers to where they are needed"
-            )
-        if self.kind == "codebook":
-            self._check_levels()
-
-    def _check_levels(self) -> None:
-        levels = self.levels
-        if len(levels) != 1 << self.bits:
-            raise ValueError(f"{self.name}: {self.bits} bits name {1 << self.bits} levels, got {len(levels)}")
-        if not all(a < b < math.inf for a, b in itertools.pairwise((-math.inf, *levels))):
-            raise ValueError(f"{self.name}: levels must be finite and strictly increasing")
-        if 0.0 not in levels or levels[-1] <= 0:
-            raise ValueError(f"{self.name}: levels must contain zero and a positive number")
-        if levels[0] < 0 and not self.signed:
-            raise ValueError(f"{self.name}: negative levels need signed=True")
+        check_format(self)
 
     @property
     def is_float32(self) -> bool:

@@ -32,7 +32,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.numbers.single import fp32
-from halfulp.rules.checks import check_result
+from halfulp.rules.checks import check_result, check_untouched, versions
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
@@ -127,9 +127,17 @@ class Rule:
     ) -> tuple[Tensor | None, States]:
         """Call :attr:`update` on fp32 tensors. The parameter passed and returned is ``None`` if the rule has none."""
         shapes = {name: state.shape for name, state in states.items()}
+        names = [*(["param"] if param is not None else []), *self.inputs, *states]
+        given = [*([param] if param is not None else []), *inputs, *states.values()]
+        before = versions(given)
         if not self.has_param:
-            return None, check_result(self.name, None, shapes, self.update(*inputs, states, scalars))
-        new, updated = check_result(self.name, param, shapes, self.update(param, *inputs, states, scalars))
+            result = self.update(*inputs, states, scalars)
+            result = None, check_result(self.name, None, shapes, result, given[0].dtype)
+        else:
+            result = self.update(param, *inputs, states, scalars)
+            result = check_result(self.name, param, shapes, result, given[0].dtype)
+        check_untouched(self.name, names, given, before)
+        new, updated = result
         return new, updated
 
     @property

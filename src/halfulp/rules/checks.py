@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from halfulp.numbers.log import log_once
 from halfulp.numbers.single import all_fp32
-from halfulp.rules.slots import StateSlot
+from halfulp.rules.slots import Hyper, StateSlot
 
-__all__ = ["as_scalars", "check_result", "check_slots"]
+if TYPE_CHECKING:
+    from halfulp.rules.base import Rule
+
+__all__ = ["as_scalars", "check_decay", "check_result", "check_slots", "check_untouched", "tell_negative", "versions"]
 
 RESERVED = ("_age", "_scale")
 """The endings of the other entries of a slot in the optimizer's state."""
@@ -63,13 +69,91 @@ def as_scalars(name: str, scalars: Any) -> dict[str, float]:
         raise
 
 
-def check_result(name: str, param: Tensor | None, states: Mapping[str, torch.Size], result: Any) -> Any:
+def check_decay(rules: Sequence[Rule], hyper: Hyper) -> None:
+    """Raise ``ValueError`` if a group has weight decay, but none of its rules reads it."""
+    if not hyper.get("weight_decay") or not rules:
+        return
+    for rule in rules:
+        seen = _Reads(hyper)
+        rule.scalars(seen, {"step": 1, **{slot.name: 1 for slot in rule.slots(seen)}})
+        if "weight_decay" in seen.read:
+            return
+    raise ValueError(
+        f"weight_decay={hyper['weight_decay']} would have no effect: the scalars of the rule {rules[0].name!r} do not "
+        "read it. Add weight decay with halfulp.rules.transforms.with_weight_decay(rule)"
+    )
+
+
+class _Reads(dict[str, Any]):
+    """Hyper-parameters that remember which of them were read."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+def tell_negative(rule: Rule, slots: Sequence[StateSlot], scalars: Mapping[str, float], ndim: int) -> None:
+    """Warn if an elementwise rule makes an unsigned state negative, which its storage would clip to zero.
+
+    A rule is examined once, on random values, with states of zero and with positive ones.
+    """
+    unsigned = [slot.name for slot in slots if not slot.signed]
+    if rule in _EXAMINED or not unsigned or not rule.elementwise:
+        return
+    _EXAMINED.add(rule)
+    generator = torch.Generator().manual_seed(0)
+    shape = (64,) if ndim < 2 else (8, 8, *[1] * (ndim - 2))
+    sizes = {slot.name: slot.shape(shape) or shape for slot in slots}
+    for size in (0.0, 1.0):
+        states = {name: torch.randn(of, generator=generator, device="cpu").abs() * size for name, of in sizes.items()}
+        param, *inputs = (torch.randn(shape, generator=generator, device="cpu") for _ in range(1 + len(rule.inputs)))
+        new: Mapping[str, Tensor] = {}
+        with suppress(Exception):  # an update that fails on these values is left to its own step
+            new = rule.apply(param, inputs, states, dict(scalars))[1]
+        for name in unsigned:
+            if name in new and bool((new[name] < 0).any()):
+                log_once(
+                    f"the rule {rule.name!r} returns negative values of {name}, which it declares with signed=False: "
+                    "they are stored as zero",
+                    level=30,
+                )
+
+
+_EXAMINED: WeakSet[Rule] = WeakSet()
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Return how often each tensor was changed in place, as autograd counts it."""
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def check_untouched(name: str, what: Sequence[str], tensors: Sequence[Tensor], before: Sequence[int]) -> None:
+    """Raise ``TypeError`` if an update has changed one of its arguments in place since :func:`versions`."""
+    for key, now, then in zip(what, versions(tensors), before, strict=True):
+        if now != then:
+            raise TypeError(
+                f"the update of the rule {name!r} changes its argument {key} in place: compute new tensors instead, "
+                "since a skipped step keeps the old values"
+            )
+
+
+def check_result(
+    name: str, param: Tensor | None, states: Mapping[str, torch.Size], result: Any, dtype: torch.dtype
+) -> Any:
     """Return what an update returned for a parameter (if the rule has one) and states of these shapes.
 
     Raises
     ------
     TypeError
-        If it has another form, or a tensor has another shape or is not a float tensor.
+        If it has another form, or a tensor has another shape or neither is fp32 nor has the dtype of the arguments.
     """
     names = ", ".join(states) or "none"
     form = f"the states alone ({names})" if param is None else f"(new param, new states), with the states {names}"
@@ -77,19 +161,19 @@ def check_result(name: str, param: Tensor | None, states: Mapping[str, torch.Siz
     if param is not None:
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"the update of the rule {name!r} returns {form}; got {_said(result)}")
-        _check_tensor(name, "param", param.shape, result[0])
+        _check_tensor(name, "param", param.shape, result[0], dtype)
         new = result[1]
     if not isinstance(new, Mapping):
         raise TypeError(f"the update of the rule {name!r} returns {form} in a dictionary; got {_said(new)}")
     if set(new) != set(states):
         raise TypeError(f"the update of the rule {name!r} returns {form}; got {', '.join(map(str, new)) or 'none'}")
     for key, shape in states.items():
-        _check_tensor(name, key, shape, new[key])
+        _check_tensor(name, key, shape, new[key], dtype)
     return result
 
 
-def _check_tensor(name: str, key: str, shape: torch.Size, value: Any) -> None:
-    if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in (torch.float32, torch.float64):
+def _check_tensor(name: str, key: str, shape: torch.Size, value: Any, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in (torch.float32, dtype):
         raise TypeError(
             f"the update of the rule {name!r} returns {key} as a float32 tensor of shape {tuple(shape)}; got "
             f"{_said(value)}"
