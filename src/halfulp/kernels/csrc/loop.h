@@ -21,6 +21,9 @@ typedef struct hu_piece {
     hu_source grad, param;
     float *new_param, *old_param; /* the old parameter is kept to restore bad tiles */
     float *state[HU_MAX_SLOTS];   /* updated in place */
+    int wide; /* states of more than 8 bits, to prefetch */
+    const uint8_t *codes[HU_MAX_SLOTS];
+    int unit_bytes[HU_MAX_SLOTS]; /* bytes of 64 codes */
     vi *largest[HU_MAX_SLOTS];    /* for each unit of 64: largest bit patterns without sign, by lane */
     vi *worst;                    /* largest of all, including the gradient's if no state would show it */
     const float *c;               /* the row's values, then uniform values */
@@ -43,7 +46,11 @@ typedef struct hu_part {
     int count;
 } hu_part;
 
-#define AHEAD 640 /* prefetch distance in elements */
+/* Prefetch distances in elements. Requests are spread over a piece: a core can have few of them under way, and stops at
+   the next. The loop asks for parameters, gradients and states of more than 8 bits. If there are such states, gradients
+   are asked for between reading and writing of the states instead (step.c). */
+#define AHEAD 640
+#define STATES_AHEAD 1024
 
 /* Whether all streams share the first round of their hash, with the same upper half of the index. */
 INLINE int one_first_round(const hu_piece *w) {
@@ -91,14 +98,21 @@ INLINE vf join(const uint16_t *visible, const void *rest, int kind) {
     return asf((vi)((vu)ldu16(visible) << 16) + ((vi)difference >> 16));
 }
 
-/* Returns the numbers of one unit as fp32, in place or written to `unit`, and prefetches AHEAD. */
-INLINE const float *unit_of(const hu_source *from, int start, float *unit, const int to_change) {
+INLINE void prefetch_wide(const hu_piece *w, int start) {
+    for (int k = 0; k < w->wide; k++) {
+        const uint8_t *const ahead = w->codes[k] + (start + STATES_AHEAD) / HU_UNIT * w->unit_bytes[k];
+        for (int line = 0; line < w->unit_bytes[k]; line += 64) __builtin_prefetch(ahead + line, 1);
+    }
+}
+
+/* Returns the numbers of one unit as fp32, in place or written to `unit`, and prefetches AHEAD if asked to. */
+INLINE const float *unit_of(const hu_source *from, int start, float *unit, int prefetch, const int to_change) {
     const int ahead = start + AHEAD;
     if (!from->bf16) {
-        for (int line = 0; line < HU_UNIT; line += 16) __builtin_prefetch(from->fp32 + ahead + line, to_change);
+        for (int line = 0; prefetch && line < HU_UNIT; line += 16) __builtin_prefetch(from->fp32 + ahead + line, to_change);
         return from->fp32 + start;
     }
-    for (int line = 0; line < HU_UNIT; line += 32) __builtin_prefetch(from->bf16 + ahead + line, to_change);
+    for (int line = 0; prefetch && line < HU_UNIT; line += 32) __builtin_prefetch(from->bf16 + ahead + line, to_change);
     if (from->rest) {
         const int bytes = from->kind / 8;
         for (int line = 0; line < HU_UNIT * bytes; line += 64) __builtin_prefetch(from->rest + ahead * bytes + line, 1);
@@ -126,10 +140,10 @@ INLINE vf signf(vf x) {
 /* The values of a unit that a program reads. */
 #define READ_GRAD \
     float grad_unit[HU_UNIT] __attribute__((aligned(64))); \
-    const float *const grad = unit_of(&w->grad, start, grad_unit, 0);
+    const float *const grad = unit_of(&w->grad, start, grad_unit, !w->wide, 0);
 #define READ_PARAM(to_change) \
     float param_unit[HU_UNIT] __attribute__((aligned(64))); \
-    const float *const param = unit_of(&w->param, start, param_unit, to_change);
+    const float *const param = unit_of(&w->param, start, param_unit, 1, to_change);
 #define READ(x) ldf(x + (i - start))
 
 /* Runs the statements for each vector, elements i to i + VL. They update the largest magnitudes of new states. */
@@ -143,6 +157,7 @@ INLINE vf signf(vf x) {
     vi worst = seti(0); \
     for (int start = 0; start < n; start += HU_UNIT) { \
         reads \
+        if (STATES) prefetch_wide(w, start); \
         vi largest[PLACES], others = seti(0); \
         for (int k = 0; k < PLACES; k++) largest[k] = seti(0); \
         for (int i = start; i < start + HU_UNIT; i += VL) { \

@@ -62,6 +62,7 @@ static void run_machine(const hu_piece *w) {
             __builtin_prefetch(w->grad.fp32 + i + AHEAD);
             __builtin_prefetch(w->param.fp32 + i + AHEAD, 1);
         }
+        for (int u = start; u < start + n; u += HU_UNIT) prefetch_wide(w, u);
         const int32_t *at = code + 3;
         for (int number = 0; number < instructions; number++, at += 5) {
             const operand x = operands[at[1]], y = operands[at[2]], z = operands[at[3]];

@@ -116,14 +116,19 @@ static void clamp_all(float *x, float most, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] > most ? most : x[i] < -most ? -most : x[i];
 }
 
+/* Prefetches the codes of the stretch after the next one. */
+static void prefetch_codes(const hu_slot *s, int64_t row, int64_t col, int64_t cols, int n) {
+    const int64_t length = code_bytes(s->format, n);
+    const uint8_t *const ahead = (const uint8_t *)s->codes + code_offset(s->format, row, col, cols) + 2 * length;
+    for (int64_t i = 0; i < length; i += 64) __builtin_prefetch(ahead + i, 1);
+}
+
 static void read_slot(const hu_slot *s, decode_fn decode, int64_t row, int64_t col, int64_t cols, int n, scratch *t, float *out) {
     const hu_format *f = s->format;
     const uint8_t *codes = (const uint8_t *)s->codes + code_offset(f, row, col, cols);
     const int padded = (n + HU_UNIT - 1) / HU_UNIT * HU_UNIT;
-    const int64_t length = code_bytes(f, n);
-    for (int64_t i = 2 * length; i < 3 * length; i += 64) __builtin_prefetch(codes + i, 1); /* the piece after the next */
     if (padded != n) {
-        size_t bytes = (size_t)length;
+        size_t bytes = (size_t)code_bytes(f, n);
         memcpy(t->codes, codes, bytes);
         memset(t->codes + bytes, 0, (size_t)code_bytes(f, padded) - bytes);
         codes = t->codes;

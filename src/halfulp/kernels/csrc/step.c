@@ -72,6 +72,13 @@ static void give_values(const hu_work *w, int64_t row, int64_t col, scratch *t, 
     for (int k = 0; k < w->column_vectors; k++) piece->column[k] = w->column_values + k * (w->cols + HU_UNIT) + col;
 }
 
+/* Prefetches one part of the next piece's gradient. */
+static void prefetch_grad(const hu_work *w, int64_t first, int n, int part, int parts) {
+    const int bytes = w->grad_kind == HU_FLOAT32 ? 4 : 2;
+    const uint8_t *const next = (const uint8_t *)w->grad + (first + n) * bytes;
+    for (int i = n * bytes * part / parts; i < n * bytes * (part + 1) / parts; i += 64) __builtin_prefetch(next + i);
+}
+
 /* Returns whether a tile of two passes must be skipped (first pass). */
 static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *t, span *big) {
     const int64_t first = row * w->cols + col;
@@ -83,11 +90,20 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
     piece.element = w->first_element + (uint64_t)(row * w->row_stride + col);
     give_values(w, row, col, t, &piece);
     piece.worst = &worst;
+    piece.wide = 0;
     piece.streams = 0;
+    for (int k = 0; k < w->slots; k++) {
+        const hu_slot *s = &w->slot[k];
+        if (s->format->bits <= 8) continue;
+        piece.codes[piece.wide] = (const uint8_t *)s->codes + code_offset(s->format, row, col, w->cols);
+        piece.unit_bytes[piece.wide++] = (int)code_bytes(s->format, HU_UNIT);
+    }
     for (int k = 0; k < w->slots; k++) {
         const hu_slot *s = &w->slot[k];
         piece.state[k] = t->state[k];
         piece.largest[k] = t->largest[k];
+        if (s->format->bits <= 8) prefetch_codes(s, row, col, w->cols, n);
+        if (piece.wide) prefetch_grad(w, first, n, k, 2 * w->slots);
         read_slot(s, t->decode[k], row, col, w->cols, n, t, t->state[k]);
         if (s->counts && !measure) memcpy(t->old[k], t->state[k], 4 * (size_t)piece.n);
         if (s->format->stochastic && !measure) {
@@ -120,7 +136,10 @@ static int do_piece(const hu_work *w, int64_t row, int64_t col, int n, scratch *
         any_bad = find_bad(w, first, n, t);
         if (any_bad) __atomic_fetch_add(w->skipped, any_bad, __ATOMIC_RELAXED);
     }
-    for (int k = 0; k < w->slots; k++) write_slot(w, k, row, col, n, t, big, any_bad, words[k]);
+    for (int k = 0; k < w->slots; k++) {
+        if (piece.wide) prefetch_grad(w, first, n, w->slots + k, 2 * w->slots);
+        write_slot(w, k, row, col, n, t, big, any_bad, words[k]);
+    }
     if (w->flags & HU_WRITES_PARAM) write_param(w, first, n, t, any_bad, words[HU_MAX_SLOTS]);
     return 0;
 }
@@ -182,6 +201,7 @@ static void read_stretch(const hu_slot *s, decode_fn decode, int64_t row, int64_
     while (n > 0) {
         const int64_t inside = s->block ? col % s->block : 0, left = s->block ? s->block - inside : n;
         const int odd = s->format->bits == 4 && col % 2, first = inside || odd ? left < n ? (int)left : n : n;
+        prefetch_codes(s, row, col - odd, cols, first + odd);
         read_slot(s, decode, row, col - odd, cols, first + odd, t, out);
         if (odd) memmove(out, out + 1, 4 * (size_t)first);
         n -= first, col += first, out += first;
@@ -327,6 +347,7 @@ static void decode_all(const hu_slot *s, int64_t rows, int64_t cols, float *out)
         for (int64_t col = 0, n; col < cols; col += n) {
             n = cols - col < length ? cols - col : length;
             if (edge > HU_CAP && n > edge - col % edge) n = edge - col % edge;
+            prefetch_codes(s, row, col, cols, (int)n);
             read_slot(s, decode, row, col, cols, (int)n, &t, t.state[0]);
             memcpy(out + row * cols + col, t.state[0], 4 * (size_t)n);
         }
