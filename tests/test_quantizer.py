@@ -309,3 +309,14 @@ def test_formats_of_your_own_are_told_apart_by_their_values() -> None:
         halfulp.AdamW([param], state={"exp_avg": "fp8", "exp_avg_sq": "fp8"}).load_state_dict(saved)
     with pytest.raises(ValueError, match="a format of your own, whose values are not in the file"):
         halfulp.convert_state_dict(saved, to=halfulp.AdamW([param]))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 5), (7,), ()])
+def test_zeros_are_the_codes_of_zero_whatever_the_scale(shape: tuple[int, ...]) -> None:
+    quarters = Format("quarters", "codebook", 4, True, levels=tuple(i / 4 for i in range(-7, 9)))
+    for quantizer in (Quantizer(quarters), *map(Quantizer, ("4bit", "int4", "dynamic8", "8bit"))):  # type: ignore[arg-type]
+        codes, scale = quantizer.zeros(shape, torch.device("cpu"))
+        stored, ones = quantizer.quantize(torch.zeros(shape)), quantizer.quantize(torch.ones(shape))[1]
+        assert torch.equal(codes.view(torch.uint8), stored[0].view(torch.uint8))
+        assert torch.equal(scale, stored[1])  # type: ignore[arg-type]
+        assert not bool(quantizer.dequantize(codes, ones, torch.Size(shape)).any())

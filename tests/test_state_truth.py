@@ -602,23 +602,63 @@ def zeroed_anew(entries: dict[str, Any], rows: slice) -> None:
 
 @pytest.mark.parametrize("zeroed", [zeroed_in_place, zeroed_anew])
 @pytest.mark.parametrize("rows", [slice(2, 4), slice(None), slice(0)])
-@pytest.mark.parametrize("state", ["8bit", "int4", "dynamic8"])
-def test_rows_of_code_0_are_said_where_that_is_not_zero(
-    state: str, rows: slice, zeroed: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("state", ["8bit", "int4", "dynamic8", "codebook"])
+@pytest.mark.parametrize("read", [True, False])
+def test_rows_that_are_set_to_0_are_zero_whatever_code_0_is(
+    read: bool, state: str, rows: slice, zeroed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optimizer, params = make("AdamW 8bit", state=state)
+    book = halfulp.Format("quarters", "codebook", 4, True, levels=tuple(i / 4 for i in range(-7, 9)))
+    optimizer, params = make("AdamW 8bit", state={"exp_avg": book} if state == "codebook" else state)
+    other, theirs = make("AdamW 8bit", state={"exp_avg": book} if state == "codebook" else state)
     halfulp.numbers.log._said.clear()
     with caplog.at_level(logging.WARNING, "halfulp"):
         for number in range(3):
             step(optimizer, number)
+            step(other, number)
         optimizer.reset_state(rows=[0])
+        other.reset_state(rows=[0])
         step(optimizer, 3)
+        step(other, 3)
         assert not caplog.records
+        kept = optimizer.state_tensor(params[0], "exp_avg")
         zeroed(optimizer.state[params[0]], rows)
-        right = not bool(optimizer.state_tensor(params[0], "exp_avg")[rows].any())
-        step(optimizer, 4)
-        step(optimizer, 5)
-    assert [("reset_state(['exp_avg']" in r.message) for r in caplog.records] == ([] if right else [True])
+        other.reset_state(["exp_avg"], [theirs[0]], rows=rows)
+        if read:
+            now = optimizer.state_tensor(params[0], "exp_avg")
+            kept[rows] = 0
+            assert torch.equal(now, kept)
+        for number in (4, 5):
+            step(optimizer, number)
+            step(other, number)
+    assert same(params, theirs)
+    said = state in ("dynamic8", "codebook") and rows != slice(0)
+    assert [("the code of zero is stored there" in r.message) for r in caplog.records] == [True] * said
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_rows_whose_values_are_code_0_are_left_alone(backend: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """A constant gradient makes every element the largest of its block; steps, copies and loads are no user's zeros."""
+    book = halfulp.Format("quarters", "codebook", 8, True, levels=tuple(i / 128 for i in range(-127, 129)))
+    p = torch.nn.Parameter(torch.ones(8, 32))
+    optimizer = halfulp.AdamW([p], state={"exp_avg": book}, scale="fp32", min_size=0, backend=backend)
+    for number in range(4):
+        p.grad = torch.full_like(p, -1.0)
+        optimizer.step()
+        before = optimizer.state_tensor(p, "exp_avg")
+        assert not bool(optimizer.state[p]["exp_avg"].any())
+        assert bool((before < 0).all())
+        if number == 1:
+            entries = optimizer.state[p]
+            entries.update({k: v.clone() for k, v in entries.items() if isinstance(v, torch.Tensor)})
+        if number == 2:
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert torch.equal(optimizer.state_tensor(p, "exp_avg"), before)
+    assert "exp_avg in optimizer.state" not in caplog.text
+    optimizer.state[p]["exp_avg"][:, 3] = 0  # no whole row: it cannot be told from what was there
+    optimizer.state[p]["exp_avg"][:, 4] = 7
+    p.grad = torch.full_like(p, -1.0)
+    optimizer.step()
+    assert "codes of exp_avg in optimizer.state were written from outside" in caplog.text
 
 
 def test_steps_without_any_gradient_are_said(caplog: pytest.LogCaptureFixture) -> None:

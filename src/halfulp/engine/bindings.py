@@ -11,11 +11,11 @@ from halfulp.engine.lineup import Lineup, Share
 from halfulp.engine.memory import tell_kept_fp32
 from halfulp.engine.plan import plan_states
 from halfulp.engine.registry import Registry
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_sharded, local
 from halfulp.engine.slot_state import SlotState
 from halfulp.engine.standing import standing
 from halfulp.engine.states import Bound, bind, check_apart
-from halfulp.engine.zeroed import has_other_zero, tell_zeroed
+from halfulp.engine.zeroed import mend_replaced_
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
 
@@ -73,7 +73,7 @@ class Bindings:
                 self._lineups.clear()
             lineup = self._lineups[key] = Lineup(shares, bounds, self._optimizer._skipped.counter)
         else:
-            lineup.written.look()
+            lineup.look()
         return lineup
 
     def _bind_all(self, shares: list[Share]) -> list[Bound]:
@@ -111,8 +111,9 @@ class Bindings:
         if before is not None:
             bound.scalars, bound.counts, bound.version = before.scalars, before.counts, before.version
             for state in bound.states:
-                if has_other_zero(state) and before.held.get(state.slot.name) is not bound.held[state.slot.name]:
-                    tell_zeroed(state)
+                then = before.held.get(state.slot.name)
+                if then is not None and then is not bound.held[state.slot.name]:
+                    mend_replaced_(state, local(then))
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, which preserves small updates on average "
@@ -129,6 +130,7 @@ class Bindings:
         if not entries:
             raise KeyError(f"{place.label} has no state before its first step")
         if bound is not None and bound.current(entries, optimizer.plan(place.group).quantizers) and bound.intact():
+            bound.written.look()
             return bound.states
         found = self.states_over(entries, param)
         if all(state.slot.name in entries for state in found):

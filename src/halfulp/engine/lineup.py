@@ -19,7 +19,6 @@ from torch import Tensor
 from halfulp.engine.plan import GroupPlan
 from halfulp.engine.sharding import local
 from halfulp.engine.states import Bound
-from halfulp.engine.zeroed import Written
 from halfulp.kernels.binding import Binding, Seen, Step, look
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Rounding
@@ -133,8 +132,8 @@ class Lineup:
         self._counted = [key for b in bounds for key in b.counted]
         self._tensors = [x for b in bounds if b.binding is not None for x in b.binding.tensors]
         self._seen: Seen = look(self._tensors)
-        self.written = Written(bounds)
-        """Codes that are written between steps."""
+        self._watched = [(b.written, codes) for b in bounds if b.lasting for codes in b.written.codes]
+        self._versions = self._versions_now()
         steps = [  # a binding that does not last is set when it is fetched
             Step(cast(Binding, b.binding), (), {}, [], skipped=counter(b.index, local(b.param).device)) for b in bounds
         ]
@@ -184,6 +183,18 @@ class Lineup:
             and {*map(type, map(dict.get, self._of_counted, self._counted))} == {int}
             and look(self._tensors) == self._seen
         )
+
+    def _versions_now(self) -> list[int]:
+        return [codes._version for _, codes in self._watched]
+
+    def look(self) -> None:
+        """Look at codes that were written between steps. Compiled steps do not change the version counters."""
+        now = self._versions_now()
+        if now != self._versions:
+            for (written, _), version, then in zip(self._watched, now, self._versions, strict=True):
+                if version != then:
+                    written.look()
+            self._versions = self._versions_now()
 
     def of_shares(self, shares: Sequence[Share]) -> list[list[Bound]]:
         """Split the bindings by share."""

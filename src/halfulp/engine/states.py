@@ -30,6 +30,7 @@ from halfulp.engine.sharding import (
     whole_values,
 )
 from halfulp.engine.slot_state import SlotState, count
+from halfulp.engine.zeroed import Written
 from halfulp.kernels.binding import Binding
 from halfulp.numbers.log import log_once
 from halfulp.numbers.quantizer import Quantizer
@@ -80,6 +81,8 @@ class Bound:
     """The counters of due and stalled updates. See :class:`~halfulp.kernels.binding.Step`."""
     version: int = field(init=False)
     """The version of the parameter after its last step. See :func:`version_of`."""
+    written: Written = field(init=False)
+    """Detects codes that are written between steps."""
 
     def __post_init__(self) -> None:
         self.low = any(not s.quantizer.format.is_float32 for s in self.states)
@@ -91,6 +94,7 @@ class Bound:
         self.version = version_of(self.param)
         self.counted = ["step", *(s.age_key for s in self.states)]
         self._integers = [int] * len(self.counted)
+        self.written = Written(self.states if self.lasting else ())
         if self.lasting:
             self.binding = self._bind(self.param)
 

@@ -1,19 +1,19 @@
-"""Warnings about codes that were set to 0 from outside, in formats whose code 0 is not zero."""
+"""Codes that were set to 0 from outside, in formats whose code 0 is not zero: they are stored as zeros."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import attrgetter
+from collections.abc import Sequence
 
 from torch import Tensor
 
+from halfulp.engine.sharding import has_memory
 from halfulp.engine.slot_state import SlotState
-from halfulp.engine.states import Bound
 from halfulp.numbers.log import log_once
 
-__all__ = ["Written", "has_other_zero", "tell_zeroed"]
+__all__ = ["Written", "has_other_zero", "mend_replaced_"]
 
-_version = attrgetter("_version")
+UNLIKELY = 8
+"""A row of at least this many equal codes is taken for one that was set from outside, if the scales were not."""
 
 
 def has_other_zero(state: SlotState) -> bool:
@@ -22,41 +22,66 @@ def has_other_zero(state: SlotState) -> bool:
     return fmt.bits <= 8 and fmt.decode(0) != 0.0
 
 
-def tell_zeroed(state: SlotState) -> None:
-    """Warn if rows of a state hold code 0 only, as after ``zero_()``, and code 0 is not zero."""
-    codes, scale = state.codes, state.scale
-    rows = (codes.reshape(len(codes) if codes.ndim > 1 else 1, -1) == 0).all(1)
-    if scale is not None and len(scale) == len(rows) and scale.ndim > 1:
-        rows &= (state.quantizer.scaling.values(scale) != 0).reshape(len(rows), -1).any(1)
-    if codes.numel() and bool(rows.any()):
-        fmt = state.quantizer.format
-        log_once(
-            f"{state.slot.name} in optimizer.state was set to 0 from outside. Code 0 of {fmt.name} stands for "
-            f"{fmt.decode(0):.3g} times the scale, not for zero: use optimizer.reset_state([{state.slot.name!r}], "
-            "params=[...], rows=...)",
-            level=30,
-        )
+def _rows_of_0(codes: Tensor) -> Tensor:
+    return (codes.reshape(len(codes) if codes.ndim > 1 else 1, -1) == 0).all(1)
+
+
+def _mend_(state: SlotState, rows: Tensor) -> None:
+    """Store zeros in rows of codes, and say so."""
+    codes, zeros = state.codes, state.quantizer.zeros(state.shape, state.codes.device)[0]
+    if codes.ndim > 1:
+        codes[rows] = zeros[rows]
+    else:
+        codes.copy_(zeros)
+    fmt = state.quantizer.format
+    log_once(
+        f"{state.slot.name} in optimizer.state was set to 0 from outside. Code 0 of {fmt.name} stands for "
+        f"{fmt.decode(0):.3g} times the scale, so the code of zero is stored there. "
+        f"optimizer.reset_state([{state.slot.name!r}], params=[...], rows=...) does it in every format",
+        level=30,
+    )
+
+
+def mend_replaced_(state: SlotState, before: Tensor) -> None:
+    """Store zeros in the rows of a new tensor of codes that are all 0, but were not in the tensor before it."""
+    if has_other_zero(state) and has_memory(before) and before.shape == state.codes.shape and before.numel():
+        rows = _rows_of_0(state.codes) & ~_rows_of_0(before.to(state.codes.device))
+        if bool(rows.any()):
+            _mend_(state, rows)
 
 
 class Written:
-    """Detects that codes were written between steps, by the version counters of their tensors.
+    """Detects that codes were written in place between steps without their scales, by version counters.
 
     Parameters
     ----------
-    bounds
-        Bound parameters. Codes in formats whose code 0 is not zero are watched.
+    states
+        The states of a parameter. Codes in formats whose code 0 is not zero are watched.
     """
 
-    def __init__(self, bounds: Iterable[Bound]) -> None:
-        self._states = [s for b in bounds if b.lasting for s in b.states if has_other_zero(s)]
-        self._codes: list[Tensor] = [s.codes for s in self._states]
-        self._versions = [*map(_version, self._codes)]
+    def __init__(self, states: Sequence[SlotState]) -> None:
+        self._states = [s for s in states if has_other_zero(s)]
+        self.codes = [s.codes for s in self._states]
+        """The watched codes."""
+        self._seen = self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(s.codes._version, -1 if s.scale is None else s.scale._version) for s in self._states]
 
     def look(self) -> None:
-        """Warn about codes written since the last call that are 0. Steps do not change the version counters."""
-        versions = [*map(_version, self._codes)]
-        if versions != self._versions:
-            for state, now, then in zip(self._states, versions, self._versions, strict=True):
-                if now != then:
-                    tell_zeroed(state)
-            self._versions = versions
+        """Store zeros in rows of codes that were set to 0 since the last call, or warn of single codes."""
+        now = self._versions()
+        for state, (codes, scale), (codes_then, scale_then) in zip(self._states, now, self._seen, strict=True):
+            if codes != codes_then and scale == scale_then and state.codes.numel():
+                rows = _rows_of_0(state.codes)
+                if state.codes[:1].numel() >= UNLIKELY and bool(rows.any()):
+                    _mend_(state, rows)
+                elif bool((state.codes == 0).any()):
+                    fmt = state.quantizer.format
+                    log_once(
+                        f"codes of {state.slot.name} in optimizer.state were written from outside. Code 0 of "
+                        f"{fmt.name} stands for {fmt.decode(0):.3g} times the scale, not for zero: use "
+                        "optimizer.reset_state()",
+                        level=30,
+                    )
+        self._seen = self._versions()

@@ -145,7 +145,10 @@ class Quantizer:
     def zeros(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Return the codes and scales of an all-zero tensor."""
         zero = self.format.encode_exact(0.0) if self.format.kind == "codebook" else 0
-        codes = torch.full(self.codes_shape(shape), zero, dtype=storage_dtype(self.format), device=device)
+        packed = self.format.packed
+        of = rows_and_cols(shape) if packed else self.codes_shape(shape)
+        codes = torch.full(of, zero, dtype=storage_dtype(self.format), device=device)
+        codes = pack4(codes) if packed else codes
         scale = self.scale_shape(shape)
         return codes, None if scale is None else torch.zeros(scale, dtype=self.scaling.dtype, device=device)
 
