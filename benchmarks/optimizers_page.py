@@ -267,8 +267,8 @@ def body(folder: Path) -> list[str]:
     return [
         "## All optimizers",
         "",
-        *prose("""Core optimizers are recommended and will be kept. Contributed ones are implemented and tested in
-            the same way. `help(halfulp.AdamW)` describes the arguments."""),
+        *prose("""Core optimizers are recommended and will be kept. Contributed ones are tested alike, but may be dropped.
+            `help(halfulp.AdamW)` describes the arguments."""),
         *table(
             ["core optimizer", "what it is"], [[name, what] for name, tier, what, _ in declared() if tier == "core"]
         ),
@@ -277,9 +277,10 @@ def body(folder: Path) -> list[str]:
             [What each of them is](results/optimizers.md#all-optimizers), with its source."""),
         "## Loss",
         "",
-        *prose("""Validation loss minus that of fp32 states, in nats: the mean over optimizers with states to round, and
-            its 95 % interval. In brackets: the number of optimizers whose own interval excludes zero (one in twenty
-            does by chance). [The table](results/optimizers.md#loss) has every optimizer."""),
+        *prose("""These are means over all optimizers that have states to round: validation loss minus that of fp32
+            states, in nats, with 95% intervals. In parentheses: how many of them have an interval that excludes zero
+            (by chance, one in twenty does). [The table](results/optimizers.md#loss) has every optimizer. The runs used
+            [earlier random bits](results/README.md#rows-that-are-older-than-the-random-bits)."""),
         *(f"- {spread(found, state)}" for state in shown(rows)),
         "",
         f"![Loss over bytes of state per parameter: fp32, 8bit and fp4 of each optimizer](images/{FIGURE.name})",
@@ -309,7 +310,7 @@ def tables_page(folder: Path) -> str:
         *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer was trained for {MODEL.steps} steps of
             {MODEL.batch} × {MODEL.context} bytes from the source of Python's standard library, with stochastic
             rounding. The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The other
-            columns are mean differences from fp32 over the same seeds, with 95 % intervals. The learning rate was tuned
+            columns are mean differences from fp32 over the same seeds, with 95% intervals. The learning rate was tuned
             with fp32 states and another seed, on a half-decade grid, and is the same for all formats. Other arguments
             are the defaults, except {given}. A dash: not run. *All fp32*: all states are vectors, which stay in
             fp32."""),
@@ -323,9 +324,10 @@ def tables_page(folder: Path) -> str:
             block."""),
         *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, for one
             tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of 64 × 64 with `8bit` states
-            (*small*). A dash: not timed since its rule became a compiled kernel. On a busy machine, these take 0.8 to
-            1.8 times AdamW's step. The times of Adafactor, AdaLomo, AdamP and CAME are from before their rules were
-            compiled."""),
+            (*small*). Steps follow each other directly: after another operation torch's own step takes longer, so
+            the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed). A dash: not timed since its rule
+            became a compiled kernel. On a busy machine, these take 0.8 to 1.8 times AdamW's step. The times of
+            Adafactor, AdaLomo, AdamP and CAME are from before their rules were compiled."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
