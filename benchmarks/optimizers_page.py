@@ -267,8 +267,8 @@ def body(folder: Path) -> list[str]:
     return [
         "## All optimizers",
         "",
-        *prose("""Core optimizers are recommended and will be kept. Contributed ones are tested alike, but may be dropped.
-            `help(halfulp.AdamW)` describes the arguments."""),
+        *prose("""Core optimizers are recommended and will be kept. Contributed ones are tested alike, but may be
+            dropped. `help(halfulp.AdamW)` describes the arguments."""),
         *table(
             ["core optimizer", "what it is"], [[name, what] for name, tier, what, _ in declared() if tier == "core"]
         ),
@@ -325,8 +325,8 @@ def tables_page(folder: Path) -> str:
         *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, for one
             tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of 64 × 64 with `8bit` states
             (*small*). Steps follow each other directly: after another operation torch's own step takes longer, so
-            the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed). A dash: not timed since its rule
-            became a compiled kernel. On a busy machine, these take 0.8 to 1.8 times AdamW's step. The times of
+            the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed). A dash: not timed since its
+            rule became a compiled kernel. On a busy machine, these take 0.8 to 1.8 times AdamW's step. The times of
             Adafactor, AdaLomo, AdamP and CAME are from before their rules were compiled."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
