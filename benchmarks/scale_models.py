@@ -10,16 +10,43 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
-from halfulp.lab.files import read_json
+from halfulp.lab.files import read_config, read_json
 from halfulp.lab.results import Interval
 from halfulp.lab.scale import Job, ScaleConfig
 from halfulp.lab.scale_report import PUBLISHED, signed
 
 CSV = Path(__file__).parents[1] / "docs" / "results" / "scale_models.csv"
-EXPERIMENT = ("format", "factor", "regime", "architecture", "width", "text")
-COLUMNS = (*EXPERIMENT, "arm", "stage", "reset_every", "seed", "lr", "loss", "stalled")
 Row = dict[str, str]
+
+
+class Experiment(NamedTuple):
+    """What was modelled: the columns that tell experiments apart, and their usual values."""
+
+    format: str = "bf16"
+    factor: str = "8"
+    beta2: str = "0.999"
+    steps: str = "20000"
+    regime: str = "constant"
+    architecture: str = "llama"
+    width: str = "64"
+    text: str = "stdlib"
+
+    @staticmethod
+    def of(row: Row) -> Experiment:
+        """Return the experiment of a row."""
+        return Experiment(*(row[k] for k in Experiment._fields))
+
+    @property
+    def title(self) -> str:
+        """What is not usual."""
+        words = {"beta2": f"beta2 {self.beta2}", "steps": f"{self.steps} steps", "width": f"{self.width} wide"}
+        unusual = [k for k in self._fields[2:] if getattr(self, k) != self._field_defaults[k]]
+        return ", ".join([f"{self.format} at 1:{self.factor}", *(words.get(k, getattr(self, k)) for k in unusual)])
+
+
+COLUMNS = (*Experiment._fields, "arm", "stage", "reset_every", "seed", "lr", "loss", "stalled")
 
 
 def read(path: Path = CSV) -> list[Row]:
@@ -35,7 +62,7 @@ def runs(folder: Path, text: str, single: str) -> list[Row]:
 
     Final runs of a folder with a single rate are not tuned, so their stage is `single`.
     """
-    config = ScaleConfig.from_json(read_json(folder / "config.json"))
+    config = read_config(folder / "config.json", ScaleConfig)
     found = []
     files = [folder / Job(arm, stage, (), ()).name for arm in config.arms for stage in ("ladder", "own", "common")]
     for path in filter(Path.exists, files):
@@ -46,7 +73,8 @@ def runs(folder: Path, text: str, single: str) -> list[Row]:
         each = zip(result["replicas"], result["validation"], means, strict=True)
         for (seed, lr), loss, stalled in each:
             values = (
-                config.format, config.factor, config.regime, config.architecture, config.hidden, text,
+                config.format, config.factor, config.betas[1], config.steps, config.regime, config.architecture,
+                config.hidden, text,
                 result["arm"], stage, result["period"] or "", seed, f"{lr:g}",
                 "" if loss is None else f"{loss:.5f}", f"{stalled:.4f}",
             )  # fmt: skip
@@ -77,7 +105,7 @@ def by_rate(rows: list[Row]) -> list[str]:
     climbed = [row for row in rows if row["stage"] == "ladder"]
     rates = sorted({float(row["lr"]) for row in climbed})
     lines = [
-        f"| {title(rows[0])} | reset every | {' | '.join(f'{rate:g}' for rate in rates)} |",
+        f"| {Experiment.of(rows[0]).title} | reset every | {' | '.join(f'{rate:g}' for rate in rates)} |",
         f"| --- | ---: |{' ---: |' * len(rates)}",
     ]
     for arm in dict.fromkeys(row["arm"] for row in climbed):
@@ -92,10 +120,11 @@ def differences(rows: list[Row]) -> list[str]:
     """Return the losses minus fp32's in one experiment, as lines of a Markdown table."""
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] in ("own", "common") and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
+    what = Experiment.of(rows[0])
     gaps = ("at its best lr", f"at fp32's best lr, {rate}")
     columns = ("seeds", "reset every", "best lr", *gaps, "stalled", "published")
     lines = [
-        f"| {' | '.join((title(rows[0]), *columns))} |",
+        f"| {' | '.join((what.title, *columns))} |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in arms:
@@ -103,30 +132,22 @@ def differences(rows: list[Row]) -> list[str]:
         tuned = own[0]["lr"] if own else "-"
         other = gap(rows, arm, "own" if tuned == rate else "common")
         planned = arm in ("nearest + reset", "nearest + reset (total)")
-        known = PUBLISHED[rows[0]["format"]].get("nearest + reset (published)" if planned else arm)
+        known = PUBLISHED[what.format].get("nearest + reset (published)" if planned else arm)
         some = own or common
         stalled = sum(float(row["stalled"]) for row in some) / len(some)
         cells = (
             arm, str(len(some)), some[0]["reset_every"], tuned, signed(gap(rows, arm, "own")), signed(other),
-            f"{stalled:.1%}", "" if known is None else f"{known:+.3f}",
+            f"{stalled:.1%}", "" if known is None or what.beta2 != "0.999" else f"{known:+.3f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def title(row: Row) -> str:
-    """Return what was modelled."""
-    parts = [row["regime"], row["architecture"], f"{row['width']} wide", row["text"]]
-    usual = ("constant", "llama", "64 wide", "stdlib")
-    return ", ".join([f"{row['format']} at 1:{row['factor']}", *(part for part in parts if part not in usual)])
-
-
 def tables(rows: list[Row]) -> list[str]:
     """Return the tables of all experiments: differences if the final runs are done, and ladders if there are any."""
-    keys = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in rows))
     lines = []
-    for key in keys:
-        mine = [row for row in rows if tuple(row[k] for k in EXPERIMENT) == key]
+    for key in dict.fromkeys(map(Experiment.of, rows)):
+        mine = [row for row in rows if Experiment.of(row) == key]
         stages = {row["stage"] for row in mine if row["arm"] != "fp32"}
         lines += [*differences(mine), ""] if stages & {"own", "common"} else []
         lines += [*by_rate(mine), ""] if "ladder" in stages else []
@@ -139,15 +160,18 @@ def merged(rows: list[Row], new: list[Row]) -> list[Row]:
     Runs at a common rate that equals the arm's own are not listed twice.
     """
 
+    def at(row: Row, *columns: str) -> tuple[str, ...]:
+        return (*Experiment.of(row), *(row[k] for k in columns))
+
     def place(row: Row) -> tuple[str, ...]:
-        return tuple(row[k] for k in (*EXPERIMENT, "arm", "stage", *(["lr"] if row["stage"] == "between" else [])))
+        return at(row, "arm", "stage", *(["lr"] if row["stage"] == "between" else []))
 
     again = set(map(place, new))
     both = [row for row in rows if place(row) not in again] + new
-    tuned = {tuple(row[k] for k in (*EXPERIMENT, "arm", "lr")) for row in both if row["stage"] == "own"}
-    both = [r for r in both if r["stage"] != "common" or tuple(r[k] for k in (*EXPERIMENT, "arm", "lr")) not in tuned]
-    order = list(dict.fromkeys(tuple(row[k] for k in EXPERIMENT) for row in [*rows, *new]))
-    return sorted(both, key=lambda row: order.index(tuple(row[k] for k in EXPERIMENT)))
+    tuned = {at(row, "arm", "lr") for row in both if row["stage"] == "own"}
+    both = [row for row in both if row["stage"] != "common" or at(row, "arm", "lr") not in tuned]
+    order = list(dict.fromkeys(map(Experiment.of, [*rows, *new])))
+    return sorted(both, key=lambda row: order.index(Experiment.of(row)))
 
 
 def main() -> None:

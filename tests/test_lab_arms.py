@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from halfulp.cli import app
 from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
 from halfulp.lab.config import CompareConfig
+from halfulp.lab.files import read_config, write_json
+from halfulp.lab.scale import ScaleConfig
 
 GOOD = {
     "fp32": Arm("fp32", "fp32", "nearest"),
@@ -62,15 +66,42 @@ def test_periods() -> None:
     assert reset_period(parse_arm("fp4-nearest-reset77"), arms) == 77
 
 
-def test_config_round_trips_through_json() -> None:
+def test_config_round_trips_through_json(tmp_path: Path) -> None:
     config = CompareConfig(arms=("fp32", "fp4-stochastic"), seeds=(0, 1), lrs=(1e-3, 3e-3), steps=7)
-    assert CompareConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    write_json(tmp_path / "config.json", config.to_json())
+    assert read_config(tmp_path / "config.json", CompareConfig) == config
     assert len({spec.name for spec in config.runs()}) == len(config.runs()) == 8
     fixed = CompareConfig(arms=("fp32-reset", "fp4-nearest-reset50", "fp32")).with_periods()
     assert fixed.arms == ("fp32-reset50", "fp4-nearest-reset50", "fp32")
     assert [spec.period for spec in fixed.runs()] == [50, 50, None]
-    with pytest.raises(ValueError, match="another version"):
-        CompareConfig.from_json({"colour": 1})
+
+
+DAMAGED = {
+    '{"colour": 1}': "unknown keys .'colour'.: it was written by another version",
+    '{"factor": "8"}': "a value of another kind",
+    '{"lrs": "a"}': "a value of another kind",
+    '{"seeds": "2"}': "a value of another kind",
+    "[]": "holds a list instead of a configuration",
+    "null": "holds a NoneType instead of a configuration",
+    "{": "is not valid JSON",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_config_says_what_is_wrong(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=DAMAGED[text]):
+        read_config(tmp_path / "config.json", ScaleConfig)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"factor": 8}', "null", "[]", '{"factor": "8"}'])
+def test_a_folder_with_a_config_alone_is_not_resumed(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    done = CliRunner().invoke(app, ["compare", "--resume", str(tmp_path)])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ValueError)
+    assert "tokens/ folder is gone" in str(done.exception) or "config.json" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(

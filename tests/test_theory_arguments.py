@@ -19,7 +19,7 @@ from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.closed_form import closed_form
 from halfulp.theory.planner import plan_reset
-from halfulp.theory.predict import stall_curve, stall_probability
+from halfulp.theory.predict import predict, stall_curve, stall_probability
 from halfulp.theory.similitude import scale_model
 from halfulp.theory.simulation import simulate
 from halfulp.theory.transient import transient, transients
@@ -67,11 +67,18 @@ BOUNDS: dict[str, tuple[Callable[[], Any], str]] = {
     "beta 0": (lambda: Blocks(FP8, 0.0, "nearest"), "beta is between 0 and 1, got 0.0"),
     "half a step": (lambda: transient(CHAIN, 2.5), "steps is a whole number of at least 0, got 2.5"),  # type: ignore[arg-type]
     "infinite age": (lambda: stall_probability("fp8", beta=0.9, rounding="nearest", age=math.inf), "age is a number"),
-    "negative age": (lambda: stall_probability("fp8", beta=0.9, rounding="nearest", age=-1), "at least 0, got -1"),
-    "no drift": (lambda: transients(CHAIN, (), 3), r"drifts are one or more rates of 0 or above, got \(\)"),
+    "negative age": (lambda: stall_probability("fp8", beta=0.9, rounding="nearest", age=-1), "from 0 to 10.12, got -1"),
+    "age without end": (lambda: predict("fp8", "nearest", GRADIENT, 0.9, 1e13), "from 0 to 10.12, got 1"),
+    "curve without end": (
+        lambda: stall_curve("fp8", beta=0.9, rounding="nearest", steps=10**9),
+        "steps is a whole number of at least 0 and at most 10000000, got 1000000000",
+    ),
+    "plan without end": (lambda: plan_reset("fp8", beta=1 - 1e-9, rounding="nearest"), "at most 0.99999 for a plan"),
+    "fast drift": (lambda: plan_reset("fp8", beta=0.9, rounding="nearest", drifts=(5.0,)), "from 0 to 0.5, .* got 5.0"),
+    "no drift": (lambda: transients(CHAIN, (), 3), r"drifts are one or more rates from 0 to 0.5, got \(\)"),
     "text as drifts": (lambda: plan_reset("fp8", beta=0.9, rounding="nearest", drifts="0.1"), "drifts are one or more"),
     "one number as drifts": (lambda: plan_reset("fp8", beta=0.9, rounding="nearest", drifts=0.1), "got 0.1"),  # type: ignore[arg-type]
-    "negative drift": (lambda: transients(CHAIN, (0.0, -0.1), 3), "a rate of 0 or above, got -0.1"),
+    "negative drift": (lambda: transients(CHAIN, (0.0, -0.1), 3), "a rate from 0 to 0.5, .* got -0.1"),
     "large spread": (lambda: advise(spread=1000.0), "spread is between 0 and 10, got 1000.0"),
     "no elements": (lambda: Blocks(FP8, 0.9, "nearest", block_size=0), "block_size is a whole number of at least 1"),
     "rounding": (lambda: walk_stall("bf16", decay=0.9, rounding="up", step=0.1), "'nearest' or 'stochastic', got 'up'"),
@@ -83,6 +90,10 @@ BOUNDS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "negative period": (lambda: scale_model("bf16", factor=8).period(-5), "original is a whole number of at least 1"),
     "part of a seed": (lambda: next(iter(simulate(Quantizer("fp8"), beta=0.9, steps=1, seed=-1))), "seed is a whole"),
+    "long seed": (
+        lambda: next(iter(simulate(Quantizer("fp8"), beta=0.9, steps=1, seed=1 << 64))),
+        "at most 9223372036854775808, got 18446744073709551616",
+    ),
 }  # fmt: skip
 
 

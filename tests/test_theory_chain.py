@@ -19,7 +19,7 @@ from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Sampled, sampled_law
 from halfulp.theory.simulation import simulate_blocks
 from halfulp.theory.stationary import can_decrease, stationary
-from halfulp.theory.transient import transient, transients
+from halfulp.theory.transient import old_state, transient, transients
 from halfulp.theory.walk import walk_stall
 from support.theory_oracle import round_free, simulate
 
@@ -228,6 +228,22 @@ def test_stationary_law_of_stochastic_rounding(name: str, beta: float) -> None:
     assert law.stalled == pytest.approx(walked.stalled[-1], abs=1e-4)
     if name == "fp8":
         assert law.deviation**2 == pytest.approx(0.35 / 8, rel=0.03)
+
+
+def test_states_of_any_age_have_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    fp8, old = get_format("fp8", signed=False), 10**12
+    limit = stationary(Chain(fp8, 0.999, "stochastic")).stalled
+    assert predict(fp8, "stochastic", SQUARE, 0.999, old) == pytest.approx(limit, abs=1e-4)
+    nearest = [predict(fp8, "nearest", SQUARE, 0.999, age) for age in (1e5, 1e6, 1e9, old)]
+    assert nearest == sorted(nearest)  # nothing settles under nearest rounding: rare inputs still move a state up
+    assert 1 - 1e-12 < nearest[-1] < 1
+    signed = [predict("int8", "nearest", GRADIENT, 0.5, age) for age in (60, 127, old)]
+    assert signed[1] == signed[2] == pytest.approx(signed[0], abs=0.01)
+    chain = Chain(fp8, 0.99, "nearest", phases=4)
+    monkeypatch.setattr("halfulp.theory.transient.YOUNG", 500)
+    every, few = transient(chain, 20_000), old_state(chain, 20_000)
+    assert len(few.ages) < 2500
+    np.testing.assert_allclose(np.interp(every.ages, few.ages, few.stalled), every.stalled, atol=1e-5)
 
 
 def test_coarse_first_moments_have_heavy_tails() -> None:

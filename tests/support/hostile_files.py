@@ -36,7 +36,7 @@ from halfulp.checkpoint.files import load_optimizer
 from halfulp.checkpoint.movable import movable
 from halfulp.checkpoint.read import find_optimizers, read_saved
 from halfulp.lab.config import CompareConfig
-from halfulp.lab.files import read_json, read_jsonl
+from halfulp.lab.files import read_config, read_jsonl
 
 MEMORY = 2 << 30
 """The address space in bytes that reading may use beyond that of the process at the start."""
@@ -292,7 +292,7 @@ def read_everything(kind: str, path: Path, optimizer: Any) -> str:
     result = "refused"
     if kind == "json":
         with contextlib.suppress(ValueError):
-            CompareConfig.from_json(read_json(path))
+            read_config(path, CompareConfig)
             result = "loaded"
         return result
     if kind == "jsonl":

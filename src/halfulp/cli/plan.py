@@ -21,7 +21,9 @@ def command(
     slot: Annotated[str, typer.Option(help="exp_avg_sq (second moment) or exp_avg (first).")] = "exp_avg_sq",
     drifts: Annotated[
         list[float] | None,
-        typer.Option("--drift", help="Known fall of the gradient's scale, in e-folds per window of 1/(1-beta) steps."),
+        typer.Option(
+            "--drift", help="Known fall of the gradient's scale, in e-folds per window of 1/(1-beta) steps; 0 to 0.5."
+        ),
     ] = None,
     parameters: Annotated[int, typer.Option(help="Number of parameters to stagger the resets over.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also plot cost and stalling by period (.png, .svg, .pdf).")] = None,

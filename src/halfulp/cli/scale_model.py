@@ -17,7 +17,8 @@ def is_scale_model(folder: Path) -> bool:
     from halfulp.lab.files import read_json
 
     path = folder / "config.json"
-    return path.exists() and "factor" in read_json(path)
+    values = read_json(path) if path.exists() else None
+    return isinstance(values, dict) and "factor" in values
 
 
 def run_scale(
@@ -34,7 +35,7 @@ def run_scale(
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread per parallel worker
     from halfulp.lab.environment import cores
-    from halfulp.lab.files import read_json
+    from halfulp.lab.files import read_config
     from halfulp.lab.scale import Job, ScaleConfig, run_scale_model
     from halfulp.lab.scale_report import write_scale_report
     from halfulp.lab.tables import output
@@ -43,7 +44,7 @@ def run_scale(
 
     console, began = output(), time.monotonic()
     if resume is not None:
-        folder, config = resume, ScaleConfig.from_json(read_json(resume / "config.json"))
+        folder, config = resume, read_config(resume / "config.json", ScaleConfig)
     else:
         config = ScaleConfig(**given)
         folder = out if out is not None else Path("runs") / time.strftime("scale-%Y%m%d-%H%M%S")

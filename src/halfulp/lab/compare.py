@@ -20,7 +20,7 @@ from typing import Any
 
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.environment import describe
-from halfulp.lab.files import read_json, write_json
+from halfulp.lab.files import check_tokens, read_config, read_json, write_json
 from halfulp.lab.text import Corpus
 from halfulp.lab.tokens import prepare_tokens
 
@@ -76,7 +76,7 @@ def load_run_folder(folder: Path) -> CompareConfig:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder of halfulp compare: it has no config.json")
-    return CompareConfig.from_json(read_json(path))
+    return read_config(path, CompareConfig)
 
 
 def run_all(
@@ -103,8 +103,7 @@ def run_all(
     if all(s.state == "done" for s in statuses):
         watch(statuses)
         return statuses
-    if not (folder / "tokens" / "tokens.json").exists():
-        raise ValueError(f"{folder} cannot be continued: its tokens/ folder is gone")
+    check_tokens(folder)
     context = _context()
     stop = context.Event()
     try:

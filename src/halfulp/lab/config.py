@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
@@ -117,20 +117,6 @@ class CompareConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> CompareConfig:
-        """Build the configuration from ``config.json``. Raise ``ValueError`` for unknown keys and wrong types."""
-        if not isinstance(values, dict):
-            raise ValueError(f"config.json holds a {type(values).__name__} instead of a configuration")
-        unknown = set(values) - {f.name for f in fields(CompareConfig)}
-        if unknown:
-            raise ValueError(f"config.json has unknown keys {sorted(unknown)}: it was written by another version")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        try:
-            return CompareConfig(**given)
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"config.json has a value of another kind than was written: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from halfulp.checkpoint.atomic import write_bytes
 
-__all__ = ["read_json", "read_jsonl", "write_json", "write_text"]
+__all__ = ["check_tokens", "read_config", "read_json", "read_jsonl", "write_json", "write_text"]
+
+Config = TypeVar("Config")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,3 +47,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} is damaged: a line of it is no row")
     return rows
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """Build a dataclass from ``config.json``. Raise ``ValueError`` for unknown keys and wrong types."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__} instead of a configuration")
+    unknown = set(values) - {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise ValueError(f"{path} has unknown keys {sorted(unknown)}: it was written by another version")
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} has a value of another kind than was written: {error}") from error
+
+
+def check_tokens(folder: Path) -> None:
+    """Raise ``ValueError`` unless the text of a run folder is still there."""
+    if not (folder / "tokens" / "tokens.json").exists():
+        raise ValueError(f"{folder} cannot be continued: its tokens/ folder is gone")

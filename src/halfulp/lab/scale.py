@@ -24,7 +24,7 @@ from torch import Tensor
 
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.lab.decoder import Decoder
-from halfulp.lab.files import read_json, write_json
+from halfulp.lab.files import check_tokens, read_json, write_json
 from halfulp.lab.replicas import Replicas, Store, round_fraction_
 from halfulp.lab.scale_arms import DEFAULT_ARMS, ScaleArm, period_of, scale_arm
 from halfulp.lab.tokens import Tokens
@@ -118,12 +118,6 @@ class ScaleConfig:
         """Return the language model for a vocabulary of this size."""
         return Decoder(self.architecture, vocab, self.hidden, self.layers, self.heads)
 
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> ScaleConfig:
-        """Build the configuration from ``config.json``."""
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return ScaleConfig(**given)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -168,23 +162,21 @@ def storage(config: ScaleConfig, arm: ScaleArm) -> Store:
     first, second = config.model.formats
     bits = {"exp_avg": first.mantissa_bits, "exp_avg_sq": second.mantissa_bits}
     real = {
-        slot: Quantizer(
-            get_format(config.format, signed=signed), rounding=arm.rounding or "nearest", zero_floor=not signed
-        )
+        slot: Quantizer(get_format(config.format, signed=signed), zero_floor=not signed)
         for slot, signed in (("exp_avg", True), ("exp_avg_sq", False))
     }
 
     def store(group: str, slot: str, values: Tensor, words: Tensor | None) -> None:
-        spared = group == "norms" or slot not in arm.stored or (arm.embedding_fp32 and group == "embedding")
-        if arm.rounding is None or spared:
+        rounding = arm.rounding_of(group, slot)
+        if rounding is None:
             return
+        words = words if rounding == "stochastic" else None
         if not config.blocks:
             round_fraction_(values, bits[slot], words)
             return
-        rows = values.reshape(-1, config.hidden)
+        quantizer, rows = real[slot].with_rounding(rounding), values.reshape(-1, config.hidden)
         random = None if words is None else words.reshape(rows.shape).long() & 0xFFFFFFFF
-        codes = real[slot].quantize(rows, random)
-        values.copy_(real[slot].dequantize(*codes, rows.shape).reshape(values.shape))
+        values.copy_(quantizer.dequantize(*quantizer.quantize(rows, random), rows.shape).reshape(values.shape))
 
     return store
 
@@ -262,7 +254,7 @@ def train_job(
     runs = Replicas(
         config.decoder(tokens.vocab),
         [s for s, _ in job.replicas], [lr for _, lr in job.replicas], betas=model.model_betas,
-        weight_decay=config.weight_decay, store=storage(config, arm), stochastic=arm.rounding == "stochastic",
+        weight_decay=config.weight_decay, store=storage(config, arm), stochastic=arm.random,
     )  # fmt: skip
     watch = _Watch(runs)
     names = tuple(n for n in runs.groups if not (arm.spare_embedding and n == "embedding"))
@@ -374,6 +366,7 @@ def run_scale_model(
     """
     import multiprocessing
 
+    check_tokens(folder)
     write_json(folder / "config.json", asdict(config))
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

@@ -37,6 +37,8 @@ class ScaleArm:
         Whether the rate is warmed up again over the first tenth of each cycle.
     stored
         Which moments are rounded.
+    stochastic
+        Moments that are rounded stochastically, although `rounding` is ``"nearest"``.
     embedding_fp32
         Whether to keep the states of the embedding in fp32.
     """
@@ -48,7 +50,19 @@ class ScaleArm:
     staggered: bool = False
     rewarm: bool = False
     stored: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    stochastic: tuple[str, ...] = ()
     embedding_fp32: bool = False
+
+    @property
+    def random(self) -> bool:
+        """Whether the arm needs random words."""
+        return self.rounding == "stochastic" or bool(self.stochastic)
+
+    def rounding_of(self, group: str, slot: str) -> Rounding | None:
+        """Return how a moment of a group of parameters is rounded, or ``None`` for fp32. Norms are never rounded."""
+        if group == "norms" or slot not in self.stored or (self.embedding_fp32 and group == "embedding"):
+            return None
+        return "stochastic" if slot in self.stochastic else self.rounding
 
 
 ARMS: dict[str, ScaleArm] = {
@@ -67,10 +81,10 @@ ARMS: dict[str, ScaleArm] = {
     "nearest (embedding fp32)": ScaleArm("nearest", embedding_fp32=True),
     "nearest (first moment only)": ScaleArm("nearest", stored=("exp_avg",)),
     "nearest (second moment only)": ScaleArm("nearest", stored=("exp_avg_sq",)),
+    "nearest (first moment stochastic)": ScaleArm("nearest", stochastic=("exp_avg",)),
+    "nearest (second moment stochastic)": ScaleArm("nearest", stochastic=("exp_avg_sq",)),
     "stochastic": ScaleArm("stochastic"),
     "stochastic + reset": ScaleArm("stochastic", "planned"),
-    "stochastic (first moment only)": ScaleArm("stochastic", stored=("exp_avg",)),
-    "stochastic (second moment only)": ScaleArm("stochastic", stored=("exp_avg_sq",)),
 }
 """Every arm by name."""
 
@@ -92,7 +106,7 @@ def scale_arm(name: str) -> ScaleArm:
     """
     if name in ARMS:
         return ARMS[name]
-    given = re.fullmatch(r"(\w+ \+ reset) \((\d+)\)", name)
+    given = re.fullmatch(r"(.+ \+ reset.*) \((\d+)\)", name)
     if given is None or given[1] not in ARMS or int(given[2]) < 2:
         raise ValueError(
             f"no arm {name!r}; there are {', '.join(ARMS)}, and resets every N steps of the model (2 or more) as in "

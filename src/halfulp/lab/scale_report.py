@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from halfulp.lab.files import read_json, write_text
+from halfulp.lab.files import read_config, write_text
 from halfulp.lab.results import Interval
 from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rates
 from halfulp.lab.scale_arms import scale_arm
@@ -111,7 +111,7 @@ def load_scale_model(folder: Path) -> ScaleResults:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder of a scale model: it has no config.json")
-    config = ScaleConfig.from_json(read_json(path))
+    config = read_config(path, ScaleConfig)
     ladders = load_results(folder, ladder(config), "ladder")
     jobs = finals(config, ladders) if len(ladders) == len(ladder(config)) else []
     own, common = (load_results(folder, jobs, stage) for stage in ("own", "common"))

@@ -14,20 +14,12 @@ Average = tuple[Drive, float, float]
 
 
 def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
-    """Return the predicted stalled fraction of the update that meets an average, or ``None`` if theory has no answer.
-
-    Ages beyond several windows ``1 / (1 - beta)`` get the prediction at that limit. A signed state has settled by then.
-    A second moment rounded to nearest never settles, but its curve has become flat.
-    """
+    """Return the predicted stalled fraction of the update that meets an average, or ``None`` if there is no theory."""
     if average is None or fmt not in FORMATS:
         return None
     from halfulp.theory.predict import predict
 
-    drive, beta, age = average
-    if not 0.0 <= beta < 1.0:
-        return None
-    least, windows = (1 << 14, 8.0) if drive.nonnegative else (64, 16.0)
-    return predict(FORMATS[fmt], rounding, drive, beta, min(age, max(least, int(windows / (1 - beta))) - 1))
+    return predict(FORMATS[fmt], rounding, *average)
 
 
 class Ages:

@@ -35,9 +35,10 @@ def check_beta(beta: Any, name: str = "beta") -> None:
     check_number(name, beta, "between 0 and 1", lambda x: 0.0 < x < 1.0)
 
 
-def check_steps(steps: Any, name: str = "steps", least: int = 0) -> None:
-    """Raise ``ValueError`` unless a number of steps is whole and large enough."""
-    check_number(name, steps, f"a whole number of at least {least}", lambda x: least <= x < math.inf and x == int(x))
+def check_steps(steps: Any, name: str = "steps", least: int = 0, most: int | None = None) -> None:
+    """Raise ``ValueError`` unless a number of steps is whole, and neither too small nor too large."""
+    allowed = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
+    check_number(name, steps, allowed, lambda x: least <= x < math.inf and x == int(x) and (most is None or x <= most))
 
 
 def check_spread(spread: Any) -> None:
@@ -46,11 +47,15 @@ def check_spread(spread: Any) -> None:
 
 
 def check_drifts(drifts: Any) -> None:
-    """Raise ``ValueError`` unless drifts are one or more finite rates that are not negative."""
+    """Raise ``ValueError`` unless drifts are one or more rates that a second moment can follow in full precision.
+
+    It shrinks by at most one e-fold per window, and a gradient's scale by half as much.
+    """
     if not isinstance(drifts, Iterable) or isinstance(drifts, str) or not list(drifts):
-        raise ValueError(f"drifts are one or more rates of 0 or above, got {drifts!r}")
+        raise ValueError(f"drifts are one or more rates from 0 to 0.5, got {drifts!r}")
     for drift in drifts:
-        check_number("each of drifts", drift, "a rate of 0 or above", lambda x: 0.0 <= x < math.inf)
+        allowed = "a rate from 0 to 0.5, since no second moment follows a faster fall"
+        check_number("each of drifts", drift, allowed, lambda x: 0.0 <= x <= 0.5)
 
 
 def check_rounding(rounding: Any) -> None:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.show import Shown
 from halfulp.rules.drives import Drive, as_drive
-from halfulp.theory.arguments import check_beta, check_drifts, check_number, check_rounding
+from halfulp.theory.arguments import check_drifts, check_number, check_rounding
 from halfulp.theory.predict import second_moment_laws, stall_curve
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def plan_reset(
     Parameters
     ----------
     fmt, beta, rounding, slot
-        As for :func:`~halfulp.theory.predict.stall_probability`.
+        As for :func:`~halfulp.theory.predict.stall_probability`. Larger decays than 0.99999 have no plan: it looks 20
+        windows ahead.
     beta1
         Decay of the first moment that accompanies a second moment.
     drifts
@@ -129,7 +130,7 @@ def plan_reset(
     """
     drive = as_drive(slot)
     check_rounding(rounding)
-    check_beta(beta)
+    check_number("beta", beta, "between 0 and 1, and at most 0.99999 for a plan", lambda x: 0.0 < x <= 0.99999)
     check_number("beta1", beta1, "in [0, 1)", lambda x: 0.0 <= x < 1.0)
     check_drifts(drifts)
     if criterion not in ("total", "residual"):

@@ -34,6 +34,8 @@ __all__ = ["predict", "second_moment_laws", "stall_curve", "stall_probability"]
 Model = Literal["chain", "build-up", "one-step"]
 MODELS = ("chain", "build-up", "one-step")
 Array = npt.NDArray[np.float64]
+OLDEST = 1e12
+"""Largest age of a state."""
 FIRSTS = 8
 """Number of equally likely first inputs for an average that takes its first input whole."""
 
@@ -57,7 +59,7 @@ def predict(
     drive, beta
         What is averaged, and the decay.
     age
-        Updates since the state was zero (for weights, since it was a copy). It need not be an integer.
+        Updates since the state was zero (for weights, since it was a copy), up to 10^12. It need not be an integer.
     scale_kind
         ``"pow2"`` or ``"fp32"``, for blocks of 128; see :class:`halfulp.numbers.scaling.Scaling`.
     step
@@ -70,6 +72,7 @@ def predict(
     >>> round(predict("bf16", "nearest", Drive("square", shared=64), 0.999, 300), 2)
     0.63
     """
+    _check_age(age)
     resolved = get_format(fmt, signed=not drive.nonnegative)
     if drive.kind == "weight":
         from halfulp.theory.walk import walk_stall
@@ -111,7 +114,7 @@ def stall_probability(
         ``"exp_avg_sq"``: second moment; ``"exp_avg"``: first moment; or any other
         :class:`~halfulp.rules.drives.Drive`.
     age
-        Number of updates since the state was zero. Default: ``3 / (1 - beta)``.
+        Number of updates since the state was zero, up to 10^12. Default: ``3 / (1 - beta)``.
     model
         ``"chain"``: the exact law at that age; ``"build-up"``: the closed form at that age; ``"one-step"``: the
         published closed form, for an infinite age.
@@ -131,7 +134,7 @@ def stall_probability(
     resolved, drive = _check(fmt, beta, rounding, slot, model)
     age = 3 / (1 - beta) if age is None else age
     if model != "one-step":
-        check_number("age", age, "a number of steps of at least 0", lambda x: 0.0 <= x < math.inf)
+        _check_age(age)
     if model == "chain":
         found = predict(resolved, rounding, drive, beta, age)
         if found is None:
@@ -158,7 +161,7 @@ def stall_curve(
     fmt, beta, rounding, slot, model
         As for :func:`stall_probability`.
     steps
-        Length of the curve.
+        Length of the curve, up to 10^7.
 
     Returns
     -------
@@ -172,7 +175,7 @@ def stall_curve(
     (np.float64(0.49), np.True_)
     """
     resolved, drive = _check(fmt, beta, rounding, slot, model)
-    check_steps(steps)
+    check_steps(steps, most=10_000_000)
     if resolved.is_float32 or steps == 0:
         return np.zeros(steps)
     wanted = np.arange(steps, dtype=np.float64)
@@ -199,6 +202,10 @@ def second_moment_laws(
     return transients(Chain(fmt, beta, rounding, phases=phases, fineness=2), drifts, steps)
 
 
+def _check_age(age: float) -> None:
+    check_number("age", age, "a number of steps from 0 to 10^12", lambda x: 0.0 <= x <= OLDEST)
+
+
 def _length(age: float) -> int:
     """Round a length up to a power of two. Curves are cached by length, one per octave."""
     return 1 << max(math.ceil(age), 63).bit_length()
@@ -206,7 +213,14 @@ def _length(age: float) -> int:
 
 @lru_cache(maxsize=256)
 def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: str, steps: int) -> tuple[Array, Array]:
-    """Return the ages up to `steps`, and the stalled fraction at each."""
+    """Return ages up to `steps`, and the stalled fraction at each.
+
+    Ensembles are followed for some windows. A signed state has settled by then. A second moment rounded to nearest
+    never settles, but its curve has become flat.
+    """
+    if fmt.kind != "float" or (fmt.scaled and scale_kind == "fp32"):
+        least, windows = (1 << 14, 8) if drive.nonnegative else (64, 16)
+        steps = min(steps, _length(max(least, int(windows / (1 - beta))) - 1))
     if fmt.scaled and scale_kind == "fp32":
         from halfulp.theory.blocks import Blocks, block_law
 
@@ -218,10 +232,10 @@ def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: st
         sampled = sampled_law(fmt, beta, rounding, drive, steps - 1)
         return sampled.ages.astype(np.float64), sampled.stalled
     from halfulp.theory.chain import Chain
-    from halfulp.theory.transient import transient
+    from halfulp.theory.transient import old_state
 
     starts = _first_inputs(drive) if drive.whole_first else [0.0]
-    laws = [transient(Chain(fmt, beta, rounding, drive), steps, start=start) for start in starts]
+    laws = [old_state(Chain(fmt, beta, rounding, drive), steps, start=start) for start in starts]
     stalled = np.asarray(np.mean([law.stalled for law in laws], axis=0))
     if drive.whole_first:  # a state of age 1 equals its first input
         stalled = np.append(stalled[:1], stalled[:-1])

@@ -63,9 +63,8 @@ def block_transients(
     found = []
     for drift in drifts:
         evolution = _evolution(fmt, beta, rounding, drift)
-        while evolution.age < steps:
-            evolution.advance()
-        found.append(evolution.result(0, steps))
+        evolution.follow(steps)
+        found.append(evolution.result(0, np.arange(steps + 1)))
     return tuple(found)
 
 

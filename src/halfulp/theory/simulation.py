@@ -105,7 +105,7 @@ def simulate(
     reset_every
         Steps between resets.
     seed
-        Seed of gradients and rounding. Equal seeds give equal gradients.
+        Seed of gradients and rounding, up to 2^63. Equal seeds give equal gradients.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def simulate(
     check_steps(steps)
     check_steps(coordinates, "coordinates", least=1)
     check_spread(spread)
-    check_steps(seed, "seed")
+    check_steps(seed, "seed", most=1 << 63)
     if reset_every is not None:
         check_steps(reset_every, "reset_every", least=1)
     square = as_drive(slot).nonnegative

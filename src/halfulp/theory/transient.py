@@ -14,7 +14,7 @@ from halfulp.theory.arguments import check_drifts, check_number, check_steps
 from halfulp.theory.chain import Chain
 from halfulp.theory.section import Section
 
-__all__ = ["Evolution", "Transient", "transient", "transients"]
+__all__ = ["Evolution", "Transient", "old_state", "transient", "transients"]
 
 Array = npt.NDArray[np.float64]
 
@@ -22,6 +22,8 @@ REFIT = 1.6
 """Factor of the age after which sections are fitted again."""
 STRIDES = 64
 """Number of strides of each length. After twice as many steps, strides are 2, 4, 8 ... steps long."""
+YOUNG = 1 << 17
+"""Age up to which the law of an old state has every age."""
 MOMENTS = ("stalled", "due", "mean", "square", "zeros", "root", "inverse_root", "inverse")
 POWERS = np.array([0, 0, 1, 2, 0, 0.5, -0.5, -1])
 """Averages over the law: probability of a stalled update and of any update; ``v``, its square, ``v == 0``; and over
@@ -145,9 +147,16 @@ def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: fl
         raise ValueError("a drift needs a free grid (scale=None)")
     check_number("start", start, "a finite number", math.isfinite)
     evolution = _evolution(chain, drifts, start)
-    while evolution.age < steps:
-        evolution.advance()
-    return tuple(evolution.result(i, steps) for i in range(len(drifts)))
+    evolution.follow(steps)
+    return tuple(evolution.result(i, np.arange(steps + 1)) for i in range(len(drifts)))
+
+
+def old_state(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
+    """Like :func:`transient`, for up to 10^12 steps: from :data:`YOUNG` on, ages are about one percent apart."""
+    evolution = _evolution(chain, (0.0,), start)
+    evolution.follow(steps)
+    known = evolution.ages[: evolution.count]
+    return evolution.result(0, np.append(np.arange(min(steps, YOUNG) + 1), known[known > YOUNG]))
 
 
 @lru_cache(maxsize=64)
@@ -192,16 +201,21 @@ class Evolution:
         self._fit()
         self._record()
 
-    def result(self, which: int, steps: int) -> Transient:
-        """Return the law under one of the drifts, at every age up to `steps`."""
+    def follow(self, steps: int) -> None:
+        """Advance to an age of at least `steps`."""
+        while self.age < steps:
+            self.advance()
+
+    def result(self, which: int, ages: npt.NDArray[np.int64]) -> Transient:
+        """Return the law under one of the drifts, at ages up to the present one."""
         from scipy.interpolate import CubicSpline, PchipInterpolator
 
-        every, moments = np.arange(steps + 1), self.moments[: self.count, which]
-        if steps > 0:
+        moments = self.moments[: self.count, which]
+        if self.count > 1:
             # scales that change in steps leave ripples in the moments, through which a spline would oscillate
             curve = PchipInterpolator if self.stepped or self.falls[which] else CubicSpline
-            moments = np.asarray(curve(self.ages[: self.count], moments)(every))
-        return Transient(every, moments, self.chain.beta, self.chain.drive, self.start, self.falls[which])
+            moments = np.asarray(curve(self.ages[: self.count], moments)(ages))
+        return Transient(ages, moments, self.chain.beta, self.chain.drive, self.start, self.falls[which])
 
     def advance(self) -> None:
         """Advance by one stride."""
