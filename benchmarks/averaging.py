@@ -237,7 +237,7 @@ def expected(
 def show(found: dict[str, Any]) -> None:
     print(f"{found['steps']} steps, lr {found['lr']:g}, {found['schedule']}; predicted in brackets")
     print("walk of the weights, a step: " + ", ".join(f"{n} {s:.2e}" for n, s in found["walk"].items()))
-    print(f"{'average':26}" + "".join(f"{f'distance {d:g}':>20}" for d in DECAYS) + "   share of the way gone")
+    print(f"{'average':26}" + "".join(f"{f'distance {d:g}':>20}" for d in DECAYS) + "   movement")
     for name, row in found["rows"].items():
         print(f"{name:26}" + "".join(cell(row[f"{d:g}"], "distance") for d in DECAYS), end="")
         print("".join(cell(row[f"{d:g}"], "gone") for d in DECAYS))

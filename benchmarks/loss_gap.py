@@ -109,13 +109,16 @@ def curves(runs: dict[Experiment, dict[tuple[str, str, float], dict[int, float]]
             losses.setdefault(Experiment.of(row), {}).setdefault(float(row["lr"]), []).append(float(row["loss"]))
     for key, each in runs.items():
         for (arm, _, lr), final in each.items():
-            if arm == "fp32":
+            if arm == "fp32" and key in losses:
                 losses[key].setdefault(lr, []).extend(final.values())
     return {key: LossByRate({lr: sum(x) / len(x) for lr, x in each.items()}) for key, each in losses.items()}
 
 
 def read() -> list[Gap]:
-    """Every gap that was measured: at rates that fp32 ran at, and at the own best rates of both."""
+    """Every gap that was measured: at rates that fp32 ran at, and at the own best rates of both.
+
+    Arms whose storage was not replayed are left out.
+    """
     experiments, known, found = measured(), changes(), list[Gap]()
     by_rate = curves(experiments)
 
@@ -125,7 +128,7 @@ def read() -> list[Gap]:
     for key, runs in experiments.items():
         fp32 = {lr: losses for (arm, _, lr), losses in runs.items() if arm == "fp32"}
         best = min(fp32, key=lambda lr: mean(fp32[lr]))
-        for arm, reset in dict.fromkeys((arm, reset) for arm, reset, _ in runs if arm != "fp32"):
+        for arm, reset in dict.fromkeys((arm, reset) for arm, reset, _ in runs if (key, arm, reset) in known):
             mine = {lr: losses for (a, r, lr), losses in runs.items() if (a, r) == (arm, reset)}
             own = min(mine, key=lambda lr: mean(mine[lr]))
             pairs = [(lr, lr, False) for lr in mine if lr in fp32] + [(own, best, True)] * (len(mine) > 1)

@@ -125,7 +125,7 @@ def replayed(folder: Path, key: Experiment, arm: ScaleArm, period: int | None) -
 def foreseen(key: Experiment, arm: ScaleArm, period: int | None) -> UpdateChange | None:
     """What the chain says about independent normal gradients of the regime; ``None`` for arms that it does not tell."""
     config, model = config_of(key), config_of(key).model
-    rounding = arm.rounding_of("matrices", "exp_avg_sq")
+    rounding = arm.rounding_of("layer 0", "exp_avg_sq")
     spared = arm.spare_embedding or arm.embedding_fp32 or len(arm.slots) == 1
     if key.regime == "jumping" or rounding is None or spared:
         return None

@@ -23,6 +23,8 @@ from halfulp.lab.scale_arms import ARMS, period_of, scale_arm
 from halfulp.lab.scale_report import load_scale_model, paired, write_scale_report
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
+from halfulp.numbers.formats import get_format
+from halfulp.numbers.quantizer import Quantizer
 from halfulp.theory.similitude import scale_model
 from support.decoder import decoder_loss
 
@@ -204,7 +206,45 @@ def test_periods() -> None:
     assert period_of(ARMS["nearest + reset (published)"], model) == 125
     assert period_of(ARMS["nearest"], model) is None
     assert period_of(scale_arm("nearest + reset (40)"), model) == 40
-    assert dataclasses.replace(scale_arm("nearest + reset (40)"), reset="planned") == ARMS["nearest + reset"]
+    for name in ("nearest + reset", "nearest + reset (embedding spared)"):
+        assert scale_arm(f"{name} (40)") == dataclasses.replace(ARMS[name], reset=40)
+
+
+N, S = "nearest", "stochastic"
+ROUNDED = {  # first and second moment of the embedding, then of the matrices
+    "fp32": (None, None, None, None), "nearest": (N, N, N, N), "stochastic": (S, S, S, S),
+    "nearest (first moment only)": (N, None, N, None), "nearest (second moment only)": (None, N, None, N),
+    "nearest (embedding fp32)": (None, None, N, N), "nearest (first moment stochastic)": (S, N, S, N),
+    "nearest (second moment stochastic)": (N, S, N, S), "nearest + reset (embedding spared)": (N, N, N, N),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("blocks", [False, True])
+def test_arms_round_what_they_say(name: str, blocks: bool) -> None:
+    config = dataclasses.replace(TINY, format="fp8", factor=4, blocks=blocks, arms=("fp32", name))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand((2, 8 * config.hidden), generator=generator)
+    words = torch.randint(-(1 << 31), 1 << 31, values.shape, generator=generator).int()
+    store = scale.storage(config, ARMS[name])
+    places = [(group, slot) for group in ("embedding", "layer 0") for slot in ("exp_avg", "exp_avg_sq")]
+    for (group, slot), rounding in zip(places, ROUNDED[name], strict=True):
+        found = values.clone()
+        store(group, slot, found, words)
+        expected = values.clone()
+        if rounding is not None and blocks:
+            fmt = get_format("fp8", signed=slot == "exp_avg")
+            quantizer = Quantizer(fmt, rounding=rounding, zero_floor=slot == "exp_avg_sq")
+            rows = expected.reshape(-1, config.hidden)
+            codes = quantizer.quantize(rows, words.reshape(rows.shape).long() & 0xFFFFFFFF if rounding == S else None)
+            expected = quantizer.dequantize(*codes, rows.shape).reshape(values.shape)
+        elif rounding is not None:
+            bits = config.model.formats[slot == "exp_avg_sq"].mantissa_bits
+            round_fraction_(expected, bits, words if rounding == S else None)
+        assert torch.equal(found, expected), (group, slot)
+    norms = values.clone()
+    store("norms", "exp_avg_sq", norms, words)
+    assert torch.equal(norms, values)
 
 
 @pytest.mark.parametrize("name", ["nearest (40)", "nearest + reset (1)", "bf16 + reset (40)", "nearest + reset (x)"])

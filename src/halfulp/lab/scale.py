@@ -75,7 +75,7 @@ class ScaleConfig:
     steps: int = 20_000
     factor: int = 8
     arms: tuple[str, ...] = DEFAULT_ARMS
-    lrs: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
+    lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     seeds: int = 6
     tuning_seeds: int = 1
     regime: str = "constant"

@@ -6,6 +6,7 @@ is
 
 ``D_t = rho_t W2_t - 2 (1 + beta1**t) W1_t + 1``,  ``rho_t = (1 + beta1**t) / (1 - beta1**t)``.
 
+``rho_t`` is the variance of the bias-corrected first moment at age ``t``, relative to that of an old one.
 Once the first moment is old (``t > 2 / (1 - beta1)``) the moments are nearly independent, ``W1 = E s / sqrt(v_hat)``
 and ``W2 = E s**2 / v_hat``. Before, ``m_hat`` is large where ``v_hat`` is: their ratio has a second moment near 1, so
 ``W2 = 1`` and ``W1 = E sqrt(v_hat) / s``. The chain gives the expectations, so no constant is fitted.
