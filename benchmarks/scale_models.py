@@ -121,7 +121,8 @@ def differences(rows: list[Row]) -> list[str]:
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["stage"] in ("own", "common") and row["arm"] != "fp32"))
     rate = (final(rows, "fp32", "own") or final(rows, "fp32", "common"))[0]["lr"]
     what = Experiment.of(rows[0])
-    gaps = ("at its best lr", f"at fp32's best lr, {rate}")
+    common = f"at fp32's best lr, {rate}" if final(rows, "fp32", "own") else f"at lr {rate}"
+    gaps = ("at its best lr", common)
     columns = ("seeds", "reset every", "best lr", *gaps, "stalled", "published")
     lines = [
         f"| {' | '.join((what.title, *columns))} |",
