@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from halfulp.averaging import BEMA, EMA, LAWA, ElasticReset, PostHocEMA, Teacher
+from support.wrapped import Wrapper
 
 
 def net():
@@ -307,3 +308,39 @@ def test_casts_that_autocast_remembers_are_forgotten():
         again = model(x)
     assert torch.equal(live, again)
     assert not torch.equal(live, inside)
+
+
+def quantized(module, trainable):
+    """As torchao's quantize_ does: the weight keeps its shape and dtype, but its memory is not its values."""
+    module.weight = nn.Parameter(Wrapper(module.weight.detach().clone()), requires_grad=trainable)
+
+
+@pytest.mark.parametrize("cls", [EMA, BEMA, LAWA, ElasticReset])
+@pytest.mark.parametrize("then", ["update", "swap", "read"])
+def test_frozen_weights_that_were_quantized_are_averaged_no_more(cls, then, caplog):
+    model = net()
+    average = cls(model)
+    average.update()
+    quantized(model[1], trainable=False)
+    if then == "update":
+        average.update()
+    elif then == "swap":
+        with average.swap():
+            pass
+    else:
+        average.averaged_state_dict()
+    average.update()
+    assert "1.weight" not in dict(average.named_parameters())
+    assert "['1.weight'] to average any more" in caplog.text
+
+
+@pytest.mark.parametrize("cls", [EMA, BEMA, LAWA, ElasticReset])
+def test_trainable_weights_that_were_quantized_are_refused(cls):
+    model = net()
+    average = cls(model)
+    average.update()
+    before = {name: value.clone() for name, value in average.named_parameters()}
+    quantized(model[1], trainable=True)
+    with pytest.raises(ValueError, match=r"1\.weight cannot be averaged: it is a .*, whose memory is not its values"):
+        average.update()
+    assert all(torch.equal(average.value(name), value) for name, value in before.items() if name != "1.weight")

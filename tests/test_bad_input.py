@@ -596,3 +596,13 @@ def test_a_switch_is_true_or_false(make: Any, name: str, value: Any) -> None:
     """Text from a configuration file, such as 'false', would count as true."""
     with pytest.raises(ValueError, match=f"{name} is True or False, got"):
         make([("a", nn.Parameter(torch.ones(2, 2)))], **{name: value})
+
+
+def test_a_parameter_twice_in_a_group_is_refused() -> None:
+    """torch warns of it and steps it twice."""
+    p, q = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    with (
+        pytest.warns(UserWarning, match="duplicate"),
+        pytest.raises(ValueError, match=r"\(4, 4\) is in its group twice"),
+    ):
+        halfulp.AdamW([p, q, p])

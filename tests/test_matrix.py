@@ -218,3 +218,23 @@ def test_a_gradient_that_is_not_finite_or_overflows_spoils_no_other_parameter(na
         assert not torch.equal(params[0], torch.ones(16, 24))
         assert not torch.equal(params[2], torch.ones(16, 24))
     assert value == "overflow" or sum(optimizer.skipped.values()) > 0 or name == "BAdam"
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_hyper_parameter_of_zero_makes_a_scalar_nan(name: str, bounded: bool) -> None:
+    """A warmup begins at a rate of zero, and zero times infinity is NaN."""
+    cls = getattr(halfulp, name)
+    numbers = [k for k, v in cls.hyper.__dataclass_fields__.items() if v.init and type(v.default) is float]
+    for chosen in [["lr"], ["lr", "gamma"], *([n] for n in numbers)]:
+        zeros = {key: 0.0 for key in chosen if key in numbers}
+        p = nn.Parameter(torch.ones(16, 24))
+        try:
+            optimizer = cls([("layer.weight", p)], **{"min_size": 0, "bound_update": bounded, **zeros})
+        except ValueError:
+            continue  # refused
+        for _ in range(2):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+            optimizer.step()
+            bound = optimizer._bindings.get(p)
+            assert bound is None or not any(map(math.isnan, bound.scalars.values())), (zeros, bound.scalars)

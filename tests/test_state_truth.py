@@ -23,6 +23,7 @@ from torch import Tensor
 import halfulp
 from halfulp.kernels import native
 from halfulp.numbers import rounding
+from support.wrapped import Wrapper
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW 8bit": ("AdamW", {"state": "8bit"}),
@@ -461,25 +462,6 @@ def test_codes_that_were_cast_are_not_taken_for_values(name: str) -> None:
     each(lambda x: x.half())(optimizer)
     with pytest.raises(ValueError, match="values in floating point"):
         optimizer.step()
-
-
-class Wrapper(torch.Tensor):
-    """A subclass around a plain tensor, without memory of its own, as torchao's float8 weights are."""
-
-    inner: Tensor
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> Wrapper:
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
-
-    def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = torch.utils._pytree.tree_map_only(Wrapper, lambda x: x.inner, (args, kwargs or {}))
-        found = func(*args, **kwargs)
-        return Wrapper(found) if func is torch.ops.aten.detach.default else found
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)

@@ -344,13 +344,15 @@ def main(seed: int, count: int, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     sys.addaudithook(_forbid)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGPROF, signal.default_int_handler)
     slowest = 0.0
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         kind = rng.choice(list(sound))
         path = mutant(kind, sound[kind], folder / "mutant", rng)
         began = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor, which others may use too
+        signal.setitimer(signal.ITIMER_REAL, 20 * SECONDS)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -359,6 +361,7 @@ def main(seed: int, count: int, folder: Path) -> None:
             failures.append(f"{kind}, seed {seed}/{number}: {type(error).__name__}: {str(error)[:200]}")
             if isinstance(error, SystemExit):
                 break
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         slowest = max(slowest, time.perf_counter() - began)
         if path.is_dir():

@@ -17,7 +17,7 @@ from halfulp.averaging.store import AverageStore
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
-from halfulp.engine.sharding import local_part, shard_like
+from halfulp.engine.sharding import is_wrapper, local_part, shard_like
 from halfulp.engine.storage import StorageOptions
 from halfulp.numbers.log import log, log_once
 from halfulp.numbers.show import Shown
@@ -202,16 +202,18 @@ class WeightAverage(Shown):
         ) and all(self.store.fits(n, tensors[n]) for n in self.store):  # fmt: skip
             return self._followed
         self._rename(tensors)
-        gone = [n for n in self.store if n not in tensors]
+        quantized = [n for n in self.store if n in tensors and is_wrapper(tensors[n])]
+        gone = [n for n in self.store if n not in tensors or (n in quantized and not self._wanted(tensors[n]))]
         if gone and source is not self.source:
             raise KeyError(f"{gone[0]!r} is averaged, and is not among the tensors given")
         new = {n: t for n, t in tensors.items() if n not in self.store and self._wanted(t)}
         other = {n: tensors[n] for n in self.store if n in tensors and not self.store.fits(n, tensors[n])}
-        for name, tensor in {**new, **other}.items():
+        other = {n: t for n, t in other.items() if n not in gone}
+        for name, tensor in {**new, **other, **{n: tensors[n] for n in quantized if n not in gone}}.items():
             check_followed(name, tensor)
         if gone:
             self._leave(gone)
-            log.warning("step %d: the model has no %s any more; their averages are dropped", self.step, gone)
+            log.warning("step %d: the model has no %s to average any more; their averages are dropped", self.step, gone)
         if other:
             self._leave(list(other))
             log.warning("step %d: %s changed shape; their averages restart", self.step, list(other))

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from halfulp.engine.checks import PARAM_DTYPES
-from halfulp.engine.sharding import is_sharded
+from halfulp.engine.sharding import is_wrapper
 
 __all__ = [
     "Model",
@@ -102,7 +101,7 @@ def check_followed(name: str, tensor: Tensor) -> None:
         problem = "is on the meta device, without values: build the average when the weights are loaded"
     elif tensor.layout != torch.strided:
         problem = f"has the layout {tensor.layout}; averages are of dense tensors"
-    elif is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
+    elif is_wrapper(tensor):
         problem = f"is a {type(tensor).__name__}, whose memory is not its values: freeze it, or ignore= it"
     else:
         return

@@ -46,7 +46,14 @@ def check_param(param: Tensor) -> None:
 
 def check_group(groups: list[dict[str, Any]]) -> None:
     """Raise ``ValueError`` for a parameter of the last group that cannot be updated, or not with its master weights."""
-    for param in groups[-1]["params"]:
+    params = groups[-1]["params"]
+    if len({*map(id, params)}) < len(params):
+        twice = next(p for i, p in enumerate(params) if any(p is q for q in params[:i]))
+        raise ValueError(
+            f"a parameter of shape {tuple(twice.shape)} is in its group twice, and each step would update it twice. "
+            "Tied weights are one parameter: model.parameters() has them once"
+        )
+    for param in params:
         if param.requires_grad:
             try:
                 check_param(param)

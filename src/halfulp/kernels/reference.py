@@ -1,8 +1,8 @@
 """The definition of a step, in torch operations: decode, apply the rule, encode. It is slow, and runs on any device.
 
 A segment of a row (:func:`~halfulp.kernels.binding.step_tile`) with a non-finite gradient or new state is skipped: its
-parameters and states keep their bits. A rule that is not elementwise skips the whole tensor, also if a matrix
-decomposition fails.
+parameters and states keep their bits. The whole tensor is skipped by a rule that is not elementwise, also if a matrix
+decomposition fails, and if a state that is one number for the tensor is not finite.
 """
 
 from __future__ import annotations
@@ -105,17 +105,20 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         return
     states = [_own(updated[s.slot.name], k, binding) for k, s in enumerate(binding.states)]
     param = param if param is None else _own(param, None, binding)
-    if rule.elementwise:
-        keep = _tiles_to_keep(binding, [inputs[0], *states])
+    numbers = [s.slot.shape((2, 3)) != (2, 3) for s in binding.states]
+    if rule.elementwise and all(_finite(x) for x, number in zip(states, numbers, strict=True) if number):
+        wide_states = [x for x, number in zip(states, numbers, strict=True) if not number]
+        keep = _tiles_to_keep(binding, [inputs[0], *wide_states])
         if keep is not None:
             step.skipped += keep.sum()
-    elif all(map(_finite, states)):
+    elif not rule.elementwise and all(map(_finite, states)):
         keep = None
     else:
         step.skipped += count
         return
     for k, (state, new) in enumerate(zip(binding.states, states, strict=True)):
-        store(step, k, old[state.slot.name], new, keep, codec)
+        kept = None if rule.elementwise and numbers[k] else keep
+        store(step, k, old[state.slot.name], new, kept, codec)
     if param is not None and binding.param is not None:
         visible, master = _rounded(param, step)
         binding.param.copy_(visible if keep is None else torch.where(keep, binding.param, visible))

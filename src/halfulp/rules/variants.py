@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from halfulp.numbers.single import fp32
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, minimum, sigmoid, sqrt
 from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
@@ -189,7 +190,9 @@ def _rate(exp_avg_sq: Tensor, c: Scalars) -> Tensor:
 
 
 def _adamod_scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    return {**moment_scalars(hyper, ages), "beta3": hyper["betas"][2], "weight3": 1 - hyper["betas"][2]}
+    c = moment_scalars(hyper, ages)
+    bound = c["bound"] if fp32(c["lr"]) else 0.0  # a rate of zero times an infinite bound would be NaN
+    return {**c, "bound": bound, "beta3": hyper["betas"][2], "weight3": 1 - hyper["betas"][2]}
 
 
 def _adamod(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
@@ -240,7 +243,7 @@ def _adabound_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 def _adabound_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     lr, step = float(hyper["lr"]), hyper["gamma"] * ages["step"]
     final = hyper["final_lr"] * (lr / float(hyper.get("initial_lr", lr)) if lr else 0.0)
-    low, high = final * (1 - 1 / (step + 1)), final * (1 + (1 / step if step else math.inf))
+    low, high = final * (1 - 1 / (step + 1)), final * (1 + 1 / step) if step else math.inf
     return {**moment_scalars(hyper, ages), "low": low, "high": high}
 
 
