@@ -168,7 +168,8 @@ def sqrt(x: Tensor) -> Tensor:
     A float64 tensor, as in the monitor, gives a float64 root.
     """
     if type(x) is Tensor and x.is_cpu and x.dtype == torch.float32 and not x.requires_grad:
-        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and eight times faster
+        with np.errstate(invalid="ignore"):  # as torch: NaN for a negative number
+            return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))  # correctly rounded, and eight times faster
     root = x.double().sqrt()
     return root if x.dtype == torch.float64 else root.float()
 

@@ -46,7 +46,7 @@ INLINE void table8_unit(const hu_format *f, const uint8_t *codes, float scale, f
     lookup256(f->values, load_indices(codes), x);
     for (int j = 0; j < 4; j++) stf(out + j * VL, x[j] * setf(scale));
 #else
-    for (int j = 0; j < HU_UNIT; j += VL) stf(out + j, gatherf(f->values, ldu8(codes + j)) * setf(scale));
+    for (int j = 0; j < HU_UNIT; j += VL) stf(out + j, look_up(f->values, codes + j) * setf(scale));
 #endif
 }
 

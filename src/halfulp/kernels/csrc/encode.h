@@ -56,7 +56,7 @@ INLINE vi book_code(const hu_format *f, vf y, vu word, const int stochastic) {
 
 /* The stretch of an evenly spaced codebook that contains a magnitude. */
 INLINE vi even_stretch(const hu_even *e, vf magnitude) {
-#if VL > 4
+#if VL == 16
     const vi exponent = asi(magnitude) >> 23;
     const vi stretch = count_where(pick32i(e->first, exponent), lef(pick32(e->next, exponent), magnitude));
     return count_where(stretch, lef(pick32(e->second, exponent), magnitude));

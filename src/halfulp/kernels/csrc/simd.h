@@ -68,6 +68,7 @@ INLINE vf pick16(const float *t, vi i) { return (vf)_mm512_permutexvar_ps((__m51
 INLINE vf pick32(const float *t, vi i) { return (vf)_mm512_permutex2var_ps(_mm512_loadu_ps(t), (__m512i)i, _mm512_loadu_ps(t + 16)); }
 INLINE vi pick32i(const int32_t *t, vi i) { return (vi)_mm512_permutex2var_epi32(_mm512_loadu_si512(t), (__m512i)i, _mm512_loadu_si512(t + 16)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vf look_up(const float *t, const uint8_t *p) { return gatherf(t, ldu8(p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x)); }
 INLINE uint32_t reduce_max(vi x) { return (uint32_t)_mm512_reduce_max_epi32((__m512i)x); } /* of patterns without sign */
@@ -171,10 +172,11 @@ INLINE vf pick16(const float *t, vi i) { /* i is below 16 */
     __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), (__m256i)i);
     return (vf)_mm256_blendv_ps(low, high, (__m256)(i << 28));
 }
-INLINE vf pick32(const float *t, vi i) { return gatherf(t, i & 31); }
-INLINE vi pick32i(const int32_t *t, vi i) { return gatheri(t, i & 31); }
 INLINE vf absf_least(vf x, float least) { return (vf)_mm256_max_ps((__m256)(asi(x) & 0x7fffffff), _mm256_set1_ps(least)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE vf look_up(const float *t, const uint8_t *p) { /* a gather takes two to three times as long on Zen 3 */
+    return (vf){t[p[0]], t[p[1]], t[p[2]], t[p[3]], t[p[4]], t[p[5]], t[p[6]], t[p[7]]};
+}
 INLINE vi ldu16(const uint16_t *p) { return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void stu16(uint16_t *p, vi x) { /* x holds 16-bit values */
     __m256i w = _mm256_packus_epi32((__m256i)x, (__m256i)x);
@@ -275,9 +277,9 @@ INLINE vu shr(vu x, int n) { return x >> n; }
 INLINE vf gatherf(const float *t, vi i) { return (vf){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
 INLINE vi gatheri(const int32_t *t, vi i) { return (vi){t[i[0]], t[i[1]], t[i[2]], t[i[3]]}; }
 INLINE vf pick16(const float *t, vi i) { return gatherf(t, i); }
-INLINE vf pick32(const float *t, vi i) { return gatherf(t, i); }
 INLINE vf absf_least(vf x, float least) { return maxf(asf(asi(x) & 0x7fffffff), setf(least)); }
 INLINE vi ldu8(const uint8_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
+INLINE vf look_up(const float *t, const uint8_t *p) { return gatherf(t, ldu8(p)); }
 INLINE vi ldu16(const uint16_t *p) { return (vi){p[0], p[1], p[2], p[3]}; }
 INLINE void stu16(uint16_t *p, vi x) { for (int i = 0; i < VL; i++) p[i] = (uint16_t)x[i]; }
 typedef struct bytes4 { uint8_t byte[4 * VL]; } bytes4;
