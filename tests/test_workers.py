@@ -280,7 +280,7 @@ def test_what_a_worker_cannot_do_is_said() -> None:
     ("differ", "error", "match"),
     [
         ("arguments", ValueError, r"workers \[2\] have another method, other arguments"),
-        ("weights", ValueError, r"workers \[2\] began with other weights"),
+        ("weights", ValueError, r"workers \[2\] have other common weights, or other dtypes, than worker 0"),
         ("nan", FloatingPointError, r"weights of workers \[2\] are not finite at meeting 1"),
         ("ends", WorkerLostError, "another worker ended"),
     ],

@@ -265,7 +265,7 @@ def test_a_vector_of_one_magnitude_is_sent_exactly() -> None:
         optimizer.step()
     assert torch.equal(optimizer.state_tensor(weight, "exp_avg"), signs)
     assert not any(bool(store.read("0").any()) for store in optimizer.left_out.values())
-    with pytest.raises(ValueError, match="one step at least"):
+    with pytest.raises(ValueError, match="number of warm-up steps, at least 1"):
         OneBitAdam([weight], freeze_step=0, group=Alone())
 
 

@@ -387,7 +387,7 @@ def test_every_method_trains_in_low_bits_and_resumes_with_the_same_bits(method: 
     def made(peers: Any) -> tuple[nn.Module, Any]:
         model = workers.build()
         inside = torch.optim.SGD(model.parameters(), lr=0.2)
-        low = {} if gossip else {"centre": "bf16", "state": "8bit"}
+        low = ({} if gossip else {"centre": "bf16"}) | ({"state": "8bit"} if method.method.outer else {})
         rate = {"lr": 0.05} if method in (FedAdam, FedAdagrad, FedYogi) else {}
         return model, method(inside, every=2, message="8bit", group=peers, **low, **rate, **workers.SMALL)
 

@@ -4,7 +4,7 @@ Each worker trains with its own optimizer and exchanges messages with the others
 wrapper around that optimizer; see ``docs/workers.md``.
 """
 
-from halfulp.workers.asynchronous import AsyncEASGD, AsyncLGRAWA, AsyncMGRAWA, Centre
+from halfulp.workers.asynchronous import AsyncEASGD, AsyncLGRAWA, AsyncMGRAWA
 from halfulp.workers.averaging import DPSGD, LocalSGD, VarianceCorrected
 from halfulp.workers.graphs import Graph, Matchings, RandomPairs, complete, ring
 from halfulp.workers.group import Alone, Peers, WorkerLostError, simulate
@@ -13,6 +13,7 @@ from halfulp.workers.method import Method, Seen
 from halfulp.workers.one_bit import OneBitAdam
 from halfulp.workers.outer import DiLoCo, FedAdagrad, FedAdam, FedAvg, FedYogi, SlowMo
 from halfulp.workers.pulling import ALDSGD, DPPF, EASGD, LGRAWA, MGRAWA
+from halfulp.workers.service import Centre
 from halfulp.workers.stall import MessageError, message_error, pull_stall
 from halfulp.workers.valley import inverse_mean_valley
 

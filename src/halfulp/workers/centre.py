@@ -40,14 +40,21 @@ class OuterStep:
             (name, torch.nn.Parameter(shard_like(param, local(param.detach()).float().clone())))
             for name, param in params.items()
         ]
-        for _, centre in centres:
+        self._centres = [centre for _, centre in centres]
+        for centre in self._centres:
             _empty(centre)
         self.optimizer = make(centres)
+        groups = getattr(self.optimizer, "param_groups", [])
+        if [id(p) for group in groups for p in group["params"]] != [id(p) for p in self._centres]:
+            raise ValueError(
+                "outer= is a function that builds a torch.optim.Optimizer over all of the parameters that it is given, "
+                f"in their order; it returned {self.optimizer!r}"[:400]
+            )
 
     @contextmanager
     def _held(self) -> Iterator[list[Tensor]]:
         """Yield the parameters, filled with the common weights."""
-        centres: list[Tensor] = self.optimizer.param_groups[0]["params"]
+        centres = self._centres
         for centre, name in zip(centres, self._names, strict=True):
             values = self._reference.read(name)
             if is_sharded(centre):
@@ -71,9 +78,9 @@ class OuterStep:
             The workers' learning rate, for an outer optimizer that needs it.
         """
         with self._held() as centres:
-            (group,) = self.optimizer.param_groups
-            if "fast_lr" in group:
-                group["fast_lr"] = lr
+            for group in self.optimizer.param_groups:
+                if "fast_lr" in group:
+                    group["fast_lr"] = lr
             for centre, name in zip(centres, self._names, strict=True):
                 centre.grad = shard_like(centre, -changes[name])
             self.optimizer.step()
@@ -86,7 +93,20 @@ class OuterStep:
             return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the result of :meth:`state_dict`."""
+        """Load the result of :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another optimizer.
+        """
+        saved, own = ([sorted(group) for group in groups] for groups in (
+            state_dict["param_groups"], self.optimizer.param_groups,
+        ))  # fmt: skip
+        if saved != own:
+            raise ValueError(
+                f"the checkpoint's outer optimizer has groups of {saved}, this one of {own}: build the same"
+            )
         with self._held():
             self.optimizer.load_state_dict(state_dict)
 

@@ -35,7 +35,7 @@ class Graph:
     Raises
     ------
     ValueError
-        If a pair does not consist of two different workers.
+        If there is no worker, or a pair does not consist of two different ones.
 
     Examples
     --------
@@ -50,9 +50,11 @@ class Graph:
     edges: frozenset[tuple[int, int]]
 
     def __init__(self, size: int, edges: Iterable[Sequence[int]]) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"size is a number of workers, at least 1; got {size!r}")
         pairs = [tuple(sorted(edge)) for edge in edges]
         for pair in pairs:
-            if len(pair) != 2 or pair[0] == pair[1] or not 0 <= pair[0] < pair[1] < size:
+            if len(pair) != 2 or not all(isinstance(x, int) for x in pair) or not 0 <= pair[0] < pair[1] < size:
                 raise ValueError(f"an edge joins two different workers of 0 to {size - 1}, got {pair}")
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "edges", frozenset(pairs))
@@ -213,7 +215,7 @@ class Matchings:
     Raises
     ------
     ValueError
-        If the graph is not connected or the budget is out of range.
+        If the graph is not connected, has one worker, or the budget is out of range.
 
     Examples
     --------
@@ -225,8 +227,11 @@ class Matchings:
     """
 
     def __init__(self, graph: Graph, budget: float = 0.5, seed: int = 0) -> None:
-        if not graph.connected:
-            raise ValueError(f"matchings are of a connected graph; workers of {sorted(graph.edges)} form several parts")
+        if not graph.connected or not graph.edges:
+            raise ValueError(
+                f"matchings are of a connected graph of two workers or more; got {graph.size} workers with the edges "
+                f"{sorted(graph.edges)}"
+            )
         if not 0.0 < budget <= 1.0:
             raise ValueError(f"the budget is a share of the matchings, in (0, 1]; got {budget}")
         self.size, self.seed = graph.size, seed
@@ -355,7 +360,7 @@ def as_graphs(given: Any, size: int) -> Graphs:
     Raises
     ------
     ValueError
-        If it is anything else, or has another number of workers.
+        If it is anything else, has another number of workers, or some workers never hear of the others.
 
     Examples
     --------
@@ -374,4 +379,9 @@ def as_graphs(given: Any, size: int) -> Graphs:
         raise ValueError(f"graph is one of {sorted(NAMED)}, a Graph, several that take turns; got {given!r}")
     if given.size != size:
         raise ValueError(f"the graph has {given.size} workers, the process group {size}")
+    if isinstance(given, Turns) and not Graph(size, [edge for graph in given.graphs for edge in graph.edges]).connected:
+        raise ValueError(
+            "the graphs leave the workers in separate parts, which never agree: join them by an edge; got "
+            f"{[sorted(graph.edges) for graph in given.graphs]}"
+        )
     return given

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Alone", "Peers", "Processes", "WorkerLostError", "as_peers", "simulate"]
+__all__ = ["Alone", "Peers", "Processes", "WorkerLostError", "as_peers", "check_timeout", "simulate"]
 
 T = TypeVar("T")
 
@@ -73,8 +73,16 @@ class Peers(Protocol):
 
 def as_peers(group: Any, timeout: float | None) -> Peers:
     """Return the workers for ``group=``: a process group of torch or ``None``, or :class:`Peers` unchanged."""
+    if timeout is not None:
+        check_timeout(timeout)
     peers: Peers = group if callable(getattr(group, "exchange", None)) else Processes(group, timeout)
     return peers
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raise ``ValueError`` unless a timeout is a positive number of seconds."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout is a number of seconds above 0; got {timeout!r}")
 
 
 class Alone:
@@ -107,6 +115,8 @@ class Processes:
     ------
     RuntimeError
         If ``torch.distributed`` has not been initialized.
+    TypeError
+        If the group is not a process group, or this process is not in it.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: float | None = None) -> None:
@@ -114,6 +124,10 @@ class Processes:
             raise RuntimeError(
                 "workers are the ranks of a process group: call torch.distributed.init_process_group() and start the "
                 "program with torchrun, or give group=; halfulp.workers.simulate runs workers as threads"
+            )
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                f"group= is a process group of torch.distributed that has this process, or Peers; got {group!r}"
             )
         self.group = dist.group.WORLD if group is None else group
         self.timeout = None if timeout is None else timedelta(seconds=timeout)
@@ -131,12 +145,12 @@ class Processes:
                     work.wait()
                 else:
                     work.wait(self.timeout)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             others = [peer for peer in numbers if peer != self.rank]
             raise WorkerLostError(
                 f"worker {self.rank}: exchange {self.exchanges} with workers {others} failed: one of them ended or "
-                "took longer than the time-out. Weights are those of the last step, no meeting was begun. Start all "
-                "workers again from their checkpoints of the last meeting"
+                "took longer than the time-out, or the process group was destroyed. Weights are those of the last "
+                "step, no meeting was begun. Start all workers again from their checkpoints of the last meeting"
             ) from error
         return received
 
@@ -167,15 +181,16 @@ class _Threads:
         """See :class:`Peers`."""
         table = self._tables[self._exchanges % 2]  # alternating, since some workers may still read the last one
         self._exchanges += 1
-        table[self.rank] = message
+        table[self.rank] = (self._exchanges, message)
         self._turn.release()
         try:
             self._barrier.wait()
-        except threading.BrokenBarrierError:
-            raise WorkerLostError(f"worker {self.rank}: another worker ended, or was too slow") from None
+        except threading.BrokenBarrierError:  # maybe only after every message had come
+            if any(found is None or found[0] != self._exchanges for found in table):
+                raise WorkerLostError(f"worker {self.rank}: another worker ended, or was too slow") from None
         finally:
             self._turn.acquire()
-        return [table[peer] for peer in (range(self.size) if circle is None else circle)]
+        return [table[peer][1] for peer in (range(self.size) if circle is None else circle)]
 
 
 def simulate(workers: int, function: Callable[[Peers], T], timeout: float = 60.0) -> list[T]:
@@ -199,6 +214,8 @@ def simulate(workers: int, function: Callable[[Peers], T], timeout: float = 60.0
 
     Raises
     ------
+    ValueError
+        If there are no workers.
     Exception
         The first error of a worker. The other workers get a :class:`WorkerLostError`.
 
@@ -210,6 +227,8 @@ def simulate(workers: int, function: Callable[[Peers], T], timeout: float = 60.0
     >>> simulate(3, work)
     [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
     """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers is a number of workers, at least 1; got {workers!r}")
     barrier, turn = threading.Barrier(workers, timeout=timeout), threading.Lock()
     tables: list[list[Any]] = [[None] * workers, [None] * workers]
     results: list[Any] = [None] * workers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import sys
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from halfulp.averaging.store import AverageStore
-from halfulp.engine.loading import count
-from halfulp.engine.sharding import agree, is_sharded, local, local_part, shard_like
+from halfulp.engine.loading import count, reading
+from halfulp.engine.sharding import agree, local, local_part, shard_like
 from halfulp.engine.storage import StorageOptions
-from halfulp.rules.base import total
-from halfulp.training.wrapper import Wrapper
+from halfulp.workers.agreement import FIXED, agree_on, checked, digest, settings
 from halfulp.workers.centre import OuterStep
 from halfulp.workers.described import described
 from halfulp.workers.graphs import Graphs, as_graphs
 from halfulp.workers.group import as_peers
 from halfulp.workers.message import Layout, MessageOptions
-from halfulp.workers.method import FIXED, Method, Seen, checked
+from halfulp.workers.method import Method
+from halfulp.workers.mixing import distance, grad_norms, mixed
 from halfulp.workers.pull import Pull, aliases, go, place
+from halfulp.workers.worker import Worker
 
 __all__ = ["Meeting", "meeting"]
 
@@ -33,7 +34,7 @@ COUNTED = ("steps", "meetings", "sent_bytes", "period", "last")
 _STORAGE = tuple(field.name for field in fields(StorageOptions))
 
 
-class Meeting(Wrapper):
+class Meeting(Worker):
     """Base class of an optimizer around another one, whose worker meets others at regular intervals.
 
     Parameters
@@ -50,9 +51,9 @@ class Meeting(Wrapper):
         Format of the tensors sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library. If all
         workers meet, formats of at most 8 bits encode the differences to the last common weights.
     centre
-        Format of the common weights of all workers, if the method keeps them.
+        Format of the common weights of all workers, if the method keeps them. Default: ``"fp32"``.
     state
-        Format of the states of the outer optimizer, if the method has one.
+        Format of the states of the outer optimizer, if the method has one. Default: ``"fp32"``.
     rounding
         Rounding of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
     seed
@@ -86,8 +87,8 @@ class Meeting(Wrapper):
         every: int | Callable[[int], bool] | None = None,
         graph: Any = None,
         message: Any = "fp32",
-        centre: Any = "fp32",
-        state: Any = "fp32",
+        centre: Any = None,
+        state: Any = None,
         rounding: str = "stochastic",
         seed: int = 0,
         group: Any = None,
@@ -97,23 +98,24 @@ class Meeting(Wrapper):
         super().__init__(optimizer)
         method = self.method
         storage = {k: more.pop(k) for k in _STORAGE if k in more}
-        self.hyper = method.hyper(*arguments, **more)
-        self.hyper.check()
-        self.every = _schedule(method.every if every is None else every)
+        self.hyper = _hyper(method, arguments, more)
+        every = method.every if every is None else every
+        self.every = _schedule(every)
         self.rounding, self.seed = rounding, seed
-        self.steps = self.meetings = self.sent_bytes = self._last = 0
+        self.meetings = self._last = 0
         self.period = method.every
         """Steps between the last two meetings."""
         self.distance: float | None = None
         """Euclidean distance of this worker from the target of the last meeting, before the pull."""
         self.met = False
         """Whether a meeting followed the last step, which makes it a good moment for a checkpoint."""
-        self.loss, self.samples = float("nan"), 0.0
+        self.loss: float | None = None
+        self.samples: float | None = None
         self._peers = as_peers(group, timeout)
         if graph is not None and not method.gossip:
             raise ValueError(f"{method.title} has all workers meet: leave graph= out")
         self.graphs: Graphs = as_graphs(method.graph if graph is None else graph, self._peers.size)
-        params = self._params = self.trained
+        params = self._params
         self.norms = torch.zeros(len(params), dtype=torch.float64, device="cpu")
         """Average of the gradient norms, if the method sends one."""
         options, kept = StorageOptions(**{"scale": "fp32", **storage}), StorageOptions(**storage)
@@ -125,21 +127,31 @@ class Meeting(Wrapper):
         """Common weights of all workers."""
         if method.centre or method.between(self.hyper) > 0 or (low and not method.gossip):
             self.reference = AverageStore(
-                params, state=centre, rounding=rounding, seed=seed, storage=kept, label="centre"
+                params, state=centre or "fp32", rounding=rounding, seed=seed, storage=kept, label="centre"
             )
+        elif centre is not None:
+            raise ValueError(f"{method.title} keeps no common weights with these messages: leave centre= out")
         self.pull: Optimizer = Pull(aliases(params), param_rounding=rounding, seed=seed)
         """Optimizer whose steps pull the weights. A :class:`halfulp.StallMonitor` on it counts stalled pulls."""
         self._outer: OuterStep | None = None
         if (outer := method.outer) is not None:
             assert self.reference is not None
-            states = {"state": state, "rounding": rounding, "seed": seed, **vars(kept)}
+            states = {"state": state or "fp32", "rounding": rounding, "seed": seed, **vars(kept)}
             self._outer = OuterStep(lambda named: outer(named, self.hyper, states), params, self.reference)
-        self._agree()
+        elif state is not None:
+            raise ValueError(f"{method.title} has no outer optimizer: leave state= out")
+        values = {f.name: getattr(self.hyper, f.name) for f in fields(self.hyper)} | {
+            "every": every, "seed": seed, "rounding": rounding, "bytes": self.layout.bytes, "sent": self.layout.spec,
+            "stored": "" if self.reference is None else self.reference.quantizer.spec,
+            "dtypes": [str(param.dtype) for param in params.values()],
+        }  # fmt: skip
+        text = settings(values, self.graphs if method.gossip else None, self.outer)
+        agree_on(f"{method.title} {text}", self._peers, self.layout.device)
 
     # ---------------------------------------------------------------- steps
 
     def report(self, loss: Any = None, samples: float | None = None) -> None:
-        """Report this worker's loss and sample count for its next meeting.
+        """Report this worker's loss and sample count for its next meeting. Each meeting needs a new report.
 
         Parameters
         ----------
@@ -147,10 +159,17 @@ class Meeting(Wrapper):
             The training loss: a number or a one-element tensor. The result of ``step(closure)`` is used automatically.
         samples
             Number of samples since the last meeting. They are the weights in FedAvg and related methods.
+
+        Raises
+        ------
+        ValueError
+            If `samples` is negative or not finite.
         """
         if loss is not None:
             self.loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
         if samples is not None:
+            if not 0.0 <= float(samples) < math.inf:
+                raise ValueError(f"samples is a number of samples since the last meeting, got {samples}")
             self.samples = float(samples)
 
     @torch.no_grad()
@@ -185,7 +204,10 @@ class Meeting(Wrapper):
             If a worker does not take part. Nothing is changed then.
         FloatingPointError
             On every worker, if the weights of one are not finite. Nothing is changed then.
+        ValueError
+            If the workers do not fit together, or other parameters are trained than at the start.
         """
+        self._follow()
         number, method, peers = self.meetings + 1, self.method, self._peers
         circle = self.graphs.graph(number).circle(peers.rank) if method.gossip else tuple(range(peers.size))
         own = self._own()
@@ -194,13 +216,13 @@ class Meeting(Wrapper):
         received = peers.exchange(message, circle if method.gossip else None)
         table = torch.stack([self.layout.figures(each) for each in received]).cpu()
         seen = checked(table, method, peers.rank, circle, number, self.graphs, self.seed)
-        mixed = self._mixed(own, received, seen)
-        distance = self._distance(own, mixed)
+        targets = mixed(method, self.hyper, self._params, own, received, self.layout, self.reference, seen)
+        away = distance(self._params, own, targets)
         self.meetings, self.norms = number, norms
         self.sent_bytes += self.layout.bytes * (len(circle) - 1)
         self.period, self._last = max(1, self.steps - self._last), self.steps
-        self.distance, self.samples = distance, 0.0
-        self._move(mixed, method.pull(self.hyper, distance, peers.size))
+        self.distance, self.loss, self.samples = away, None, None
+        self._move(targets, method.pull(self.hyper, away, peers.size))
 
     @property
     def takes_part(self) -> bool:
@@ -218,81 +240,23 @@ class Meeting(Wrapper):
     def _figures(self, own: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
         """Return the averaged gradient norms, and all numbers of a message."""
         decay = self.method.smooth(self.hyper)
-        norms = self.norms * decay + self._grad_norms() * (1 - decay)
+        norms = self.norms
+        if "grad_norms" in self.method.needs:
+            norms = norms * decay + grad_norms(self.method.title, self._params) * (1 - decay)
         finite = all(bool(torch.isfinite(x).all()) for x in own.values())
         finite = not agree(not finite, list(self._params.values()))
-        digest = 0 if number > 1 or self.reference is None else self._digest()
-        fixed = [digest, number, finite, self.loss, self.samples or max(1, self.steps - self._last)]
+        loss = math.nan if self.loss is None else self.loss
+        samples = max(1, self.steps - self._last) if self.samples is None else self.samples
+        fixed = [digest(self._params, self.reference), number, finite, loss, samples]
         return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64, device="cpu"), norms / (1 - decay**number)])
 
-    def _grad_norms(self) -> Tensor:
-        """Return the norm of each gradient of the last step, or zeros if the method does not need them."""
-        found = torch.zeros_like(self.norms)
-        if "grad_norms" not in self.method.needs:
-            return found
-        for at, (name, param) in enumerate(self._params.items()):
-            grad = None if param.grad is None else local(param.grad).float()
-            found[at] = self._whole(name, 0.0 if grad is None else float(total(grad, grad))) ** 0.5
-        if not bool(found.any()):
-            raise ValueError(
-                f"{self.method.title} weighs workers by their gradients, and there are none after the step: call "
-                "zero_grad() before the backward pass, not within the step"
-            )
-        return found
-
-    def _digest(self) -> int:
-        """Return a checksum of the common weights, which must be equal on all workers."""
-        crc = 0
-        assert self.reference is not None
-        for name in self._params:
-            crc = zlib.crc32(self.reference.read(name).cpu().numpy().tobytes(), crc)
-        return crc
-
-    def _mixed(self, own: Mapping[str, Tensor], received: list[Tensor], seen: Seen) -> dict[str, Tensor]:
-        """Return the weighted sum of the messages, in the order of the workers, with the same bits on all of them."""
-        rows = self.method.mix(self.hyper, seen)
-        rows = rows if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(own))
-        found = {}
-        for at, (name, mine) in enumerate(own.items()):
-            sent = [self.layout.decode(message, name) for message in received]
-            mixed = torch.zeros_like(mine)
-            for part, share in zip(sent, rows[:, at].tolist(), strict=True):
-                if share:
-                    mixed = mixed + part * share
-            if self.method.gossip:  # add back what rounding dropped from the message, to preserve the mean over workers
-                mixed = mixed + (mine - sent[seen.circle.index(seen.rank)])
-            if self.method.finish is not None:
-                base = torch.zeros_like(mine) if self.reference is None else self.reference.read(name)
-                parts, whole = [base + part for part in sent], partial(self._whole, name)
-                mixed = self.method.finish(self.hyper, base + mixed, parts, whole) - base
-            found[name] = mixed
-        return found
-
-    def _distance(self, own: Mapping[str, Tensor], mixed: Mapping[str, Tensor]) -> float:
-        """Return the Euclidean distance of the whole model from the target."""
-        away = ((name, x - mixed[name]) for name, x in own.items())
-        return sum(self._whole(name, float(total(x, x))) for name, x in away) ** 0.5
-
-    def _whole(self, name: str, value: float) -> float:
-        """Return the sum over the ranks that hold parts of a parameter."""
-        param: Any = self._params[name]
-        if not is_sharded(param):
-            return value
-        sums = torch.tensor([value], dtype=torch.float64, device=param.device_mesh.device_type)
-        for axis, placement in enumerate(param.placements):
-            if placement.is_shard():
-                torch.distributed.all_reduce(sums, group=param.device_mesh.get_group(axis))
-        return float(sums)
-
-    def _move(self, mixed: dict[str, Tensor], share: float) -> None:
-        """Move weights and centre. What was mixed are weights, or changes to the common weights if there are some."""
+    def _move(self, targets: dict[str, Tensor], share: float) -> None:
+        """Move weights and centre. Targets are weights, or changes to the common weights if there are some."""
         reference, params = self.reference, self._params
-        if reference is None:
-            targets = mixed
-        elif self._outer is not None:  # its gradient is not taken from rounded targets, which lose small changes
-            targets = self._outer.step(mixed, float(self.param_groups[0]["lr"]))
-        else:
-            targets = {name: reference.read(name) + change for name, change in mixed.items()}
+        if self._outer is not None:  # its gradient is not taken from rounded weights, which lose small changes
+            targets = self._outer.step(targets, float(self.param_groups[0]["lr"]))
+        elif reference is not None:
+            targets = {name: reference.read(name) + change for name, change in targets.items()}
         whole = {name: shard_like(params[name], target) for name, target in targets.items()}
         if self.method.centre == "average":
             assert reference is not None
@@ -310,20 +274,7 @@ class Meeting(Wrapper):
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(f"{type(self).__name__} is tied to its workers and cannot be copied: save its state_dict()")
 
-    # ---------------------------------------------------------------- agreement and checkpoints
-
-    def _agree(self) -> None:
-        """Raise ``ValueError`` unless all workers have the same configuration."""
-        hyper = {f.name: str(v) for f in fields(self.hyper) if not callable(v := getattr(self.hyper, f.name))}
-        text = f"{self.method.title} {hyper} {self.layout.spec} {self.layout.bytes} {self.seed} {self.rounding}"
-        own = torch.tensor([zlib.crc32(text.encode())], dtype=torch.int64, device=self.layout.device).view(torch.uint8)
-        others = [int(x.view(torch.int64)) for x in self._peers.exchange(own, None)]
-        wrong = [worker for worker, x in enumerate(others) if x != others[0]]
-        if wrong:
-            raise ValueError(
-                f"workers {wrong} have another method, other arguments, or parameters of other names and shapes than "
-                f"worker 0; here, of worker {self._peers.rank}: {text[:400]}"
-            )
+    # ---------------------------------------------------------------- checkpoints
 
     def own_state(self) -> dict[str, Any]:
         """Return this worker's own state, without that of the inner optimizer."""
@@ -350,23 +301,45 @@ class Meeting(Wrapper):
                 raise ValueError(
                     f"workers: the checkpoint has {name} {saved[name]!r}, here it is {own[name]!r}: {hint}"
                 )
-        if saved["norms"].shape != self.norms.shape:
-            raise ValueError(f"workers: the checkpoint is of {len(saved['norms'])} tensors, here are {len(self.norms)}")
         counts = [count("workers", name, saved[name]) for name in COUNTED]
-        entries = {} if self.reference is None else self.reference.validate(saved["reference"])
-        return counts, entries, saved
+        with reading("the workers' part of the checkpoint"):
+            norms, entries = saved["norms"].double().clone(), {}
+            if norms.shape != self.norms.shape:
+                raise ValueError(f"workers: the checkpoint is of {len(norms)} tensors, here are {len(self.norms)}")
+            if self.reference is not None:
+                entries = self.reference.validate(saved["reference"])
+            for part, state in ((self._outer, saved["outer"]), (self.pull, saved["pull"])):
+                if part is not None and state:
+                    before = part.state_dict()
+                    part.load_state_dict(state)
+                    self._undo.append(partial(part.load_state_dict, before))
+        return counts, norms, entries, not saved["pull"]
 
     def take_own(self, checked: Any) -> None:
         """See :class:`~halfulp.training.wrapper.Wrapper`."""
-        (self.steps, self.meetings, self.sent_bytes, self.period, self._last), entries, saved = checked
-        self.norms = saved["norms"].double().clone()
-        self.pull.state.clear()
-        if saved["pull"]:
-            self.pull.load_state_dict(saved["pull"])
+        (self.steps, self.meetings, self.sent_bytes, self.period, self._last), self.norms, entries, new = checked
+        if new:
+            self.pull.state.clear()
         if self.reference is not None:
             self.reference.load(entries)
-        if self._outer is not None:
-            self._outer.load_state_dict(saved["outer"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the result of :meth:`state_dict` on the same worker.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to another worker, method or optimizer. Nothing is changed then.
+        """
+        self._undo: list[Callable[[], None]] = []
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            for undo in self._undo:
+                undo()
+            raise
+        finally:
+            self._undo = []
 
 
 def meeting(method: Method) -> type[Meeting]:
@@ -396,6 +369,20 @@ def meeting(method: Method) -> type[Meeting]:
     made = type(method.title, (Meeting,), body)
     described(made, Meeting)
     return made
+
+
+def _hyper(method: Method, arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    names = [field.name for field in fields(method.hyper)]
+    unknown = sorted(set(more) - set(names))
+    if unknown or len(arguments) > len(names):
+        given = unknown or f"{len(arguments)} arguments by position"
+        raise TypeError(
+            f"{method.title} does not take {given}: its own arguments are {names}, besides those of every method and "
+            f"{sorted(_STORAGE)}"
+        )
+    hyper = method.hyper(*arguments, **more)
+    hyper.check()
+    return hyper
 
 
 def _schedule(every: int | Callable[[int], bool]) -> Callable[[int], bool]:

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.hyper import HyperBase
-from halfulp.workers.graphs import Graph, Graphs
+from halfulp.workers.graphs import Graph
 
-__all__ = ["FIXED", "Method", "NoHyper", "Seen", "checked", "mean"]
-
-FIXED = ("digest", "meeting", "finite", "loss", "samples")
-"""Numbers at the start of a message. The gradient norms follow."""
+__all__ = ["Method", "NoHyper", "Seen", "mean", "some_norms"]
 
 
 @dataclass(frozen=True)
@@ -159,44 +156,11 @@ class Method:
     example: str = ""
 
 
-def checked(
-    figures: Tensor, method: Method, rank: int, circle: tuple[int, ...], number: int, graphs: Graphs, seed: int
-) -> Seen:
-    """Return what a worker sees at meeting `number`.
-
-    Parameters
-    ----------
-    figures
-        The numbers at the start of each worker's message, in the order of the circle.
-    method
-        The method.
-    rank, circle, number, graphs, seed
-        See :class:`Seen`.
-
-    Raises
-    ------
-    ValueError
-        If workers are at different meetings or began with different weights, or a report that is needed is missing.
-    FloatingPointError
-        If the weights of a worker are not finite.
-    """
-    column = dict(zip(FIXED, figures[:, : len(FIXED)].T, strict=True))
-    for name, what in (("meeting", "are at another meeting"), ("digest", "began with other weights")):
-        other = [w for w, x in zip(circle, column[name].tolist(), strict=True) if x != column[name][0]]
-        if other:
-            raise ValueError(
-                f"workers {other} {what} than worker {circle[0]}: start all from the same weights (the same seed, "
-                "or a checkpoint), and load checkpoints of the same meeting on every worker"
-            )
-    wrong = [w for w, fine in zip(circle, column["finite"].tolist(), strict=True) if not fine]
-    if wrong:
-        raise FloatingPointError(
-            f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"
-        )
-    if "loss" in method.needs and bool(column["loss"].isnan().any()):
+def some_norms(title: str, norms: list[float]) -> list[float]:
+    """Return gradient norms, or raise ``ValueError`` if there are no gradients."""
+    if not any(norms):
         raise ValueError(
-            f"{method.title} follows the worker of least loss: pass the closure to step(), or call "
-            "optimizer.report(loss=loss) before each step"
+            f"{title} weighs workers by their gradients, and there are none after the step: call zero_grad() before "
+            "the backward pass, not within the step"
         )
-    norms, graph, share = figures[:, len(FIXED) :], graphs.graph(number), graphs.share(number)
-    return Seen(rank, circle, number, column["loss"], column["samples"], norms, graph, share, seed)
+    return norms

@@ -16,6 +16,7 @@ from halfulp.optim.base import optimizer
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
+from halfulp.workers.agreement import agree_on, settings
 from halfulp.workers.group import as_peers
 from halfulp.workers.message import Layout, MessageOptions
 
@@ -78,8 +79,8 @@ class OneBitHyper(HyperBase):
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperBase`."""
         super().check()
-        if self.freeze_step < 1:
-            raise ValueError(f"the warm-up has one step at least, got freeze_step={self.freeze_step}")
+        if not isinstance(self.freeze_step, int) or self.freeze_step < 1:
+            raise ValueError(f"freeze_step is a number of warm-up steps, at least 1; got {self.freeze_step}")
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
@@ -170,6 +171,7 @@ class OneBitAdam(OneBitStep):
         """Compression errors of this worker's messages and of the compressed mean."""
         parts = {name: local_part(p) for name, p in self._named.items()}
         self._full = Layout(parts, 0, MessageOptions("fp32"))
+        self._agreed = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -179,8 +181,18 @@ class OneBitAdam(OneBitStep):
         ----------
         closure
             Function that re-evaluates the model and returns the loss, which is returned.
+
+        Raises
+        ------
+        ValueError
+            On every worker, if one has other parameters, settings or steps. Nothing is changed then.
+        FloatingPointError
+            On every worker, if the gradients of one are not finite. Nothing is changed then.
+        WorkerLostError
+            If a worker does not take part.
         """
         loss = evaluated(closure)
+        self._check()
         frozen = self.steps >= self.param_groups[0]["freeze_step"]
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self._named.items()}
         own = {name: grad.float() for name, grad in grads.items()}
@@ -194,16 +206,37 @@ class OneBitAdam(OneBitStep):
         self.steps += 1
         return loss
 
+    def _check(self) -> None:
+        """Check the parameters, and before the first step that all workers fit together."""
+        trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if [id(p) for p in trained] != [id(p) for p in self._named.values()]:
+            raise ValueError(
+                "1-bit Adam steps the parameters that it was built with; some were added, removed, replaced, frozen or "
+                "unfrozen since: build another one"
+            )
+        if not self._agreed:
+            values = {"steps": self.steps, "sent": self._full.spec, "errors": self.left_out["own"].quantizer.spec}
+            agree_on(f"{type(self).__name__} {settings(values, None, self)}", self._peers, self._full.device)
+            self._agreed = True
+
+    def _finite(self, sent: list[list[Tensor]]) -> None:
+        """Raise ``FloatingPointError`` unless all that each worker sent is finite."""
+        wrong = [w for w, values in enumerate(sent) if not all(bool(torch.isfinite(x).all()) for x in values)]
+        if wrong:
+            raise FloatingPointError(
+                f"gradients of workers {wrong} are not finite at step {self.steps + 1}; nothing was changed"
+            )
+
     def _mean(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
         message = self._full.encode(own, torch.zeros(0, device="cpu"), self._peers.rank, self.steps)
         received = self._peers.exchange(message, None)
         self.sent_bytes += len(message) * (len(received) - 1)
-        found = {}
-        for name in own:
-            mixed = torch.zeros_like(own[name])
-            for other in received:
-                mixed = mixed + self._full.decode(other, name) * (1.0 / len(received))
-            found[name] = mixed
+        decoded = [{name: self._full.decode(other, name) for name in own} for other in received]
+        self._finite([list(values.values()) for values in decoded])
+        found = {name: torch.zeros_like(x) for name, x in own.items()}
+        for values in decoded:
+            for name, x in values.items():
+                found[name] = found[name] + x * (1.0 / len(decoded))
         return found
 
     def _signs(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -219,16 +252,18 @@ class OneBitAdam(OneBitStep):
             packed += [scale.reshape(1).view(torch.uint8), signs]
         received = self._peers.exchange(torch.cat(packed), None)
         self.sent_bytes += len(received[0]) * (len(received) - 1)
-        self.left_out["own"].write(left, self.steps)
-        found, at = {}, 0
+        scales, signs_at, at = {}, {}, 0
         for name, grad in own.items():
-            size = (grad.numel() + 7) // 8
+            scales[name] = torch.cat([other[at : at + 4].clone().view(torch.float32) for other in received])
+            signs_at[name] = slice(at + 4, at + 4 + (grad.numel() + 7) // 8)
+            at = signs_at[name].stop
+        self._finite([[scale[worker] for scale in scales.values()] for worker in range(len(received))])
+        self.left_out["own"].write(left, self.steps)
+        found = {}
+        for name, grad in own.items():
             mixed = self.left_out["mean"].read(name)
-            for other in received:
-                scale = other[at : at + 4].clone().view(torch.float32)
-                signs = unpack_signs(other[at + 4 : at + 4 + size], grad.shape)
-                mixed = mixed + signs * scale * (1.0 / len(received))
-            at += 4 + size
+            for other, scale in zip(received, scales[name], strict=True):
+                mixed = mixed + unpack_signs(other[signs_at[name]], grad.shape) * scale * (1.0 / len(received))
             found[name] = unpack_signs(pack_signs(mixed), mixed.shape) * _scale(mixed)
             left[name] = mixed - found[name]
         self.left_out["mean"].write(left, self.steps)
@@ -255,4 +290,4 @@ class OneBitAdam(OneBitStep):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "one_bit"})
         for what, store in self.left_out.items():
             store.load(checked[what])
-        self.steps = saved["steps"]
+        self.steps, self._agreed = saved["steps"], False

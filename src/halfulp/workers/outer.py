@@ -180,6 +180,12 @@ class FedHyper(FedAvgHyper):
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
 
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if not self.tau > 0.0:
+            raise ValueError(f"tau is above 0, since the second moment may be 0; got {self.tau}")
+
 
 @dataclass(frozen=True)
 class ServerHyper(HyperBase):

@@ -102,6 +102,12 @@ class GRAWAHyper(HyperBase):
 
     below_one: ClassVar[tuple[str, ...]] = ("decay",)
 
+    def check(self) -> None:
+        """See :class:`~halfulp.rules.hyper.HyperBase`."""
+        super().check()
+        if not 0.0 < self.pull <= 1.0 or not self.between <= 1.0:
+            raise ValueError(f"pull and between are shares of the distance, at most 1, and pull is not 0; got {self}")
+
 
 def _by_model(hyper: GRAWAHyper, seen: Seen) -> Tensor:
     return inverse_shares(seen.grad_norms.sum(dim=1))

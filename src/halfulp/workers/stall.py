@@ -113,6 +113,8 @@ def message_error(
     >>> eight.error < 0.02 < four.error
     True
     """
+    if workers < 1:
+        raise ValueError(f"workers is a number of senders, at least 1; got {workers}")
     options = StorageOptions(**{"scale": "fp32", "min_size": 0, **storage})
     generator, shape = torch.Generator().manual_seed(0), (128, 512)
     layout = Layout({"x": Part(torch.zeros(shape, device="cpu"))}, 0, MessageOptions(message, rounding, 0, options))

@@ -89,6 +89,8 @@ def inverse_mean_valley(
     """
     if len(workers) < 2:
         raise ValueError(f"a valley needs at least two workers, got {len(workers)}")
+    if not all(worker.keys() == workers[0].keys() for worker in workers):
+        raise ValueError(f"workers have weights of the same names; got {[sorted(worker)[:8] for worker in workers]}")
     centre = {name: torch.stack([w[name].float() for w in workers]).mean(dim=0) for name in workers[0]}
     distances = [ray_to_boundary(loss, centre, worker, kappa, furthest) for worker in workers]
     return len(distances) / sum(distances)

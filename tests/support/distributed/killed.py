@@ -79,7 +79,7 @@ def serve(out: Path, port: int) -> None:
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     centre = Centre(dict(model.named_parameters()), store, message="8bit", **workers.SMALL)
     done = out / "done"
-    centre.serve(idle=60, until=done.exists)
+    centre.serve(idle=60, until=done.exists, workers=3)
     found = {name: centre.values.read(name) for name in centre.values}
     torch.save({"weights": found, "version": centre.version}, out / "centre.pt")
     (out / "saved").touch()

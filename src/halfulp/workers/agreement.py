@@ -1,0 +1,124 @@
+"""What workers check of each other, so that none of them goes on with other settings or other common weights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from halfulp.averaging.store import AverageStore
+from halfulp.workers.graphs import Graphs
+from halfulp.workers.group import Peers
+from halfulp.workers.method import Method, Seen
+
+__all__ = ["FIXED", "agree_on", "checked", "digest", "settings"]
+
+FIXED = ("digest", "meeting", "finite", "loss", "samples")
+"""Numbers at the start of a message. The gradient norms follow."""
+MEETINGS = 8
+"""Number of meetings whose graphs are compared at the start."""
+
+
+def agree_on(text: str, peers: Peers, device: torch.device) -> None:
+    """Raise ``ValueError`` on every worker unless the text is the same on all of them."""
+    own = torch.tensor([zlib.crc32(text.encode())], dtype=torch.int64, device=device).view(torch.uint8)
+    others = [int(x.view(torch.int64)) for x in peers.exchange(own, None)]
+    wrong = [worker for worker, x in enumerate(others) if x != others[0]]
+    if wrong:
+        raise ValueError(
+            f"workers {wrong} have another method, other arguments, or parameters of other names, shapes and dtypes "
+            f"than worker 0; here, of worker {peers.rank}: {text[:800]}"
+        )
+
+
+def settings(values: Mapping[str, Any], graphs: Graphs | None, outer: Optimizer | None) -> str:
+    """Return settings as text. Functions, which cannot be compared, are left out.
+
+    Parameters
+    ----------
+    values
+        Settings by name.
+    graphs
+        The graphs, for methods that need them.
+    outer
+        The outer optimizer, for methods that have one.
+    """
+    parts = [f"{name}={value}" for name, value in values.items() if not callable(value)]
+    if outer is not None:
+        plain = (int, float, str, tuple, type(None))
+        groups = [{k: v for k, v in group.items() if isinstance(v, plain)} for group in outer.param_groups]
+        parts.append(f"outer={type(outer).__name__}{groups}")
+    if graphs is not None:
+        turns = [(sorted(graphs.graph(n).edges), graphs.share(n)) for n in range(1, MEETINGS + 1)]
+        parts.append(f"graphs={turns}")
+    return " ".join(parts)
+
+
+def digest(params: Mapping[str, Tensor], common: AverageStore | None) -> int:
+    """Return a checksum of the dtypes and of the common weights. It is exact in float64.
+
+    Parameters
+    ----------
+    params
+        The parameters by name.
+    common
+        The common weights, which must have the same bits on all workers.
+    """
+    found = zlib.crc32(" ".join(str(param.dtype) for param in params.values()).encode())
+    if common is not None:
+        sums = [common.read(name).contiguous().view(torch.int32).sum() for name in params]
+        for value in torch.stack(sums).tolist():
+            found = (31 * found + value) % 2**52
+    return found
+
+
+def checked(
+    figures: Tensor, method: Method, rank: int, circle: tuple[int, ...], number: int, graphs: Graphs, seed: int
+) -> Seen:
+    """Return what a worker sees at meeting `number`.
+
+    Parameters
+    ----------
+    figures
+        The numbers at the start of each worker's message, in the order of the circle.
+    method
+        The method.
+    rank, circle, number, graphs, seed
+        See :class:`Seen`.
+
+    Raises
+    ------
+    ValueError
+        If workers are at different meetings or have different common weights, or a report that is needed is missing.
+    FloatingPointError
+        If the weights of a worker are not finite.
+    """
+    column = dict(zip(FIXED, figures[:, : len(FIXED)].T, strict=True))
+
+    def those(wrong: Tensor) -> list[int]:
+        return [worker for worker, found in zip(circle, wrong.tolist(), strict=True) if found]
+
+    for name, what, hint in (
+        ("meeting", "are at another meeting", "load checkpoints of the same meeting on every worker"),
+        (
+            "digest", "have other common weights, or other dtypes,",
+            "start all from the same weights (the same seed, or a checkpoint), with the same outer optimizer",
+        ),
+    ):  # fmt: skip
+        if other := those(column[name] != column[name][0]):
+            raise ValueError(f"meeting {number}: workers {other} {what} than worker {circle[0]}: {hint}")
+    if wrong := those(column["finite"] == 0):
+        raise FloatingPointError(
+            f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"
+        )
+    if "loss" in method.needs and (wrong := those(column["loss"].isnan())):
+        raise ValueError(
+            f"{method.title} follows the worker of least loss, and workers {wrong} reported none since the last "
+            "meeting, or NaN: pass the closure to step(), or call optimizer.report(loss=loss) before each step"
+        )
+    norms, graph, share = figures[:, len(FIXED) :], graphs.graph(number), graphs.share(number)
+    return Seen(rank, circle, number, column["loss"], column["samples"], norms, graph, share, seed)
