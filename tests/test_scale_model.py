@@ -25,7 +25,8 @@ from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
-from halfulp.theory.similitude import scale_model
+from halfulp.theory.predict import stall_curve
+from halfulp.theory.similitude import free_float, scale_model
 from support.decoder import decoder_loss
 
 TINY = ScaleConfig(
@@ -56,11 +57,44 @@ def test_a_model_stalls_as_its_original(fmt: str, factor: int, rounding: str) ->
         ("fp8", {"factor": 16}, "fraction bits"),
         ("bf16", {"factor": 16}, "no window"),
         ("bf16", {"steps": 4}, "no model"),
+        ("bf16", {"steps": 7}, "no model that is 8 times shorter"),
+        ("bf16", {"factor": 0}, "power of two, got 0"),
+        ("bf16", {"factor": -8}, "power of two, got -8"),
+        ("bf16", {"betas": (0.875, 0.999)}, "no window"),
+        ("bf16", {"betas": (0.9, 0.875)}, "no window"),
+        ("bf16", {"betas": (0.9, 1.0)}, "no window"),
+        ("bf16", {"betas": (0.0, 0.999), "factor": 1}, "no window"),
+        ("fp4", {"factor": 4}, "go to a factor of 2, got 4"),
     ],
 )
-def test_what_has_no_model_is_refused(fmt: str, options: dict[str, int], words: str) -> None:
+def test_what_has_no_model_is_refused(fmt: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         scale_model(fmt, **options)
+
+
+def test_the_smallest_and_largest_models() -> None:
+    smallest = scale_model("bf16", steps=8, betas=(0.876, 0.999))
+    assert (smallest.model_steps, smallest.model_betas) == (1, (0.008, 0.992))
+    assert [fmt.mantissa_bits for fmt in scale_model("fp4", factor=2).formats] == [0, 1]
+    same = scale_model("fp8", factor=1)
+    assert (same.model_steps, same.model_betas) == (same.steps, same.betas)
+    assert [fmt.mantissa_bits for fmt in same.formats] == [same.first.mantissa_bits, same.second.mantissa_bits]
+    assert [smallest.period(steps) for steps in (None, 1, 3, 12, 13, 1000)] == [None, 1, 1, 2, 2, 125]
+    for bits in (-1, 8):
+        with pytest.raises(ValueError, match=f"0 to 7 fraction bits, got {bits}"):
+            free_float(bits)
+
+
+def test_shares_of_a_run_are_those_of_its_curve() -> None:
+    model = scale_model("fp8", factor=4, steps=400, betas=(0.9, 0.99))
+    for rounding in ("nearest", "stochastic"):
+        shares, *curves = model.stalled(rounding, points=4)
+        assert shares.tolist() == [0.25, 0.5, 0.75, 1.0]
+        for bits, beta, steps, found in ((3, 0.99, 400, curves[0]), (1, 0.96, 100, curves[1])):
+            curve = stall_curve(free_float(bits), beta=beta, rounding=rounding, steps=steps)
+            assert found.tolist() == [curve[steps * k // 4 - 1] for k in (1, 2, 3, 4)]
+    shares, *curves = scale_model("fp8", factor=4, steps=8, betas=(0.9, 0.99)).stalled("nearest", points=5)
+    assert curves[1][0] == curves[1][1] != curves[1][-1]  # ages 1, 1, 1, 2 and 2
 
 
 @pytest.mark.parametrize("bits", [0, 1, 4, 7])
