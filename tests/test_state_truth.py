@@ -643,6 +643,22 @@ def test_rows_whose_values_are_code_0_are_left_alone(backend: str | None, caplog
     assert "codes of exp_avg in optimizer.state were written from outside" in caplog.text
 
 
+@pytest.mark.parametrize("state", ["8bit", "int8", "4bit"])
+def test_pruned_codes_beside_old_scales_name_the_function_for_it(state: str) -> None:
+    """As scripts for Gaussian splatting do."""
+    optimizer, params = make("AdamW 8bit", state=state)
+    step(optimizer, 0)
+    old, keep = params[0], torch.tensor([0, 2, 4])
+    entries = optimizer.state.pop(old)
+    for key in ("exp_avg", "exp_avg_sq"):
+        entries[key] = entries[key][keep]
+    new = torch.nn.Parameter(old.detach()[keep])
+    optimizer.param_groups[0]["params"][0] = new
+    optimizer.state[new] = entries
+    with pytest.raises(ValueError, match=r"halfulp\.resize_states\(optimizer, old, new, rows\)"):
+        step(optimizer, 1)
+
+
 def test_steps_without_any_gradient_are_said(caplog: pytest.LogCaptureFixture) -> None:
     """The model has other parameters than the optimizer: nothing is trained."""
     model = torch.nn.Linear(8, 8)

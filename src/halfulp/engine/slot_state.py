@@ -176,7 +176,7 @@ class SlotState:
         elif codes.is_floating_point() and tuple(local(codes).shape) == tuple(self.shape) and not self._cast(entries):
             values = local(codes).float()
         else:
-            raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}")
+            raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}{self._carried(entries)}")
         log_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}", level=30)
         return {**self.encoded(param, values), self.age_key: age}
 
@@ -203,6 +203,12 @@ class SlotState:
             f"{found} in optimizer.state; a parameter of shape {tuple(param.shape)} has {want}, or values in floating "
             f"point of shape {tuple(self.shape)}, which optimizer.state_tensor(param, {self.slot.name!r}) gives"
         )
+
+    def _carried(self, entries: dict[str, Tensor]) -> str:
+        """Name the function that prunes or extends states, if the entries have another number of rows."""
+        if all(local(x).shape[:1] == self.shape[:1] for x in entries.values()):
+            return ""
+        return ". halfulp.resize_states(optimizer, old, new, rows) replaces a parameter by one with other rows"
 
     def _way_out(self) -> str:
         return f"delete {', '.join(self.keys)} there (or all of optimizer.state[param]) to start at zero"

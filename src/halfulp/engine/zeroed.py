@@ -50,6 +50,17 @@ def mend_replaced_(state: SlotState, before: Tensor) -> None:
             _mend_(state, rows)
 
 
+def _tell_written(state: SlotState) -> None:
+    """Warn of codes that may have been set to 0 one by one."""
+    fmt = state.quantizer.format
+    if bool((state.codes == 0).any()):
+        log_once(
+            f"codes of {state.slot.name} in optimizer.state were written from outside. Code 0 of {fmt.name} stands for "
+            f"{fmt.decode(0):.3g} times the scale, not for zero: use optimizer.reset_state()",
+            level=30,
+        )
+
+
 class Written:
     """Detects that codes were written in place between steps without their scales, by version counters.
 
@@ -76,12 +87,6 @@ class Written:
                 rows = _rows_of_0(state.codes)
                 if state.codes[:1].numel() >= UNLIKELY and bool(rows.any()):
                     _mend_(state, rows)
-                elif bool((state.codes == 0).any()):
-                    fmt = state.quantizer.format
-                    log_once(
-                        f"codes of {state.slot.name} in optimizer.state were written from outside. Code 0 of "
-                        f"{fmt.name} stands for {fmt.decode(0):.3g} times the scale, not for zero: use "
-                        "optimizer.reset_state()",
-                        level=30,
-                    )
+                else:
+                    _tell_written(state)
         self._seen = self._versions()
