@@ -119,9 +119,9 @@ def test_wrong_arguments_are_refused(made: Callable[[], Any], error: type[Except
 
 
 def test_graphs_that_join_all_workers_by_turns_are_taken() -> None:
-    as_graphs([Graph(4, [(0, 1), (2, 3)]), Graph(4, [(1, 2)])], 4)
-    as_graphs(Graph(1, []), 1)
-    as_graphs("pairs", 3)
+    turns = [Graph(4, [(0, 1), (2, 3)]), Graph(4, [(1, 2)])]
+    assert [as_graphs(turns, 4).graph(meeting) for meeting in (1, 2, 3)] == [*turns, turns[0]]
+    assert as_graphs(Graph(1, []), 1).graph(1).edges == frozenset()
 
 
 # ---------------------------------------------------------------- unequal workers
