@@ -105,7 +105,7 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         return
     states = [_own(updated[s.slot.name], k, binding) for k, s in enumerate(binding.states)]
     param = param if param is None else _own(param, None, binding)
-    numbers = [s.slot.shape((2, 3)) != (2, 3) for s in binding.states]
+    numbers = [s.shape != binding.shape for s in binding.states]
     if rule.elementwise and all(_finite(x) for x, number in zip(states, numbers, strict=True) if number):
         wide_states = [x for x, number in zip(states, numbers, strict=True) if not number]
         keep = _tiles_to_keep(binding, [inputs[0], *wide_states])

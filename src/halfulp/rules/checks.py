@@ -111,12 +111,14 @@ def tell_negative(rule: Rule, slots: Sequence[StateSlot], scalars: Mapping[str, 
     _EXAMINED.add(rule)
     generator = torch.Generator().manual_seed(0)
     shape = (64,) if ndim < 2 else (8, 8, *[1] * (ndim - 2))
-    sizes = {slot.name: slot.shape(shape) or shape for slot in slots}
     for size in (0.0, 1.0):
-        states = {name: torch.randn(of, generator=generator, device="cpu").abs() * size for name, of in sizes.items()}
-        param, *inputs = (torch.randn(shape, generator=generator, device="cpu") for _ in range(1 + len(rule.inputs)))
         new: Mapping[str, Tensor] = {}
-        with suppress(Exception):  # an update that fails on these values is left to its own step
+        with suppress(Exception):  # functions of the rule that fail on these values are left to its own step
+            param, *inputs = (
+                torch.randn(shape, generator=generator, device="cpu") for _ in range(1 + len(rule.inputs))
+            )
+            sizes = {slot.name: slot.shape(shape) or shape for slot in slots}
+            states = {k: torch.randn(n, generator=generator, device="cpu").abs() * size for k, n in sizes.items()}
             new = rule.apply(param, inputs, states, dict(scalars))[1]
         for name in unsigned:
             if name in new and bool((new[name] < 0).any()):
