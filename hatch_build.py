@@ -73,8 +73,10 @@ def build(target: Path, sanitize: str = "", isas: Iterable[str] = ("baseline", *
         return "no C compiler was found (set CC, or install cc, gcc or clang)"
     x86 = X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
     flags_of = {"baseline": [], **{name: flags for name, flags in x86.items() if name in isas}}
-    checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-fno-omit-frame-pointer", "-g"] if sanitize else []
-    optimize = ["-O1"] if sanitize else ["-O3"]
+    checks, optimize = [], ["-O3"]
+    if sanitize:  # several threads share tensors of a few hundred elements too
+        checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover", "-fno-omit-frame-pointer", "-g"]
+        optimize = ["-O1", "-DGRAIN=512"]
     missing = [f"-DHU_WITHOUT_{name}" for name in X86 if name not in flags_of]
     with tempfile.TemporaryDirectory() as folder:
         jobs = {"driver": ("driver.c", [f'-DHU_SOURCES="{fingerprint(PACKAGE / "csrc")}"', *missing])}

@@ -41,7 +41,8 @@ def test_nothing_is_found(sanitize: str, tmp_path: Path) -> None:
     assert hatch_build.build(library, sanitize, native.isas()[:1]) is None
     # without the C++ library before torch's, AddressSanitizer ends the process where torch throws an exception
     libraries = " ".join(filter(None, (preload, runtime("libstdc++.so.6"))))
-    env = environment(LD_PRELOAD=libraries, ASAN_OPTIONS="detect_leaks=0", HALFULP_ISA=native.isas()[0])
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}  # torch's threads
+    env = environment(LD_PRELOAD=libraries, HALFULP_ISA=native.isas()[0], **options)
     command = [sys.executable, "-W", "ignore", "-m", "support.sanitized", str(library), str(COUNT)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60 * COUNT)
     if "unexpected memory mapping" in done.stderr:

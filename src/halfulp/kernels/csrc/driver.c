@@ -9,7 +9,9 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
+#ifndef GRAIN
 #define GRAIN 32768 /* elements that a thread takes at a time */
+#endif
 #define MAX_THREADS 256
 
 extern const hu_isa hu_isa_baseline;
