@@ -15,11 +15,12 @@ Average = tuple[Drive, float, float]
 
 def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
     """Return the predicted stalled fraction of the update that meets an average, or ``None`` if there is no theory."""
-    if average is None or fmt not in FORMATS:
+    if average is None or fmt not in FORMATS or not 0.0 <= average[1] < 1.0:
         return None
-    from halfulp.theory.predict import predict
+    from halfulp.theory.predict import OLDEST, predict
 
-    return predict(FORMATS[fmt], rounding, *average)
+    drive, beta, age = average
+    return predict(FORMATS[fmt], rounding, drive, beta, min(max(age, 0.0), OLDEST))  # a rank may hold none of a state
 
 
 class Ages:
