@@ -158,6 +158,29 @@ def test_an_error_inside_is_reported_once_and_the_training_goes_on(
     assert watch.steps == 5
 
 
+def test_a_step_that_only_creates_states_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """As torch.distributed.checkpoint makes one, at a rate of zero with gradients of zero, before it saves or loads."""
+    found = []
+    for dry in (False, True):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(32, 64))
+        optimizer = halfulp.AdamW([weight], lr=1e-2, min_size=0)
+        with StallMonitor(optimizer, every=1) as watch:
+            if dry:
+                optimizer.param_groups[0]["lr"], weight.grad = 0.0, torch.zeros_like(weight)
+                optimizer.step()
+                optimizer.param_groups[0]["lr"] = 1e-2
+            for _ in range(5):
+                weight.grad = torch.randn(weight.shape)
+                optimizer.step()
+            found.append([(m.age, m.stalled, m.lag, m.ratio) for m in watch.measure()])
+            rows = watch.table().rows
+        assert [row.updates for row in rows] == [5 * weight.numel()] * 2
+        assert not any(torch.tensor(row.predicted).isnan() for row in rows)
+    assert found[0] == found[1]
+    assert "training continues" not in caplog.text
+
+
 def test_a_failing_report_is_left_out_and_the_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     params = model()
     optimizer = torch.optim.AdamW(params)

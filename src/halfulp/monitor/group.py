@@ -135,6 +135,9 @@ class GroupWatch:
             self._look_up(fresh=True)
             if self._before is not None:
                 self._complete(self._before)
+        if self.shadow.is_dry_run(self._idle, self.members, self.group):
+            self._before = None
+            return
         restarted = list(self.shadow.count_ages(self._idle, self.members, self.group))
         for member, slot in restarted:
             start = start_of(member, slot, self.group, self._weight)

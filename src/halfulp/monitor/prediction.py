@@ -20,7 +20,8 @@ def predicted(fmt: str, rounding: str, average: Average | None) -> float | None:
     from halfulp.theory.predict import OLDEST, predict
 
     drive, beta, age = average
-    return predict(FORMATS[fmt], rounding, drive, beta, min(max(age, 0.0), OLDEST))  # a rank may hold none of a state
+    age = min(max(age, 0.0), OLDEST)  # below 0 for a state that has not stepped, beside others that have
+    return predict(FORMATS[fmt], rounding, drive, beta, age)
 
 
 class Ages:

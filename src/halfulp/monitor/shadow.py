@@ -123,6 +123,14 @@ class Shadow:
                     self.values[reader.slot][m.piece] = now[reader.slot][m.piece]
                     m.ages[reader.slot] = _age(m, reader.slot, group)
 
+    def is_dry_run(self, idle: set[int], members: Iterable[Member], group: Mapping[str, Any]) -> bool:
+        """Whether the step only created states, as for ``torch.distributed.checkpoint``: their ages are still 0."""
+        ages = []
+        for number, m in enumerate(members):
+            if number not in idle and m.adapter is not None and m.adapter.counts_resets and m.entries is not None:
+                ages += [m.adapter.age(group, m.entries, slot) for slot in m.ages]
+        return bool(ages) and all(age == 0 for age in ages)
+
     def count_ages(
         self, idle: set[int], members: Iterable[Member], group: Mapping[str, Any]
     ) -> Iterator[tuple[Member, str]]:
