@@ -48,11 +48,11 @@ def command(
 
 
 def _curves(formats: list[str], beta: float, slot: str, model: str) -> dict[tuple[str, str], Any]:
-    from halfulp.theory.predict import stall_curve
+    from halfulp.theory.predict import LONGEST, stall_curve
 
     window = round(3 / (1 - beta), 6) if 0 < beta < 1 else 1  # 30 at 0.9, not 30.000000000000004
     steps = math.ceil(max(window, 10)) + 1
-    if steps > 10_000_000:
+    if steps > LONGEST:
         raise ValueError(f"--beta must be at most 0.9999996: the curve is three windows long; got {beta}")
     return {
         (name, how): stall_curve(name, beta=beta, rounding=how, steps=steps, slot=slot, model=model)  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def make_step(
             else:
                 able = steps if rule.measure is None else combine(rule, steps, optimizer.backend)
                 first = steps[0].binding
-                tell_negative(rule, [s.slot for s in first.states], steps[0].scalars, len(first.shape))
+                tell_negative(rule, (s.slot for s in first.states), steps[0].scalars, len(first.shape))
                 dispatch.step(rule, able, optimizer.backend)
                 # kernels write without autograd's knowledge
                 increment_version(lineup.in_place[id(rule)])

@@ -127,18 +127,16 @@ class Rule:
     ) -> tuple[Tensor | None, States]:
         """Call :attr:`update` on fp32 tensors. The parameter passed and returned is ``None`` if the rule has none."""
         shapes = {name: state.shape for name, state in states.items()}
-        names = [*(["param"] if param is not None else []), *self.inputs, *states]
-        given = [*([param] if param is not None else []), *inputs, *states.values()]
-        before = versions(given)
-        if not self.has_param:
-            result = self.update(*inputs, states, scalars)
-            result = None, check_result(self.name, None, shapes, result, given[0].dtype)
-        else:
-            result = self.update(param, *inputs, states, scalars)
-            result = check_result(self.name, param, shapes, result, given[0].dtype)
-        check_untouched(self.name, names, given, before)
-        new, updated = result
-        return new, updated
+        arguments = dict(zip(self.inputs, inputs, strict=True))
+        if self.has_param:
+            assert param is not None
+            arguments = {"param": param, **arguments}
+        given = {**arguments, **states}
+        before, dtype = versions(given.values()), next(iter(given.values())).dtype
+        result = self.update(*arguments.values(), states, scalars)
+        checked = check_result(self.name, arguments.get("param"), shapes, result, dtype)
+        check_untouched(self.name, given, before)
+        return checked
 
     @property
     def shardable(self) -> bool:

@@ -100,13 +100,16 @@ class _Reads(dict[str, Any]):
         return super().get(key, default)
 
 
-def tell_negative(rule: Rule, slots: Sequence[StateSlot], scalars: Mapping[str, float], ndim: int) -> None:
+def tell_negative(rule: Rule, slots: Iterable[StateSlot], scalars: Mapping[str, float], ndim: int) -> None:
     """Warn if an elementwise rule makes an unsigned state negative, which its storage would clip to zero.
 
     A rule is examined once, on random values, with states of zero and with positive ones.
     """
+    if rule in _EXAMINED or not rule.elementwise:
+        return
+    slots = list(slots)
     unsigned = [slot.name for slot in slots if not slot.signed]
-    if rule in _EXAMINED or not unsigned or not rule.elementwise:
+    if not unsigned:
         return
     _EXAMINED.add(rule)
     generator = torch.Generator().manual_seed(0)
@@ -137,9 +140,9 @@ def versions(tensors: Iterable[Tensor]) -> list[int]:
     return [0 if x.is_inference() else x._version for x in tensors]
 
 
-def check_untouched(name: str, what: Sequence[str], tensors: Sequence[Tensor], before: Sequence[int]) -> None:
+def check_untouched(name: str, given: Mapping[str, Tensor], before: Sequence[int]) -> None:
     """Raise ``TypeError`` if an update has changed one of its arguments in place since :func:`versions`."""
-    for key, now, then in zip(what, versions(tensors), before, strict=True):
+    for key, now, then in zip(given, versions(given.values()), before, strict=True):
         if now != then:
             raise TypeError(
                 f"the update of the rule {name!r} changes its argument {key} in place: compute new tensors instead, "
@@ -149,8 +152,8 @@ def check_untouched(name: str, what: Sequence[str], tensors: Sequence[Tensor], b
 
 def check_result(
     name: str, param: Tensor | None, states: Mapping[str, torch.Size], result: Any, dtype: torch.dtype
-) -> Any:
-    """Return what an update returned for a parameter (if the rule has one) and states of these shapes.
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Return the parameter (if the rule has one) and the states of these shapes that an update returned.
 
     Raises
     ------
@@ -159,19 +162,19 @@ def check_result(
     """
     names = ", ".join(states) or "none"
     form = f"the states alone ({names})" if param is None else f"(new param, new states), with the states {names}"
-    new = result
+    moved, new = None, result
     if param is not None:
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"the update of the rule {name!r} returns {form}; got {_said(result)}")
-        _check_tensor(name, "param", param.shape, result[0], dtype)
-        new = result[1]
+        moved, new = result
+        _check_tensor(name, "param", param.shape, moved, dtype)
     if not isinstance(new, Mapping):
         raise TypeError(f"the update of the rule {name!r} returns {form} in a dictionary; got {_said(new)}")
     if set(new) != set(states):
         raise TypeError(f"the update of the rule {name!r} returns {form}; got {', '.join(map(str, new)) or 'none'}")
     for key, shape in states.items():
         _check_tensor(name, key, shape, new[key], dtype)
-    return result
+    return moved, dict(new)
 
 
 def _check_tensor(name: str, key: str, shape: torch.Size, value: Any, dtype: torch.dtype) -> None:

@@ -36,6 +36,8 @@ MODELS = ("chain", "build-up", "one-step")
 Array = npt.NDArray[np.float64]
 OLDEST = 1e12
 """Largest age of a state."""
+LONGEST = 10_000_000
+"""Largest length of a curve."""
 FIRSTS = 8
 """Number of equally likely first inputs for an average that takes its first input whole."""
 
@@ -175,7 +177,7 @@ def stall_curve(
     (np.float64(0.49), np.True_)
     """
     resolved, drive = _check(fmt, beta, rounding, slot, model)
-    check_steps(steps, most=10_000_000)
+    check_steps(steps, most=LONGEST)
     if resolved.is_float32 or steps == 0:
         return np.zeros(steps)
     wanted = np.arange(steps, dtype=np.float64)
