@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from halfulp.libraries.base import Codec, Plain
-from halfulp.libraries.bitsandbytes import bitsandbytes_codec
+from halfulp.libraries.bitsandbytes import bitsandbytes_state
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.libraries.torch_optim import plain_format
-from halfulp.libraries.torchao import KINDS, inner, torchao_codec, torchao_parts
+from halfulp.libraries.torchao import KINDS, inner, torchao_state
 from halfulp.numbers.quantizer import Quantizer
 
-__all__ = ["SavedState", "group_roundings", "group_specs", "library", "saved_states"]
+__all__ = ["SavedState", "saved_states"]
 
 BNB_WRAPPED = "__bnb_optimizer_quant_state__"
 
@@ -46,33 +46,9 @@ class SavedState:
         return values if index is not None else values.reshape(self.shape)
 
 
-def library(state_dict: Mapping[str, Any]) -> str:
-    """Return the library of a state dictionary: ``"halfulp"``, ``"bitsandbytes"``, ``"torchao"`` or ``"torch"``."""
-    if any(isinstance(g, Mapping) and isinstance(g.get("state"), str) for g in state_dict["param_groups"]):
-        return "halfulp"
-    for entries in state_dict["state"].values():
-        if isinstance(entries, Mapping):
-            if "state1" in entries or BNB_WRAPPED in entries:
-                return "bitsandbytes"
-            if any(isinstance(v, Tensor) and type(inner(v)).__name__ in KINDS for v in entries.values()):
-                return "torchao"
-    return "torch"
-
-
-def group_specs(group: Mapping[str, Any]) -> dict[str, str]:
-    """Return the storage of each slot of one of our groups; empty for other libraries."""
-    text = group.get("state")
-    return _pairs(text) if isinstance(text, str) else {}
-
-
-def group_roundings(group: Mapping[str, Any]) -> dict[str, str]:
-    """Return the rounding of each slot of one of our groups; empty for other libraries."""
-    text = group.get("rounding")
-    return _pairs(text) if isinstance(text, str) else {}
-
-
-def _pairs(text: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+def _by_slot(text: Any) -> dict[str, str]:
+    """Return what a group of ours says of each slot, as ``"exp_avg=...,exp_avg_sq=..."``; empty for other libraries."""
+    return dict(part.split("=", 1) for part in text.split(",") if "=" in part) if isinstance(text, str) else {}
 
 
 def saved_states(
@@ -96,7 +72,7 @@ def saved_states(
         entries = {**entries, **entries[BNB_WRAPPED]}
     if "state1" in entries:
         return _bitsandbytes(entries)
-    specs, roundings = group_specs(group), group_roundings(group)
+    specs, roundings = _by_slot(group.get("state")), _by_slot(group.get("rounding"))
     found: dict[str, SavedState] = {}
     for key, value in entries.items():
         if not isinstance(value, Tensor) or not isinstance(key, str):
@@ -105,7 +81,7 @@ def saved_states(
             continue  # a step counter
         state = inner(value)
         if type(state).__name__ in KINDS:
-            found[key] = SavedState(torchao_codec(state), torchao_parts(state), state.shape, _age(entries, key))
+            found[key] = SavedState(*torchao_state(state), state.shape, _age(entries, key))
         elif key in specs:
             shape = None if shapes is None else shapes.get(key)
             found[key] = _ours(key, value, entries, specs[key], roundings.get(key, "nearest"), shape)
@@ -139,17 +115,11 @@ def _bitsandbytes(entries: Mapping[Any, Any]) -> dict[str, SavedState]:
     names = {"state1": "exp_avg" if two else "state1", "state2": "exp_avg_sq"}
     found = {}
     for key, slot in names.items():
-        tensor, which = entries.get(key), key[-1]
-        if tensor is None:
-            continue
-        if tensor.dtype != torch.uint8:
-            found[slot] = SavedState(Plain(plain_format(tensor)), (tensor,), tensor.shape, _age(entries, slot))
-        elif f"absmax{which}" not in entries:
-            raise ValueError(f"{key} of bitsandbytes is not blockwise: its scale is of the whole tensor")
-        else:
-            codec = bitsandbytes_codec(entries, which, tensor.numel())
-            parts = (tensor, entries[f"absmax{which}"])
-            found[slot] = SavedState(codec, parts, tensor.shape, _age(entries, slot))
+        if entries.get(key) is not None:
+            state = bitsandbytes_state(entries, key)
+            if isinstance(state, str):
+                raise ValueError(f"{key} of bitsandbytes is {state}")
+            found[slot] = SavedState(*state, entries[key].shape, _age(entries, slot))
     return found
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halfulp.checkpoint.decode import SavedState
 from halfulp.engine.loading import check_layout
+from halfulp.libraries.pytorch_optimizer import Companded
 from halfulp.libraries.torch_optim import betas_of
 
 __all__ = ["torch_layout"]
@@ -20,8 +22,6 @@ __all__ = ["torch_layout"]
 HEAVYBALL_ADAM = ("update_by_adam_exp_avg_sq", "update_by_adam_exp_avg")
 Entries = Mapping[Any, Any]
 Group = Mapping[str, Any]
-FLASH_BLOCK = 32
-"""The number of elements that share a scale in FlashOptim."""
 DEBIASED = {"exp_avg": 0, "exp_avg_sq": 1}
 """Averages of optimi and heavyball that are bias-corrected in place, and the index of their beta."""
 
@@ -142,16 +142,12 @@ def _flash(entries: Entries, group: Group) -> Entries:
         wanted = f"{name}::quantized is {dtype}, with one of {name}::scales in 16 bits for every 32 elements"
         if not (isinstance(codes, Tensor) and isinstance(scales, Tensor)):
             raise ValueError(f"a compressed state of FlashOptim is incomplete: {wanted}, as tensors")
-        if codes.dtype != dtype or scales.dtype.itemsize != 2 or scales.numel() != -(-codes.numel() // FLASH_BLOCK):
+        if codes.dtype != dtype or scales.dtype.itemsize != 2 or scales.numel() != -(-codes.numel() // Companded.block):
             raise ValueError(
                 f"{wanted}; these are {codes.numel()} elements of {codes.dtype} and {scales.numel()} of {scales.dtype}"
             )
-        share = codes.reshape(-1).float() / (255 if square else 127)
-        if not square:
-            share = share / (2 - share.abs())  # the inverse of 2 x / (1 + |x|)
-        largest = scales.contiguous().view(torch.float16).float()  # saved under the dtype of bf16 weights
-        values = share * largest.reshape(-1).repeat_interleave(FLASH_BLOCK)[: codes.numel()]
-        found[name] = (values * values if square else values).reshape(codes.shape)
+        scales = scales.contiguous().view(torch.float16)  # saved under the dtype of bf16 weights
+        found[name] = SavedState(Companded(not square), (codes, scales), codes.shape, None).values()
     return found
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from halfulp.engine.master import MasterState
 from halfulp.engine.optimizer import RuleOptimizer
-from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import cut, gathered, is_sharded, local, shard_like
 from halfulp.libraries import unwrap
 
@@ -47,9 +46,8 @@ def fp32_params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     >>> p.detach(), halfulp.fp32_params(optimizer)[0]
     (tensor([1., 1.], dtype=torch.bfloat16), tensor([0.9990, 0.9990]))
     """
-    ours = _ours(optimizer)
-    registry = ours.registry
-    return [_weights(ours, registry, p) for group in ours.param_groups for p in group["params"]]
+    behind = FP32Weights(optimizer)
+    return [behind.values(p) for group in behind.optimizer.param_groups for p in group["params"]]
 
 
 def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -75,11 +73,10 @@ def fp32_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     >>> halfulp.fp32_state_dict(model, optimizer)["weight"].dtype
     torch.float32
     """
-    ours = _ours(optimizer)
-    registry, values = ours.registry, model.state_dict(keep_vars=True)
+    behind, values = FP32Weights(optimizer), model.state_dict(keep_vars=True)
     for name, x in values.items():
         if isinstance(x, nn.Parameter) and x.is_floating_point():
-            values[name] = _weights(ours, registry, _host_of(optimizer, x))
+            values[name] = behind.values(x)
         elif isinstance(x, Tensor):
             values[name] = x.detach()
     return values
@@ -120,23 +117,21 @@ def load_fp32_state_dict(
     >>> torch.equal(halfulp.fp32_params(optimizer)[0], exact["weight"])
     True
     """
-    ours = _ours(optimizer)
-    params = [(name, _host_of(optimizer, p), p) for name, p in model.state_dict(keep_vars=True).items()]
-    registry = ours.registry
-    kept = [(name, p, here) for name, p, here in params if p in registry and p.dtype != torch.float32]
-    kept = [(name, p, here) for name, p, here in kept if ours.place(p).group["master_weights"]]
+    behind = FP32Weights(optimizer)
+    params = [(name, p, behind.host(p)) for name, p in model.state_dict(keep_vars=True).items()]
+    kept = [(name, p, host) for name, p, host in params if behind.may_have_master(host)]
     if not kept:
         raise ValueError(
             "no parameter of the model has master weights in this optimizer: build it with "
             "master_weights='remainder16', or use model.load_state_dict, which rounds"
         )
     result = model.load_state_dict(state_dict, strict=strict)
-    for name, p, here in kept:
+    for name, p, host in kept:
         if name in state_dict:
-            master = _made(ours, p)
-            master.write_(p, _part(p, state_dict[name].to(p.device, torch.float32), master.sharded))
-            if here is not p:
-                here.copy_(p)
+            master = _made(behind.optimizer, host)
+            master.write_(host, _part(host, state_dict[name].to(host.device, torch.float32), master.sharded))
+            if host is not p:
+                p.copy_(host)
     return result
 
 
@@ -170,18 +165,17 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     ...     print(model(torch.ones(1, 2)).dtype)
     torch.float32
     """
-    ours = _ours(optimizer)
+    behind = FP32Weights(optimizer)
     params = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
     if any(is_sharded(p) for p in params):
         raise ValueError("fp32_weights takes models that are not sharded: use fp32_state_dict(model, optimizer)")
     kept = [(p, p.data, p.grad) for p in params]
-    registry = ours.registry
-    wide = [_weights(ours, registry, _host_of(optimizer, p)).to(p.device) for p in params]
+    wide = [behind.values(p).to(p.device) for p in params]
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("a step within fp32_weights would be lost: end the with block first")
 
-    hook = ours.register_step_pre_hook(refuse)
+    hook = behind.optimizer.register_step_pre_hook(refuse)
     try:
         for p, values in zip(params, wide, strict=True):
             p.grad, p.data = None, values
@@ -194,7 +188,7 @@ def fp32_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 
 class FP32Weights:
-    """The fp32 weights behind 16-bit parameters, asked for one by one.
+    """The fp32 weights behind the parameters of an optimizer, asked for one by one.
 
     Parameters
     ----------
@@ -203,39 +197,38 @@ class FP32Weights:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        self._given, self._ours = optimizer, _ours(optimizer)
-        self._registry = self._ours.registry
+        inside = unwrap(optimizer)
+        if not isinstance(inside, RuleOptimizer):
+            raise TypeError(f"fp32 weights are those of an optimizer of halfulp, got {type(inside).__name__}")
+        self.optimizer = inside
+        self._registry, self._host_of = inside.registry, getattr(optimizer, "host_of", {})
+
+    def host(self, param: Tensor) -> Tensor:
+        """Return the host copy of a parameter under :func:`halfulp.training.offload`, or the parameter itself."""
+        found: Tensor = self._host_of.get(param, param)
+        return found
+
+    def may_have_master(self, host: Tensor) -> bool:
+        """Whether the optimizer keeps master weights for a parameter once it has stepped it."""
+        if host not in self._registry or host.dtype == torch.float32:
+            return False
+        return bool(self.optimizer.place(host).group["master_weights"])
 
     def of(self, param: Tensor) -> Tensor | None:
         """Return the fp32 weights of a parameter; ``None`` if it has no master weights here, or no step yet."""
-        here = _host_of(self._given, param)
-        if param.dtype == torch.float32 or here not in self._registry or self._ours.master(here) is None:
+        host = self.host(param)
+        master = self.optimizer.master(host) if host in self._registry and host.dtype != torch.float32 else None
+        if master is None:
             return None
-        return _weights(self._ours, self._registry, here)
+        values = master.read(host)
+        if master.sharded:
+            return shard_like(host, values)
+        return cut(host, values) if is_sharded(host) else values
 
-
-def _host_of(optimizer: Any, param: Tensor) -> Tensor:
-    """Return the host copy of a parameter under :func:`halfulp.training.offload`, or the parameter itself."""
-    found: Tensor = getattr(optimizer, "host_of", {}).get(param, param)
-    return found
-
-
-def _ours(optimizer: torch.optim.Optimizer) -> RuleOptimizer:
-    inside = unwrap(optimizer)
-    if not isinstance(inside, RuleOptimizer):
-        raise TypeError(f"fp32 weights are those of an optimizer of halfulp, got {type(inside).__name__}")
-    return inside
-
-
-def _weights(optimizer: RuleOptimizer, registry: Registry, param: Tensor) -> Tensor:
-    """Return the fp32 weights of a parameter, sharded like it."""
-    master = optimizer.master(param) if param in registry else None
-    if master is None:
-        return param.detach().float()
-    values = master.read(param)
-    if master.sharded:
-        return shard_like(param, values)
-    return cut(param, values) if is_sharded(param) else values
+    def values(self, param: Tensor) -> Tensor:
+        """Return the fp32 weights of a parameter, sharded like it: its own values if it has no master weights."""
+        found = self.of(param)
+        return self.host(param).detach().float() if found is None else found
 
 
 def _made(optimizer: RuleOptimizer, param: Tensor) -> MasterState:

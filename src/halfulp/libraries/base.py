@@ -29,6 +29,7 @@ __all__ = [
     "Skipped",
     "Stored",
     "averages",
+    "other_shape",
 ]
 
 Group = Mapping[str, Any]
@@ -214,6 +215,11 @@ class Skipped:
 
     slot: str
     reason: str
+
+
+def other_shape(slot: str, state: Tensor, param: Tensor) -> Skipped:
+    """Return what is said of a state that does not have the shape of its parameter."""
+    return Skipped(slot, f"of shape {tuple(state.shape)}, the parameter {tuple(param.shape)}")
 
 
 class Adapter(Protocol):

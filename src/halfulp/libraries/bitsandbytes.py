@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Codebook, Followed, Group, Plain, Skipped, Stored, averages
+from halfulp.libraries.base import Codebook, Codec, Followed, Group, Plain, Skipped, Stored, averages, other_shape
 from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, plain_format
 from halfulp.rules.adam import ADAM
 from halfulp.rules.momentum import LION
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
-__all__ = ["BitsAndBytes", "bitsandbytes_codec"]
+__all__ = ["BitsAndBytes", "bitsandbytes_state"]
 
 
 def _momentum(hyper: Hyper) -> float:
@@ -36,11 +36,17 @@ COUPLED = ("momentum", "lars", "rmsprop", "adagrad")
 """Optimizers that add weight decay to the gradient."""
 
 
-def bitsandbytes_codec(entries: Mapping[Any, Any], which: str, numel: int) -> Codebook:
-    """Return the codec of an 8-bit state. ``which`` is ``"1"`` or ``"2"``."""
-    scales, levels = entries[f"absmax{which}"].numel(), entries[f"qmap{which}"]
-    block = 256 if scales == (numel + 255) // 256 else -(-numel // scales)
-    return Codebook("udynamic8" if float(levels.min()) >= 0 else "dynamic8", tuple(levels.tolist()), block)
+def bitsandbytes_state(entries: Mapping[Any, Any], key: str) -> tuple[Codec, tuple[Tensor, ...]] | str:
+    """Return the codec and tensors of ``state1`` or ``state2``, or the reason why it cannot be read."""
+    state, which = entries[key], key[-1]
+    if state.dtype != torch.uint8:
+        return Plain(plain_format(state)), (state,)
+    if f"absmax{which}" not in entries:
+        return "not blockwise: its scale is of the whole tensor"
+    absmax, levels, numel = entries[f"absmax{which}"], entries[f"qmap{which}"], state.numel()
+    block = 256 if absmax.numel() == (numel + 255) // 256 else -(-numel // absmax.numel())
+    name = "udynamic8" if float(levels.min()) >= 0 else "dynamic8"
+    return Codebook(name, tuple(levels.tolist()), block), (state, absmax)
 
 
 class BitsAndBytes:
@@ -60,22 +66,17 @@ class BitsAndBytes:
         slots = SLOTS.get(self._kind(optimizer, entries), ())
         found: list[Stored | Skipped] = []
         for place, key in enumerate(("state1", "state2")):
-            tensor, which = entries.get(key), key[-1]
+            tensor = entries.get(key)
             if tensor is None:
                 continue
             if place >= len(slots):
                 found.append(Skipped(key, f"the states of {self._kind(optimizer, entries)!r} are not known here"))
-                continue
-            slot = slots[place].name
-            if tensor.shape != param.shape:
-                found.append(Skipped(slot, f"of shape {tuple(tensor.shape)}, the parameter {tuple(param.shape)}"))
-            elif tensor.dtype != torch.uint8:
-                found.append(Stored(slot, Plain(plain_format(tensor)), (tensor,), entries, key))
-            elif f"absmax{which}" not in entries:
-                found.append(Skipped(slot, "not blockwise: its scale is of the whole tensor"))
+            elif tensor.shape != param.shape:
+                found.append(other_shape(slots[place].name, tensor, param))
+            elif isinstance(state := bitsandbytes_state(entries, key), str):
+                found.append(Skipped(slots[place].name, state))
             else:
-                codec = bitsandbytes_codec(entries, which, param.numel())
-                found.append(Stored(slot, codec, (tensor, entries[f"absmax{which}"]), entries, key))
+                found.append(Stored(slots[place].name, *state, entries, key))
         return found
 
     def _kind(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> str:

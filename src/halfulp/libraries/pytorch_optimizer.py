@@ -38,13 +38,14 @@ class Companded:
     """8-bit codes in groups of 32 with an fp16 scale. The root of ``v`` is linear, ``m`` passes through a softsign."""
 
     signed: bool
-    format: str = "companded8"
-    rounding: str = "nearest"
+    format = "companded8"
+    rounding = "nearest"
     moving = True
+    block = 32
 
     def locate(self, shape: torch.Size, index: Tensor) -> Located:
         """See :class:`~halfulp.libraries.base.Codec`."""
-        return Located((index, index // 32))
+        return Located((index, index // self.block))
 
     def decode(self, parts: list[Tensor], extra: Tensor | None) -> tuple[Tensor, Tensor]:
         """See :class:`~halfulp.libraries.base.Codec`. Codes are compared, since the scale moves the values."""

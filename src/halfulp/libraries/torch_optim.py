@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
+from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages, other_shape
 from halfulp.libraries.torch_rules import ADAMAX, RMSPROP
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
@@ -106,7 +106,6 @@ class TorchOptim:
 
     name = "torch.optim"
     counts_resets = False
-    rounding = "nearest"
 
     def recognises(self, optimizer: Optimizer, entries: Mapping[Any, Any]) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
@@ -161,11 +160,11 @@ class TorchOptim:
             if key not in names and self.slot(optimizer, group, key) is None:
                 found.append(Skipped(key, why or f"{type(optimizer).__name__} gives it no law that is known here"))
             elif tensor.shape != param.shape:
-                found.append(Skipped(key, f"of shape {tuple(tensor.shape)}, the parameter {tuple(param.shape)}"))
+                found.append(other_shape(key, tensor, param))
             elif not tensor.is_floating_point():
                 found.append(Skipped(key, f"stored as {tensor.dtype}, which nothing says how to decode"))
             else:
-                found.append(Stored(key, Plain(plain_format(tensor), self.rounding), (tensor,), entries, key))
+                found.append(Stored(key, Plain(plain_format(tensor)), (tensor,), entries, key))
         return found
 
     def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:

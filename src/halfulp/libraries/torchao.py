@@ -16,7 +16,7 @@ from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
 from halfulp.rules.slots import Hyper
 
-__all__ = ["Fp8", "TorchAO", "torchao_codec", "torchao_parts"]
+__all__ = ["Fp8", "TorchAO", "torchao_state"]
 
 KINDS = ("OptimState8bit", "OptimState4bit", "OptimStateFp8")
 
@@ -48,22 +48,17 @@ def inner(state: Tensor) -> Tensor:
     return state if to_local is None else to_local()
 
 
-def torchao_codec(state: Any) -> Codec:
-    """Return the codec of a torchao state."""
+def torchao_state(state: Any) -> tuple[Codec, tuple[Tensor, Tensor]]:
+    """Return the codec of a torchao state, and its tensors: codes as bytes, and scales."""
     if type(state).__name__ == "OptimStateFp8":
-        return Fp8(state.block_size)
-    levels = tuple(state.qmap.tolist())
-    if type(state).__name__ == "OptimState4bit":
-        return Codebook(
-            "dynamic4" if state.signed else "linear4 (1/16 to 1)", levels, state.block_size, high_first=True
-        )
-    return Codebook("dynamic8" if state.signed else "udynamic8", levels, state.block_size)
-
-
-def torchao_parts(state: Any) -> tuple[Tensor, Tensor]:
-    """Return the codes (as bytes) and scales of a torchao state."""
-    codes = state.codes.view(torch.uint8) if type(state).__name__ == "OptimStateFp8" else state.codes
-    return codes, state.scale
+        return Fp8(state.block_size), (state.codes.view(torch.uint8), state.scale)
+    four = type(state).__name__ == "OptimState4bit"
+    if four:
+        name = "dynamic4" if state.signed else "linear4 (1/16 to 1)"
+    else:
+        name = "dynamic8" if state.signed else "udynamic8"
+    codec = Codebook(name, tuple(state.qmap.tolist()), state.block_size, high_first=four)
+    return codec, (state.codes, state.scale)
 
 
 class TorchAO(TorchOptim):
@@ -87,7 +82,7 @@ class TorchAO(TorchOptim):
         for key, outer in low.items():
             state = inner(outer)
             if key in ADAM_SLOTS:
-                found.append(Stored(key, torchao_codec(state), torchao_parts(state), entries, key))
+                found.append(Stored(key, *torchao_state(state), entries, key))
             else:
                 found.append(Skipped(key, "a running maximum, not an average"))
         return found
