@@ -92,6 +92,25 @@ def test_an_average_follows_the_model(change, kind, caplog):
     assert set(other.live) == set(average.live)
 
 
+NOW = {
+    EMA: {"decay": 0.0}, ElasticReset: {"decay": 0.0}, BEMA: {"ema_power": 0.0, "bias_power": None, "update_every": 1},
+    LAWA: {"size": 1, "every": 1},
+}  # fmt: skip
+"""Options with which an average is the weights of its last update."""
+
+
+@pytest.mark.parametrize("kind", NOW)
+def test_an_update_from_another_model_is_of_that_model_alone(kind):
+    """A pre-trained or unwrapped model may be given once; the next update is of the average's own model again."""
+    model, other = net(), net()
+    fill(model, 1.0)
+    fill(other, 2.0)
+    average = kind(model, state="fp32", **NOW[kind])
+    for given, wanted in ((None, 1.0), (other, 2.0), (None, 1.0), (model, 1.0), (other, 2.0), (model, 1.0)):
+        average.update(given)
+        assert {name: float(t.mean()) for name, t in average.named_parameters()} == dict.fromkeys(average.live, wanted)
+
+
 def test_reading_before_the_next_update_says_that_the_model_changed(caplog):
     model = net()
     average = EMA(model, 0.5, state="fp32")

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from halfulp.averaging.exact import Exact, follow
+from halfulp.averaging.following import Following
 from halfulp.averaging.serve import averaged_state
-from halfulp.averaging.source import Model, Source, check_followed, is_frozen
-from halfulp.averaging.store import AverageStore
+from halfulp.averaging.source import Model
 from halfulp.averaging.swap import Keep, Swap
 from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
-from halfulp.engine.sharding import is_wrapper, local_part, shard_like
-from halfulp.engine.storage import StorageOptions
-from halfulp.numbers.log import log, log_once
+from halfulp.engine.sharding import local_part, shard_like
+from halfulp.numbers.log import log
 from halfulp.numbers.show import Shown
 
-__all__ = ["Buffers", "Frozen", "WeightAverage"]
-
-Buffers = Literal["live", "average"]
-Frozen = Literal["live", "average"]
+__all__ = ["WeightAverage"]
 
 
-class WeightAverage(Shown):
+class WeightAverage(Following, Shown):
     """Base class of the averages: an :class:`~halfulp.averaging.store.AverageStore` beside the live tensors.
 
     Subclasses decide when and how the store is updated, and may combine several stores in :meth:`value`.
@@ -56,209 +51,12 @@ class WeightAverage(Shown):
     """
 
     kind: ClassVar[str] = "average"
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        buffers: Buffers = "live",
-        frozen: Frozen = "live",
-        ignore: Iterable[str] = (),
-        **options: Any,
-    ) -> None:
-        for key, given in (("buffers", buffers), ("frozen", frozen)):
-            if given not in ("live", "average"):
-                raise ValueError(f"{key} is 'live' or 'average', got {given!r}")
-        self.buffers, self.frozen, self.ignore = buffers, frozen, frozenset(ignore)
-        self.source = self._source_of(model)
-        self.model = self.source.model
-        tensors = self.source.tensors()
-        unknown = self.ignore - {*tensors, *self.source.left_out, *self.source.buffer_names}
-        if unknown:
-            raise ValueError(f"ignore= names {sorted(unknown)}, which the model does not have")
-        self.step = 0
-        """Calls of :meth:`update`."""
-        self.updates = 0
-        """Number of those calls that updated the average."""
-        self.began: dict[str, int] = {}
-        """Step at which each tensor's average began. It is above 0 for tensors that were unfrozen, added or resized."""
-        followed = {n: t for n, t in tensors.items() if self._wanted(t)}
-        if not followed:
-            left = self.left_out
-            why = f": {', '.join(f'{n} is left out ({r})' for n, r in list(left.items())[:3])}" if left else ""
-            raise ValueError(
-                f"there is nothing to average: the model has no trainable floating-point parameters{why}. Frozen ones "
-                "are averaged with frozen='average'"
-            )
-        for name, reason in self.source.left_out.items():
-            if reason != "ignored":
-                log.warning("%s is not averaged: it is %s; averages are of float32, bfloat16 and float16", name, reason)
-        self.store = self._store(followed, **options)
-        self.began = dict.fromkeys(followed, 0)
-        self._swap: Swap | None = None
-        self._optimizers: list[Any] = []
-        self._followed: dict[str, Tensor] = {}
-        self._resting: list[str] = []
-        self._synced: dict[str, Tensor] | None = None
-        self._last: dict[str, Tensor] = dict(followed)
-        """The tensors of the last update, used to recognize them under another name."""
-        self._number(tensors)
-
-    def _source_of(self, model: Model) -> Source:
-        return Source(model, self.buffers == "average", self.ignore)
-
-    def _wanted(self, tensor: Tensor) -> bool:
-        return self.frozen == "average" or not is_frozen(tensor)
-
-    def _store(self, followed: dict[str, Tensor], **options: Any) -> AverageStore:
-        for name, tensor in followed.items():
-            check_followed(name, tensor)
-        keys = ("scale", "block_size", "min_size", "keep_fp32")
-        storage = {k: options.pop(k) for k in keys if k in options}
-        storage["keep_fp32"] = (*storage.get("keep_fp32", ()), *(n for n in followed if n in self.source.buffer_names))
-        return AverageStore(followed, storage=StorageOptions(**storage), **options)
-
-    # ---------------------------------------------------------------- which tensors
+    _swap: Swap | None = None
 
     @property
     def live(self) -> dict[str, Tensor]:
-        """The averaged tensors as the model has them now, by name.
-
-        A tensor that was removed or resized since the last :meth:`update` is missing until the next one. A warning
-        says so.
-        """
-        if self._swap is not None:
-            return self._swap.live
-        return self._matched(self.source.tensors())
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Tensors of the model that are not averaged, and why: ``"frozen"``, ``"ignored"`` or a dtype."""
-        tensors = self.source.tensors()
-        store = getattr(self, "store", ())
-        return {n: "frozen" for n in tensors if n not in store} | self.source.left_out
-
-    def _matched(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        self._rename(tensors)
-        found = {n: tensors[n] for n in self.store if n in tensors and self.store.fits(n, tensors[n])}
-        lost = [n for n in self.store if n not in found]
-        if lost:
-            log_once(
-                f"{', '.join(lost)} {'has' if len(lost) == 1 else 'have'} changed since update {self.updates} of the "
-                "average, which is of the former model: until the next update the model's own values are used",
-                30,
-            )
-        return found
-
-    def _rename(self, tensors: dict[str, Tensor]) -> None:
-        """Follow tensors whose name has changed, as when layers move or weights are pruned or parametrized."""
-        if tensors is self._synced:
-            return
-        places = {id(t): n for n, t in tensors.items()}
-        moved = {n: places[id(t)] for n, t in self._last.items() if n in self.store and id(t) in places}
-        moved = {n: new for n, new in moved.items() if n != new}
-        if not moved:
-            return
-        over = [n for n in self.store if n in moved.values() and n not in moved]
-        if over:
-            log.warning(
-                "step %d: %s are different tensors now; the averages of the old ones are dropped", self.step, over
-            )
-            self._leave(over)
-        self._renamed(moved)
-        self._last = {moved.get(n, n): t for n, t in self._last.items() if n not in over}
-        self.began = {moved.get(n, n): step for n, step in self.began.items()}
-        log.info("averages continue under new names: %s", moved)
-
-    def _renamed(self, names: Mapping[str, str]) -> None:
-        for store in self._stores():
-            store.rename(names)
-
-    def _stores(self) -> tuple[AverageStore, ...]:
-        """All stores. Subclasses may have more than one."""
-        return (self.store,)
-
-    def follow(self, optimizer: Any) -> None:
-        """Average the fp32 weights that an optimizer keeps by ``master_weights=``, in place of the 16-bit parameters.
-
-        Parameters
-        ----------
-        optimizer
-            An optimizer over the model's parameters, possibly offloaded or inside a wrapper. Without master weights
-            nothing changes.
-        """
-        follow(self._optimizers, optimizer)
-
-    def _follow(self, model: Model | None = None) -> Mapping[str, Tensor]:
-        """Return the live values for an update. Averages of new or resized tensors begin here."""
-        tensors = self._tensors(model)
-        return Exact(tensors, self._optimizers) if self._optimizers else tensors
-
-    def _tensors(self, model: Model | None) -> dict[str, Tensor]:
-        source = self.source if model is None or model is self.model else self._source_of(model)
-        tensors = source.tensors()
-        if tensors is self._synced and not any(
-            tensors[n].requires_grad for n in self._resting
-        ) and all(self.store.fits(n, tensors[n]) for n in self.store):  # fmt: skip
-            return self._followed
-        self._rename(tensors)
-        quantized = [n for n in self.store if n in tensors and is_wrapper(tensors[n])]
-        gone = [n for n in self.store if n not in tensors or (n in quantized and not self._wanted(tensors[n]))]
-        if gone and source is not self.source:
-            raise KeyError(f"{gone[0]!r} is averaged, and is not among the tensors given")
-        new = {n: t for n, t in tensors.items() if n not in self.store and self._wanted(t)}
-        other = {n: tensors[n] for n in self.store if n in tensors and not self.store.fits(n, tensors[n])}
-        other = {n: t for n, t in other.items() if n not in gone}
-        for name, tensor in {**new, **other, **{n: tensors[n] for n in quantized if n not in gone}}.items():
-            check_followed(name, tensor)
-        if gone:
-            self._leave(gone)
-            log.warning("step %d: the model has no %s to average any more; their averages are dropped", self.step, gone)
-        if other:
-            self._leave(list(other))
-            log.warning("step %d: %s changed shape; their averages restart", self.step, list(other))
-        if not len(self.store) and not new and not other:
-            log.warning("step %d: the average has nothing left to follow; it averages nothing", self.step)
-        if new:
-            log.info("step %d: %s joined the model; their averages begin here", self.step, list(new))
-        self._join({**other, **new})
-        if source is self.source:
-            self._number(tensors)
-        self._followed = {n: tensors[n] for n in self.store}
-        self._last = self._followed
-        return self._followed
-
-    def _number(self, tensors: dict[str, Tensor]) -> None:
-        """Number the random streams by position in the model, so that a resumed run uses the same streams."""
-        for store in self._stores():
-            store.number({name: i for i, name in enumerate(tensors) if name in store})
-        self._synced, self._resting = tensors, [n for n in tensors if n not in self.store]
-        self._followed = {n: tensors[n] for n in self.store if n in tensors}
-        self._last = self._followed
-
-    def _join(self, tensors: dict[str, Tensor]) -> None:
-        """Begin the averages of further tensors. Subclasses with more state extend this."""
-        for store in self._stores():
-            store.add(tensors, fp32=self.source.buffer_names)
-        self.began.update(dict.fromkeys(tensors, self.step))
-
-    def _leave(self, names: list[str]) -> None:
-        """Drop averages. Subclasses with more state extend this."""
-        for store in self._stores():
-            store.remove(names)
-        for name in names:
-            del self.began[name]
-
-    def pick(self, model: Model) -> dict[str, Tensor]:
-        """Return the averaged tensors of another model of the same form, by name.
-
-        Raise ``ValueError`` if any is missing.
-        """
-        tensors = self._source_of(model).tensors()
-        missing = sorted(set(self.store) - set(tensors))
-        if missing:
-            raise ValueError(f"the model lacks {missing}, which are averaged")
-        return {n: tensors[n] for n in self.store}
+        """As :attr:`Following.live`, also while the average is swapped in."""
+        return super().live if self._swap is None else self._swap.live
 
     # ---------------------------------------------------------------- reading
 
@@ -382,7 +180,7 @@ class WeightAverage(Shown):
     def to(self, device: Any) -> None:
         """Move the stored averages to a device. Live tensors on other devices are copied there for each update."""
         self._refuse_while_swapped("move the average")
-        for store in self._stores():
+        for store in self.stores:
             store.to(torch.device(device))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class BEMA(EMA):
             state = self.store.quantizer if start_state is None else start_state
             storage = self.store.storage if start_state is None else StorageOptions()
             self.start = AverageStore(self.live, state=state, rounding="nearest", storage=storage, label="start")
+            self.stores.append(self.start)
 
     def _base(self) -> float:
         return self.offset + self.scaling * max(self.step - self.update_after_step, 0)
@@ -98,9 +99,6 @@ class BEMA(EMA):
             return average
         way = self._live_part(name).float() - self.start.read(name)
         return average + way * self.bias_weight
-
-    def _stores(self) -> tuple[AverageStore, ...]:
-        return (*super()._stores(), *(() if self.start is None else (self.start,)))
 
     def _exchangeable(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {} if self.start is not None else super()._exchangeable(live)

@@ -13,7 +13,12 @@ from halfulp.averaging.ema import EMA
 from halfulp.averaging.skeleton import Skeleton
 from halfulp.averaging.source import clean_name
 
-__all__ = ["AveragedModel", "SecondModel"]
+__all__ = ["AveragedModel", "SecondModel", "under"]
+
+
+def under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
 
 
 class SecondModel(nn.Module):
@@ -89,7 +94,7 @@ class SecondModel(nn.Module):
         unexpected: Any, errors: list[str],
     ) -> None:  # fmt: skip
         try:  # part of a larger module
-            self._load({k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)})
+            self._load(under(prefix, state_dict))
         except ValueError as error:
             errors.append(f"{prefix}: {error}")
 
@@ -199,7 +204,7 @@ class AveragedModel(SecondModel):
         if "halfulp" in state_dict:
             self.ema.load_state_dict(state_dict["halfulp"])
         else:
-            self._take({n.removeprefix("module."): t for n, t in state_dict.items() if n.startswith("module.")})
+            self._take(under("module.", state_dict))
             self.ema.step = self.ema.updates = int(state_dict["n_averaged"])
         self._take_buffers(state_dict, "module.")
         self.n_averaged.fill_(self.ema.updates)

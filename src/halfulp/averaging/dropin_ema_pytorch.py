@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfulp.averaging.dropin import SecondModel
+from halfulp.averaging.decay import as_decay
+from halfulp.averaging.dropin import SecondModel, under
 from halfulp.averaging.ema import EMA
 from halfulp.averaging.skeleton import Skeleton
 from halfulp.averaging.source import clean_name
@@ -125,15 +126,14 @@ class EMAPytorch(SecondModel):
         """Create the second model, or take one over."""
         if ema_model is not None and not isinstance(ema_model, nn.Module):
             ema_model = ema_model()
-        names = {clean_name(n) for n, _ in [*self.model.named_parameters(), *self.model.named_buffers()]}
+        names = set(_by_name(self.model))
         self._copied = names & set(self.param_or_buffer_names_no_ema)
         kept = {n for n in names if n in self.ignore_names or n.startswith(tuple(self.ignore_startswith_names))}
         self._copied -= kept
         own = self._copied | kept
-        ema = EMA(self.model, _Fixed(0.0), buffers="average", ignore=own, **self._options)
+        ema = EMA(self.model, 0.0, buffers="average", ignore=own, **self._options)
         if ema_model is not None:
-            given = {clean_name(n): t for n, t in [*ema_model.named_parameters(), *ema_model.named_buffers()]}
-            start = {n: given[n].detach().clone() for n in ema.store if n in given}
+            start = {n: t.detach().clone() for n, t in _by_name(ema_model).items() if n in ema.store}
         self._begin(ema, Skeleton(ema, ema_model, own))
         if ema_model is not None:
             ema.store.copy_from(start)
@@ -214,14 +214,14 @@ class EMAPytorch(SecondModel):
             return
         decay = self.get_current_decay() if current_decay is None else current_decay
         if ma_model is not self.ema_model:
-            theirs = {clean_name(n): t for n, t in [*ma_model.named_parameters(), *ma_model.named_buffers()]}
+            theirs = _by_name(ma_model)
             for name in self.ema.live:
                 tensor = local_part(theirs[name]).tensor
                 tensor.lerp_(self.ema.value(name).to(tensor), 1.0 - decay)
             return
         if self.move_ema_to_online_device:
             self.ema.to(next(current_model.parameters()).device)
-        self.ema.decay = _Fixed(decay)
+        self.ema.decay = as_decay(decay)
         self._average(lambda: self.ema.update(None if current_model is self.model else current_model))
         self._copy_own(self._copied)
 
@@ -241,10 +241,10 @@ class EMAPytorch(SecondModel):
 
     @torch.no_grad()
     def _copy_own(self, names: Collection[str]) -> None:
-        theirs = {clean_name(n): t for n, t in [*self.model.named_parameters(), *self.model.named_buffers()]}
-        for name, tensor in [*self.ema_model.named_parameters(), *self.ema_model.named_buffers()] if names else ():
-            if clean_name(name) in names and tensor.is_floating_point():
-                tensor.data.copy_(theirs[clean_name(name)])
+        theirs = _by_name(self.model)
+        for name, tensor in _by_name(self.ema_model).items():
+            if name in names and tensor.is_floating_point():
+                tensor.data.copy_(theirs[name])
 
     @torch.no_grad()
     def copy_params_from_ema_to_model(self) -> None:
@@ -261,25 +261,19 @@ class EMAPytorch(SecondModel):
         if "halfulp" in state_dict:
             self.ema.load_state_dict(state_dict["halfulp"])
         else:
-            prefix = "ema_model."
-            self._take({n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)})
+            self._take(under("ema_model.", state_dict))
         self._take_buffers(state_dict, "ema_model.")
         with torch.no_grad():
             for name, tensor in self.ema_model.named_parameters() if self._skeleton.own else ():
                 if clean_name(name) in self._skeleton.own and f"ema_model.{name}" in state_dict:
                     tensor.copy_(state_dict[f"ema_model.{name}"])
-        online = {n.removeprefix("online_model."): t for n, t in state_dict.items() if n.startswith("online_model.")}
+        online = under("online_model.", state_dict)
         if self.include_online_model and online:
             self.model.load_state_dict(online)
         self.initted.fill_(bool(state_dict["initted"]))
         self.step.fill_(int(state_dict["step"]))
 
 
-class _Fixed:
-    """A decay that is set before each update."""
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
-    def __call__(self, n: int) -> float:
-        return self.decay
+def _by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a model by clean name."""
+    return {clean_name(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.averaging.base import Buffers, Frozen, WeightAverage
+from halfulp.averaging.base import WeightAverage
 from halfulp.averaging.decay import Decay, Uniform, as_decay
 from halfulp.averaging.exact import keeps_masters
+from halfulp.averaging.following import Use
 from halfulp.averaging.source import Model
 from halfulp.libraries import hooked
 from halfulp.numbers.log import log_once
@@ -69,8 +70,8 @@ class EMA(WeightAverage):
         rounding: str = "stochastic",
         update_after_step: int = 0,
         update_every: int = 1,
-        buffers: Buffers = "live",
-        frozen: Frozen = "live",
+        buffers: Use = "live",
+        frozen: Use = "live",
         ignore: Iterable[str] = (),
         difference: bool = False,
         seed: int = 0,

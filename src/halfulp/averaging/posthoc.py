@@ -206,11 +206,6 @@ class PostHocEMA:
         assert self.folder is not None
         return self.folder / f"average-{key[0]:g}-{key[1]:08d}.safetensors"
 
-    def _read(self, key: tuple[float, int]) -> Mapping[str, Any]:
-        if self.folder is None:
-            return self._kept[key]
-        return self.averages[key[0]].store.validate(read_file(self._path(key))["averages"])
-
     def plan(self, sigma: float, step: int | None = None) -> Reconstruction:
         """Return the combination of snapshots for relative width `sigma` at a step (default: the last snapshot)."""
         if not self.snapshots:
@@ -231,7 +226,8 @@ class PostHocEMA:
         return total
 
     def _values(self, key: tuple[float, int]) -> Iterator[tuple[str, Tensor]]:
-        store, saved = self.averages[key[0]].store, self._read(key)
+        store = self.averages[key[0]].store
+        saved = self._kept[key] if self.folder is None else store.validate(read_file(self._path(key))["averages"])
         if set(saved) != set(store):
             raise ValueError(
                 f"the snapshot of step {key[1]} is of other tensors than the averages are now: they differ in "
@@ -261,10 +257,8 @@ class PostHocEMA:
         if set(state_dict["averages"]) != wanted:
             raise ValueError(f"the state_dict has widths {sorted(state_dict['averages'])}, this one {sorted(wanted)}")
         snapshots = [(float(s), count("snapshot", "step", t)) for s, t in state_dict["snapshots"]]
-        kept = {}
-        for s, t in snapshots:
-            if self.folder is None:
-                kept[s, t] = self.averages[s].store.validate(state_dict["kept"][f"{s:g}@{t}"])
+        here = snapshots if self.folder is None else []
+        kept = {(s, t): self.averages[s].store.validate(state_dict["kept"][f"{s:g}@{t}"]) for s, t in here}
         for s, average in self.averages.items():
             average.load_state_dict(state_dict["averages"][f"{s:g}"])
         self.snapshots, self._kept = snapshots, kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,14 +58,9 @@ class SwitchEMA(EMA):
 
     def switch(self) -> None:
         """Replace the live weights by the average."""
-        values = {name: self.value(name) for name in self.live} if self.difference else None
-        self.copy_to() if values is None else self._put(values)
-
-    @torch.no_grad()
-    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            local_part(self.live[name]).tensor.copy_(value)
-        self.store.copy_from(self.live)
+        self.copy_to()
+        if self.difference:
+            self.store.copy_from(self.live)
 
 
 class ElasticReset(EMA):
@@ -92,11 +88,11 @@ class ElasticReset(EMA):
     def __init__(self, model: Model, decay: float | Decay = 0.995, *, every: int = 0, **options: Any) -> None:
         if every < 0:
             raise ValueError(f"every is at least 0, got {every}")
-        self.start: dict[str, dict[str, Any]] = {}
-        """The stored average at the start."""
         super().__init__(model, decay, **options)
         self.every = every
-        self.start = {name: _copy(entries) for name, entries in self.store.state_dict().items()}
+        self.start = copy.deepcopy(self.store)
+        """The average at the start."""
+        self.stores.append(self.start)
 
     def update(self, model: Model | None = None) -> None:
         """Count a step, update the average if it is due, and reset if that is due."""
@@ -104,35 +100,22 @@ class ElasticReset(EMA):
         if self.every and self.step % self.every == 0:
             self.reset()
 
-    def _renamed(self, names: Mapping[str, str]) -> None:
-        super()._renamed(names)
-        self.start = {names.get(name, name): entries for name, entries in self.start.items()}
-
-    def _join(self, tensors: dict[str, torch.Tensor]) -> None:
-        super()._join(tensors)
-        self.start.update({name: _copy(self.store.state_of(name).entries) for name in tensors})
-
-    def _leave(self, names: list[str]) -> None:
-        super()._leave(names)
-        for name in names:
-            del self.start[name]
-
     def reset(self) -> None:
         """Replace the live weights by the average, and the average by its start, bit for bit."""
         if self.difference:
             raise RuntimeError("Elastic Reset stores the average itself, so difference=True cannot be used")
         self.copy_to()
-        self.store.load({name: _copy(entries) for name, entries in self.start.items()})
+        self.store.load(self.start.snapshot())
 
     def state_dict(self) -> dict[str, Any]:
         """The state dictionary of :class:`EMA` plus the start."""
-        return {**super().state_dict(), "start": {n: dict(e) for n, e in self.start.items()}}
+        return {**super().state_dict(), "start": self.start.state_dict()}
 
     def _load_extra(self, state_dict: Mapping[str, Any]) -> None:
         super()._load_extra(state_dict)
         if "start" not in state_dict:
             raise ValueError("the state_dict has no 'start': it does not belong to ElasticReset")
-        self.start = self.store.validate(state_dict["start"])
+        self.start.load(self.start.validate(state_dict["start"]))
 
 
 class SlowWeights:
@@ -173,7 +156,3 @@ class SlowWeights:
         self.store.update(tensors, 1.0 - self.alpha, step)
         for name in self.store:
             local_part(tensors[name]).tensor.copy_(self.store.read(name))
-
-
-def _copy(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entries.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -67,15 +68,10 @@ class LAWA(WeightAverage):
 
     def _value(self, name: str) -> Tensor:
         """Mean of the snapshots that contain a name, or the start if there is none."""
-        total, number = None, 0
-        for read in self._reads(name):
-            total, number = read if total is None else total + read, number + 1
-        return self.store.read(name) if total is None else total / number
-
-    def _reads(self, name: str) -> Iterator[Tensor]:
-        for snapshot in self._ring:
-            if name in snapshot:
-                yield self.store.read_from(name, snapshot[name])
+        kept = [snapshot[name] for snapshot in self._ring if name in snapshot]
+        if not kept:
+            return self.store.read(name)
+        return reduce(torch.add, (self.store.read_from(name, entries) for entries in kept)) / len(kept)
 
     def _renamed(self, names: Mapping[str, str]) -> None:
         super()._renamed(names)
@@ -98,8 +94,5 @@ class LAWA(WeightAverage):
         saved = state_dict.get("snapshots", {})
         if count("average", "number of snapshots", len(saved)) > self.size:
             raise ValueError(f"the state_dict has {len(saved)} snapshots, this average keeps {self.size}")
-        self._ring = [self._checked(saved[str(i)]) for i in range(len(saved))]
-
-    def _checked(self, snapshot: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Check a saved snapshot. Tensors added later are missing from it."""
-        return self.store.validate(snapshot, without=[n for n in self.store if n not in snapshot])
+        ring = [saved[str(i)] for i in range(len(saved))]  # tensors that joined later are missing from a snapshot
+        self._ring = [self.store.validate(s, without=[n for n in self.store if n not in s]) for s in ring]

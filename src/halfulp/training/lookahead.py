@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from halfulp.averaging.switch import SlowWeights
@@ -77,21 +76,17 @@ class Lookahead(Wrapper):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the inner optimizer, and synchronize with the slow weights every `k` steps."""
         self._begin(self.trained)
-        with self._stepping() as inside:
-            loss = inside.step() if closure is None else inside.step(closure)
+        loss = self._step_inside(closure)
         self.steps += 1
-        if self.steps % self.k == 0:
-            self.slow.synchronize(self._fast(), self.steps // self.k)
+        if self.steps % self.k == 0:  # also with weights that take no gradients any more
+            fast = {n: p for n, p in self.named.items() if n in self.slow.store}
+            self.slow.synchronize(fast, self.steps // self.k)
         return loss
 
     def _begin(self, names: Iterable[str]) -> None:
         """Add slow weights for parameters that have none yet, such as newly unfrozen layers."""
         named, store = self.named, self.slow.store
-        self.slow.store.add({n: named[n] for n in names if n in named and n not in store})
-
-    def _fast(self) -> dict[str, Tensor]:
-        """Return the weights that have slow ones, whether or not they still take gradients."""
-        return {n: p for n, p in self.named.items() if n in self.slow.store}
+        store.add({n: named[n] for n in names if n in named and n not in store})
 
     def memory(self) -> MemoryReport:
         """Return the bytes of the slow weights by format, and which are kept in fp32 and why."""
@@ -102,13 +97,12 @@ class Lookahead(Wrapper):
         store = self.slow.store
         return {"steps": self.steps, "storage": store.quantizer.spec, "seed": store.seed, "slow": store.state_dict()}
 
-    def check_own(self, saved: Mapping[str, Any]) -> Any:
+    def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
         """See :class:`Wrapper`."""
-        if set(saved) != set(self.own_state()):
-            raise ValueError(f"lookahead: saved are {sorted(saved)}, expected {sorted(self.own_state())}")
-        if saved["storage"] != self.slow.store.quantizer.spec:
-            own = self.slow.store.quantizer.spec
-            raise ValueError(f"lookahead: slow weights are saved as {saved['storage']!r}, this wrapper has {own!r}")
+        if saved["storage"] != own["storage"]:
+            raise ValueError(
+                f"lookahead: slow weights are saved as {saved['storage']!r}, this wrapper has {own['storage']!r}"
+            )
         counts = [count("lookahead", name, saved[name]) for name in ("steps", "seed")]
         self._begin(saved["slow"])
         return counts, self.slow.store.validate(saved["slow"])

@@ -114,7 +114,6 @@ class GradientRelease:
         self._handles: dict[Tensor, Any] = {}
         self._norms: dict[Tensor, Tensor] = {}
         self._stepped: set[Tensor] = set()
-        self._task = -1
         self._nested: dict[int, bool] = {}
         self._reentrant = False
         self._replicated: bool | None = None
@@ -232,16 +231,20 @@ class GradientRelease:
 
     def _take(self, param: Tensor) -> None:
         """Use a final gradient and free it."""
-        assert param.grad is not None
-        if self.max_norm is not None:
-            self._norms[param] = torch.linalg.vector_norm(param.grad)
+        self._clip(param)
         if not self._measuring():
             self._call_before()
-            if self.norm is not None and self.max_norm is not None:
-                param.grad.mul_(torch.clamp(self.max_norm / (self.norm + 1e-6), max=1.0))
             self.optimizer.step_parameters([param])
             self._stepped.add(param)
         param.grad = None
+
+    def _clip(self, param: Tensor) -> None:
+        """Note the norm of a gradient, and clip it in a pass that makes a step."""
+        assert param.grad is not None
+        if self.max_norm is not None:
+            self._norms[param] = torch.linalg.vector_norm(param.grad)
+            if self.norm is not None and not self._measuring():
+                param.grad.mul_(torch.clamp(self.max_norm / (self.norm + 1e-6), max=1.0))
 
     def _end(self) -> None:
         """Handle the end of the outermost backward pass. DDP's own callback runs first."""
@@ -272,11 +275,8 @@ class GradientRelease:
             self.norm = self._total()
             return
         if left:
-            if self.max_norm is not None:
-                for param in left:
-                    self._norms[param] = torch.linalg.vector_norm(param.grad)
-                    if self.norm is not None:
-                        param.grad.mul_(torch.clamp(self.max_norm / (self.norm + 1e-6), max=1.0))  # type: ignore[union-attr]
+            for param in left:
+                self._clip(param)
             self._call_before()
             self.optimizer.step_parameters(left)
         if self._before_called:

@@ -69,11 +69,15 @@ def groups_by_name(
             if _fits(name, pattern):
                 keys.update(values)
                 unused.discard(pattern)
-        group = groups.setdefault(tuple((k, repr(v)) for k, v in sorted(keys.items())), {"params": [], **keys})
-        group["params"].append((name, param))
+        group = groups.setdefault(
+            tuple((k, repr(v)) for k, v in sorted(keys.items())), {"params": [], "param_names": [], **keys}
+        )
+        group["params"].append(param)
+        group["param_names"].append(name)
     if unused:
-        raise ValueError(f"no parameter name matches {sorted(unused)}; names look like {_some_names(model)}")
-    return [_split_names(g) for g in groups.values()]
+        names = ", ".join([name for name, _ in model.named_parameters()][:4])
+        raise ValueError(f"no parameter name matches {sorted(unused)}; names look like {names}")
+    return list(groups.values())
 
 
 def _without_decay(model: nn.Module) -> set[str]:
@@ -92,15 +96,6 @@ def _without_decay(model: nn.Module) -> set[str]:
 
 def _fits(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name.lower(), pattern.lower())
-
-
-def _some_names(model: nn.Module) -> str:
-    return ", ".join([name for name, _ in model.named_parameters()][:4])
-
-
-def _split_names(group: dict[str, Any]) -> dict[str, Any]:
-    names, params = zip(*group["params"], strict=True)
-    return {**group, "params": list(params), "param_names": list(names)}
 
 
 def _trainer() -> Any:

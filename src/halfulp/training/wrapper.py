@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -53,12 +52,11 @@ class Wrapper(Optimizer):
         self._inside = False
         self.optimizer.register_step_pre_hook(self._passed_by)
 
-    @contextmanager
-    def _stepping(self) -> Iterator[Optimizer]:
-        """Yield the inner optimizer during a step of this one."""
+    def _step_inside(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step the inner optimizer, and return the loss."""
         self._inside = True
         try:
-            yield self.optimizer
+            return self.optimizer.step() if closure is None else self.optimizer.step(closure)
         finally:
             self._inside = False
 
@@ -114,8 +112,8 @@ class Wrapper(Optimizer):
         """Return the entry under :attr:`key`: plain tensors and numbers."""
         raise NotImplementedError
 
-    def check_own(self, saved: Mapping[str, Any]) -> Any:
-        """Check the result of :meth:`own_state` and prepare it for :meth:`take_own`.
+    def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+        """Check a saved result of :meth:`own_state`, which has the keys of the present one, for :meth:`take_own`.
 
         Raise ``ValueError`` if it does not fit.
         """
@@ -143,6 +141,9 @@ class Wrapper(Optimizer):
                 f"the state_dict has no {self.key!r}: it does not belong to {type(self).__name__}. Load one of the "
                 "inner optimizer alone with wrapper.optimizer.load_state_dict"
             )
-        checked = self.check_own(state_dict[self.key])
+        saved, own = state_dict[self.key], self.own_state()
+        if set(saved) != set(own):
+            raise ValueError(f"{self.key}: saved are {sorted(saved)}, expected {sorted(own)}")
+        checked = self.check_own(saved, own)
         self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != self.key})
         self.take_own(checked)

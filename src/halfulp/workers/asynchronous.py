@@ -26,11 +26,10 @@ from halfulp.engine.loading import count
 from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.engine.storage import StorageOptions
 from halfulp.optim.described import parameters, with_section
-from halfulp.rules.base import total
 from halfulp.rules.hyper import as_number
 from halfulp.workers.group import WorkerLostError, check_timeout
 from halfulp.workers.message import Layout, MessageOptions
-from halfulp.workers.method import some_norms
+from halfulp.workers.mixing import grad_norms
 from halfulp.workers.pieces import as_bytes, get, put
 from halfulp.workers.pull import Pull, aliases, go
 from halfulp.workers.service import HEAD
@@ -113,8 +112,7 @@ class _Asynchronous(Worker):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the inner optimizer, and visit the centre if it is due."""
-        with self._stepping() as inside:
-            loss = inside.step() if closure is None else inside.step(closure)
+        loss = self._step_inside(closure)
         self.steps += 1
         if self.steps % self.every == 0:
             self.visit()
@@ -149,11 +147,6 @@ class _Asynchronous(Worker):
         """Return what the centre is told of the gradient norms: nothing, one number, or one per tensor."""
         return []
 
-    def _norms(self) -> list[float]:
-        """The gradient norm of each tensor. It is 0 without a gradient."""
-        grads = [None if p.grad is None else p.grad.float() for p in self._params.values()]
-        return some_norms(type(self).__name__, [0.0 if g is None else float(total(g, g)) ** 0.5 for g in grads])
-
     def leave(self) -> None:
         """Announce that this worker is done, so that the centre does not wait for it."""
         if not self._left:
@@ -164,10 +157,8 @@ class _Asynchronous(Worker):
         """Return the number of steps. A returning worker starts from the centre, not from its own weights."""
         return {"steps": self.steps}
 
-    def check_own(self, saved: Mapping[str, Any]) -> Any:
+    def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
         """See :class:`~halfulp.training.wrapper.Wrapper`."""
-        if set(saved) != {"steps"}:
-            raise ValueError(f"asynchronous: saved are {sorted(saved)}, expected ['steps']")
         return count("asynchronous", "steps", saved["steps"])
 
     def take_own(self, checked: Any) -> None:
@@ -217,7 +208,7 @@ class AsyncMGRAWA(_Asynchronous):
 
     def told(self) -> list[float]:
         """Return the sum of the norms."""
-        return [sum(self._norms())]
+        return [sum(grad_norms(type(self).__name__, self._params))]
 
 
 class AsyncLGRAWA(_Asynchronous):
@@ -236,4 +227,4 @@ class AsyncLGRAWA(_Asynchronous):
 
     def told(self) -> list[float]:
         """Return all norms."""
-        return self._norms()
+        return grad_norms(type(self).__name__, self._params)

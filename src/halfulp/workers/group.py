@@ -19,11 +19,6 @@ T = TypeVar("T")
 class WorkerLostError(RuntimeError):
     """A worker did not take part in a meeting: it ended, or exceeded the timeout.
 
-    Parameters
-    ----------
-    message
-        What happened.
-
     Examples
     --------
     >>> raise WorkerLostError("worker 0: exchange 7 with workers [1, 2] failed")
@@ -31,9 +26,6 @@ class WorkerLostError(RuntimeError):
     ...
     halfulp.workers.group.WorkerLostError: worker 0: exchange 7 with workers [1, 2] failed
     """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
 
 
 class Peers(Protocol):

@@ -175,8 +175,7 @@ class Meeting(Worker):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the inner optimizer, and meet if it is due."""
-        with self._stepping() as inside:
-            loss = inside.step() if closure is None else inside.step(closure)
+        loss = self._step_inside(closure)
         if loss is not None:
             self.report(loss)
         self.steps += 1
@@ -242,7 +241,8 @@ class Meeting(Worker):
         decay = self.method.smooth(self.hyper)
         norms = self.norms
         if "grad_norms" in self.method.needs:
-            norms = norms * decay + grad_norms(self.method.title, self._params) * (1 - decay)
+            found = torch.tensor(grad_norms(self.method.title, self._params), dtype=torch.float64, device="cpu")
+            norms = norms * decay + found * (1 - decay)
         finite = all(bool(torch.isfinite(x).all()) for x in own.values())
         finite = not agree(not finite, list(self._params.values()))
         loss = math.nan if self.loss is None else self.loss
@@ -288,11 +288,8 @@ class Meeting(Worker):
             "outer": {} if self._outer is None else self._outer.state_dict(),
         }  # fmt: skip
 
-    def check_own(self, saved: Mapping[str, Any]) -> Any:
+    def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
         """See :class:`~halfulp.training.wrapper.Wrapper`."""
-        own = self.own_state()
-        if set(saved) != set(own):
-            raise ValueError(f"workers: saved are {sorted(saved)}, expected {sorted(own)}")
         for name, hint in (
             ("method", "build the same one"), ("workers", "start as many"), ("storage", "give the same centre="),
             ("rank", "each worker loads the checkpoint that it saved"),

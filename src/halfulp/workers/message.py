@@ -122,9 +122,6 @@ class Layout:
         self.bytes = end
         self.device = next(iter(parts.values())).tensor.device if parts else torch.device("cpu")
 
-    def __iter__(self) -> Any:
-        return iter(self._places)
-
     @property
     def spec(self) -> str:
         """Names, shapes and formats as a string, which must be equal on all workers."""

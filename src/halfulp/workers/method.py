@@ -12,7 +12,7 @@ from torch import Tensor
 from halfulp.rules.hyper import HyperBase
 from halfulp.workers.graphs import Graph
 
-__all__ = ["Method", "NoHyper", "Seen", "mean", "some_norms"]
+__all__ = ["Method", "NoHyper", "Seen", "mean"]
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,3 @@ class Method:
     source: str = ""
     notes: str = ""
     example: str = ""
-
-
-def some_norms(title: str, norms: list[float]) -> list[float]:
-    """Return gradient norms, or raise ``ValueError`` if there are no gradients."""
-    if not any(norms):
-        raise ValueError(
-            f"{title} weighs workers by their gradients, and there are none after the step: call zero_grad() before "
-            "the backward pass, not within the step"
-        )
-    return norms

@@ -13,18 +13,23 @@ from halfulp.averaging.store import AverageStore
 from halfulp.engine.sharding import is_sharded, local
 from halfulp.rules.base import total
 from halfulp.workers.message import Layout
-from halfulp.workers.method import Method, Seen, some_norms
+from halfulp.workers.method import Method, Seen
 
 __all__ = ["distance", "grad_norms", "mixed"]
 
 
-def grad_norms(title: str, params: Mapping[str, Tensor]) -> Tensor:
-    """Return the norm of each gradient of the last step, or raise ``ValueError`` if there are none."""
+def grad_norms(title: str, params: Mapping[str, Tensor]) -> list[float]:
+    """Return the norm of each gradient of the last step, 0 where there is none. Raise ``ValueError`` if all are 0."""
     found = []
     for param in params.values():
         grad = None if param.grad is None else local(param.grad).float()
         found.append(_summed(param, 0.0 if grad is None else float(total(grad, grad))) ** 0.5)
-    return torch.tensor(some_norms(title, found), dtype=torch.float64, device="cpu")
+    if not any(found):
+        raise ValueError(
+            f"{title} weighs workers by their gradients, and there are none after the step: call zero_grad() before "
+            "the backward pass, not within the step"
+        )
+    return found
 
 
 def mixed(

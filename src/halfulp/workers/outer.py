@@ -7,7 +7,7 @@ can watch them (``halfulp.StallMonitor(optimizer.outer)``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -223,14 +223,10 @@ def _by_samples(hyper: FedAvgHyper, seen: Seen) -> Tensor:
     return row / row.sum()
 
 
-def _fed_slots(sq: StateSlot) -> Callable[[Hyper], tuple[StateSlot, ...]]:
+def _fed_slots(second: StateSlot) -> Callable[[Hyper], tuple[StateSlot, ...]]:
     def slots(hyper: Hyper) -> tuple[StateSlot, ...]:
         tau = hyper["tau"]
-        second = StateSlot(
-            sq.name, signed=False, decay=sq.decay, drive=sq.drive, gain=sq.gain,
-            init=lambda param: torch.full_like(param, tau * tau),
-        )  # fmt: skip
-        return MOMENT, second
+        return MOMENT, replace(second, init=lambda param: torch.full_like(param, tau * tau))
 
     return slots
 
@@ -265,10 +261,11 @@ AdagradServer = optimizer(
 AdamServer = optimizer(_fed_rule("AdamServer", SQUARES, lambda v, square, c: v + (square - v) * c["weight2"]))
 YogiServer = optimizer(
     _fed_rule(
-        "YogiServer", StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1]),
+        "YogiServer",
+        replace(SQUARES, drive=None),
         lambda v, square, c: v - square * torch.sign(v - square) * c["weight2"],
     )
-)  # fmt: skip
+)
 
 
 def _federated(title: str, server: Any, summary: str) -> Method:
