@@ -19,7 +19,7 @@ from loss_gap_runs import CHANGES, RATES, measured
 from scale_models import Experiment
 from scipy.stats import spearmanr
 
-from halfulp.lab.figure import COLOURS, canvas
+from halfulp.lab.canvas import COLOURS, canvas
 from halfulp.lab.results import Interval
 from halfulp.lab.scale_report import paired, signed
 from halfulp.numbers.formats import get_format

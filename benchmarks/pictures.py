@@ -8,10 +8,11 @@ from typing import Any
 
 import matplotlib
 
-from halfulp.cli.figure import PALETTE
 from halfulp.lab.svg import spread
 
 __all__ = ["PALETTE", "axes_of", "label_ends", "save"]
+
+PALETTE = ("#0b6e99", "#d1495b", "#3c8d53", "#b7791f", "#6b4fa0", "#666666")
 
 
 def axes_of(rows: int = 1, width: float = 9.0, height: float = 5.0, **options: Any) -> tuple[Any, list[Any]]:

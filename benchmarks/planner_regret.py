@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from halfulp.lab.figure import COLOURS, canvas
+from halfulp.lab.canvas import COLOURS, canvas
 from halfulp.lab.files import read_json, write_json
 from halfulp.lab.results import Interval
 from halfulp.lab.scale import Job, ScaleConfig, train_job

@@ -109,8 +109,8 @@ def test_a_folder_with_a_config_alone_is_not_resumed(text: str, tmp_path: Path) 
     [
         ({"arms": ()}, "at least one of its arms"),
         ({"arms": ("fp32", "fp32")}, "once each"),
-        ({"steps": 0}, "steps is at least 1"),
-        ({"context": 1}, "context is at least 2"),
+        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
+        ({"context": 1}, "context is a whole number of at least 2, got 1"),
         ({"lrs": (0.0,)}, "positive"),
         ({"betas": (0.9, 1.0)}, "between 0 and 1"),
         ({"hidden": 30, "heads": 4}, "does not split over 4 heads"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from halfulp.cli.compare import _Interrupt
+from halfulp.cli.runs import _Interrupt
 from halfulp.lab.compare import RunStatus, load_run_folder, run_all
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json
@@ -203,7 +203,7 @@ BAD = {
     "no rounding": (["--arms", "fp8"], "write fp8-nearest or fp8-stochastic"),
     "learning rate": (["--lr", "fast"], "--lr takes comma-separated numbers"),
     "seeds": (["--seeds", "0"], "at least 1"),
-    "steps": (["--steps", "0"], "steps is at least 1"),
+    "steps": (["--steps", "0"], "steps is a whole number of at least 1, got 0"),
     "tokenizer": (["--tokenizer", "words"], "'bytes' or 'bpe:SIZE'"),
     "model": (["--model", "gpt"], "llama, neox, mixtral"),
     "data": (["--data", "/no/such/file"], "no such file or folder"),

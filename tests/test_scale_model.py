@@ -290,9 +290,11 @@ def test_an_arm_that_does_not_exist(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden": 0}, "hidden is at least 1, got 0"), ({"heads": -1}, "heads is at least 1, got -1"),
+        ({"hidden": 0}, "hidden is a whole number of at least 1, got 0"),
+        ({"heads": -1}, "heads is a whole number of at least 1, got -1"),
         ({"hidden": 12, "heads": 4}, "an even width, got 12 over 4 heads"), ({"warmup": 1.5}, "got 1.5 and None"),
-        ({"clip": 0.0}, "clip positive, got 0.02 and 0.0"), ({"validation": 0}, "validation is at least 1, got 0"),
+        ({"clip": 0.0}, "clip positive, got 0.02 and 0.0"),
+        ({"validation": 0}, "validation is a whole number of at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_sizes_are_checked_before_anything_runs(values: dict[str, Any], message: str) -> None:
@@ -333,7 +335,7 @@ def test_command_resumes_and_writes_its_page(tmp_path: Path, tokens: Path) -> No
 
 def test_every_arm_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("halfulp.cli.scale_model.run_scale", lambda given, *others: asked.append(given))
+    monkeypatch.setattr("halfulp.cli.runs.run_scale", lambda given, *others: asked.append(given))
     done = CliRunner().invoke(app, ["compare", "--scale-model", "8", "--arms", "all", "--seeds", "8"])
     assert done.exit_code == 0, done.output
     assert asked == [{"arms": tuple(ARMS), "seeds": 8, "factor": 8}]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import time
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,15 +115,15 @@ def command(
         raise ValueError("--resume takes all options from the run folder; only --jobs may be given with it")
     if jobs is not None and jobs < 1:  # before the run folder exists
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    from halfulp.cli.scale_model import is_scale_model, run_scale
+    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per parallel worker
+    from halfulp.cli.runs import is_scale_model, run_comparison, run_scale
 
     if scale_model is not None or (resume is not None and is_scale_model(resume)):
-        chosen = {"factor": scale_model, "format": state, "regime": regime}
-        run_scale(
-            {**_for_scale(given), **{k: v for k, v in chosen.items() if v is not None}}, resume, out, jobs, source
-        )
+        of_model = {"factor": scale_model, "format": state, "regime": regime}
+        given = {**_for_scale(given), **{k: v for k, v in of_model.items() if v is not None}}
+        run_scale(given, resume, out, jobs, source)
     else:
-        _run(given, resume, out, jobs, source)
+        run_comparison(given, resume, out, jobs, source)
 
 
 def _for_scale(given: dict[str, Any]) -> dict[str, Any]:
@@ -142,75 +141,3 @@ def _for_scale(given: dict[str, Any]) -> dict[str, Any]:
 
         chosen["arms"] = tuple(ARMS)
     return chosen
-
-
-def _run(
-    given: dict[str, Any], resume: Path | None, out: Path | None, jobs: int | None, source: dict[str, Any]
-) -> None:
-    import os
-
-    from halfulp.lab.tables import output
-
-    os.environ["OMP_NUM_THREADS"] = "1"  # one thread per parallel worker
-    from halfulp.lab import compare
-    from halfulp.lab.config import CompareConfig
-    from halfulp.lab.environment import cores
-    from halfulp.lab.progress import ProgressView
-    from halfulp.lab.report import write_report
-    from halfulp.lab.text import load_corpus
-    from halfulp.lab.tokens import bpe_size
-
-    console = output()
-    began = time.monotonic()
-    if resume is not None:
-        folder, config = resume, compare.load_run_folder(resume)
-    else:
-        config = CompareConfig(**given)
-        bpe_size(config.tokenizer)
-        folder = out if out is not None else Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
-        corpus = load_corpus(**source)
-        info = corpus.info
-        console.print(
-            f"{info['source']}: {info['bytes'] / 1e6:.1f} MB in {info['documents']:,} documents", highlight=False
-        )
-        config = compare.prepare_run_folder(folder, config, corpus)
-    jobs = jobs if jobs is not None else min(cores(), len(config.runs()))
-    again = f"Continue with: halfulp compare --resume {folder}"
-    interrupt = _Interrupt()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    try:
-        with ProgressView(console, config) as view:
-            statuses = compare.run_all(folder, config, jobs=jobs, watch=view)
-    except KeyboardInterrupt:
-        console.print(f"Stopped: {view.standing()}.", highlight=False, markup=False)
-        console.print(again, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-    failed = [s for s in statuses if s.state == "failed"]
-    for status in failed:
-        console.print(f"{view.title(status)} failed:\n{status.error}", style="red", highlight=False, markup=False)
-    page = write_report(folder, console)
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    console.print(f"Done in {minutes} min {seconds} s. Report: {page}", highlight=False, soft_wrap=True)
-    if any(s.state != "done" for s in statuses):
-        console.print(again, highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
-
-
-class _Interrupt:
-    """Signal handler that raises ``KeyboardInterrupt`` once. Further signals count only after `pause` seconds.
-
-    Terminals, shells and batch systems often send several at once, while checkpoints are being written.
-    """
-
-    pause = 1.0
-
-    def __init__(self) -> None:
-        self.clock = time.monotonic
-        self.first: float | None = None
-
-    def __call__(self, number: int, frame: Any) -> None:
-        now = self.clock()
-        if self.first is None or now - self.first >= self.pause:
-            self.first = now
-            raise KeyboardInterrupt

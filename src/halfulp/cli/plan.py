@@ -43,9 +43,9 @@ def command(
     if parameters < 0:
         raise ValueError(f"--parameters must be a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:
-        from halfulp.cli.figure import check_plot
+        from halfulp.lab.canvas import check_figure_path
 
-        check_plot(plot)
+        check_figure_path(plot)
     console = output()
     plans: dict[tuple[str, float, str], Any] = {}
     for beta in betas:
@@ -82,27 +82,27 @@ def _stagger(console: Any, plans: dict[tuple[str, float, str], Any], parameters:
 
 
 def _draw(plans: dict[tuple[str, float, str], Any], path: Path) -> None:
-    from halfulp.cli.figure import colours, figure, save
+    from halfulp.lab.canvas import canvas
 
-    fig, (cost, stall) = figure(2)
-    labels = {key: f"{key[0]}, {key[2]}" + (f", {key[1]:g}" if len({k[1] for k in plans}) > 1 else "") for key in plans}
-    palette = colours([f"{name}{beta}" for name, beta, _ in plans])
-    for key, plan in plans.items():
-        colour, style = palette[f"{key[0]}{key[1]}"], "-" if key[2] == "nearest" else "--"
-        stall.plot(range(1, len(plan.curve) + 1), plan.curve, color=colour, ls=style, label=labels[key])
-        if not len(plan.costs):
-            continue
-        worst = plan.costs.max(axis=0)
-        cost.plot(range(1, len(worst) + 1), worst, color=colour, ls=style, label=labels[key])
-        if plan.period is not None:
-            cost.plot(plan.period, worst[plan.period - 1], "o", color=colour)
-            stall.axvline(plan.period, color=colour, lw=0.8, alpha=0.6)
-    if cost.lines:
-        cost.set(yscale="log")
-        cost.legend()
-    cost.set(xscale="log", xlabel="reset period in steps", ylabel="error of the update, worst drift",
-             title="cost of a period (dot: planned)")  # fmt: skip
-    stall.set(xscale="log", ylim=(0, 1.02), xlabel="age of the state in steps", ylabel="share of stalled updates",
-              title="stalling by age (line: planned reset)")  # fmt: skip
-    stall.legend()
-    save(fig, path)
+    pairs = list(dict.fromkeys((name, beta) for name, beta, _ in plans))
+    several = len({beta for _, beta in pairs}) > 1
+    with canvas(path, 2, (12.8, 4.0), grid=True) as (cost, stall):
+        for (name, beta, how), plan in plans.items():
+            colour, style = f"C{pairs.index((name, beta))}", "-" if how == "nearest" else "--"
+            label = f"{name}, {how}" + (f", {beta:g}" if several else "")
+            stall.plot(range(1, len(plan.curve) + 1), plan.curve, color=colour, ls=style, label=label)
+            if not len(plan.costs):
+                continue
+            worst = plan.costs.max(axis=0)
+            cost.plot(range(1, len(worst) + 1), worst, color=colour, ls=style, label=label)
+            if plan.period is not None:
+                cost.plot(plan.period, worst[plan.period - 1], "o", color=colour)
+                stall.axvline(plan.period, color=colour, lw=0.8, alpha=0.6)
+        if cost.lines:
+            cost.set(yscale="log")
+            cost.legend()
+        cost.set(xscale="log", xlabel="reset period in steps", ylabel="error of the update, worst drift",
+                 title="cost of a period (dot: planned)")  # fmt: skip
+        stall.set(xscale="log", ylim=(0, 1.02), xlabel="age of the state in steps", ylabel="share of stalled updates",
+                  title="stalling by age (line: planned reset)")  # fmt: skip
+        stall.legend()

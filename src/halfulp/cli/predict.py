@@ -33,9 +33,9 @@ def command(
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
     as_drive(slot)
     if plot is not None:
-        from halfulp.cli.figure import check_plot
+        from halfulp.lab.canvas import check_figure_path
 
-        check_plot(plot)
+        check_figure_path(plot)
     console = output()
     for beta in betas:
         curves = _curves(formats, beta, slot, model)
@@ -108,15 +108,14 @@ def _chart(curves: dict[tuple[str, str], Any], room: int) -> Any:
 
 
 def _draw(curves: dict[tuple[str, str], Any], beta: float, slot: str, path: Path) -> None:
-    from halfulp.cli.figure import colours, figure, save
+    from halfulp.lab.canvas import canvas
 
-    fig, (axes,) = figure(1)
-    palette = colours([name for name, _ in curves])
-    for (name, how), curve in curves.items():
-        axes.plot(range(len(curve)), curve, color=palette[name], ls="-" if how == "nearest" else "--",
-                  label=f"{name}, {how}")  # fmt: skip
-    last = len(next(iter(curves.values()))) - 1
-    axes.set(xscale="log", xlim=(1, last), ylim=(0, 1.02), xlabel="age of the state in steps",
-             ylabel="share of stalled updates", title=f"{slot}, beta {beta:g}")  # fmt: skip
-    axes.legend()
-    save(fig, path)
+    names = list(dict.fromkeys(name for name, _ in curves))
+    with canvas(path, 1, (6.4, 4.0), grid=True) as (axes,):
+        for (name, how), curve in curves.items():
+            axes.plot(range(len(curve)), curve, color=f"C{names.index(name)}", ls="-" if how == "nearest" else "--",
+                      label=f"{name}, {how}")  # fmt: skip
+        last = len(next(iter(curves.values()))) - 1
+        axes.set(xscale="log", xlim=(1, last), ylim=(0, 1.02), xlabel="age of the state in steps",
+                 ylabel="share of stalled updates", title=f"{slot}, beta {beta:g}")  # fmt: skip
+        axes.legend()

@@ -69,9 +69,9 @@ def command(
     if reset < 0:
         raise ValueError(f"--reset must be a number of steps, or 0 for none; got {reset}")
     if plot is not None:
-        from halfulp.cli.figure import check_plot
+        from halfulp.lab.canvas import check_figure_path
 
-        check_plot(plot)
+        check_figure_path(plot)
     options = {
         "beta": beta, "steps": steps, "slot": slot, "sigma": SCENARIOS[scenario], "coordinates": coordinates,
         "spread": spread, "reset_every": reset or None, "seed": seed,
@@ -160,20 +160,19 @@ def _table(arms: list[_Arm], width: int, ratio: str, curve: str) -> Any:
 
 
 def _draw(arms: list[_Arm], scenario: str, beta: float, slot: str, path: Path) -> None:
-    from halfulp.cli.figure import colours, figure, save
+    from halfulp.lab.canvas import canvas
 
-    fig, (value, stalled) = figure(2)
-    palette = colours([arm.name for arm in arms])
-    value.plot(arms[0].steps, arms[0].exact, color="black", lw=2.5, alpha=0.35, label="exact")
-    for arm in arms:
-        style = "--" if arm.rounding == "stochastic" else "-"
-        label = f"{arm.name}, {arm.rounding}" if arm.rounding != "exact" else arm.name
-        if arm.rounding != "exact":
-            value.plot(arm.steps, arm.stored, color=palette[arm.name], ls=style, label=label)
-        stalled.plot(arm.steps, arm.stalled, color=palette[arm.name], ls=style, label=label)
-    what = "mean stored value" if slot == "exp_avg_sq" else "root mean square of the stored value"
-    value.set(yscale="log", xlabel="step", ylabel=what, title=f"{slot}, beta {beta:g}, {scenario}")
-    stalled.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share of stalled updates", title="stalling")
-    value.legend()
-    stalled.legend()
-    save(fig, path)
+    names = list(dict.fromkeys(arm.name for arm in arms))
+    with canvas(path, 2, (12.8, 4.0), grid=True) as (value, stalled):
+        value.plot(arms[0].steps, arms[0].exact, color="black", lw=2.5, alpha=0.35, label="exact")
+        for arm in arms:
+            look = {"color": f"C{names.index(arm.name)}", "ls": "--" if arm.rounding == "stochastic" else "-"}
+            label = f"{arm.name}, {arm.rounding}" if arm.rounding != "exact" else arm.name
+            if arm.rounding != "exact":
+                value.plot(arm.steps, arm.stored, label=label, **look)
+            stalled.plot(arm.steps, arm.stalled, label=label, **look)
+        what = "mean stored value" if slot == "exp_avg_sq" else "root mean square of the stored value"
+        value.set(yscale="log", xlabel="step", ylabel=what, title=f"{slot}, beta {beta:g}, {scenario}")
+        stalled.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share of stalled updates", title="stalling")
+        value.legend()
+        stalled.legend()

@@ -20,7 +20,7 @@ from typing import Any
 
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.environment import describe
-from halfulp.lab.files import check_tokens, read_config, read_json, write_json
+from halfulp.lab.files import check_new, check_tokens, read_config, read_json, write_json
 from halfulp.lab.text import Corpus
 from halfulp.lab.tokens import prepare_tokens
 
@@ -55,8 +55,7 @@ def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> C
     ValueError
         If the folder is not empty, or the text is too short.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Continue it with --resume {folder}, or choose another --out")
+    check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = prepare_tokens(corpus, config.tokenizer, config.context, folder / "tokens")
     write_json(folder / "environment.json", describe(corpus.info, tokens))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
 from halfulp.lab.model import MODELS
+from halfulp.theory.arguments import check_beta, check_rates, check_steps
 
 __all__ = ["CompareConfig", "RunSpec"]
 
@@ -73,21 +73,16 @@ class CompareConfig:
                 raise ValueError(f"a comparison needs at least one of its {name}")
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} are named once each, got {', '.join(map(str, values))}")
-        for name in ("steps", "batch", "hidden", "layers", "heads", "measure_every", "checkpoint_every", "sample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.context < 2:
-            raise ValueError(f"context is at least 2 tokens, got {self.context}")
-        if self.validation < 1:
-            raise ValueError(f"validation is at least one sequence, got {self.validation}")
-        if self.gradient_blocks < 0:
-            raise ValueError(f"gradient_blocks is 0 or more, got {self.gradient_blocks}")
-        if not all(0 < lr < math.inf for lr in self.lrs):
-            raise ValueError(f"learning rates are positive and finite, got {self.lrs}")
-        if not all(0 < b < 1 for b in self.betas):
-            raise ValueError(f"betas are between 0 and 1, got {self.betas}")
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ValueError(f"average_decay is between 0 and 1, or None for no averages; got {self.average_decay}")
+        counts = ("steps", "batch", "hidden", "layers", "heads", "measure_every", "checkpoint_every", "sample")
+        for name in (*counts, "validation"):
+            check_steps(getattr(self, name), name, least=1)
+        check_steps(self.context, "context", least=2)
+        check_steps(self.gradient_blocks, "gradient_blocks")
+        check_rates(self.lrs)
+        for beta in self.betas:
+            check_beta(beta, "each of betas")
+        if self.average_decay is not None:
+            check_beta(self.average_decay, "average_decay (None for no averages)")
         if self.hidden % (2 * self.heads):
             raise ValueError(
                 f"hidden is an even number for each head: {self.hidden} does not split over {self.heads} heads"

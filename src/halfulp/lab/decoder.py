@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfulp.theory.arguments import check_steps
+
 __all__ = ["ARCHITECTURES", "Decoder"]
 
 ARCHITECTURES = ("llama", "neox")
@@ -49,8 +51,7 @@ class Decoder:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"a replicated model is one of {', '.join(ARCHITECTURES)}; got {self.architecture!r}")
         for name in ("vocab", "hidden", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+            check_steps(getattr(self, name), name, least=1)
         if self.hidden % (2 * self.heads):
             raise ValueError(f"each head needs an even width, got {self.hidden} over {self.heads} heads")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from halfulp.checkpoint.atomic import write_bytes
 
-__all__ = ["check_tokens", "read_config", "read_json", "read_jsonl", "write_json", "write_text"]
+__all__ = ["check_new", "check_tokens", "read_config", "read_json", "read_jsonl", "write_json", "write_text"]
 
 Config = TypeVar("Config")
 
@@ -61,6 +61,12 @@ def read_config(path: Path, kind: type[Config]) -> Config:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} has a value of another kind than was written: {error}") from error
+
+
+def check_new(folder: Path) -> None:
+    """Raise ``ValueError`` if a new run folder already holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Continue it with --resume {folder}, or choose another --out")
 
 
 def check_tokens(folder: Path) -> None:

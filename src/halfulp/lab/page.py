@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 from halfulp.lab.arms import Arm
-from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries
+from halfulp.lab.results import ArmResult, Comparison, Interval, SlotSeries, interval_text
 from halfulp.lab.svg import Chart, Line, format_value
 from halfulp.lab.template import fill
 from halfulp.lab.words import AVERAGES, averages, cannot_show, shows
@@ -48,7 +48,7 @@ def build_page(comparison: Comparison) -> str:
         cannot=cannot_show(comparison),
         lead=_lead(comparison),
         complete=comparison.complete,
-        kept=_reasons(kept),
+        kept="; ".join(f"{n} × {why}" for why, n in Counter(kept.values()).items()),
         config=comparison.config,
         config_json=json.dumps(comparison.config.to_json(), indent=2),
         environment_json=json.dumps(comparison.environment, indent=2),
@@ -68,37 +68,23 @@ def _lead(comparison: Comparison) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Glance:
-    """One row of the overview. Positions and widths of the lag bar are in percent of the cell."""
-
-    label: str
-    css: str
-    stalled: float
-    predicted: float | None
-    ratio: float
-    lag_place: float
-    off: float
-    bytes: float | None
-
-    @property
-    def lag_left(self) -> float:
-        return min(self.lag_place, 50.0)
-
-    @property
-    def lag_width(self) -> float:
-        return abs(self.lag_place - 50.0)
-
-
-def _glance(a: ArmResult) -> _Glance:
+def _glance(a: ArmResult) -> dict[str, Any]:
+    """Return one row of the overview. Positions and widths of the lag bar are in percent of the cell."""
     series, summary = a.shown.slots["exp_avg_sq"], a.shown.summary
     ratio = series.late(series.ratio)
-    place = 50.0 + 25.0 * math.log2(ratio) if 0 < ratio < math.inf else 50.0
-    size = None if summary is None else summary["bytes_per_parameter"]
-    return _Glance(
-        a.arm.label, style(a.arm), series.mean_stalled(), series.mean_predicted(), ratio,
-        min(max(place, 0.0), 100.0), series.late(series.off_2x), size,
-    )  # fmt: skip
+    place = min(max(50.0 + 25.0 * math.log2(ratio), 0.0), 100.0) if 0 < ratio < math.inf else 50.0
+    return {
+        "label": a.arm.label,
+        "css": style(a.arm),
+        "stalled": series.mean_stalled(),
+        "predicted": series.mean_predicted(),
+        "ratio": ratio,
+        "lag_place": place,
+        "lag_left": min(place, 50.0),
+        "lag_width": abs(place - 50.0),
+        "off": series.late(series.off_2x),
+        "bytes": None if summary is None else summary["bytes_per_parameter"],
+    }
 
 
 def _panel(a: ArmResult) -> dict[str, Any]:
@@ -190,13 +176,6 @@ def _losses(comparison: Comparison) -> list[Chart]:
     return charts
 
 
-def _interval(value: Interval | None, *, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    number = f"{value.mean:+.4f}" if sign else f"{value.mean:.4f}"
-    return number if value.half is None else f"{number} ± {value.half:.4f}"
-
-
 def _table(comparison: Comparison) -> list[list[str]]:
     control = comparison.control
     rows = [
@@ -221,8 +200,8 @@ def _table(comparison: Comparison) -> list[list[str]]:
                 f"{v.lag[-1]:+.3f}",
                 f"{v.off_2x[-1]:.2%}",
                 f"{a.best_lr:g}",
-                _interval(a.final),
-                _interval(gap, sign=True),
+                interval_text(a.final, ".4f"),
+                interval_text(gap, "+.4f"),
                 f"{a.diverged} of {len(a.runs)}",
             ]
         )
@@ -239,7 +218,7 @@ def _sweep(comparison: Comparison) -> list[list[str]]:
         for lr in lrs:
             mine = [r for r in a.runs if r.spec.lr == lr]
             diverged = sum(r.diverged for r in mine)
-            text = _interval(Interval.of([r.final for r in mine if r.final is not None]))
+            text = interval_text(Interval.of([r.final for r in mine if r.final is not None]), ".4f")
             cells.append(f"{text} ({diverged} diverged)" if diverged else text)
         rows.append(cells)
     return rows
@@ -251,10 +230,3 @@ def _averages(comparison: Comparison) -> list[list[str]]:
         cells = [AVERAGES[a.state], f"{a.bytes_per_weight:.2f}", f"{a.validation:.4f}", f"{a.distance:.4f}"]
         rows.append(cells)
     return rows if len(rows) > 1 else []
-
-
-def _reasons(kept: dict[str, str]) -> str:
-    counts: dict[str, int] = {}
-    for why in kept.values():
-        counts[why] = counts.get(why, 0) + 1
-    return "; ".join(f"{n} × {why}" for why, n in counts.items())

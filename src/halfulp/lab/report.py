@@ -9,8 +9,8 @@ from rich.table import Table
 
 from halfulp.lab.files import write_text
 from halfulp.lab.page import build_page
-from halfulp.lab.results import Comparison, load_comparison
-from halfulp.lab.tables import print_table
+from halfulp.lab.results import Comparison, interval_text, load_comparison
+from halfulp.lab.tables import arm_table, print_findings
 from halfulp.lab.words import shows
 
 __all__ = ["write_report"]
@@ -20,40 +20,21 @@ DROP = ("bytes", "off 2x", "v / fp32", "predicted")
 
 
 def write_report(folder: Path, console: Console | None = None) -> Path:
-    """Write ``report.html`` into a run folder, and print a table of its numbers to `console`.
-
-    Returns
-    -------
-    Path
-        Path of the page.
-    """
+    """Write ``report.html`` into a run folder, and print a table of its numbers to `console`. Return its path."""
     comparison = load_comparison(folder)
     page = folder / "report.html"
     write_text(page, build_page(comparison))
     if console is not None:
-        print_table(console, _table(comparison), drop=DROP)
-        console.print()
-        for sentence in shows(comparison):
-            console.print(f"- {sentence}", highlight=False)
+        print_findings(console, _table(comparison), DROP, shows(comparison))
     return page
 
 
 def _table(comparison: Comparison) -> Table:
-    table = Table(
-        box=None,
-        pad_edge=False,
-        title="second moment of each arm",
-        title_style="bold",
-    )
-    table.add_column("arm", min_width=min(12, max((len(a.arm.label) for a in comparison.arms), default=0)))
-    for heading in ("stalled", "predicted", "v / fp32", "off 2x", "bytes", "validation"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("stalled", "predicted", "v / fp32", "off 2x", "bytes", "validation")
+    table = arm_table("second moment of each arm", headings)
     for a in comparison.arms:
-        series, summary, final = a.shown.slots["exp_avg_sq"], a.shown.summary, a.final
+        series, summary, loss = a.shown.slots["exp_avg_sq"], a.shown.summary, interval_text(a.final, ".3f")
         predicted = series.mean_predicted()
-        loss = "-" if final is None else f"{final.mean:.3f}"
-        if final is not None and final.half is not None:
-            loss += f" ± {final.half:.3f}"
         table.add_row(
             a.arm.label,
             f"{series.mean_stalled():.1%}",

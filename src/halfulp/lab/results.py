@@ -15,7 +15,10 @@ from halfulp.lab.compare import load_run_folder
 from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.files import read_json, read_jsonl
 
-__all__ = ["ArmResult", "Average", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "load_comparison"]
+__all__ = [
+    "ArmResult", "Average", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "interval_text",
+    "load_comparison",
+]  # fmt: skip
 
 
 def age_at(step: int, period: int | None) -> int:
@@ -61,7 +64,8 @@ class SlotSeries:
 
     def mean_stalled(self) -> float:
         """Return the stalled fraction over the whole run, interpolated linearly between measured steps."""
-        return _mean_over_steps(self.steps, self.stalled)
+        every = np.arange(self.steps[0], self.steps[-1] + 1)
+        return float(np.interp(every, self.steps, self.stalled).mean())
 
     def mean_predicted(self) -> float | None:
         """Return the predicted stalled fraction over the whole run."""
@@ -83,21 +87,15 @@ class SlotSeries:
 
     def own_miss(self, from_age: int = 10) -> float | None:
         """Like :meth:`miss`, for the run's own prediction."""
-        known = self.own is not None and len(self.own) >= self.steps[-1]
-        return self._miss([self.own[s - 1] for s in self.steps] if known and self.own is not None else None, from_age)
+        own = self.own
+        known = own is not None and len(own) >= self.steps[-1]
+        return self._miss([own[s - 1] for s in self.steps] if known and own is not None else None, from_age)
 
     def _miss(self, predicted: list[float] | None, from_age: int) -> float | None:
         if predicted is None:
             return None
         gaps = [abs(m - p) for m, p, a in zip(self.stalled, predicted, self.ages, strict=True) if a >= from_age]
         return float(np.mean(gaps)) if gaps else None
-
-
-def _mean_over_steps(steps: list[int], values: list[float]) -> float:
-    if len(steps) == 1:
-        return values[0]
-    every = np.arange(steps[0], steps[-1] + 1)
-    return float(np.interp(every, steps, values).mean())
 
 
 @dataclass
@@ -160,6 +158,13 @@ class Interval:
 
         spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         return Interval(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread, len(values))
+
+
+def interval_text(value: Interval | None, spec: str) -> str:
+    """Format an interval, with a format such as ``"+.3f"`` for its mean; ``"-"`` without one."""
+    if value is None:
+        return "-"
+    return format(value.mean, spec) + ("" if value.half is None else f" ± {format(value.half, spec.lstrip('+'))}")
 
 
 @dataclass
@@ -235,7 +240,7 @@ class Comparison:
     @property
     def complete(self) -> bool:
         """Whether every run is done."""
-        return len([r for a in self.arms for r in a.runs if r.summary]) == len(self.config.runs())
+        return sum(r.summary is not None for a in self.arms for r in a.runs) == len(self.config.runs())
 
 
 def load_comparison(folder: Path) -> Comparison:

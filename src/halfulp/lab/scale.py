@@ -30,6 +30,7 @@ from halfulp.lab.scale_arms import DEFAULT_ARMS, ScaleArm, period_of, scale_arm
 from halfulp.lab.tokens import Tokens
 from halfulp.numbers.formats import get_format
 from halfulp.numbers.quantizer import Quantizer
+from halfulp.theory.arguments import check_rates, check_steps
 from halfulp.theory.similitude import ScaleModel, scale_model
 from halfulp.theory.stepper import Update, successor
 
@@ -98,15 +99,11 @@ class ScaleConfig:
             raise ValueError("the arms are compared with fp32: name it among them")
         if self.regime not in REGIMES:
             raise ValueError(f"the regime is one of {', '.join(REGIMES)}; got {self.regime!r}")
-        if self.seeds < 1 or self.tuning_seeds < 1:
-            raise ValueError(f"seeds and tuning_seeds are at least 1, got {self.seeds} and {self.tuning_seeds}")
-        for name in ("batch", "context", "validation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        for name in ("seeds", "tuning_seeds", "batch", "context", "validation"):
+            check_steps(getattr(self, name), name, least=1)
         if not 0 <= self.warmup <= 1 or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"warmup is a share of the run and clip positive, got {self.warmup} and {self.clip}")
-        if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
-            raise ValueError(f"learning rates are positive and finite, got {self.lrs}")
+        check_rates(self.lrs)
         _ = self.model, self.decoder(vocab=1)
 
     @property

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from halfulp.lab.figure import COLOURS, canvas, label_ends
+from halfulp.lab.canvas import COLOURS, canvas, label_ends
 from halfulp.lab.scale_arms import scale_arm
 from halfulp.lab.scale_report import ScaleArmResult, ScaleResults
 

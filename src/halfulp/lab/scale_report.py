@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from halfulp.lab.files import read_config, write_text
-from halfulp.lab.results import Interval
+from halfulp.lab.results import Interval, interval_text
 from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rates
 from halfulp.lab.scale_arms import scale_arm
 from halfulp.lab.svg import Chart, Line
-from halfulp.lab.tables import print_table
+from halfulp.lab.tables import arm_table, print_findings
 from halfulp.lab.template import fill
 
 __all__ = ["ScaleArmResult", "ScaleResults", "load_scale_model", "write_scale_report"]
@@ -166,9 +165,7 @@ def _arm(
 
 def signed(interval: Interval | None) -> str:
     """Format a difference with its 95 % interval."""
-    if interval is None:
-        return "-"
-    return f"{interval.mean:+.3f}" + ("" if interval.half is None else f" ± {interval.half:.3f}")
+    return interval_text(interval, "+.3f")
 
 
 def sentences(results: ScaleResults) -> list[str]:
@@ -216,7 +213,9 @@ def _rates(results: ScaleResults) -> str:
 def _charts(results: ScaleResults) -> dict[str, str]:
     config = results.config
     stalled = Chart("Stalled fraction of the second moment", (0, 100), (0.0, 1.0), "percent", **SIZE)
-    ratio = Chart("Stored second moment over fp32", (0, 100), _ratio_range(results), "times", log_y=True, **SIZE)
+    found = [r for a in results.arms for r in a.ratio if r > 0]
+    ends = min(0.5, 0.9 * min(found)), max(2.0, 1.1 * max(found))
+    ratio = Chart("Stored second moment over fp32", (0, 100), ends, "times", log_y=True, **SIZE)
     for arm in results.arms:
         percent = [100 * s for s in arm.shares]
         if scale_arm(arm.name).rounding is not None:
@@ -233,48 +232,24 @@ def _charts(results: ScaleResults) -> dict[str, str]:
     return {**rates, "stalled": stalled.render(), "ratio": ratio.render()}
 
 
-def _ratio_range(results: ScaleResults) -> tuple[float, float]:
-    found = [r for a in results.arms for r in a.ratio if r > 0]
-    return min(0.5, 0.9 * min(found)), max(2.0, 1.1 * max(found))
-
-
-def build_scale_page(results: ScaleResults) -> str:
-    """Return the HTML page."""
-    return fill(
-        "scale.html.j2",
-        {"signed": signed},
-        results=results,
-        config=results.config,
-        model=results.config.model,
-        charts=_charts(results),
-        said=sentences(results),
-    )
-
-
 def write_scale_report(folder: Path, console: Console | None = None) -> Path:
-    """Write ``report.html`` into a run folder, and print its table to `console`.
-
-    Returns
-    -------
-    Path
-        Path of the page.
-    """
+    """Write ``report.html`` into a run folder, and print its table to `console`. Return its path."""
     results = load_scale_model(folder)
     page = folder / "report.html"
-    write_text(page, build_scale_page(results))
+    said, config = sentences(results), results.config
+    html = fill(
+        "scale.html.j2", {"signed": signed}, results=results, config=config, model=config.model,
+        charts=_charts(results), said=said,
+    )  # fmt: skip
+    write_text(page, html)
     if console is not None:
-        table = Table(box=None, pad_edge=False, title="validation loss minus fp32's, nats", title_style="bold")
-        table.add_column("arm", min_width=12)
-        for heading in ("reset every", "best rate", "own rate", "fp32's rate", "stalled", "published"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        headings = ("reset every", "best rate", "own rate", "fp32's rate", "stalled", "published")
+        table = arm_table("validation loss minus fp32's, nats", headings)
         for arm in results.arms:
             known = results.published(arm.name)
             table.add_row(
                 arm.name, str(arm.period or "-"), f"{arm.own_rate:g}", signed(arm.own), signed(arm.common),
                 f"{arm.late_stalled:.1%}", "-" if known is None else f"{known:+.3f}",
             )  # fmt: skip
-        print_table(console, table, drop=("reset every", "published"))
-        console.print()
-        for sentence in sentences(results):
-            console.print(f"- {sentence}", highlight=False)
+        print_findings(console, table, ("reset every", "published"), said)
     return page

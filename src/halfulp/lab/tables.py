@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-__all__ = ["fit", "needed", "output", "print_table"]
+__all__ = ["arm_table", "fit", "needed", "output", "print_findings", "print_table"]
 
 UNBOUNDED = 1000
 """Columns of a pipe. No table is as wide, so each has its natural width."""
@@ -64,6 +64,25 @@ def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> Non
     console.print(table)
     if left_out:
         console.print(f"(no room for: {', '.join(left_out)})", style="dim")
+
+
+def arm_table(title: str, headings: Sequence[str]) -> Table:
+    """Return a table of arms, with a right-aligned column for each heading."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=title, title_style="bold")
+    table.add_column("arm", min_width=12)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def print_findings(console: Console, table: Table, drop: Sequence[str], sentences: Sequence[str]) -> None:
+    """Print the table of a report, and the sentences on what it shows."""
+    print_table(console, table, drop)
+    console.print()
+    for sentence in sentences:
+        console.print(f"- {sentence}", highlight=False)
 
 
 def fit(console: Console, table: Table, drop: Sequence[str]) -> list[str]:

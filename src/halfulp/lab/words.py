@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from halfulp.lab.results import ArmResult, Comparison, SlotSeries
+from halfulp.lab.results import ArmResult, Comparison, SlotSeries, interval_text
 
 __all__ = ["averages", "cannot_show", "percent", "shows", "times"]
 
@@ -147,7 +147,7 @@ def _losses(comparison: Comparison) -> str:
     for a in comparison.arms:
         gap = a.against(control) if control is not None and a is not control else None
         if gap is not None and gap.half is not None and abs(gap.mean) > gap.half:
-            clear.append(f"{a.arm.label} ({gap.mean:+.3f} ± {gap.half:.3f})")
+            clear.append(f"{a.arm.label} ({interval_text(gap, '+.3f')})")
     if control is not None:
         text += (
             f" Against fp32, seed by seed, the 95 % interval leaves out zero for {', '.join(clear)}; one arm in twenty "

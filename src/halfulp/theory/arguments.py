@@ -13,6 +13,7 @@ __all__ = [
     "check_beta",
     "check_drifts",
     "check_number",
+    "check_rates",
     "check_rounding",
     "check_signed",
     "check_spread",
@@ -39,6 +40,12 @@ def check_steps(steps: Any, name: str = "steps", least: int = 0, most: int | Non
     """Raise ``ValueError`` unless a number of steps is whole, and neither too small nor too large."""
     allowed = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
     check_number(name, steps, allowed, lambda x: least <= x < math.inf and x == int(x) and (most is None or x <= most))
+
+
+def check_rates(rates: Any) -> None:
+    """Raise ``ValueError`` unless learning rates are one or more positive, finite numbers."""
+    if not rates or not all(0 < lr < math.inf for lr in rates):
+        raise ValueError(f"learning rates are positive and finite, got {rates}")
 
 
 def check_spread(spread: Any) -> None:
