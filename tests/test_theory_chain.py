@@ -330,11 +330,11 @@ def test_float32_loses_nothing() -> None:
 def test_strides_of_blocks_are_single_steps(name: str, drive: Drive, rounding: str) -> None:
     """Stalling of integers and codebooks, several steps at a time from age 128 on, against every step of blocks."""
     fmt, beta = get_format(name), 0.996
-    law = sampled_law(fmt, beta, rounding, drive, 255)
+    ages, stalled = sampled_law(fmt, beta, rounding, drive, 255)
     blocks = block_law(Blocks(fmt, beta, rounding, drive), 255, paths=384)
-    assert np.diff(law.ages)[0] == 1
-    assert np.diff(law.ages)[-1] == 2
-    apart = np.interp(blocks.ages, law.ages, law.stalled) - blocks.stalled
+    assert np.diff(ages)[0] == 1
+    assert np.diff(ages)[-1] == 2
+    apart = np.interp(blocks.ages, ages, stalled) - blocks.stalled
     error = blocks.error("stalled").max()  # for an ensemble of 384 blocks; the other has 256
     assert abs(apart[1:130]).max() < 5.5 * error
     assert abs(apart[130:]).max() < 5.5 * error

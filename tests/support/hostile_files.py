@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import pickle
@@ -93,7 +94,7 @@ def sound_files(folder: Path) -> dict[str, Path]:
         warnings.simplefilter("ignore")
         dcp.save({"optim": optimizers["8bit"].state_dict(), "extra": [1, (2, "x")]}, checkpoint_id=made["dcp"])
     made["json"] = folder / "config.json"
-    made["json"].write_text(json.dumps(CompareConfig(steps=10).to_json()))
+    made["json"].write_text(json.dumps(dataclasses.asdict(CompareConfig(steps=10))))
     made["jsonl"] = folder / "rows.jsonl"
     made["jsonl"].write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
     return made

@@ -31,14 +31,8 @@ def run_comparison(
 ) -> None:
     """Run or resume a comparison, and write its page.
 
-    Parameters
-    ----------
-    given
-        Fields of :class:`~halfulp.lab.config.CompareConfig`.
-    resume, out, jobs
-        Options of the command.
-    source
-        Arguments of :func:`~halfulp.lab.text.load_corpus`.
+    `given` are fields of :class:`~halfulp.lab.config.CompareConfig`, and `source` arguments of
+    :func:`~halfulp.lab.text.load_corpus`. The rest are options of the command.
     """
     from halfulp.lab import compare
     from halfulp.lab.config import CompareConfig

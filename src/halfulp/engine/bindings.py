@@ -28,10 +28,7 @@ __all__ = ["Bindings"]
 class Bindings:
     """The bound parameters of an optimizer, and the lineups of parameters that were stepped together.
 
-    Parameters
-    ----------
-    optimizer
-        The optimizer that owns the parameters. Its ``state`` is the truth; this cache is checked against it.
+    The optimizer's ``state`` is the truth; this cache is checked against it.
     """
 
     def __init__(self, optimizer: RuleOptimizer) -> None:

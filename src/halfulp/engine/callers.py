@@ -11,13 +11,7 @@ __all__ = ["calling"]
 
 
 def calling(fits: Callable[[Any], bool]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yield objects whose methods are being called, innermost first, and the local variables of those methods.
-
-    Parameters
-    ----------
-    fits
-        Predicate that selects the objects.
-    """
+    """Yield objects that fit and whose methods are being called, innermost first, with the local variables of those."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

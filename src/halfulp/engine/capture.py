@@ -31,19 +31,9 @@ def capturing() -> bool:
 
 @dataclass(eq=False)
 class Recording:
-    """A recorded step of an optimizer.
+    """A recorded step of an optimizer: the parameters that step, by group.
 
-    Parameters
-    ----------
-    optimizer
-        The optimizer that steps.
-    groups
-        The parameters that step, by group.
-
-    Raises
-    ------
-    RuntimeError
-        If the step cannot be recorded; the message says why and what to do.
+    Raise ``RuntimeError`` if the step cannot be recorded; the message says why and what to do.
     """
 
     optimizer: RuleOptimizer

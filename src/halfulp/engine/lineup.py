@@ -33,15 +33,7 @@ STREAM = slot_id("optimizer")
 
 @dataclass(eq=False)
 class Share:
-    """A group's share of a step.
-
-    Parameters
-    ----------
-    group, plan
-        The group and its resolved arguments.
-    params
-        The parameters of the group that step.
-    """
+    """A group's share of a step: its resolved arguments, and the parameters that step."""
 
     group: dict[str, Any]
     plan: GroupPlan
@@ -107,14 +99,7 @@ class _Family:
 class Lineup:
     """Bound parameters in the order of a step, and the records of their steps.
 
-    Parameters
-    ----------
-    shares
-        The share of each group.
-    bounds
-        The bindings of the parameters, in order.
-    counter
-        Returns the counter of skipped elements, given a parameter's number and a device.
+    `counter` returns the counter of skipped elements, given a parameter's number and a device.
     """
 
     def __init__(

@@ -202,10 +202,7 @@ def _check_storage(saved: Mapping[str, Any], plan: GroupPlan) -> None:
 def groups_in_order(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the saved groups in the order of an optimizer's, matched by parameter names if both have them.
 
-    Raises
-    ------
-    ValueError
-        If the groups distribute the same names differently.
+    Raise ``ValueError`` if the groups distribute the same names differently.
     """
     theirs, mine = ([frozenset(map(bare, g.get("param_names") or ())) for g in side] for side in (saved, groups))
     if all(theirs) and len(set(theirs)) == len(theirs) and set(theirs) == set(mine):

@@ -25,12 +25,9 @@ def check_master(kind: Any) -> None:
 
 
 def master_kind(kind: str | None, param: Tensor, label: str) -> str | None:
-    """The kind of master weights of a parameter in a group; ``None`` for float32 parameters.
+    """Return the kind of master weights of a parameter in a group; ``None`` for float32 parameters.
 
-    Raises
-    ------
-    ValueError
-        If the parameter is float16 and the kind is a remainder.
+    Raise ``ValueError`` if the parameter is float16 and the kind is a remainder.
     """
     if kind is None or param.dtype == torch.float32:
         return None
@@ -51,16 +48,8 @@ def storage_of(kind: str) -> str:
 class MasterState:
     """The master weights of one parameter, stored in its entries of ``optimizer.state``.
 
-    Parameters
-    ----------
-    kind
-        One of :data:`~halfulp.numbers.remainder.MASTERS`.
-    shape
-        The shape of the parameter, or of this rank's part.
-    entries
-        The dictionary that holds the master weights.
-    sharded
-        Whether they are stored as a DTensor with the parameter's placements.
+    `shape` is that of the parameter, or of this rank's part. If they are `sharded`, they are stored as a DTensor with
+    the parameter's placements.
     """
 
     kind: str
@@ -162,10 +151,7 @@ class MasterState:
     def fitted(self, param: Tensor, label: str) -> dict[str, Any]:
         """Return the entries in a form that a backend can use, whatever was put there since the last step.
 
-        Raises
-        ------
-        ValueError
-            For a tensor of another dtype or shape.
+        Raise ``ValueError`` for a tensor of another dtype or shape.
         """
         if self.entries.get(MASTER) is None:
             return self.initial(param)
@@ -182,10 +168,7 @@ class MasterState:
     def loaded(self, label: str, saved: Mapping[str, Any], device: torch.device) -> None:
         """Load from a state dictionary either the entry itself or fp32 weights (FSDP1's flat parameters).
 
-        Raises
-        ------
-        ValueError
-            If the saved tensor does not fit.
+        Raise ``ValueError`` if the saved tensor does not fit.
         """
         tensor, (dtype, shape) = saved[MASTER], self.stored_as
         if self.kind != "fp32" and isinstance(tensor, Tensor) and tensor.dtype == torch.float32:

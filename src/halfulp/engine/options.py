@@ -115,21 +115,8 @@ NOT_GROUP = tuple(key for key in Options.__annotations__ if key not in GROUP_DEF
 def checked_options(name: str, hyper: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of an optimizer's options without torch's switches. Log switches that have no effect.
 
-    Parameters
-    ----------
-    name
-        The name of the optimizer, for messages.
-    hyper
-        The names of its hyper-parameters, for messages.
-    options
-        The keyword arguments.
-
-    Raises
-    ------
-    TypeError
-        For unknown options.
-    ValueError
-        If ``differentiable=True``.
+    The names of the optimizer and of its hyper-parameters are for messages. Raise ``TypeError`` for unknown options,
+    and ``ValueError`` if ``differentiable=True``.
     """
     kept = {k: v for k, v in options.items() if k not in ("foreach", "fused", "differentiable")}
     check_switch("capturable", options.get("capturable", False))

@@ -16,7 +16,7 @@ from halfulp.engine.resets import ResetSchedule, as_schedule
 from halfulp.engine.sharding import is_flat, is_sharded, local_state_shape
 from halfulp.engine.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
 from halfulp.numbers.log import log_once
-from halfulp.numbers.quantizer import Quantizer
+from halfulp.numbers.quantizer import Quantizer, check_rounding
 from halfulp.numbers.rng import lanes
 from halfulp.rules.base import Rule
 from halfulp.rules.checks import check_decay, check_slots
@@ -42,15 +42,12 @@ class GroupPlan:
 
     Parameters
     ----------
-    rules
-        Every rule that its parameters may have, with the optimizer's transforms.
-    slots
-        The slots of each rule, under the group's hyper-parameters.
+    rules, slots
+        Every rule that its parameters may have, with the optimizer's transforms, and the slots of each under the
+        group's hyper-parameters.
     quantizers
         The storage of every slot, for the parameters whose states do not stay in fp32. It is the same object as before
         if a change of arguments leaves the storage unchanged.
-    reset
-        The reset schedule.
     streams
         The lane of the random stream of every slot and of the parameter.
     master
@@ -99,8 +96,7 @@ def check_options(group: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for invalid options of a group."""
     if not is_rate(as_number("lr", group["lr"])):
         raise ValueError(f"lr must be finite and not negative; got {group['lr']}")
-    if group["param_rounding"] not in ("nearest", "stochastic"):
-        raise ValueError(f"param_rounding must be 'nearest' or 'stochastic', got {group['param_rounding']!r}")
+    check_rounding(group["param_rounding"], "param_rounding")
     check_master(group["master_weights"])
     for switch in ("bound_update", "maximize"):
         check_switch(switch, group[switch])
@@ -116,16 +112,8 @@ def plan_group(
 ) -> GroupPlan:  # fmt: skip
     """Return the plan of a group. Raise ``ValueError`` for invalid arguments.
 
-    Parameters
-    ----------
-    rules
-        The rules, with the optimizer's transforms.
-    group, storage
-        The arguments of the group and of the whole optimizer.
-    keys
-        The group keys whose values determine the plan.
-    before
-        The previous plan, if states may have been made by it. Their formats cannot change.
+    The rules have the optimizer's transforms. `keys` are the group keys whose values determine the plan. `before` is
+    the previous plan, if states may have been made by it: their formats cannot change.
     """
     slots = {rule: check_slots(rule.name, rule.slots(group)) for rule in rules}
     check_decay(rules, group)

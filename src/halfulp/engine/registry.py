@@ -41,13 +41,7 @@ class Place:
 
 
 class Registry:
-    """The positions of the parameters of some groups, in order.
-
-    Parameters
-    ----------
-    groups
-        ``optimizer.param_groups``. Names are their ``param_names``, which torch keeps for named parameters.
-    """
+    """The positions of the parameters of some groups, in order. Names are the ``param_names`` that torch keeps."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self._places: dict[Tensor, Place] = {}

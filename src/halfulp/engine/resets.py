@@ -65,10 +65,8 @@ class Site:
         The number of steps of this parameter so far.
     index, count
         The number of the parameter, and how many parameters the optimizer has.
-    slots
-        The states of the parameter.
-    grad
-        The gradient of this step, if called within one.
+    slots, grad
+        The states of the parameter, and the gradient of this step, if called within one.
     """
 
     step: int
@@ -246,11 +244,8 @@ class _Function:
 def as_schedule(reset: object) -> ResetSchedule | None:
     """Return the schedule for a ``reset=`` argument.
 
-    Parameters
-    ----------
-    reset
-        ``None`` for never, an integer for :class:`Every`, ``"auto"`` for :class:`Planned`, a :class:`ResetSchedule`, or
-        a function of the :class:`Site` that returns slot names, or True for all slots.
+    ``None`` is never, an integer :class:`Every`, and ``"auto"`` :class:`Planned`. Others are a :class:`ResetSchedule`,
+    or a function of the :class:`Site` that returns slot names, or True for all slots.
     """
     if reset is None:
         return None

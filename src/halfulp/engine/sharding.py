@@ -100,12 +100,10 @@ def gathered(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a tensor that a rank holds, by shape and position.
+    """The part of a tensor that a rank holds: its shape, and its offset in the whole.
 
     Parameters
     ----------
-    shape, offset
-        The shape of the local part and its offset in the whole.
     first_element
         The flat index of its first element in the whole.
     row_stride
@@ -117,14 +115,17 @@ class Window:
     first_element: int
     row_stride: int
 
+    def of(self, whole: Tensor) -> Tensor:
+        """Return this part of a whole tensor, as a view."""
+        for dim, (start, size) in enumerate(zip(self.offset, self.shape, strict=True)):
+            whole = whole.narrow(dim, min(start, whole.shape[dim]), size)
+        return whole
+
 
 def window(param: Tensor) -> Window:
     """Return the part of a parameter that this rank holds.
 
-    Raises
-    ------
-    ValueError
-        If a dimension after the second is sharded, since the local rows would then not be contiguous.
+    Raise ``ValueError`` if a dimension after the second is sharded, since the local rows would then not be contiguous.
     """
     whole = tuple(param.shape)
     stride = rows_and_cols(whole)[1]
@@ -147,14 +148,9 @@ def window(param: Tensor) -> Window:
 
 @dataclass(frozen=True)
 class Part:
-    """The part of a tensor that this rank holds, with its values.
+    """The part of a tensor that this rank holds: a view without autograd history, and its position in the whole.
 
-    Parameters
-    ----------
-    tensor
-        The local values: a view that shares memory with the tensor, without its autograd history.
-    first_element, row_stride
-        The position in the whole, as in a :class:`~halfulp.kernels.binding.Binding`. Random bits depend on it.
+    Random bits depend on the position, which is as in a :class:`~halfulp.kernels.binding.Binding`.
     """
 
     tensor: Tensor
@@ -226,16 +222,9 @@ def shard_like(param: Tensor, part: Tensor) -> Tensor:
 
 
 def placed_on(device: str, like: Tensor, part: Tensor) -> Tensor:
-    """Return a DTensor sharded like another one over the same ranks, with its parts in another memory.
+    """Return a DTensor sharded like another one over the same ranks, whose parts are in another memory (``"cpu"``).
 
-    Parameters
-    ----------
-    device
-        The kind of memory: ``"cpu"``.
-    like
-        The sharded tensor. If it is a plain tensor, `part` is returned as it is.
-    part
-        This rank's part, in the other memory.
+    `part` is this rank's part there. It is returned as it is if `like` is a plain tensor.
     """
     if not is_sharded(like):
         return part
@@ -257,11 +246,8 @@ def _mesh_on(device: str, mesh: DeviceMesh) -> DeviceMesh:
 def cut(like: Tensor, whole: Tensor) -> Tensor:
     """Return a DTensor placed like another one, holding this rank's part of a whole tensor. Nothing is communicated.
 
-    Raises
-    ------
-    ValueError
-        If the shape of the whole differs from that of `like`, or the parts of `like` are not those of the whole because
-        shards cut blocks of a scaled state. See :func:`local_state_shape`.
+    Raise ``ValueError`` if the shape of the whole differs from that of `like`, or the parts of `like` are not those of
+    the whole because shards cut blocks of a scaled state. See :func:`local_state_shape`.
     """
     here = window(like)
     if tuple(whole.shape) != tuple(like.shape) or here.shape != tuple(local(like).shape):
@@ -269,10 +255,7 @@ def cut(like: Tensor, whole: Tensor) -> Tensor:
             f"a whole of shape {tuple(whole.shape)} cannot be cut into the parts of {tuple(like.shape)}, of which this "
             f"rank holds {tuple(local(like).shape)}"
         )
-    part = whole.to(like.device)
-    for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
-        part = part.narrow(dim, min(start, whole.shape[dim]), size)
-    return shard_like(like, part.contiguous().clone())
+    return shard_like(like, here.of(whole.to(like.device)).contiguous().clone())
 
 
 def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:
@@ -290,11 +273,7 @@ def _summed_shape(param: DTensor, part: Tensor) -> tuple[int, ...]:
 
 def copy_back_(param: Tensor, whole: Tensor) -> None:
     """Copy this rank's part of a whole tensor into a sharded parameter."""
-    here = window(param)
-    part = whole
-    for dim, (start, size) in enumerate(zip(here.offset, here.shape, strict=True)):
-        part = part.narrow(dim, min(start, whole.shape[dim]), size)
-    local(param).copy_(part)
+    local(param).copy_(window(param).of(whole))
 
 
 def agree(flag: bool, params: list[Any]) -> bool:

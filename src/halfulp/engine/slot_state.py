@@ -26,16 +26,8 @@ MASTER = "master_param"
 class SlotState:
     """One slot of one parameter: how it is stored, over the entries of the optimizer's state dictionary.
 
-    Parameters
-    ----------
-    slot, quantizer
-        The declaration of the state, and its storage.
-    shape
-        The shape of the decoded state (of this rank's part).
-    entries
-        The dictionary that holds the tensors and the age.
-    sharded
-        Whether the tensors are DTensors, of which each rank holds the part for its shard of the parameter.
+    `shape` is that of the decoded state (of this rank's part). If the tensors are `sharded`, they are DTensors, of
+    which each rank holds the part for its shard of the parameter.
     """
 
     slot: StateSlot
@@ -140,21 +132,10 @@ class SlotState:
         """Return the entries in a form that a backend can use, whatever was put there since the last step.
 
         Tensors on another device, not contiguous, or made under ``inference_mode`` are copied. Floating-point values of
-        the state's shape are encoded in its format. Missing states start again.
+        the state's shape are encoded in its format. Missing states start again. `usual` is how the slot is stored if
+        the parameter does not stay in fp32, and `step` the number of steps of the parameter so far.
 
-        Parameters
-        ----------
-        param, label
-            The parameter, and its label in messages.
-        usual
-            How the slot is stored if the parameter does not stay in fp32.
-        step
-            The number of steps of the parameter so far.
-
-        Raises
-        ------
-        ValueError
-            If the entries are ambiguous or do not fit.
+        Raise ``ValueError`` if the entries are ambiguous or do not fit.
         """
         name, given = self.slot.name, self.entries.get(self.slot.name)
         if given is None:
@@ -217,10 +198,7 @@ class SlotState:
 def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: str) -> Tensor:
     """Return an entry of ``optimizer.state`` as a tensor that a backend can use, moved or copied if necessary.
 
-    Raises
-    ------
-    ValueError
-        For anything but a plain tensor with memory. The message ends with `way_out`.
+    Raise ``ValueError`` for anything but a plain tensor with memory. The message ends with `way_out`.
     """
     if not isinstance(x, Tensor) or is_wrapper(local(x)) or local(x).layout != torch.strided:
         kind = f"{type(x).__name__} of layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__

@@ -21,23 +21,10 @@ SAMPLE = 4096
 def standing(rule: Rule, group: Mapping[str, Any], param: Tensor) -> float | None:
     """Return the share of weights that a first step at the full rate leaves unchanged because of rounding.
 
-    The rule runs on a sample of the weights and gradients, from its initial states. The learning rate is that from
-    which schedules start, so that a warm-up does not count.
-
-    Parameters
-    ----------
-    rule
-        The rule of the parameter.
-    group
-        The hyper-parameters of the parameter.
-    param
-        A 16-bit parameter with a gradient.
-
-    Returns
-    -------
-    float or None
-        The share among weights with a nonzero update. ``None`` if unknown: for a rule that is not elementwise, for a
-        sharded parameter, or if no weight has an update.
+    The rule runs on a sample of the weights and gradients of a 16-bit parameter, from its initial states. The learning
+    rate is that from which schedules start, so that a warm-up does not count. The share is among weights with a nonzero
+    update. It is ``None`` if unknown: for a rule that is not elementwise, for a sharded parameter, or if no weight has
+    an update.
     """
     if not rule.shardable or param.grad is None or is_sharded(param) or is_wrapper(param):
         return None

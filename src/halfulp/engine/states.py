@@ -41,20 +41,10 @@ __all__ = ["Bound", "bind", "check_apart", "drop_leftovers", "version_of"]
 
 @dataclass(eq=False)
 class Bound:
-    """A parameter with its states, as they were when bound.
+    """A parameter with its states, as they were when bound, and its master weights, if any.
 
-    Parameters
-    ----------
-    param, rule, states
-        The optimizer's parameter, its rule and its states.
-    entries
-        The entries of the parameter in ``optimizer.state``.
-    master
-        The master weights, if any.
-    quantizers
-        The quantizers of the plan at the time.
-    index
-        The number of the parameter.
+    `entries` are those of the parameter in ``optimizer.state``, `quantizers` those of the plan at the time, and `index`
+    is the number of the parameter.
     """
 
     param: Tensor
@@ -169,19 +159,10 @@ def bind(
     state: MutableMapping[Tensor, dict[str, Any]], param: Tensor, rule: Rule, plan: GroupPlan,
     states: Sequence[StatePlan], place: Place,
 ) -> Bound:  # fmt: skip
-    """Bind a parameter to its entries, which are first created or repaired. On an error nothing changes.
+    """Bind a parameter to its entries in ``optimizer.state``, which are first created or repaired.
 
-    Parameters
-    ----------
-    state
-        ``optimizer.state``.
-    param, rule, plan, states, place
-        The parameter, its rule, the plan of its group, its planned states, and its position.
-
-    Raises
-    ------
-    ValueError
-        If a step could not use the entries or the parameter. The message says what to do.
+    Raise ``ValueError``, with nothing changed, if a step could not use the entries or the parameter. The message says
+    what to do.
     """
     label = place.label
     _check_memory(param, label)
@@ -224,12 +205,8 @@ def bind(
 def check_apart(bounds: Iterable[tuple[str, Bound]]) -> None:
     """Raise ``ValueError`` if two states, or a state and a parameter, lie in the same memory.
 
-    That is what a shallow copy of ``optimizer.state[param]`` for another parameter makes: each would change both.
-
-    Parameters
-    ----------
-    bounds
-        Bound parameters with their labels.
+    That is what a shallow copy of ``optimizer.state[param]`` for another parameter makes: each would change both. The
+    bound parameters come with their labels.
     """
     named = list(bounds)
     found = {b.param.data_ptr(): label for label, b in named if b.lasting and b.param.numel()}

@@ -36,16 +36,8 @@ def make_step(
 ) -> None:
     """Do one step. Nothing changes before the resets, so that an earlier error leaves everything as it was.
 
-    Parameters
-    ----------
-    optimizer
-        The optimizer.
-    groups
-        The groups, and the parameters of each to step.
-    act
-        What to do with the steps of each rule instead of running them.
-    recording
-        Whether the step is recorded into a graph, which resets nothing.
+    `act` is what to do with the steps of each rule instead of running them. A step that is recorded into a graph resets
+    nothing.
     """
     checks.check_gradients(optimizer, [p for _, params in groups for p in params])
     registry = optimizer.registry

@@ -13,7 +13,7 @@ from halfulp.engine.options import GROUP_DEFAULTS
 from halfulp.engine.sharding import is_flat
 from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.log import log_once
-from halfulp.numbers.quantizer import Quantizer, Rounding
+from halfulp.numbers.quantizer import Quantizer, Rounding, check_rounding
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.hyper import check_switch
 from halfulp.rules.slots import StateSlot
@@ -60,26 +60,12 @@ class StorageOptions:
 def slot_quantizers(
     slots: Sequence[StateSlot], state: Any, rounding: Any, options: StorageOptions
 ) -> tuple[Quantizer, ...]:
-    """Return the quantizer of each slot.
+    """Return the quantizer of each slot, from ``state=`` and ``rounding=`` of a group.
 
-    Parameters
-    ----------
-    slots
-        The rule's states.
-    state
-        A format name, a torch dtype, a :class:`Format`, a :class:`Quantizer`, or a mapping from slot names to any of
-        these. Slots missing from a mapping get the default. Slots that are not named get at least the bits that they
-        need.
-    rounding
-        ``"nearest"``, ``"stochastic"``, or a mapping from slot names, where missing slots get the default. The rounding
-        and ``zero_floor`` of a :class:`Quantizer` take precedence.
-    options
-        The options of the whole optimizer.
+    Slots missing from a mapping get the default. Slots that are not named get at least the bits that they need. The
+    rounding and ``zero_floor`` of a :class:`Quantizer` take precedence.
 
-    Raises
-    ------
-    ValueError
-        For an unknown format, rounding or slot name, or an unsigned format for a signed slot.
+    Raise ``ValueError`` for an unknown format, rounding or slot name, or an unsigned format for a signed slot.
     """
     names = [s.name for s in slots]
     for what, given in (("state", state), ("rounding", rounding)):
@@ -93,8 +79,7 @@ def slot_quantizers(
         how = slot.rounding or _named(rounding, slot, GROUP_DEFAULTS["rounding"])
         if isinstance(rounding, Mapping):
             how = rounding.get(slot.name, how)
-        if how not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding must be 'nearest' or 'stochastic' (or a mapping from slot names), got {how!r}")
+        check_rounding(how, "rounding (or each value of a mapping from slot names)")
         if isinstance(wanted, Quantizer):
             how = wanted.rounding if by_slot else slot.rounding or wanted.rounding
         quantizer = FLOAT32 if slot.exact else _quantizer(slot, wanted, how, options)

@@ -64,10 +64,7 @@ def _tell_written(state: SlotState) -> None:
 class Written:
     """Detects that codes were written in place between steps without their scales, by version counters.
 
-    Parameters
-    ----------
-    states
-        The states of a parameter. Codes in formats whose code 0 is not zero are watched.
+    Codes in formats whose code 0 is not zero are watched.
     """
 
     def __init__(self, states: Sequence[SlotState]) -> None:

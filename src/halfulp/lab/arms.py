@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from halfulp.numbers.formats import get_format
 
@@ -35,16 +34,9 @@ _SHAPE = "FORMAT-ROUNDING[-reset[PERIOD]], for example fp8-nearest, fp8-stochast
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to store the two moments of AdamW.
+    """One way to store the two moments of AdamW: their formats (short or full names), rounding and resets.
 
-    Parameters
-    ----------
-    exp_avg, exp_avg_sq
-        Formats, as given (short or full names).
-    rounding
-        ``"nearest"`` or ``"stochastic"``.
-    reset
-        ``None``: never; 0: the published period (see :func:`reset_period`); otherwise the period in steps.
+    `reset` is ``None`` for never, 0 for the published period (see :func:`reset_period`), or the period in steps.
     """
 
     exp_avg: str
@@ -76,18 +68,9 @@ class Arm:
         words = self.formats if self.is_fp32 else f"{self.formats} {self.rounding}"
         return words if self.reset is None else f"{words} + reset"
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """The ``state=`` argument of the optimizer."""
-        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-
 
 def parse_arm(text: str) -> Arm:
-    """Parse an arm's name.
-
-    Raises
-    ------
-    ValueError
-        If the name is invalid. The message shows it and the syntax.
+    """Parse an arm's name. An error shows it and the syntax.
 
     Examples
     --------

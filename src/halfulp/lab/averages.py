@@ -21,15 +21,6 @@ class WeightAverages:
 
     ``fp32`` and ``8bit`` (stochastic) are :class:`~halfulp.averaging.EMA`. ``bf16`` is torch's ``AveragedModel`` of a
     bf16 copy of the model. The copy is rounded from the live weights at each update, so all rounding is to nearest.
-
-    Parameters
-    ----------
-    model
-        The live model.
-    decay
-        Decay of all three averages.
-    seed
-        Seed of the random bits of the 8-bit average.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float, seed: int) -> None:
@@ -87,13 +78,7 @@ class WeightAverages:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load the result of :meth:`state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it belongs to other averages.
-        """
+        """Load the result of :meth:`state_dict`. Raise ``ValueError`` if it belongs to other averages."""
         own = dict(self.averaged.module.named_parameters())
         module = state_dict.get("bf16", {}).get("averages", {})
         if state_dict.keys() != {*self.emas, "bf16"} or module.keys() != own.keys():

@@ -23,19 +23,7 @@ def save_checkpoint(
     averages: WeightAverages | None = None,
     gradients: GradientSample | None = None,
 ) -> None:
-    """Write a checkpoint atomically.
-
-    Parameters
-    ----------
-    path
-        The file.
-    model, optimizer, monitor
-        Objects to save. The optimizer must be one of halfulp's.
-    extra
-        Further values: plain numbers and strings.
-    averages, gradients
-        Averages of the weights, and recorded gradients, if the run keeps any.
-    """
+    """Write a checkpoint atomically, with further values (`extra`): plain numbers and strings."""
     kept: dict[str, Any] = {
         "optimizer": optimizer, "monitor": monitor, "averages": averages, "gradients": gradients,
     }  # fmt: skip
@@ -53,10 +41,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint into objects built in the same way, with a new monitor. Return the further values.
 
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or belongs to another model or optimizer.
+    Raise ``ValueError`` if the file is damaged, or belongs to another model or optimizer.
     """
     again = "Delete it to start this arm anew"
     try:

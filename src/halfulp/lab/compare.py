@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -50,28 +50,19 @@ class RunStatus:
 def prepare_run_folder(folder: Path, config: CompareConfig, corpus: Corpus) -> CompareConfig:
     """Create a run folder with tokens, environment and configuration. Return the configuration with numeric periods.
 
-    Raises
-    ------
-    ValueError
-        If the folder is not empty, or the text is too short.
+    Raise ``ValueError`` if the folder is not empty, or the text is too short.
     """
     check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokens = prepare_tokens(corpus, config.tokenizer, config.context, folder / "tokens")
     write_json(folder / "environment.json", describe(corpus.info, tokens))
     config = config.with_periods()
-    write_json(folder / "config.json", config.to_json())
+    write_json(folder / "config.json", asdict(config))
     return config
 
 
 def load_run_folder(folder: Path) -> CompareConfig:
-    """Return the configuration of a run folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is not a run folder.
-    """
+    """Return the configuration of a run folder. Raise ``FileNotFoundError`` for any other folder."""
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder of halfulp compare: it has no config.json")
@@ -85,16 +76,8 @@ def run_all(
 
     On ``KeyboardInterrupt`` the running workers write a checkpoint and stop, and then the exception is raised again. A
     second interrupt raises it at once. Runs without a checkpoint are then still ``"running"``. A worker that receives
-    SIGTERM does the same, and leaves its run stopped.
-
-    Parameters
-    ----------
-    folder, config
-        Results of :func:`prepare_run_folder` or :func:`load_run_folder`.
-    jobs
-        Number of parallel processes.
-    watch
-        Function that is called about four times a second with the status of all runs.
+    SIGTERM does the same, and leaves its run stopped. `watch` is called about four times a second with the status of
+    all runs.
     """
     if jobs < 1:
         raise ValueError(f"jobs is at least 1, got {jobs}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from halfulp.lab.arms import DEFAULT_ARMS, Arm, parse_arm, reset_period
 from halfulp.lab.model import MODELS
@@ -108,10 +107,6 @@ class CompareConfig:
         """Return every run, seed by seed, so that an interrupted comparison has complete seeds."""
         arms = self.with_periods().parsed
         return tuple(RunSpec(arm, seed, lr) for seed in self.seeds for lr in self.lrs for arm in arms)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of ``config.json``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,8 @@ Back = Callable[[Tensor], Tensor]
 class Decoder:
     """The model, with shared input and output embeddings and rotary positions.
 
-    Parameters
-    ----------
-    architecture
-        ``"llama"``: RMS norms, SwiGLU of twice the width. ``"neox"``: layer norms without bias, GELU of four times the
-        width, attention and feed-forward in parallel.
-    vocab, hidden, layers, heads
-        Sizes of the model.
-
-    Raises
-    ------
-    ValueError
-        If the architecture is unknown, a size is below 1, or the width of the heads is odd.
+    ``"llama"`` has RMS norms and a SwiGLU of twice the width. ``"neox"`` has layer norms without bias, a GELU of four
+    times the width, and attention and feed-forward in parallel. Invalid sizes raise ``ValueError``.
     """
 
     architecture: str
@@ -68,7 +58,7 @@ class Decoder:
         return {**groups, "norms": dict.fromkeys([*norms, "norm"], (h,))}
 
     def losses(self, weights: dict[str, Tensor], tokens: Tensor, grads: dict[str, Tensor] | None = None) -> Tensor:
-        """Return the mean cross entropy of each replica, and write its gradients.
+        """Return the mean cross entropy of each replica, fp32 of shape ``(replicas,)``, and write its gradients.
 
         Parameters
         ----------
@@ -78,11 +68,6 @@ class Decoder:
             int64, ``(replicas, sequences, context + 1)``.
         grads
             Tensors for the gradients, in the shapes of the weights; ``None`` for no gradients.
-
-        Returns
-        -------
-        Tensor
-            fp32, ``(replicas,)``.
         """
         return _Pass(self, weights, grads, tokens).losses()
 

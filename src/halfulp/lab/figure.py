@@ -15,13 +15,8 @@ __all__ = ["draw"]
 def draw(comparison: Comparison, path: Path) -> None:
     """Draw, by step, the stalled fraction under nearest rounding, and the stored second moment relative to fp32's.
 
-    Parameters
-    ----------
-    comparison
-        A run folder. The left half shows its arms with nearest rounding (all arms, if there is none), the right half
-        every arm except fp32.
-    path
-        A .png, .svg or .pdf file.
+    The left half shows the arms with nearest rounding (all arms, if there is none), the right half every arm except
+    fp32.
     """
     arms = [a for a in comparison.arms if not a.arm.is_fp32]
     if not arms:

@@ -24,18 +24,10 @@ def _transformers() -> Any:
 def build_model(
     name: str, *, vocab: int, hidden: int, layers: int, heads: int, context: int, seed: int
 ) -> torch.nn.Module:
-    """Build a model with random weights that depend on the seed only.
+    """Build a model with random weights that depend on the seed only. Input and output embeddings are shared.
 
-    Parameters
-    ----------
-    name
-        ``"llama"``: SwiGLU of twice the width, rotary positions, RMS norms. ``"neox"``: GPT-NeoX, with a GELU of four
-        times the width. ``"mixtral"``: like llama, with four experts, two of which are used per token. Input and output
-        embeddings are shared.
-    vocab, hidden, layers, heads, context
-        Sizes of the model.
-    seed
-        Seed of the initial weights.
+    ``"llama"`` has a SwiGLU of twice the width, rotary positions and RMS norms. ``"neox"`` is GPT-NeoX, with a GELU of
+    four times the width. ``"mixtral"`` is like llama, with four experts, two of which are used per token.
     """
     transformers = _transformers()
     common = {

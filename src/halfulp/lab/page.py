@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from halfulp.lab.arms import Arm
@@ -50,7 +51,7 @@ def build_page(comparison: Comparison) -> str:
         complete=comparison.complete,
         kept="; ".join(f"{n} × {why}" for why, n in Counter(kept.values()).items()),
         config=comparison.config,
-        config_json=json.dumps(comparison.config.to_json(), indent=2),
+        config_json=json.dumps(asdict(comparison.config), indent=2),
         environment_json=json.dumps(comparison.environment, indent=2),
         folder=comparison.folder.resolve().name,
     )

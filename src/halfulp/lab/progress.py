@@ -27,12 +27,7 @@ MARKS = {"waiting": "[dim]waiting", "done": "[green]done", "stopped": "[yellow]s
 class ProgressView:
     """Context manager that displays :class:`~halfulp.lab.compare.RunStatus` lists.
 
-    Parameters
-    ----------
-    console
-        Output. A terminal gets a live table, anything else a line whenever a run starts or ends.
-    config
-        Configuration of the comparison.
+    A terminal gets a live table, anything else a line whenever a run starts or ends.
     """
 
     def __init__(self, console: Console, config: CompareConfig) -> None:

@@ -34,17 +34,10 @@ AT_ONCE = 400_000
 
 
 def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = None) -> Tensor:
-    """Round fp32 values to a number of fraction bits in place, at any exponent.
+    """Round fp32 values to 0 to 22 fraction bits in place, at any exponent.
 
-    Parameters
-    ----------
-    x
-        fp32, any shape, finite.
-    fraction_bits
-        0 to 22.
-    rand_bits
-        int32 random words in the shape of `x` for stochastic rounding, which uses their low ``23 - fraction_bits``
-        bits. ``None`` rounds to nearest, ties to even.
+    With int32 random words in the shape of `x`, of which the low ``23 - fraction_bits`` bits are used, the rounding is
+    stochastic. ``None`` rounds to nearest, ties to even.
 
     Examples
     --------
@@ -61,22 +54,11 @@ def round_fraction_(x: Tensor, fraction_bits: int, rand_bits: Tensor | None = No
 
 
 class Replicas:
-    """Replicas of a small decoder on bytes, with AdamW for each of them.
+    """Replicas of a small decoder on bytes, with AdamW for each of them. Vectors do not decay.
 
-    Weights, gradients and states are one tensor each, of shape ``(replicas, parameters per replica)``.
-
-    Parameters
-    ----------
-    model
-        The decoder.
-    seeds, lrs
-        Seed of weights and random bits, and peak learning rate, of each replica.
-    betas, weight_decay
-        Settings of AdamW. Vectors do not decay.
-    store
-        Function that rounds the states. The update uses the states before rounding.
-    stochastic
-        Whether `store` needs random words.
+    Weights, gradients and states are one tensor each, of shape ``(replicas, parameters per replica)``. Each replica has
+    its own seed (of weights and random bits) and peak learning rate. `store` rounds the states after the update, which
+    uses them before rounding; `stochastic` says whether it needs random words.
     """
 
     def __init__(
@@ -138,10 +120,7 @@ class Replicas:
     def backward(self, tokens: Tensor) -> Tensor:
         """Compute the gradients of every replica's own loss in :attr:`grads`, and return the losses.
 
-        Parameters
-        ----------
-        tokens
-            int64, ``(replicas, sequences, context + 1)``.
+        Tokens are int64, of shape ``(replicas, sequences, context + 1)``.
         """
         return self._losses(tokens, grads=True)
 
@@ -169,13 +148,7 @@ class Replicas:
     # ---------------------------------------------------------------- the step
 
     def step(self, share: float) -> None:
-        """Step with the library's AdamW rule, using the gradients in :attr:`grads`.
-
-        Parameters
-        ----------
-        share
-            Factor of the peak learning rates.
-        """
+        """Step with the library's AdamW rule, at a share of the peak learning rates."""
         self.steps += 1
         for group, span in self.groups.items():
             ages = self.ages[group]

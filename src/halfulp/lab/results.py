@@ -246,12 +246,7 @@ class Comparison:
 def load_comparison(folder: Path) -> Comparison:
     """Read a run folder. Runs without measurements are left out.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is not a run folder.
-    ValueError
-        If nothing has been measured in it yet.
+    Raise ``FileNotFoundError`` if it is not a run folder, and ``ValueError`` if nothing has been measured in it yet.
     """
     config = load_run_folder(folder)
     runs = [_load_run(folder / "runs" / spec.name, spec) for spec in config.runs()]

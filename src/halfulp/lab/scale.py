@@ -232,19 +232,9 @@ def train_job(
 ) -> dict[str, Any]:
     """Train all runs of a job.
 
-    Parameters
-    ----------
-    config, job, tokens
-        The experiment, the job to train, and the data.
-    checkpoint
-        File that is written every :data:`CHECKPOINT` steps, and resumed from if it exists.
-    observe
-        Function that is called before every step, when the gradients are there.
-
-    Returns
-    -------
-    dict
-        ``replicas`` (seed, rate), ``validation`` (``None`` if a run diverged), ``rows`` of measurements, ``period``.
+    The checkpoint is written every :data:`CHECKPOINT` steps, and resumed from if it exists. `observe` is called before
+    every step, when the gradients are there. The result has ``replicas`` (seed, rate), ``validation`` (``None`` if a
+    run diverged), ``rows`` of measurements, and ``period``.
     """
     arm, model = scale_arm(job.arm), config.model
     period = period_of(arm, model)
@@ -350,16 +340,8 @@ def run_scale_model(
 ) -> None:
     """Run every job that is not done yet, `jobs` at a time, in single-threaded processes.
 
-    Parameters
-    ----------
-    folder
-        Folder with ``tokens/`` (:func:`~halfulp.lab.tokens.prepare_tokens`). ``config.json`` and the results go there.
-    config
-        The experiment.
-    jobs
-        Number of parallel processes.
-    report
-        Function that is called after each job, with the number of jobs done and the total, for each of the two stages.
+    The folder holds ``tokens/`` (:func:`~halfulp.lab.tokens.prepare_tokens`). ``config.json`` and the results go there.
+    `report` is called after each job, with the number of jobs done and the total, for each of the two stages.
     """
     import multiprocessing
 

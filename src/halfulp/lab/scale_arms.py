@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from halfulp.lab.arms import PUBLISHED_PERIODS
 from halfulp.numbers.quantizer import Rounding
 from halfulp.theory.planner import Criterion, plan_reset
 from halfulp.theory.similitude import ScaleModel
 
-__all__ = ["ARMS", "DEFAULT_ARMS", "PUBLISHED", "ScaleArm", "period_of", "scale_arm"]
-
-PUBLISHED = {7: 1000, 3: 300, 2: 200, 1: 200}
-"""Reset periods by fraction bits of the second moment's format (arXiv 2603.16731)."""
+__all__ = ["ARMS", "DEFAULT_ARMS", "ScaleArm", "period_of", "scale_arm"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,6 @@ DEFAULT_ARMS = ("fp32", "nearest", "nearest + reset", "stochastic")
 def scale_arm(name: str) -> ScaleArm:
     """The arm of a name: one of :data:`ARMS`, or one with a period of its own, as ``nearest + reset (300)``.
 
-    Raises
-    ------
-    ValueError
-        There is no such arm.
-
     Examples
     --------
     >>> scale_arm("fp32 + reset (40)").reset
@@ -124,7 +117,7 @@ def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
     if arm.reset is None or isinstance(arm.reset, int):
         return arm.reset
     if arm.reset == "published":
-        return model.period(PUBLISHED.get(model.second.mantissa_bits, 300))
+        return model.period(PUBLISHED_PERIODS[model.second.bits])
     beta1, beta2 = model.model_betas
     criterion: Criterion = "total" if arm.reset == "total" else "residual"
     plan = plan_reset(model.formats[1], beta=beta2, rounding="nearest", beta1=beta1, criterion=criterion)

@@ -16,12 +16,7 @@ __all__ = ["draw_scale_model"]
 def draw_scale_model(results: ScaleResults, path: Path) -> None:
     """Draw loss against rate for every arm, and each arm's loss minus fp32's with its 95 % interval.
 
-    Parameters
-    ----------
-    results
-        Results of a run folder. With a single rate there is no left half.
-    path
-        A .png, .svg or .pdf file.
+    With a single rate there is no left half.
     """
     tuned = len(results.config.lrs) > 1
     with canvas(path, 2 if tuned else 1, (12.5 if tuned else 6.6, 3.9)) as axes:

@@ -100,12 +100,7 @@ class ScaleResults:
 def load_scale_model(folder: Path) -> ScaleResults:
     """Read a run folder whose final runs are done, at least for fp32.
 
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is not a run folder.
-    ValueError
-        If it has no final runs yet.
+    Raise ``FileNotFoundError`` if it is not a run folder, and ``ValueError`` if it has no final runs yet.
     """
     path = folder / "config.json"
     if not path.exists():

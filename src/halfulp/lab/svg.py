@@ -17,20 +17,10 @@ LABEL_HEIGHT = 15
 
 @dataclass(frozen=True)
 class Line:
-    """A series of a chart.
+    """A series of a chart. Values that are not finite interrupt the line.
 
-    Parameters
-    ----------
-    label
-        Name, also shown in the tooltip.
-    x, y
-        Coordinates of the points. Values that are not finite interrupt the line.
-    css
-        Classes of the style sheet (colour, dash).
-    dots
-        Whether to draw points instead of a line.
-    direct
-        Whether the label is drawn at the line's end.
+    `css` are classes of the style sheet (colour, dash). `dots` draws points instead of a line, and `direct` puts the
+    label, which the tooltip also shows, at the line's end.
     """
 
     label: str
@@ -49,18 +39,12 @@ class Chart:
     ----------
     title
         Heading, also read by screen readers.
-    y_format
-        ``"percent"``, ``"times"`` (a ratio) or ``"number"``.
-    x_range, y_range
-        Ranges of the axes.
-    log_x, log_y
-        Whether the axes are logarithmic.
-    width, height
-        Size of the view box. Text is 12 units high.
-    label_width
-        Space for labels on the right.
-    x_format
-        ``"step"`` (whole numbers), or a value of `y_format`.
+    y_format, x_format
+        ``"percent"``, ``"times"`` (a ratio) or ``"number"``; for `x_format` also ``"step"`` (whole numbers).
+    width, height, label_width
+        Size of the view box, and the space for labels on the right. Text is 12 units high.
+    reference
+        A value to mark with a line.
     """
 
     title: str

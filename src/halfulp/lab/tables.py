@@ -33,16 +33,9 @@ def output() -> Console:
 def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> None:
     """Print a table as it is if it fits, else without some columns, else transposed, with one line per column.
 
-    Rich by itself cuts what does not fit with an ellipsis, and may shrink columns to nothing.
-
-    Parameters
-    ----------
-    console
-        Output.
-    table
-        Table. A column that may wrap gets at least its longest word, or its ``min_width`` if set.
-    drop
-        Headings of columns that may be omitted, in this order. A note lists those that were.
+    Rich by itself cuts what does not fit with an ellipsis, and may shrink columns to nothing. A column that may wrap
+    gets at least its longest word, or its ``min_width`` if set. `drop` are the headings of columns that may be
+    omitted, in this order. A note lists those that were.
     """
     from rich.table import Table
     from rich.text import Text

@@ -9,21 +9,9 @@ __all__ = ["fill"]
 
 
 def fill(template: str, filters: dict[str, Callable[..., str]], **values: Any) -> str:
-    """Render a template of this folder. A name that the template uses but nobody provides is an error.
+    """Render a template of this folder, with filters: functions that format values in it.
 
-    Parameters
-    ----------
-    template
-        File name of the template.
-    filters
-        Functions that format values in the template.
-    values
-        Values for the template.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If jinja2 is not installed.
+    A name that the template uses but nobody provides is an error.
     """
     try:
         import jinja2

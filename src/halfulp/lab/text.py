@@ -34,7 +34,7 @@ class Corpus:
 def load_corpus(
     path: Path | None = None, dataset: str | None = None, *, text_key: str | None = None, max_mb: float = 64.0
 ) -> Corpus:
-    """Read a text source.
+    """Read a text source. Reading stops after `max_mb` million bytes.
 
     Parameters
     ----------
@@ -46,8 +46,6 @@ def load_corpus(
     text_key
         Field or column with the text in JSON lines, parquet files and datasets. Default: the one named text, content,
         document or body.
-    max_mb
-        Number of million bytes after which reading stops.
 
     Raises
     ------

@@ -85,15 +85,7 @@ def _bpe(corpus: Corpus, size: int, folder: Path) -> dict[str, npt.NDArray[np.ui
 
 
 class Tokens:
-    """Tokens of a run folder.
-
-    Parameters
-    ----------
-    folder
-        Folder written by :func:`prepare_tokens`.
-    context
-        Tokens per sequence.
-    """
+    """The tokens that :func:`prepare_tokens` has written to a folder, in sequences of `context` and their targets."""
 
     def __init__(self, folder: Path, context: int) -> None:
         self.vocab: int = read_json(folder / "tokens.json")["vocab"]

@@ -75,8 +75,9 @@ class _Run:
             {"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
         ]
+        state = {"exp_avg": spec.arm.exp_avg, "exp_avg_sq": spec.arm.exp_avg_sq}
         self.optimizer = AdamW(
-            [g for g in groups if g["params"]], lr=spec.lr, betas=config.betas, state=spec.arm.optimizer_state(),
+            [g for g in groups if g["params"]], lr=spec.lr, betas=config.betas, state=state,
             rounding=spec.arm.rounding, reset=spec.period, seed=spec.seed,
         )  # fmt: skip
         self.monitor = StallMonitor(self.optimizer, sample=config.sample, every=1)
@@ -127,25 +128,11 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Train one arm to its end, from its checkpoint if there is one.
+    """Train one arm to its end, from its checkpoint if there is one. Return whether it got there; divergence is an end.
 
-    Parameters
-    ----------
-    folder
-        Folder of the run. It receives ``checkpoint.safetensors``, ``metrics.jsonl`` and finally ``summary.json``.
-    data
-        Folder written by :func:`~halfulp.lab.tokens.prepare_tokens`.
-    config, spec
-        The comparison and the run.
-    report
-        Function that is called after each step.
-    stop
-        Function that is called after each step. If it returns true, the run stops with a checkpoint.
-
-    Returns
-    -------
-    bool
-        Whether the run reached its end. Divergence counts as an end.
+    The run's folder receives ``checkpoint.safetensors``, ``metrics.jsonl`` and finally ``summary.json``. `data` was
+    written by :func:`~halfulp.lab.tokens.prepare_tokens`. `report` is called after each step, and so is `stop`: if it
+    returns true, the run stops with a checkpoint.
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)

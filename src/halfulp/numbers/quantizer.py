@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,17 @@ from halfulp.numbers.formats import BUILT_IN, FORMATS, Format, get_format
 from halfulp.numbers.rounding import codebook_tables, decode, encode, pack4, storage_dtype, unpack4
 from halfulp.numbers.scaling import Scaling, rows_and_cols
 
-__all__ = ["Quantizer", "Rounding", "float_spacing"]
+__all__ = ["Quantizer", "Rounding", "check_rounding", "float_spacing"]
 
 DEFAULT_SCALING = Scaling()
 
 Rounding = Literal["nearest", "stochastic"]
+
+
+def check_rounding(rounding: Any, name: str = "rounding") -> None:
+    """Raise ``ValueError`` for an unknown rounding."""
+    if not isinstance(rounding, str) or rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"{name} is 'nearest' or 'stochastic', got {rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,7 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", get_format(self.format))
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding is 'nearest' or 'stochastic', got {self.rounding!r}")
+        check_rounding(self.rounding)
         if self.format.kind == "codebook":
             codebook_tables(self.format)  # refuse too uneven levels here, not in the first step
 
@@ -138,9 +144,7 @@ class Quantizer:
 
     def bytes(self, shape: torch.Size | tuple[int, ...]) -> int:
         """Return the bytes of a stored tensor of this shape, scales included."""
-        codes = _product(self.codes_shape(shape)) * storage_dtype(self.format).itemsize
-        scale = self.scale_shape(shape)
-        return codes + (_product(scale) * self.scaling.dtype.itemsize if scale else 0)
+        return sum(math.prod(part) * dtype.itemsize for dtype, part in self.stored_as(shape))
 
     def zeros(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Return the codes and scales of an all-zero tensor."""
@@ -251,13 +255,6 @@ class Quantizer:
         """Return the values of single codes, given the stored scales of their blocks."""
         values = decode(codes, self.format)
         return values if scale is None else values * self.scaling.values(scale)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _fingerprint(fmt: Format) -> str:

@@ -28,14 +28,7 @@ MASTERS = {"fp32": torch.float32, **REMAINDERS}
 
 
 def weights(visible: Tensor, master: Tensor | None) -> Tensor:
-    """Return the fp32 weights of a parameter.
-
-    Parameters
-    ----------
-    visible
-        The parameter: float32, bfloat16 or float16.
-    master
-        Its master weights, with a dtype of :data:`MASTERS`, or ``None``.
+    """Return the fp32 weights of a parameter (float32, bfloat16 or float16), given its master weights if it has any.
 
     Examples
     --------
@@ -48,23 +41,17 @@ def weights(visible: Tensor, master: Tensor | None) -> Tensor:
 
 
 def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Split an fp32 weight into a bfloat16 weight and a remainder.
+    """Split an fp32 weight into a bfloat16 weight and an int16 or uint8 remainder, both in its shape.
+
+    Infinities and NaN have the remainder 0.
 
     Parameters
     ----------
-    x
-        A float32 tensor of any shape.
     kind
         ``"remainder16"`` (exact) or ``"remainder8"`` (rounded to 15 fraction bits).
     rand_bits
         int64 words in ``[0, 2**32)``, in the shape of `x`, to round stochastically for ``"remainder8"``. ``None``
-        rounds to nearest, ties to even. ``"remainder16"`` is exact and needs none.
-
-    Returns
-    -------
-    tuple of Tensor
-        The bfloat16 weight and the int16 or uint8 remainder, both in the shape of `x`. Infinities and NaN have the
-        remainder 0.
+        rounds to nearest, ties to even.
 
     Examples
     --------
@@ -87,23 +74,10 @@ def split(x: Tensor, kind: str = "remainder16", rand_bits: Tensor | None = None)
 
 
 def beside(visible: Tensor, x: Tensor, kind: str = "remainder16") -> Tensor:
-    """Return the remainder with which a given bfloat16 weight is closest to an fp32 weight.
+    """Return the remainder with which a given bfloat16 weight, rounded in any way, is closest to an fp32 weight.
 
-    Parameters
-    ----------
-    visible
-        The bfloat16 weight, rounded in any way.
-    x
-        The fp32 weight, in the same shape. If it is more than half a unit from `visible` or not finite, the remainder
-        is 0.
-    kind
-        ``"remainder16"``, or ``"remainder8"``, which is rounded to nearest.
-
-    Returns
-    -------
-    Tensor
-        An int16 or uint8 tensor. At a tie that was rounded away from the half-up pattern, the pair is one unit of the
-        remainder off.
+    It is 0 if the fp32 weight is more than half a unit away or not finite. An 8-bit remainder is rounded to nearest. At
+    a tie that was rounded away from the half-up pattern, the pair is one unit of the remainder off.
 
     Examples
     --------
@@ -120,20 +94,7 @@ def beside(visible: Tensor, x: Tensor, kind: str = "remainder16") -> Tensor:
 
 
 def join(visible: Tensor, remainder: Tensor) -> Tensor:
-    """Return the fp32 weight of a pair.
-
-    Parameters
-    ----------
-    visible
-        The bfloat16 weight.
-    remainder
-        The int16 or uint8 remainder, in the same shape.
-
-    Returns
-    -------
-    Tensor
-        A float32 tensor.
-    """
+    """Return the fp32 weight of a pair: a bfloat16 weight, and its int16 or uint8 remainder in the same shape."""
     if visible.dtype != torch.bfloat16 or remainder.dtype not in REMAINDERS.values():
         raise TypeError(f"a pair is bfloat16 with int16 or uint8, got {visible.dtype} with {remainder.dtype}")
     lower = remainder.to(torch.int32) & 0xFFFF

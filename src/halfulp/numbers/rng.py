@@ -50,19 +50,10 @@ def slot_id(name: str) -> int:
 def stream_keys(
     seed: int, parameter: npt.ArrayLike, slot: npt.ArrayLike, step: npt.ArrayLike
 ) -> npt.NDArray[np.uint32]:
-    """Return the keys of streams: Philox4x32-10 of the counter (parameter, slot, step), keyed by the seed.
+    """Return the keys of streams: Philox4x32-10 of the counter (parameter, slot, step), keyed by the seed of 64 bits.
 
-    Parameters
-    ----------
-    seed
-        The seed, of 64 bits.
-    parameter, slot, step
-        Broadcastable non-negative integers. `slot` comes from :func:`slot_id`, and `step` has up to 64 bits.
-
-    Returns
-    -------
-    ndarray
-        uint32 of shape ``(*broadcast, 2)``.
+    The counter consists of broadcastable non-negative integers. The slot comes from :func:`slot_id`, and the step has
+    up to 64 bits. The result is uint32 of shape ``(*broadcast, 2)``.
 
     Examples
     --------
@@ -100,10 +91,7 @@ def _philox(seed: int, counter: Sequence[Any], word: Callable[[int], Any]) -> tu
 def lanes(slots: tuple[str, ...]) -> dict[str, int]:
     """Return the multiplier of each state by name, and of ``"param"``. See :data:`LANES`.
 
-    Raises
-    ------
-    ValueError
-        If there are more states than lanes.
+    Raise ``ValueError`` if there are more states than lanes.
     """
     if len(slots) >= len(LANES):
         raise ValueError(
@@ -115,21 +103,10 @@ def lanes(slots: tuple[str, ...]) -> dict[str, int]:
 def random_bits(
     key: Sequence[int] | npt.NDArray[np.uint32], start: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return the random words of elements ``start`` to ``start + count`` of a stream.
+    """Return the random words of elements ``start`` to ``start + count`` of a stream, as int64 in ``[0, 2**32)``.
 
-    Parameters
-    ----------
-    key
-        Two 32-bit words from :func:`stream_keys`, and optionally one of :data:`LANES` (by default the first).
-    start
-        The global index of the first element, up to 64 bits.
-    count
-        The number of elements.
-
-    Returns
-    -------
-    Tensor
-        int64 of shape ``(count,)``, uniform in ``[0, 2**32)``.
+    The key is two 32-bit words from :func:`stream_keys`, and optionally one of :data:`LANES` (by default the first).
+    The global index of the first element has up to 64 bits.
     """
     return hash_elements(key, torch.arange(start, start + count, dtype=torch.int64, device=device))
 
@@ -137,22 +114,10 @@ def random_bits(
 def part_bits(
     key: Sequence[int], shape: Sequence[int], first_element: int, row_stride: int | None, device: torch.device
 ) -> Tensor:
-    """Return the random words of a tensor, or of a part of one, by the elements' positions in the whole.
+    """Return the random words of a tensor, or of a part of one, by the elements' positions in the whole, as int64.
 
-    Parameters
-    ----------
-    key
-        The key, as in :func:`random_bits`.
-    shape
-        The shape of the part.
-    first_element, row_stride
-        The index of its first element in the whole, and the distance between the starts of consecutive rows of the
-        part, in elements of the whole. ``None`` for contiguous rows.
-
-    Returns
-    -------
-    Tensor
-        int64 of this shape.
+    The part has a `shape`, the index of its first element in the whole, and the distance between the starts of
+    consecutive rows, in elements of the whole; ``None`` for contiguous rows. The key is as in :func:`random_bits`.
     """
     rows, cols = rows_and_cols(tuple(shape))
     if row_stride is None:

@@ -175,10 +175,7 @@ class Codebook(NamedTuple):
 def codebook_tables(fmt: Format) -> Codebook:
     """Return the tables of a codebook. ``fraction`` is the largest up to 16 that keeps the code of every level.
 
-    Raises
-    ------
-    ValueError
-        If 8 bits do not suffice, since the levels are too uneven for fp32.
+    Raise ``ValueError`` if 8 bits do not suffice, since the levels are too uneven for fp32.
     """
     levels = torch.tensor(fmt.levels, dtype=torch.float64, device="cpu")
     middles = ((levels[1:] + levels[:-1]) / 2).float()
@@ -206,15 +203,7 @@ def decode_table(fmt: Format) -> Tensor:
 
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
-    """Return the exact value of each code as fp32.
-
-    Parameters
-    ----------
-    codes
-        Codes as returned by :func:`encode`.
-    fmt
-        The format of the codes.
-    """
+    """Return the exact value of each code, as :func:`encode` returns them, as fp32."""
     if fmt.bits >= 16:
         return codes.float()
     return decode_table(fmt).to(codes.device)[codes.long()]

@@ -27,12 +27,8 @@ RESERVED = ("_age", "_scale")
 def check_slots(name: str, slots: Any) -> tuple[StateSlot, ...]:
     """Return the slots that a rule declares.
 
-    Raises
-    ------
-    TypeError
-        If they are anything but a sequence of :class:`~halfulp.rules.slots.StateSlot`.
-    ValueError
-        If two slots share a key of the optimizer's state.
+    Raise ``TypeError`` unless they are a sequence of :class:`~halfulp.rules.slots.StateSlot`, and ``ValueError`` if two
+    slots share a key of the optimizer's state.
     """
     if not isinstance(slots, Sequence) or not all(isinstance(slot, StateSlot) for slot in slots):
         raise TypeError(f"the slots of the rule {name!r} are a tuple of StateSlot, such as (slot,); got {slots!r}")
@@ -49,13 +45,7 @@ def check_slots(name: str, slots: Any) -> tuple[StateSlot, ...]:
 
 
 def as_scalars(name: str, scalars: Any) -> dict[str, float]:
-    """Return the scalars of a rule, rounded to fp32.
-
-    Raises
-    ------
-    TypeError
-        If they are anything but a dictionary of numbers.
-    """
+    """Return the scalars of a rule, rounded to fp32. Raise ``TypeError`` unless they are a dictionary of numbers."""
     if not isinstance(scalars, Mapping):
         raise TypeError(f"the scalars of the rule {name!r} are a dictionary of numbers by name, got {scalars!r}")
     try:
@@ -155,10 +145,8 @@ def check_result(
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Return the parameter (if the rule has one) and the states of these shapes that an update returned.
 
-    Raises
-    ------
-    TypeError
-        If it has another form, or a tensor has another shape or neither is fp32 nor has the dtype of the arguments.
+    Raise ``TypeError`` if it has another form, or a tensor has another shape or neither is fp32 nor has the dtype of
+    the arguments.
     """
     names = ", ".join(states) or "none"
     form = f"the states alone ({names})" if param is None else f"(new param, new states), with the states {names}"

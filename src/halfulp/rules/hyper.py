@@ -16,19 +16,10 @@ COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return a hyper-parameter as a float.
+    """Return a hyper-parameter, an int, a float or a tensor of one element, as a float.
 
-    Parameters
-    ----------
-    name
-        The name in the message.
-    value
-        An int, a float or a tensor of one element.
-
-    Raises
-    ------
-    ValueError
-        For anything else: ``None``, a tensor of several elements, or text (YAML reads ``1e-3`` as text).
+    Raise ``ValueError`` for anything else: ``None``, a tensor of several elements, or text (YAML reads ``1e-3`` as
+    text).
     """
     try:
         if not isinstance(value, (str, bytes, bool)):

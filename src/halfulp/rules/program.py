@@ -104,15 +104,14 @@ class Program:
 
     Parameters
     ----------
-    states, numbers
-        The names of the states that it reads: those of the parameter's shape, and those of one element.
+    states, numbers, rows, columns
+        The names of the states that it reads: those of the parameter's shape, those of one element, and the vectors
+        with one value per row and per column.
     scalars
         Expressions in ``c``, the rule's scalars, in the order of their first use. They are evaluated in Python floats,
         and each is rounded once to fp32.
     ops, param, new_states, new_numbers, sums
         The operations and the outputs.
-    rows, columns
-        The names of the vectors that it reads: those with one value per row, and those with one per column.
     """
 
     states: tuple[str, ...]
@@ -313,21 +312,11 @@ EVALUATE: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = False) -> list[Any]:
-    """Evaluate every value of a program in numpy.
+    """Evaluate every value of a program in numpy, one entry per operation.
 
-    Parameters
-    ----------
-    program
-        The program.
-    values
-        Inputs by the name of their operation: ``param`` and ``grad`` are fp32 arrays; ``state``, ``number`` and
-        ``scalar`` are lists of arrays and numbers; ``row`` and ``column`` are lists of vectors.
-    only_uniform
-        Whether to skip values that are not uniform (``None`` in their place).
-
-    Returns
-    -------
-    A list with one entry per operation.
+    Inputs are given by the name of their operation: ``param`` and ``grad`` are fp32 arrays; ``state``, ``number`` and
+    ``scalar`` are lists of arrays and numbers; ``row`` and ``column`` are lists of vectors. With `only_uniform`, values
+    that are not uniform are skipped (``None`` in their place).
     """
     found: list[Any] = []
     with np.errstate(all="ignore"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halfulp.numbers.quantizer import Rounding
+from halfulp.numbers.quantizer import Rounding, check_rounding
 from halfulp.rules.drives import GRADIENT, SQUARE, WEIGHT, Drive
 
 __all__ = ["GRADIENT", "SQUARE", "WEIGHT", "Drive", "Hyper", "Shape", "StateSlot"]
@@ -95,8 +95,8 @@ class StateSlot:
                 raise TypeError(f"{what} of the slot {self.name!r} is a function (lambda {of}: ...), got {given!r}")
         if self.least_bits not in range(9):
             raise ValueError(f"least_bits of the slot {self.name!r} is 0 to 8, got {self.least_bits!r}")
-        if self.rounding not in (None, "nearest", "stochastic"):
-            raise ValueError(f"rounding of the slot {self.name!r} is 'nearest' or 'stochastic', got {self.rounding!r}")
+        if self.rounding is not None:
+            check_rounding(self.rounding, f"rounding of the slot {self.name!r}")
 
     def coefficients(self, hyper: Hyper) -> tuple[float, float]:
         """Return ``(beta, gain)`` under given hyper-parameters."""

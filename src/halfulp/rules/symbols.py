@@ -356,14 +356,6 @@ def _where(mask: Any, a: object, b: object) -> Symbol:
     return tracer.op("select", mask, tracer.value(a), tracer.value(b))
 
 
-def _filled(like: Any, value: object, **options: object) -> Symbol:
-    return _tracer(like).value(value)
-
-
-def _total(a: Any, b: Any = None) -> PendingSum:
-    return PendingSum("sum", a, b)
-
-
 @dataclass(frozen=True)
 class PendingSum:
     """A sum over a tensor, returned by ``measure``. It cannot be used in operations."""
@@ -384,11 +376,12 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.where: _where, torch.sign: Symbol.sign, torch.abs: abs, torch.neg: Symbol.neg, torch.square: Symbol.square,
     torch.reciprocal: Symbol.reciprocal, torch.clamp: Symbol.clamp, torch.isnan: Symbol.isnan,
     torch.isfinite: Symbol.isfinite, torch.add: _binary("add"), torch.sub: _binary("sub"), torch.mul: _binary("mul"),
-    torch.div: _binary("div"), torch.zeros_like: lambda x, **options: _filled(x, 0.0),
-    torch.ones_like: lambda x, **options: _filled(x, 1.0), torch.full_like: _filled,
+    torch.div: _binary("div"), torch.zeros_like: lambda x, **options: _tracer(x).value(0.0),
+    torch.ones_like: lambda x, **options: _tracer(x).value(1.0),
+    torch.full_like: lambda x, value, **options: _tracer(x).value(value),
     torch.logical_and: Symbol.__and__, torch.logical_or: Symbol.__or__, torch.logical_not: Symbol.__invert__,
     base.sqrt: _unary("sqrt"), base.larger: _binary("max"), base.smaller: _binary("min"),
-    base.total: _total, base.largest: lambda x: PendingSum("largest", x),
+    base.total: lambda a, b=None: PendingSum("sum", a, b), base.largest: lambda x: PendingSum("largest", x),
     base.bits: _unary("bits"), base.rounded: _unary("rounded"), base.from_bits: lambda x: x.tracer.op("from_bits", x),
     base.sides: lambda x: tuple(_tracer(x).side(k) for k in range(2)),
     base.norm: _over("norm", "number", "tensor"), base.rms: _over("rms", "number", "tensor"),

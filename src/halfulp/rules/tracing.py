@@ -108,10 +108,7 @@ def _branches(
 def reads_of(rule: Rule) -> tuple[str, ...]:
     """Return the arguments of a rule's functions before the states and scalars, named ``param`` and ``grad`` here.
 
-    Raises
-    ------
-    ProgramError
-        If there are more arguments than a program has.
+    Raise ``ProgramError`` if there are more arguments than a program has.
     """
     names = ("param", "grad") if rule.has_param else ("grad", "param")[: len(rule.inputs)]
     if len(names) != rule.has_param + len(rule.inputs):
@@ -122,10 +119,7 @@ def reads_of(rule: Rule) -> tuple[str, ...]:
 def traced(rule: Rule, function: Callable[..., Any], slots: Sequence[StateSlot], ndim: int) -> Branches:
     """Return the programs of a rule's `update` or `measure` for a parameter with `ndim` dimensions and these states.
 
-    Raises
-    ------
-    ProgramError
-        If it is not a program, or a state has a shape that programs do not support.
+    Raise ``ProgramError`` if it is not a program, or a state has a shape that programs do not support.
     """
     extents = {s.name: extent_of(s, ndim) for s in slots}
     update = function is rule.update

@@ -39,12 +39,7 @@ def compose(rule: Rule, transforms: tuple[Transform, ...]) -> Rule:
     A transform may change the `update` of a rule with sums but not its `measure`. The sums would then belong to another
     gradient than the one that `update` gets. Such a transform gets the rule with its sums moved into the update.
 
-    Raises
-    ------
-    TypeError
-        If a transform returns anything but a rule.
-    ValueError
-        If these are sums over the model.
+    Raise ``TypeError`` if a transform returns anything but a rule, and ``ValueError`` if these are sums over the model.
     """
     for transform in reversed(transforms):
         made = transform(rule)
@@ -251,10 +246,7 @@ def _adagc(relative: float, beta: float, warmup: int, absolute: float, rule: Rul
 def _without_sums(rule: Rule) -> Rule:
     """Return the rule with its sums moved into the update, over the gradient that a transform passes to it.
 
-    Raises
-    ------
-    ValueError
-        If they are sums over the model.
+    Raise ``ValueError`` if they are sums over the model.
     """
     measure, combine = rule.measure, rule.combine
     if measure is None or combine is None:

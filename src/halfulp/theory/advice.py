@@ -124,12 +124,6 @@ def rate(
 
     Parameters
     ----------
-    fmt
-        Format or name.
-    slot
-        ``"exp_avg"`` or ``"exp_avg_sq"``.
-    beta
-        Decay.
     rounding
         ``"nearest"`` (for a second moment with the floor, as in the optimizers) or ``"stochastic"``.
     scale_kind

@@ -14,7 +14,6 @@ __all__ = [
     "check_drifts",
     "check_number",
     "check_rates",
-    "check_rounding",
     "check_signed",
     "check_spread",
     "check_steps",
@@ -63,12 +62,6 @@ def check_drifts(drifts: Any) -> None:
     for drift in drifts:
         allowed = "a rate from 0 to 0.5, since no second moment follows a faster fall"
         check_number("each of drifts", drift, allowed, lambda x: 0.0 <= x <= 0.5)
-
-
-def check_rounding(rounding: Any) -> None:
-    """Raise ``ValueError`` unless a rounding is one that the theory has laws for."""
-    if not isinstance(rounding, str) or rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding is 'nearest' or 'stochastic', got {rounding!r}")
 
 
 def check_signed(fmt: Format, drive: Drive) -> None:

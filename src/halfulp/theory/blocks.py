@@ -24,8 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.numbers.quantizer import check_rounding
+from halfulp.numbers.scaling import Scaling
 from halfulp.rules.drives import SQUARE, Drive
-from halfulp.theory.arguments import check_beta, check_rounding, check_signed, check_spread, check_steps
+from halfulp.theory.arguments import check_beta, check_signed, check_spread, check_steps
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.stepper import StoredAverage, successor
 from halfulp.theory.storing import Storing
@@ -42,14 +44,13 @@ BATCH, MOST = 128, 8192
 
 @dataclass(frozen=True)
 class Blocks:
-    """Storage of a state in blocks, and its drive.
+    """Storage of a state in blocks, and its drive. The first fields are those of :class:`~halfulp.theory.chain.Chain`.
 
     Parameters
     ----------
-    format, beta, rounding, drive
-        As for :class:`~halfulp.theory.chain.Chain`. A format without scales has unlimited exponents.
     scale_kind
-        ``"pow2"`` or ``"fp32"``, see :class:`halfulp.numbers.scaling.Scaling`.
+        ``"pow2"`` or ``"fp32"``, see :class:`halfulp.numbers.scaling.Scaling`. A format without scales has unlimited
+        exponents.
     block_size
         Elements per scale.
     spread
@@ -71,8 +72,7 @@ class Blocks:
     def __post_init__(self) -> None:
         if self.format.is_float32:
             raise ValueError("float32 is not rounded: there is no law to follow")
-        if self.scale_kind not in ("pow2", "fp32"):
-            raise ValueError(f"a scale is 'pow2' or 'fp32', got {self.scale_kind!r}")
+        Scaling(self.scale_kind)  # type: ignore[arg-type]  # which refuses an unknown kind
         check_rounding(self.rounding)
         check_beta(self.beta)
         check_steps(self.block_size, "block_size", least=1)
@@ -91,8 +91,6 @@ class BlockLaw:
     moments
         Averages at each age, ``(len(ages), len(MOMENTS))``: the quantities below, and over ``v > 0`` those of
         ``v**0.5``, ``v**-0.5`` and ``1 / v``, with ``v`` in units of each element's scale.
-    beta, drive
-        Decay and drive of the blocks.
     errors
         Standard errors of :attr:`stalled`, :attr:`lag` and :attr:`zeros`, ``(len(ages), 3)``, estimated from the
         differences between blocks, which are independent.
@@ -156,18 +154,12 @@ def block_law(
 
     Parameters
     ----------
-    blocks
-        Storage and drive.
-    steps
-        Last age.
     paths
         Number of blocks. Default: the multiple of 128 that `precision` needs, at most 8192.
     precision
         Largest standard error of :attr:`~BlockLaw.stalled`, :attr:`~BlockLaw.lag` and :attr:`~BlockLaw.zeros` at any
         age. Even blocks reach 0.01 with 128 or 256 of them. The lag of log-normal blocks, where one element dominates
         the sum, may need a thousand.
-    seed
-        Seed of the ensemble.
 
     Examples
     --------
@@ -214,19 +206,15 @@ def _together(laws: list[BlockLaw]) -> BlockLaw:
 
 
 def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> BlockLaw:
-    """Return the law of a state whose gradients have given sizes.
+    """Return the law of a state whose gradients have given sizes. ``block_size`` and ``spread`` are not used.
 
     Parameters
     ----------
-    blocks
-        Storage and drive; ``block_size`` and ``spread`` are not used.
     sizes
         Root mean square gradient of each element, ``(blocks, elements)``.
     levels
         Factor at each step, for all elements or ``(steps, blocks)``. The first belongs to the update of a state of age
         0, the last to the update after the last age.
-    seed
-        Seed of inputs and rounding.
     """
     ensemble = _Ensemble(blocks, sizes, seed)
     power = 2 if blocks.drive.nonnegative else 1
@@ -241,20 +229,17 @@ def follow(blocks: Blocks, sizes: Array, levels: Array, *, seed: int = 0) -> Blo
 def follow_gradients(
     blocks: Blocks, gradients: Iterable[Array], sizes: Array, *, period: int | None = None, seed: int = 0
 ) -> BlockLaw:
-    """Return the law of a state that averages given gradients.
+    """Return the law of a state that averages given gradients. ``block_size`` and ``spread`` are not used.
 
     Parameters
     ----------
-    blocks
-        Storage. Its drive says whether squares are averaged. ``block_size`` and ``spread`` are not used.
     gradients
-        ``(blocks, elements)`` at each step. The first belongs to the update of a state of age 0.
+        ``(blocks, elements)`` at each step. The first belongs to the update of a state of age 0. They are squared if
+        the drive is a square.
     sizes
         Units of the stored values, ``(blocks, elements)``: the root mean square gradient.
     period
         Steps between resets of the state.
-    seed
-        Seed of the rounding.
 
     Examples
     --------

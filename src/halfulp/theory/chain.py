@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.numbers.quantizer import check_rounding
 from halfulp.rules.drives import SQUARE, Drive
-from halfulp.theory.arguments import check_beta, check_rounding, check_signed
+from halfulp.theory.arguments import check_beta, check_signed
 from halfulp.theory.grid import Grid, fixed_grid, free_grid
 from halfulp.theory.transition import Step
 
@@ -38,12 +39,10 @@ class Chain:
     ----------
     format
         The grid. float32 counts as exact and has no chain.
-    beta
-        Decay, in (0, 1).
-    rounding
-        ``"nearest"`` or ``"stochastic"``.
+    beta, rounding
+        Decay, in (0, 1), and ``"nearest"`` or ``"stochastic"``.
     drive
-        Law of the input. Default: :data:`~halfulp.rules.drives.SQUARE`.
+        Law of the input.
     scale
         ``None``: the exponent range is unlimited and the phase unknown, as for a float with a scale. A number: the
         drive's scale in units of a fixed grid (``sigma**2`` for a square drive, ``sigma`` for a normal one), with

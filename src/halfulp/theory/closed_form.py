@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format
+from halfulp.numbers.quantizer import check_rounding
 from halfulp.rules.drives import GRADIENT, SQUARE, Drive
-from halfulp.theory.arguments import check_beta, check_rounding, check_signed
+from halfulp.theory.arguments import check_beta, check_signed
 
 __all__ = ["closed_form"]
 
@@ -33,11 +34,7 @@ Array = npt.NDArray[np.float64]
 def closed_form(fmt: Format, rounding: str, drive: Drive, beta: float, ages: Array) -> Array:
     """Return the stalled fraction of the update at each age. Infinite ages give the published one-step model.
 
-    Raises
-    ------
-    ValueError
-        If the drive is neither the gradient nor its square, the format of a gradient has no sign, or beta or the
-        rounding is out of range.
+    Raise ``ValueError`` if the drive is neither the gradient nor its square, or another argument is out of range.
     """
     check_rounding(rounding)
     check_beta(beta)

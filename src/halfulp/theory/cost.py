@@ -38,12 +38,7 @@ def squared_error(parts: Parts) -> Array:
 def update_parts(law: Transient | BlockLaw, beta1: float, steps: int) -> Parts:
     """Return the mean square of the update and its mean product with the exact one, for ``t = 1 .. steps``.
 
-    Parameters
-    ----------
-    law
-        Law of a second moment, for at least `steps` steps.
-    beta1
-        Decay of the first moment.
+    The law is that of a second moment, for at least that many steps. `beta1` is the decay of the first moment.
     """
     t = np.arange(1, steps + 1)
     scale = law.drive.mean * -np.expm1(t * np.log(law.beta))  # v divided by this is v_hat over the true second moment
@@ -109,17 +104,8 @@ def residual_cost(parts: list[Parts]) -> Array:
     """Return the mean error of a cycle of each length after scaling every update by the best common factor.
 
     A tuned learning rate removes that factor. There is one for all laws, since tensors whose gradients fall at
-    different rates share the learning rate.
-
-    Parameters
-    ----------
-    parts
-        Result of :func:`update_parts` for each law.
-
-    Returns
-    -------
-    numpy.ndarray
-        One row: entry ``K - 1`` is the error for cycles of `K` steps, relative to the variance of the exact update.
+    different rates share the learning rate. So there is one row: entry ``K - 1`` is the error for cycles of `K` steps,
+    relative to the variance of the exact update.
     """
     count = np.arange(1, len(parts[0][0]) + 1) * len(parts)
     square = np.sum([np.cumsum(s) for s, _ in parts], axis=0) / count

@@ -31,12 +31,10 @@ HEADROOM = 7
 
 @dataclass(frozen=True)
 class Grid:
-    """States of the chain.
+    """States of the chain, in increasing order.
 
     Parameters
     ----------
-    points
-        Values in increasing order.
     below, above
         True distance from each point to its neighbours in the format; infinite at the ends of a fixed grid.
     split

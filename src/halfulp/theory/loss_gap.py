@@ -38,14 +38,8 @@ PER_RESIDUAL = 0.11
 class UpdateChange:
     """How stored moments change the updates, as sums over steps and elements. Changes of several tensors add up.
 
-    Parameters
-    ----------
-    exact
-        Square of the exact updates.
-    product
-        Product of the stored and the exact updates.
-    square
-        Square of the stored updates.
+    The sums are of the squares of the `exact` updates, of the `product` of stored and exact updates, and of the squares
+    of the stored updates (`square`).
 
     Examples
     --------
@@ -87,19 +81,11 @@ def update_change(
     gradients
         Float32, ``(steps, ...)``: the gradients of some elements at every step from the first one on, as
         :meth:`halfulp.GradientSample.gradients` returns them.
-    betas
-        Decays of the two moments.
-    store
-        How the first and the second moment are rounded; ``None`` for not at all.
-    periods
-        Steps between the resets of either moment; ``None`` for never.
+    betas, store, periods
+        Of the first and the second moment: decay, rounding (``None`` for not at all), and steps between resets
+        (``None`` for never).
     weights
         Learning rate at each step, in any unit. Default: the same at all steps.
-
-    Raises
-    ------
-    ValueError
-        If a period is below 1, there are no steps, or the weights are not one per step.
 
     Examples
     --------
@@ -164,17 +150,7 @@ class _Moments:
 class LossByRate:
     """Final loss of fp32 by peak learning rate, interpolated linearly in the logarithm of the rate.
 
-    Beyond the measured rates, the line through the nearest two goes on.
-
-    Parameters
-    ----------
-    losses
-        Loss of each measured rate, two or more.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two rates, or one is not positive.
+    Beyond the measured rates, two or more, the line through the nearest two goes on.
 
     Examples
     --------
@@ -206,22 +182,10 @@ def loss_gap(
     fp32_lr: float | None = None,
     per_residual: float = PER_RESIDUAL,
 ) -> float:
-    """Predict the loss with stored moments minus that of fp32, in nats.
+    """Predict the loss with stored moments minus that of fp32, in nats, at a peak learning rate.
 
-    At a tuned rate, the factor has no effect. The gap is then ``per_residual * change.residual``.
-
-    Parameters
-    ----------
-    change
-        What storage does to the updates.
-    curve
-        Loss of fp32 by learning rate.
-    lr
-        Peak learning rate.
-    fp32_lr
-        Peak learning rate of fp32. Default: the same.
-    per_residual
-        Nats per unit of residual.
+    At a tuned rate, the factor has no effect. The gap is then ``per_residual * change.residual``. By default, `fp32_lr`
+    is the same rate.
 
     Examples
     --------

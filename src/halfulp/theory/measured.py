@@ -115,13 +115,8 @@ class RunDrive:
     def later(self, seed: int = 0, *, together: bool = False) -> RunDrive:
         """Return a drive for other, similar steps: the same sequence, started elsewhere and wrapped around.
 
-        Parameters
-        ----------
-        seed
-            Seed of the starting steps.
-        together
-            Whether all blocks start at the same step, as in a single possible run. Otherwise each block starts at its
-            own step, which gives the expectation.
+        With `together`, all blocks start at the same step, as in a single possible run. Otherwise each block starts at
+        its own step, which gives the expectation.
         """
         steps, blocks = self.levels.shape
         starts = np.random.default_rng(seed).integers(steps, size=1 if together else blocks)
@@ -162,16 +157,8 @@ class RunDrive:
     ) -> BlockLaw:
         """Return the law of a state under this drive, at every measured age.
 
-        Parameters
-        ----------
-        fmt, beta, rounding, scale_kind
-            As for :class:`~halfulp.theory.blocks.Blocks`.
-        slot
-            ``"exp_avg"``, ``"exp_avg_sq"`` or a drive.
-        period
-            Steps between resets.
-        seed
-            Seed of noise and rounding.
+        `slot` is ``"exp_avg"``, ``"exp_avg_sq"`` or a drive, and `period` the steps between resets. The rest is as for
+        :class:`~halfulp.theory.blocks.Blocks`.
         """
         drive = as_drive(slot)
         blocks = Blocks(fmt, beta, rounding, drive, scale_kind, zero_floor=drive.nonnegative)

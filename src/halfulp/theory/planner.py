@@ -29,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.quantizer import check_rounding
 from halfulp.numbers.show import Shown
 from halfulp.rules.drives import Drive, as_drive
-from halfulp.theory.arguments import check_drifts, check_number, check_rounding
+from halfulp.theory.arguments import check_drifts, check_number
 from halfulp.theory.predict import second_moment_laws, stall_curve
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.numbers.formats import Format, get_format
+from halfulp.numbers.quantizer import check_rounding
 from halfulp.rules.drives import Drive, as_drive
-from halfulp.theory.arguments import check_beta, check_number, check_rounding, check_signed, check_steps
+from halfulp.theory.arguments import check_beta, check_number, check_signed, check_steps
 
 if TYPE_CHECKING:
     from halfulp.theory.transient import Transient
@@ -142,7 +143,12 @@ def stall_probability(
         if found is None:
             raise ValueError(f"there is no law of {drive} stored as {resolved.name}")
         return found
-    return float(_closed(resolved, rounding, drive, beta, np.array([math.inf if model == "one-step" else age]))[0])
+    if resolved.is_float32:
+        return 0.0
+    from halfulp.theory.closed_form import closed_form
+
+    ages = np.array([math.inf if model == "one-step" else age])
+    return float(closed_form(resolved, rounding, drive, beta, ages)[0])
 
 
 def stall_curve(
@@ -183,7 +189,9 @@ def stall_curve(
     wanted = np.arange(steps, dtype=np.float64)
     if model == "chain":
         return np.interp(wanted, *_curve(resolved, rounding, drive, beta, "pow2", _length(steps - 1)))
-    return _closed(resolved, rounding, drive, beta, wanted if model == "build-up" else np.full(steps, math.inf))
+    from halfulp.theory.closed_form import closed_form
+
+    return closed_form(resolved, rounding, drive, beta, wanted if model == "build-up" else np.full(steps, math.inf))
 
 
 def second_moment_laws(
@@ -231,8 +239,8 @@ def _curve(fmt: Format, rounding: str, drive: Drive, beta: float, scale_kind: st
     if fmt.kind != "float":
         from halfulp.theory.sampled_blocks import sampled_law
 
-        sampled = sampled_law(fmt, beta, rounding, drive, steps - 1)
-        return sampled.ages.astype(np.float64), sampled.stalled
+        ages, stalled = sampled_law(fmt, beta, rounding, drive, steps - 1)
+        return ages.astype(np.float64), stalled
     from halfulp.theory.chain import Chain
     from halfulp.theory.transient import old_state
 
@@ -252,12 +260,6 @@ def _first_inputs(drive: Drive) -> list[float]:
     if drive.kind == "square":
         return [float(w) for w in 2 / drive.shared * gammaincinv(drive.shared / 2, shares)]
     return [float(w) for w in drive.ratio + ndtri(shares)]
-
-
-def _closed(fmt: Format, rounding: str, drive: Drive, beta: float, ages: Array) -> Array:
-    from halfulp.theory.closed_form import closed_form
-
-    return np.zeros(len(ages)) if fmt.is_float32 else closed_form(fmt, rounding, drive, beta, ages)
 
 
 def _check(fmt: str | Format, beta: float, rounding: str, slot: str | Drive, model: str) -> tuple[Format, Drive]:

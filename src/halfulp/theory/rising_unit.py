@@ -39,16 +39,8 @@ def block_transients(
 ) -> tuple[Transient, ...]:
     """Return the laws of a second moment in even blocks of 128 with power-of-two scales, at ages 0 to `steps`.
 
-    Parameters
-    ----------
-    fmt
-        A format of 8 bits or fewer.
-    beta, rounding
-        As for :class:`~halfulp.theory.chain.Chain`. Nearest rounding never gives zero, as in the library's optimizers.
-    drifts
-        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, one law each.
-    steps
-        Last age.
+    There is one law for each drift: e-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``. The format has 8
+    bits or fewer. Nearest rounding never gives zero, as in the library's optimizers.
 
     Examples
     --------

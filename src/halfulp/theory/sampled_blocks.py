@@ -15,7 +15,6 @@ across the end of an octave.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +29,7 @@ from halfulp.theory.stepper import StoredAverage
 from halfulp.theory.storing import Storing, pow2_exponent
 from halfulp.theory.transition import Step
 
-__all__ = ["SampledLaw", "sampled_law"]
+__all__ = ["sampled_law"]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -44,40 +43,19 @@ BEYOND = 1.25
 """How far elements that outgrow their block within a stride are followed, relative to the block's largest code."""
 
 
-@dataclass(frozen=True)
-class SampledLaw:
-    """Stalled fraction at selected ages.
+def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: int) -> tuple[Index, Array]:
+    """Return ages, and the stalled fraction at each, in even blocks of 128 with power-of-two scales.
 
-    Parameters
-    ----------
-    ages
-        Every age up to 128, then increasingly sparse.
-    stalled
-        Stalled fraction of the updates of states of each age.
-    """
-
-    ages: Index
-    stalled: Array
-
-
-def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: int) -> SampledLaw:
-    """Return the stalled fraction of a state in even blocks of 128 with power-of-two scales, up to an age of `steps`.
-
-    Parameters
-    ----------
-    fmt
-        An integer or a codebook, of 8 bits or fewer.
-    beta, rounding, drive
-        As for :class:`~halfulp.theory.blocks.Blocks`. Nearest rounding never gives zero in a second moment.
-    steps
-        Smallest last age. Laws are cached by length, one per octave.
+    The last age is at least `steps`. Ages are complete up to 128, then increasingly sparse. The format is an integer or
+    a codebook of 8 bits or fewer. Nearest rounding never gives zero in a second moment. Laws are cached by length, one
+    per octave.
 
     Examples
     --------
     >>> from halfulp.numbers.formats import get_format
     >>> from halfulp.rules.drives import SQUARE
-    >>> law = sampled_law(get_format("uint4"), 0.999, "nearest", SQUARE, 1000)
-    >>> bool(law.stalled[law.ages == 100] > 0.95)
+    >>> ages, stalled = sampled_law(get_format("uint4"), 0.999, "nearest", SQUARE, 1000)
+    >>> bool(stalled[ages == 100] > 0.95)
     True
     """
     if fmt.kind == "float" or fmt.bits > 8:
@@ -89,11 +67,11 @@ def sampled_law(fmt: Format, beta: float, rounding: str, drive: Drive, steps: in
 
 
 @lru_cache(maxsize=64)
-def _law(blocks: Blocks, steps: int) -> SampledLaw:
+def _law(blocks: Blocks, steps: int) -> tuple[Index, Array]:
     ensemble = _Sampled(blocks)
     while ensemble.ages[-1] < steps:
         ensemble.advance()
-    return SampledLaw(np.array(ensemble.ages), np.array(ensemble.stalled))
+    return np.array(ensemble.ages), np.array(ensemble.stalled)
 
 
 class _Sampled:

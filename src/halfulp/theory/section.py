@@ -29,17 +29,7 @@ BAND = 64
 
 
 class Section:
-    """Points ``low`` to ``high - 1`` of the grid, and the matrix of `stride` steps between them, for one phase.
-
-    Parameters
-    ----------
-    step
-        Law of a step.
-    scale
-        Scale of the drive.
-    stride
-        Steps at a time.
-    """
+    """Points ``low`` to ``high - 1`` of the grid, and the matrix of `stride` steps between them, for one phase."""
 
     def __init__(self, step: Step, scale: float, stride: int = 1) -> None:
         self.step, self.scale, self.stride = step, scale, stride
@@ -58,10 +48,8 @@ class Section:
         ----------
         mass
             Mass at all points, one column per law. Mass outside is moved to the section's ends.
-        growth
-            Factor by which values may grow before the next fit.
-        room
-            Additional growth, as a share of one extreme input.
+        growth, room
+            Factor by which values may grow before the next fit, and additional growth, as a share of one extreme input.
         """
         points = self.step.grid.points
         low, high = _live(mass.sum(axis=1))
@@ -127,12 +115,7 @@ def _live(mass: Array) -> tuple[int, int]:
 class _Banded:
     """A square matrix with entries only near its diagonal, as dense blocks of :data:`BAND` rows.
 
-    Parameters
-    ----------
-    size
-        Number of rows and columns.
-    parts
-        Triples of (first row, first column, entries). Zero columns at the ends are cut.
+    Each part is (first row, first column, entries). Zero columns at the ends are cut.
     """
 
     def __init__(self, size: int, parts: Iterable[tuple[int, int, Array]]) -> None:

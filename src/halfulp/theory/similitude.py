@@ -38,12 +38,7 @@ Array = npt.NDArray[np.float64]
 
 
 def free_float(fraction_bits: int) -> Format:
-    """Return a signed float format for theory. Its laws assume an unlimited exponent range.
-
-    Parameters
-    ----------
-    fraction_bits
-        0 to 7 fraction bits; 7 is bfloat16.
+    """Return a signed float format of 0 to 7 fraction bits (7 is bfloat16) for laws with an unlimited exponent range.
 
     Examples
     --------
@@ -61,16 +56,9 @@ def free_float(fraction_bits: int) -> Format:
 
 @dataclass(frozen=True)
 class ScaleModel:
-    """A run and its scale model.
+    """A run and its scale model, which is shorter by a factor.
 
-    Parameters
-    ----------
-    first, second
-        Formats of the original's first and second moments.
-    betas, steps
-        Decays and steps of the original run.
-    factor
-        Factor by which the model is shorter.
+    `first` and `second` are the formats of the original's moments, `betas` and `steps` its decays and length.
     """
 
     first: Format
@@ -108,17 +96,8 @@ class ScaleModel:
     def stalled(self, rounding: str, points: int = 50) -> tuple[Array, Array, Array]:
         """Return the predicted stalled second-moment fractions of original and model, at equal shares of their runs.
 
-        Parameters
-        ----------
-        rounding
-            ``"nearest"`` or ``"stochastic"``.
-        points
-            Number of shares, evenly spaced up to the whole run.
-
-        Returns
-        -------
-        tuple of numpy.ndarray
-            Shares of the run, and the stalled fractions of the original and of the model; each of shape ``(points,)``.
+        The result is three arrays of shape ``(points,)``: the shares, evenly spaced up to the whole run, and the
+        stalled fractions of the original and of the model.
         """
         from halfulp.theory.predict import stall_curve
 
@@ -136,28 +115,17 @@ class ScaleModel:
 def scale_model(
     fmt: str | Format, *, betas: tuple[float, float] = (0.9, 0.999), steps: int = 20_000, factor: int = 8
 ) -> ScaleModel:
-    """Return the scale model of a run: shorter windows on a coarser grid.
+    """Return the scale model of a run: shorter windows on a coarser grid. Raise ``ValueError`` if there is none.
 
     Parameters
     ----------
     fmt
         Format of the original's states. It must be a float.
-    betas
-        Decays of the original run.
-    steps
-        Steps of the original run.
+    betas, steps
+        Decays and length of the original run.
     factor
         A power of two. The shortest window must stay longer than a step (``factor * (1 - beta) < 1``), and the format
         must have as many fraction bits as the factor takes away.
-
-    Returns
-    -------
-    ScaleModel
-
-    Raises
-    ------
-    ValueError
-        If there is no such model.
 
     Examples
     --------

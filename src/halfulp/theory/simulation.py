@@ -150,15 +150,9 @@ def simulate(
 class Simulated(NamedTuple):
     """Averages of many simulated blocks. Row ``t - 1`` is for age ``t``.
 
-    Parameters
-    ----------
-    figures
-        ``(ages, 3)``: stalled fraction of the update of a state of this age, and the state's lag and share of zeros,
-        defined as in :class:`~halfulp.theory.blocks.BlockLaw`.
-    errors
-        Their standard errors, from the differences between ensembles of 128 blocks.
-    blocks
-        Number of blocks.
+    `figures` of shape ``(ages, 3)`` are the stalled fraction of the update of a state of this age, and the state's lag
+    and share of zeros, defined as in :class:`~halfulp.theory.blocks.BlockLaw`. `errors` are their standard errors, from
+    the differences between ensembles of 128 blocks.
     """
 
     figures: npt.NDArray[np.float64]
@@ -179,18 +173,8 @@ def simulate_blocks(
 ) -> Simulated:
     """Simulate ensembles of 128 blocks, at least 8 of them, until the standard errors are small at every age.
 
-    Parameters
-    ----------
-    quantizer, beta, slot, spread
-        As for :func:`simulate`.
-    steps
-        Last age.
-    precision
-        Largest standard error of stalled fraction, lag and share of zeros.
-    most
-        Largest number of blocks.
-    seed
-        Seed of sizes, gradients and rounding.
+    `steps` is the last age, `precision` the largest standard error of stalled fraction, lag and share of zeros, and
+    `most` the largest number of blocks. The rest is as for :func:`simulate`.
 
     Examples
     --------

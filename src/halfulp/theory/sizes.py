@@ -21,16 +21,8 @@ LARGEST = 8
 def draw_sizes(paths: int, block_size: int, spread: float, seed: int = 0, *, first: int = 0) -> npt.NDArray[np.float64]:
     """Return the log-normal ``sigma`` of the elements of blocks, ``(paths, block_size)``, at all phases of an octave.
 
-    Parameters
-    ----------
-    paths, block_size
-        Number of blocks, and of elements in each. Evenly spread sizes come first, in falling order.
-    spread
-        Standard deviation of the logarithm.
-    seed
-        Seed of the sequence's shift, and of the elements that are not spread evenly.
-    first
-        Number of blocks that the ensemble already has. The result continues it.
+    Evenly spread sizes come first in each block, in falling order. `spread` is the standard deviation of the logarithm.
+    `first` is the number of blocks that the ensemble already has, which the result continues.
 
     Examples
     --------

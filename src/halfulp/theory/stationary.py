@@ -19,14 +19,7 @@ Array = npt.NDArray[np.float64]
 class Stationary:
     """The law of an infinitely old state, averaged over phases. Values are in units of the drive's scale.
 
-    Parameters
-    ----------
-    stalled
-        Stalled fraction.
-    mean, deviation
-        Mean and standard deviation of the stored value.
-    law
-        Probabilities, of shape ``(phases, points)``.
+    `law` holds the probabilities, of shape ``(phases, points)``.
     """
 
     stalled: float
@@ -45,18 +38,10 @@ def can_decrease(chain: Chain) -> bool:
 
 
 def stationary(chain: Chain) -> Stationary:
-    """Return the stationary law of a chain, from its balance equations.
+    """Return the stationary law of a chain, from its balance equations. Raise ``ValueError`` if there is none.
 
-    Parameters
-    ----------
-    chain
-        Under nearest rounding a free grid has no stationary law if values cannot fall (see :func:`can_decrease`). Close
-        to that case, no law is reached in practical time. Use :func:`~halfulp.theory.transient.transient` instead.
-
-    Raises
-    ------
-    ValueError
-        If there is no stationary law.
+    Under nearest rounding a free grid has no stationary law if values cannot fall (see :func:`can_decrease`). Close to
+    that case, no law is reached in practical time. Use :func:`~halfulp.theory.transient.transient` instead.
 
     Examples
     --------

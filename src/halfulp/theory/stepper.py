@@ -31,14 +31,7 @@ def successor(beta: float, value: Values, inputs: Values) -> Values:
 
 @dataclass(frozen=True, eq=False)
 class Update(Generic[Values]):
-    """Effect of one step on the stored values.
-
-    Parameters
-    ----------
-    before, after
-        Stored values before and after the step.
-    exact
-        The successor of `before` in full precision, before rounding for storage.
+    """Effect of one step on the stored values. `exact` is the successor of `before` before rounding for storage.
 
     Examples
     --------
@@ -70,19 +63,8 @@ class Update(Generic[Values]):
 class StoredAverage(Generic[Values]):
     """An exponential moving average of many elements, rounded for storage at each step.
 
-    Parameters
-    ----------
-    beta
-        Decay.
-    store
-        Function that returns the stored values and their codes for new values.
-    start
-        Initial stored values, of any shape.
-
-    Attributes
-    ----------
-    value, codes
-        The present stored values and codes.
+    `store` is a function that returns the stored values and their codes for new values. :attr:`value` and :attr:`codes`
+    are the present ones.
 
     Examples
     --------

@@ -34,15 +34,7 @@ def pow2_exponent(largest: npt.NDArray[Any], fmt: Format) -> npt.NDArray[np.int3
 
 
 class Storing:
-    """Rounding of values in blocks.
-
-    Parameters
-    ----------
-    blocks
-        Format, scale kind, rounding and floor. Its drive says whether values are non-negative.
-    rng
-        Random generator for stochastic rounding.
-    """
+    """Rounding of values in blocks. The drive of the blocks says whether values are non-negative."""
 
     def __init__(self, blocks: Blocks, rng: np.random.Generator) -> None:
         self.blocks, self.rng = blocks, rng

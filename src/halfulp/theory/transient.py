@@ -33,18 +33,10 @@ POWERS = np.array([0, 0, 1, 2, 0, 0.5, -0.5, -1])
 
 @dataclass(frozen=True)
 class Transient:
-    """Behaviour of a state at each age. Values are in units of the drive's scale.
+    """Behaviour of a state at each age, from 0 to the last. Values are in units of the drive's scale.
 
-    Parameters
-    ----------
-    ages
-        Steps since the start, from 0 to the last.
-    moments
-        Averages over the law at each age, of shape ``(len(ages), len(MOMENTS))``.
-    beta, drive, start
-        Decay, drive and start of the chain.
-    fall
-        E-folds by which the drive's scale falls per step.
+    `moments` are averages over the law at each age, of shape ``(len(ages), len(MOMENTS))``. `fall` are the e-folds by
+    which the drive's scale falls per step.
     """
 
     ages: npt.NDArray[np.int64]
@@ -105,20 +97,9 @@ class Transient:
 def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
     """Return the law of a state at every age from 0 to `steps`.
 
-    Parameters
-    ----------
-    chain
-        Format, decay, rounding and drive.
-    steps
-        Last age.
-    start
-        Value at age 0 in units of the drive's scale, rounded to the grid; 0 after a reset.
-
-    Returns
-    -------
-    Transient
-        The evolution is cached: asking again costs nothing, and asking for more steps continues from the last one. Old
-        states advance several steps at a time, and ages in between are interpolated.
+    It starts at a value in units of the drive's scale, rounded to the grid: 0 after a reset. The evolution is cached:
+    asking again costs nothing, and asking for more steps continues from the last one. Old states advance several steps
+    at a time, and ages in between are interpolated.
 
     Examples
     --------
@@ -134,13 +115,8 @@ def transient(chain: Chain, steps: int, *, start: float = 0.0) -> Transient:
 def transients(chain: Chain, drifts: tuple[float, ...], steps: int, *, start: float = 0.0) -> tuple[Transient, ...]:
     """Return the laws under a falling gradient scale, one per rate, at little more than the cost of one.
 
-    Parameters
-    ----------
-    chain, steps, start
-        As for :func:`transient`.
-    drifts
-        E-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, at least 0. Values other than 0 need a free
-        grid. Values of the state are in units of the drive's scale at each age.
+    Drifts are e-folds of the gradient's ``sigma`` per window ``1 / (1 - beta)``, at least 0. Values other than 0 need a
+    free grid. Values of the state are in units of the drive's scale at each age.
     """
     check_drifts(drifts)
     if any(drifts) and not chain.grid.free:
@@ -168,14 +144,7 @@ class Evolution:
     """The law in each phase, advanced from age 0, with one column of masses per drift.
 
     Late steps are taken 2, 4, 8 ... at a time, with squares of the matrix. A state of age ``t`` hardly changes within a
-    small share of ``t`` steps.
-
-    Parameters
-    ----------
-    chain, drifts, start
-        As for :func:`transients`.
-    scales
-        Scale of the drive in each phase, in units of the grid.
+    small share of ``t`` steps. `scales` are those of the drive in each phase, in units of the grid.
     """
 
     stepped = False
@@ -275,19 +244,14 @@ class Evolution:
         self.count += 1
 
     def _rescale(self) -> None:
-        """Advance the drive's scale to the next stride."""
-        for which, fall in enumerate(self.falls):
-            self._drift(which, fall)
-
-    def _drift(self, which: int, fall: float) -> None:
         """Lower the drive's scale by whole phases: to the next phase, or to the last phase with values doubled."""
-        due = self._phases_fallen(fall)
-        if self.rolled[which] == due:
-            return
-        law = self.mass[:, :, which]
-        for _ in range(due - self.rolled[which]):
-            wrapped = np.bincount(self._doubled, weights=law[0], minlength=len(self.points))
-            law[:-1], law[-1] = law[1:].copy(), wrapped
-        self.rolled[which] = due
-        for section, mass in zip(self.sections, self.mass, strict=True):
-            section.cover(mass)
+        for which, fall in enumerate(self.falls):
+            due, law = self._phases_fallen(fall), self.mass[:, :, which]
+            if self.rolled[which] == due:
+                continue
+            for _ in range(due - self.rolled[which]):
+                wrapped = np.bincount(self._doubled, weights=law[0], minlength=len(self.points))
+                law[:-1], law[-1] = law[1:].copy(), wrapped
+            self.rolled[which] = due
+            for section, mass in zip(self.sections, self.mass, strict=True):
+                section.cover(mass)

@@ -28,17 +28,7 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Step:
-    """The law of one step on a grid.
-
-    Parameters
-    ----------
-    grid, drive
-        States and input.
-    beta
-        Decay.
-    rounding
-        ``"nearest"`` or ``"stochastic"``.
-    """
+    """The law of one step on a grid."""
 
     grid: Grid
     drive: Drive

@@ -30,14 +30,8 @@ EPS = np.float32(1e-8)
 class UpdateError:
     """Averages over blocks, and over steps after the first quarter.
 
-    Parameters
-    ----------
-    error
-        Mean squared difference from the exact update, relative to its mean square.
-    stalled
-        Share of the stored moment's updates that stalled.
-    zeros
-        Share of stored values that are zero.
+    `error` is the mean squared difference from the exact update, relative to its mean square; `stalled` the share of
+    the stored moment's updates that stalled; and `zeros` the share of stored values that are zero.
     """
 
     error: float
@@ -73,20 +67,10 @@ def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: in
 
 
 def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: int = 16, seed: int = 0) -> UpdateError:
-    """Return the error of AdamW's update with one stored moment.
+    """Return the error of AdamW's update with one stored moment, which is a second one if its drive is a square.
 
-    Parameters
-    ----------
-    blocks
-        Storage of the moment, which is a second one if its drive is a square. Gradients are independent and normal.
-    beta_other
-        Decay of the other moment.
-    steps
-        Number of steps.
-    paths
-        Number of blocks.
-    seed
-        Seed of sizes, gradients and rounding.
+    Gradients are independent and normal. `beta_other` is the decay of the other moment, and `paths` the number of
+    blocks.
 
     Examples
     --------

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.formats import Format, get_format
-from halfulp.numbers.quantizer import Rounding, float_spacing
-from halfulp.theory.arguments import check_beta, check_number, check_rounding, check_steps
+from halfulp.numbers.quantizer import Rounding, check_rounding, float_spacing
+from halfulp.theory.arguments import check_beta, check_number, check_steps
 
 __all__ = ["SAMPLE", "WalkStall", "check_walk", "constant_spacing", "expected", "scaled_float_spacing", "walk_stall"]
 
@@ -136,20 +136,8 @@ def expected(
 ) -> WalkStall:
     """Return the effect of rounding on an average of elements. Distances are root mean squares relative to `size`.
 
-    Parameters
-    ----------
-    weights
-        Stored values, float64.
-    spacing
-        Grid spacing at given values.
-    steps
-        Standard deviation of a step of each element.
-    size
-        Reference of the distances.
-    w
-        ``1 - decay``.
-    rounding, updates
-        As for :func:`walk_stall`.
+    `weights` are the stored values in float64, `spacing` gives the grid spacing at given values, `steps` is the
+    standard deviation of a step of each element, and `w` is ``1 - decay``.
     """
     units = spacing(weights)
     if rounding == "stochastic":
