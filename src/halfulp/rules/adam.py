@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, sqrt
-from halfulp.rules.hyper import HyperBase, HyperParameters
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, ema, maximum, sqrt
+from halfulp.rules.hyper import HyperBase, HyperParameters, decay_factors
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "ADAMW",
     "EXP_AVG",
     "EXP_AVG_SQ",
+    "MAX_EXP_AVG_SQ",
+    "TWO_MOMENTS",
     "AdamHyper",
     "AdamWHyper",
     "MomentsHyper",
@@ -23,10 +25,12 @@ __all__ = [
     "moment_scalars",
     "moments",
     "normalise",
+    "second_moment",
 ]
 
 EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT)
 EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE)
+TWO_MOMENTS = (EXP_AVG, EXP_AVG_SQ)
 MAX_EXP_AVG_SQ = StateSlot("max_exp_avg_sq", signed=False, decay=lambda h: 1.0, rounding="nearest")
 """A running maximum. Stochastic rounding would keep every overshoot forever."""
 
@@ -80,10 +84,14 @@ def moment_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     }
 
 
+def second_moment(x: Tensor, states: States, c: Scalars) -> Tensor:
+    """Return the second moment after a gradient, or after what a rule squares in its place."""
+    return states["exp_avg_sq"] * c["beta2"] + (x * x) * c["weight2"]
+
+
 def moments(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
     """Return Adam's two moments after this gradient."""
-    exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
-    return exp_avg + (grad - exp_avg) * c["weight1"], exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
+    return ema(states["exp_avg"], grad, c["weight1"]), second_moment(grad, states, c)
 
 
 def normalise(exp_avg: Tensor, exp_avg_sq: Tensor, c: Scalars) -> Tensor:
@@ -136,36 +144,33 @@ class AdamWHyper(AdamHyper):
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ) if hyper.get("amsgrad", False) else (EXP_AVG, EXP_AVG_SQ)
+    return (*TWO_MOMENTS, MAX_EXP_AVG_SQ) if hyper.get("amsgrad", False) else TWO_MOMENTS
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
-    (beta1, beta2), lr, weight_decay = hyper["betas"], float(hyper["lr"]), hyper["weight_decay"]
-    decoupled = hyper["decoupled_weight_decay"]
+    (beta1, beta2), (keep, l2) = hyper["betas"], decay_factors(hyper)
     age1, age2 = ages["exp_avg"], ages["exp_avg_sq"]
     correction1, correction2 = 1 - beta1**age1, 1 - beta2**age2
     bound = math.inf
     if hyper["bound_update"]:
         bound = max_ratio(beta1, beta2, max(age1, age2)) * correction1
     return {
-        "keep": 1 - lr * weight_decay if decoupled else 1.0,
-        "l2": 0.0 if decoupled else weight_decay,
+        "keep": keep,
+        "l2": l2,
         "weight1": 1 - beta1,
         "beta2": beta2,
         "weight2": 1 - beta2,
         "inv_sqrt_correction2": 1 / math.sqrt(correction2),
         "eps": hyper["eps"],
         "bound": bound * (1 + 1e-6),
-        "step_size": lr / correction1,
+        "step_size": float(hyper["lr"]) / correction1,
     }
 
 
 def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
     if c["l2"] != 0.0:
         grad = grad + param * c["l2"]
-    exp_avg = exp_avg + (grad - exp_avg) * c["weight1"]
-    exp_avg_sq = exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]
+    exp_avg, exp_avg_sq = moments(grad, states, c)
     new, square = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, exp_avg_sq
     if "max_exp_avg_sq" in states:
         square = new["max_exp_avg_sq"] = maximum(states["max_exp_avg_sq"], exp_avg_sq)

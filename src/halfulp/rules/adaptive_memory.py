@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfulp.rules.adam import second_moment
 from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
@@ -138,7 +139,7 @@ def _ama_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 def _preconditioner(grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, Tensor]:
     """Return the new second moment, and the divisor of the direction: its root times the bias correction."""
-    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    exp_avg_sq = second_moment(grad, states, c)
     root = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     return exp_avg_sq, root * (1 - states["momentum_product"] * c["max_momentum"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, max_ratio, moment_scalars, moments
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, ema, sqrt
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -69,7 +69,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     exp_avg, exp_avg_sq = moments(grad, states, c)
-    slow = states["exp_avg_slow"] + (grad - states["exp_avg_slow"]) * c["weight3"]
+    slow = ema(states["exp_avg_slow"], grad, c["weight3"])
     denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     step = clamp((exp_avg / c["correction1"] + slow * c["alpha"]) / denominator, c["bound"])
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "exp_avg_slow": slow}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, sqrt
+from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, second_moment
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, ema, sqrt
 from halfulp.rules.slots import Drive, Hyper
 from halfulp.rules.transforms import with_weight_decay
 
@@ -51,9 +51,9 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     exp_avg, exp_avg_sq = states["exp_avg"], states["exp_avg_sq"]
     if not c["first"]:  # the first gradient only sets the scale
         normed = clamp(grad / torch.clamp(sqrt(exp_avg_sq), min=c["eps"]), c["clip"])
-        exp_avg = exp_avg + (normed - exp_avg) * c["weight1"]
+        exp_avg = ema(exp_avg, normed, c["weight1"])
         param = param - exp_avg * c["lr"]
-    return param, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq * c["beta2"] + (grad * grad) * c["weight2"]}
+    return param, {"exp_avg": exp_avg, "exp_avg_sq": second_moment(grad, states, c)}
 
 
 # the second moment starts from the first square, so it is never small

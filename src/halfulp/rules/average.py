@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema
 from halfulp.rules.slots import WEIGHT, Hyper, StateSlot
 
 __all__ = ["COPY", "DIFFERENCE", "EMA"]
@@ -28,8 +28,7 @@ def _scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _update(weight: Tensor, states: States, c: Scalars) -> States:
-    average = states["average"]
-    return {"average": average + (weight - average) * c["weight"]}
+    return {"average": ema(states["average"], weight, c["weight"])}
 
 
 EMA = Rule("ema", _slots, _scalars, _update, inputs=("weight",), has_param=False)

@@ -38,7 +38,7 @@ from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
     "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "bits", "by_column", "by_row", "cbrt",
-    "clamp", "column_means", "exp", "fold_columns", "fold_rows", "from_bits", "larger", "largest", "maximum",
+    "clamp", "column_means", "ema", "exp", "fold_columns", "fold_rows", "from_bits", "larger", "largest", "maximum",
     "mean", "minimum", "norm", "rms", "rounded", "row_means", "sides", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
@@ -197,6 +197,11 @@ def minimum(a: Tensor, b: Tensor) -> Tensor:
 def clamp(x: Tensor, bound: float) -> Tensor:
     """Limit a tensor to ``[-bound, bound]``. NaN stays NaN."""
     return torch.clamp(x, -bound, bound)
+
+
+def ema(average: Tensor, x: Tensor, weight: float) -> Tensor:
+    """Return an average moved by a weight towards a new value."""
+    return average + (x - average) * weight
 
 
 @overridable

@@ -20,12 +20,13 @@ from halfulp.rules.base import (
     by_column,
     by_row,
     column_means,
+    ema,
     mean,
     rms,
     row_means,
     sqrt,
 )  # fmt: skip
-from halfulp.rules.hyper import HyperParameters
+from halfulp.rules.hyper import HyperParameters, decay_factors
 from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -63,10 +64,6 @@ def _inverse_root(square: Tensor) -> Tensor:
     return 1.0 / torch.clamp(sqrt(square), min=1e-19)
 
 
-def _ema(old: Tensor, new: Tensor, weight: float) -> Tensor:
-    return old + (new - old) * weight
-
-
 def _over_root(x: Tensor, of: Tensor, states: States, name: str, weight: float, floor: float) -> tuple[Tensor, States]:
     """Return `x` over the root of the second moment of `of`, and its states ``name`` or ``name_row`` and ``name_col``.
 
@@ -75,10 +72,10 @@ def _over_root(x: Tensor, of: Tensor, states: States, name: str, weight: float, 
     """
     square = of * of + floor
     if name in states:
-        new = _ema(states[name], square, weight)
+        new = ema(states[name], square, weight)
         return x / torch.clamp(sqrt(new), min=1e-38), {name: new}
-    row = _ema(states[f"{name}_row"], row_means(square), weight)
-    col = _ema(states[f"{name}_col"], column_means(square), weight)
+    row = ema(states[f"{name}_row"], row_means(square), weight)
+    col = ema(states[f"{name}_col"], column_means(square), weight)
     by_rows = by_row(_inverse_root(row / torch.clamp(mean(row), min=1e-38)), x)
     return x * by_rows * by_column(_inverse_root(col), x), {f"{name}_row": row, f"{name}_col": col}
 
@@ -148,9 +145,9 @@ def _adafactor_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
 def _adafactor_scalars(hyper: Hyper, ages: Ages) -> Scalars:
     lr, step = float(hyper["lr"]), ages["step"]
     age = ages.get("exp_avg_sq", ages.get("exp_avg_sq_row", step))
-    weight, decay, decoupled = age ** -hyper["decay_power"], hyper["weight_decay"], hyper["decoupled_weight_decay"]
+    weight, (keep, l2) = age ** -hyper["decay_power"], decay_factors(hyper)
     return {
-        "keep": 1 - lr * decay if decoupled else 1.0, "l2": 0.0 if decoupled else decay,
+        "keep": keep, "l2": l2,
         "rate": min(lr, step**-0.5) if hyper["relative_step"] else lr, "weight": weight, "decay": 1 - weight,
         "eps": hyper["eps"], "clip": hyper["clip"], "min_scale": hyper["min_scale"], "weight1": 1 - hyper["momentum"],
     }  # fmt: skip
@@ -163,7 +160,7 @@ def _adafactor(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple
     step = step * (1.0 / torch.clamp(rms(step) / c["clip"], min=1.0))
     step = step * (torch.clamp(rms(param), min=c["min_scale"]) * c["rate"])
     if "exp_avg" in states:
-        step = new["exp_avg"] = _ema(states["exp_avg"], step, c["weight1"])
+        step = new["exp_avg"] = ema(states["exp_avg"], step, c["weight1"])
     return param * c["keep"] - step, new  # the rate uses the weights before decay
 
 
@@ -233,7 +230,7 @@ def _came_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _came(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     step, new = _over_root(grad, grad, states, "exp_avg_sq", c["weight2"], c["eps1"])
     step = step * (1.0 / torch.clamp(rms(step) / c["clip"], min=1.0))
-    exp_avg = step_ = _ema(states["exp_avg"], step, c["weight1"])
+    exp_avg = step_ = ema(states["exp_avg"], step, c["weight1"])
     if "exp_avg_res_row" in states:
         step_, more = _over_root(exp_avg, step - exp_avg, states, "exp_avg_res", c["weight3"], c["eps2"])
         new = {**new, **more}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["HyperBase", "HyperParameters", "as_number", "check_switch", "is_rate"]
+__all__ = ["HyperBase", "HyperParameters", "as_number", "check_switch", "decay_factors", "is_rate"]
 
 COUNTS = ("no", "one", "two", "three", "four", "five")
 
@@ -41,6 +42,12 @@ def is_rate(lr: Any) -> bool:
     if isinstance(lr, Tensor):
         lr = lr.item() if lr.numel() == 1 else None
     return isinstance(lr, (float, int)) and not isinstance(lr, bool) and 0.0 <= lr < math.inf
+
+
+def decay_factors(hyper: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the factor of the parameter for decoupled, and its factor in the gradient for coupled weight decay."""
+    decay, decoupled = hyper["weight_decay"], hyper["decoupled_weight_decay"]
+    return (1 - float(hyper["lr"]) * decay, 0.0) if decoupled else (1.0, decay)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.single import fp32
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import TWO_MOMENTS, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, by_row, mean, row_means, sides, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 
 __all__ = ["ADAMP", "LAMB", "LARS", "AdamPHyper", "LAMBHyper", "LARSHyper"]
-
-
-def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ)
 
 
 # ---------------------------------------------------------------- AdamP
@@ -95,7 +91,7 @@ def _adamp(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
 
 
 ADAMP = Rule(
-    "adamp", _two_moments, _adamp_scalars, _adamp, elementwise=False, title="AdamP", hyper=AdamPHyper,
+    "adamp", lambda h: TWO_MOMENTS, _adamp_scalars, _adamp, elementwise=False, title="AdamP", hyper=AdamPHyper,
     summary="Adam without the step component along weights that a normalization layer follows",
     source="Heo et al., arXiv 2006.08217",
 )  # fmt: skip
@@ -169,7 +165,7 @@ def _lamb(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tens
 
 
 LAMB = Rule(
-    "lamb", _two_moments, _lamb_scalars, _lamb, measure=_lamb_measure, combine=_lamb_combine, per_tensor=True,
+    "lamb", lambda h: TWO_MOMENTS, _lamb_scalars, _lamb, measure=_lamb_measure, combine=_lamb_combine, per_tensor=True,
     title="LAMB", hyper=LAMBHyper, tier="core",
     summary="Adam with updates scaled to the norm of the weights", source="You et al., arXiv 1904.00962, algorithm 2",
 )  # fmt: skip

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.adam import ADAM, EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, normalise, second_moment
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema, sqrt
 from halfulp.rules.parts import MatrixHyper
 from halfulp.rules.slots import GRADIENT, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -104,8 +104,8 @@ def _muon_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _muon(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    buffer = states["momentum_buffer"] + (grad - states["momentum_buffer"]) * (1 - c["momentum"])
-    step = grad + (buffer - grad) * c["momentum"] if c["nesterov"] else buffer
+    buffer = ema(states["momentum_buffer"], grad, 1 - c["momentum"])
+    step = ema(grad, buffer, c["momentum"]) if c["nesterov"] else buffer
     flat = step.reshape(step.shape[0], -1)
     rows, cols = flat.shape
     step = orthogonalise(flat, (c["a"], c["b"], c["c"]), int(c["steps"]), c["eps"]).reshape(step.shape)
@@ -271,7 +271,7 @@ def _conda_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 def _conda(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     new = dict(states)
-    exp_avg = new["exp_avg"] = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    exp_avg = new["exp_avg"] = ema(states["exp_avg"], grad, c["weight1"])
     first, scale, q = exp_avg, 1.0, (None, None)
     if "basis" in states:
         left = grad.shape[0] < grad.shape[1]
@@ -281,7 +281,7 @@ def _conda(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Ten
             basis = new["basis"] = (u if left else v.T).float()
         q, scale = ((basis, None) if left else (None, basis)), c["scale"]  # type: ignore[assignment]
         first, grad = _rotate(exp_avg, *q), _rotate(grad, *q)
-    square = new["exp_avg_sq"] = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    square = new["exp_avg_sq"] = second_moment(grad, states, c)
     return param - _rotate(normalise(first, square, c), *q, back=True) * (c["lr"] * scale), new
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import max_ratio
+from halfulp.rules.adam import max_ratio, moments
 from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, largest, sqrt
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
@@ -220,8 +220,7 @@ def _core_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 
 def _core(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
-    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (grad * grad) * c["weight2"]
+    exp_avg, exp_avg_sq = moments(grad, states, c)
     agree = torch.sign(exp_avg) * torch.sign(states["exp_avg"])
     size = states["step_size"]
     if not c["first"]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema
 from halfulp.rules.parts import MatrixHyper
 from halfulp.rules.slots import Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -57,21 +57,17 @@ def _subset_sq(grad: Tensor, old: Tensor, c: Scalars) -> tuple[Tensor, Tensor]:
     return square, square if dim is None else square.unsqueeze(dim).expand_as(matrix).reshape(grad.shape)
 
 
-def _subset_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, SUBSET_SQ)
-
-
 def _subset_norm(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    exp_avg = ema(states["exp_avg"], grad, c["weight1"])
     square, spread = _subset_sq(grad, states["exp_avg_sq"], c)
     return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
 
 
 SUBSET_NORM = with_weight_decay(
     Rule(
-        "subset_norm", _subset_slots, moment_scalars, _subset_norm, elementwise=False, title="SubsetNorm",
-        hyper=SubsetNormHyper, summary="AdamW with one second moment per row or per column, whichever are fewer",
-        source="Nguyen & Nguyen, arXiv 2411.07120",
+        "subset_norm", lambda h: (EXP_AVG, SUBSET_SQ), moment_scalars, _subset_norm, elementwise=False,
+        title="SubsetNorm", hyper=SubsetNormHyper, source="Nguyen & Nguyen, arXiv 2411.07120",
+        summary="AdamW with one second moment per row or per column, whichever are fewer",
         notes="""The second moment averages the *sum* of the squared gradients, so steps shrink by the root of the
         subset's size. Use about ten times Adam's learning rate.""",
     )
@@ -132,7 +128,7 @@ def _subspace_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 def _subspace_momentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     square, spread = _subset_sq(grad, states["exp_avg_sq"], c)
     if param.ndim < 2:
-        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        exp_avg = ema(states["exp_avg"], grad, c["weight1"])
         return param - normalise(exp_avg, spread, c) * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square}
     matrix = grad.reshape(grad.shape[0], -1)
     wide = matrix.shape[0] < matrix.shape[1]
@@ -141,7 +137,7 @@ def _subspace_momentum(param: Tensor, grad: Tensor, states: States, c: Scalars) 
         found = torch.linalg.svd(tall.double(), full_matrices=False).Vh
         basis, exp_avg = found[: basis.shape[1]].T.float(), torch.zeros_like(exp_avg)
     inside = tall @ basis
-    exp_avg = exp_avg + (inside - exp_avg) * c["weight1"]
+    exp_avg = ema(exp_avg, inside, c["weight1"])
     direction = tall + (exp_avg - inside) @ basis.T
     step = normalise((direction.T if wide else direction).reshape(grad.shape), spread, c)
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": square, "basis": basis}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
+from halfulp.rules.adam import TWO_MOMENTS, MomentsHyper, moment_scalars, moments, normalise
 from halfulp.rules.base import Ages, Rule, Scalars, States, total
 from halfulp.rules.slots import Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -37,7 +37,7 @@ def _number(name: str, beta: float | None = None) -> StateSlot:
 
 
 def _slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ, _number("rate_avg"), _number("sgd_rate", 1.0))
+    return (*TWO_MOMENTS, _number("rate_avg"), _number("sgd_rate", 1.0))
 
 
 def _scalars(hyper: Hyper, ages: Ages) -> Scalars:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from halfulp.numbers.single import all_fp32
 from halfulp.rules.base import Ages, Rule, Scalars, States, minimum, total
+from halfulp.rules.hyper import decay_factors
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
@@ -84,9 +85,7 @@ def with_weight_decay(rule: Rule) -> Rule:
     """
 
     def scalars(hyper: Hyper, ages: Ages) -> Scalars:
-        decay, decoupled = hyper["weight_decay"], hyper["decoupled_weight_decay"]
-        keep = 1 - float(hyper["lr"]) * decay if decoupled else 1.0
-        return {"decay_keep": keep, "decay_l2": 0.0 if decoupled else decay}
+        return dict(zip(("decay_keep", "decay_l2"), decay_factors(hyper), strict=True))
 
     def couple(param: Tensor, grad: Tensor, c: Scalars) -> Tensor:
         return grad if c["decay_l2"] == 0.0 else grad + param * c["decay_l2"]

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.single import fp32
-from halfulp.rules.adam import EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MomentsHyper, moment_scalars, moments, normalise
-from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, maximum, minimum, sigmoid, sqrt
+from halfulp.rules.adam import (
+    EXP_AVG,
+    EXP_AVG_SQ,
+    MAX_EXP_AVG_SQ,
+    TWO_MOMENTS,
+    MomentsHyper,
+    moment_scalars,
+    moments,
+    normalise,
+    second_moment,
+)  # fmt: skip
+from halfulp.rules.base import Ages, Rule, Scalars, States, clamp, ema, maximum, minimum, sigmoid, sqrt
 from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
@@ -20,10 +30,6 @@ __all__ = [
 ]  # fmt: skip
 
 BELIEF_SQ = replace(EXP_AVG_SQ, alike=True)
-
-
-def _two_moments(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ)
 
 
 # ---------------------------------------------------------------- AdaBelief
@@ -43,9 +49,8 @@ class AdaBeliefHyper(MomentsHyper):
 
 
 def _adabelief(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
-    surprise = grad - exp_avg
-    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (surprise * surprise) * c["weight2"] + c["eps"]
+    exp_avg = ema(states["exp_avg"], grad, c["weight1"])
+    exp_avg_sq = second_moment(grad - exp_avg, states, c) + c["eps"]
     denominator = sqrt(exp_avg_sq) * c["inv_sqrt_correction2"] + c["eps"]
     step = exp_avg / c["correction1"] / denominator
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
@@ -81,8 +86,8 @@ class AdaMomentumHyper(MomentsHyper):
 
 
 def _adamomentum(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
-    exp_avg_sq = states["exp_avg_sq"] * c["beta2"] + (exp_avg * exp_avg) * c["weight2"] + c["eps"]
+    exp_avg = ema(states["exp_avg"], grad, c["weight1"])
+    exp_avg_sq = second_moment(exp_avg, states, c) + c["eps"]
     step = exp_avg / c["correction1"] / (sqrt(exp_avg_sq) * c["inv_sqrt_correction2"])
     return param - step * c["lr"], {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
@@ -143,7 +148,7 @@ def _exadam(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
 
 EXADAM = with_weight_decay(
     Rule(
-        "exadam", _two_moments, _exadam_scalars, _exadam, title="EXAdam", hyper=MomentsHyper,
+        "exadam", lambda h: TWO_MOMENTS, _exadam_scalars, _exadam, title="EXAdam", hyper=MomentsHyper,
         summary="Adam with joint bias corrections and an extra gradient term", source="arXiv 2412.20302",
         notes="This follows the authors' code. The first step is 16 times Adam's, so use a smaller `lr`.",
         example='lr=1e-4, state="8bit"',
@@ -237,7 +242,7 @@ class AdaBoundHyper(MomentsHyper):
 
 
 def _adabound_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
-    return (EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ) if hyper["amsbound"] else (EXP_AVG, EXP_AVG_SQ)
+    return (*TWO_MOMENTS, MAX_EXP_AVG_SQ) if hyper["amsbound"] else TWO_MOMENTS
 
 
 def _adabound_scalars(hyper: Hyper, ages: Ages) -> Scalars:
