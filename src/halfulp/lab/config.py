@@ -13,29 +13,17 @@ __all__ = ["CompareConfig", "RunSpec"]
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Configuration of a comparison: the arms and their common settings.
+    """Configuration of a comparison: the arms and their common settings. Most are options of ``halfulp compare``.
 
     Parameters
     ----------
-    arms
-        Names of the arms; see :mod:`halfulp.lab.arms`.
-    seeds
-        Seeds of initial weights, data order and random bits. Each arm runs with each of them.
-    lrs
-        Peak learning rates. Each arm runs with each of them.
-    steps, batch, context
-        Optimizer steps, sequences per step, and tokens per sequence.
-    model, hidden, layers, heads
-        Architecture (``llama``, ``neox``, ``mixtral``) and its size.
-    tokenizer
-        ``"bytes"`` or ``"bpe:SIZE"``.
-    betas, weight_decay, clip, warmup
-        Settings of AdamW, the largest gradient norm, and the steps of linear warm-up, after which a cosine falls to a
-        tenth. Clipping is nearly always active, which keeps the gradient's scale constant, as the theory assumes.
-    measure_every, checkpoint_every, sample
-        Steps between regular measurements, steps between checkpoints, and the number of watched coordinates.
-    validation
-        Number of validation sequences.
+    seeds, lrs
+        Each arm runs with each seed (of initial weights, data order and random bits) and each peak learning rate.
+    clip, warmup
+        The largest gradient norm, and the steps of linear warm-up, after which a cosine falls to a tenth. Clipping is
+        nearly always active, which keeps the gradient's scale constant, as the theory assumes.
+    sample, validation
+        Number of watched coordinates, and of validation sequences.
     average_decay
         Decay of the weight averages that the plain fp32 arm keeps; ``None`` for no averages. The default is a window of
         a fifth of the default run, so that the start has almost no weight.

@@ -51,7 +51,7 @@ class ScaleConfig:
     ----------
     format, betas, steps, factor
         The original run, and the factor by which the model is shorter; see
-            :func:`~halfulp.theory.similitude.scale_model`.
+        :func:`~halfulp.theory.similitude.scale_model`.
     arms
         Names of arms (:func:`~halfulp.lab.scale_arms.scale_arm`). They include fp32, the reference.
     lrs
@@ -67,8 +67,8 @@ class ScaleConfig:
     blocks
         ``False``: the states are rounded to the model's fraction bits at any exponent. ``True``: they use the format
         itself, in blocks of one row with power-of-two scales, at the model's betas.
-    architecture, hidden, layers, heads, batch, context, warmup, weight_decay, validation
-        The model and its training. `warmup` is a share of the run.
+    warmup
+        A share of the run.
     """
 
     format: str = "bf16"

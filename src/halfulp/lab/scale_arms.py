@@ -25,20 +25,15 @@ class ScaleArm:
         ``None``: never. ``"planned"``: the planner's period for the format under nearest rounding. ``"total"``: the
         same with that criterion. ``"half"``, ``"double"``: half and twice the planned period. ``"published"``: the
         paper's period, shortened by the factor of the model. A number: the period in steps of the model.
-    slots
-        Slots that a reset sets to zero.
-    spare_embedding
-        Whether to exclude the embedding from resets.
-    staggered
-        Whether the parameters are reset one after another within a period.
+    slots, spare_embedding, staggered
+        Slots that a reset sets to zero, whether it spares the embedding, and whether the parameters are reset one after
+        another within a period.
     rewarm
         Whether the rate is warmed up again over the first tenth of each cycle.
-    stored
-        Which moments are rounded.
+    stored, embedding_fp32
+        Which moments are rounded, and whether those of the embedding stay in fp32.
     stochastic
         Moments that are rounded stochastically, although `rounding` is ``"nearest"``.
-    embedding_fp32
-        Whether to keep the states of the embedding in fp32.
     """
 
     rounding: Rounding | None = None

@@ -35,19 +35,15 @@ class ScaleArmResult:
 
     Parameters
     ----------
-    name, period
-        Name of the arm, and steps between its resets.
-    rates, losses
-        Its ladder: validation loss at each rate, NaN if a run diverged.
-    own_rate
-        The best of these rates.
-    final
-        Validation loss of each seed at the own rate, for runs that did not diverge.
+    period
+        Steps between its resets.
+    rates, losses, own_rate
+        Its ladder: validation loss at each rate, NaN if a run diverged, and the best of these rates.
+    final, diverged
+        Validation loss of each seed at the own rate, and the number of final runs that diverged.
     own, common
         Validation loss minus fp32's at its best rate, paired by seed: with the arm at its own best rate, and at fp32's.
         ``None`` for fp32 itself.
-    diverged
-        Number of final runs that diverged.
     shares, stalled, ratio
         Measurements over the final runs at the own rate, by share of the run: mean stalled fraction of the second
         moment, and mean stored value over fp32's, both bias-corrected.

@@ -42,25 +42,18 @@ def storage_dtype(fmt: Format) -> torch.dtype:
 
 
 def encode(x: Tensor, fmt: Format, rand_bits: Tensor | None = None, *, zero_floor: bool = False) -> Tensor:
-    """Round fp32 values to a format and return their codes.
+    """Round fp32 values, already divided by their scale, to a format. Return their codes in the same shape.
+
+    Codes are ``uint8``, one element per code, or the torch dtype of a 16 or 32 bit format.
 
     Parameters
     ----------
-    x
-        A float32 tensor of any shape, already divided by its scale.
-    fmt
-        The target format.
     rand_bits
         Random words for stochastic rounding, int64 in ``[0, 2**32)`` in the shape of `x`. ``None`` rounds to nearest,
         ties to even (in a codebook, to the lower code).
     zero_floor
         Under nearest rounding, store a positive value that would become zero as the smallest positive value. Stochastic
         rounding ignores this, since it is already unbiased between the two.
-
-    Returns
-    -------
-    Tensor
-        Codes in the shape of `x`, one element per code, as ``uint8`` or the torch dtype of a 16 or 32 bit format.
 
     Examples
     --------

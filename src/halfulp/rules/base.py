@@ -270,17 +270,9 @@ def total(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Return the sum over all elements of ``x``, or of ``x * y``, in float64, with the same bits everywhere.
 
     The tensor is taken as rows (dimension 0) of columns. Each row is cut into segments of 1024 elements, the last
-    padded with zeros. A segment is halved until one number is left: element i is added to element i + 512, then i to
-    i + 256, and so on. The sums of all segments, in order, are then added up in the same way until one is left.
-
-    Parameters
-    ----------
-    x, y
-        fp32 tensors of the same shape. Their products are exact.
-
-    Returns
-    -------
-    A 0-dimensional float64 tensor.
+    padded with zeros. A segment is halved until one number is left: element i is added to element i + 512, then i to i
+    + 256, and so on. The sums of all segments, in order, are then added up in the same way until one is left. The
+    tensors are fp32, so that their products are exact.
 
     Examples
     --------

@@ -25,30 +25,14 @@ def trace(
     function: Callable[..., Any], states: tuple[str, ...], numbers: tuple[str, ...] = (), ndim: int = 2,
     reads: tuple[str, ...] = ("param", "grad"), vectors: tuple[tuple[str, str], ...] = (), elementwise: bool = True,
 ) -> Branches:  # fmt: skip
-    """Return the programs of an ``update`` or ``measure``.
+    """Return the programs of an ``update`` or ``measure``. Raise ``ProgramError`` if it cannot be one.
 
-    Parameters
-    ----------
-    function
-        A function of the parameter, the gradient, the states and the scalars. An ``update`` returns the new parameter
-        and the new states, or the new states alone. A ``measure`` returns a mapping of results of
-        :func:`~halfulp.rules.base.total` and :func:`~halfulp.rules.base.largest`.
-    states, numbers
-        The names of the states of the parameter's shape, and of those of one element (see :func:`is_number`).
-    ndim
-        The number of dimensions of the parameter: 1 (or fewer), or 2 (or more).
-    reads
-        The arguments before the states and scalars, in order (see :func:`reads_of`).
-    vectors
-        The names of the states that are vectors, each with its extent, ``"rows"`` or ``"columns"``.
-    elementwise
-        Whether the function works element by element, without sums. If not, its programs are
-        :class:`~halfulp.rules.stages.Staged`.
-
-    Raises
-    ------
-    ProgramError
-        If the function does something that a program cannot express.
+    An ``update`` returns the new parameter and the new states, or the new states alone. A ``measure`` returns a mapping
+    of results of :func:`~halfulp.rules.base.total` and :func:`~halfulp.rules.base.largest`. `states` have the
+    parameter's shape, `numbers` one element, and `vectors` one value for each of the ``"rows"`` or ``"columns"``. The
+    parameter has 1 (or fewer) or 2 (or more) dimensions. `reads` are the arguments before the states and scalars (see
+    :func:`reads_of`). A function that does not work element by element has programs that are
+    :class:`~halfulp.rules.stages.Staged`.
 
     Examples
     --------

@@ -38,8 +38,6 @@ class Choice:
 
     Parameters
     ----------
-    slot, format, rounding
-        The slot and its storage.
     scale_kind
         ``"pow2"`` or ``"fp32"`` for blocks of 128; ``"none"`` for formats without scales.
     error

@@ -15,20 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from halfulp.rules.adam import max_ratio
-from halfulp.theory.stepper import StoredAverage
+from halfulp.theory.update import Keep, Moments
 
 __all__ = ["PER_RESIDUAL", "LossByRate", "UpdateChange", "loss_gap", "update_change"]
 
 Single = npt.NDArray[np.float32]
 Store = Callable[[Single], Single]
 """Function that returns the stored values for new ones."""
-EPS = np.float32(1e-8)
 
 PER_RESIDUAL = 0.11
 """Nats per unit of residual, fitted on the scale models in ``docs/results/scale_models.md``."""
@@ -104,8 +101,8 @@ def update_change(
         raise ValueError(f"there is one weight per step, and at least one step; got {rates.shape} for {steps} steps")
     if any(period is not None and period < 1 for period in periods):
         raise ValueError(f"a period is at least 1 step, or None for never; got {periods}")
-    exact = _Moments(gradients.shape[1:], betas, (None, None), (None, None))
-    stored = _Moments(gradients.shape[1:], betas, store, periods)
+    exact = Moments(gradients.shape[1:], betas)
+    stored = Moments(gradients.shape[1:], betas, [*map(_both, store)], periods)
     sums = np.zeros(3)
     for rate, gradient in zip(rates, gradients, strict=True):
         right, found = exact.update(gradient), stored.update(gradient)
@@ -113,37 +110,9 @@ def update_change(
     return UpdateChange(*map(float, sums))
 
 
-class _Moments:
-    """Adam's moments of some elements, both zero at first."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        betas: tuple[float, float],
-        store: tuple[Store | None, Store | None],
-        periods: tuple[int | None, int | None],
-    ) -> None:
-        self.betas, self.periods, self.ages = betas, periods, [0, 0]
-        self.averages = [self._average(beta, one, shape) for beta, one in zip(betas, store, strict=True)]
-
-    @staticmethod
-    def _average(beta: float, store: Store | None, shape: tuple[int, ...]) -> StoredAverage[npt.NDArray[Any]]:
-        def keep(values: Single) -> tuple[Single, Single]:
-            kept = values if store is None else store(values)
-            return kept, kept
-
-        return StoredAverage(beta, keep, np.zeros(shape, np.float32))
-
-    def update(self, gradient: Single) -> Single:
-        """Return the update for one more gradient, from the moments before they are stored."""
-        new = []
-        for i, inputs in enumerate((gradient, gradient * gradient)):
-            if self.ages[i] == self.periods[i]:
-                self.averages[i].value, self.ages[i] = np.zeros_like(gradient), 0
-            self.ages[i] += 1
-            new.append(self.averages[i].step(inputs).exact / np.float32(1 - self.betas[i] ** self.ages[i]))
-        bound = np.float32(max_ratio(*self.betas, max(self.ages)))
-        return np.asarray(np.clip(new[0] / (np.sqrt(new[1]) + EPS), -bound, bound), np.float32)
+def _both(store: Store | None) -> Keep | None:
+    """Return a function that gives the stored values as their codes, too."""
+    return None if store is None else lambda values: (store(values),) * 2
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,12 @@ class RunDrive:
 
     Parameters
     ----------
-    patterns
-        Unit vectors of what a block's elements do together, ``(stretches, blocks, patterns, elements)``.
-    amplitudes
-        Amplitude of each pattern at each step, ``(steps, blocks, patterns)``.
-    sizes
-        Root mean square of each element's rest, relative to the block's level, ``(stretches, blocks, elements)``.
-    levels
-        Root mean square of each block's rest at each step, ``(steps, blocks)``.
+    patterns, amplitudes
+        Unit vectors of what a block's elements do together, ``(stretches, blocks, patterns, elements)``, and the
+        amplitude of each at each step, ``(steps, blocks, patterns)``.
+    sizes, levels
+        Root mean square of each element's rest, relative to the block's level, ``(stretches, blocks, elements)``, and
+        of each block's rest at each step, ``(steps, blocks)``.
     stretch
         Stretch of each block at each step, ``(steps, blocks)``.
     """

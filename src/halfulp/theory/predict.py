@@ -57,10 +57,6 @@ def predict(
 
     Parameters
     ----------
-    fmt, rounding
-        Storage of the state.
-    drive, beta
-        What is averaged, and the decay.
     age
         Updates since the state was zero (for weights, since it was a copy), up to 10^12. It need not be an integer.
     scale_kind

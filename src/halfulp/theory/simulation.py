@@ -37,16 +37,12 @@ to a tenth gradually; ten times as large for half a percent of the run.
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The coordinates after a step.
+    """The coordinates after a step, and the stalled share of its updates.
 
     Parameters
     ----------
-    step
-        Number of the step, starting at 1.
     sigma
         Standard deviation of the gradients in this step.
-    stalled
-        Share of updates that left the stored value unchanged.
     ratio
         Ratio of the sums of a row's stored and exact values, averaged over rows (blocks). For signed states, the root
         of the ratio of sums of squares.
@@ -79,16 +75,10 @@ def simulate(
     reset_every: int | None = None,
     seed: int = 0,
 ) -> Iterator[Snapshot]:
-    """Simulate a state, step by step.
+    """Simulate a state, step by step, stored by a quantizer.
 
     Parameters
     ----------
-    quantizer
-        Storage of the state.
-    beta
-        Decay.
-    steps
-        Number of steps.
     slot
         ``"exp_avg_sq"`` averages squared gradients, ``"exp_avg"`` gradients.
     sigma

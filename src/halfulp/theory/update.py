@@ -8,8 +8,10 @@ is far too large. If a floor has stored the smallest code instead, the update is
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +19,48 @@ import numpy.typing as npt
 from halfulp.rules.adam import max_ratio
 from halfulp.theory.blocks import Blocks
 from halfulp.theory.sizes import draw_sizes
-from halfulp.theory.stepper import StoredAverage, successor
+from halfulp.theory.stepper import StoredAverage, Update
 from halfulp.theory.storing import Storing
 
-__all__ = ["UpdateError", "update_law"]
+__all__ = ["Moments", "UpdateError", "update_law"]
 
 Single = npt.NDArray[np.float32]
+Keep = Callable[[Single], tuple[Single, Single]]
+"""Function that returns the stored values and their codes for new values."""
 EPS = np.float32(1e-8)
+
+
+class Moments:
+    """Adam's two moments of some elements, both zero at first, and the updates that follow from them.
+
+    `stores` says how each is rounded (``None`` for not at all), and `periods` how many steps apart it is reset.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        betas: tuple[float, float],
+        stores: Sequence[Keep | None] = (None, None),
+        periods: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        self.betas, self.periods, self.ages = betas, periods, [0, 0]
+        self.averages: list[StoredAverage[npt.NDArray[Any]]] = [
+            StoredAverage(beta, store or (lambda x: (x, x)), np.zeros(shape, np.float32))
+            for beta, store in zip(betas, stores, strict=True)
+        ]
+        self.last: list[Update[npt.NDArray[Any]]] = []
+        """The last step of each moment."""
+
+    def update(self, gradient: Single) -> Single:
+        """Return the update for one more gradient, from the moments before they are stored."""
+        for i in range(2):
+            if self.ages[i] == self.periods[i]:
+                self.averages[i].value, self.ages[i] = np.zeros_like(gradient), 0
+            self.ages[i] += 1
+        self.last = [self.averages[0].step(gradient), self.averages[1].step(gradient * gradient)]
+        first, second = (self.last[i].exact / np.float32(1 - self.betas[i] ** self.ages[i]) for i in range(2))
+        bound = np.float32(max_ratio(*self.betas, max(self.ages)))
+        return np.asarray(np.clip(first / (np.sqrt(second) + EPS), -bound, bound), np.float32)
 
 
 @dataclass(frozen=True)
@@ -37,33 +74,6 @@ class UpdateError:
     error: float
     stalled: float
     zeros: float
-
-
-@dataclass(frozen=True)
-class _Exact:
-    """Gradients ``(steps, blocks, elements)``, and the exact moments' results."""
-
-    sizes: npt.NDArray[np.float64]
-    gradients: Single
-    first: Single
-    inverse_root: Single
-    updates: Single
-
-
-@lru_cache(maxsize=4)
-def _exact(betas: tuple[float, float], spread: float, paths: int, block_size: int, steps: int, seed: int) -> _Exact:
-    """Return bias-corrected first moments, inverse roots of second moments, and updates."""
-    sizes = draw_sizes(paths, block_size, spread, seed)
-    rng = np.random.Generator(np.random.SFC64(seed))
-    gradients = rng.standard_normal((steps, *sizes.shape), dtype=np.float32) * sizes.astype(np.float32)
-    first, second = np.empty_like(gradients), np.empty_like(gradients)
-    m = np.zeros(sizes.shape)
-    v = np.zeros(sizes.shape)
-    for t, g in enumerate(gradients.astype(np.float64)):
-        m, v = successor(betas[0], m, g), successor(betas[1], v, g * g)
-        first[t] = m / (1 - betas[0] ** (t + 1))
-        second[t] = 1 / (np.sqrt(v / (1 - betas[1] ** (t + 1))) + EPS)
-    return _Exact(sizes, gradients, first, second, first * second)
 
 
 def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: int = 16, seed: int = 0) -> UpdateError:
@@ -84,26 +94,30 @@ def update_law(blocks: Blocks, beta_other: float, steps: int = 400, *, paths: in
         raise ValueError(f"steps is at least 4 and paths 1, got steps={steps}, paths={paths}")
     square = blocks.drive.nonnegative
     betas = (beta_other, blocks.beta) if square else (blocks.beta, beta_other)
-    exact = _exact(betas, blocks.spread, paths, blocks.block_size, steps, seed)
-    storing = Storing(blocks, np.random.Generator(np.random.SFC64(seed + 1)))
-    average = StoredAverage(blocks.beta, storing.store, np.zeros(exact.sizes.shape, dtype=np.float32))
+    gradients, exact = _exact(betas, blocks.spread, paths, blocks.block_size, steps, seed)
+    store = Storing(blocks, np.random.Generator(np.random.SFC64(seed + 1))).store
+    moments = Moments(exact.shape[1:], betas, (None, store) if square else (store, None))
     wrong = right = 0.0
     lost = due = zeros = 0
-    for t in range(steps):
-        gradient = exact.gradients[t]
-        step = average.step(gradient * gradient if square else gradient)
+    for t, (gradient, true) in enumerate(zip(gradients, exact, strict=True)):
+        apart = moments.update(gradient) - true
         if t >= steps // 4:
-            bound = max_ratio(*betas, t + 1)
-            correction = np.float32(1 - blocks.beta ** (t + 1))
-            if square:
-                update = exact.first[t] / (np.sqrt(step.exact / correction) + EPS)
-            else:
-                update = step.exact / correction * exact.inverse_root[t]
-            np.clip(update, -bound, bound, out=update)
-            update -= exact.updates[t]
-            wrong += float(np.vdot(update, update))
-            right += float(np.vdot(exact.updates[t], exact.updates[t]))
+            step = moments.last[square]
+            wrong += float(np.vdot(apart, apart))
+            right += float(np.vdot(true, true))
             due += np.count_nonzero(step.due)
             lost += np.count_nonzero(step.lost)
             zeros += np.count_nonzero(step.after == 0)
-    return UpdateError(wrong / right, lost / max(due, 1), zeros / (exact.sizes.size * (steps - steps // 4)))
+    return UpdateError(wrong / right, lost / max(due, 1), zeros / (exact[0].size * (steps - steps // 4)))
+
+
+@lru_cache(maxsize=4)
+def _exact(
+    betas: tuple[float, float], spread: float, paths: int, block_size: int, steps: int, seed: int
+) -> tuple[Single, Single]:
+    """Return gradients, ``(steps, blocks, elements)``, and the exact updates."""
+    sizes = draw_sizes(paths, block_size, spread, seed).astype(np.float32)
+    rng = np.random.Generator(np.random.SFC64(seed))
+    gradients = rng.standard_normal((steps, *sizes.shape), dtype=np.float32) * sizes
+    exact = Moments(sizes.shape, betas)
+    return gradients, np.stack([exact.update(gradient) for gradient in gradients])
