@@ -52,7 +52,7 @@ def _look(arm: ArmResult) -> dict[str, Any]:
 
 def _stalled(axes: Any, arm: ArmResult) -> End:
     """Draw one arm and return the end of its line."""
-    series = arm.shown.slots["exp_avg_sq"]
+    series = arm.second
     steps = list(range(1, series.steps[-1] + 1))
     look = _look(arm)
     axes.plot(series.steps, series.stalled, "o", markersize=3, color=look["color"], alpha=0.5, markeredgewidth=0)
@@ -64,6 +64,6 @@ def _stalled(axes: Any, arm: ArmResult) -> End:
 
 
 def _ratio(axes: Any, arm: ArmResult) -> End:
-    series, look = arm.shown.slots["exp_avg_sq"], _look(arm)
+    series, look = arm.second, _look(arm)
     axes.plot(series.steps, series.ratio, linewidth=1.8, **look)
     return arm.arm.label, look["color"], series.steps[-1], series.ratio[-1]

@@ -71,7 +71,7 @@ def _lead(comparison: Comparison) -> str:
 
 def _glance(a: ArmResult) -> dict[str, Any]:
     """Return one row of the overview. Positions and widths of the lag bar are in percent of the cell."""
-    series, summary = a.shown.slots["exp_avg_sq"], a.shown.summary
+    series, summary = a.second, a.shown.summary
     ratio = series.late(series.ratio)
     place = min(max(50.0 + 25.0 * math.log2(ratio), 0.0), 100.0) if 0 < ratio < math.inf else 50.0
     return {
@@ -186,7 +186,7 @@ def _table(comparison: Comparison) -> list[list[str]]:
         ]
     ]  # fmt: skip
     for a in comparison.arms:
-        v, m, summary = a.shown.slots["exp_avg_sq"], a.shown.slots.get("exp_avg"), a.shown.summary
+        v, m, summary = a.second, a.shown.slots.get("exp_avg"), a.shown.summary
         predicted = v.mean_predicted()
         gap = a.against(control) if control is not None and a is not control else None
         rows.append(

@@ -33,7 +33,7 @@ def _table(comparison: Comparison) -> Table:
     headings = ("stalled", "predicted", "v / fp32", "off 2x", "bytes", "validation")
     table = arm_table("second moment of each arm", headings)
     for a in comparison.arms:
-        series, summary, loss = a.shown.slots["exp_avg_sq"], a.shown.summary, interval_text(a.final, ".3f")
+        series, summary, loss = a.second, a.shown.summary, interval_text(a.final, ".3f")
         predicted = series.mean_predicted()
         table.add_row(
             a.arm.label,

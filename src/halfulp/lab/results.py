@@ -196,6 +196,11 @@ class ArmResult:
         return self.best[0]
 
     @property
+    def second(self) -> SlotSeries:
+        """The second moment of that run."""
+        return self.shown.slots["exp_avg_sq"]
+
+    @property
     def final(self) -> Interval | None:
         """Final validation loss over the seeds at the best learning rate."""
         return Interval.of([r.final for r in self.best if r.final is not None])

@@ -23,6 +23,7 @@ from halfulp.lab.config import CompareConfig, RunSpec
 from halfulp.lab.files import read_jsonl, write_json, write_text
 from halfulp.lab.model import build_model
 from halfulp.lab.own import own_prediction, sample_gradients
+from halfulp.lab.results import age_at
 from halfulp.lab.tokens import Tokens
 from halfulp.monitor import Measure, StallMonitor
 from halfulp.optim import AdamW
@@ -57,8 +58,7 @@ def is_measured(config: CompareConfig, period: int | None, step: int) -> bool:
 
     The update of step `t` meets a state with `t - 1` updates since the start or the last reset.
     """
-    age = (step - 1) % period if period else step - 1
-    return step % config.measure_every == 0 or step == config.steps or age in LOG_AGES
+    return step % config.measure_every == 0 or step == config.steps or age_at(step, period) in LOG_AGES
 
 
 class _Run:

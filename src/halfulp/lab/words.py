@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from halfulp.lab.results import ArmResult, Comparison, SlotSeries, interval_text
+from halfulp.lab.results import ArmResult, Comparison, interval_text
 
 __all__ = ["averages", "cannot_show", "percent", "shows", "times"]
 
@@ -25,10 +25,6 @@ def percent(value: float) -> str:
 def times(ratio: float) -> str:
     """Format a ratio to the fp32 value."""
     return f"{ratio:.2f} times" if math.isfinite(ratio) else "infinitely many times"
-
-
-def _second(result: ArmResult) -> SlotSeries:
-    return result.shown.slots["exp_avg_sq"]
 
 
 def shows(comparison: Comparison) -> list[str]:
@@ -52,7 +48,7 @@ def shows(comparison: Comparison) -> list[str]:
 
 
 def _stalled(arms: list[ArmResult], rounding: str) -> str:
-    parts = [f"{a.arm.formats} {percent(_second(a).mean_stalled())}" for a in arms]
+    parts = [f"{a.arm.formats} {percent(a.second.mean_stalled())}" for a in arms]
     text = (
         f"With {rounding} rounding, this share of all second-moment updates stalled over the run: {', '.join(parts)}."
     )
@@ -70,8 +66,8 @@ def _was_reset(a: ArmResult) -> bool:
 
 
 def _reset(a: ArmResult, comparison: Comparison) -> str:
-    series, period = _second(a), a.shown.spec.period
-    plain = next((_second(b) for b in comparison.arms if b.arm.name == a.arm.name.rpartition("-reset")[0]), None)
+    series, period = a.second, a.shown.spec.period
+    plain = next((b.second for b in comparison.arms if b.arm.name == a.arm.name.rpartition("-reset")[0]), None)
     text = f"A reset every {period} steps brings {a.arm.formats} {a.arm.rounding} to {percent(series.mean_stalled())}"
     if plain is not None:
         text += f" (without: {percent(plain.mean_stalled())})"
@@ -82,7 +78,7 @@ def _reset(a: ArmResult, comparison: Comparison) -> str:
 
 
 def _off(low: list[ArmResult]) -> list[str]:
-    late = [(a, s.late(s.off_2x), s.late(s.ratio)) for a in low for s in (_second(a),)]
+    late = [(a, a.second.late(a.second.off_2x), a.second.late(a.second.ratio)) for a in low]
     parts = [
         f"{a.arm.label} {percent(off)} (mean {times(ratio)} that of fp32)" for a, off, ratio in late if off >= 0.02
     ]
@@ -102,12 +98,12 @@ def _off(low: list[ArmResult]) -> list[str]:
 
 
 def _prediction(low: list[ArmResult]) -> str:
-    gaps = [(abs(p - _second(a).mean_stalled()), a) for a in low if (p := _second(a).mean_predicted()) is not None]
-    misses = [miss for a in low if (miss := _second(a).miss()) is not None]
+    gaps = [(abs(p - a.second.mean_stalled()), a) for a in low if (p := a.second.mean_predicted()) is not None]
+    misses = [miss for a in low if (miss := a.second.miss()) is not None]
     if not gaps or not misses:
         return ""
     worst, arm = max(gaps, key=lambda item: item[0])
-    own = [miss for a in low if (miss := _second(a).own_miss()) is not None]
+    own = [miss for a in low if (miss := a.second.own_miss()) is not None]
     better = "" if not own else f" From a sample of each arm's own gradients it is {sum(own) / len(own) * 100:.1f}."
     return (
         f"Over the whole run, predicted and measured shares differ by at most {worst * 100:.1f} points "

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from halfulp.rules.adam import second_moment
+from halfulp.rules.adam import EXP_AVG_SQ, MomentsHyper, second_moment
 from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt, total
 from halfulp.rules.hyper import HyperParameters
-from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
+from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
 
 __all__ = ["AMADAMW", "AMSGD", "AMAdamWHyper", "AMSGDHyper"]
@@ -89,15 +90,13 @@ AMSGD = with_weight_decay(
 
 
 @dataclass(frozen=True)
-class AMAdamWHyper(HyperParameters):
+class AMAdamWHyper(MomentsHyper):
     """Hyper-parameters of AM-AdamW.
 
     Parameters
     ----------
     betas
         Largest value of each tensor's coefficient, and the decay of the second moment.
-    eps
-        Added to the bias-corrected root of the second moment.
     weight_decay, decoupled_weight_decay
         Parameters shrink by ``lr * weight_decay`` per step. `decoupled_weight_decay` must be true.
     lam
@@ -105,22 +104,17 @@ class AMAdamWHyper(HyperParameters):
     """
 
     betas: tuple[float, float] = (0.89, 0.999)
-    eps: float = 1e-8
     weight_decay: float = 0.01
     lam: float = 0.1
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if not self.decoupled_weight_decay:
-            raise ValueError("weight decay is decoupled in AM-AdamW, whose model of the loss contains it")
+    choices: ClassVar[dict[str, tuple[bool, ...]]] = {"decoupled_weight_decay": (True,)}  # the model contains it
 
 
 def _ama_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
     # The decay is (w + momentum) / (w + 1), with w = lam times the preconditioner, which is tiny for usual gradients.
     return (
         StateSlot("exp_avg", signed=True, decay=lambda h: h.get("momentum", h["betas"][0]), drive=GRADIENT, alike=True),
-        StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE),
+        EXP_AVG_SQ,
         StateSlot("momentum_product", signed=False, shape=lambda s: (), init=lambda p: p.new_ones(()), exact=True),
         StateSlot("last_lr", signed=False, shape=lambda s: (), exact=True),
     )

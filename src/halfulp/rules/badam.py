@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from halfulp.rules.adam import ADAM, MomentsHyper
 
 __all__ = ["BADAM", "BAdamHyper"]
-
-ORDERS = ("descending", "ascending", "random")
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,8 @@ class BAdamHyper(MomentsHyper):
     order: str = "descending"
     block_seed: int = 0
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.period < 1 or self.order not in ORDERS:
-            raise ValueError(f"period is at least 1 and order one of {ORDERS}, got {self.period} and {self.order!r}")
+    at_least_one = ("period",)
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"order": ("descending", "ascending", "random")}
 
 
 BADAM = replace(

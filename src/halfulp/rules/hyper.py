@@ -60,11 +60,14 @@ class HyperBase:
 
     The fields are the arguments of the optimizer, in order. Fields with ``kw_only=True`` are keyword-only. Fields with
     ``init=False`` are not arguments, but its groups have them. Numbers must not be negative. The numbers of fields
-    named in :attr:`below_one` must be in [0, 1). Fields named in :attr:`free` are not checked. A rule extends
-    :meth:`check` for anything else.
+    named in :attr:`below_one` must be in [0, 1), and those in :attr:`at_least_one` not below 1. Fields in
+    :attr:`choices` have one of some values. Fields named in :attr:`free` are not checked. A rule extends :meth:`check`
+    for anything else.
     """
 
     below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
+    at_least_one: ClassVar[tuple[str, ...]] = ()
+    choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     free: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
@@ -72,6 +75,12 @@ class HyperBase:
         for field in fields(self):
             if field.name not in self.free:
                 _check(field.name, getattr(self, field.name), field.default, field.name in self.below_one)
+        for name in self.at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, allowed in self.choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

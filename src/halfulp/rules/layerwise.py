@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -124,11 +125,7 @@ class LAMBHyper(MomentsHyper):
     max_norm: float | None = None
     bias_correction: str = "moments"
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.bias_correction not in ("moments", "none", "step"):
-            raise ValueError(f"bias_correction is 'moments', 'none' or 'step', got {self.bias_correction!r}")
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"bias_correction": ("moments", "none", "step")}
 
 
 def _lamb_scalars(hyper: Hyper, ages: Ages) -> Scalars:
@@ -194,11 +191,7 @@ class LARSHyper(HyperParameters):
     decoupled_weight_decay: bool = False
     trust_coefficient: float = 1e-3
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.decoupled_weight_decay:
-            raise ValueError("weight decay is coupled in LARS: decoupled_weight_decay=False")
+    choices: ClassVar[dict[str, tuple[bool, ...]]] = {"decoupled_weight_decay": (False,)}
 
 
 def _lars_scalars(hyper: Hyper, ages: Ages) -> Scalars:

@@ -57,12 +57,11 @@ class MuonHyper(MatrixHyper):
     fallback: tuple[str, ...] = ("*emb*", "*w[tp]e*", "*lm_head*", "*head.weight", "*shared.weight", "*_bias.w*")
 
     free: ClassVar[tuple[str, ...]] = ("ns_coefficients", "fallback")
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"adjust_lr_fn": ("match_rms_adamw", "original")}
 
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperParameters`."""
         super().check()
-        if self.adjust_lr_fn not in ("match_rms_adamw", "original"):
-            raise ValueError(f"adjust_lr_fn is 'match_rms_adamw' or 'original', got {self.adjust_lr_fn!r}")
         if len(self.ns_coefficients) != 3 or not all(isinstance(p, str) for p in self.fallback):
             raise ValueError("ns_coefficients are three numbers, fallback a list of name patterns")
 

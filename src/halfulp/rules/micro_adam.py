@@ -34,11 +34,13 @@ class MicroAdamHyper(MomentsHyper):
     window: int = 10
     density: float = 0.01
 
+    at_least_one = ("window",)
+
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperParameters`."""
         super().check()
-        if self.window < 1 or not 0.0 < self.density <= 1.0:
-            raise ValueError(f"window is at least 1 and density in (0, 1], got {self.window} and {self.density}")
+        if not 0.0 < self.density <= 1.0:
+            raise ValueError(f"density is in (0, 1], got {self.density}")
 
 
 def _layout(shape: Shape, density: float) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -178,14 +179,13 @@ class CoReHyper(HyperParameters):
     eps: float = 1e-8
 
     below_one = ()
+    choices: ClassVar[dict[str, tuple[bool, ...]]] = {"decoupled_weight_decay": (True,)}
 
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperParameters`."""
         super().check()
         if not all(b < 1 for b in (*self.betas[:2], self.betas[3])) or self.betas[2] == 0:
             raise ValueError(f"betas are two decays, a number of steps and a decay, got {self.betas}")
-        if not self.decoupled_weight_decay:
-            raise ValueError("weight decay is decoupled in CoRe")
 
 
 def _core_beta(hyper: Hyper, step: float) -> float:

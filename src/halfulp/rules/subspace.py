@@ -92,11 +92,7 @@ class SubspaceMomentumHyper(SubsetNormHyper, MatrixHyper):
     rank: int = 128
     period: int = 200
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.rank < 1 or self.period < 1:
-            raise ValueError(f"rank and period are at least 1, got {self.rank} and {self.period}")
+    at_least_one = ("rank", "period")
 
 
 def _matrix(shape: Shape) -> Shape:
@@ -181,11 +177,13 @@ class FRUGALHyper(MomentsHyper):
     sign_scale: float = 1.0
     column_seed: int = 0
 
+    at_least_one = ("period",)
+
     def check(self) -> None:
         """See :class:`~halfulp.rules.hyper.HyperParameters`."""
         super().check()
-        if self.density > 1 or self.period < 1:
-            raise ValueError(f"density is in [0, 1] and period at least 1, got {self.density} and {self.period}")
+        if self.density > 1:
+            raise ValueError(f"density is in [0, 1], got {self.density}")
 
 
 def _frugal_slots(hyper: Hyper) -> tuple[StateSlot, ...]:
