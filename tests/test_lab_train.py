@@ -166,7 +166,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(straight: Path, tmp_path: P
     for path, into, message in cases:
         optimizer = AdamW(into.parameters(), state="bf16")
         with pytest.raises(ValueError, match=message):
-            load_checkpoint(path, into, optimizer, StallMonitor(optimizer))
+            load_checkpoint(path, into, {"optimizer": optimizer, "monitor": StallMonitor(optimizer)})
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

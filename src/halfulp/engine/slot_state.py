@@ -147,7 +147,9 @@ class SlotState:
                 )
             return self.initial(param)
         entries = {
-            key: usable(self.entries[key], key, label, param, self.sharded, self._way_out()) for key in self._present()
+            key: usable(self.entries[key], key, label, param, self.sharded, self._way_out())
+            for key in (name, self.scale_key)
+            if self.entries.get(key) is not None
         }
         codes, age = entries[name], count(label, self.age_key, self.entries.get(self.age_key, step))
         if self._fits(self.quantizer, entries):
@@ -160,9 +162,6 @@ class SlotState:
             raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}{self._carried(entries)}")
         log_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}", level=30)
         return {**self.encoded(param, values), self.age_key: age}
-
-    def _present(self) -> list[str]:
-        return [k for k in (self.slot.name, self.scale_key) if self.entries.get(k) is not None]
 
     def _fits(self, quantizer: Quantizer, entries: dict[str, Tensor]) -> bool:
         wanted = quantizer.stored_as(self.shape)

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from halfulp.checkpoint.files import read_file, write_file
-from halfulp.lab.averages import WeightAverages
-from halfulp.monitor import GradientSample, StallMonitor
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
+Parts = Mapping[str, Any]
+"""Objects with a ``state_dict`` by name, in the order of loading; ``None`` for those that a run does not have."""
 
-def save_checkpoint(
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    monitor: StallMonitor,
-    extra: dict[str, Any],
-    averages: WeightAverages | None = None,
-    gradients: GradientSample | None = None,
-) -> None:
+
+def save_checkpoint(path: Path, model: torch.nn.Module, parts: Parts, extra: dict[str, Any]) -> None:
     """Write a checkpoint atomically, with further values (`extra`): plain numbers and strings."""
-    kept: dict[str, Any] = {
-        "optimizer": optimizer, "monitor": monitor, "averages": averages, "gradients": gradients,
-    }  # fmt: skip
-    saved = {name: part.state_dict() for name, part in kept.items() if part is not None}
+    saved = {name: part.state_dict() for name, part in parts.items() if part is not None}
     write_file({"model": dict(model.named_parameters()), **saved, "extra": extra}, path)
 
 
-def load_checkpoint(
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    monitor: StallMonitor,
-    averages: WeightAverages | None = None,
-    gradients: GradientSample | None = None,
-) -> dict[str, Any]:
+def load_checkpoint(path: Path, model: torch.nn.Module, parts: Parts) -> dict[str, Any]:
     """Read a checkpoint into objects built in the same way, with a new monitor. Return the further values.
 
     Raise ``ValueError`` if the file is damaged, or belongs to another model or optimizer.
@@ -51,10 +35,7 @@ def load_checkpoint(
     params, own = saved.get("model", {}), dict(model.named_parameters())
     if params.keys() != own.keys() or any(params[n].shape != p.shape for n, p in own.items()):
         raise ValueError(f"{path} is of another model")
-    kept: dict[str, Any] = {
-        "optimizer": optimizer, "averages": averages, "gradients": gradients, "monitor": monitor,
-    }  # fmt: skip
-    for name, part in kept.items():
+    for name, part in parts.items():
         if (part is None) != (name not in saved):
             raise ValueError(f"{path} is of a run with other {name}. {again}")
         if part is not None:

@@ -119,12 +119,12 @@ def _stall_chart(a: ArmResult, *, log: bool) -> Chart:
         steps = _drawn_steps(last, series)
         predicted = series.predicted(steps)
         if predicted is not None:
-            chart.add(Line(f"{SHORT[slot]}, predicted", steps, predicted, css, direct=False))
+            chart.lines.append(Line(f"{SHORT[slot]}, predicted", steps, predicted, css, direct=False))
         if series.own is not None:
             mine = [s for s in steps if s <= len(series.own)]
             values = [series.own[s - 1] for s in mine]
-            chart.add(Line(f"{SHORT[slot]}, from its gradients", mine, values, f"{css} own", direct=False))
-        chart.add(Line(f"{SHORT[slot]}, measured", series.steps, series.stalled, css, dots=True, direct=False))
+            chart.lines.append(Line(f"{SHORT[slot]}, from its gradients", mine, values, f"{css} own", direct=False))
+        chart.lines.append(Line(f"{SHORT[slot]}, measured", series.steps, series.stalled, css, dots=True, direct=False))
     return chart
 
 
@@ -150,8 +150,8 @@ def _distances(arms: list[ArmResult]) -> list[Chart]:
         top = max([0.1, *(o for _, s in series for o in s.off_2x)])
         off = _wide(f"Share off by more than 2×, {name}", last, (0.0, min(1.0, top * 1.05)), "percent")
         for a, s in series:
-            ratio.add(Line(a.arm.label, s.steps, s.ratio, style(a.arm)))
-            off.add(Line(a.arm.label, s.steps, s.off_2x, style(a.arm)))
+            ratio.lines.append(Line(a.arm.label, s.steps, s.ratio, style(a.arm)))
+            off.lines.append(Line(a.arm.label, s.steps, s.off_2x, style(a.arm)))
         charts += [ratio, off]
     return charts
 
@@ -172,7 +172,7 @@ def _losses(comparison: Comparison) -> list[Chart]:
         last = max(steps[-1] for _, (steps, _) in curves if steps)
         chart = _wide(title, last, (min(values) * 0.97, max(values) * 1.03), "number")
         for a, (steps, losses) in curves:
-            chart.add(Line(a.arm.label, steps, losses, style(a.arm)))
+            chart.lines.append(Line(a.arm.label, steps, losses, style(a.arm)))
         charts.append(chart)
     return charts
 

@@ -197,7 +197,7 @@ def _rates(results: ScaleResults) -> str:
         log_x=True, x_format="number", **SIZE,
     )  # fmt: skip
     for arm in results.arms:
-        rates.add(Line(arm.name, arm.rates, arm.losses, arm.css))
+        rates.lines.append(Line(arm.name, arm.rates, arm.losses, arm.css))
     return rates.render()
 
 
@@ -210,13 +210,15 @@ def _charts(results: ScaleResults) -> dict[str, str]:
     for arm in results.arms:
         percent = [100 * s for s in arm.shares]
         if scale_arm(arm.name).rounding is not None:
-            stalled.add(Line(arm.name, percent, arm.stalled, arm.css, dots=True))
-        ratio.add(Line(arm.name, percent, arm.ratio, arm.css))
+            stalled.lines.append(Line(arm.name, percent, arm.stalled, arm.css, dots=True))
+        ratio.lines.append(Line(arm.name, percent, arm.ratio, arm.css))
     for rounding, css in (("nearest", "b8"), ("stochastic", "b16")):
         if rounding in {scale_arm(a.name).rounding for a in results.arms}:
             shares, original, model = config.model.stalled(rounding)
-            stalled.add(Line(f"{rounding}: predicted, original", list(100 * shares), list(original), css, direct=False))
-            stalled.add(
+            stalled.lines.append(
+                Line(f"{rounding}: predicted, original", list(100 * shares), list(original), css, direct=False)
+            )
+            stalled.lines.append(
                 Line(f"{rounding}: predicted, model", list(100 * shares), list(model), f"{css} own", direct=False)
             )
     rates = {"rates": _rates(results)} if len(config.lrs) > 1 else {}

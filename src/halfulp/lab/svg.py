@@ -60,10 +60,6 @@ class Chart:
     x_format: str = "step"
     lines: list[Line] = field(default_factory=list)
 
-    def add(self, line: Line) -> None:
-        """Add a series."""
-        self.lines.append(line)
-
     def x(self, value: float) -> float:
         """Return the horizontal position of a step."""
         return _place(value, self.x_range, self.log_x, MARGIN_LEFT, self.width - self.label_width)

@@ -89,6 +89,10 @@ class _Run:
             else None
         )
         self.check = tokens.validation(config.validation)
+        self.parts = {
+            "optimizer": self.optimizer, "averages": self.averages, "gradients": self.gradients,
+            "monitor": self.monitor,
+        }  # fmt: skip
 
     def loss(self, batch: Tensor) -> Tensor:
         logits = self.model(input_ids=batch[:, :-1]).logits
@@ -140,7 +144,7 @@ def train(
     checkpoint, metrics = folder / "checkpoint.safetensors", folder / "metrics.jsonl"
     state: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_count": 0, "seconds": 0.0}
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, run.averages, run.gradients)
+        state = load_checkpoint(checkpoint, run.model, run.parts)
     rows = [row for row in read_jsonl(metrics) if row["step"] <= state["step"]]
     write_text(metrics, "".join(json.dumps(row) + "\n" for row in rows))
     began, first, diverged = time.perf_counter() - state["seconds"], state["step"], False
@@ -170,7 +174,7 @@ def train(
             stopping = not last and stop()
             if last or stopping or step % config.checkpoint_every == 0:
                 state["step"], state["seconds"] = step, time.perf_counter() - began
-                save_checkpoint(checkpoint, run.model, run.optimizer, run.monitor, state, run.averages, run.gradients)
+                save_checkpoint(checkpoint, run.model, run.parts, state)
             if stopping:
                 return False
             if last:
