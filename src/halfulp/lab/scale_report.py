@@ -215,12 +215,9 @@ def _charts(results: ScaleResults) -> dict[str, str]:
     for rounding, css in (("nearest", "b8"), ("stochastic", "b16")):
         if rounding in {scale_arm(a.name).rounding for a in results.arms}:
             shares, original, model = config.model.stalled(rounding)
-            stalled.lines.append(
-                Line(f"{rounding}: predicted, original", list(100 * shares), list(original), css, direct=False)
-            )
-            stalled.lines.append(
-                Line(f"{rounding}: predicted, model", list(100 * shares), list(model), f"{css} own", direct=False)
-            )
+            for what, values, look in (("original", original, css), ("model", model, f"{css} own")):
+                label = f"{rounding}: predicted, {what}"
+                stalled.lines.append(Line(label, list(100 * shares), list(values), look, direct=False))
     rates = {"rates": _rates(results)} if len(config.lrs) > 1 else {}
     return {**rates, "stalled": stalled.render(), "ratio": ratio.render()}
 
