@@ -18,15 +18,9 @@ if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = [
-    "PARAM_DTYPES",
-    "check_gradients",
-    "check_group",
-    "check_param",
-    "check_patterns",
-    "is_dry_run",
-    "tell_idle",
+    "PARAM_DTYPES", "check_gradients", "check_group", "check_param", "check_patterns", "is_dry_run", "tell_idle",
     "tell_replaced",
-]
+]  # fmt: skip
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -31,25 +31,9 @@ if TYPE_CHECKING:
     from halfulp.numbers.quantizer import Quantizer
 
 __all__ = [
-    "Part",
-    "Window",
-    "agree",
-    "copy_back_",
-    "cut",
-    "gathered",
-    "has_memory",
-    "is_flat",
-    "is_sharded",
-    "is_wrapper",
-    "local",
-    "local_part",
-    "local_state_shape",
-    "placed_on",
-    "shard_like",
-    "whole",
-    "whole_values",
-    "window",
-]
+    "Part", "Window", "agree", "copy_back_", "cut", "gathered", "has_memory", "is_flat", "is_sharded", "is_wrapper",
+    "local", "local_part", "local_state_shape", "placed_on", "shard_like", "whole", "whole_values", "window",
+]  # fmt: skip
 
 
 def is_sharded(x: object) -> bool:

@@ -28,7 +28,7 @@ from halfulp.engine.sharding import (
     local,
     local_part,
     whole_values,
-)
+)  # fmt: skip
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.engine.zeroed import Written
 from halfulp.kernels.binding import Binding

@@ -12,21 +12,9 @@ from halfulp.rules.hyper import HyperBase, HyperParameters, decay_factors
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = [
-    "ADAM",
-    "ADAMW",
-    "EXP_AVG",
-    "EXP_AVG_SQ",
-    "MAX_EXP_AVG_SQ",
-    "TWO_MOMENTS",
-    "AdamHyper",
-    "AdamWHyper",
-    "MomentsHyper",
-    "max_ratio",
-    "moment_scalars",
-    "moments",
-    "normalise",
-    "second_moment",
-]
+    "ADAM", "ADAMW", "EXP_AVG", "EXP_AVG_SQ", "MAX_EXP_AVG_SQ", "TWO_MOMENTS", "AdamHyper", "AdamWHyper",
+    "MomentsHyper", "max_ratio", "moment_scalars", "moments", "normalise", "second_moment",
+]  # fmt: skip
 
 EXP_AVG = StateSlot("exp_avg", signed=True, decay=lambda h: h["betas"][0], drive=GRADIENT)
 EXP_AVG_SQ = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], drive=SQUARE)

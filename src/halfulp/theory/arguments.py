@@ -10,14 +10,8 @@ from halfulp.numbers.formats import Format
 from halfulp.rules.drives import Drive
 
 __all__ = [
-    "check_beta",
-    "check_drifts",
-    "check_number",
-    "check_rates",
-    "check_signed",
-    "check_spread",
-    "check_steps",
-]
+    "check_beta", "check_drifts", "check_number", "check_rates", "check_signed", "check_spread", "check_steps",
+]  # fmt: skip
 
 
 def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
