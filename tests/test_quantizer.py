@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import replace
 from fractions import Fraction
 
@@ -93,6 +94,25 @@ def test_shapes_bytes_and_gather(fmt: Format, scaling: Scaling) -> None:
             index = torch.arange(x.numel())
             assert same(q.gather(codes, scale, shape, index), values.flatten())
             assert same(q.gather(codes, scale, shape, index.flip(0)[::2]), values.flatten().flip(0)[::2])
+
+
+@pytest.mark.parametrize("fmt", NARROW, ids=str)
+def test_spacing_is_the_gap_of_the_grid_around_a_value(fmt: Format) -> None:
+    grid, scaling = fmt.grid(), Scaling("fp32", "block", 8)
+    inner = set(grid[1:-1])
+    q = Quantizer(fmt, scaling)
+    for shape in SHAPES:
+        x = data(shape, fmt)
+        units, found = q.units(x), q.spacing(x)
+        assert units.shape == found.shape == x.shape
+        if fmt.scaled and x.numel():
+            layout, scale = scaling.layout(shape), q.quantize(x)[1]
+            assert scale is not None
+            assert torch.equal(layout.split(units)[..., 0], scale.double())
+        for value, unit, gap in zip(*(part.flatten().tolist() for part in (x, units, found)), strict=True):
+            above = min(max(bisect.bisect_right(grid, value / unit), 1), len(grid) - 1)
+            if value / unit not in inner:  # a value of the format has a gap on either side
+                assert gap == pytest.approx((grid[above] - grid[above - 1]) * unit, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])

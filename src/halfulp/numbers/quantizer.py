@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfulp.numbers.formats import BUILT_IN, FORMATS, Format, get_format
 from halfulp.numbers.rounding import codebook_tables, decode, encode, pack4, storage_dtype, unpack4
-from halfulp.numbers.scaling import Scaling, rows_and_cols
+from halfulp.numbers.scaling import Layout, Scaling, rows_and_cols
 
 __all__ = ["Quantizer", "Rounding", "check_rounding", "float_spacing"]
 
@@ -178,15 +178,18 @@ class Quantizer:
             return encode(x, self.format, rand_bits, zero_floor=self.zero_floor), None
         layout = self.scaling.layout(x.shape)
         blocks = layout.split(x)
-        scale = self.scaling.from_absmax(
-            blocks.abs().amax(dim=-1) if blocks.numel() else x.new_zeros(layout.rows, layout.blocks), self.format
-        )
+        scale = self._scales(layout, blocks)
         y = layout.join(blocks * self.scaling.inverses(scale).unsqueeze(-1))
         words = None if rand_bits is None else rand_bits.reshape(y.shape)
         codes = encode(y.contiguous(), self.format, words, zero_floor=self.zero_floor)
         if self.format.packed:
             codes = pack4(codes.reshape(rows_and_cols(x.shape)))
         return codes.reshape(self.codes_shape(x.shape)), scale
+
+    def _scales(self, layout: Layout, blocks: Tensor) -> Tensor:
+        empty = blocks.numel() == 0
+        absmax = blocks.new_zeros(layout.rows, layout.blocks) if empty else blocks.abs().amax(dim=-1)
+        return self.scaling.from_absmax(absmax, self.format)
 
     def dequantize(self, codes: Tensor, scale: Tensor | None, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """Return the stored tensor as fp32, in the given shape."""
@@ -204,7 +207,7 @@ class Quantizer:
             return torch.ones_like(x, dtype=torch.float64)
         layout = self.scaling.layout(x.shape)
         blocks = layout.split(x)
-        scale = self.scaling.values(self.scaling.from_absmax(blocks.abs().amax(dim=-1), self.format))
+        scale = self.scaling.values(self._scales(layout, blocks))
         return layout.join(scale.double().unsqueeze(-1).expand(blocks.shape).contiguous()).reshape(x.shape)
 
     def spacing(self, x: Tensor) -> Tensor:
@@ -220,7 +223,8 @@ class Quantizer:
         fmt, units = self.format, self.units(x)
         y = x.double() / units.clamp_min(2.0**-1000)
         if fmt.kind == "float":
-            return float_spacing(y, fmt) * units
+            top = math.nextafter(fmt.max, 0.0)  # above a largest value that is a power of two there is none
+            return float_spacing(y.clamp(-top, top), fmt) * units
         grid = torch.tensor(fmt.grid(), dtype=torch.float64, device=x.device)
         above = torch.searchsorted(grid, y, right=True).clamp(1, len(grid) - 1)
         return (grid[above] - grid[above - 1]) * units
