@@ -28,15 +28,7 @@ def keeps_masters(optimizer: Any) -> bool:
 
 
 class Exact(Mapping[str, Tensor]):
-    """Tensors by name. A parameter with master weights is replaced by its fp32 weights, computed when it is read.
-
-    Parameters
-    ----------
-    tensors
-        Live tensors by name.
-    optimizers
-        Optimizers of halfulp that may keep master weights for them, possibly inside wrappers.
-    """
+    """Live tensors by name, where the optimizers' fp32 weights, computed when read, replace 16-bit parameters."""
 
     def __init__(self, tensors: Mapping[str, Tensor], optimizers: list[Any]) -> None:
         self._tensors, self._known = tensors, [FP32Weights(optimizer) for optimizer in optimizers]

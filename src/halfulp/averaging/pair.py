@@ -126,10 +126,8 @@ def _row(
         return None
     e, x = stored.double(), twin.double()
     due, update = e != x, (x - e) * (1 - decay)
-    if quantizer is None:
+    if quantizer is None or quantizer.format.is_float32:
         moved = ((e + update).to(stored.dtype) != stored).double()
-    elif quantizer.format.is_float32:
-        moved = ((e + update).float() != stored).double()
     else:
         steps = update.abs() / quantizer.spacing(stored).clamp_min(2.0**-1000)
         moved = steps.clamp_max(1.0) if quantizer.stochastic else (steps >= 0.5).double()

@@ -27,16 +27,9 @@ def placeholder(like: Tensor) -> nn.Parameter:
 
 
 class Served(dict[str, Any]):
-    """Parameters of a module, some of which are decoded from an average.
+    """Parameters of a module, some of which are decoded from an average: those whose keys are in `names`.
 
-    Parameters
-    ----------
-    entries
-        All parameters. Code that bypasses this class (a compiled graph) finds these placeholders without values.
-    names
-        Names of the averages to decode, by key.
-    read
-        Function that returns the parameter for such a name.
+    Code that bypasses this class (a compiled graph) finds the `entries`, placeholders without values.
     """
 
     def __init__(self, entries: Mapping[str, Any], names: Mapping[str, str], read: Read) -> None:
@@ -82,21 +75,10 @@ class Served(dict[str, Any]):
 
 
 def serve(model: nn.Module, names: Mapping[int, str], read: Read) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Make every module of a model read its parameters through `read`.
+    """Make every module of a model read its parameters through `read`, which gets the name of an average.
 
-    Parameters
-    ----------
-    model
-        Model whose parameter dictionaries are replaced.
-    names
-        Names of the averages, by ``id`` of the parameter that they replace.
-    read
-        Function that returns the parameter for a name.
-
-    Returns
-    -------
-    list
-        Modules and their former dictionaries, for :func:`unserve`.
+    `names` has the averages by the ``id`` of the parameters that they replace. The modules are returned with their
+    former dictionaries of parameters, for :func:`unserve`.
     """
     before: list[tuple[nn.Module, dict[str, Any]]] = []
     for module in model.modules():
@@ -124,16 +106,9 @@ def refuse_compiled(model: nn.Module, what: str, instead: str) -> None:
 
 
 def averaged_state(source: Source, live: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> dict[str, Any]:
-    """Return the ``state_dict`` of a model with averages in place of its own values, in the model's dtypes.
+    """Return the ``state_dict`` of a model with averages in place of the `live` values, in the model's dtypes.
 
-    Parameters
-    ----------
-    source
-        The model.
-    live
-        The averaged tensors of the model, by name.
-    value
-        Function that returns the average of a name in fp32, in the local shape.
+    `value` returns the average of a name in fp32, in the local shape.
     """
     model = source.model
     if not isinstance(model, nn.Module):

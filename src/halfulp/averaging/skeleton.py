@@ -22,16 +22,8 @@ class Skeleton:
     """The modules of a model, reading an average of it.
 
     Averaged weights are decoded when they are read. The others (frozen weights) are the first model's current tensors.
-    Buffers are copies. The average of a buffer is written into its copy.
-
-    Parameters
-    ----------
-    average
-        Average of a module.
-    module
-        A second model of the same form, whose averaged weights are dropped. Default: a copy of the first.
-    own
-        Names of parameters that the second model keeps as they are.
+    Buffers are copies. The average of a buffer is written into its copy. A second model of the same form may be given
+    as `module` in place of a copy. It drops its averaged weights, and keeps the parameters in `own`.
 
     Raises
     ------

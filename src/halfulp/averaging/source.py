@@ -122,16 +122,9 @@ def as_mapping(model: Model) -> nn.Module | Mapping[str, Tensor]:
 
 
 class Source:
-    """The floating-point parameters of a model, and optionally its buffers, by clean name.
+    """The floating-point parameters of a model, and optionally its buffers, by clean name, without ignored ones.
 
-    Parameters
-    ----------
-    model
-        A module or named tensors. :meth:`tensors` looks the tensors up at each call, so that replaced ones are found.
-    buffers
-        Whether to include buffers.
-    ignore
-        Names to exclude.
+    :meth:`tensors` looks them up at each call, so that replaced ones are found.
     """
 
     def __init__(self, model: Model, buffers: bool, ignore: frozenset[str]) -> None:

@@ -47,18 +47,8 @@ def check_keep(keep: str, *known: str) -> None:
 class Swap:
     """One swap of averages into a model and out again.
 
-    Parameters
-    ----------
-    live
-        Tensors to replace, by name.
-    value
-        Function that returns the average of a name in fp32, in the local shape.
-    exchange
-        Codes that can be exchanged with the live tensor, by name.
-    keep
-        Where the other live tensors are kept.
-    model
-        The model, needed by ``"stream"``.
+    The tensors `live` are replaced by what `value` returns for their names: fp32, in the local shape. Those with codes
+    in `exchange` change places with them. The others are kept where `keep` says. ``"stream"`` needs the model.
 
     Raises
     ------

@@ -25,6 +25,8 @@ from halfulp.checkpoint.masters import BESIDE, ERROR_BITS, error_bits, fp32_weig
 from halfulp.checkpoint.match import match_groups
 from halfulp.engine.loading import check_layout, reading
 from halfulp.engine.master import MasterState, master_kind
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.options import STORAGE_KEYS
 from halfulp.libraries import unwrap
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
@@ -69,8 +71,6 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
     >>> new.param_groups[0]["lr"]
     0.0003
     """
-    from halfulp.engine.optimizer import RuleOptimizer
-
     to = unwrap(to)
     if not isinstance(to, RuleOptimizer) and not type(to).__module__.startswith("torch.optim") and not _is_flash(to):
         raise ValueError(f"states are converted to halfulp, torch.optim and FlashOptim, not to {type(to).__module__}")
@@ -82,8 +82,6 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: torch.optim.Optimizer)
 
 
 def _converted(state_dict: Mapping[str, Any], to: torch.optim.Optimizer, target: dict[str, Any]) -> dict[str, Any]:
-    from halfulp.engine.optimizer import RuleOptimizer
-
     ours = isinstance(to, RuleOptimizer)
     state_dict = torch_layout(state_dict, [[p.shape for p in g["params"]] for g in to.param_groups])
     check_layout(state_dict)
@@ -129,14 +127,10 @@ def _hyper(saved: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, 
 
 
 def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    from halfulp.engine.options import STORAGE_KEYS
-
     out = copy.deepcopy(dict(own))
-    keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
-    if not isinstance(saved.get("state"), str):  # in another library, keys of these names mean something else
-        keep |= set(STORAGE_KEYS)
-    else:
-        keep |= set(STORAGE_KEYS) - {"seed"}
+    keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", *STORAGE_KEYS}
+    if isinstance(saved.get("state"), str):  # in another library, a key of this name means something else
+        keep -= {"seed"}
     for key, value in saved.items():
         if key not in keep and (key in own or key == "initial_lr"):
             out[key] = float(value) if isinstance(value, Tensor) and not isinstance(own.get(key), Tensor) else value
@@ -211,19 +205,13 @@ def _to_ours(
             made[f"{slot.name}_scale"] = scale
         age = ages[slot.name]
         made[f"{slot.name}_age"] = step if age is None else age
-    return made | _master(place, param, label, entries)
-
-
-def _master(place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
     rule = place.to.active_rule(place.group, param)
     master = MasterState.of(param, place.group["master_weights"], {}, rule, label)
-    return {} if master is None else master_entry(master, param, label, entries)
+    return made if master is None else made | master_entry(master, param, label, entries)
 
 
 def _rule_keys(hyper: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters that determine the slots (momentum = 0 has none)."""
-    from halfulp.engine.options import STORAGE_KEYS
-
     return {k: v for k, v in hyper.items() if k not in (*STORAGE_KEYS, "params", "param_names")}
 
 

@@ -54,14 +54,9 @@ def _by_slot(text: Any) -> dict[str, str]:
 def saved_states(
     entries: Mapping[Any, Any], group: Mapping[str, Any], shapes: Mapping[str, torch.Size] | None = None
 ) -> dict[str, SavedState]:
-    """Return the states of one parameter by slot.
+    """Return the states of one parameter by slot, from its entries and its group in the state dictionary.
 
-    Parameters
-    ----------
-    entries, group
-        Entries and group of the state dictionary.
-    shapes
-        Shape of each state, if known. Otherwise packed codes are assumed to have an even number of columns.
+    Where the shape of a state is not known, packed codes are assumed to have an even number of columns.
 
     Raises
     ------

@@ -29,13 +29,8 @@ DEBIASED = {"exp_avg": 0, "exp_avg_sq": 1}
 def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -> Mapping[str, Any]:
     """Return the state dictionary with the keys and values of ``torch.optim``.
 
-    Parameters
-    ----------
-    state_dict
-        State dictionary of ``torch.optim`` or a library that keeps its averages: Apex, Transformer Engine, DeepSpeed,
-        Megatron-LM, optimi, heavyball, FlashOptim. Others are returned unchanged.
-    sizes
-        Shapes of the target's parameters, by group. DeepSpeed stores them as one vector.
+    Changed are those of Apex, Transformer Engine, DeepSpeed, Megatron-LM, optimi, heavyball and FlashOptim. `sizes` are
+    the shapes of the target's parameters by group, which DeepSpeed stores as one vector.
 
     Raises
     ------
@@ -61,16 +56,12 @@ def torch_layout(state_dict: Mapping[str, Any], sizes: list[list[torch.Size]]) -
             names.append(found)
             entries = states.get(found)
             if isinstance(entries, Mapping):
-                states[found] = _entries(entries, group)
+                for fits, change in LAYOUTS:
+                    if fits(entries, group):
+                        entries = change(entries, group)
+                states[found] = entries
         groups.append({**group, "params": names})
     return {**state_dict, "state": states, "param_groups": groups}
-
-
-def _entries(entries: Entries, group: Group) -> Entries:
-    for fits, change in LAYOUTS:
-        if fits(entries, group):
-            entries = change(entries, group)
-    return entries
 
 
 # ---------------------------------------------------------------- one parameter

@@ -37,14 +37,9 @@ def _half_spacing(visible: Tensor) -> Tensor:
 
 
 def from_error_bits(visible: Tensor, bits: Tensor) -> Tensor:
-    """Return the fp32 weights of 16-bit weights with FlashOptim's error bits.
+    """Return the fp32 weights of 16-bit weights with FlashOptim's error bits, int8 or int16.
 
-    Parameters
-    ----------
-    visible
-        bfloat16 or float16. Values that are not finite are returned as they are.
-    bits
-        int8 or int16, of the same shape.
+    Weights that are not finite are returned as they are.
 
     Examples
     --------
@@ -56,16 +51,9 @@ def from_error_bits(visible: Tensor, bits: Tensor) -> Tensor:
 
 
 def error_bits(visible: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return FlashOptim's error bits of fp32 weights beside their 16-bit weights.
+    """Return FlashOptim's error bits of fp32 weights beside their 16-bit weights, in int8 or int16.
 
-    Parameters
-    ----------
-    visible
-        bfloat16 or float16.
-    values
-        fp32, of the same shape. Differences above half a spacing are cut off.
-    dtype
-        ``torch.int8`` or ``torch.int16``.
+    Differences above half a spacing are cut off.
     """
     share = ((values - visible.float()) / _half_spacing(visible)).clamp(-1.0, 1.0).nan_to_num(0.0)
     scaled = share * torch.iinfo(dtype).max
@@ -94,17 +82,8 @@ def fp32_weights_of(param: Tensor, entries: Mapping[Any, Any]) -> Tensor | None:
 def master_entry(master: MasterState, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the master weights of a parameter that correspond to a checkpoint's entries; empty if they have none.
 
-    Entries of the same kind are copied bit for bit. Others are converted by the fp32 weights that they give with the
-    present 16-bit weights.
-
-    Parameters
-    ----------
-    master
-        How the target keeps them.
-    param, label
-        The target's parameter, and its name for errors.
-    entries
-        The states of the parameter in the checkpoint.
+    `master` says how the target keeps them. Entries of the same kind are copied bit for bit. Others are converted by
+    the fp32 weights that they give with the present 16-bit weights.
     """
     given = entries.get(MASTER)
     if isinstance(given, Tensor) and given.dtype == torch.int16 and given.shape == param.shape:  # Transformer Engine's

@@ -164,7 +164,7 @@ def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, flo
     toward_zero = torch.where(v > 0, down, up)
     can_fall = (loss.abs() > 0) if stochastic else (loss.abs() >= toward_zero / 2)
     if slot in SECOND:
-        updates = (1 - beta) * v.unsqueeze(-1) * (_chi2() - 1.0)
+        updates = (1 - beta) * v.unsqueeze(-1) * (_normal().square() - 1.0)
     else:
         gain = 1.0 if slot == "momentum_buffer" else 1 - beta
         spread = v.square().mean().sqrt() * math.sqrt(1 - beta * beta) / gain if 0 < beta < 1 else v.abs().max()
@@ -175,13 +175,8 @@ def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, flo
 
 
 @lru_cache(maxsize=1)
-def _chi2() -> Tensor:
-    """Centers of 64 equally likely intervals of the chi-square distribution with one degree of freedom."""
-    return _normal().square()
-
-
-@lru_cache(maxsize=1)
 def _normal() -> Tensor:
+    """Centers of 128 equally likely intervals of the normal distribution."""
     middles = (torch.arange(128, dtype=torch.float64, device="cpu") + 0.5) / 128
     return math.sqrt(2) * torch.erfinv(2 * middles - 1)
 

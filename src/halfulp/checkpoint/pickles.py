@@ -44,10 +44,7 @@ _MAPPINGS = (Name("collections", "OrderedDict"), Name("builtins", "dict"))
 def plain(source: bytes | IO[bytes]) -> Any:
     """Return the value of one pickle as numbers, strings, containers, :class:`Name` and :class:`Record`.
 
-    Parameters
-    ----------
-    source
-        Bytes, or a file, which is read to the end of the pickle.
+    A file is read to the end of the pickle.
 
     Raises
     ------
@@ -144,8 +141,7 @@ class _Machine:
     def _empty_list(self, _: Any) -> None:
         self.stack.append([])
 
-    def _empty_set(self, _: Any) -> None:
-        self.stack.append([])
+    _empty_set = _empty_list
 
     def _dict(self, _: Any) -> None:
         items, made = self.marked(), dict[Any, Any]()
@@ -176,7 +172,7 @@ class _Machine:
         _extend(self.stack[-1], [value])
 
     def _appends(self, _: Any) -> None:
-        values = self.marked()
+        values = self.marked()  # before the container, which is below them
         _extend(self.stack[-1], values)
 
     _additems = _appends

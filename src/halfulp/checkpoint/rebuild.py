@@ -47,16 +47,8 @@ def rebuilt(
 ) -> tuple[dict[str, Any], str]:
     """Return the state dictionary of an optimizer with the states of `saved`, and the optimizer's name.
 
-    Parameters
-    ----------
-    saved
-        State dictionary of any library that can be converted.
-    state
-        A format, or ``"torch"`` for ``torch.optim``.
-    optimizer
-        Name of a class. Default: the one that has these states.
-    rounding
-        Rounding of later steps.
+    `state` is a format, or ``"torch"`` for ``torch.optim``. `optimizer` is the name of a class, by default of the one
+    that has these states. `rounding` is that of later steps.
 
     Raises
     ------

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halfulp.checkpoint.files import read_file, write_file
 from halfulp.engine.loading import validate
-
-if TYPE_CHECKING:
-    from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.engine.slot_state import SlotState
 
 __all__ = ["check_roundtrip"]
 
@@ -49,8 +48,6 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
     >>> halfulp.check_roundtrip(optimizer)
     2
     """
-    from halfulp.engine.optimizer import RuleOptimizer
-
     state_dict = optimizer.state_dict()
     if isinstance(optimizer, RuleOptimizer):
         state_dict = {**state_dict, "state": _probes(optimizer, state_dict)}
@@ -70,8 +67,6 @@ def check_roundtrip(optimizer: torch.optim.Optimizer) -> int:
 
 def _probes(optimizer: RuleOptimizer, state_dict: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Return the states of the smallest parameter of each storage: its own, or noise."""
-    from halfulp.engine.slot_state import SlotState
-
     chosen: dict[Any, tuple[int, int, dict[str, Any], Tensor]] = {}
     number = 0
     for at, group in enumerate(optimizer.param_groups):

@@ -19,18 +19,9 @@ from halfulp.rules.base import Rule
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "COMPENSATED",
-    "Adapter",
-    "Codebook",
-    "Codec",
-    "Followed",
-    "Located",
-    "Plain",
-    "Skipped",
-    "Stored",
-    "averages",
+    "COMPENSATED", "Adapter", "Codebook", "Codec", "Followed", "Located", "Plain", "Skipped", "Stored", "averages",
     "other_shape",
-]
+]  # fmt: skip
 
 Group = Mapping[str, Any]
 

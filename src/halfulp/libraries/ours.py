@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import local
 from halfulp.libraries.base import Followed, Group, Located, Skipped, Stored, averages
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.slots import Hyper, StateSlot
-
-if TYPE_CHECKING:
-    from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = ["Ours", "QuantizerCodec"]
 
@@ -54,12 +52,6 @@ class QuantizerCodec:
         return values, codes if self.moving else values
 
 
-def _base() -> type[RuleOptimizer]:
-    from halfulp.engine.optimizer import RuleOptimizer
-
-    return RuleOptimizer
-
-
 class Ours:
     """The adapter of :class:`halfulp.engine.optimizer.RuleOptimizer`."""
 
@@ -68,14 +60,14 @@ class Ours:
 
     def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
-        return isinstance(optimizer, _base())
+        return isinstance(optimizer, RuleOptimizer)
 
     def stored(
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
     ) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
-        assert isinstance(optimizer, _base())
+        assert isinstance(optimizer, RuleOptimizer)
         whole = _samples(optimizer, group, param)
         for state in optimizer.states(param):
             slot, shape = state.slot, tuple(local(param).shape)
@@ -94,7 +86,7 @@ class Ours:
         self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
     ) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`. Uses the exact moments, as the bit contract specifies."""
-        assert isinstance(optimizer, _base())
+        assert isinstance(optimizer, RuleOptimizer)
         rule = optimizer.active_rule(dict(group), param)
         if _samples(optimizer, group, param):
             return Followed(rule, lambda group, param: group)

@@ -69,23 +69,17 @@ class Counts:
         self.latest: dict[tuple[Member, str], Seen] = {}
         """The last record of each state, including parameters that no longer exist."""
         self.weight_reason: str | None = None
-        self._waiting: list[tuple[Reader, Tensor]] = []
+        self._waiting: dict[Reader, Tensor] = {}
         self._waiting_weights: list[tuple[list[Member], Tensor]] = []
 
     def add_states(
         self, binding: Binding, courses: list[Course], before: dict[str, Tensor], marks: list[Tensor],
         exact: dict[str, Tensor], shadow: dict[str, Tensor], fine: Tensor,
     ) -> None:  # fmt: skip
-        """Compare stored and exact successors.
+        """Compare stored and exact successors of the elements that are `fine`.
 
-        Parameters
-        ----------
-        before, exact, shadow
-            Group vectors by slot: stored before the step, its exact successor, and the shadow after it.
-        marks
-            Marks of each reader before the step.
-        fine
-            Elements to count.
+        `before`, `exact` and `shadow` are group vectors by slot: what was stored before the step, its exact successor,
+        and the shadow after it. `marks` are those of each reader before the step.
         """
         course_of = {m: course for course in courses for m in course.members}
         self.seen = []
@@ -93,8 +87,8 @@ class Counts:
             first = next((m for m in reader.members if m in course_of), None)
             if first is None:
                 continue
-            declared = next(s for s in course_of[first].rule.slots(course_of[first].hyper) if s.name == reader.slot)
-            drive = declared.averages(course_of[first].hyper, tuple(first.shape))
+            hyper, declared = course_of[first].hyper, course_of[first].slot(reader.slot)
+            drive = declared.averages(hyper, tuple(first.shape))
             if drive is None:
                 continue
             stored, new_marks = reader.read()
@@ -108,7 +102,8 @@ class Counts:
                 still = torch.where(young[reader.segment], stored == old, still)
             sums = torch.zeros(len(reader.members), 2, dtype=stored.dtype, device=stored.device)
             sums.index_add_(0, reader.segment, torch.stack([due, due & still], dim=-1).to(stored.dtype))
-            self._wait(reader, sums)
+            waiting = self._waiting.get(reader)
+            self._waiting[reader] = sums if waiting is None else waiting + sums
             met = {
                 m: (course_of[m].average(reader.slot, m), m.ages[reader.slot] - 1)
                 for m in reader.members
@@ -116,7 +111,7 @@ class Counts:
             }
             for m, (average, _) in met.items():
                 self.tallies.setdefault((m, reader.slot), Tally()).ages.add(average)
-            beta = declared.decay({k: v for k, v in course_of[first].hyper.items() if k != "age"})
+            beta = declared.decay({k: v for k, v in hyper.items() if k != "age"})
             seen = Seen(reader, stored, reader.of_group(shadow[reader.slot]), sums, met, beta, drive.kind)
             self.seen.append(seen)
             self.latest |= {(m, reader.slot): seen for m in reader.members}
@@ -146,13 +141,6 @@ class Counts:
             sums = sums + self._waiting_weights.pop()[1]
         self._waiting_weights.append((binding.members, sums))
 
-    def _wait(self, reader: Reader, sums: Tensor) -> None:
-        for i, (known, waiting) in enumerate(self._waiting):
-            if known is reader:
-                self._waiting[i] = (reader, waiting + sums)
-                return
-        self._waiting.append((reader, sums))
-
     def flushed_weights(self) -> list[WeightTally]:
         """Return the sums of every parameter so far."""
         self.flush()
@@ -160,7 +148,7 @@ class Counts:
 
     def flush(self) -> None:
         """Add the device's counts to the tallies."""
-        for reader, sums in self._waiting:
+        for reader, sums in self._waiting.items():
             for member, (updates, stalled) in zip(reader.members, sums.tolist(), strict=True):
                 tally = self.tallies.setdefault((member, reader.slot), Tally())
                 tally.updates += updates
@@ -170,4 +158,4 @@ class Counts:
                 kept = self.weights.setdefault(member, WeightTally())
                 for name, value in zip(("due", "stalled", "intended", "moved"), values, strict=True):
                     setattr(kept, name, getattr(kept, name) + value)
-        self._waiting, self._waiting_weights = [], []
+        self._waiting, self._waiting_weights = {}, []

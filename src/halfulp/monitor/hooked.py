@@ -20,12 +20,7 @@ __all__ = ["Hooked", "harmless"]
 def harmless(what: str, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keep errors inside the block from reaching the training. The first is reported with the traceback's last line.
 
-    Parameters
-    ----------
-    what
-        What the error stops, for the message.
-    stop
-        Called after an error.
+    `what` says in the message what ends with the error, and `stop` ends it.
     """
     try:
         yield

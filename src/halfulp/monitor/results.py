@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfulp.monitor.binding import Member
 from halfulp.monitor.counts import Seen
 from halfulp.monitor.group import GroupWatch
 from halfulp.monitor.prediction import Average, predicted
@@ -142,33 +141,23 @@ def weights(watches: Iterable[GroupWatch]) -> Iterator[Weights]:
 def rows(watches: Iterable[GroupWatch]) -> list[Row]:
     """Return the measurements of every slot of every parameter over all counted steps."""
     watches = list(watches)
-    moved = {w.parameter: w for w in weights(watches)}
+    moved = {w.parameter: (w.stalled, w.moved) for w in weights(watches)}
     seen = [(watch, seen) for watch in watches for seen in dict.fromkeys(watch.counts.latest.values())]
     return [row for watch, each in seen for row in _rows(watch, each, moved)]
 
 
-def _rows(watch: GroupWatch, seen: Seen, moved: dict[str, Weights]) -> Iterator[Row]:
-    reader = seen.reader
-    for (member, stored), (_, shadow) in zip(reader.split(seen.stored), reader.split(seen.shadow), strict=True):
-        if watch.counts.latest[member, reader.slot] is seen:
-            error = step_error(stored, shadow) if seen.kind == "square" else (None, None)
-            yield _row(watch, seen, member, distance(stored, shadow), error, moved.get(member.name))
-
-
-def _row(
-    watch: GroupWatch,
-    seen: Seen,
-    member: Member,
-    apart: tuple[float, float, float],
-    error: tuple[float | None, float | None],
-    weights: Weights | None,
-) -> Row:
-    codec, slot = seen.reader.codec, seen.reader.slot
-    tally = watch.counts.tallies[member, slot]
-    expected = tally.ages.mean_prediction(codec.format, codec.rounding)
-    return Row(
-        member.name, slot, codec.format, codec.rounding, seen.beta, round(tally.updates),
-        tally.stalled / tally.updates if tally.updates else 0.0, math.nan if expected is None else expected, *apart,
-        None if weights is None else weights.stalled, None if weights is None else weights.moved,
-        math.prod(member.shape), codec.moving, *error,
-    )  # fmt: skip
+def _rows(watch: GroupWatch, seen: Seen, moved: dict[str, tuple[float, float | None]]) -> Iterator[Row]:
+    codec, slot, split = seen.reader.codec, seen.reader.slot, seen.reader.split
+    for (member, stored), (_, shadow) in zip(split(seen.stored), split(seen.shadow), strict=True):
+        if watch.counts.latest[member, slot] is not seen:
+            continue
+        tally = watch.counts.tallies[member, slot]
+        expected = tally.ages.mean_prediction(codec.format, codec.rounding)
+        factor, residual = step_error(stored, shadow) if seen.kind == "square" else (None, None)
+        weights_stalled, weights_moved = moved.get(member.name, (None, None))
+        yield Row(
+            member.name, slot, codec.format, codec.rounding, seen.beta, round(tally.updates),
+            tally.stalled / tally.updates if tally.updates else 0.0, math.nan if expected is None else expected,
+            *distance(stored, shadow), weights_stalled, weights_moved, math.prod(member.shape), codec.moving, factor,
+            residual,
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from halfulp.monitor.binding import Binding, Member, precise
 from halfulp.rules.base import Rule
 from halfulp.rules.slots import Hyper, StateSlot
 
-__all__ = ["Course", "Shadow", "courses", "declared_slot", "exact_step", "needs_weights", "start_of"]
+__all__ = ["Course", "Shadow", "courses", "exact_step", "needs_weights", "start_of"]
 
 States = dict[str, Tensor]
 
@@ -33,11 +33,14 @@ class Course:
     known: bool
     """Whether the rule determines how the weights move."""
 
+    def slot(self, name: str) -> StateSlot:
+        """Return the declared slot of a state."""
+        return next(s for s in self.rule.slots(self.hyper) if s.name == name)
+
     def average(self, slot: str, member: Member) -> Any:
         """Drive, decay and age of the average that this step meets; ``None`` if theory does not cover it."""
-        declared = next(s for s in self.rule.slots(self.hyper) if s.name == slot)
         hyper = {**self.hyper, **self.scalars}
-        return declared.average(hyper, tuple(member.shape), member.ages[slot] - 1)
+        return self.slot(slot).average(hyper, tuple(member.shape), member.ages[slot] - 1)
 
 
 def needs_weights(binding: Binding, group: Mapping[str, Any]) -> bool:
@@ -94,16 +97,10 @@ class Shadow:
         self, binding: Binding, kept: Mapping[tuple[Member, str], Tensor], *, fresh: bool, weight: Tensor | None,
         group: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """Adopt a new binding.
+        """Adopt a new binding, with the shadows in `kept`.
 
-        Parameters
-        ----------
-        kept
-            Shadows to keep, from :meth:`pieces`.
-        fresh
-            Whether the other states were at their start until this step. Otherwise their present values are taken.
-        weight
-            Weights before this step, from which some states start.
+        The others are `fresh` if they were at their start until this step, for which some need the weights before it.
+        Otherwise they begin with the present values.
         """
         now = {} if fresh else binding.assemble(reader.read()[0] for reader in binding.readers)
         size = len(binding.segment)
@@ -150,18 +147,18 @@ class Shadow:
 
 def start_of(member: Member, slot: str, group: Mapping[str, Any], weight: Tensor | None) -> Tensor | float:
     """Return the initial value of a state."""
-    declared = declared_slot(member, slot, group)
+    declared, _ = _declared(member, slot, group)
     if declared is None or declared.init is None or weight is None:
         return 0.0
     return declared.init(weight[member.piece].float()).to(weight.dtype)
 
 
-def declared_slot(member: Member, slot: str, group: Mapping[str, Any]) -> StateSlot | None:
-    """Return the declared slot of a member's state."""
+def _declared(member: Member, slot: str, group: Mapping[str, Any]) -> tuple[StateSlot | None, Hyper]:
+    """Return the declared slot of a member's state, if there is one, and the hyper-parameters."""
     if member.followed is None:
-        return None
+        return None, {}
     hyper = member.followed.hyper(group, member.param)
-    return next((s for s in member.followed.rule.slots(hyper) if s.name == slot), None)
+    return next((s for s in member.followed.rule.slots(hyper) if s.name == slot), None), hyper
 
 
 def _age(member: Member, slot: str, group: Mapping[str, Any]) -> int:
@@ -171,9 +168,8 @@ def _age(member: Member, slot: str, group: Mapping[str, Any]) -> int:
     age = member.adapter.age(group, member.entries, slot)
     if age is not None:
         return age
-    declared = declared_slot(member, slot, group)
-    assert member.followed is not None
-    beta = 0.0 if declared is None else declared.decay(member.followed.hyper(group, member.param))
+    declared, hyper = _declared(member, slot, group)
+    beta = 0.0 if declared is None else declared.decay(hyper)
     return max(round(3 / (1 - beta)), 1) if 0.0 < beta < 1.0 else 1
 
 

@@ -36,17 +36,7 @@ def agree_on(text: str, peers: Peers, device: torch.device) -> None:
 
 
 def settings(values: Mapping[str, Any], graphs: Graphs | None, outer: Optimizer | None) -> str:
-    """Return settings as text. Functions, which cannot be compared, are left out.
-
-    Parameters
-    ----------
-    values
-        Settings by name.
-    graphs
-        The graphs, for methods that need them.
-    outer
-        The outer optimizer, for methods that have one.
-    """
+    """Return settings by name, graphs and the outer optimizer as text, without functions, which cannot be compared."""
     parts = [f"{name}={value}" for name, value in values.items() if not callable(value)]
     if outer is not None:
         plain = (int, float, str, tuple, type(None))
@@ -59,14 +49,9 @@ def settings(values: Mapping[str, Any], graphs: Graphs | None, outer: Optimizer 
 
 
 def digest(params: Mapping[str, Tensor], common: AverageStore | None) -> int:
-    """Return a checksum of the dtypes and of the common weights. It is exact in float64.
+    """Return a checksum of the dtypes, and of the common weights, whose bits must be the same on all workers.
 
-    Parameters
-    ----------
-    params
-        The parameters by name.
-    common
-        The common weights, which must have the same bits on all workers.
+    It is exact in float64.
     """
     found = zlib.crc32(" ".join(str(param.dtype) for param in params.values()).encode())
     if common is not None:
@@ -79,16 +64,7 @@ def digest(params: Mapping[str, Tensor], common: AverageStore | None) -> int:
 def checked(
     figures: Tensor, method: Method, rank: int, circle: tuple[int, ...], number: int, graphs: Graphs, seed: int
 ) -> Seen:
-    """Return what a worker sees at meeting `number`.
-
-    Parameters
-    ----------
-    figures
-        The numbers at the start of each worker's message, in the order of the circle.
-    method
-        The method.
-    rank, circle, number, graphs, seed
-        See :class:`Seen`.
+    """Return what a worker sees at meeting `number`, from the numbers that begin the messages of its circle.
 
     Raises
     ------

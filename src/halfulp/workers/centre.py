@@ -70,12 +70,7 @@ class OuterStep:
     def step(self, changes: Mapping[str, Tensor], lr: float) -> dict[str, Tensor]:
         """Return the common weights after a step whose negative gradient is the workers' mean change.
 
-        Parameters
-        ----------
-        changes
-            fp32 values of this process's part, by name.
-        lr
-            The workers' learning rate, for an outer optimizer that needs it.
+        They are this process's part, in fp32. An outer optimizer that needs it gets the workers' learning rate `lr`.
         """
         with self._held() as centres:
             for group in self.optimizer.param_groups:
@@ -93,13 +88,7 @@ class OuterStep:
             return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the result of :meth:`state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If it belongs to another optimizer.
-        """
+        """Load the result of :meth:`state_dict`. Raise ``ValueError`` if it belongs to another optimizer."""
         saved, own = ([sorted(group) for group in groups] for groups in (
             state_dict["param_groups"], self.optimizer.param_groups,
         ))  # fmt: skip

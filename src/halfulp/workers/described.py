@@ -15,12 +15,7 @@ __all__ = ["described"]
 def described(cls: type[Any], base: type[Any]) -> None:
     """Give a class the signature and docstring that its method declares.
 
-    Parameters
-    ----------
-    cls
-        Class with a ``method``. Its own docstring, if any, is kept as the beginning.
-    base
-        The class that describes the common arguments of all methods.
+    `base` describes the arguments that all methods have.
     """
     method = cls.method
     own = {f.name: f for f in fields(method.hyper)}

@@ -129,16 +129,9 @@ class Layout:
         return ";".join(f"{n}{tuple(p.part.tensor.shape)}={p.quantizer.spec}" for n, p in places)
 
     def encode(self, values: Mapping[str, Tensor], figures: Tensor, sender: int, meeting: int) -> Tensor:
-        """Encode finite fp32 values as a message, in uint8.
+        """Encode numbers and finite fp32 values of every name as a message, in uint8.
 
-        Parameters
-        ----------
-        values
-            Values by name. Every name of the layout must be present.
-        figures
-            The numbers that come first.
-        sender, meeting
-            Numbers of the sender and the meeting, which determine the random bits.
+        The numbers of sender and meeting determine the random bits.
         """
         message = torch.zeros(self.bytes, dtype=torch.uint8, device=self.device)
         self._view(message, self._figures, torch.float64).copy_(figures)

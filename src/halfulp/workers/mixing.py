@@ -38,20 +38,8 @@ def mixed(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return the weighted sum of the messages, in the order of the workers, with the same bits on all of them.
 
-    Parameters
-    ----------
-    method, hyper
-        The method and its hyper-parameters.
-    params
-        The parameters by name.
-    own
-        What this worker sent, before rounding.
-    received, layout
-        The messages of the circle, and their layout.
-    reference
-        The common weights to which the messages are differences, if there are some.
-    seen
-        What a worker knows besides the tensors.
+    `own` is what this worker sent, before rounding, and `received` are the messages of the circle. They are differences
+    to the common weights in `reference`, if there are some.
     """
     rows = method.mix(hyper, seen)
     rows = rows if rows.ndim == 2 else rows.unsqueeze(1).expand(-1, len(own))

@@ -71,19 +71,9 @@ def aliases(params: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
 def go(pull: torch.optim.Optimizer, params: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: float) -> None:
     """Move parameters towards targets by a share of the distance, with a step of an optimizer of the rule :data:`PULL`.
 
-    The optimizer's parameters share memory with `params` but have their own gradients. For 16-bit parameters, first the
-    difference is rounded to their format (a relative error of at most half a unit), then the sum.
-
-    Parameters
-    ----------
-    pull
-        The optimizer, with one group.
-    params
-        The parameters by name, in the optimizer's order.
-    targets
-        fp32 values of this process's part of each parameter.
-    share
-        Share of the distance. A negative share moves away from the target.
+    The optimizer's parameters are :func:`aliases` of `params`, in their order. The targets are fp32 values of this
+    process's part. A negative share moves away from them. For 16-bit parameters, first the difference is rounded to
+    their format (a relative error of at most half a unit), then the sum.
     """
     (group,) = pull.param_groups
     group["lr"], group["push"] = max(share, 0.0), max(-share, 0.0)

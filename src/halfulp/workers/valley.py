@@ -20,21 +20,7 @@ def ray_to_boundary(
 ) -> float:
     """Return the distance from the centre, towards a worker, at which the loss is `kappa` times that of the centre.
 
-    Parameters
-    ----------
-    loss
-        Loss as a function of weights. It must be positive at the centre.
-    centre, worker
-        Weights by name.
-    kappa
-        Factor, above 1.
-    furthest
-        Largest distance to search, in units of the distance from centre to worker.
-
-    Returns
-    -------
-    float
-        The distance, or infinity if the loss does not reach that value.
+    It is infinite if the loss does not reach that value within `furthest` times the distance from centre to worker.
 
     Raises
     ------
@@ -74,10 +60,14 @@ def inverse_mean_valley(
 
     Parameters
     ----------
-    loss, kappa, furthest
-        As for :func:`ray_to_boundary`.
+    loss
+        Loss as a function of weights. It must be positive at the mean.
     workers
         Weights of each worker, by name. At least two.
+    kappa
+        Factor, above 1.
+    furthest
+        Largest distance to search, in units of the distance from the mean to a worker.
 
     Examples
     --------
