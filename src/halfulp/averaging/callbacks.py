@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +147,10 @@ def _rebuild(kind: str) -> Any:
     return made.__new__(made)
 
 
-class _Evaluated:
-    """A loop of the trainer that runs with the average in the model."""
-
-    def __init__(self, keeper: Keeper, trainer: Any, loop: str) -> None:
-        self.keeper, self.trainer, self.loop = keeper, trainer, loop
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.keeper.evaluating(self.trainer.model):
-            return getattr(type(self.trainer), self.loop)(self.trainer, *args, **kwargs)
+def _evaluated(keeper: Keeper, trainer: Any, loop: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a loop of the trainer with the average in the model."""
+    with keeper.evaluating(trainer.model):
+        return getattr(type(trainer), loop)(trainer, *args, **kwargs)
 
 
 def _calling_trainer(callback: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -193,7 +188,7 @@ def _trainer_class() -> Any:
                 self._folder = Path(trainer._get_output_dir(trial=loop.get("trial")))
                 for name in ("evaluation_loop", "prediction_loop"):
                     if hasattr(type(trainer), name):
-                        setattr(trainer, name, _Evaluated(self, trainer, name))
+                        setattr(trainer, name, partial(_evaluated, self, trainer, name))
             if saved is not None:
                 self.average.load_state_dict(read_file(saved))
 

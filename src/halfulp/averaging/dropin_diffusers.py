@@ -261,32 +261,28 @@ class EMAModel:
         if not isinstance(settings["use_ema_warmup"], bool):
             raise ValueError(f"use_ema_warmup is True or False, got {settings['use_ema_warmup']!r}")
         stored, values = state_dict.get("halfulp"), state_dict.get("shadow_params")
+        formats = "" if stored is None else f"{stored['storage']}; here {self.averages.quantizer.spec}"
         if stored is not None and self._stores(stored):
             checked = self.averages.validate(stored["averages"])
             seed = count("EMAModel", "seed", stored["seed"])
             self.averages.load(checked)
             self.averages.seed = seed
         elif stored is not None and values is None:
-            other, own = stored["storage"], self._storage()
             raise ValueError(
-                f"the averages of the state_dict ({other}) do not fit this EMAModel ({own}), and it has no "
-                "shadow_params, which would be rounded"
+                f"the averages of the state_dict ({formats}) do not fit this EMAModel, and it has no shadow_params, "
+                "which would be rounded"
             )
         elif values is not None:
             if stored is not None:
-                other, own = stored["storage"], self._storage()
-                log_once(f"EMAModel: the averages were saved in other formats ({other}; here {own}): rounded", 30)
+                log_once(f"EMAModel: the averages were saved in other formats ({formats}): rounded", 30)
             self.shadow_params = list(values)
         for key, value in settings.items():
             setattr(self, key, value)
 
-    def _storage(self) -> str:
-        return self.averages.quantizer.spec
-
     def _stores(self, stored: Mapping[str, Any]) -> bool:
         """Return whether saved averages are stored like these, so that they load bit for bit."""
         own, saved = self.averages.state_dict(), stored["averages"]
-        return stored["storage"] == self._storage() and {
+        return stored["storage"] == self.averages.quantizer.spec and {
             name: _dtypes(entries) for name, entries in own.items()
         } == {name: _dtypes(entries) for name, entries in saved.items()}  # fmt: skip
 

@@ -241,6 +241,9 @@ class EMAPytorch(SecondModel):
 
     @torch.no_grad()
     def _copy_own(self, names: Collection[str]) -> None:
+        """Copy parameters and buffers that are not averaged. To look at them decodes those that are."""
+        if not names:
+            return
         theirs = _by_name(self.model)
         for name, tensor in _by_name(self.ema_model).items():
             if name in names and tensor.is_floating_point():

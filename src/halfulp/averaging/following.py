@@ -24,13 +24,7 @@ class Following:
     """The stores of an average, which follow the tensors of a model. For the parameters see :class:`WeightAverage`."""
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        buffers: Use = "live",
-        frozen: Use = "live",
-        ignore: Iterable[str] = (),
-        **options: Any,
+        self, model: Model, *, buffers: Use = "live", frozen: Use = "live", ignore: Iterable[str] = (), **options: Any
     ) -> None:
         for key, given in (("buffers", buffers), ("frozen", frozen)):
             if given not in ("live", "average"):
@@ -46,8 +40,6 @@ class Following:
         """Calls of :meth:`update`."""
         self.updates = 0
         """Number of those calls that updated the average."""
-        self.began: dict[str, int] = {}
-        """Step at which each tensor's average began. It is above 0 for tensors that were unfrozen, added or resized."""
         followed = {n: t for n, t in tensors.items() if self._wanted(t)}
         if not followed:
             left = self.left_out
@@ -63,6 +55,7 @@ class Following:
         self.stores = [self.store]
         """The store, and those of what a subclass keeps beside it. All have the same tensors."""
         self.began = dict.fromkeys(followed, 0)
+        """Step at which each tensor's average began. It is above 0 for tensors that were unfrozen, added or resized."""
         self._optimizers: list[Any] = []
         self._synced: dict[str, Tensor] | None
         """What the source returned when the random streams were last numbered."""
@@ -186,7 +179,7 @@ class Following:
         if own:
             self._number(tensors)
         else:
-            self._last = {n: tensors[n] for n in self.store}
+            self._synced, self._last = None, {n: tensors[n] for n in self.store}
         return self._last
 
     def _number(self, tensors: dict[str, Tensor]) -> None:

@@ -48,20 +48,7 @@ class Served(dict[str, Any]):
             raise RuntimeError(f"{self.names[key]} is an average that is decoded while it is read: it cannot be set")
         super().__setitem__(key, value)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the decoded value of a key, or the default."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
-
-    def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
-        """Yield pairs like ``dict.items``, decoded one at a time."""
-        return ((key, self[key]) for key in self)
-
-    def values(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield values like ``dict.values``, decoded one at a time."""
-        return (self[key] for key in self)
+    get, items, values = Mapping.get, Mapping.items, Mapping.values  # type: ignore[assignment]  # decode by self[key]
 
     def __iter__(self) -> Iterator[str]:  # makes dict(served) decode as well
         return iter(self.keys())

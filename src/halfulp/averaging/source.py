@@ -15,15 +15,8 @@ from halfulp.engine.checks import PARAM_DTYPES
 from halfulp.engine.sharding import is_wrapper
 
 __all__ = [
-    "Model",
-    "Source",
-    "all_clean_names",
-    "check_followed",
-    "clean_name",
-    "is_frozen",
-    "shipped_names",
-    "unwrapped",
-]
+    "Model", "Source", "all_clean_names", "check_followed", "clean_name", "is_frozen", "shipped_names", "unwrapped",
+]  # fmt: skip
 
 Model = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
