@@ -28,12 +28,13 @@ from halfulp.engine.master import MasterState, master_kind
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.libraries import unwrap
+from halfulp.libraries.base import Entries, Group
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.numbers.log import log_once
 
 __all__ = ["convert_state_dict"]
 
-RENAMED = {"state1": ("momentum_buffer", "exp_avg", "square_avg", "sum")}
+STATE1 = ("momentum_buffer", "exp_avg", "square_avg", "sum")
 """Possible names of the single state of bitsandbytes, most preferred first."""
 FLASH_BITS = {3: torch.int8, 4: torch.int16}
 """FlashOptim's error bits of 16-bit weights, by the ``master_bytewidth`` of a group."""
@@ -126,7 +127,7 @@ def _hyper(saved: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, 
     return found[0] if found else copy.deepcopy(dict(own))
 
 
-def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _group(saved: Group, own: Group) -> dict[str, Any]:
     out = copy.deepcopy(dict(own))
     keep = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", *STORAGE_KEYS}
     if isinstance(saved.get("state"), str):  # in another library, a key of this name means something else
@@ -142,8 +143,8 @@ def _group(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(
-    entries: Mapping[Any, Any],
-    saved: Mapping[str, Any],
+    entries: Entries,
+    saved: Group,
     wanted: Mapping[str, torch.Size],
     label: str,
     kind: str,
@@ -154,12 +155,11 @@ def _decoded(
     for name in [n for n in BESIDE if n in states]:
         log_once(f"{name} has no place in {kind} and is left out", level=30)
         del states[name]
-    for name, choices in RENAMED.items():
-        if name in states:
-            fit = next((c for c in choices if c in wanted), None)
-            if fit is None:
-                raise ValueError(f"{label}: {kind} keeps {sorted(wanted)}, none of which is bitsandbytes' {name}")
-            states[fit] = states.pop(name)
+    if "state1" in states:
+        fit = next((name for name in STATE1 if name in wanted), None)
+        if fit is None:
+            raise ValueError(f"{label}: {kind} keeps {sorted(wanted)}, none of which is bitsandbytes' state1")
+        states[fit] = states.pop("state1")
     missing, extra = sorted(set(wanted) - set(states) - set(optional)), sorted(set(states) - set(wanted))
     if missing or extra:
         lacks = f" lacks {missing}" if missing else ""
@@ -177,9 +177,7 @@ def _finite(values: Tensor, name: str, label: str) -> Tensor:
     return values
 
 
-def _to_ours(
-    place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any], saved: Mapping[str, Any]
-) -> dict[str, Any]:
+def _to_ours(place: _Place, param: Tensor, label: str, entries: Entries, saved: Group) -> dict[str, Any]:
     kind = f"halfulp.{type(place.to).__name__}"
     slots = place.to.slot_storage(place.group, param)
     kept = BESIDE if master_kind(place.group["master_weights"], param, label) else ()
@@ -227,14 +225,12 @@ def _check_counted(ages: list[int], step: int | None, states: Mapping[str, Any],
         )
 
 
-def _step(entries: Mapping[Any, Any]) -> int | None:
+def _step(entries: Entries) -> int | None:
     step = entries.get("step")
     return None if step is None else int(step)
 
 
-def _to_torch(
-    place: _Place, param: Tensor, label: str, entries: Mapping[Any, Any], saved: Mapping[str, Any]
-) -> dict[str, Any]:
+def _to_torch(place: _Place, param: Tensor, label: str, entries: Entries, saved: Group) -> dict[str, Any]:
     hyper, kind = place.hyper, f"{type(place.to).__module__.partition('.')[0]}.{type(place.to).__name__}"
     names, beside = _torch_slots(place.to, hyper), _error_bits(place, param, entries)
     entries = {k: v for k, v in entries.items() if not beside or k not in BESIDE}
@@ -261,7 +257,7 @@ def _is_flash(to: torch.optim.Optimizer) -> bool:
     return type(to).__module__.partition(".")[0] == "flashoptim"
 
 
-def _error_bits(place: _Place, param: Tensor, entries: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _error_bits(place: _Place, param: Tensor, entries: Entries) -> dict[str, Tensor]:
     """Return the entry of FlashOptim's error bits for a 16-bit parameter, in the parameter's dtype as it saves them."""
     dtype = FLASH_BITS.get(int(place.group.get("master_bytewidth") or 0)) if _is_flash(place.to) else None
     values = None if dtype is None or param.dtype == torch.float32 else fp32_weights_of(param, entries)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halfulp.libraries.base import Codec, Plain
+from halfulp.libraries.base import Codec, Entries, Group, Plain
 from halfulp.libraries.bitsandbytes import bitsandbytes_state
 from halfulp.libraries.ours import QuantizerCodec
 from halfulp.libraries.torch_optim import plain_format
@@ -52,7 +52,7 @@ def _by_slot(text: Any) -> dict[str, str]:
 
 
 def saved_states(
-    entries: Mapping[Any, Any], group: Mapping[str, Any], shapes: Mapping[str, torch.Size] | None = None
+    entries: Entries, group: Group, shapes: Mapping[str, torch.Size] | None = None
 ) -> dict[str, SavedState]:
     """Return the states of one parameter by slot, from its entries and its group in the state dictionary.
 
@@ -85,9 +85,7 @@ def saved_states(
     return found
 
 
-def _ours(
-    key: str, codes: Tensor, entries: Mapping[Any, Any], spec: str, rounding: str, shape: torch.Size | None
-) -> SavedState:
+def _ours(key: str, codes: Tensor, entries: Entries, spec: str, rounding: str, shape: torch.Size | None) -> SavedState:
     scale = entries.get(f"{key}_scale")
     if scale is None:  # stored in fp32, or in a format without scales
         fmt = plain_format(codes)
@@ -105,7 +103,7 @@ def _ours(
     return SavedState(QuantizerCodec(quantizer), (codes, scale), shape, _age(entries, key))
 
 
-def _bitsandbytes(entries: Mapping[Any, Any]) -> dict[str, SavedState]:
+def _bitsandbytes(entries: Entries) -> dict[str, SavedState]:
     two = entries.get("state2") is not None
     names = {"state1": "exp_avg" if two else "state1", "state2": "exp_avg_sq"}
     found = {}
@@ -118,6 +116,6 @@ def _bitsandbytes(entries: Mapping[Any, Any]) -> dict[str, SavedState]:
     return found
 
 
-def _age(entries: Mapping[Any, Any], slot: str) -> int | None:
+def _age(entries: Entries, slot: str) -> int | None:
     age = entries.get(f"{slot}_age", entries.get("step"))
     return int(age) if isinstance(age, (int, float)) or (isinstance(age, Tensor) and age.numel() == 1) else None

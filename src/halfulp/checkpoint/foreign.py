@@ -14,14 +14,13 @@ from torch import Tensor
 
 from halfulp.checkpoint.decode import SavedState
 from halfulp.engine.loading import check_layout
+from halfulp.libraries.base import Entries, Group
 from halfulp.libraries.pytorch_optimizer import Companded
 from halfulp.libraries.torch_optim import betas_of
 
 __all__ = ["torch_layout"]
 
 HEAVYBALL_ADAM = ("update_by_adam_exp_avg_sq", "update_by_adam_exp_avg")
-Entries = Mapping[Any, Any]
-Group = Mapping[str, Any]
 DEBIASED = {"exp_avg": 0, "exp_avg_sq": 1}
 """Averages of optimi and heavyball that are bias-corrected in place, and the index of their beta."""
 

@@ -7,7 +7,6 @@ weight. FlashOptim keeps error bits: the difference to the fp32 weight as a sign
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.sharding import is_sharded
 from halfulp.engine.slot_state import master_codes
+from halfulp.libraries.base import Entries
 from halfulp.numbers.log import log_once
 from halfulp.numbers.remainder import MASTERS, weights
 
@@ -60,7 +60,7 @@ def error_bits(visible: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.copysign((scaled.abs() + 0.5).floor(), scaled).to(dtype)
 
 
-def fp32_weights_of(param: Tensor, entries: Mapping[Any, Any]) -> Tensor | None:
+def fp32_weights_of(param: Tensor, entries: Entries) -> Tensor | None:
     """Return the fp32 weights that a checkpoint's entries give with a 16-bit parameter; ``None`` if they give none."""
     found = {k: x.to(param.device) for k in BESIDE if isinstance(x := entries.get(k), Tensor) and not is_sharded(x)}
     visible = param.detach()
@@ -79,7 +79,7 @@ def fp32_weights_of(param: Tensor, entries: Mapping[Any, Any]) -> Tensor | None:
     return from_error_bits(visible, bits)
 
 
-def master_entry(master: MasterState, param: Tensor, label: str, entries: Mapping[Any, Any]) -> dict[str, Any]:
+def master_entry(master: MasterState, param: Tensor, label: str, entries: Entries) -> dict[str, Any]:
     """Return the master weights of a parameter that correspond to a checkpoint's entries; empty if they have none.
 
     `master` says how the target keeps them. Entries of the same kind are copied bit for bit. Others are converted by

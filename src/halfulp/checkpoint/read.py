@@ -26,11 +26,8 @@ TRAINER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer.safetensors")
 def read_saved(path: str | os.PathLike[str]) -> Any:
     """Return the content of a file or folder as tensors, numbers, strings and containers of them.
 
-    Parameters
-    ----------
-    path
-        A torch file, a safetensors file, a checkpoint folder of the HF Trainer (with ``optimizer.pt``), or a folder of
-        ``torch.distributed.checkpoint`` (with ``.metadata``).
+    It is a torch file, a safetensors file, a checkpoint folder of the HF Trainer (with ``optimizer.pt``), or a folder
+    of ``torch.distributed.checkpoint`` (with ``.metadata``).
 
     Raises
     ------
@@ -47,13 +44,18 @@ def read_saved(path: str | os.PathLike[str]) -> Any:
             raise ValueError(f"{path} is no regular file (a device, pipe or socket), and is not opened")
         raise FileNotFoundError(f"no file or folder {path}")
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(262)
     if not head:
         raise ValueError(f"{path} is empty")
     length = int.from_bytes(head[:8], "little")  # length of the safetensors header
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and 8 + length <= path.stat().st_size):
-        return _read_safetensors(path)
-    return _read_torch(path)
+        tensors, metadata = read_safetensors(path)
+        return unpack_file(path, tensors, metadata) if metadata.get("format") == FORMAT else tensors
+    if not head.startswith((b"PK", b"\x80")) and head[257:] != b"ustar":  # zip and pickle, and tar in early versions
+        raise ValueError(
+            f"{path} is neither a torch checkpoint (torch.save) nor safetensors: it begins with {head[:24]!r}"
+        )
+    return load_torch(path, path)
 
 
 def _read_folder(path: Path) -> Any:
@@ -74,21 +76,6 @@ def _read_folder(path: Path) -> Any:
         f"{path} holds no optimizer: expected {', '.join(TRAINER_FILES)} (HF Trainer) or .metadata "
         "(torch.distributed.checkpoint)"
     )
-
-
-def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        head = file.read(262)
-    if not head.startswith((b"PK", b"\x80")) and head[257:] != b"ustar":  # zip and pickle, and tar in early versions
-        raise ValueError(
-            f"{path} is neither a torch checkpoint (torch.save) nor safetensors: it begins with {head[:24]!r}"
-        )
-    return load_torch(path, path)
-
-
-def _read_safetensors(path: Path) -> Any:
-    tensors, metadata = read_safetensors(path)
-    return unpack_file(path, tensors, metadata) if metadata.get("format") == FORMAT else tensors
 
 
 def find_optimizers(tree: Any) -> list[tuple[str, dict[str, Any]]]:

@@ -14,16 +14,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from halfulp.rules.base import Rule
-from halfulp.rules.slots import Hyper, StateSlot
+from halfulp.rules.slots import Hyper, Shape, StateSlot
 
 __all__ = [
-    "COMPENSATED", "Adapter", "Codebook", "Codec", "Followed", "Located", "Plain", "Skipped", "Stored", "averages",
-    "other_shape",
+    "COMPENSATED", "Adapter", "Codebook", "Codec", "Entries", "Followed", "Group", "Located", "Plain", "Skipped",
+    "Stored", "averages", "no_theory", "other_shape",
 ]  # fmt: skip
 
 Group = Mapping[str, Any]
+Entries = Mapping[Any, Any]
+"""What an optimizer keeps for a parameter."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ def averages(slots: tuple[StateSlot, ...]) -> Rule:
         return param, new
 
     return Rule("averages", lambda hyper: slots, scalars, update)
+
+
+def no_theory(hyper: Hyper, shape: Shape, age: int) -> None:
+    """Say that no theory covers a state (see ``stalls_as`` of :class:`~halfulp.rules.slots.StateSlot`)."""
 
 
 COMPENSATED = "compensated: what the weights lose is kept beside them"
@@ -196,7 +203,7 @@ class Stored:
     slot: str
     codec: Codec
     tensors: tuple[Tensor, ...]
-    holder: Mapping[Any, Any]
+    holder: Entries
     key: Any
 
 
@@ -222,25 +229,21 @@ class Adapter(Protocol):
     name: str
     counts_resets: bool
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """Whether the entries that an optimizer keeps for a parameter are this library's."""
         ...
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
+    def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """Return the states of a parameter."""
         ...
 
-    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+    def age(self, group: Group, entries: Entries, slot: str) -> int | None:
         """Return the steps since a state was zero, or ``None`` if the library does not say.
 
         May synchronize the device.
         """
         ...
 
-    def follows(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
-    ) -> Followed:
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """Return how a parameter and its states move, given its readable slots."""
         ...

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import Codebook, Codec, Followed, Group, Plain, Skipped, Stored, averages, other_shape
-from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, plain_format
+from halfulp.libraries.base import (
+    Codebook,
+    Codec,
+    Entries,
+    Followed,
+    Group,
+    Plain,
+    Skipped,
+    Stored,
+    averages,
+    other_shape,
+)
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, SUM, adam_hyper, beta, plain_format, started
 from halfulp.rules.adam import ADAM
 from halfulp.rules.momentum import LION
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
@@ -17,11 +28,7 @@ from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 __all__ = ["BitsAndBytes", "bitsandbytes_state"]
 
 
-def _momentum(hyper: Hyper) -> float:
-    return 0.0 if hyper.get("age") == 1 else beta(0)(hyper)
-
-
-BUFFER = StateSlot("momentum_buffer", True, _momentum, GRADIENT, gain=lambda h: 1.0)
+BUFFER = StateSlot("momentum_buffer", True, started(beta(0)), GRADIENT, gain=lambda h: 1.0)
 SLOTS: dict[str, tuple[StateSlot, ...]] = {
     "adam": (ADAM_SLOTS["exp_avg"], ADAM_SLOTS["exp_avg_sq"]),
     "lamb": (ADAM_SLOTS["exp_avg"], ADAM_SLOTS["exp_avg_sq"]),
@@ -36,7 +43,7 @@ COUPLED = ("momentum", "lars", "rmsprop", "adagrad")
 """Optimizers that add weight decay to the gradient."""
 
 
-def bitsandbytes_state(entries: Mapping[Any, Any], key: str) -> tuple[Codec, tuple[Tensor, ...]] | str:
+def bitsandbytes_state(entries: Entries, key: str) -> tuple[Codec, tuple[Tensor, ...]] | str:
     """Return the codec and tensors of ``state1`` or ``state2``, or the reason why it cannot be read."""
     state, which = entries[key], key[-1]
     if state.dtype != torch.uint8:
@@ -55,13 +62,11 @@ class BitsAndBytes:
     name = "bitsandbytes"
     counts_resets = False
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return "state1" in entries
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
+    def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         slots = SLOTS.get(self._kind(optimizer, entries), ())
         found: list[Stored | Skipped] = []
@@ -79,16 +84,14 @@ class BitsAndBytes:
                 found.append(Stored(slots[place].name, *state, entries, key))
         return found
 
-    def _kind(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> str:
+    def _kind(self, optimizer: Optimizer, entries: Entries) -> str:
         return str(getattr(optimizer, "optimizer_name", "adam" if "state2" in entries else "momentum"))
 
-    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+    def age(self, group: Group, entries: Entries, slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return int(entries["step"]) if "step" in entries else None
 
-    def follows(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
-    ) -> Followed:
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         kind = self._kind(optimizer, optimizer.state[param])
         known = SLOTS.get(kind, ())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages
+from halfulp.libraries.base import Entries, Followed, Group, Plain, Skipped, Stored, averages
 from halfulp.libraries.optimi import debiased
 from halfulp.libraries.torch_optim import beta, betas_of, plain_format
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
@@ -41,13 +41,11 @@ class HeavyBall:
     name = "heavyball"
     counts_resets = False
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return 0 in entries and isinstance(entries[0], dict) and "is_initialized" in entries[0]
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
+    def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
         if len([k for k in entries if isinstance(k, int)]) > 1:
@@ -67,14 +65,12 @@ class HeavyBall:
                 found.append(Stored(slot.name, codec, (tensor,), holder, key))
         return found
 
-    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+    def age(self, group: Group, entries: Entries, slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         step = entries[0].get("step")
         return None if step is None else int(step)
 
-    def follows(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
-    ) -> Followed:
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`. heavyball also decays the weights."""
         kept = (_slot(key) for key in optimizer.state[param][0])
         plain = tuple(slot for slot in kept if slot is not None and slot.name in slots)

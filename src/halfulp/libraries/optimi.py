@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import torch
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import COMPENSATED, Group
+from halfulp.libraries.base import COMPENSATED, Entries, Group, no_theory
 from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim
 from halfulp.rules.base import Rule
-from halfulp.rules.slots import GRADIENT, Drive, Hyper, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, Drive, Hyper, StateSlot
 
 __all__ = ["Optimi", "debiased"]
-
-
-def _no_theory(hyper: Hyper, shape: Shape, age: int) -> None:
-    return None
 
 
 def debiased(name: str, decay: Callable[[Hyper], float], drive: Drive) -> StateSlot:
@@ -26,7 +21,7 @@ def debiased(name: str, decay: Callable[[Hyper], float], drive: Drive) -> StateS
         b, age = decay(hyper), hyper.get("age")
         return b if age is None else b * (1 - b ** (age - 1)) / (1 - b**age)
 
-    return StateSlot(name, not drive.nonnegative, now, drive, stalls_as=_no_theory)
+    return StateSlot(name, not drive.nonnegative, now, drive, stalls_as=no_theory)
 
 
 DEBIASED = {
@@ -43,24 +38,24 @@ class Optimi(TorchOptim):
 
     name = "optimi"
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         group = optimizer.param_groups[0]
         return "kahan_sum" in group and ("beta1" in group or "momentum" in group)
 
-    def slot(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> StateSlot | None:
+    def slot(self, optimizer: Optimizer, group: Group, key: str) -> StateSlot | None:
         """Return the plain average under a key, or ``None``."""
         kind = type(optimizer).__name__
         if kind in ("Adam", "AdamW", "StableAdamW", "RAdam"):
             return DEBIASED.get(key)
         return {"Lion": LION_SLOT, "SGD": SGD_AVERAGE}.get(kind) if key == "exp_avg" else None
 
-    def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
+    def rule(self, optimizer: Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
         """Return the reason: no complete rule of optimi is implemented."""
         if group.get("kahan_sum"):
             return COMPENSATED
         return f"the update of optimi's {type(optimizer).__name__} is not computed here"
 
-    def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
+    def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
         """Whether weight decay is decoupled from the gradient."""
         return bool(group.get("decouple_wd") or group.get("decouple_lr") or type(optimizer).__name__ == "Lion")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import local
-from halfulp.libraries.base import Followed, Group, Located, Skipped, Stored, averages
+from halfulp.libraries.base import Entries, Followed, Group, Located, Skipped, Stored, averages
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.slots import Hyper, StateSlot
 
@@ -58,13 +58,11 @@ class Ours:
     name = "halfulp"
     counts_resets = True
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return isinstance(optimizer, RuleOptimizer)
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
+    def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
         assert isinstance(optimizer, RuleOptimizer)
@@ -82,9 +80,7 @@ class Ours:
                 found.append(Stored(slot.name, QuantizerCodec(state.quantizer), tensors, state.entries, slot.name))
         return found
 
-    def follows(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
-    ) -> Followed:
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`. Uses the exact moments, as the bit contract specifies."""
         assert isinstance(optimizer, RuleOptimizer)
         rule = optimizer.active_rule(dict(group), param)
@@ -101,7 +97,7 @@ class Ours:
         why = f"the update of the rule {rule.name!r} is not computed here"
         return Followed(averages(plain), hyper, why, apart=rule.per_tensor)
 
-    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+    def age(self, group: Group, entries: Entries, slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         age: int | None = entries.get(f"{slot}_age")
         return age

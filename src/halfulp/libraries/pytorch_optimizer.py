@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import Followed, Group, Located, Skipped, Stored
+from halfulp.libraries.base import Entries, Followed, Group, Located, Skipped, Stored
 from halfulp.libraries.optimi import DEBIASED
-from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim, adam_hyper, beta, betas_of
+from halfulp.libraries.torch_optim import ADAM_SLOTS, LION_SLOT, TorchOptim, adam_hyper, beta, betas_of, started
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
 from halfulp.rules.momentum import LION
@@ -25,11 +25,7 @@ SQUARE_EMAS = ("AdamP", "AdEMAMix", "ADOPT", "AdaBound", "AdaMod", "DiffGrad", "
 """Optimizers whose ``exp_avg_sq`` averages the plain squared gradient with ``betas[1]``."""
 
 
-def _started(hyper: Hyper) -> float:
-    return 0.0 if hyper.get("age") == 1 else beta(1)(hyper)
-
-
-ADOPT_SQ = StateSlot("exp_avg_sq", False, _started, Drive("square", whole_first=True))
+ADOPT_SQ = StateSlot("exp_avg_sq", False, started(beta(1)), Drive("square", whole_first=True))
 SLOW = StateSlot("exp_avg_slow", True, beta(2), GRADIENT)
 
 
@@ -61,13 +57,13 @@ class PytorchOptimizer(TorchOptim):
 
     name = "pytorch-optimizer"
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         if any(isinstance(k, str) and k.endswith("::quantized") for k in entries):
             return True
         return any(base.__module__.startswith("pytorch_optimizer.") for base in type(optimizer).__mro__)
 
-    def slot(self, optimizer: torch.optim.Optimizer, group: Group, key: str) -> StateSlot | None:
+    def slot(self, optimizer: Optimizer, group: Group, key: str) -> StateSlot | None:
         """Return the plain average under a key, or ``None``."""
         kind = type(optimizer).__name__
         if kind == "StableAdamW":
@@ -80,35 +76,29 @@ class PytorchOptimizer(TorchOptim):
             return ADOPT_SQ if kind == "ADOPT" else ADAM_SLOTS[key]
         return None
 
-    def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
+    def rule(self, optimizer: Optimizer, group: Group) -> tuple[Rule, Hyper] | str:
         """Return the optimizer's complete rule and its hyper-parameters, or the reason why there is none."""
         kind = type(optimizer).__name__
         if kind == "Lion" and len(betas_of(group)) >= 2 and self.decoupled(optimizer, group):
             return LION, adam_hyper(group, decoupled=True)
         return f"the update of pytorch-optimizer's {kind} is not computed here"
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        packed = {k for k in entries if isinstance(k, str) and "::" in k}
-        found = super().stored(optimizer, group, param, {k: v for k, v in entries.items() if k not in packed})
-        found = [replace(s, holder=entries) if isinstance(s, Stored) else s for s in found]
-        for slot in ADAM_SLOTS:
-            key = f"{slot}::quantized"
-            if key in entries:
-                tensors = (entries[key], entries[f"{slot}::scales"])
-                found.append(Stored(slot, Companded(slot == "exp_avg"), tensors, entries, key))
-        return found
+    def encoded(self, key: str, entries: Entries) -> list[Stored | Skipped] | None:
+        """See :class:`TorchOptim`."""
+        slot, separator, part = key.partition("::")
+        if not separator:
+            return None
+        if slot not in ADAM_SLOTS or part != "quantized":  # scales
+            return []
+        tensors = (entries[key], entries[f"{slot}::scales"])
+        return [Stored(slot, Companded(slot == "exp_avg"), tensors, entries, key)]
 
-    def follows(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, slots: Collection[str]
-    ) -> Followed:
+    def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`. Companded states belong to FlashAdamW."""
         if any(isinstance(k, str) and k.endswith("::quantized") for k in optimizer.state[param]):
             return Followed(ADAM, lambda group, param: adam_hyper(group, decoupled=True))
         return super().follows(optimizer, group, param, slots)
 
-    def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
+    def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
         """Whether weight decay is decoupled from the gradient."""
         return bool(group.get("weight_decouple", True))

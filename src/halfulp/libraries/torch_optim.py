@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import cache
-from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import Followed, Group, Plain, Skipped, Stored, averages, other_shape
+from halfulp.libraries.base import Entries, Followed, Group, Plain, Skipped, Stored, averages, other_shape
 from halfulp.libraries.torch_rules import ADAMAX, RMSPROP
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule
@@ -18,10 +17,9 @@ from halfulp.rules.slots import GRADIENT, SQUARE, Drive, Hyper, StateSlot
 
 __all__ = [
     "ADAM_SLOTS", "LION_SLOT", "NOT_AVERAGES", "SUM", "TorchOptim", "adam_hyper", "beta", "betas_of",
-    "plain_format",
+    "plain_format", "started",
 ]  # fmt: skip
 
-Optimizer = torch.optim.Optimizer
 Decay = Callable[[Hyper], float]
 
 
@@ -46,8 +44,9 @@ def adam_hyper(group: Group, *, decoupled: bool) -> Hyper:
     }  # fmt: skip
 
 
-def _heavy_ball(hyper: Hyper) -> float:
-    return 0.0 if hyper.get("age") == 1 else float(hyper["momentum"])
+def started(decay: Decay) -> Decay:
+    """Return a decay that is 0 in the first step, in which the state is set to its drive."""
+    return lambda hyper: 0.0 if hyper.get("age") == 1 else decay(hyper)
 
 
 def _undampened(hyper: Hyper) -> float:  # torch initializes the buffer with the gradient
@@ -73,8 +72,8 @@ ADAM_SLOTS = {
     "exp_avg_sq": StateSlot("exp_avg_sq", False, beta(1), SQUARE),
 }
 LION_SLOT = StateSlot("exp_avg", True, beta(1), GRADIENT)
-HEAVY_BALL = StateSlot("momentum_buffer", True, _heavy_ball, GRADIENT, gain=_undampened)
-MUON_BUFFER = StateSlot("momentum_buffer", True, lambda h: float(h["momentum"]), GRADIENT)
+HEAVY_BALL = StateSlot("momentum_buffer", True, started(_named("momentum")), GRADIENT, gain=_undampened)
+MUON_BUFFER = StateSlot("momentum_buffer", True, _named("momentum"), GRADIENT)
 SUM = StateSlot("sum", False, _one, SQUARE, gain=_one)
 ADAFACTOR_SQ = StateSlot("exp_avg_sq", False, _adafactor_decay, Drive("square", whole_first=True))
 
@@ -107,7 +106,7 @@ class TorchOptim:
     name = "torch.optim"
     counts_resets = False
 
-    def recognises(self, optimizer: Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         return True
 
@@ -144,9 +143,7 @@ class TorchOptim:
             return RMSPROP, group
         return f"the update of {kind} is not computed here"
 
-    def stored(
-        self, optimizer: Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
+    def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         found: list[Stored | Skipped] = []
         whole = self.rule(optimizer, group)
@@ -157,7 +154,9 @@ class TorchOptim:
             why = NOT_AVERAGES.get(key, "")
             if why is None:
                 continue
-            if key not in names and self.slot(optimizer, group, key) is None:
+            if (encoded := self.encoded(key, entries)) is not None:
+                found += encoded
+            elif key not in names and self.slot(optimizer, group, key) is None:
                 found.append(Skipped(key, why or f"{type(optimizer).__name__} gives it no law that is known here"))
             elif tensor.shape != param.shape:
                 found.append(other_shape(key, tensor, param))
@@ -166,6 +165,10 @@ class TorchOptim:
             else:
                 found.append(Stored(key, Plain(plain_format(tensor)), (tensor,), entries, key))
         return found
+
+    def encoded(self, key: str, entries: Entries) -> list[Stored | Skipped] | None:
+        """Return the state of a key that is encoded in the library's own way, if any; ``None`` for a plain tensor."""
+        return None
 
     def follows(self, optimizer: Optimizer, group: Group, param: Tensor, slots: Collection[str]) -> Followed:
         """See :class:`~halfulp.libraries.base.Adapter`."""
@@ -185,7 +188,7 @@ class TorchOptim:
         assert not isinstance(whole, str)
         return whole[1]
 
-    def age(self, group: Group, entries: Mapping[Any, Any], slot: str) -> int | None:
+    def age(self, group: Group, entries: Entries, slot: str) -> int | None:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         step = entries.get("step", group.get("step"))
         return int(step) if isinstance(step, (int, float, Tensor)) else None

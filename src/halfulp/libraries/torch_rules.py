@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from halfulp.libraries.base import no_theory
 from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
-from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
+from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = ["ADAMAX", "RMSPROP"]
 
@@ -46,13 +45,9 @@ RMSPROP = Rule("rmsprop", _rmsprop_slots, _rmsprop_scalars, _rmsprop)
 """RMSprop, centred or not, with or without momentum."""
 
 
-def _unknown(hyper: Hyper, shape: Shape, age: int) -> Any:
-    return None
-
-
 ADAMAX_SLOTS = (
     StateSlot("exp_avg", True, lambda h: h["betas"][0], GRADIENT),
-    StateSlot("exp_inf", False, lambda h: h["betas"][1], GRADIENT, alike=True, stalls_as=_unknown),
+    StateSlot("exp_inf", False, lambda h: h["betas"][1], GRADIENT, alike=True, stalls_as=no_theory),
 )
 
 

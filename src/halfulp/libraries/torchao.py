@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from halfulp.libraries.base import Codebook, Codec, Group, Located, Skipped, Stored
+from halfulp.libraries.base import Codebook, Codec, Entries, Group, Located, Skipped, Stored
 from halfulp.libraries.torch_optim import ADAM_SLOTS, TorchOptim, adam_hyper
 from halfulp.numbers.rounding import decode_table
 from halfulp.rules.adam import ADAM
@@ -66,31 +66,25 @@ class TorchAO(TorchOptim):
 
     name = "torchao"
 
-    def recognises(self, optimizer: torch.optim.Optimizer, entries: Mapping[Any, Any]) -> bool:
+    def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
         if any(type(inner(v)).__name__ in KINDS for v in entries.values() if isinstance(v, Tensor)):
             return True
         return type(optimizer).__module__.startswith("torchao.") and hasattr(optimizer, "bf16_stochastic_round")
 
-    def stored(
-        self, optimizer: torch.optim.Optimizer, group: Group, param: Tensor, entries: Mapping[Any, Any]
-    ) -> list[Stored | Skipped]:
-        """See :class:`~halfulp.libraries.base.Adapter`."""
-        low = {k: v for k, v in entries.items() if isinstance(v, Tensor) and type(inner(v)).__name__ in KINDS}
-        found = super().stored(optimizer, group, param, {k: v for k, v in entries.items() if k not in low})
-        found = [replace(s, holder=entries) if isinstance(s, Stored) else s for s in found]
-        for key, outer in low.items():
-            state = inner(outer)
-            if key in ADAM_SLOTS:
-                found.append(Stored(key, *torchao_state(state), entries, key))
-            else:
-                found.append(Skipped(key, "a running maximum, not an average"))
-        return found
+    def encoded(self, key: str, entries: Entries) -> list[Stored | Skipped] | None:
+        """See :class:`TorchOptim`."""
+        state = inner(entries[key])
+        if type(state).__name__ not in KINDS:
+            return None
+        if key not in ADAM_SLOTS:
+            return [Skipped(key, "a running maximum, not an average")]
+        return [Stored(key, *torchao_state(state), entries, key)]
 
-    def rule(self, optimizer: torch.optim.Optimizer, group: Group) -> tuple[Rule, Hyper]:
+    def rule(self, optimizer: Optimizer, group: Group) -> tuple[Rule, Hyper]:
         """Return Adam, or AMSGrad."""
         return ADAM, adam_hyper(group, decoupled=self.decoupled(optimizer, group))
 
-    def decoupled(self, optimizer: torch.optim.Optimizer, group: Group) -> bool:
+    def decoupled(self, optimizer: Optimizer, group: Group) -> bool:
         """Whether weight decay is decoupled from the gradient."""
         return bool(getattr(optimizer, "is_adamw", type(optimizer).__name__.startswith("AdamW")))

@@ -29,12 +29,6 @@ from halfulp.monitor.table import MonitorTable, Row
 from halfulp.monitor.watch import StallMonitor
 
 __all__ = [
-    "GradientSample",
-    "Measure",
-    "MonitorTable",
-    "Row",
-    "StallMonitor",
-    "lightning_callback",
-    "log_to",
+    "GradientSample", "Measure", "MonitorTable", "Row", "StallMonitor", "lightning_callback", "log_to",
     "trainer_callback",
-]
+]  # fmt: skip

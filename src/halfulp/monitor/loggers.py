@@ -34,18 +34,11 @@ def figures(watch: StallMonitor, prefix: str = "halfulp") -> dict[str, float]:
 
 
 def as_sink(logger: Any) -> Sink:
-    """Return the sink of a logger.
+    """Return the sink of a logger. Raise ``TypeError`` if it is none of the following.
 
-    Parameters
-    ----------
-    logger
-        A function of (figures, step), or an object with ``add_scalar`` (TensorBoard's ``SummaryWriter``), ``log`` (a
-        Weights & Biases run or the module ``wandb``) or ``log_metrics`` (the module ``mlflow`` or a Lightning logger).
-
-    Raises
-    ------
-    TypeError
-        For anything else.
+    A logger is a function of (figures, step), or an object with ``add_scalar`` (TensorBoard's ``SummaryWriter``),
+    ``log`` (a Weights & Biases run or the module ``wandb``) or ``log_metrics`` (the module ``mlflow`` or a Lightning
+    logger).
     """
     if hasattr(logger, "add_scalar"):
 

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from halfulp.numbers.show import Shown, html_table
@@ -153,24 +153,16 @@ class MonitorTable(Shown):
         merged: dict[str, Row] = {}
         for slot, fmt in dict.fromkeys((r.slot, r.format) for r in self.rows):
             rows = [r for r in self.rows if (r.slot, r.format) == (slot, fmt)]
-            merged[f"{slot} ({fmt})"] = Row(
+            means: dict[str, Any] = {name: _mean(rows, name) for name in ("stalled", "predicted", "lag", "off_2x")}
+            for name in ("weights_stalled", "weights_moved", "factor", "residual"):
+                means[name] = _optional_mean(rows, name)
+            merged[f"{slot} ({fmt})"] = replace(
+                rows[0],
                 parameter=f"{len(rows)} parameter{'s' * (len(rows) > 1)}",
-                slot=slot,
-                format=fmt,
-                rounding=rows[0].rounding,
-                beta=rows[0].beta,
                 updates=sum(r.updates for r in rows),
-                stalled=_mean(rows, "stalled"),
-                predicted=_mean(rows, "predicted"),
-                lag=_mean(rows, "lag"),
-                ratio=_geometric_mean(rows),
-                off_2x=_mean(rows, "off_2x"),
-                weights_stalled=_optional_mean(rows, "weights_stalled"),
-                weights_moved=_optional_mean(rows, "weights_moved"),
                 elements=sum(r.elements for r in rows),
-                scale_moves=rows[0].scale_moves,
-                factor=_optional_mean(rows, "factor"),
-                residual=_optional_mean(rows, "residual"),
+                ratio=_geometric_mean(rows),
+                **means,
             )
         return merged
 
