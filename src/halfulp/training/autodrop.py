@@ -116,7 +116,8 @@ class AutoDrop(LRScheduler):
         if len(self.snapshots) == 2:
             self.angles.append(_angle(self.snapshots[0], self.snapshots[1], here))
         self.snapshots = [*self.snapshots[-1:], here]
-        if not self.waited and not self._settled():
+        settled = len(self.angles) >= 2 and abs(self.angles[-1] - self.angles[-2]) < self.threshold
+        if not self.waited and not settled:
             return False
         self.waited += 1
         if self.average:
@@ -130,9 +131,6 @@ class AutoDrop(LRScheduler):
         self.mean, self.waited = [], 0
         self.threshold = min(self.max_threshold, self.threshold / self.factor)
         return True
-
-    def _settled(self) -> bool:
-        return len(self.angles) >= 2 and abs(self.angles[-1] - self.angles[-2]) < self.threshold
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the optimizer as plain tensors and numbers, including the snapshots of the weights."""

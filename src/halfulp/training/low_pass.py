@@ -129,7 +129,10 @@ class LowPass(Wrapper):
 
         def noisy(name: str) -> Tensor:
             (key,) = step_keys(self.seed, [number[name]], slot_id(self.key), [self.draws - 1])
-            return self._noisy(live[name], (key[0], key[1]))
+            part = local_part(live[name])
+            uniform = (part.random_bits(key).double() + 0.5) * 2.0**-32
+            normal = torch.special.ndtri(uniform).reshape(part.tensor.shape)
+            return (part.tensor.double() + normal * (_sizes(live[name]) * self.radius)).float()
 
         swap = Swap(live, noisy, {}, self.keep, None)
         self.draws += 1
@@ -139,23 +142,6 @@ class LowPass(Wrapper):
             yield
         finally:
             swap.leave()
-
-    def _noisy(self, param: Tensor, key: tuple[int, int]) -> Tensor:
-        """Return a parameter (this rank's part) with noise, in fp32."""
-        part = local_part(param)
-        uniform = (part.random_bits(key).double() + 0.5) * 2.0**-32
-        normal = torch.special.ndtri(uniform).reshape(part.tensor.shape)
-        return (part.tensor.double() + normal * (self._sizes(param) * self.radius)).float()
-
-    def _sizes(self, param: Tensor) -> Tensor:
-        """Return the norms of the rows, or of a vector, shaped to broadcast against this rank's part."""
-        whole, part = gathered(param.detach()).double(), local_part(param)
-        if whole.ndim < 2:
-            return whole.norm()
-        rows = whole.reshape(whole.shape[0], -1)
-        first = part.first_element // max(rows.shape[1], 1)
-        norms = rows.norm(dim=1)[first : first + part.tensor.shape[0]]
-        return norms.reshape(-1, *[1] * (whole.ndim - 1))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step the inner optimizer.
@@ -206,3 +192,14 @@ class LowPass(Wrapper):
     def take_own(self, checked: Any) -> None:
         """See :class:`Wrapper`."""
         self.steps, self.draws, self.seed = checked["steps"], checked["draws"], checked["seed"]
+
+
+def _sizes(param: Tensor) -> Tensor:
+    """Return the norms of the rows, or of a vector, shaped to broadcast against this rank's part."""
+    whole, part = gathered(param.detach()).double(), local_part(param)
+    if whole.ndim < 2:
+        return whole.norm()
+    rows = whole.reshape(whole.shape[0], -1)
+    first = part.first_element // max(rows.shape[1], 1)
+    norms = rows.norm(dim=1)[first : first + part.tensor.shape[0]]
+    return norms.reshape(-1, *[1] * (whole.ndim - 1))

@@ -214,7 +214,10 @@ class Offload(Optimizer):
                 if grad.dtype != host.dtype:
                     host.grad_dtype = grad.dtype
                 host.grad = grad
-            self._step([self.host_of[having[i]] for i in bucket], whole=len(bucket) == len(having))
+            if isinstance(self.optimizer, RuleOptimizer) and len(bucket) < len(having):
+                self.optimizer.step_parameters([self.host_of[having[i]] for i in bucket])
+            else:
+                self.optimizer.step()
             for i in bucket:
                 self._copies.start(local(having[i].detach()), local(self.host_of[having[i]].detach()))
         self._copies.finish()
@@ -243,12 +246,6 @@ class Offload(Optimizer):
             return False
         master = self.optimizer.state.get(self.host_of[param], {}).get(MASTER)
         return isinstance(master, Tensor) and master.dtype == torch.float32
-
-    def _step(self, hosts: list[Any], whole: bool) -> None:
-        if whole or not isinstance(self.optimizer, RuleOptimizer):
-            self.optimizer.step()
-        else:
-            self.optimizer.step_parameters(hosts)
 
     def _buckets(self, params: list[Tensor]) -> Iterable[list[int]]:
         """Numbers of the parameters that step together: all, where something looks at all of them."""

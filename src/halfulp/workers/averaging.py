@@ -32,15 +32,14 @@ def neighbours(hyper: HyperBase, seen: Seen) -> Tensor:
     return row
 
 
-D_PSGD = Method(
+DPSGD = meeting(Method(
     title="DPSGD", mix=neighbours, gossip=True, every=1, graph="ring",
     summary="every worker goes towards its neighbours", source="Lian et al., arXiv 1705.09056",
     example='message="bf16"',
     notes="``x <- x + share * sum over neighbours of (x_j - x)`` with ``share = 2 / (smallest positive + largest "
     "eigenvalue of the graph's Laplacian)``. The mean over the workers stays as it is, also where messages are "
     "rounded. With ``graph=Matchings(...)`` it is MATCHA.",
-)  # fmt: skip
-DPSGD = meeting(D_PSGD)
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,10 @@ def _corrected(hyper: VarianceHyper, mean: Tensor, parts: Sequence[Tensor], whol
     return (mean - middle) * (wanted / (variance + hyper.eps)) ** 0.5 + middle
 
 
-VARIANCE_CORRECTED = Method(
+VarianceCorrected = meeting(Method(
     title="VarianceCorrected", hyper=VarianceHyper, finish=_corrected,
     summary="every worker becomes the mean of all, each tensor of it scaled back to the variance of the workers'",
     source="arXiv 2404.04616", example='message="8bit"',
     notes="``w <- m + (mean - m) sqrt(target / (Var(mean) + eps))``, where ``m`` is the mean over the elements of the "
     "tensor and `target` the mean variance of the workers' tensors.",
-)  # fmt: skip
-VarianceCorrected = meeting(VARIANCE_CORRECTED)
+))  # fmt: skip

@@ -19,6 +19,11 @@ T = TypeVar("T")
 class WorkerLostError(RuntimeError):
     """A worker did not take part in a meeting: it ended, or exceeded the timeout.
 
+    Parameters
+    ----------
+    message
+        What happened.
+
     Examples
     --------
     >>> raise WorkerLostError("worker 0: exchange 7 with workers [1, 2] failed")
@@ -26,6 +31,9 @@ class WorkerLostError(RuntimeError):
     ...
     halfulp.workers.group.WorkerLostError: worker 0: exchange 7 with workers [1, 2] failed
     """
+
+    def __init__(self, message: str) -> None:  # gives the class a signature
+        super().__init__(message)
 
 
 class Peers(Protocol):

@@ -140,7 +140,7 @@ class Meeting(Worker):
             self._outer = OuterStep(lambda named: outer(named, self.hyper, states), params, self.reference)
         elif state is not None:
             raise ValueError(f"{method.title} has no outer optimizer: leave state= out")
-        values = {f.name: getattr(self.hyper, f.name) for f in fields(self.hyper)} | {
+        values = vars(self.hyper) | {
             "every": every, "seed": seed, "rounding": rounding, "bytes": self.layout.bytes, "sent": self.layout.spec,
             "stored": "" if self.reference is None else self.reference.quantizer.spec,
             "dtypes": [str(param.dtype) for param in params.values()],
@@ -369,13 +369,13 @@ def meeting(method: Method) -> type[Meeting]:
 
 
 def _hyper(method: Method, arguments: tuple[Any, ...], more: dict[str, Any]) -> Any:
-    names = [field.name for field in fields(method.hyper)]
+    names = method.hyper.names()
     unknown = sorted(set(more) - set(names))
     if unknown or len(arguments) > len(names):
         given = unknown or f"{len(arguments)} arguments by position"
         raise TypeError(
-            f"{method.title} does not take {given}: its own arguments are {names}, besides those of every method and "
-            f"{sorted(_STORAGE)}"
+            f"{method.title} does not take {given}: its own arguments are {list(names)}, besides those of every method "
+            f"and {sorted(_STORAGE)}"
         )
     hyper = method.hyper(*arguments, **more)
     hyper.check()

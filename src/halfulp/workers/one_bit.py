@@ -175,12 +175,7 @@ class OneBitAdam(OneBitStep):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Exchange gradients or signs, and make a step.
-
-        Parameters
-        ----------
-        closure
-            Function that re-evaluates the model and returns the loss, which is returned.
+        """Exchange gradients or signs, make a step, and return the loss of the closure.
 
         Raises
         ------
@@ -194,10 +189,9 @@ class OneBitAdam(OneBitStep):
         loss = evaluated(closure)
         self._check()
         frozen = self.steps >= self.param_groups[0]["freeze_step"]
-        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self._named.items()}
-        own = {name: grad.float() for name, grad in grads.items()}
-        agreed = self._signs(own) if frozen else self._mean(own)
         before = {name: p.grad for name, p in self._named.items()}
+        own = {n: (torch.zeros_like(p) if p.grad is None else p.grad).float() for n, p in self._named.items()}
+        agreed = self._signs(own) if frozen else self._mean(own)
         for name, p in self._named.items():
             p.grad = agreed[name].to(p.dtype)
         super().step()

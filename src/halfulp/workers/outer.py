@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,14 +57,13 @@ def _diloco(params: Params, hyper: DiLoCoHyper, states: dict[str, Any]) -> torch
     return _sgd(params, hyper.lr, hyper.momentum, states) if hyper.outer is None else hyper.outer(params)
 
 
-DILOCO = Method(
+DiLoCo = meeting(Method(
     title="DiLoCo", hyper=DiLoCoHyper, centre="outer", outer=_diloco, every=500,
     summary="an outer optimizer takes the workers' mean change as its gradient",
     source="Douillard et al., arXiv 2311.08105",
     example='every=500, message="8bit", state="8bit"',
     notes="With ``lr=1, momentum=0`` it is :class:`LocalSGD`.",
-)  # fmt: skip
-DiLoCo = meeting(DILOCO)
+))  # fmt: skip
 
 # ---------------------------------------------------------------- SlowMo
 
@@ -127,14 +126,13 @@ def _slowmo(params: Params, hyper: SlowMoHyper, states: dict[str, Any]) -> torch
     return SlowStep(params, lr=hyper.lr, momentum=hyper.momentum, **states)
 
 
-SLOWMO = Method(
+SlowMo = meeting(Method(
     title="SlowMo", hyper=SlowMoHyper, centre="outer", outer=_slowmo, every=12,
     summary="local SGD with momentum over the meetings", source="Wang et al., arXiv 1910.00643",
     example='message="8bit", state="8bit"',
     notes="``u <- momentum u + (x0 - mean) / fast_lr; x <- x0 - lr fast_lr u``, where `fast_lr` is the learning rate "
     "that the first group of the optimizer inside has at the time. States of that optimizer are kept.",
-)  # fmt: skip
-SlowMo = meeting(SLOWMO)
+))  # fmt: skip
 
 # ---------------------------------------------------------------- federated
 
@@ -163,8 +161,8 @@ class FedAvgHyper(HyperBase):
 
 
 @dataclass(frozen=True)
-class FedHyper(FedAvgHyper):
-    """Hyper-parameters of federated optimizers.
+class ServerHyper(HyperBase):
+    """Hyper-parameters of the server's step.
 
     Parameters
     ----------
@@ -188,24 +186,8 @@ class FedHyper(FedAvgHyper):
 
 
 @dataclass(frozen=True)
-class ServerHyper(HyperBase):
-    """Hyper-parameters of the server's step.
-
-    Parameters
-    ----------
-    lr
-        Learning rate of the server.
-    betas
-        Decays of the first and second moment.
-    tau
-        Added to the root of the second moment, which starts at ``tau ** 2``.
-    """
-
-    lr: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.99)
-    tau: float = 1e-3
-
-    below_one: ClassVar[tuple[str, ...]] = ("betas",)
+class FedHyper(ServerHyper, FedAvgHyper):
+    """Hyper-parameters of federated optimizers: those of the server's step, and who takes part."""
 
 
 def clients(hyper: FedAvgHyper, seed: int, number: int, workers: int) -> tuple[int, ...]:
@@ -281,17 +263,13 @@ def _federated(title: str, server: Any, summary: str) -> Method:
     )  # fmt: skip
 
 
-FED_AVG = Method(
+FedAvg = meeting(Method(
     title="FedAvg", hyper=FedAvgHyper, mix=_by_samples, clients=clients, centre="outer", every=10,
     outer=lambda params, hyper, states: _sgd(params, hyper.lr, 0.0, states),
     summary="the centre becomes the mean of the clients that were drawn, weighted by their samples",
     source="McMahan et al., arXiv 1602.05629", example='participation=0.5, message="8bit"',
     notes="Clients count by the samples that ``optimizer.report(samples=...)`` gives, by their steps without.",
-)  # fmt: skip
-FedAvg = meeting(FED_AVG)
-FED_ADAGRAD = _federated("FedAdagrad", AdagradServer, "Adagrad over the clients' mean change")
-FedAdagrad = meeting(FED_ADAGRAD)
-FED_ADAM = _federated("FedAdam", AdamServer, "Adam over the clients' mean change")
-FedAdam = meeting(FED_ADAM)
-FED_YOGI = _federated("FedYogi", YogiServer, "Yogi over the clients' mean change")
-FedYogi = meeting(FED_YOGI)
+))  # fmt: skip
+FedAdagrad = meeting(_federated("FedAdagrad", AdagradServer, "Adagrad over the clients' mean change"))
+FedAdam = meeting(_federated("FedAdam", AdamServer, "Adam over the clients' mean change"))
+FedYogi = meeting(_federated("FedYogi", YogiServer, "Yogi over the clients' mean change"))

@@ -35,14 +35,13 @@ class ElasticHyper(HyperBase):
             raise ValueError(f"beta is a share of the distance, in (0, 1]; got {self.beta}")
 
 
-EASGD_METHOD = Method(
+EASGD = meeting(Method(
     title="EASGD", hyper=ElasticHyper, centre="average", every=10,
     pull=lambda hyper, distance, workers: hyper.beta / workers, centre_share=lambda hyper: hyper.beta,
     summary="workers and a centre attract each other", source="Zhang et al., arXiv 1412.6651",
     example='message="8bit", centre="bf16"',
     notes="The synchronous form. The centre (``optimizer.reference``) is an average over the meetings, in any format.",
-)  # fmt: skip
-EASGD = meeting(EASGD_METHOD)
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,14 @@ def _pull_push(hyper: DPPFHyper, distance: float, workers: int) -> float:
     return hyper.pull - (hyper.push / distance if distance > 0 else 0.0)
 
 
-DPPF_METHOD = Method(
+DPPF = meeting(Method(
     title="DPPF", hyper=DPPFHyper, pull=_pull_push,
     summary="workers are pulled to their mean and pushed away from it, so that they span a valley",
     source="arXiv 2507.20424", example='pull=0.1, push=0.5, message="8bit"',
     notes="``x <- x + (mean - x) (pull - push / |x - mean|)`` is a reconstruction; that the workers settle at the "
     "distance ``push / pull`` is confirmed by a published summary. The paper's schedule of `push` and its defaults are "
     "not known. Without push it is soft averaging. Workers that do not differ are not pushed.",
-)  # fmt: skip
-DPPF = meeting(DPPF_METHOD)
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,14 @@ _NORMS = (
     "Workers where the loss is flat count more. Norms are those of the gradients of the last step before a meeting, as "
     "they are after it: do not clear them within the step."
 )
-MGRAWA_METHOD = Method(
+MGRAWA = meeting(Method(
     title="MGRAWA", mix=_by_model, notes=_NORMS,
     summary="pulled to a mean weighted by the inverse of each worker's gradient norm", **_GRAWA,  # type: ignore[arg-type]
-)  # fmt: skip
-MGRAWA = meeting(MGRAWA_METHOD)
-LGRAWA_METHOD = Method(
+))  # fmt: skip
+LGRAWA = meeting(Method(
     title="LGRAWA", mix=_by_layer, notes=_NORMS,
     summary="pulled to a mean whose every tensor is weighted by the inverse of its gradient norms", **_GRAWA,  # type: ignore[arg-type]
-)  # fmt: skip
-LGRAWA = meeting(LGRAWA_METHOD)
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,12 +176,11 @@ def _leaders(hyper: LeaderHyper, seen: Seen) -> Tensor:
     return row
 
 
-ALDSGD_METHOD = Method(
+ALDSGD = meeting(Method(
     title="ALDSGD", hyper=LeaderHyper, mix=_leaders, gossip=True, every=1, graph="rings", needs=("loss",),
     summary="gossip in which the neighbours of least loss and of highest degree lead",
     source="He et al., arXiv 2405.11389", example='message="bf16"',
     notes="Two graphs take turns. `c1`, `c2`, `p1` and `p2` at 0 make it :class:`DPSGD`. The loss comes from "
     "``step(closure)`` or ``optimizer.report(loss=loss)``. The mean over the workers moves towards the leaders. Of two "
     "leaders alike the one of the lower number leads.",
-)  # fmt: skip
-ALDSGD = meeting(ALDSGD_METHOD)
+))  # fmt: skip
