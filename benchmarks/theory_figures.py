@@ -6,6 +6,7 @@ Usage: python benchmarks/theory_figures.py [--out docs/images] [--tables]
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from halfulp import Quantizer, Scaling, get_format, plan_reset, stall_curve, sta
 from halfulp.lab.canvas import canvas
 from halfulp.theory.blocks import Blocks, block_law, follow
 from halfulp.theory.chain import Chain
-from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.simulation import SCENARIOS, simulate, simulate_blocks
 from halfulp.theory.sizes import draw_sizes
 from halfulp.theory.transient import transient
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.published import BETA, CELLS, STALLED
 
 FORMATS = ("bf16", "fp8", "fp4")
 

@@ -15,12 +15,12 @@ from halfulp.rules.drives import GRADIENT, SQUARE, WEIGHT, Drive
 from halfulp.theory.blocks import Blocks, block_law
 from halfulp.theory.chain import Chain
 from halfulp.theory.predict import predict
-from halfulp.theory.published import BETA, CELLS, STALLED
 from halfulp.theory.sampled_blocks import BLOCKS, PHASES, _Sampled, sampled_law
 from halfulp.theory.simulation import simulate_blocks
 from halfulp.theory.stationary import can_decrease, stationary
 from halfulp.theory.transient import old_state, transient, transients
 from halfulp.theory.walk import walk_stall
+from support.published import BETA, CELLS, STALLED
 from support.theory_oracle import round_free, simulate
 
 # The stalled fraction of updates of a state of age 10, 100, 300, 1000, 3000; beta 0.999.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp.lab.tables import output, print_table
+from halfulp.lab.tables import output, print_table, sparkline
 
 __all__ = ["command"]
 
@@ -91,16 +91,14 @@ def _chart(curves: dict[tuple[str, str], Any], room: int) -> Any:
     """Return a line of block characters per curve, over the logarithm of the age, in lines of `room` columns."""
     from rich.text import Text
 
-    bars = " ▁▂▃▄▅▆▇█"
     text = Text()
     last = len(next(iter(curves.values()))) - 1
     label = max(14, *(len(name) for name, _ in curves))
     width = max(12, min(52, room - label - 13))
     for (name, how), curve in curves.items():
         ages = [round(math.expm1(math.log1p(last) * i / (width - 1))) for i in range(width)]
-        line = "".join(bars[round(float(curve[a]) * 8)] for a in ages)
         text.append(f"{name:>{label}} {how:<10} ", style="bold")
-        text.append(line + "\n", style="cyan" if how == "nearest" else "green")
+        text.append(sparkline(curve[ages], 0.0, 1.0) + "\n", style="cyan" if how == "nearest" else "green")
     middle = width - 1 - len(str(last))
     scale = "log scale" if middle >= 11 else ""
     text.append(f"{'age':>{label + 11}} 0{scale:^{middle}}{last}", style="dim")

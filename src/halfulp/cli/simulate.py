@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from halfulp.lab.tables import needed, output
+from halfulp.lab.tables import needed, output, sparkline
 
 __all__ = ["command"]
 
-BARS = " ▁▂▃▄▅▆▇█"
 CURVE = 32
 """Width of a curve if there is room."""
 
@@ -118,8 +117,7 @@ def _line(values: list[float], low: float, high: float, width: int) -> str:
     if not values:
         return ""
     picked = [values[round(i * (len(values) - 1) / max(width - 1, 1))] for i in range(min(width, len(values)))]
-    span = max(high - low, 1e-12)
-    return "".join(BARS[min(8, max(0, round(8 * (v - low) / span)))] for v in picked)
+    return sparkline(picked, low, high)
 
 
 def _screen(console: Any, arms: list[_Arm], scenario: str, step: int, steps: int, slot: str) -> Any:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Column, Table
 
-__all__ = ["arm_table", "fit", "needed", "output", "print_findings", "print_table"]
+__all__ = ["arm_table", "fit", "needed", "output", "print_findings", "print_table", "sparkline"]
 
 UNBOUNDED = 1000
 """Columns of a pipe. No table is as wide, so each has its natural width."""
@@ -57,6 +57,12 @@ def print_table(console: Console, table: Table, drop: Sequence[str] = ()) -> Non
     console.print(table)
     if left_out:
         console.print(f"(no room for: {', '.join(left_out)})", style="dim")
+
+
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """Return values between two ends as a line of block characters."""
+    span = max(high - low, 1e-12)
+    return "".join(" ▁▂▃▄▅▆▇█"[min(8, max(0, round(8 * (float(v) - low) / span)))] for v in values)
 
 
 def arm_table(title: str, headings: Sequence[str]) -> Table:
