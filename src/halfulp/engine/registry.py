@@ -54,22 +54,18 @@ class Registry:
 
     def describes(self, groups: list[dict[str, Any]]) -> bool:
         """Whether the groups and their parameters are the same, in the same order, as when this was built."""
-        return len(groups) == len(self._seen) and all(
-            group is known and len(params) == len(group["params"]) and all(map(is_, params, group["params"]))
-            for group, (known, params) in zip(groups, self._seen, strict=True)
-        )
+        return self._has_groups(groups) and all(all(map(is_, params, known["params"])) for known, params in self._seen)
 
     def stands(self, param: Tensor, groups: list[dict[str, Any]]) -> bool:
         """Whether one parameter is still in its position. The other parameters are not compared."""
         place = self._places.get(param)
-        return (
-            place is not None
-            and len(groups) == len(self._seen)
-            and all(
-                group is known and len(params) == len(group["params"])
-                for group, (known, params) in zip(groups, self._seen, strict=True)
-            )
-            and place.group["params"][place.position] is param
+        return place is not None and self._has_groups(groups) and place.group["params"][place.position] is param
+
+    def _has_groups(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the groups are the same, with as many parameters as then."""
+        return len(groups) == len(self._seen) and all(
+            group is known and len(params) == len(group["params"])
+            for group, (known, params) in zip(groups, self._seen, strict=True)
         )
 
     def __len__(self) -> int:
