@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ def test_mean_under_nearest_is_off_and_under_stochastic_exact(
 def test_published_closed_forms(fmt: str, rounding: str, expected: float) -> None:
     got = halfulp.stall_probability(fmt, beta=0.999, rounding=rounding, model="one-step")
     assert round(got, 4) == expected
+
+
+@pytest.mark.parametrize("slot", ["exp_avg", "exp_avg_sq"])
+def test_curves_of_the_closed_forms_are_their_probabilities(slot: str) -> None:
+    for model, grows in (("build-up", True), ("one-step", False)):
+        how: Any = {"beta": 0.99, "rounding": "nearest", "slot": slot, "model": model}
+        curve = halfulp.stall_curve("bf16", steps=6, **how)
+        np.testing.assert_allclose(curve, [halfulp.stall_probability("bf16", age=t, **how) for t in range(6)])
+        assert (curve[5] > curve[1]) == grows
 
 
 @pytest.mark.parametrize("model", STALLED)
@@ -320,7 +330,21 @@ def test_a_prediction_of_an_average_that_takes_its_first_input_whole() -> None:
             stalled = (new == value).mean()
             assert predict("float8_e4m3fn", "nearest", drive, beta, age) == pytest.approx(stalled, abs=0.012), age
         value = new
-    assert predict("uint4", "nearest", drive, beta, 10) is None  # blocks have no law of it
+
+
+@pytest.mark.parametrize(
+    ("name", "drive", "beta"),
+    [
+        ("bf16", SQUARE, 1.0), ("bf16", SQUARE, -0.1), ("ufloat8_e4m4", GRADIENT, 0.9),
+        ("uint4", Drive("square", whole_first=True), 0.9),
+    ],
+)  # fmt: skip
+def test_without_a_theory_there_is_no_prediction(name: str, drive: Drive, beta: float) -> None:
+    assert predict(name, "nearest", drive, beta, 10) is None
+
+
+def test_at_decay_zero_each_input_replaces_the_last() -> None:
+    assert predict("bf16", "nearest", SQUARE, 0.0, 10) == pytest.approx(0.0, abs=0.02)
 
 
 def test_a_prediction_of_weights_takes_their_step() -> None:
