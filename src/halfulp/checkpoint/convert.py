@@ -30,7 +30,7 @@ from halfulp.engine.options import STORAGE_KEYS
 from halfulp.libraries import unwrap
 from halfulp.libraries.base import Entries, Group
 from halfulp.libraries.ours import QuantizerCodec
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["convert_state_dict"]
 
@@ -153,7 +153,7 @@ def _decoded(
     """Return the saved states under the target's names and in its shapes. Raise ``ValueError`` if they do not fit."""
     states = saved_states(entries, saved, wanted)
     for name in [n for n in BESIDE if n in states]:
-        log_once(f"{name} has no place in {kind} and is left out", level=30)
+        warn_once(f"{name} has no place in {kind} and is left out")
         del states[name]
     if "state1" in states:
         fit = next((name for name in STATE1 if name in wanted), None)
@@ -247,7 +247,7 @@ def _to_torch(place: _Place, param: Tensor, label: str, entries: Entries, saved:
             if name in decays and 0 < age < oldest:
                 values[name] *= (1 - decays[name] ** oldest) / (1 - decays[name] ** age)
     if "max_exp_avg_sq" in names and "max_exp_avg_sq" not in values:
-        log_once("the running maximum of AMSGrad starts from exp_avg_sq: the checkpoint has none", level=30)
+        warn_once("the running maximum of AMSGrad starts from exp_avg_sq: the checkpoint has none")
         values["max_exp_avg_sq"] = values["exp_avg_sq"].clone()
     step = torch.tensor(oldest if _is_flash(place.to) else float(oldest), device="cpu")
     return {"step": step, **values, **beside}

@@ -16,7 +16,7 @@ from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.sharding import is_sharded
 from halfulp.engine.slot_state import master_codes
 from halfulp.libraries.base import Entries
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.remainder import MASTERS, weights
 
 __all__ = ["BESIDE", "ERROR_BITS", "KAHAN", "error_bits", "fp32_weights_of", "from_error_bits", "master_entry"]
@@ -95,10 +95,9 @@ def master_entry(master: MasterState, param: Tensor, label: str, entries: Entrie
     if isinstance(given, Tensor) and _fits(given, master):
         master.loaded(label, {MASTER: given}, param.device)
     elif present:
-        log_once(
+        warn_once(
             f"{label}: {present[0]} of the state_dict cannot become master_weights={master.kind!r} and is left out: "
-            "load fp32 weights with halfulp.load_fp32_state_dict",
-            level=30,
+            "load fp32 weights with halfulp.load_fp32_state_dict"
         )
     return {k: v for k, v in master.entries.items() if k == MASTER}
 

@@ -16,7 +16,7 @@ from halfulp.engine.slot_state import SlotState
 from halfulp.engine.standing import standing
 from halfulp.engine.states import Bound, bind, check_apart
 from halfulp.engine.zeroed import mend_replaced_
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.rules.base import Rule
 
 if TYPE_CHECKING:
@@ -145,9 +145,8 @@ class Bindings:
         share = standing(rule, group, param)
         if share is not None and share > 0.5 and not self._warned:
             self._warned = True
-            log_once(
+            warn_once(
                 f"{label}: {share:.0%} of the weights in {param.dtype} would not move at "
                 f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a unit: use "
-                "param_rounding='stochastic', or master_weights='remainder16'",
-                level=30,
+                "param_rounding='stochastic', or master_weights='remainder16'"
             )

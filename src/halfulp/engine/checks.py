@@ -12,7 +12,7 @@ from torch import Tensor
 from halfulp.engine.master import master_kind
 from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import agree, local
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
@@ -64,7 +64,7 @@ def check_patterns(patterns: Sequence[str], groups: list[dict[str, Any]]) -> Non
     names = [name for g in groups for name in g.get("param_names", ())]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            log_once(f"keep_fp32 pattern {pattern!r} matches no parameter name ({', '.join(names[:3])} ...)", level=30)
+            warn_once(f"keep_fp32 pattern {pattern!r} matches no parameter name ({', '.join(names[:3])} ...)")
 
 
 def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
@@ -124,11 +124,10 @@ def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Ite
 def tell_idle(steps: int, count: int) -> None:
     """Warn at the second step in a row without any gradient. One such step silences a warning of schedulers."""
     if steps == 2 and count:
-        log_once(
+        warn_once(
             f"none of the {count} parameters had a gradient in two steps in a row: nothing is trained. backward() was "
             "not called, or the model has other parameters by now (load_state_dict(assign=True), a new head or "
-            "embedding): build the optimizer from those",
-            level=30,
+            "embedding): build the optimizer from those"
         )
 
 
@@ -137,8 +136,7 @@ def tell_replaced(before: Registry, now: Registry, state: Mapping[Any, Any]) -> 
     gone = [p for p in before if p not in now and state.get(p)]
     new = [now[p].label for p in now if p not in before and not state.get(p)]
     if gone and new:
-        log_once(
+        warn_once(
             f"{', '.join(new[:3])}{' ...' if len(new) > 3 else ''}: replaced in optimizer.param_groups by a tensor "
-            "without state, whose state starts at zero; the state of the old tensor is still in optimizer.state",
-            level=30,
+            "without state, whose state starts at zero; the state of the old tensor is still in optimizer.state"
         )

@@ -18,7 +18,7 @@ from halfulp.engine.sharding import is_flat, local
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.engine.states import drop_leftovers
 from halfulp.kernels.binding import plain
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.rounding import decode_table, unpack4
 from halfulp.numbers.scaling import rows_and_cols
 
@@ -62,7 +62,7 @@ def packed(optimizer: RuleOptimizer) -> dict[str, Any]:
                 optimizer.states(key)  # repair what was put there since the last step
             state[registry[key].index] = _decoded(optimizer, key, entries) if is_flat(key) else entries
         else:
-            log_once("states of tensors that are no longer in a group are not saved", level=30)
+            warn_once("states of tensors that are no longer in a group are not saved")
     result: dict[str, Any] = {
         "state": state,
         "param_groups": [_packed_group(optimizer, g) for g in optimizer.param_groups],
@@ -128,11 +128,10 @@ def validate(
             "parameters: they begin at zero with their first step"
         )
     if not states and not _being_wrapped():
-        log_once(
+        warn_once(
             "a state_dict without states was loaded: all states start at zero. That is right before the first step. "
             "If the run has made steps, note that torch.distributed.checkpoint fills only entries that exist: give "
-            "it get_optimizer_state_dict(model, optimizer) instead of optimizer.state_dict()",
-            level=30,
+            "it get_optimizer_state_dict(model, optimizer) instead of optimizer.state_dict()"
         )
     known = {k for g in saved_groups for k in g["params"]}
     for key, entries in state_dict["state"].items():
@@ -234,7 +233,7 @@ def in_order(saved: Mapping[str, Any], group: Mapping[str, Any]) -> list[Any]:
             "was saved"
         )
     there, here = next((a, b) for a, b in zip(theirs, mine, strict=True) if a != b)
-    log_once(f"a state_dict with other parameter names is loaded by order: {there!r} into {here!r}", level=30)
+    warn_once(f"a state_dict with other parameter names is loaded by order: {there!r} into {here!r}")
     return keys
 
 
@@ -255,16 +254,14 @@ def _entries(
     if master is not None and MASTER in left:
         master.loaded(label, left, param.device)
     elif master is not None:
-        log_once(
-            f"a state_dict without {MASTER} was loaded: training continues from the weights in {param.dtype}", level=30
-        )
+        warn_once(f"a state_dict without {MASTER} was loaded: training continues from the weights in {param.dtype}")
     for name in drop_leftovers(left, {s.slot.name for s in states}):
         log_once(f"{label}: {name} is left out: a hyper-parameter had removed its slot before the state_dict was saved")
     gone = [s for s in states if not set(s.keys) & set(left)]
     if gone:
         names, all_of_it = ", ".join(s.slot.name for s in gone), len(gone) == len(states)
         why = "dropped, as for blocks at rest" if all_of_it else "a hyper-parameter may have added its slot"
-        log_once(f"{label}: saved without {names}, which starts at zero ({why})", level=20 if all_of_it else 30)
+        (log_once if all_of_it else warn_once)(f"{label}: saved without {names}, which starts at zero ({why})")
     states = [s for s in states if s not in gone]
     expected = {"step", *(key for state in states for key in state.keys)}
     if is_flat(param):

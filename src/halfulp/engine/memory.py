@@ -11,7 +11,7 @@ from halfulp.engine.checks import PARAM_DTYPES
 from halfulp.engine.master import MASTER, MasterState, storage_of
 from halfulp.engine.sharding import local
 from halfulp.engine.storage import fp32_reason
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.show import Shown, html_table
 
 if TYPE_CHECKING:
@@ -120,9 +120,8 @@ def tell_kept_fp32(report: MemoryReport) -> None:
     size = sum(row.bytes for row in kept)
     if size > max(report.total / 10, 1 << 20):
         most = max(kept, key=lambda row: row.bytes)
-        log_once(
+        warn_once(
             f"states that stay in fp32 take {size / 2**20:.1f} of {report.total / 2**20:.1f} MiB: those of "
             f"{len({row.parameter for row in kept})} parameters, such as {most.parameter} ({most.kept_fp32}). "
-            "min_size=0 quantizes them too",
-            level=30,
+            "min_size=0 quantizes them too"
         )

@@ -31,7 +31,7 @@ from halfulp.engine.stepping import Groups, make_step
 from halfulp.engine.storage import StorageOptions
 from halfulp.kernels import dispatch
 from halfulp.kernels.skipped import Skipped
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule
 from halfulp.rules.hyper import is_rate
@@ -296,9 +296,8 @@ class RuleOptimizer(Optimizer):
     def _say_skipped(self, number: int) -> None:
         labels = [self.place(p).label for group in self.param_groups for p in group["params"]]
         label = labels[number] if number < len(labels) else f"parameter {number}"
-        log_once(
-            f"{label}: gradient or state not finite; the tiles concerned were left unchanged (see optimizer.skipped)",
-            level=30,
+        warn_once(
+            f"{label}: gradient or state not finite; the tiles concerned were left unchanged (see optimizer.skipped)"
         )
 
     # ---------------------------------------------------------------- states

@@ -15,7 +15,7 @@ from halfulp.engine.registry import Place
 from halfulp.engine.resets import ResetSchedule, as_schedule
 from halfulp.engine.sharding import is_flat, is_sharded, local_state_shape
 from halfulp.engine.storage import FLOAT32, StorageOptions, format_specs, fp32_reason, slot_quantizers
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.quantizer import Quantizer, check_rounding
 from halfulp.numbers.rng import lanes
 from halfulp.rules.base import Rule
@@ -154,16 +154,14 @@ def plan_states(plan: GroupPlan, rule: Rule, param: Tensor, place: Place, storag
         log_once(f"states of {place.label} stay in float32: {reason}")
         quantizers = dict.fromkeys(quantizers, FLOAT32)
     if sharded and not rule.shardable:
-        log_once(
+        warn_once(
             f"{rule.title or rule.name}: rule {rule.name!r} needs all elements of a sharded parameter, so its states "
-            "are whole on every rank (memory() counts them so)",
-            level=30,
+            "are whole on every rank (memory() counts them so)"
         )
     if is_flat(param) and not rule.shardable:
-        log_once(
+        warn_once(
             f"{rule.title or rule.name}: rule {rule.name!r} needs whole parameters, but FSDP1 gives it flat parts, "
-            "which it treats as vectors. Shard with fully_shard (FSDP2) instead",
-            level=30,
+            "which it treats as vectors. Shard with fully_shard (FSDP2) instead"
         )
     found = []
     with place.naming():

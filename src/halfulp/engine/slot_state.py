@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfulp.engine.sharding import has_memory, is_sharded, is_wrapper, local, shard_like, whole_values
 from halfulp.kernels.binding import Stored, plain
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.remainder import weights
 from halfulp.rules.slots import StateSlot
@@ -142,9 +142,7 @@ class SlotState:
             if self.entries.get(self.scale_key) is not None:
                 raise ValueError(f"{label}: optimizer.state has {self.scale_key} but not {name}: {self._way_out()}")
             if step:
-                log_once(
-                    f"{label}: optimizer.state has no {name} next to its other states; it starts at zero", level=30
-                )
+                warn_once(f"{label}: optimizer.state has no {name} next to its other states; it starts at zero")
             return self.initial(param)
         entries = {
             key: usable(self.entries[key], key, label, param, self.sharded, self._way_out())
@@ -160,7 +158,7 @@ class SlotState:
             values = local(codes).float()
         else:
             raise ValueError(f"{label}: {self._difference(entries, param)}; {self._way_out()}{self._carried(entries)}")
-        log_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}", level=30)
+        warn_once(f"{label}: values of {name} found in optimizer.state are stored as {self.quantizer.spec}")
         return {**self.encoded(param, values), self.age_key: age}
 
     def _fits(self, quantizer: Quantizer, entries: dict[str, Tensor]) -> bool:
@@ -205,7 +203,7 @@ def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: 
     if local(x).is_meta or not has_memory(local(x)):
         raise ValueError(f"{label}: {key} in optimizer.state has no memory (meta device, or freed storage)")
     if x.device != param.device:
-        log_once(f"{label}: {key} is on {x.device}, and is moved to {param.device}, where its parameter is", level=30)
+        warn_once(f"{label}: {key} is on {x.device}, and is moved to {param.device}, where its parameter is")
         x = x.to(param.device)
     if is_sharded(x) and not sharded:
         return whole_values(x)

@@ -32,7 +32,7 @@ from halfulp.engine.sharding import (
 from halfulp.engine.slot_state import SlotState, count
 from halfulp.engine.zeroed import Written
 from halfulp.kernels.binding import Binding
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule, Scalars
 
@@ -183,11 +183,10 @@ def bind(
     if master is not None:
         fresh.update(master.fitted(param, label))
     elif found.pop(MASTER, None) is not None:
-        log_once(
+        warn_once(
             f"{label} is {param.dtype} now: what master_weights={plan.master!r} kept of its fp32 weight is dropped, "
             "and training goes on from the weight as it is. halfulp.fp32_state_dict(model, optimizer) gives the fp32 "
-            "weights before a cast",
-            level=30,
+            "weights before a cast"
         )
     for slot in slots:
         step = fresh["step"] if stored else 0  # forgetting all states is no surprise

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halfulp.engine.sharding import has_memory
 from halfulp.engine.slot_state import SlotState
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["Written", "has_other_zero", "mend_replaced_"]
 
@@ -34,11 +34,10 @@ def _mend_(state: SlotState, rows: Tensor) -> None:
     else:
         codes.copy_(zeros)
     fmt = state.quantizer.format
-    log_once(
+    warn_once(
         f"{state.slot.name} in optimizer.state was set to 0 from outside. Code 0 of {fmt.name} stands for "
         f"{fmt.decode(0):.3g} times the scale, so the code of zero is stored there. "
-        f"optimizer.reset_state([{state.slot.name!r}], params=[...], rows=...) does it in every format",
-        level=30,
+        f"optimizer.reset_state([{state.slot.name!r}], params=[...], rows=...) does it in every format"
     )
 
 
@@ -54,10 +53,9 @@ def _tell_written(state: SlotState) -> None:
     """Warn of codes that may have been set to 0 one by one."""
     fmt = state.quantizer.format
     if bool((state.codes == 0).any()):
-        log_once(
+        warn_once(
             f"codes of {state.slot.name} in optimizer.state were written from outside. Code 0 of {fmt.name} stands for "
-            f"{fmt.decode(0):.3g} times the scale, not for zero: use optimizer.reset_state()",
-            level=30,
+            f"{fmt.decode(0):.3g} times the scale, not for zero: use optimizer.reset_state()"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["Hooked", "harmless"]
 
@@ -27,10 +27,9 @@ def harmless(what: str, stop: Callable[[], None] = lambda: None) -> Iterator[Non
     except Exception as error:
         stop()
         last = traceback.extract_tb(error.__traceback__)[-1]
-        log_once(
+        warn_once(
             f"{what} ended with {type(error).__name__}: {error} ({Path(last.filename).name}, line "
-            f"{last.lineno}: {last.line}); training continues, and the counts so far are kept",
-            level=30,
+            f"{last.lineno}: {last.line}); training continues, and the counts so far are kept"
         )
 
 

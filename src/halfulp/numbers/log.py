@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["log", "log_once"]
+__all__ = ["log", "log_once", "warn_once"]
 
 log = logging.getLogger("halfulp")
 _said: set[str] = set()
@@ -15,3 +15,8 @@ def log_once(message: str, level: int = logging.INFO) -> None:
     if message not in _said:
         _said.add(message)
         log.log(level, message)
+
+
+def warn_once(message: str) -> None:
+    """Log a warning the first time it occurs in this process, for what costs the user something."""
+    log_once(message, logging.WARNING)

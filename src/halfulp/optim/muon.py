@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from halfulp.engine.sharding import is_flat
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.optim.base import HyperOptimizer
 from halfulp.rules.base import Rule
 from halfulp.rules.matrix import MUON, MUON_FALLBACK
@@ -31,18 +31,16 @@ class Muon(HyperOptimizer):  # noqa: D101 - its rule says what it is
         place, patterns = self.place(param), group["fallback"]
         name = place.name
         if is_flat(param):
-            log_once(
+            warn_once(
                 "Muon: FSDP1 gives it flat parts of matrices, which all go to AdamW. Shard with fully_shard "
-                "(FSDP2) instead",
-                level=30,
+                "(FSDP2) instead"
             )
         if param.ndim < 2 or (name is not None and any(fnmatch.fnmatchcase(name, p) for p in patterns)):
             return MUON_FALLBACK
         if name is None and patterns:
-            log_once(
+            warn_once(
                 "Muon: parameters have no names, so embeddings and output layers are treated as hidden layers. "
-                "Pass model.named_parameters(), or fallback=() if the model has none",
-                level=30,
+                "Pass model.named_parameters(), or fallback=() if the model has none"
             )
         if param.ndim == 3 and group["split"] is None and name is not None and "expert" in name:
             log_once(

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.single import all_fp32
 from halfulp.rules.slots import Hyper, StateSlot
 
@@ -115,10 +115,9 @@ def tell_negative(rule: Rule, slots: Iterable[StateSlot], scalars: Mapping[str, 
             new = rule.apply(param, inputs, states, dict(scalars))[1]
         for name in unsigned:
             if name in new and bool((new[name] < 0).any()):
-                log_once(
+                warn_once(
                     f"the rule {rule.name!r} returns negative values of {name}, which it declares with signed=False: "
-                    "they are stored as zero",
-                    level=30,
+                    "they are stored as zero"
                 )
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.rules.base import Rule, Scalars, States
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import Hyper, Shape, StateSlot
@@ -185,8 +185,7 @@ def tell_ambiguous(title: str, name: str | None, label: str, shape: Shape) -> No
         why = f"is named like several matrices side by side ({fused!r}: 'rows:3', 'rows:2' or 'columns:3')"
     else:
         return
-    log_once(
+    warn_once(
         f"{title}: {label} {why} It is taken as one matrix of {shape[0]} by {math.prod(shape[1:])}; say "
-        "which it is with split= in its parameter group",
-        level=30,
+        "which it is with split= in its parameter group"
     )

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.engine.sharding import is_sharded
 from halfulp.libraries import unwrap
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["GradientRelease", "release_gradients"]
 
@@ -188,7 +188,7 @@ class GradientRelease:
         elif any(getattr(hook, "reads_gradients", True) for hook in self._hooks()):
             reason = "hooks of step() may look at them"
         if reason is not None:
-            log_once(f"gradients are kept until the end of each backward pass: {reason}", level=30)
+            warn_once(f"gradients are kept until the end of each backward pass: {reason}")
         return reason is not None
 
     def _hooks(self) -> list[Any]:
