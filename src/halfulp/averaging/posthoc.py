@@ -173,6 +173,7 @@ class PostHocEMA:
         self.snapshots: list[tuple[float, int]] = []
         """``(sigma, step)`` of each snapshot, in order."""
         self._kept: dict[tuple[float, int], dict[str, Any]] = {}
+        """The snapshots themselves, unless they are in files."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -179,15 +179,8 @@ class GradientSample(Hooked):
         period
             Steps between resets of the state.
         """
-        return _lost(
-            self.drives().values(),
-            get_format(fmt, signed=not as_drive(slot).nonnegative),
-            beta,
-            rounding,
-            slot,
-            scale_kind,
-            period,
-        )
+        stored = get_format(fmt, signed=not as_drive(slot).nonnegative)
+        return _lost(self.drives().values(), stored, beta, rounding, slot, scale_kind, period)
 
     def foretell(
         self,
@@ -226,14 +219,9 @@ class GradientSample(Hooked):
 
 
 def _lost(
-    drives: Iterable[RunDrive],
-    fmt: Format,
-    beta: float,
-    rounding: str,
-    slot: str | Drive,
-    scale_kind: str,
+    drives: Iterable[RunDrive], fmt: Format, beta: float, rounding: str, slot: str | Drive, scale_kind: str,
     period: int | None,
-) -> npt.NDArray[np.float64]:
+) -> npt.NDArray[np.float64]:  # fmt: skip
     """Return the stalled fraction at each step over the elements of several drives."""
     codes = scale_kind == "fp32" and fmt.scaled
     updates, shares = [], []

@@ -61,10 +61,8 @@ def exact_step(
     """Return the exact successors of weights and states. Elements that are idle or not fine are unchanged."""
     if len(courses) == 1 and courses[0].pick is None:
         param, new = _update(courses[0], states, weight, grad)
-        return torch.where(fine, param, weight), {
-            **states,
-            **{k: torch.where(fine, v, states[k]) for k, v in new.items()},
-        }
+        stepped = {name: torch.where(fine, state, states[name]) for name, state in new.items()}
+        return torch.where(fine, param, weight), {**states, **stepped}
     weight, out = weight.clone(), {name: state.clone() for name, state in states.items()}
     for course in courses:
         at = slice(None) if course.pick is None else course.pick

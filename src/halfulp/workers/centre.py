@@ -17,18 +17,9 @@ __all__ = ["OuterStep"]
 
 
 class OuterStep:
-    """Outer optimizer on the stored common weights.
+    """Outer optimizer on the stored common weights (`reference`), which `make` builds from named parameters.
 
     Its parameters use memory only during a step and while its states are saved or loaded.
-
-    Parameters
-    ----------
-    make
-        Function that builds the outer optimizer from named parameters.
-    params
-        The worker's parameters, by name.
-    reference
-        The common weights.
     """
 
     def __init__(

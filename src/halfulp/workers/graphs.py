@@ -132,12 +132,7 @@ class Graphs(Protocol):
 
 @dataclass(frozen=True)
 class Turns:
-    """Graphs that alternate from meeting to meeting. A single one stays fixed.
-
-    Parameters
-    ----------
-    graphs
-        Graphs of the same workers.
+    """Graphs of the same workers that alternate from meeting to meeting. A single one stays fixed.
 
     Examples
     --------

@@ -102,14 +102,9 @@ class Alone:
 
 
 class Processes:
-    """Workers that are the ranks of a ``torch.distributed`` process group.
+    """Workers that are the ranks of a ``torch.distributed`` process group, by default all.
 
-    Parameters
-    ----------
-    group
-        The process group. Default: all ranks.
-    timeout
-        Seconds that an exchange may take. Default: the timeout of the group.
+    An exchange may take `timeout` seconds, by default the timeout of the group.
 
     Raises
     ------

@@ -31,19 +31,10 @@ ALIGNED = 16
 
 @dataclass(frozen=True)
 class MessageOptions:
-    """Format, rounding and seed of messages.
+    """Format, rounding and seed of messages, and which tensors are sent in fp32. All workers have the same.
 
-    Parameters
-    ----------
-    message
-        Format of the tensors sent: a format name, a :class:`~halfulp.numbers.formats.Format` or a
-        :class:`~halfulp.numbers.quantizer.Quantizer`. ``"8bit"`` means ``"int8"`` here, as for weight averages.
-    rounding
-        ``"stochastic"`` or ``"nearest"``.
-    seed
-        Seed of the random bits. It must be the same on every worker.
-    storage
-        Scales, and which tensors are sent in fp32.
+    The format is a name, a :class:`~halfulp.numbers.formats.Format` or a
+    :class:`~halfulp.numbers.quantizer.Quantizer`. ``"8bit"`` means ``"int8"`` here, as for weight averages.
 
     Examples
     --------
@@ -80,16 +71,8 @@ class _Place:
 class Layout:
     """The layout of a message: numbers first, then the codes and scales of each tensor.
 
-    Parameters
-    ----------
-    parts
-        This process's part of each tensor, by name. Values are not kept.
-    figures
-        How many numbers come first.
-    options
-        Format, rounding and seed.
-    like
-        The whole tensors, if the parts are smaller. Their sizes determine what is sent in fp32.
+    `parts` are this process's part of each tensor, by name, whose values are not kept. If they are smaller than the
+    tensors, these are given as `like`, since their sizes determine what is sent in fp32.
 
     Examples
     --------

@@ -17,15 +17,7 @@ __all__ = ["Worker"]
 class Worker(Wrapper):
     """Base class of an optimizer around another one, whose trained weights are exchanged with others.
 
-    Parameters
-    ----------
-    optimizer
-        The ``torch.optim.Optimizer`` that trains this worker.
-
-    Raises
-    ------
-    ValueError
-        If it trains no parameter.
+    Raise ``ValueError`` if there are none.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
