@@ -92,12 +92,13 @@ def visit(out: Path, port: int, number: int, killed: int) -> None:
     optimizer = AsyncEASGD(torch.optim.SGD(model.named_parameters(), lr=0.1), store, pull=0.3, every=4)
     for step in range(200):
         if number == killed and step == 50:
+            (out / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         workers.train(model, optimizer, number, step, 1)
     optimizer.leave()
     lost = ""
     if number == 0:  # stays until the centre has ended
-        while store.add("left", 0) < 2:  # the other worker that is not killed may be slower
+        while store.add("left", 0) < 2 or not (out / "killed").exists():  # the other workers may be slower
             time.sleep(0.1)
         time.sleep(1)
         (out / "done").touch()
