@@ -45,7 +45,7 @@ if [ $dry -eq 1 ]; then
 else
     export TRITON_INTERPRET=0 HALFULP_EVERY_CASE=1
     section device 60 "${pytest[@]}" tests/test_gpu.py
-    section sums 60 "${pytest[@]}" tests/test_triton_sums.py
+    section sums 60 "${pytest[@]}" tests/test_triton_sums.py tests/test_triton_stages.py
     section bits 150 "${pytest[@]}" tests/test_kernels_triton.py
     section step_float32 75 "$python" benchmarks/step_gpu.py --csv "$out/step_float32.csv"
     section step_bfloat16 75 "$python" benchmarks/step_gpu.py --dtype bfloat16 --csv "$out/step_bfloat16.csv"

@@ -23,31 +23,34 @@ class Graph:
     """Keeps launches while it records."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from halfulp.kernels.triton_launch import Launch
+        from halfulp.kernels.triton_launch import Batch
 
-        self.launches: list[Callable[[], None]] = []
+        self.launches: list[Any] = []
         self.recording = False
-        start = Launch.start
+        launch = Batch.launch
 
-        def started(launch: Any, *numbers: Tensor) -> None:
+        def launched(batch: Batch) -> None:
             if self.recording:
-                self.launches.append(lambda: start(launch, *numbers))
+                self.launches += batch.launches
             else:
-                start(launch, *numbers)
+                launch(batch)
 
-        monkeypatch.setattr(Launch, "start", started)
+        monkeypatch.setattr(Batch, "launch", launched)
         monkeypatch.setattr(engine, "capturing", lambda: self.recording)
 
     def replay(self) -> None:
         for launch in self.launches:
-            launch()
+            launch.start()
 
 
-def make(**options: Any) -> tuple[list[Tensor], Any]:
+SHAPES = [(3, 130), (64,), (0,)]
+
+
+def make(cls: Any = halfulp.AdamW, shapes: Any = SHAPES, **options: Any) -> tuple[list[Tensor], Any]:
     torch.manual_seed(0)
-    params = [torch.randn(shape).requires_grad_() for shape in [(3, 130), (64,), (0,)]]
+    params = [torch.randn(shape).requires_grad_() for shape in shapes]
     arguments = {"backend": "triton", "capturable": True, "min_size": 8, "weight_decay": 0.1, **options}
-    return params, halfulp.AdamW(params, lr=1e-2, **arguments)
+    return params, cls(params, lr=1e-2, **arguments)
 
 
 def set_gradients(params: list[Tensor], step: int) -> None:
@@ -71,9 +74,12 @@ def counted(optimizer: Any, param: Tensor) -> dict[str, int]:
     return {k: v for k, v in optimizer.state[param].items() if isinstance(v, int)}
 
 
-def test_replays_have_the_bits_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cls", "shapes", "skipped"), [(halfulp.AdamW, SHAPES, 128), (halfulp.Adafactor, [(2, 9)], 18)]
+)
+def test_replays_have_the_bits_of_steps(cls: Any, shapes: Any, skipped: int, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = Graph(monkeypatch)
-    (params, optimizer), (expected, plain) = make(reset=4), make(reset=4)
+    (params, optimizer), (expected, plain) = make(cls, shapes, reset=4), make(cls, shapes, reset=4)
     for step in range(6):
         set_gradients(expected, step)
         expected[0].grad[0, 0] = float("inf") if step == 4 else 1.0
@@ -90,13 +96,13 @@ def test_replays_have_the_bits_of_steps(monkeypatch: pytest.MonkeyPatch) -> None
             record(graph, optimizer)
         optimizer.advance()
         graph.replay()
-    assert len(graph.launches) == 2  # aligned rows and others
+    assert len(graph.launches) == min(len(shapes), 2)  # aligned rows and others
     for p, q in zip(params, expected, strict=True):
         assert torch.equal(p, q)
         for name, value in plain.state[q].items():
             same = optimizer.state[p][name]
             assert torch.equal(same, value) if isinstance(value, Tensor) else same == value, name
-    assert optimizer.skipped == plain.skipped == {0: 128}
+    assert optimizer.skipped == plain.skipped == {0: skipped}
     assert list(optimizer.reset_log) == list(plain.reset_log) != []
 
 

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(
 SHAPES = [(64, 130), (33,), (256, 256)]
 
 
-def make(device: str, **options: Any) -> tuple[list[Tensor], Any]:
+def make(device: str, cls: Any = halfulp.AdamW, **options: Any) -> tuple[list[Tensor], Any]:
     torch.manual_seed(0)
     params = [torch.randn(shape).to(device).requires_grad_() for shape in SHAPES]
-    return params, halfulp.AdamW(params, lr=1e-2, min_size=0, **options)
+    return params, cls(params, lr=1e-2, min_size=0, **options)
 
 
 def set_gradients(params: list[Tensor], step: int) -> None:
@@ -34,8 +34,8 @@ def set_gradients(params: list[Tensor], step: int) -> None:
         p.grad.copy_(values)
 
 
-def reference(steps: int) -> tuple[list[Tensor], Any]:
-    params, optimizer = make("cpu", backend="reference")
+def reference(steps: int, cls: Any) -> tuple[list[Tensor], Any]:
+    params, optimizer = make("cpu", cls, backend="reference")
     for step in range(steps):
         set_gradients(params, step)
         optimizer.step()
@@ -43,7 +43,7 @@ def reference(steps: int) -> tuple[list[Tensor], Any]:
 
 
 def assert_same_as_reference(params: list[Tensor], optimizer: Any, steps: int) -> None:
-    expected, plain = reference(steps)
+    expected, plain = reference(steps, type(optimizer))
     for p, q in zip(params, expected, strict=True):
         assert torch.equal(p.cpu(), q)
         for name, value in plain.state[q].items():
@@ -52,8 +52,9 @@ def assert_same_as_reference(params: list[Tensor], optimizer: Any, steps: int) -
     assert optimizer.skipped == plain.skipped
 
 
-def test_a_step_waits_for_nothing() -> None:
-    params, optimizer = make("cuda", backend="triton")
+@pytest.mark.parametrize("cls", [halfulp.AdamW, halfulp.CAME, halfulp.AdamP])
+def test_a_step_waits_for_nothing(cls: Any) -> None:
+    params, optimizer = make("cuda", cls, backend="triton")
     for step in range(6):
         set_gradients(params, step)
         if step >= 2:  # compiled, with all tables made
@@ -96,8 +97,9 @@ def test_several_devices() -> None:
     assert_same_as_reference(alone, second, 6)
 
 
-def test_graph() -> None:
-    params, optimizer = make("cuda", backend="triton", capturable=True)
+@pytest.mark.parametrize("cls", [halfulp.AdamW, halfulp.CAME, halfulp.AdamP])
+def test_graph(cls: Any) -> None:
+    params, optimizer = make("cuda", cls, backend="triton", capturable=True)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

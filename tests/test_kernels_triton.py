@@ -39,8 +39,10 @@ from support.kernel_cases import (
     bound_anew,
     make_step,
     next_grad,
+    on_device,
     set_step,
 )
+from support.kernel_cases import TRITON_DEVICE as DEVICE
 from support.rules import ELEMENTWISE, Variant
 
 pytestmark = [
@@ -48,7 +50,6 @@ pytestmark = [
     # The interpreter uses numpy, which warns of the infinities and NaNs in these tests.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-DEVICE = "cuda" if os.environ["TRITON_INTERPRET"] != "1" and torch.cuda.is_available() else "cpu"
 BASE = Case()
 EVERY = "HALFULP_EVERY_CASE" in os.environ
 """The interpreter is slow: without this variable a part of the cases is compared."""
@@ -69,15 +70,6 @@ def member_of(step: Step) -> Member:
     return found
 
 
-def on_cpu(step: Step) -> Step:
-    """A copy for comparing."""
-    binding = step.binding
-    states = tuple(
-        replace(s, codes=s.codes.cpu(), scale=None if s.scale is None else s.scale.cpu()) for s in binding.states
-    )
-    return bound_anew(step, param=None if binding.param is None else binding.param.cpu(), states=states)
-
-
 def compare(*cases: Case, works: tuple[list[Step], list[Step]] | None = None) -> list[Step]:
     """One step of all cases together, on both backends; returns what the kernel made."""
     got, expected = works or ([make_step(c, device=DEVICE) for c in cases], [make_step(c) for c in cases])
@@ -86,7 +78,7 @@ def compare(*cases: Case, works: tuple[list[Step], list[Step]] | None = None) ->
     backend.step(got[0].binding.rule, got)
     reference.step(expected[0].binding.rule, expected)
     for a, b in zip(got, expected, strict=True):
-        assert_same_bits(on_cpu(a), b)
+        assert_same_bits(on_device(a, "cpu"), b)
     return got
 
 
@@ -228,7 +220,7 @@ def test_places_beyond_32_bits(formats: tuple[str, str], before: int, shape: tup
     launch.lines[0, place.GRAD] -= before * 4
     launch.line_table.update(launch.lines.reshape(-1))
     launch.start()
-    assert_same_bits(on_cpu(got), expected)
+    assert_same_bits(on_device(got, "cpu"), expected)
 
 
 def _make(**changes: Any) -> Step:
@@ -356,7 +348,7 @@ def test_what_it_cannot_do_goes_to_the_reference(
         dispatch.step(got[0].binding.rule, got, None)
     reference.step(expected[0].binding.rule, expected)
     for a, b in zip(got, expected, strict=True):
-        assert_same_bits(on_cpu(a), b)
+        assert_same_bits(on_device(a, "cpu"), b)
     assert [r.message for r in caplog.records] == [
         "kernel 'triton' not used: 8193 elements that share a scale, more than the 8192 of one program"
     ]

@@ -7,6 +7,7 @@ change. Shapes are small, since an interpreter has to process them too.
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,8 @@ from halfulp.rules.average import DIFFERENCE, EMA
 from halfulp.rules.base import Rule
 from halfulp.rules.momentum import LION, SGD
 
+TRITON_DEVICE = "cuda" if os.environ.get("TRITON_INTERPRET") != "1" and torch.cuda.is_available() else "cpu"
+"""Where the tests of Triton kernels run: on the GPU if there is one, and Triton's interpreter is not asked for."""
 RULES: dict[str, Rule] = {"adam": ADAM, "sgd": SGD, "lion": LION, "ema": EMA, "ema_difference": DIFFERENCE}
 ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True,
@@ -287,6 +290,17 @@ def next_grad(case: Case, step: Step, seed: int) -> None:
 def bound_anew(step: Step, **changes: Any) -> Step:
     """Return the step with a binding of other tensors or another position."""
     return replace(step, binding=replace(step.binding, **changes))
+
+
+def on_device(step: Step, device: str) -> Step:
+    """Return a copy of a step on a device."""
+    binding = step.binding
+    states = tuple(
+        replace(s, codes=s.codes.to(device), scale=None if s.scale is None else s.scale.to(device))
+        for s in binding.states
+    )
+    moved = bound_anew(step, param=None if binding.param is None else binding.param.to(device), states=states)
+    return replace(moved, inputs=tuple(x.to(device) for x in step.inputs), skipped=step.skipped.to(device))
 
 
 def results(step: Step) -> dict[str, Tensor]:

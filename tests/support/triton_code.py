@@ -32,14 +32,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from halfulp.kernels.binding import Step
-from halfulp.kernels.triton import branches_of, member_of
+from halfulp.kernels.triton import branches_of, found_member, member_of
 from halfulp.kernels.triton_launch import Kind
 from halfulp.kernels.triton_plan import StoredAs
 from halfulp.kernels.triton_source import kernel_of
+from halfulp.kernels.triton_stages import StagedMember
+from halfulp.kernels.triton_tiles import fold, fold_columns
 from halfulp.numbers.formats import FRIENDLY, Format, resolve_name
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.program import Program
 from support.kernel_cases import Case, make_step
+from support.program_cases import PROGRAMS, make_program_step
 from support.rules import ELEMENTWISE
 
 BASE = Case()
@@ -79,17 +82,30 @@ def compile_kind(kind: Kind, target: str) -> dict[str, Any]:
     """
     levels = {f"levels{k}": "*fp32" for k in range(len(kind.formats))}
     numbers = "*fp64" if kind.program.sums else "*i32"
-    signature = {"lines": "*i64", "numbers": numbers, "scalars": "*fp32", **levels, "tensors": "i32"}
+    signature = {"lines": "*i64", "numbers": numbers, "scalars": "*fp32", "given": "*fp32", **levels, "tensors": "i32"}
     source = ASTSource(
         kernel_of(kind.program), {**signature, **dict.fromkeys(kind.constants, "constexpr")}, kind.constants
     )
+    found = compile_source(source, target, kind.options, kind.plan.tiles * kind.plan.padded)
+    return {**found, "aligned": kind.plan.aligned}
+
+
+def compile_fold(kernel: Any, constants: dict[str, Any], target: str) -> dict[str, Any]:
+    """Return what the code of a kernel that folds sums does. See :func:`compile_kind`."""
+    signature = {"lines": "*i64", "numbers": "*fp64", "folded": "*fp64", "tensors": "i32"}
+    source = ASTSource(kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
+    return {**compile_source(source, target, lambda lanes: {"enable_fp_fusion": False}, 1024), "aligned": False}
+
+
+def compile_source(source: ASTSource, target: str, options_of: Any, elements_a_program: int) -> dict[str, Any]:
+    """Compile a kernel, and return what its code does."""
     amd = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32)
-    options = kind.options(gpu.warp_size)
+    options = options_of(gpu.warp_size)
     compiled = triton.compile(source, target=gpu, options=options)
-    elements = kind.plan.tiles * kind.plan.padded / (gpu.warp_size * options["num_warps"])
-    threads = gpu.warp_size * options["num_warps"]
-    common = {"target": target, "aligned": kind.plan.aligned, "threads": threads, "elements": elements}
+    threads = gpu.warp_size * options.get("num_warps", 4)
+    elements = elements_a_program / threads
+    common = {"target": target, "threads": threads, "elements": elements}
     if amd:
         return {**common, **amd_code(compiled.asm["amdgcn"], elements), "binary": len(compiled.asm["hsaco"])}
     ptx = compiled.asm["ptx"]
@@ -160,6 +176,33 @@ def of_variants() -> Iterator[tuple[str, Kind]]:
             if program.code not in seen:
                 seen.add(program.code)
                 yield variant.name, kind_of(step, program, True)
+
+
+def of_courses(every: bool) -> Iterator[tuple[str, Kind]]:
+    """Yield the kernels of rules with sums or numbers in their update, or those of Adafactor with momentum."""
+    seen = set()
+    for variant in PROGRAMS:
+        apart = variant.numbers or not variant.rule.elementwise
+        if not apart or not (every or (variant.name == "Adafactor" and variant.hyper["momentum"])):
+            continue
+        step = make_program_step(variant, "8bit", "stochastic", (64, 1024))
+        for program in branches_of(variant.rule, step.binding, measuring=False).programs:
+            member = found_member(program, step, True)
+            assert isinstance(member, StagedMember), member
+            for kind in (*member.kind.passes, *(one.kind for one in (*member.loads, *member.stores))):
+                if kind not in seen:
+                    seen.add(kind)
+                    yield f"{variant.name}: {kind.program.digest}", kind
+        if not every:
+            return
+
+
+FOLDS: list[tuple[str, Any, dict[str, Any]]] = [
+    ("fold", fold, {"WIDTH": 1024, "LARGEST": False}),
+    ("fold of short rows", fold, {"WIDTH": 4, "LARGEST": False}),
+    ("fold of the largest", fold, {"WIDTH": 1024, "LARGEST": True}),
+    ("fold of columns", fold_columns, {"HEIGHT": 16, "WIDTH": 128}),
+]
 
 
 def bound(kind: Kind) -> float:
@@ -237,7 +280,14 @@ def main() -> None:
     kinds += [(case.id, of_case(case, False), target) for target in others for case in SAMPLE[:4]]
     if args.every:
         kinds += [(name, kind, target) for target in args.targets for name, kind in of_variants()]
-    print(json.dumps([{"case": name, **compile_kind(kind, target)} for name, kind, target in kinds]))
+    of_nvidia = [target for target in args.targets if target.startswith("sm_")] if args.every else [first]
+    kinds += [(name, kind, target) for target in of_nvidia for name, kind in of_courses(args.every)]
+    found = [{"case": name, **compile_kind(kind, target)} for name, kind, target in kinds]
+    found += [
+        {"case": name, **compile_fold(kernel, constants, target)}
+        for target in of_nvidia for name, kernel, constants in FOLDS
+    ]  # fmt: skip
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

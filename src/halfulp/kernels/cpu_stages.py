@@ -16,8 +16,7 @@ from halfulp.kernels.binding import Step, plain
 from halfulp.kernels.compiled import Compiled, Passes, numbers_of
 from halfulp.kernels.cpu_codec import CODEC
 from halfulp.kernels.cpu_sums import Vectors, sums_of
-from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.stages import Stage
+from halfulp.rules.stages import CourseInNumpy, Stage
 
 __all__ = ["Measured", "measured"]
 
@@ -72,33 +71,36 @@ class _Course:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.passes: Passes = step.binding.plan.programs.choose(step.scalars)
-        self.staged = self.passes.staged
+        staged = self.passes.staged
         self.fine = step.binding.shape.numel() > 0
         stored = {s.slot.name: s for s in step.binding.states}
-        numbers = numbers_of(self.staged.numbers, step.binding.states)
-        vectors = [CODEC.read(stored[name]).numpy() for name, _ in self.staged.vectors]
-        self.sides = rows_and_cols(step.binding.shape)
-        self.found = self.staged.begin(step.scalars, numbers, vectors, self.sides)
+        numbers = numbers_of(staged.numbers, step.binding.states)
+        vectors = [CODEC.read(stored[name]).numpy() for name, _ in staged.vectors]
+        self.course = CourseInNumpy(staged, step.scalars, numbers, vectors, step.binding.shape)
 
     def _taken(self, stage: Stage, compiled: Compiled) -> tuple[list[float], Vectors]:
-        given = stage.inputs(self.found)
+        given = self.course.taken(stage)
         return compiled.uniforms(self.step.scalars, given["number"])[0], Vectors(given["row"], given["column"])
 
     def round(self, level: int) -> tuple[Step, Compiled, list[float], Vectors]:
         """Return what C needs to measure a round."""
         compiled = self.passes.rounds[level]
-        return (self.step, compiled, *self._taken(self.staged.rounds[level], compiled))
+        return (self.step, compiled, *self._taken(self.passes.staged.rounds[level], compiled))
 
     def proceed(self, level: int, sums: dict[str, Any]) -> None:
         """Add the results of a round."""
-        self.fine = self.staged.proceed(self.found, level, sums, *self.sides)
+        self.fine = all(np.isfinite(value).all() for value in sums.values())
+        if self.fine:
+            self.course.proceed(level, sums)
 
     def measured(self) -> Measured | None:
         """Return the step before its last pass, or ``None`` if a value is not finite."""
-        staged = self.staged
-        numbers, vectors = ([self.found[k] for k in of] for of in (staged.new_numbers, staged.new_vectors))
-        if not self.fine or not all(np.isfinite(x).all() for x in (*numbers, *vectors)):
+        if not self.fine:
             return None
+        numbers, vectors = self.course.new_small
+        if not all(np.isfinite(x).all() for x in (*numbers, *vectors)):
+            return None
+        staged = self.passes.staged
         taken = self._taken(staged.update, self.passes.update)
         new = {name: value for (name, _), value in zip(staged.vectors, vectors, strict=True)}
         return Measured(self.step, self.passes.update, *taken, [np.float32(x) for x in numbers], new)

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from halfulp.kernels.binding import Binding, Step, plain
+from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, plain
 from halfulp.kernels.triton_launch import Batch, Kind, Member
 from halfulp.kernels.triton_plan import Line, Plan, Tiling, float_as, state_as, tiling
-from halfulp.kernels.triton_sums import SumBatch
+from halfulp.kernels.triton_stages import LOAD, STORE, StagedKind, StagedMember
+from halfulp.kernels.triton_sums import SumBatch, SumMember
 from halfulp.numbers.log import log_once
 from halfulp.rules.base import Rule
-from halfulp.rules.program import Branches, Program
-from halfulp.rules.tracing import ProgramError, trace
+from halfulp.rules.program import Branches, Program, extent_of
+from halfulp.rules.stages import Staged, as_staged
+from halfulp.rules.tracing import ProgramError, traced
 
 __all__ = ["measure", "prepare", "record", "refresh", "status", "step", "supports"]
 
@@ -35,6 +39,7 @@ OLDEST = (3, 6)
 """The oldest supported version. Triton 3.5 compiles ``div_rn`` and ``sqrt_rn`` into instructions that flush subnormal
 numbers to zero."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+AnyMember = Member | StagedMember
 
 
 def supports(rule: Rule, step: Step) -> str | None:
@@ -63,8 +68,8 @@ def prepare(rule: Rule, steps: list[Step]) -> Batch:
 def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
     """Return what a rule measures of each binding (``None`` where no kernel can), waiting for the device once."""
     looks = [_notes(one).measure.look(rule, one) if one.binding.shape.numel() else "" for one in steps]
-    members = [found for found in looks if isinstance(found, Member)]
-    able = [one for one, found in zip(steps, looks, strict=True) if isinstance(found, Member)]
+    members = [found for found in looks if not isinstance(found, str)]
+    able = [one for one, found in zip(steps, looks, strict=True) if not isinstance(found, str)]
     for reason in {found for found in looks if isinstance(found, str) and found}:
         log_once(f"sums by 'triton' not used: {reason}", level=20)
     if not members:
@@ -73,7 +78,7 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
     if notes.sums is None or not notes.sums.serves(able, members):
         notes.sums = SumBatch(able, members)
     sums = iter(notes.sums.read(able))
-    return [next(sums) if isinstance(found, Member) else None for found in looks]
+    return [None if isinstance(found, str) else next(sums) for found in looks]
 
 
 def record(rule: Rule, steps: list[Step]) -> Batch:
@@ -114,7 +119,7 @@ def refresh(rule: Rule, steps: list[Step], recorded: Batch) -> None:
     recorded.fill(steps)
 
 
-def _member(found: Member | str) -> Member:
+def _member(found: AnyMember | str) -> AnyMember:
     if isinstance(found, str):
         raise RuntimeError(f"the Triton backend cannot do this step: {found}")
     return found
@@ -126,10 +131,10 @@ class _Look:
     def __init__(self, *, measuring: bool) -> None:
         self.measuring = measuring
         self.seen: tuple[Any, ...] = ()
-        self.found: Member | str = ""
+        self.found: AnyMember | str = ""
         self.branches: Branches | str | None = None
 
-    def look(self, rule: Rule, step: Step) -> Member | str:
+    def look(self, rule: Rule, step: Step) -> AnyMember | str:
         """Return the member, found again if something has changed, or the reason why it cannot be one."""
         if self.branches is None:
             self.branches = _branches_or_why_not(rule, step, measuring=self.measuring)
@@ -142,7 +147,7 @@ class _Look:
         )  # fmt: skip
         if seen != self.seen:
             self.seen = seen
-            self.found = _not_here(step) or member_of(self.branches.programs[branch], step, wide)
+            self.found = _not_here(step) or found_member(self.branches.programs[branch], step, wide)
         return self.found
 
 
@@ -157,12 +162,62 @@ class _Notes:
         """The same for measurements."""
 
 
-def member_of(program: Program, step: Step, wide: bool) -> Member | str:
-    """Return a binding as a member of a launch, or why it cannot be one. `wide` means inputs aligned to 16 bytes."""
+def found_member(program: Program | Staged, step: Step, wide: bool) -> AnyMember | str:
+    """Return a binding as a member of a launch or of a course of launches, or why it cannot be one."""
+    if isinstance(program, Program) and program.sums and program.numbers:
+        return "sums of terms that depend on a state of one number"
+    if isinstance(program, Program) and not program.numbers:
+        return member_of(program, step, wide)
+    return staged_member(as_staged(program) if isinstance(program, Program) else program.decided, step, wide)
+
+
+def staged_member(staged: Staged, step: Step, wide: bool) -> StagedMember | str:
+    """Return a binding as a member of a course of launches, or why it cannot be one."""
+    stored = {s.slot.name: (s, key) for s, key in zip(step.binding.states, step.keys, strict=False)}
+    small = [stored[name] for name in (*staged.numbers, *dict(staged.vectors))]
+    found: list[list[Member]] = []
+    for made in (
+        [member_of(program, step, wide, whole=True) for program in staged.programs],
+        [_of_state(LOAD, state, step, key) for state, key in small],
+        [_of_state(STORE, state, step, key) for state, key in small],
+    ):
+        for one in made:
+            if isinstance(one, str):
+                return one
+        found.append([one for one in made if not isinstance(one, str)])
+    passes, loads, stores = map(tuple, found)
+    kind = _interned(StagedKind(step.binding.device, staged, tuple(one.kind for one in passes)))
+    return StagedMember(kind, passes, step.binding.shape, loads, stores)
+
+
+def _of_state(program: Program, state: Stored, step: Step, key: SlotKey) -> Member | str:
+    """Return a state that is a number or a vector as a member of a launch that loads or stores it."""
+    state = replace(state, slot=replace(state.slot, name=program.states[0]))
+    binding = Binding(step.binding.rule, None, (state,), step.binding.first_element)
+    inputs, skipped = _scratch(binding.device)
+    return member_of(program, Step(binding, (inputs,), {}, [key], skipped=skipped), wide=False, whole=program is STORE)
+
+
+@cache
+def _scratch(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return an fp32 tensor that nothing reads, and a counter of elements that were counted elsewhere."""
+    return (
+        torch.zeros((), dtype=torch.float32, device=device), torch.zeros((), dtype=torch.int64, device=device),
+    )  # fmt: skip
+
+
+def member_of(program: Program, step: Step, wide: bool, *, whole: bool = False) -> Member | str:
+    """Return a binding as a member of a launch, or why it cannot be one.
+
+    `wide` means inputs aligned to 16 bytes, and `whole` that a flag decides whether the tensor is updated.
+    """
     binding = step.binding
     named = {s.slot.name: s.quantizer for s in binding.states}
     quantizers = tuple(named[name] for name in program.states)
-    cut = tiling(binding.shape, quantizers, stretches=bool(program.sums), row_stride=binding.row_stride)
+    cut = tiling(
+        binding.shape, quantizers, stretches=bool(program.sums), by_row=bool(program.rows or program.columns),
+        down=any(s.kind == "columns" for s in program.sums), row_stride=binding.row_stride,
+    )  # fmt: skip
     if isinstance(cut, str):
         return cut
     quantized = [state_as(q, cut.tile, cut.padded, block) for q, block in zip(quantizers, cut.blocks, strict=True)]
@@ -178,11 +233,13 @@ def member_of(program: Program, step: Step, wide: bool) -> Member | str:
         aligned=wide and cut.cols % 32 == 0 and cut.tile % 32 == 0,
         flat=cut.flat,
         far=binding.first_element + cut.rows * max(cut.cols, binding.row_stride or 0) > 1 << 32,
+        down=cut.down,
+        whole=whole and not program.sums,
         master=0 if binding.master is None else 8 * binding.master.element_size(),
     )
     formats = tuple(q.format for q in quantizers)
     kind = _interned(Kind(binding.device, program, plan, (*quantized, grad, param), formats))
-    return Member(kind, cut, _line(step, program, cut))
+    return (SumMember if program.sums else Member)(kind, cut, _line(step, program, cut))
 
 
 def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches | str:
@@ -190,10 +247,6 @@ def _branches_or_why_not(rule: Rule, step: Step, *, measuring: bool) -> Branches
     reason = _no_device(step.binding.device.type)
     if reason is not None:
         return reason
-    if not measuring and any(s.shape != step.binding.shape for s in step.binding.states):
-        return "state of another shape than its parameter"
-    if not measuring and not rule.elementwise:
-        return f"rule {rule.name!r} looks at more than one element at a time"
     try:
         return branches_of(rule, step.binding, measuring=measuring)
     except ProgramError as error:
@@ -214,18 +267,19 @@ def _not_here(step: Step) -> str | None:
 
 
 def branches_of(rule: Rule, binding: Binding, *, measuring: bool) -> Branches:
-    """Return the programs of a binding's update or of its measurement."""
+    """Return the programs of a binding's update or of its measurement.
+
+    Raises
+    ------
+    ProgramError
+        If it is not a program.
+    """
     function = rule.measure if measuring else rule.update
     assert function is not None
-    if not rule.has_param:
-        function = partial(_without_param, function, len(rule.inputs))
-    states = tuple(s.slot.name for s in binding.states if s.shape == binding.shape)
-    return trace(function, states, (), len(binding.shape))
-
-
-def _without_param(function: Any, inputs: int, param: Any, grad: Any, states: Any, c: Any) -> Any:
-    """Call a rule without a parameter. Its second input takes the place of the parameter."""
-    return param, function(*(grad, param)[:inputs], states, c)
+    for state in binding.states:
+        if extent_of(state.slot, len(binding.shape)) == "tensor" and state.shape != binding.shape:
+            raise ProgramError(f"{state.slot.name!r} has another shape than its parameter")
+    return traced(rule, function, tuple(s.slot for s in binding.states), len(binding.shape))
 
 
 def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
@@ -248,7 +302,7 @@ def _line(step: Step, program: Program, cut: Tiling) -> list[int]:
 
 
 @cache
-def _interned(kind: Kind) -> Kind:
+def _interned(kind: Any) -> Any:
     """Return one object for equal kinds, so that they can be compared by identity."""
     return kind
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,13 +70,17 @@ class Member:
     cut: Tiling
     line: list[int]
 
+    def launched(self, members: Sequence[Any], numbers: list[int]) -> Any:
+        """Return the launch of members that are of the same kind as this one, with their numbers in the batch."""
+        return Launch(members, numbers)
+
 
 class Launch:
     """One kernel over several tensors."""
 
-    def __init__(self, members: list[Member], numbers: list[int]) -> None:
+    def __init__(self, members: Sequence[Member], numbers: list[int]) -> None:
         kind, count = members[0].kind, len(members)
-        self.kind, self.members = kind, numbers
+        self.kind, self.members, self.count = kind, numbers, count
         self.width = max(1, len(kind.program.scalars))
         self.lines = np.array([member.line for member in members], np.int64)
         ends = np.cumsum([member.cut.programs for member in members])
@@ -97,10 +101,7 @@ class Launch:
     def fill(self, steps: list[Step]) -> None:
         """Write and upload what has changed."""
         program, packed = self.kind.program, struct.Struct(f"<{self.width}f")
-        self.inputs = [[plain(x) for x in s.inputs] for s in steps]  # kept alive until the next step
-        self.lines[:, Line.GRAD] = [first.data_ptr() for first, *_ in self.inputs]
-        if steps[0].binding.param is None:  # a second input is read in place of a parameter
-            self.lines[:, Line.PARAM] = [inputs[-1].data_ptr() for inputs in self.inputs]
+        self.point(steps)
         places: dict[int, int] = {}
         scalars = bytearray()
         place_of_step = []
@@ -117,11 +118,19 @@ class Launch:
         self.of_step[self.keys : self.keys + len(scalars) // 4] = np.frombuffer(scalars, np.int32)
         self.step_table.update(self.of_step)
 
-    def start(self, numbers: Tensor | None = None) -> None:
-        """Launch the kernel. Sums are written to `numbers`."""
+    def point(self, steps: list[Step]) -> None:
+        """Write the addresses of the inputs."""
+        self.inputs = [[plain(x) for x in s.inputs] for s in steps]  # kept alive until the next step
+        self.lines[:, Line.GRAD] = [first.data_ptr() for first, *_ in self.inputs]
+        if steps[0].binding.param is None:  # a second input is read in place of a parameter
+            self.lines[:, Line.PARAM] = [inputs[-1].data_ptr() for inputs in self.inputs]
+
+    def start(self, sums: Tensor | None = None, given: Tensor | None = None) -> None:
+        """Launch the kernel. Sums are written to `sums`, and `given` has numbers, rows and columns that it reads."""
         table = self.step_table.tensor
+        scalars = table[self.keys :].view(torch.float32)
         kernel_of(self.kind.program)[(self.programs,)](
-            self.line_table.tensor, table if numbers is None else numbers, table[self.keys :].view(torch.float32),
+            self.line_table.tensor, table if sums is None else sums, scalars, scalars if given is None else given,
             *self.levels, len(self.members), **self.kind.constants, **self.kind.options(LANES),
         )  # fmt: skip
 
@@ -144,17 +153,15 @@ class Batch:
         The member of each step.
     """
 
-    launch_type: ClassVar[type[Launch]] = Launch
-
-    def __init__(self, steps: Sequence[Step], members: Sequence[Member]) -> None:
+    def __init__(self, steps: Sequence[Step], members: Sequence[Any]) -> None:
         self.bindings = [step.binding for step in steps]
         self.members = list(members)
         groups: dict[int, list[int]] = {}
         for i, member in enumerate(members):
             groups.setdefault(id(member.kind), []).append(i)
-        self.launches = [self.launch_type([members[i] for i in group], group) for group in groups.values()]
+        self.launches = [members[group[0]].launched([members[i] for i in group], group) for group in groups.values()]
 
-    def serves(self, steps: Sequence[Step], members: Sequence[Member]) -> bool:
+    def serves(self, steps: Sequence[Step], members: Sequence[Any]) -> bool:
         """Whether the batch was made for exactly these steps, stored in the same way."""
         return (
             len(steps) == len(self.members)

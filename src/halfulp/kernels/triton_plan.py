@@ -18,7 +18,9 @@ from halfulp.numbers.quantizer import Quantizer, Rounding
 from halfulp.numbers.rounding import codebook_tables, grid_constants
 from halfulp.numbers.scaling import rows_and_cols
 
-__all__ = ["LARGEST_TILE", "STRETCH", "Line", "Plan", "StoredAs", "Tiling", "float_as", "state_as", "tiling"]
+__all__ = [
+    "LARGEST_TILE", "STRETCH", "Line", "Plan", "StoredAs", "Tiling", "float_as", "power_of_two", "state_as", "tiling",
+]  # fmt: skip
 
 STRETCH = 1024
 """The number of elements of a segment whose sum is taken at once: :data:`halfulp.rules.base.ROW`."""
@@ -100,11 +102,17 @@ class Line:
     SKIPPED = 7
     FIRST_SUM = 8
     SUMS = 9
-    PARAM = 10
-    PARAM_LANE = 11
-    MASTER = 12
-    GRAD = 13
-    STATES = 14
+    FIRST_COLUMN_SUM = 10
+    COLUMN_SUMS = 11
+    FIRST_ROW = 12
+    ALL_ROWS = 13
+    FIRST_COLUMN = 14
+    ALL_COLUMNS = 15
+    PARAM = 16
+    PARAM_LANE = 17
+    MASTER = 18
+    GRAD = 19
+    STATES = 20
 
     states: int
 
@@ -122,8 +130,10 @@ class Line:
 class Plan:
     """Constants of a launch besides its program: elements per program, and properties of the parameter.
 
-    `flat` is whether the tensor is one row of whole tiles, and `far` whether a global index reaches 2**32. `master` is
-    the number of bits of the master weights (:mod:`halfulp.numbers.remainder`), 0 for none.
+    `flat` is whether the tensor is one row of whole tiles, `far` whether a global index reaches 2**32, and `down`
+    whether the tiles of a program are below each other. `whole` is whether a flag decides if the tensor is updated
+    (:mod:`halfulp.kernels.triton_stages`). `master` is the number of bits of the master weights
+    (:mod:`halfulp.numbers.remainder`), 0 for none.
     """
 
     maximize: bool
@@ -134,6 +144,8 @@ class Plan:
     aligned: bool
     flat: bool
     far: bool
+    down: bool = False
+    whole: bool = False
     master: int = 0
 
     def mangle(self) -> str:
@@ -150,6 +162,7 @@ class Tiling:
     tile: int
     padded: int
     blocks: tuple[int, ...]
+    down: bool = False
 
     @property
     def tiles_a_row(self) -> int:
@@ -159,6 +172,8 @@ class Tiling:
     @property
     def tiles_a_program(self) -> int:
         """The number of tiles per program."""
+        if self.down:
+            return min(LARGEST_TILE // self.padded, power_of_two(max(self.rows, 1)))
         return max(1, _PROGRAM // self.padded)
 
     @property
@@ -169,20 +184,26 @@ class Tiling:
     @property
     def programs(self) -> int:
         """The number of programs of a tensor."""
+        if self.down:
+            return -(-self.rows // self.tiles_a_program) * self.tiles_a_row
         return -(-self.rows * self.tiles_a_row // self.tiles_a_program)
 
 
 def tiling(
-    shape: torch.Size, quantizers: tuple[Quantizer, ...], *, stretches: bool = False, row_stride: int | None = None
-) -> Tiling | str:
+    shape: torch.Size, quantizers: tuple[Quantizer, ...], *,
+    stretches: bool = False, by_row: bool = False, down: bool = False, row_stride: int | None = None,
+) -> Tiling | str:  # fmt: skip
     """Cut a parameter into the tiles of :func:`halfulp.kernels.binding.step_tile`, or return the reason why not.
 
     Unlike there, a tile is never cut to the row: a short row is a partly filled tile. Contiguous rows of whole tiles
-    become one long row. For sums, tiles consist of whole segments.
+    become one long row, unless values are read `by_row`. For sums, tiles consist of whole segments (`stretches`), and
+    those of a program are below each other if columns are added up (`down`).
     """
     rows, cols = rows_and_cols(shape)
     scalings = [q.scaling for q in quantizers if q.format.scaled]
     if any(s.per == "tensor" for s in scalings) and rows > 1:
+        if stretches or by_row:
+            return "one scale for a whole tensor beside sums over its rows"
         if any(s.per != "tensor" for s in scalings):
             return "one scale for a whole tensor beside scales of blocks or rows"
         if cols % 2 and any(q.format.packed for q in quantizers):
@@ -190,9 +211,9 @@ def tiling(
         rows, cols = 1, rows * cols
     whole = any(s.per != "block" for s in scalings)
     if whole:
-        tile = _power_of_two(max(cols, 2))
+        tile = power_of_two(max(cols, 2))
     else:
-        stretch = min(STRETCH, _power_of_two(max(cols, 1))) if stretches else 1
+        stretch = min(STRETCH, power_of_two(max(cols, 1))) if stretches else 1
         tile = math.lcm(stretch, *(s.block_size for s in scalings) if scalings else (128,))
     if tile > LARGEST_TILE:
         what = "that share a scale" if whole else "in the least common multiple of the block sizes"
@@ -203,9 +224,9 @@ def tiling(
         if block & (block - 1) and -(-tile // block) > _LOOP:
             return f"{-(-tile // block)} blocks of {block} elements a tile, more than {_LOOP}, and not a power of two"
         blocks.append(min(block, tile))
-    if cols and cols % tile == 0 and not stretches and row_stride in (None, cols):
+    if cols and cols % tile == 0 and not (stretches or by_row) and row_stride in (None, cols):
         rows, cols = 1, rows * cols
-    cut = Tiling(rows, cols, tile, _power_of_two(tile), tuple(blocks))
+    cut = Tiling(rows, cols, tile, power_of_two(tile), tuple(blocks), down)
     if cut.programs * cut.tiles_a_program >= 1 << 31:
         return f"{rows * cut.tiles_a_row} tiles of {tile} elements: a tensor has at most 2**31"
     return cut
@@ -262,7 +283,7 @@ def state_as(quantizer: Quantizer, tile: int, padded: int, block: int) -> Stored
         last_gap=max(len(fmt.levels) - 2, 0),
         block=block,
         blocks=-(-tile // block),
-        blocks_padded=padded // block if power else _power_of_two(-(-tile // block)),
+        blocks_padded=padded // block if power else power_of_two(-(-tile // block)),
         even_blocks=power,
         carry=0x7FFFFF - int((2 * mantissa - 1) * 2**23),
         exponent=exponent - 1,
@@ -277,7 +298,8 @@ def codebook(fmt: Format, device: torch.device) -> torch.Tensor:
     return tables.to(device)
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """Return the smallest power of two that is not below a positive number."""
     return 1 << (n - 1).bit_length()
 
 

@@ -20,7 +20,8 @@ from halfulp.rules.program import Op, Program
 __all__ = ["kernel_of", "source_of"]
 
 EXPRESSIONS = {
-    "param": "param", "grad": "grad", "state": "old{of}", "number": "number{of}",
+    "param": "param", "grad": "grad", "state": "old{of}",
+    "number": "number{of}", "row": "row{of}", "column": "column{of}",
     "scalar": "scalar(scalars, line, {of}, SCALARS)", "constant": "{of}",
     "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "tl.div_rn({0}, {1})",
     "neg": "negate({0})", "abs": "without_sign({0})", "sqrt": "tl.sqrt_rn({0})", "sign": "sign({0})",
@@ -41,8 +42,8 @@ from halfulp.kernels.triton_ops import (
     bits_of, float_of, mix_element, negate, round_signed, sign, without_sign, words_of_lane,
 )
 from halfulp.kernels.triton_tiles import (
-    count_skipped, largest_of, load_float, load_param, load_state, scalar, store_largest, store_param, store_state,
-    store_sum, this_tensor, tile_of,
+    column_values, count_skipped, filled, largest_of, load_float, load_param, load_state, row_values, scalar,
+    store_column_sums, store_largest, store_param, store_state, store_sum, this_tensor, tile_of,
 )
 
 FIELDS = tl.constexpr({fields})
@@ -64,10 +65,13 @@ def kernel({arguments}):
 
 
 def source_of(program: Program) -> str:
-    """Return the source of a program's kernel."""
+    """Return the source of a program's kernel.
+
+    `given` has a flag for each tensor, which says whether it is updated, and the program's numbers, rows and columns.
+    """
     place, slots = Line(len(program.states)), range(len(program.states))
     constants = ["PLAN", *(f"SLOT{k}" for k in slots), "GRAD", "STORED"]
-    arguments = ["lines", "numbers", "scalars", *(f"levels{k}" for k in slots), "tensors"]
+    arguments = ["lines", "numbers", "scalars", "given", *(f"levels{k}" for k in slots), "tensors"]
     return TEMPLATE.format(
         fields=place.length,
         scalars=max(1, len(program.scalars)),
@@ -92,20 +96,35 @@ def _load(program: Program, place: Line) -> list[str]:
     for k in range(len(program.states)):
         if k in read:
             lines.append(f"old{k} = load_state(line, {place.state(k)}, levels{k}, {TILE}, SLOT{k}, PLAN)")
+    lines += [f"number{k} = tl.load(given + {k + 1} * tensors + this)" for k in range(len(program.numbers))]
+    lines += [f"row{k} = row_values(given, line, {k}, row, rows)" for k in range(len(program.rows))]
+    lines += [f"column{k} = column_values(given, line, {k}, start, inside, PLAN)" for k in range(len(program.columns))]
     return lines
+
+
+def _is_full(program: Program) -> list[bool]:
+    """Return whether each value surely has one number for each element, not one for the tensor or for each row."""
+    full: list[bool] = []
+    for name, args, _ in program.ops:
+        full.append(name in ("param", "grad", "state", "column") or any(full[i] for i in args))
+    return full
 
 
 def _store(program: Program, place: Line) -> list[str]:
     """Return the lines that store the new states and the parameter. `numbers` are the keys of each tensor."""
-    lines = [f"largest{k} = largest_of(v{i}, inside, SLOT{k}, PLAN)" for k, i in enumerate(program.new_states)]
+    full = _is_full(program)
+    outputs = {*program.new_states, *([] if program.param is None else [program.param])}
+    lines = [f"v{i} = filled(v{i}, PLAN)" for i in sorted(outputs) if not full[i]]
+    lines += [f"largest{k} = largest_of(v{i}, inside, SLOT{k}, PLAN)" for k, i in enumerate(program.new_states)]
     found = [f"largest{k}" for k in range(len(program.new_states))]
     if program.checks_grad:
         lines.append("largest = largest_of(grad, inside, GRAD, PLAN)")
         found.append("largest")
-    lines.append(f"worst = tl.max({found[0]}, 1)")
+    lines.append(f"worst = tl.max({found[0]}, 1)" if found else "worst = row * 0")
     lines += [f"worst = tl.maximum(worst, tl.max({other}, 1))" for other in found[1:]]
-    lines += ["good = count_skipped(worst, line, row, start, rows, cols, PLAN)", "mixed = element"]
-    lines += ["if PLAN.stochastic:", "    mixed = mix_element(element, numbers + 2 * this, PLAN.far)"]
+    lines.append("good = count_skipped(worst, given + this, line, row, start, rows, cols, PLAN)")
+    lines += ["mixed = element", "if PLAN.stochastic:"]
+    lines.append("    mixed = mix_element(element, numbers + 2 * this, PLAN.far)")
     for k, i in enumerate(program.new_states):
         words = f"words_of_lane(mixed, line + {place.state(k) + 2}, SLOT{k})"
         lines.append(
@@ -118,14 +137,21 @@ def _store(program: Program, place: Line) -> list[str]:
 
 
 def _sums(program: Program) -> list[str]:
-    """Return the lines that store the sums over each segment. `numbers` are the sums, in float64, one line per sum."""
-    lines = []
-    for k, one in enumerate(program.sums):
+    """Return the lines that store the sums over each segment, and those of columns over the rows of a program.
+
+    `numbers` are the sums, in float64, one line per sum. Those of columns come after the others.
+    """
+    lines, columns = [], [one for one in program.sums if one.kind == "columns"]
+    segments = [one for one in program.sums if one.kind != "columns"]
+    for k, one in enumerate(segments):
         if one.kind == "largest":
             lines.append(f"store_largest(v{one.a}, numbers, line, {k}, {TILE}, PLAN)")
         else:
             other = "None" if one.b is None else f"v{one.b}"
             lines.append(f"store_sum(v{one.a}, {other}, numbers, line, {k}, {TILE}, PLAN)")
+    if columns:
+        lines.append(f"column_sums = numbers + {len(segments)} * tl.load(line + {Line.SUMS})")
+    lines += [f"store_column_sums(v{one.a}, column_sums, line, {k}, {TILE}, PLAN)" for k, one in enumerate(columns)]
     return lines
 
 

@@ -27,8 +27,9 @@ from halfulp.kernels.triton_plan import STRETCH as stretch
 from halfulp.kernels.triton_plan import Line
 
 __all__ = [
-    "count_skipped", "fold", "largest_of", "load_float", "load_param", "load_state", "scalar", "store_largest",
-    "store_param", "store_state", "store_sum", "this_tensor", "tile_of",
+    "column_values", "count_skipped", "filled", "fold", "fold_columns", "largest_of", "load_float", "load_param",
+    "load_state", "row_values", "scalar", "store_column_sums", "store_largest", "store_param", "store_state",
+    "store_sum", "this_tensor", "tile_of",
 ]  # fmt: skip
 
 ROWS = tl.constexpr(Line.ROWS)
@@ -42,6 +43,12 @@ MASTER = tl.constexpr(Line.MASTER)
 SKIPPED = tl.constexpr(Line.SKIPPED)
 FIRST_SUM = tl.constexpr(Line.FIRST_SUM)
 SUMS = tl.constexpr(Line.SUMS)
+FIRST_COLUMN_SUM = tl.constexpr(Line.FIRST_COLUMN_SUM)
+COLUMN_SUMS = tl.constexpr(Line.COLUMN_SUMS)
+FIRST_ROW = tl.constexpr(Line.FIRST_ROW)
+ALL_ROWS = tl.constexpr(Line.ALL_ROWS)
+FIRST_COLUMN = tl.constexpr(Line.FIRST_COLUMN)
+ALL_COLUMNS = tl.constexpr(Line.ALL_COLUMNS)
 STRETCH = tl.constexpr(stretch)
 
 
@@ -65,7 +72,8 @@ def tile_of(line, program, PLAN: tl.constexpr):
     cols = tl.load(line + COLS)
     if PLAN.aligned:
         cols = tl.multiple_of(cols, 16)
-    tile = (program - tl.load(line).to(tl.int32)) * PLAN.tiles + tl.arange(0, PLAN.tiles)
+    place = program - tl.load(line).to(tl.int32)
+    tile = place * PLAN.tiles + tl.arange(0, PLAN.tiles)
     column = tl.arange(0, PLAN.padded)[None, :]
     first = tl.load(line + FIRST_ELEMENT)
     if PLAN.flat:
@@ -76,8 +84,13 @@ def tile_of(line, program, PLAN: tl.constexpr):
         element = first + flat
     else:
         tiles_a_row = tl.load(line + TILES_A_ROW).to(tl.int32)
-        row = tile // tiles_a_row
-        start = (tile - row * tiles_a_row).to(tl.int64) * PLAN.tile
+        if PLAN.down:
+            group = place // tiles_a_row
+            row = group * PLAN.tiles + tl.arange(0, PLAN.tiles)
+            start = (row * 0 + (place - group * tiles_a_row)).to(tl.int64) * PLAN.tile
+        else:
+            row = tile // tiles_a_row
+            start = (tile - row * tiles_a_row).to(tl.int64) * PLAN.tile
         inside = (column < PLAN.tile) & (start[:, None] + column < cols) & (row < rows)[:, None]
         flat = (row.to(tl.int64) * cols + start)[:, None] + column
         element = first + (row.to(tl.int64) * tl.load(line + ROW_STRIDE) + start)[:, None] + column
@@ -88,6 +101,26 @@ def tile_of(line, program, PLAN: tl.constexpr):
 def scalar(scalars, line, number, COUNT: tl.constexpr):
     """Return one of the scalars of a tensor's step."""
     return tl.load(scalars + tl.load(line + SCALARS) * COUNT + number)
+
+
+@triton.jit
+def row_values(given, line, number, row, rows):
+    """Return one value for each tile of a program, from a vector with one for each row."""
+    place = tl.load(line + FIRST_ROW) + number * tl.load(line + ALL_ROWS) + row
+    return tl.load(given + place, mask=row < rows, other=0.0)[:, None]
+
+
+@triton.jit
+def column_values(given, line, number, start, inside, PLAN: tl.constexpr):
+    """Return one value for each element of a program, from a vector with one for each column."""
+    place = tl.load(line + FIRST_COLUMN) + number * tl.load(line + ALL_COLUMNS) + start
+    return tl.load(given + place[:, None] + tl.arange(0, PLAN.padded)[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def filled(value, PLAN: tl.constexpr):
+    """Return a value for each element of a program, from a number or from values of rows."""
+    return tl.broadcast_to(value, (PLAN.tiles, PLAN.padded))
 
 
 @triton.jit
@@ -219,8 +252,13 @@ def store_state(
 
 
 @triton.jit
-def count_skipped(worst, line, row, start, rows, cols, PLAN: tl.constexpr):
-    """Return which tiles are good (`worst`, the largest magnitude, is finite), and count the elements of the others."""
+def count_skipped(worst, fine, line, row, start, rows, cols, PLAN: tl.constexpr):
+    """Return which tiles are good (`worst`, the largest magnitude, is finite), and count the elements of the others.
+
+    If the tensor is updated as a whole, none is unless the flag `fine` is set.
+    """
+    if PLAN.whole:
+        worst = tl.where(tl.load(fine) != 0.0, worst, 0x7F800000)
     good = worst < 0x7F800000
     left = tl.minimum(cols - start, PLAN.tile)
     skipped = tl.load(line + SKIPPED).to(tl.pointer_type(tl.int64))
@@ -288,15 +326,68 @@ def store_largest(a, sums, line, number, row, start, rows, cols, flat, inside, P
     store_stretches(tl.max(stretches, 1).to(tl.float64), sums, line, number, row, start, rows, cols, PLAN)
 
 
-@triton.jit(do_not_specialize=["tensors"])
-def fold(lines, numbers, folded, tensors, LARGEST: tl.constexpr):
-    """Store the sum or the largest of each 1024 numbers of a tensor. A line has first program, position and count."""
-    program = tl.program_id(0)
-    line = lines + this_tensor(lines, program, tensors, 4).to(tl.int64) * 4
-    place = (program - tl.load(line)) * STRETCH + tl.arange(0, STRETCH)
-    values = tl.load(numbers + tl.load(line + 1) + place, mask=place < tl.load(line + 2), other=0.0)
-    if LARGEST:
-        result = tl.max(values, 0)
+@triton.jit
+def paired(x, HEIGHT: tl.constexpr):
+    """Sum the first dimension of `[HEIGHT, n]`, adding rows 2 i and 2 i + 1 until one is left."""
+    if HEIGHT == 1:
+        found = x
     else:
-        result = tl.sum(halved(tl.reshape(values, (1, STRETCH)), STRETCH), 0) + 0.0
-    tl.store(folded + program, result)
+        found = paired(tl.sum(tl.reshape(x, (HEIGHT // 2, 2, x.shape[1])), 1), HEIGHT // 2)
+    return found
+
+
+@triton.jit
+def store_column_sums(a, sums, line, number, row, start, rows, cols, flat, inside, PLAN: tl.constexpr):
+    """Store the sum of each column over the rows of a program: ``halfulp.rules.base.fold_columns``.
+
+    `sums` is where the column sums begin.
+    """
+    wide = paired(tl.where(inside, a, 0.0).to(tl.float64), PLAN.tiles)
+    first_row = tl.min(row, 0)
+    column = tl.min(start, 0) + tl.arange(0, PLAN.padded)[None, :]
+    there = (tl.arange(0, PLAN.padded)[None, :] < PLAN.tile) & (column < cols)
+    first = tl.load(line + FIRST_COLUMN_SUM) + number * tl.load(line + COLUMN_SUMS)
+    tl.store(sums + first + (first_row // PLAN.tiles).to(tl.int64) * cols + column, wide, mask=there)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def fold(lines, numbers, folded, tensors, WIDTH: tl.constexpr, LARGEST: tl.constexpr):
+    """Store the sum or the largest of each 1024 numbers of a row. `WIDTH` is smaller if every row is short.
+
+    A line has the first program, the position of the numbers, the rows, the numbers a row, and the position of results.
+    """
+    program = tl.program_id(0)
+    AT_ONCE: tl.constexpr = STRETCH // WIDTH
+    line = lines + this_tensor(lines, program, tensors, 5).to(tl.int64) * 5
+    count = tl.load(line + 3)
+    parts = (count + WIDTH - 1) // WIDTH
+    part = (program - tl.load(line)) * AT_ONCE + tl.arange(0, AT_ONCE)
+    row = part // parts
+    there = row < tl.load(line + 2)
+    column = ((part - row * parts) * WIDTH)[:, None] + tl.arange(0, WIDTH)[None, :]
+    place = tl.load(line + 1) + (row * count)[:, None] + column
+    values = tl.load(numbers + place, mask=(column < count) & there[:, None], other=0.0)
+    if LARGEST:
+        result = tl.max(values, 1)
+    else:
+        result = halved(values, WIDTH) + 0.0
+    tl.store(folded + tl.load(line + 4) + part, result, mask=there)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def fold_columns(lines, numbers, folded, tensors, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """Store the sum of each column over each `HEIGHT` rows of a matrix.
+
+    A line has the first program, the position of the numbers, the rows, the columns, and the position of results.
+    """
+    program = tl.program_id(0)
+    line = lines + this_tensor(lines, program, tensors, 5).to(tl.int64) * 5
+    rows, cols = tl.load(line + 2), tl.load(line + 3)
+    across = (cols + WIDTH - 1) // WIDTH
+    place = program - tl.load(line)
+    group = place // across
+    row = (group * HEIGHT + tl.arange(0, HEIGHT))[:, None]
+    column = ((place - group * across) * WIDTH + tl.arange(0, WIDTH))[None, :]
+    values = tl.load(numbers + tl.load(line + 1) + row * cols + column, mask=(row < rows) & (column < cols), other=0.0)
+    result = paired(values, HEIGHT) + 0.0
+    tl.store(folded + tl.load(line + 4) + group * cols + column, result, mask=column < cols)

@@ -37,9 +37,9 @@ from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import Hyper, StateSlot
 
 __all__ = [
-    "FROM_SUMS", "Ages", "Rule", "Scalars", "States", "bits", "by_column", "by_row", "cbrt",
-    "clamp", "column_means", "ema", "exp", "fold_columns", "fold_rows", "from_bits", "larger", "largest", "maximum",
-    "mean", "minimum", "norm", "rms", "rounded", "row_means", "sides", "sigmoid", "smaller", "sqrt", "total",
+    "DIVISORS", "Ages", "Rule", "Scalars", "States", "bits", "by_column", "by_row", "cbrt", "clamp", "column_means",
+    "ema", "exp", "fold_columns", "fold_rows", "from_bits", "from_sums", "larger", "largest", "maximum", "mean",
+    "minimum", "norm", "rms", "rounded", "row_means", "sides", "sigmoid", "smaller", "sqrt", "total",
 ]  # fmt: skip
 
 Scalars = dict[str, float]
@@ -321,45 +321,58 @@ def largest(x: Tensor) -> Tensor:
     return x.abs().max().double() if x.numel() else x.new_zeros((), dtype=torch.float64)
 
 
-FROM_SUMS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "norm": lambda sums, rows, cols: sums.sqrt().float(),
-    "rms": lambda sums, rows, cols: sums.sqrt().float() / fp32(math.sqrt(max(rows * cols, 1))),
-    "row_means": lambda sums, rows, cols: (sums / cols).float(),
-    "column_means": lambda sums, rows, cols: (sums / rows).float(),
+DIVISORS: dict[str, Callable[[int, int], float]] = {
+    "norm": lambda rows, cols: 1.0,
+    "rms": lambda rows, cols: fp32(math.sqrt(max(rows * cols, 1))),
+    "mean": lambda rows, cols: rows * cols,
+    "row_means": lambda rows, cols: cols,
+    "column_means": lambda rows, cols: rows,
 }
-"""The result of each function, from float64 sums over a matrix and its numbers of rows and columns."""
+"""What each function divides by, from the numbers of rows and columns of a matrix."""
+
+
+def from_sums(name: str, sums: Tensor, divisor: Tensor) -> Tensor:
+    """Return the result of a function from float64 sums and its divisor in :data:`DIVISORS`, as a float64 tensor.
+
+    (On a GPU, torch divides by a Python number by multiplying by its rounded inverse.)
+    """
+    if name in ("norm", "rms"):
+        return sums.sqrt().float() / divisor.float()
+    return (sums / divisor).float()
+
+
+def _result(name: str, sums: Tensor, shape: torch.Size) -> Tensor:
+    return from_sums(name, sums, sums.new_full((), DIVISORS[name](*rows_and_cols(shape))))
 
 
 @overridable
 def norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    return FROM_SUMS["norm"](total(x, x), *rows_and_cols(x.shape))
+    return _result("norm", total(x, x), x.shape)
 
 
 @overridable
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    return FROM_SUMS["rms"](total(x, x), *rows_and_cols(x.shape))
+    return _result("rms", total(x, x), x.shape)
 
 
 @overridable
 def mean(x: Tensor) -> Tensor:
     """Return the mean of a vector, by :func:`total`, as a 0-dimensional fp32 tensor."""
-    return (total(x) / x.numel()).float()
+    return _result("mean", total(x), x.shape)
 
 
 @overridable
 def row_means(x: Tensor) -> Tensor:
     """Return the mean of each row (dimension 0 by all others) as an fp32 vector, added up as in :func:`total`."""
-    rows, cols = rows_and_cols(x.shape)
-    return FROM_SUMS["row_means"](fold_rows(x.double().reshape(rows, cols)), rows, cols)
+    return _result("row_means", fold_rows(x.double().reshape(rows_and_cols(x.shape))), x.shape)
 
 
 @overridable
 def column_means(x: Tensor) -> Tensor:
     """Return the mean of each column as an fp32 vector. Neighbouring rows are added in pairs until one is left."""
-    rows, cols = rows_and_cols(x.shape)
-    return FROM_SUMS["column_means"](fold_columns(x.double().reshape(rows, cols)), rows, cols)
+    return _result("column_means", fold_columns(x.double().reshape(rows_and_cols(x.shape))), x.shape)
 
 
 @overridable

@@ -44,20 +44,23 @@ depends on each of them. A rule that needs sums within its update is several pro
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from halfulp.numbers.single import all_of_fp32
+from halfulp.rules import base
 from halfulp.rules.base import Scalars
 from halfulp.rules.slots import Shape, StateSlot
 
 __all__ = [
-    "EVALUATE", "TYPES", "Branches", "Op", "Program", "Sum", "cut", "evaluate", "extent_of", "is_number",
-    "scalar_values", "spoilt", "used",
+    "EVALUATE", "EVALUATE_TORCH", "TYPES", "Branches", "Op", "Program", "Sum", "cut", "evaluate", "extent_of",
+    "is_number", "scalar_values", "spoilt", "used",
 ]  # fmt: skip
 
 FLOATS = (
@@ -290,25 +293,38 @@ def spoilt(ops: Sequence[Op], start: int) -> set[int]:
     return found
 
 
-def _of_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda args, of: function(*args)
 
 
-EVALUATE: dict[str, Callable[..., Any]] = {
-    "add": _of_numpy(np.add), "sub": _of_numpy(np.subtract), "mul": _of_numpy(np.multiply), "div": _of_numpy(np.divide),
-    "neg": _of_numpy(np.negative), "abs": _of_numpy(np.abs), "sqrt": _of_numpy(np.sqrt),
-    "sign": _of_numpy(lambda a: np.float32(a > 0) - np.float32(a < 0)),
-    "max": _of_numpy(lambda a, b: np.where(a > b, a, b)), "min": _of_numpy(lambda a, b: np.where(a < b, a, b)),
-    "lt": _of_numpy(np.less), "le": _of_numpy(np.less_equal), "eq": _of_numpy(np.equal),
-    "ne": _of_numpy(np.not_equal), "and": _of_numpy(np.logical_and), "or": _of_numpy(np.logical_or),
-    "not": _of_numpy(np.logical_not), "select": _of_numpy(np.where),
-    "bits": _of_numpy(lambda a: np.asarray(a).view(np.int32)),
-    "from_bits": _of_numpy(lambda a: np.asarray(a).view(np.float32)),
-    "rounded": _of_numpy(lambda a: np.rint(a).astype(np.int32)),
-    "to_float": _of_numpy(lambda a: np.asarray(a).astype(np.float32)),
-    "add_int": lambda args, of: args[0] + np.int32(of), "sub_int": _of_numpy(np.subtract),
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": _plain(operator.add), "sub": _plain(operator.sub), "mul": _plain(operator.mul),
+    "div": _plain(operator.truediv), "neg": _plain(operator.neg), "abs": _plain(operator.abs),
+    "lt": _plain(operator.lt), "le": _plain(operator.le), "eq": _plain(operator.eq), "ne": _plain(operator.ne),
+    "and": _plain(operator.and_), "or": _plain(operator.or_), "sub_int": _plain(operator.sub),
     "shift_left": lambda args, of: args[0] << of, "shift_right": lambda args, of: args[0] >> of,
 }  # fmt: skip
+"""The operations whose operators are the same for arrays of numpy and of torch."""
+EVALUATE: dict[str, Callable[..., Any]] = OPERATORS | {
+    "constant": lambda args, of: np.float32(of), "sqrt": _plain(np.sqrt),
+    "sign": _plain(lambda a: np.float32(a > 0) - np.float32(a < 0)),
+    "max": _plain(lambda a, b: np.where(a > b, a, b)), "min": _plain(lambda a, b: np.where(a < b, a, b)),
+    "not": _plain(np.logical_not), "select": _plain(np.where),
+    "bits": _plain(lambda a: np.asarray(a).view(np.int32)),
+    "from_bits": _plain(lambda a: np.asarray(a).view(np.float32)),
+    "rounded": _plain(lambda a: np.rint(a).astype(np.int32)),
+    "to_float": _plain(lambda a: np.asarray(a).astype(np.float32)),
+    "add_int": lambda args, of: args[0] + np.int32(of),
+}  # fmt: skip
+"""Every operation in numpy, except those that take an input."""
+EVALUATE_TORCH: dict[str, Callable[..., Any]] = OPERATORS | {
+    "sqrt": _plain(base.sqrt), "sign": _plain(lambda a: (a > 0).float() - (a < 0).float()),
+    "max": _plain(base.larger), "min": _plain(base.smaller), "not": _plain(torch.logical_not),
+    "select": _plain(torch.where), "bits": _plain(base.bits), "from_bits": _plain(base.from_bits),
+    "rounded": _plain(base.rounded), "to_float": _plain(torch.Tensor.float),
+    "add_int": lambda args, of: args[0] + (of + (1 << 31)) % (1 << 32) - (1 << 31),
+}  # fmt: skip
+"""The same in torch, on tensors of one device. Constants are tensors, too."""
 
 
 def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = False) -> list[Any]:
@@ -325,8 +341,6 @@ def evaluate(program: Program, values: Mapping[str, Any], only_uniform: bool = F
                 found.append(None)
             elif name in EVALUATE:
                 found.append(EVALUATE[name]([found[i] for i in args], of))
-            elif name == "constant":
-                found.append(np.float32(of))
             elif name in ("param", "grad"):
                 found.append(values[name])
             elif name == "row":

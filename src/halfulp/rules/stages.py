@@ -15,29 +15,31 @@ operation                        extent    meaning
 ``mean``                         number    of a vector: :func:`halfulp.rules.base.mean`
 ================================ ========= ==========================================================================
 
-Values per element are computed by programs, pass after pass. There are few other values. :class:`Staged` computes them
-between the passes in numpy, with the same bits on every backend.
+Values per element are computed by programs, pass after pass. There are few other values. A :class:`Course` computes
+them between the passes: in numpy here, and on a GPU in torch (:mod:`halfulp.kernels.triton_stages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.base import FROM_SUMS, Scalars, fold_columns, fold_rows, largest, total
-from halfulp.rules.program import EVALUATE, Op, Program, Sum, cut, evaluate, scalar_values, spoilt, used
+from halfulp.rules.base import DIVISORS, Scalars, fold_columns, fold_rows, from_sums, largest, total
+from halfulp.rules.program import EVALUATE, TYPES, Op, Program, Sum, cut, evaluate, scalar_values, spoilt, used
 
-__all__ = ["Stage", "Staged", "staged", "work_out"]
+__all__ = ["SUMS", "Course", "CourseInNumpy", "Stage", "Staged", "as_staged", "staged", "work_out"]
 
 SUMS = {"norm": "sum", "rms": "sum", "row_means": "rows", "column_means": "columns"}
 """The kind of sum to measure for each operation."""
+GIVEN = ("scalar", "number", "vector", "side")
+"""The operations whose values are known before any pass."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Staged:
         extent.
     ops, extents
         All operations, and the extent of each.
+    param, new_states, new_numbers, new_vectors
+        The operations that give the new parameter and states.
     levels
         The number of measuring rounds after which each operation is known.
     rounds
@@ -73,8 +77,6 @@ class Staged:
         too.
     update
         The last pass.
-    new_numbers, new_vectors
-        The operations that give the new states.
     """
 
     states: tuple[str, ...]
@@ -83,11 +85,13 @@ class Staged:
     scalars: tuple[str, ...]
     ops: tuple[Op, ...]
     extents: tuple[str, ...]
+    param: int | None
+    new_states: tuple[int, ...]
+    new_numbers: tuple[int, ...]
+    new_vectors: tuple[int, ...]
     levels: tuple[int, ...]
     rounds: tuple[Stage, ...]
     update: Stage
-    new_numbers: tuple[int, ...]
-    new_vectors: tuple[int, ...]
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -95,49 +99,101 @@ class Staged:
         return (*(stage.program for stage in self.rounds), self.update.program)
 
     @cached_property
-    def _small(self) -> list[list[int]]:
-        """The operations that are computed in numpy, by level."""
-        small = [k for k, op in enumerate(self.ops) if self.extents[k] != "tensor" and op.name not in SUMS]
+    def small(self) -> list[list[int]]:
+        """The operations that are computed between passes, by level."""
+        small = [
+            k for k, (name, _, _) in enumerate(self.ops)
+            if self.extents[k] != "tensor" and name not in SUMS and name not in GIVEN
+        ]  # fmt: skip
         return [[k for k in small if self.levels[k] == level] for level in range(len(self.rounds) + 1)]
 
-    def begin(self, c: Scalars, numbers: list[float], vectors: list[Any], sides: tuple[int, int]) -> list[Any]:
-        """Return the values known before any measurement, with one entry per operation (``None`` for unknown ones)."""
-        found: list[Any] = [None] * len(self.ops)
-        given = {"scalar": scalar_values(self.scalars, c), "number": numbers, "vector": vectors, "side": sides}
-        for k, (name, _, of) in enumerate(self.ops):
-            if name in given:
-                found[k] = np.array(given[name][int(of or 0)], np.float32)
-        self._settle(found, 0)
-        return found
+    @cached_property
+    def decided(self) -> Staged:
+        """The same update, which also measures the largest gradient and the largest value of each new state.
 
-    def proceed(self, found: list[Any], level: int, sums: Mapping[str, Any], rows: int, cols: int) -> bool:
-        """Add the values that depend on the sums of a round. Return whether all sums are finite."""
-        for name, value in sums.items():
-            k = int(name)
-            value = np.asarray(value)
-            if not np.isfinite(value).all():
-                return False
-            if self.ops[k].name in SUMS:
-                wide = torch.from_numpy(value)
-                found[k] = FROM_SUMS[self.ops[k].name](wide, rows, cols).numpy()
-        self._settle(found, level + 1)
-        return True
+        These decide whether the tensor is updated, where the sums alone do not locate a non-finite value.
+        """
+        return staged(
+            self.ops, self.extents, self.states, self.numbers, self.vectors, self.scalars, self.param,
+            self.new_states, self.new_numbers, self.new_vectors, "all",
+        )  # fmt: skip
 
-    def _settle(self, found: list[Any], level: int) -> None:
+
+class Course:
+    """The progress of an update through its passes: the values that are not elements of the tensor.
+
+    Parameters
+    ----------
+    staged
+        The update.
+    given
+        The values of the operations ``scalar``, ``number``, ``vector`` and ``side``.
+
+    Attributes
+    ----------
+    found
+        One value for each operation, ``None`` where it is unknown.
+    """
+
+    def __init__(self, staged: Staged, given: Mapping[str, Sequence[Any]]) -> None:
+        self.staged = staged
+        self.found: list[Any] = [given[op.name][int(op.of or 0)] if op.name in GIVEN else None for op in staged.ops]
+        self._settle(0)
+
+    def proceed(self, level: int, sums: Mapping[str, Any]) -> None:
+        """Add the values that depend on the float64 sums of a round."""
+        for k, value in ((int(name), value) for name, value in sums.items()):
+            name = self.staged.ops[k].name
+            if name in SUMS:
+                self.found[k] = self.divided(name, value, self.staged.extents[k])
+        self._settle(level + 1)
+
+    def taken(self, stage: Stage) -> dict[str, list[Any]]:
+        """Return the inputs of a pass."""
+        return stage.inputs(self.found)
+
+    @property
+    def new_small(self) -> tuple[list[Any], list[Any]]:
+        """The new numbers and the new vectors."""
+        numbers, vectors = ([self.found[k] for k in of] for of in (self.staged.new_numbers, self.staged.new_vectors))
+        return numbers, vectors
+
+    def _settle(self, level: int) -> None:
         with np.errstate(all="ignore"):
-            for k in self._small[level]:
-                name, args, of = self.ops[k]
-                if name == "constant":
-                    found[k] = np.float32(of)
-                elif name == "mean":
-                    found[k] = _mean(found[args[0]])
-                elif name in EVALUATE:
-                    found[k] = EVALUATE[name]([found[i] for i in args], of)
+            for k in self.staged.small[level]:
+                self.found[k] = self.computed(k)
+
+    def divided(self, name: str, sums: Any, extent: str) -> Any:
+        """Return the result of one of :data:`SUMS` from float64 sums."""
+        raise NotImplementedError
+
+    def computed(self, k: int) -> Any:
+        """Return the value of an operation on known values."""
+        raise NotImplementedError
 
 
-def _mean(x: Any) -> np.float32:
-    """Compute :func:`halfulp.rules.base.mean` of an array."""
-    return np.float32(fold_rows(x.astype(np.float64)[None])[0] / x.size)
+class CourseInNumpy(Course):
+    """The progress of one tensor. See :class:`Course`."""
+
+    def __init__(
+        self, staged: Staged, c: Scalars, numbers: Sequence[Any], vectors: Sequence[Any], shape: tuple[int, ...]
+    ) -> None:
+        self.sides = rows_and_cols(shape)
+        given = {"scalar": scalar_values(staged.scalars, c), "number": numbers, "vector": vectors, "side": self.sides}
+        super().__init__(staged, {name: [np.array(x, np.float32) for x in of] for name, of in given.items()})
+
+    def divided(self, name: str, sums: Any, extent: str) -> Any:
+        """See :class:`Course`."""
+        wide = torch.from_numpy(np.asarray(sums, np.float64))
+        return from_sums(name, wide, wide.new_full((), DIVISORS[name](*self.sides))).numpy()
+
+    def computed(self, k: int) -> Any:
+        """See :class:`Course`."""
+        name, args, of = self.staged.ops[k]
+        taken = [self.found[i] for i in args]
+        if name == "mean":
+            return np.float32(fold_rows(taken[0].astype(np.float64)[None])[0] / taken[0].size)
+        return EVALUATE[name](taken, of)
 
 
 def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -> dict[str, Any]:
@@ -165,17 +221,16 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
             name: got[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)
         }
     numbers, vectors = ([arrays[n] for n in names] for names in (program.numbers, dict(program.vectors)))
-    rows, cols = rows_and_cols(arrays["grad"].shape)
-    values = program.begin(c, numbers, vectors, (rows, cols))
+    course = CourseInNumpy(program, c, numbers, vectors, arrays["grad"].shape)
     for level, stage in enumerate(program.rounds):
-        got = _evaluated(stage.program, arrays, c, **stage.inputs(values))
-        if not program.proceed(values, level, _summed(stage.program, got, arrays["grad"].shape), rows, cols):
+        sums = _summed(stage.program, _evaluated(stage.program, arrays, c, **course.taken(stage)), arrays["grad"].shape)
+        if not all(x.isfinite().all() for x in sums.values()):
             raise ValueError("a sum within the update is not finite")
+        course.proceed(level, sums)
     last = program.update.program
-    got = _evaluated(last, arrays, c, **program.update.inputs(values))
-    found = _updated(last, got)
-    found |= {name: values[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)}
-    return found | {name: values[k] for (name, _), k in zip(program.vectors, program.new_vectors, strict=True)}
+    found = _updated(last, _evaluated(last, arrays, c, **course.taken(program.update)))
+    new_numbers, new_vectors = course.new_small
+    return found | dict(zip((*program.numbers, *dict(program.vectors)), (*new_numbers, *new_vectors), strict=True))
 
 
 def _evaluated(program: Program, arrays: Mapping[str, Any], c: Scalars, **values: Any) -> list[Any]:
@@ -210,32 +265,47 @@ def _summed(program: Program, values: list[Any], shape: tuple[int, ...]) -> dict
 def staged(
     ops: tuple[Op, ...], extents: tuple[str, ...], states: tuple[str, ...], numbers: tuple[str, ...],
     vectors: tuple[tuple[str, str], ...], scalars: tuple[str, ...], param: int | None, new_states: tuple[int, ...],
-    new_numbers: tuple[int, ...], new_vectors: tuple[int, ...],
+    new_numbers: tuple[int, ...], new_vectors: tuple[int, ...], checks: Literal["needed", "all", "none"] = "needed",
 ) -> Staged:  # fmt: skip
-    """Split an update into passes. Each sum is measured as soon as its term can be computed."""
+    """Split an update into passes. Each sum is measured as soon as its term can be computed.
+
+    `checks` says for which values (the gradient and new states) it is checked that they are finite: those that would
+    not spoil a sum, all, or none.
+    """
+    checked = () if checks == "none" else (ops.index(Op("grad")), *new_states)
     outputs = [*([] if param is None else [param]), *new_states, *new_numbers, *new_vectors]
-    ops, scalars, place = cut(ops, [*outputs, ops.index(Op("grad"))], scalars)
+    ops, scalars, place = cut(ops, [*outputs, *checked], scalars)
     extents = tuple(extents[old] for old in place)
     param = None if param is None else place[param]
-    new_states, new_numbers, new_vectors = (
-        tuple(place[k] for k in found) for found in (new_states, new_numbers, new_vectors)
+    checked, new_states, new_numbers, new_vectors = (
+        tuple(place[k] for k in found) for found in (checked, new_states, new_numbers, new_vectors)
     )
     levels: list[int] = []
     for name, args, _ in ops:
         levels.append(max((levels[i] for i in args), default=0) + (name in SUMS))
-    sums: list[list[Sum]] = [[] for _ in range(max(levels))]
+    sums: list[list[Sum]] = [[] for _ in range(max(levels, default=0))]
     for k, (name, args, _) in enumerate(ops):
         if name in SUMS:
             sums[levels[args[0]]].append(Sum(str(k), SUMS[name], args[0], args[0] if SUMS[name] == "sum" else None))
     measured = {s.a for found in sums for s in found}
-    for k in (ops.index(Op("grad")), *new_states):
-        if not measured & spoilt(ops, k):  # only to check that it is finite
+    for k in checked:
+        if checks == "all" or not measured & spoilt(ops, k):  # only to check that it is finite
             sums += [[]] * (levels[k] == len(sums))
             sums[levels[k]].append(Sum(str(k), "largest", k))
     return Staged(
-        states, numbers, vectors, scalars, ops, extents, tuple(levels),
+        states, numbers, vectors, scalars, ops, extents, param, new_states, new_numbers, new_vectors, tuple(levels),
         tuple(_stage(ops, extents, states, scalars, sums=tuple(found)) for found in sums),
-        _stage(ops, extents, states, scalars, param, new_states), new_numbers, new_vectors,
+        _stage(ops, extents, states, scalars, param, new_states),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def as_staged(program: Program) -> Staged:
+    """Return an elementwise update that reads numbers as a single pass, whose numbers are computed before it."""
+    extents = tuple("number" if uniform else "tensor" for uniform in program.uniform)
+    return staged(
+        program.ops, extents, program.states, program.numbers, (), program.scalars, program.param, program.new_states,
+        program.new_numbers, (), "none",
     )  # fmt: skip
 
 
@@ -246,9 +316,11 @@ def _stage(
     """Return the pass that gives some outputs. Its inputs are numbered like the values that they stand for."""
 
     def leaf(k: int) -> Op | None:
-        if ops[k].name in ("by_row", "by_column"):
-            return Op(ops[k].name.removeprefix("by_"), (), ops[k].args[0])
-        return Op("number", (), k) if extents[k] == "number" and ops[k].name not in ("scalar", "constant") else None
+        name = ops[k].name
+        if name in ("by_row", "by_column"):
+            return Op(name.removeprefix("by_"), (), ops[k].args[0])
+        number = extents[k] == "number" and TYPES[name] == "float" and name not in ("scalar", "constant")
+        return Op("number", (), k) if number else None
 
     outputs = [*([] if param is None else [param]), *new_states]
     outputs += [i for s in sums for i in (s.a, s.b) if i is not None]
