@@ -8,13 +8,14 @@ decomposition fails, and if a state that is one number for the tensor is not fin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from halfulp.kernels.binding import Binding, SlotKey, Step, Stored, step_tile
 from halfulp.kernels.pieces import pieces
@@ -66,7 +67,7 @@ TORCH = Codec(Stored.read, _quantize)
 def step(rule: Rule, steps: list[Step], codec: Codec = TORCH) -> None:
     """Do the step of every binding."""
     for one in steps:
-        with _exact(one.binding.device.type):
+        with exact(one.binding.device.type):
             for part in pieces(one):
                 _step_one(rule, part, codec)
 
@@ -77,15 +78,34 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float]]:
     found = []
     for one in steps:
         param, inputs = one.wide()
-        with _exact(one.binding.device.type):
+        with exact(one.binding.device.type):
             found.append(rule.measure(param, *inputs, one.binding.read(), one.scalars))
     return [{name: float(value) for name, value in parts.items()} for parts in found]
 
 
-def _exact(device: str) -> AbstractContextManager[Any]:
-    """Keep autocast, within which a loop may step, from casting the rule's products of matrices to 16 bits."""
+@contextmanager
+def exact(device: str) -> Iterator[None]:
+    """Keep torch from operations with other bits: products in 16 bits under autocast, and inverses on a GPU."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    autocast = torch.autocast(device, enabled=False) if on else nullcontext()
+    with autocast, nullcontext() if device == "cpu" else TrueDivision():
+        yield
+
+
+class TrueDivision(TorchFunctionMode):
+    """Divide by numbers as by tensors. On a GPU, torch multiplies by the rounded inverse of a number instead."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the divisor of a float tensor by a tensor."""
+        if func in _DIVISIONS and len(args) == 2 and isinstance(args[0], Tensor) and isinstance(args[1], (int, float)):
+            x, divisor = args
+            args = (x, x.new_full((), divisor)) if x.is_floating_point() else args
+        return func(*args, **(kwargs or {}))
+
+
+_DIVISIONS = (torch.div, torch.true_divide, Tensor.div, Tensor.true_divide, Tensor.__truediv__)
 
 
 def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
