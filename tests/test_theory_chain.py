@@ -95,6 +95,7 @@ def test_ages_may_be_asked_in_any_order_and_between_steps() -> None:
     between = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=5.5)
     after = halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=6)
     assert late > after > early
+    assert halfulp.stall_probability("fp4", beta=0.97, rounding="nearest", age=0) == 0.0  # a state of zero
     assert between == pytest.approx((early + after) / 2)
 
 
