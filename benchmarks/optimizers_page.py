@@ -322,12 +322,12 @@ def tables_page(folder: Path) -> str:
         *prose("""Bytes of state per parameter, scales included, for one layer of a llama of width 1024. `fp8` and
             `int8` take as many bytes as `8bit`, and `fp4` as many as `4bit`. BAdam's bytes are those of the active
             block."""),
-        *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, for one
-            tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of 64 × 64 with `8bit` states
-            (*small*). Steps follow each other directly: after another operation torch's own step takes longer, so
-            the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed). A dash: not timed since its
-            rule became a compiled kernel. On a busy machine, these take 0.8 to 1.8 times AdamW's step. The times of
-            Adafactor, AdaLomo, AdamP and CAME are from before their rules were compiled."""),
+        *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread of an AMD
+            EPYC (Zen 3, AVX2), for one tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of
+            64 × 64 with `8bit` states (*small*). Steps follow each other directly: after another operation torch's own
+            step takes longer, so the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed), as are
+            those of a processor with AVX-512. Of small tensors, rules with norms or factors take mostly Python's time,
+            0.1 to 1 ms a tensor."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
