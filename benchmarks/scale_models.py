@@ -171,8 +171,9 @@ def merged(rows: list[Row], new: list[Row]) -> list[Row]:
     both = [row for row in rows if place(row) not in again] + new
     tuned = {at(row, "arm", "lr") for row in both if row["stage"] == "own"}
     both = [row for row in both if row["stage"] != "common" or at(row, "arm", "lr") not in tuned]
-    order = list(dict.fromkeys(map(Experiment.of, [*rows, *new])))
-    return sorted(both, key=lambda row: order.index(Experiment.of(row)))
+    experiments = list(dict.fromkeys(map(Experiment.of, [*rows, *new])))
+    arms = list(dict.fromkeys(at(row, "arm") for row in [*rows, *new]))
+    return sorted(both, key=lambda row: (experiments.index(Experiment.of(row)), arms.index(at(row, "arm"))))
 
 
 def main() -> None:
