@@ -56,6 +56,12 @@ class Gap:
         """Whether the rate is at most fp32's best one."""
         return self.lr <= self.best
 
+    @property
+    def later(self) -> bool:
+        """Whether the experiment was replayed after the number was fitted. It is predicted only."""
+        k = self.key
+        return k.format == "fp4" or k.factor == "1" or k.beta2 != "0.999" or k == Experiment(width="32")
+
 
 Predictor = Callable[[Gap], tuple[float, float] | None]
 """Function that returns the part of a prediction that needs no fit, and what the fitted number is multiplied by."""
@@ -149,8 +155,8 @@ def fitted(gaps: Iterable[Gap], predictor: Predictor) -> float:
 
 
 def at_one_rate(gaps: list[Gap]) -> list[Gap]:
-    """The gaps at one rate, up to fp32's best one: those that the number is fitted on."""
-    return [gap for gap in gaps if not gap.tuned and gap.stable]
+    """The gaps at one rate, up to fp32's best one, of the earlier experiments: those that the number is fitted on."""
+    return [gap for gap in gaps if not gap.tuned and gap.stable and not gap.later]
 
 
 def left_out(gaps: list[Gap], predictor: Predictor) -> dict[Experiment, float]:
@@ -180,8 +186,10 @@ def scores(gaps: list[Gap]) -> list[str]:
     """Errors of every predictor, as lines of a Markdown table."""
     groups = {
         "up to fp32's best lr": at_one_rate(gaps),
-        "above it": [gap for gap in gaps if not gap.tuned and not gap.stable],
-        "own best lr": [gap for gap in gaps if gap.tuned],
+        "above it": [gap for gap in gaps if not gap.tuned and not gap.stable and not gap.later],
+        "own best lr": [gap for gap in gaps if gap.tuned and not gap.later],
+        "later, bf16": [gap for gap in gaps if gap.later and gap.key.format == "bf16"],
+        "later, fp4": [gap for gap in gaps if gap.later and gap.key.format == "fp4"],
     }
     lines = [
         "| prediction from | at | gaps | mean error | rank correlation | within the interval |",
@@ -217,8 +225,8 @@ def table(gaps: list[Gap]) -> list[str]:
 
 
 def draw(gaps: list[Gap], path: Path) -> None:
-    """Measured by predicted gaps, below and above fp32's best rate."""
-    guesses = list(zip(gaps, predicted(gaps), strict=True))
+    """Measured by predicted gaps, below and above fp32's best rate, without those of fp4, which are far larger."""
+    guesses = [(gap, x) for gap, x in zip(gaps, predicted(gaps), strict=True) if gap.key.format != "fp4"]
     panels = {
         "Up to fp32's best learning rate": [(gap, x) for gap, x in guesses if not gap.tuned and gap.stable],
         "Above it": [(gap, x) for gap, x in guesses if not gap.tuned and not gap.stable],

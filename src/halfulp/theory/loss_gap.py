@@ -7,8 +7,9 @@ exact ones times a common factor, plus a rest that is orthogonal to them:
 * the rest acts like noise. Its cost is proportional to the share of the updates' mean square that it makes up, the
   *residual*. The proportionality constant is the only one that is fitted (:data:`PER_RESIDUAL`).
 
-The prediction is ``L(factor * lr) - L(lr) + PER_RESIDUAL * residual``, with `L` the loss of fp32. It holds up to the
-best learning rate of fp32. Above it, fp32 is unstable, and rounded moments are not so in the same way.
+The prediction is ``L(factor * lr) - L(lr) + PER_RESIDUAL * residual``, with `L` the loss of fp32. In bf16 and fp8 it
+holds up to the best learning rate of fp32. Above it, fp32 is unstable, and rounded moments are not so in the same way.
+In fp4 the residual is too large, and the prediction several times too low.
 """
 
 from __future__ import annotations
