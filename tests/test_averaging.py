@@ -509,7 +509,7 @@ def test_not_finite_weights_leave_their_stretch_alone(kind, options, moved):
         (lambda m: EMA(m, state="fp9"), "unknown state format"),
         (lambda m: EMA(m, state="ufloat8_e4m4"), "has no sign"),
         (lambda m: EMA(m, state={"average": "fp8"}), "format name"),
-        (lambda m: EMA(m, rounding="up"), "rounding must be"),
+        (lambda m: EMA(m, rounding="up"), "is 'nearest' or 'stochastic', got 'up'"),
         (lambda m: EMA(m, update_every=0), "update_every"),
         (lambda m: EMA(m, buffers="copy"), "buffers is"),
         (lambda m: EMA(m, ignore=["nothing"]), "does not have"),
