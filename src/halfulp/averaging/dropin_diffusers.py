@@ -17,7 +17,7 @@ from halfulp.engine.loading import count
 from halfulp.engine.memory import MemoryReport
 from halfulp.engine.sharding import local_part
 from halfulp.engine.storage import StorageOptions
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.quantizer import Quantizer
 
 __all__ = ["EMAModel"]
@@ -174,7 +174,7 @@ class EMAModel:
         trained = self._sorted(listed)
         resized = [n for n in trained if n in self.averages and not self.averages.fits(n, trained[n])]
         if resized:
-            log_once(f"step {self.optimization_step}: parameters {resized} changed shape; their averages restart", 30)
+            warn_once(f"step {self.optimization_step}: parameters {resized} changed shape; their averages restart")
         self.averages.remove([n for n in self.averages if n not in trained or n in resized])
         self.averages.add({n: p for n, p in trained.items() if n not in self.averages})
         self._renumber()
@@ -182,7 +182,7 @@ class EMAModel:
         decay = self.cur_decay_value = self.get_decay(self.optimization_step)
         live = Exact(trained, self._optimizers) if self._optimizers else trained
         if not trained:
-            log_once("every parameter is frozen: EMAModel averages nothing", 30)
+            warn_once("every parameter is frozen: EMAModel averages nothing")
         elif decay == 0.0:
             self.averages.write(live, self.optimization_step)
         else:
@@ -213,7 +213,7 @@ class EMAModel:
     def to(self, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> None:
         """Move the averages to a device."""
         if dtype is not None:
-            log_once(f"EMAModel.to: dtype={dtype} is ignored; state= says how averages are stored", 30)
+            warn_once(f"EMAModel.to: dtype={dtype} is ignored; state= says how averages are stored")
         if device is not None:
             self.averages.to(torch.device(device))
 
@@ -274,7 +274,7 @@ class EMAModel:
             )
         elif values is not None:
             if stored is not None:
-                log_once(f"EMAModel: the averages were saved in other formats ({formats}): rounded", 30)
+                warn_once(f"EMAModel: the averages were saved in other formats ({formats}): rounded")
             self.shadow_params = list(values)
         for key, value in settings.items():
             setattr(self, key, value)

@@ -14,7 +14,7 @@ from halfulp.averaging.exact import keeps_masters
 from halfulp.averaging.following import Use
 from halfulp.averaging.source import Model
 from halfulp.libraries import hooked
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["EMA", "SWA", "TemporalEnsemble"]
 
@@ -103,10 +103,9 @@ class EMA(WeightAverage):
         """
         self._refuse_while_swapped("update")
         if self._attached and not self._within_hook:
-            log_once(
+            warn_once(
                 "update() of an average that is attached to an optimizer, which moves it after every step: it moves "
-                "twice a step. Call update() or attach(), not both",
-                30,
+                "twice a step. Call update() or attach(), not both"
             )
         live = self._follow(model)
         self.step += 1
@@ -149,10 +148,9 @@ class EMA(WeightAverage):
         if not self.difference:
             super().follow(optimizer)
         elif keeps_masters(optimizer):
-            log_once(
+            warn_once(
                 "an average stored as a difference averages the 16-bit parameters, not the fp32 weights that "
-                "master_weights= keeps; difference=False averages those",
-                30,
+                "master_weights= keeps; difference=False averages those"
             )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:

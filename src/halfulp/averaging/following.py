@@ -12,7 +12,7 @@ from halfulp.averaging.source import Model, Source, check_followed, is_frozen
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.sharding import is_wrapper
 from halfulp.engine.storage import StorageOptions
-from halfulp.numbers.log import log, log_once
+from halfulp.numbers.log import log, warn_once
 
 __all__ = ["Following", "Use"]
 
@@ -93,10 +93,9 @@ class Following:
         found = {n: tensors[n] for n in self.store if n in tensors and self.store.fits(n, tensors[n])}
         lost = [n for n in self.store if n not in found]
         if lost:
-            log_once(
+            warn_once(
                 f"{', '.join(lost)} {'has' if len(lost) == 1 else 'have'} changed since update {self.updates} of the "
-                "average, which is of the former model: until the next update the model's own values are used",
-                30,
+                "average, which is of the former model: until the next update the model's own values are used"
             )
         return found
 

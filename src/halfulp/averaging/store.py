@@ -24,7 +24,7 @@ from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Binding, Step, plain
 from halfulp.kernels.skipped import Skipped
 from halfulp.numbers.formats import Format
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.rng import LANES, slot_id, step_keys
 from halfulp.numbers.single import all_fp32
@@ -278,10 +278,9 @@ class AverageStore:
             what = "on the meta device" if tensor.is_meta else str(tensor.dtype)
             raise ValueError(f"averages are of float32, bfloat16 or float16 tensors with values; {name} is {what} now")
         if tensor.device != device:
-            log_once(
+            warn_once(
                 f"averages are on {device} and weights on {tensor.device}: every update copies the weights there. "
-                f"average.to({str(tensor.device)!r}) moves the averages",
-                30,
+                f"average.to({str(tensor.device)!r}) moves the averages"
             )
             tensor = tensor.to(device)
         return replace(part, tensor=plain(tensor))
@@ -365,4 +364,4 @@ class AverageStore:
 
 
 def _say_skipped(name: str) -> None:
-    log_once(f"average of {name}: live values not finite; the stretches concerned were left untouched", 30)
+    warn_once(f"average of {name}: live values not finite; the stretches concerned were left untouched")

@@ -24,7 +24,7 @@ from halfulp.kernels.constants import MAX_UNIFORMS
 from halfulp.kernels.cpu_codec import CODEC
 from halfulp.kernels.cpu_stages import Measured, measured
 from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, fill_master
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.rules.base import Rule
 from halfulp.rules.program import extent_of
 from halfulp.rules.tracing import ProgramError
@@ -63,7 +63,7 @@ def supports(rule: Rule, step: Step) -> str | None:
         try:
             binding.plan = _plan(rule, step)
         except ProgramError as error:
-            log_once(f"kernel 'cpu': {error}; states are decoded and encoded in C, the rule runs in torch", 30)
+            warn_once(f"kernel 'cpu': {error}; states are decoded and encoded in C, the rule runs in torch")
             binding.plan = _Plan(None)
     return None
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from halfulp.kernels.binding import Step
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import log_once, warn_once
 from halfulp.rules.base import Rule
 
 __all__ = ["BACKENDS", "check_backend", "measure", "record", "refresh", "step"]
@@ -50,7 +50,7 @@ def step(rule: Rule, steps: list[Step], backend: str | None) -> None:
             if backend is not None:
                 raise RuntimeError(f"backend {name!r} cannot do this step: {reason}")
             runs = module.status().startswith("available")  # it runs here, but not for this tensor
-            log_once(f"kernel {name!r} not used: {reason}", level=20 if runs else 30)
+            (log_once if runs else warn_once)(f"kernel {name!r} not used: {reason}")
             others.append(one)
         if mine:
             module.step(rule, mine)

@@ -71,7 +71,7 @@ def measure(rule: Rule, steps: list[Step]) -> list[dict[str, float] | None]:
     members = [found for found in looks if not isinstance(found, str)]
     able = [one for one, found in zip(steps, looks, strict=True) if not isinstance(found, str)]
     for reason in {found for found in looks if isinstance(found, str) and found}:
-        log_once(f"sums by 'triton' not used: {reason}", level=20)
+        log_once(f"sums by 'triton' not used: {reason}")
     if not members:
         return [None] * len(steps)
     notes = _notes(able[0])

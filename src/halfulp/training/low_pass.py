@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from halfulp.averaging.swap import Swap, check_keep
 from halfulp.engine.loading import count
 from halfulp.engine.sharding import gathered, local_part
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.numbers.rng import slot_id, step_keys
 from halfulp.training.wrapper import Wrapper
 
@@ -155,10 +155,9 @@ class LowPass(Wrapper):
         """
         loss = None if closure is None else self._evaluate(closure)
         if not self._drawn and self.gamma:
-            log_once(
+            warn_once(
                 "LowPass: no backward pass of this step was inside perturbed(), and step() got no closure: this "
-                "was an ordinary step without noise",
-                30,
+                "was an ordinary step without noise"
             )
         self._drawn = False
         self._step_inside()

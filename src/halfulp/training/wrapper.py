@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 
 __all__ = ["Wrapper"]
 
@@ -62,10 +62,9 @@ class Wrapper(Optimizer):
 
     def _passed_by(self, *_: Any) -> None:
         if not self._inside:
-            log_once(
+            warn_once(
                 f"{type(self).__name__}: the optimizer inside makes a step that this one does not see, and takes no "
-                "part in: the training loop has to call step() of the wrapper",
-                30,
+                "part in: the training loop has to call step() of the wrapper"
             )
 
     @property

@@ -18,7 +18,7 @@ from halfulp.averaging.store import AverageStore
 from halfulp.engine.loading import count, reading
 from halfulp.engine.sharding import local_part
 from halfulp.engine.storage import StorageOptions
-from halfulp.numbers.log import log_once
+from halfulp.numbers.log import warn_once
 from halfulp.workers.message import Layout, MessageOptions
 from halfulp.workers.pieces import as_bytes, forget, get, put
 from halfulp.workers.pulling import inverse_shares
@@ -144,13 +144,13 @@ class Centre:
     def _apply(self, sent: bytes) -> None:
         if wrong := self._damaged(sent):
             self.refused += 1
-            log_once(f"a push was refused: {wrong}", 30)
+            warn_once(f"a push was refused: {wrong}")
             return
         worker, version, share, norms = HEAD.unpack_from(sent)
         behind = self.version - version
         if behind > self.staleness:
             self.refused += 1
-            log_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre", 30)
+            warn_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre")
             return
         self.norms[worker] = struct.unpack_from(f"<{norms}d", sent, HEAD.size)
         message = torch.frombuffer(bytearray(sent[HEAD.size + 8 * norms :]), dtype=torch.uint8)
@@ -203,7 +203,7 @@ class Centre:
             if came == left and left >= workers and self.store.add("pushes", 0) < self._next:
                 break
             if time.monotonic() - last >= idle:
-                log_once(f"the centre's service ends: nothing was pushed for {idle} seconds", 30)
+                warn_once(f"the centre's service ends: nothing was pushed for {idle} seconds")
                 break
             time.sleep(0.002)
         self.store.set("ended", "")
