@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ class Divisions(TorchFunctionMode):
         self.all = self.by_numbers = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("div", "true_divide", "__truediv__"):
+        if func.__name__.strip("_") in ("div", "true_divide", "truediv", "itruediv"):
             self.all += 1
             self.by_numbers += not isinstance(args[1], Tensor)
         return func(*args, **(kwargs or {}))
@@ -36,6 +37,16 @@ def divisions(step: Step, device: str, monkeypatch: pytest.MonkeyPatch) -> Divis
         patched.setattr(reference, "exact", lambda _: exact(device))
         reference.step(step.binding.rule, [step])
     return found
+
+
+@pytest.mark.parametrize(
+    "divide", [torch.div, torch.true_divide, operator.truediv, operator.itruediv, Tensor.div_, Tensor.true_divide_]
+)
+def test_every_division_by_a_number(divide: Any) -> None:
+    with Divisions() as found, reference.exact("cuda"):
+        result = divide(torch.ones(3), 3.0)
+    assert found.all > found.by_numbers == 0
+    assert torch.equal(result, torch.ones(3) / torch.full((), 3.0))
 
 
 DIVIDING = ("Adafactor", "LAMB", "SWATS")

@@ -105,7 +105,10 @@ class TrueDivision(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_DIVISIONS = (torch.div, torch.true_divide, Tensor.div, Tensor.true_divide, Tensor.__truediv__)
+_DIVISIONS = (
+    torch.div, torch.true_divide, Tensor.div, Tensor.true_divide, Tensor.__truediv__,
+    Tensor.div_, Tensor.true_divide_, Tensor.__itruediv__,
+)  # fmt: skip
 
 
 def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
