@@ -332,9 +332,9 @@ DIVISORS: dict[str, Callable[[int, int], float]] = {
 
 
 def from_sums(name: str, sums: Tensor, divisor: Tensor) -> Tensor:
-    """Return the result of a function from float64 sums and its divisor in :data:`DIVISORS`, as a float64 tensor.
+    """Return the results of a function from float64 sums and what each is divided by (:data:`DIVISORS`), in float64.
 
-    (On a GPU, torch divides by a Python number by multiplying by its rounded inverse.)
+    The divisor is a tensor, since on a GPU torch multiplies by the rounded inverse of a Python number.
     """
     if name in ("norm", "rms"):
         return sums.sqrt().float() / divisor.float()

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.base import DIVISORS, Scalars, fold_columns, fold_rows, from_sums, largest, total
+from halfulp.rules.base import DIVISORS, Scalars, fold_columns, fold_rows, from_sums, largest, mean, total
 from halfulp.rules.program import EVALUATE, TYPES, Op, Program, Sum, cut, evaluate, scalar_values, spoilt, used
 
 __all__ = ["SUMS", "Course", "CourseInNumpy", "Stage", "Staged", "as_staged", "staged", "work_out"]
@@ -192,7 +192,7 @@ class CourseInNumpy(Course):
         name, args, of = self.staged.ops[k]
         taken = [self.found[i] for i in args]
         if name == "mean":
-            return np.float32(fold_rows(taken[0].astype(np.float64)[None])[0] / taken[0].size)
+            return mean(torch.from_numpy(taken[0])).numpy()
         return EVALUATE[name](taken, of)
 
 
