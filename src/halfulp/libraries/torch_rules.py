@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfulp.libraries.base import no_theory
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema, sqrt
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
 __all__ = ["ADAMAX", "RMSPROP"]
@@ -60,7 +60,7 @@ def _adamax_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 def _adamax(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
     grad = grad + param * c["l2"]
-    exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+    exp_avg = ema(states["exp_avg"], grad, c["weight1"])
     exp_inf = torch.maximum(states["exp_inf"] * c["beta2"], grad.abs() + c["eps"])
     return param - exp_avg / exp_inf * c["lr"], {"exp_avg": exp_avg, "exp_inf": exp_inf}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from halfulp.rules.base import Ages, Rule, Scalars, States, cbrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, cbrt, ema
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, Shape, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -65,7 +65,7 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     total_sq = states["grad_sum_sq"] + (grad * grad) * c["weight"]
     root = cbrt(total_sq) + c["eps"]
     target = states["initial_param"] - total / root
-    param = param + (target - param) * c["move"]
+    param = ema(param, target, c["move"])
     return param, {"grad_sum": total, "grad_sum_sq": total_sq, "initial_param": states["initial_param"]}
 
 

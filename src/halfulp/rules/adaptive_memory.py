@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from halfulp.rules.adam import EXP_AVG_SQ, MomentsHyper, second_moment
-from halfulp.rules.base import Ages, Rule, Scalars, States, maximum, minimum, sqrt, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema, maximum, minimum, sqrt, total
 from halfulp.rules.hyper import HyperParameters
 from halfulp.rules.slots import GRADIENT, Hyper, StateSlot
 from halfulp.rules.transforms import with_weight_decay
@@ -70,8 +70,7 @@ def _amsgd_combine(sums: Mapping[str, float], c: Scalars) -> Scalars:
 
 
 def _amsgd(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    direction = states["momentum_buffer"]
-    direction = grad + (direction - grad) * c["memory"]
+    direction = ema(grad, states["momentum_buffer"], c["memory"])
     return param - direction * c["lr"], {"momentum_buffer": direction}
 
 

@@ -13,7 +13,7 @@ from halfulp.averaging.store import AverageStore
 from halfulp.engine.optimizer import evaluated
 from halfulp.engine.sharding import is_sharded, local_part
 from halfulp.optim.base import optimizer
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt, total
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema, sqrt, total
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 from halfulp.workers.agreement import agree_on, settings
@@ -103,8 +103,8 @@ def _update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Te
     if c["frozen"] != 0.0:
         exp_avg = grad + 0.0  # the momentum that the workers agreed on
     else:
-        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
-        exp_avg_sq = exp_avg_sq + (grad * grad - exp_avg_sq) * c["weight2"]
+        exp_avg = ema(states["exp_avg"], grad, c["weight1"])
+        exp_avg_sq = ema(exp_avg_sq, grad * grad, c["weight2"])
     step = exp_avg / (sqrt(exp_avg_sq) + c["eps"])
     if c["decay"] != 0.0:
         step = step + param * c["decay"]
@@ -239,7 +239,7 @@ class OneBitAdam(OneBitStep):
         sent, left, packed = {}, {}, []
         for name, grad in own.items():
             momentum = self.state_tensor(self._named[name], "exp_avg")
-            b = momentum + (grad - momentum) * (1 - beta) + self.left_out["own"].read(name)
+            b = ema(momentum, grad, 1 - beta) + self.left_out["own"].read(name)
             scale, signs = _scale(b), pack_signs(b)
             sent[name] = unpack_signs(signs, b.shape) * scale
             left[name] = b - sent[name]

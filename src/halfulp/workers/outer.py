@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfulp.optim import SGD
 from halfulp.optim.base import optimizer
-from halfulp.rules.base import Ages, Rule, Scalars, States, sqrt
+from halfulp.rules.base import Ages, Rule, Scalars, States, ema, sqrt
 from halfulp.rules.hyper import HyperBase
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 from halfulp.workers.graphs import draws
@@ -220,7 +220,7 @@ def _fed_scalars(hyper: Hyper, ages: Ages) -> Scalars:
 
 def _fed_update(name: str, second: Callable[[Tensor, Tensor, Scalars], Tensor]) -> Callable[..., tuple[Tensor, States]]:
     def update(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-        exp_avg = states["exp_avg"] + (grad - states["exp_avg"]) * c["weight1"]
+        exp_avg = ema(states["exp_avg"], grad, c["weight1"])
         squares = second(states[name], grad * grad, c)
         return param - exp_avg * c["lr"] / (sqrt(squares) + c["tau"]), {"exp_avg": exp_avg, name: squares}
 
@@ -240,7 +240,7 @@ SQUARES = StateSlot("exp_avg_sq", signed=False, decay=lambda h: h["betas"][1], d
 AdagradServer = optimizer(
     _fed_rule("AdagradServer", StateSlot("sum", signed=False, decay=lambda h: 1.0), lambda v, square, c: v + square)
 )
-AdamServer = optimizer(_fed_rule("AdamServer", SQUARES, lambda v, square, c: v + (square - v) * c["weight2"]))
+AdamServer = optimizer(_fed_rule("AdamServer", SQUARES, lambda v, square, c: ema(v, square, c["weight2"])))
 YogiServer = optimizer(
     _fed_rule(
         "YogiServer",
