@@ -17,8 +17,9 @@ from halfulp.engine.callers import calling
 from halfulp.engine.optimizer import RuleOptimizer
 from halfulp.numbers.log import log_once
 from halfulp.optim import AdamW
+from halfulp.training.release import release_gradients
 
-__all__ = ["TrainerFactory", "groups_by_name"]
+__all__ = ["TrainerFactory", "groups_by_name", "release_gradients"]
 
 NO_DECAY = ("*bias", "*norm*")
 """Names without weight decay. Vectors of normalization layers are never decayed either, whatever their names."""
