@@ -226,12 +226,13 @@ def test_report_command_writes_page_and_figures(folder: Path, tmp_path: Path) ->
     page = folder / "report.html"
     before = page.read_bytes()
     page.unlink()
-    done = run("report", str(folder), "--export", str(tmp_path / "figure.png"))
+    figures = tmp_path / "new" / "figures"
+    done = run("report", str(folder), "--export", str(figures / "figure.png"))
     assert done.returncode == 0, done.stderr
     assert page.read_bytes() == before
     assert "fp8 nearest + reset" in done.stdout
-    assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png"]
+    assert (figures / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert sorted(p.name for p in figures.iterdir()) == ["figure.png"]
 
 
 def test_figure_as_svg_names_every_arm(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def command(
 
     console = output()
     if export is not None:
-        canvas.check_figure_path(export)
+        canvas.check_figure_path(export, new_folder=True)
     if is_scale_model(folder):
         page = scale_report.write_scale_report(folder, console)
         if export is not None:

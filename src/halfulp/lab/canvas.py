@@ -22,11 +22,11 @@ End = tuple[str, str, float, float]
 """Label and colour of a line, and the coordinates of its end."""
 
 
-def check_figure_path(path: Path) -> None:
-    """Raise an error if matplotlib is missing or could not write the file."""
+def check_figure_path(path: Path, *, new_folder: bool = False) -> None:
+    """Raise an error if matplotlib is missing or could not write the file, unless its folder is made first."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a figure is a file that ends in {', '.join(SUFFIXES)}; got {path}")
-    if not path.parent.is_dir():
+    if not (new_folder or path.parent.is_dir()):
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} to")
     try:
         import matplotlib  # noqa: F401
@@ -38,8 +38,11 @@ def check_figure_path(path: Path) -> None:
 def canvas(
     path: Path, columns: int, size: tuple[float, float], *, rows: int = 1, grid: bool = False
 ) -> Iterator[list[Any]]:
-    """Yield axes to draw on, row by row, and write them to a .png, .svg or .pdf file at the end."""
-    check_figure_path(path)
+    """Yield axes to draw on, row by row, and write them to a .png, .svg or .pdf file at the end.
+
+    Its folder is made if there is none.
+    """
+    check_figure_path(path, new_folder=True)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -47,6 +50,7 @@ def canvas(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained", dpi=150)
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
         figure.savefig(temporary, metadata={"Date": None} if path.suffix == ".svg" else None)
         temporary.replace(path)
