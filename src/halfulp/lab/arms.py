@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from halfulp.numbers.formats import get_format
+from halfulp.numbers.formats import Format, get_format
 
-__all__ = ["DEFAULT_ARMS", "PUBLISHED_PERIODS", "Arm", "parse_arm", "reset_period"]
+__all__ = ["DEFAULT_ARMS", "PUBLISHED_PERIODS", "Arm", "parse_arm", "published_period", "reset_period"]
 
 DEFAULT_ARMS = (
     "fp32",
@@ -117,5 +117,9 @@ def reset_period(arm: Arm, arms: tuple[Arm, ...]) -> int | None:
     others = [a for a in arms if a.reset is not None and not a.is_fp32]
     if arm.is_fp32:
         return reset_period(others[0], arms) if others else PUBLISHED_PERIODS[8]
-    bits = get_format(arm.exp_avg_sq, signed=False).bits
-    return PUBLISHED_PERIODS[max(b for b in PUBLISHED_PERIODS if b <= bits)]
+    return published_period(get_format(arm.exp_avg_sq, signed=False))
+
+
+def published_period(fmt: Format) -> int:
+    """Return the paper's reset period for a format: that of the next smaller size in :data:`PUBLISHED_PERIODS`."""
+    return PUBLISHED_PERIODS[max(bits for bits in PUBLISHED_PERIODS if bits <= fmt.bits)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from halfulp.lab.arms import PUBLISHED_PERIODS
+from halfulp.lab.arms import published_period
 from halfulp.numbers.quantizer import Rounding
 from halfulp.theory.planner import Criterion, plan_reset
 from halfulp.theory.similitude import ScaleModel
@@ -112,7 +112,7 @@ def period_of(arm: ScaleArm, model: ScaleModel) -> int | None:
     if arm.reset is None or isinstance(arm.reset, int):
         return arm.reset
     if arm.reset == "published":
-        return model.period(PUBLISHED_PERIODS[model.second.bits])
+        return model.period(published_period(model.second))
     beta1, beta2 = model.model_betas
     criterion: Criterion = "total" if arm.reset == "total" else "residual"
     plan = plan_reset(model.formats[1], beta=beta2, rounding="nearest", beta1=beta1, criterion=criterion)
