@@ -307,7 +307,7 @@ def tables_page(folder: Path) -> str:
         "",
         "## Loss",
         "",
-        *prose(f"""A llama of width {MODEL.hidden} with {MODEL.layers} layer was trained for {MODEL.steps} steps of
+        *prose(f"""A LLaMA of width {MODEL.hidden} with {MODEL.layers} layer was trained for {MODEL.steps} steps of
             {MODEL.batch} × {MODEL.context} bytes from the source of Python's standard library, with stochastic
             rounding. The fp32 column is the validation loss in nats per byte, a mean over {len(SEEDS)} seeds. The other
             columns are mean differences from fp32 over the same seeds, with 95% intervals. The learning rate was tuned
@@ -319,15 +319,15 @@ def tables_page(folder: Path) -> str:
         *(prose(f"Not run yet: {', '.join(unfinished)}.") if unfinished else []),
         "## Bytes and time",
         "",
-        *prose("""Bytes of state per parameter, scales included, for one layer of a llama of width 1024. `fp8` and
+        *prose("""Bytes of state per parameter, scales included, for one layer of a LLaMA of width 1024. `fp8` and
             `int8` take as many bytes as `8bit`, and `fp4` as many as `4bit`. BAdam's bytes are those of the active
             block."""),
         *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread of an AMD
             EPYC (Zen 3, AVX2), for one tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of
             64 × 64 with `8bit` states (*small*). Steps follow each other directly: after another operation torch's own
             step takes longer, so the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed), as are
-            those of a processor with AVX-512. Of small tensors, rules with norms or factors take mostly Python's time,
-            0.1 to 1 ms a tensor."""),
+            those of a processor with AVX-512. On small tensors, rules with norms or factors spend most of their time in
+            Python, 0.1 to 1 ms per tensor."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
@@ -347,11 +347,11 @@ def stalls_page(folder: Path) -> str:
     lines = [
         "# Stalled updates: predicted against simulated",
         "",
-        *prose(f"""Percent of updates that leave the stored value as it was, predicted / simulated, in steps {late}.
-            The prediction knows what the rule declares: what the state averages, its decay, its age. The simulation
+        *prose(f"""Percentage of updates that leave the stored value unchanged, predicted / simulated, in steps {late}.
+            The prediction uses what the rule declares: what the state averages, its decay and its age. The simulation
             runs the rule on normal gradients. `worst` is the largest difference in points, over both formats, both
             roundings and two stretches of age ({windows} steps). Of {len(stalls)} figures, {len(agree)} are within
-            {100 * rules_stall.BOUND:.0f} points; the others have a reason."""),
+            {100 * rules_stall.BOUND:.0f} points; the notes explain the others."""),
         *table(
             ["optimizers", "state", "decay", "averages", *(f"{s} {r}" for s, r in rules_stall.CELLS), "worst"],
             stall_table(stalls),

@@ -43,18 +43,18 @@ drown the gradients of this simulation, as it does small gradients in training.
 """
 BOUND = 0.02
 """Largest difference that counts as agreement."""
-ONE_SCALE = "residuals of normalised updates have one scale in all rows and columns, and so stand at one mantissa"
-GROWING = "the decay grows quickly while the state is young, and the prediction takes the last one"
+ONE_SCALE = "residuals of normalized updates have one size in all rows and columns, so their mantissas agree"
+GROWING = "the decay grows quickly while the state is young, and the prediction uses the last one"
 REASONS = {
-    ("AdaMod", "exp_avg_lr"): "where the first gradient was near zero, the first rate stays above all later ones",
+    ("AdaMod", "exp_avg_lr"): "if the first gradient was near zero, the first rate exceeds all later ones",
     **{(name, f"exp_avg_sq_{side}"): GROWING for name in ("Adafactor", "AdaLomo") for side in ("row", "col")},
     ("AdaMomentum", "exp_avg_sq"): "squares of an average are correlated over ten steps, which shows in a young state",
     ("CAME", "exp_avg_res_row"): ONE_SCALE,
     ("CAME", "exp_avg_res_col"): ONE_SCALE,
-    ("CoRe", "step_size"): "not an average: multiplied by 1.2 or 0.74 in each step, it stalls at its limits only",
-    ("MicroAdam", "*"): "not an average: a window of gradients and their remainder, both rewritten in each step",
-    ("SMMF", "*"): "not an average: two vectors are computed from a whole matrix in each step",
-    ("SOAP", "exp_avg_sq"): "every tenth step reorders it, and no code stays where it was",
+    ("CoRe", "step_size"): "not an average: multiplied by 1.2 or 0.74 at each step, it stalls only at its limits",
+    ("MicroAdam", "*"): "not an average: a window of gradients and their remainder, both rewritten at each step",
+    ("SMMF", "*"): "not an average: two vectors are computed from a whole matrix at each step",
+    ("SOAP", "exp_avg_sq"): "every tenth step reorders it, so no code stays in place",
 }
 """Reasons why a state is not predicted, or not within the bound. ``*`` applies to all states of an optimizer."""
 
