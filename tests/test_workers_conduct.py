@@ -480,7 +480,7 @@ def test_leaving_twice_counts_once() -> None:
     optimizer.leave()
     optimizer.leave()
     assert store.add("left", 0) == 1
-    with pytest.raises(RuntimeError, match="has left the centre"):
+    with pytest.raises(RuntimeError, match="has left the center"):
         optimizer.visit()
 
 

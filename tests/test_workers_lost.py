@@ -74,7 +74,7 @@ def test_asynchronous_workers_go_on_without_one_that_is_killed(tmp_path: Path) -
     assert [run.wait(240) for run in runs] == [0, 0, -9, 0]
     found = [json.loads((tmp_path / f"visit{number}.json").read_text()) for number in (0, 2)]
     assert [x["visits"] for x in found] == [50, 50]
-    assert "the process that serves the centre does not answer" in found[0]["lost"]
+    assert "the process that serves the center does not answer" in found[0]["lost"]
     saved = torch.load(tmp_path / "centre.pt", weights_only=True)
     assert 100 <= saved["version"] <= 112
     model, before = workers.build(), loss_of(workers.build())

@@ -23,7 +23,7 @@ class EMA(WeightAverage):
     """Exponential moving average of a model's weights, stored in any format.
 
     ``average <- average + (live - average) * (1 - decay)`` in fp32, then rounded to the format. At a decay of 0.999 or
-    more, a bf16 average under nearest rounding is frozen: its updates are smaller than half a unit in the last place.
+    more, a bf16 average under nearest rounding is frozen: its updates are smaller than half the gap to the next number.
     Stochastic rounding keeps it moving, even in 8 bits.
 
     Parameters

@@ -87,11 +87,11 @@ def command(
     minutes on two cores. Ctrl-C writes a checkpoint of each running arm, and --resume continues to the same bits. A
     second Ctrl-C does not wait for the checkpoints.
 
-    With --scale-model it shows what rounding costs in loss. Windows and grid are coarsened by a factor, so that a short
-    run stalls like one of 20,000 steps. Learning rates are tuned for every arm, and seeds are paired. --steps is then
-    the length of the long run, and --arms takes "fp32", "nearest", "nearest + reset", "stochastic" and more. On two
-    idle cores the default takes about 4.5 minutes; every arm with 8 seeds (--arms all --seeds 8) takes about half an
-    hour.
+    With --scale-model it shows what rounding costs in loss. Windows are shortened and the grid is coarsened by the same
+    factor, so that a short run stalls like one of 20,000 steps. Learning rates are tuned for every arm, and seeds are
+    paired. --steps is then the length of the long run, and --arms takes "fp32", "nearest", "nearest + reset",
+    "stochastic" and more. On two idle cores the default takes about 4.5 minutes; every arm with 8 seeds (--arms all
+    --seeds 8) takes about half an hour.
     """
     given: dict[str, Any] = {
         "steps": steps, "tokenizer": tokenizer, "model": model, "hidden": hidden, "layers": layers, "heads": heads,

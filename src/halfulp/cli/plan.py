@@ -28,7 +28,7 @@ def command(
     parameters: Annotated[int, typer.Option(help="Number of parameters to stagger the resets over.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also plot cost and stalling by period (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Plan resets: find the period with the least mean error of Adam's update, or never, and say why.
+    """Plan resets: find the period that minimizes the mean error of Adam's update, and say why.
 
     Without --format: bf16, fp8 and fp4.
     """

@@ -114,7 +114,7 @@ class Bindings:
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, which preserves small updates on average "
-                "(param_rounding='nearest' drops those below half a unit)"
+                "(param_rounding='nearest' drops those below half a gap)"
             )
         elif param.dtype != torch.float32 and bound.master is None and not bound.entries["step"]:
             self._warn_of_standing(group, param, rule, place.label)
@@ -147,6 +147,6 @@ class Bindings:
             self._warned = True
             warn_once(
                 f"{label}: {share:.0%} of the weights in {param.dtype} would not move at "
-                f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a unit: use "
+                f"lr={float(group.get('initial_lr', group['lr'])):.3g}, since their updates are below half a gap: use "
                 "param_rounding='stochastic', or master_weights='remainder16'"
             )

@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
         ``None``, a period in steps, ``"auto"`` (the planner), a :class:`~halfulp.engine.resets.ResetSchedule` or a
         function. Can be set per group.
     param_rounding
-        How 16-bit parameters are rounded: ``"stochastic"`` (default) preserves updates below half a unit on average,
+        How 16-bit parameters are rounded: ``"stochastic"`` (default) preserves updates below half a gap on average,
         ``"nearest"`` drops them. Can be set per group.
     master_weights
         What is stored in addition to 16-bit parameters, so that the rule updates fp32 weights: ``None`` (default);

@@ -32,7 +32,7 @@ class MomentsHyper(HyperParameters):
     betas
         Decays of the first and the second moment.
     eps
-        Added to the bias-corrected root of the second moment.
+        Added to the root of the bias-corrected second moment.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -99,7 +99,7 @@ class AdamHyper(HyperBase):
     betas
         Decays of the first and the second moment.
     eps
-        Added to the bias-corrected root of the second moment.
+        Added to the root of the bias-corrected second moment.
     weight_decay
         ``weight_decay * param`` is added to the gradient.
     amsgrad

@@ -29,7 +29,7 @@ class AdamPHyper(MomentsHyper):
     Parameters
     ----------
     eps
-        Added to the bias-corrected root of the second moment, and to norms.
+        Added to the root of the bias-corrected second moment, and to norms.
     delta
         Weights count as scale-invariant if the cosine with their gradient is below ``delta / sqrt(dimension)``.
     wd_ratio

@@ -169,7 +169,7 @@ class CoReHyper(HyperParameters):
     steps, etas
         Smallest and largest step size, and the factors after a change of sign and without one.
     eps
-        Added to the bias-corrected root of the second moment.
+        Added to the root of the bias-corrected second moment.
     """
 
     weight_decay: float = 0.1

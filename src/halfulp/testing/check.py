@@ -96,7 +96,7 @@ def check_optimizer(
     optimizer_or_rule
         The optimizer class, or a rule to make one from.
     only, skip
-        The names of the only conventions to check, or of those to leave out; keys of :data:`CONVENTIONS`.
+        Names of conventions, keys of :data:`CONVENTIONS`: check only these, or leave these out.
     arguments
         Arguments of the optimizer that differ from its defaults.
 

@@ -106,8 +106,8 @@ def plan_reset(
     Parameters
     ----------
     fmt, beta, rounding, slot
-        As for :func:`~halfulp.theory.predict.stall_probability`. Larger decays than 0.99999 have no plan: it looks 20
-        windows ahead.
+        As for :func:`~halfulp.theory.predict.stall_probability`. Decays above 0.99999 are refused, because a
+        plan looks 20 windows ahead.
     beta1
         Decay of the first moment that accompanies a second moment.
     drifts
@@ -165,7 +165,7 @@ def _decide(
     plan = ResetPlan(None, "", curve, costs, drifts)
     best = int(plan.regret.argmin())
     low, last = costs[:, best], costs[:, -1]
-    error = "mean squared error" if criterion == "total" else "mean squared error, a common factor aside,"
+    error = "mean squared error" if criterion == "total" else "mean squared error (up to a common factor)"
     if best == horizon - 1:
         why = (
             f"Never: up to {horizon} steps, no reset costs less. Rounding makes the update's {error} {low.max():.2g} "
@@ -182,17 +182,17 @@ def _decide(
 
     by_rounding = replace(plan, costs=costs + np.maximum(exact[:, -1:] - exact, 0.0))
     if gain(by_rounding) <= least:
-        reason = "what is gained is less than the criterion can tell, or than a reset is worth"
+        reason = "the gain is too small to tell, or to be worth a reset"
         if gain(plan) > least:
-            reason = "what is gained, a state that is not rounded would gain too while the gradient's scale falls"
+            reason = "while the gradient's scale falls, a state that is not rounded would gain as much"
         why = (
-            f"Never: with a reset every {best + 1} steps the update's {error} would be {_span(low)} of the update's "
-            f"variance, and is {_span(last)} without; {reason}."
+            f"Never: with a reset every {best + 1} steps, the update's {error} would be {_span(low)} of the update's "
+            f"variance. Without resets, it is {_span(last)}: {reason}."
         )
         return replace(plan, why=why)
     why = (
-        f"Every {best + 1} steps: the update's {error} is then {_span(low)} of the update's variance, and "
-        f"{_span(last)} without resets. At the end of a cycle {curve[best]:.1%} of the updates stall."
+        f"Every {best + 1} steps: the update's {error} is then {_span(low)} of the update's variance. "
+        f"Without resets, it is {_span(last)}. At the end of a cycle, {curve[best]:.1%} of the updates stall."
     )
     return replace(plan, period=best + 1, why=why)
 

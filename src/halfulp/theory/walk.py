@@ -91,7 +91,7 @@ def walk_stall(
     absmax_ratio
         Largest magnitude in the block divided by that of the weight, for formats with an even grid.
     updates
-        Number of updates from a copy of the weights to average over. Default: the long run.
+        Number of updates, starting from a copy of the weights, that the result averages over. Default: the long run.
 
     Examples
     --------

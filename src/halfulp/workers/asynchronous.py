@@ -1,11 +1,11 @@
-"""Asynchronous workers: one process serves a centre, which each worker visits at its own pace.
+"""Asynchronous workers: one process serves a center, which each worker visits at its own pace.
 
 Messages go through a key-value store of ``torch.distributed`` (``TCPStore``, in the serving process):
 
-* ``centre``: the weights of the centre, and their version, which counts the pushes applied;
+* ``centre``: the weights of the center, and their version, which counts the pushes applied;
 * ``push/N``: the difference between a worker's weights and the version it has seen. The store assigns the numbers.
 
-A worker that ends or is late delays nobody. A worker that joins or returns starts from the centre.
+A worker that ends or is late delays nobody. A worker that joins or returns starts from the center.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["AsyncEASGD", "AsyncLGRAWA", "AsyncMGRAWA"]
 
 
 class _Asynchronous(Worker):
-    """Base class of a worker that visits the centre at its own pace. Subclasses inherit the Parameters section.
+    """Base class of a worker that visits the center at its own pace. Subclasses inherit the Parameters section.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class _Asynchronous(Worker):
     store
         The store of the :class:`Centre`: ``TCPStore(host, port, is_master=False)``.
     pull
-        Share of the distance to the centre that the worker moves at a visit.
+        Share of the distance to the center that the worker moves at a visit.
     every
         Steps between visits.
     timeout
@@ -85,7 +85,7 @@ class _Asynchronous(Worker):
         self._out = Layout(parts, 0, MessageOptions(rules["message"], rounding, seed, storage))
         if self._out.spec != rules["spec"]:
             own, other = self._out.spec[:300], rules["spec"][:300]
-            raise ValueError(f"this worker has the parameters {own}, the centre {other}: name them alike")
+            raise ValueError(f"this worker has the parameters {own}, the center {other}: name them alike")
         self.pull: Optimizer = Pull(aliases(self._params), param_rounding=rounding, seed=seed)
         self.worker = store.add("came", 1)
         """Unique number of this worker."""
@@ -97,21 +97,21 @@ class _Asynchronous(Worker):
             return what()
         except RuntimeError as error:
             raise WorkerLostError(
-                "the process that serves the centre does not answer: it ended, or was never started. The weights of "
+                "the process that serves the center does not answer: it ended, or was never started. The weights of "
                 "this worker are those of its last step"
             ) from error
 
     def _centre(self) -> tuple[int, dict[str, Tensor]]:
-        """Return the version and the weights of the centre."""
+        """Return the version and the weights of the center."""
         if self._say(lambda: self._store.check(["ended"])):
-            raise WorkerLostError("the centre is not served any more. Weights are those of this worker's last step")
+            raise WorkerLostError("the center is not served any more. Weights are those of this worker's last step")
         found = self._say(lambda: get(self._store, "centre"))
         message = torch.frombuffer(bytearray(found[HEAD.size :]), dtype=torch.uint8).to(self._in.device)
         return HEAD.unpack_from(found)[1], {name: self._in.decode(message, name) for name in self._params}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the inner optimizer, and visit the centre if it is due."""
+        """Step the inner optimizer, and visit the center if it is due."""
         loss = self._step_inside(closure)
         self.steps += 1
         if self.steps % self.every == 0:
@@ -120,17 +120,17 @@ class _Asynchronous(Worker):
 
     @torch.no_grad()
     def visit(self) -> None:
-        """Push the difference to the centre, and move towards it.
+        """Push the difference to the center, and move towards it.
 
         Raises
         ------
         WorkerLostError
-            If the centre is not served any more.
+            If the center is not served any more.
         """
         self._follow()
         self.version, centre = self._centre()
         if self._left:
-            raise RuntimeError("this worker has left the centre: build another one to come back")
+            raise RuntimeError("this worker has left the center: build another one to come back")
         norms = self.told()
         away = {name: p.detach().float() - centre[name] for name, p in self._params.items()}
         if not all(bool(torch.isfinite(x).all()) for x in away.values()):
@@ -144,17 +144,17 @@ class _Asynchronous(Worker):
         go(self.pull, self._params, centre, self.share)
 
     def told(self) -> list[float]:
-        """Return what the centre is told of the gradient norms: nothing, one number, or one per tensor."""
+        """Return what the center is told of the gradient norms: nothing, one number, or one per tensor."""
         return []
 
     def leave(self) -> None:
-        """Announce that this worker is done, so that the centre does not wait for it."""
+        """Announce that this worker is done, so that the center does not wait for it."""
         if not self._left:
             self._say(lambda: self._store.add("left", 1))
         self._left = True
 
     def own_state(self) -> dict[str, Any]:
-        """Return the number of steps. A returning worker starts from the centre, not from its own weights."""
+        """Return the number of steps. A returning worker starts from the center, not from its own weights."""
         return {"steps": self.steps}
 
     def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
@@ -167,7 +167,7 @@ class _Asynchronous(Worker):
 
 
 class AsyncEASGD(_Asynchronous):
-    """Asynchronous EASGD: at each visit, worker and centre move towards each other by the same share.
+    """Asynchronous EASGD: at each visit, worker and center move towards each other by the same share.
 
     Zhang et al., arXiv 1412.6651.
 
@@ -192,7 +192,7 @@ class AsyncEASGD(_Asynchronous):
 
 
 class AsyncMGRAWA(_Asynchronous):
-    """Asynchronous GRAWA: the centre moves towards each visiting worker by a share inverse to its gradient norm.
+    """Asynchronous GRAWA: the center moves towards each visiting worker by a share inverse to its gradient norm.
 
     A reconstruction of the asynchronous variant of Dimlioglu and Choromanska, arXiv 2403.04206. The shares are those of
     the synchronous method, with each worker's gradient norm at its last visit.
@@ -212,7 +212,7 @@ class AsyncMGRAWA(_Asynchronous):
 
 
 class AsyncLGRAWA(_Asynchronous):
-    """Asynchronous GRAWA by tensors: every tensor of the centre moves by a share inverse to its own gradient norm.
+    """Asynchronous GRAWA by tensors: every tensor of the center moves by a share inverse to its own gradient norm.
 
     As :class:`AsyncMGRAWA`, with the shares of :class:`~halfulp.workers.LGRAWA`.
 

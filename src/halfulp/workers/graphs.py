@@ -1,4 +1,4 @@
-"""Communication graphs of workers: everyone, fixed neighbours, or graphs that change at every meeting.
+"""Communication graphs of workers: everyone, fixed neighbors, or graphs that change at every meeting.
 
 The graph of a meeting is a pure function of the meeting's number, so workers agree on it without communication.
 """
@@ -68,11 +68,11 @@ class Graph:
         return tuple(tuple(sorted(circle)) for circle in circles)
 
     def circle(self, rank: int) -> tuple[int, ...]:
-        """Return a worker and its neighbours, in increasing order."""
+        """Return a worker and its neighbors, in increasing order."""
         return self._circles[rank]
 
     def degree(self, rank: int) -> int:
-        """Return the number of a worker's neighbours."""
+        """Return the number of a worker's neighbors."""
         return len(self._circles[rank]) - 1
 
     @cached_property
@@ -96,7 +96,7 @@ class Graph:
 
     @cached_property
     def share(self) -> float:
-        """Share of each neighbour in a mean, chosen so that ``I - share * laplacian`` brings workers together fastest.
+        """Share of each neighbor in a mean, chosen so that ``I - share * laplacian`` brings workers together fastest.
 
         ``2 / (smallest positive + largest eigenvalue)`` for a connected graph, ``1 / (1 + largest degree)`` for any
         other (1/2 for pairs).
@@ -126,7 +126,7 @@ class Graphs(Protocol):
         ...
 
     def share(self, meeting: int) -> float:
-        """Return the share of each neighbour in the mean of a meeting."""
+        """Return the share of each neighbor in the mean of a meeting."""
         ...
 
 
@@ -194,7 +194,7 @@ class RandomPairs:
 class Matchings:
     """Matchings of a graph, each active in a random share of the meetings (MATCHA).
 
-    Wang et al., arXiv 1905.09435. Matchings are the colours of a greedy edge colouring. Their probabilities maximize
+    Wang et al., arXiv 1905.09435. Matchings are the colors of a greedy edge coloring. Their probabilities maximize
     the second smallest eigenvalue of the expected Laplacian within the budget, by projected gradient ascent. The share
     minimizes the expected distance from the mean after a meeting.
 

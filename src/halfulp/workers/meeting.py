@@ -45,7 +45,7 @@ class Meeting(Worker):
         Steps between meetings, or a function of the step count that says whether a meeting follows. It must be the same
         on every worker.
     graph
-        For methods in which workers meet only their neighbours: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs),
+        For methods in which workers meet only their neighbors: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs),
         a :class:`~halfulp.workers.Graph`, a list of graphs to alternate, or :class:`~halfulp.workers.Matchings`.
     message
         Format of the tensors sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library. If all
@@ -55,7 +55,7 @@ class Meeting(Worker):
     state
         Format of the states of the outer optimizer, if the method has one. Default: ``"fp32"``.
     rounding
-        Rounding of messages, centre, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
+        Rounding of messages, center, states and 16-bit weights: ``"stochastic"`` or ``"nearest"``.
     seed
         Seed of the random bits. It must be the same on every worker.
     group
@@ -190,7 +190,7 @@ class Meeting(Worker):
 
     @property
     def outer(self) -> Optimizer | None:
-        """Optimizer whose steps move the centre, if the method has one."""
+        """Optimizer whose steps move the center, if the method has one."""
         return None if self._outer is None else self._outer.optimizer
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ class Meeting(Worker):
         FloatingPointError
             On every worker, if the weights of one are not finite. Nothing is changed then.
         ValueError
-            If the workers do not fit together, or other parameters are trained than at the start.
+            If the workers do not match, or the trained parameters have changed since the start.
         """
         self._follow()
         number, method, peers = self.meetings + 1, self.method, self._peers
@@ -251,7 +251,7 @@ class Meeting(Worker):
         return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64, device="cpu"), norms / (1 - decay**number)])
 
     def _move(self, targets: dict[str, Tensor], share: float) -> None:
-        """Move weights and centre. Targets are weights, or changes to the common weights if there are some."""
+        """Move weights and center. Targets are weights, or changes to the common weights if there are some."""
         reference, params = self.reference, self._params
         if self._outer is not None:  # its gradient is not taken from rounded weights, which lose small changes
             targets = self._outer.step(targets, float(self.param_groups[0]["lr"]))

@@ -37,7 +37,7 @@ class Seen:
     grad_norms
         Gradient norm of each tensor at each worker, float64 of shape ``(workers, tensors)``.
     graph, share
-        The graph of this meeting, and the share of a neighbour in a mean.
+        The graph of this meeting, and the share of a neighbor in a mean.
     seed
         Seed of the random bits.
 
@@ -85,7 +85,7 @@ class Method:
     """Declaration of what workers do when they meet.
 
     At a meeting each worker sends its weights. The target is their sum with the coefficients of :attr:`mix`. The
-    weights are then pulled to the target, or to the centre, which follows the target.
+    weights are then pulled to the target, or to the center, which follows the target.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class Method:
     between
         Share of the distance to the last target that they move between meetings, in equal parts per step.
     centre
-        How a common centre beside the workers follows the target, if there is one. ``"average"``: it moves by
+        How the common center follows the target, if the method has one. ``"average"``: it moves by
         :attr:`centre_share` of the distance, and the workers are pulled to its previous position. ``"outer"``: it takes
         a step of :attr:`outer`, and every worker takes its position.
     centre_share
@@ -116,7 +116,7 @@ class Method:
         Function that returns the workers that take part in a meeting, from the hyper-parameters, the seed, the number
         of the meeting and the number of workers. Default: all.
     gossip
-        Whether only neighbours in a graph exchange messages.
+        Whether only neighbors in a graph exchange messages.
     smooth
         Decay of the average over meetings of the gradient norms sent. 0 sends those of the last step.
     every

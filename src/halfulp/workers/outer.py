@@ -1,4 +1,4 @@
-"""Methods with an outer optimizer: workers start from a centre, which is stepped along their mean change.
+"""Methods with an outer optimizer: workers start from a center, which is stepped along their mean change.
 
 The rules are declared like those of the library, so their states may have any format, and :class:`halfulp.StallMonitor`
 can watch them (``halfulp.StallMonitor(optimizer.outer)``).
@@ -130,8 +130,8 @@ SlowMo = meeting(Method(
     title="SlowMo", hyper=SlowMoHyper, centre="outer", outer=_slowmo, every=12,
     summary="local SGD with momentum over the meetings", source="Wang et al., arXiv 1910.00643",
     example='message="8bit", state="8bit"',
-    notes="``u <- momentum u + (x0 - mean) / fast_lr; x <- x0 - lr fast_lr u``, where `fast_lr` is the learning rate "
-    "that the first group of the optimizer inside has at the time. States of that optimizer are kept.",
+    notes="``u <- momentum u + (x0 - mean) / fast_lr; x <- x0 - lr fast_lr u``, where `fast_lr` is the current "
+    "learning rate of the inner optimizer's first group. The states of that optimizer are kept.",
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- federated
@@ -144,7 +144,7 @@ class FedAvgHyper(HyperBase):
     Parameters
     ----------
     lr
-        Learning rate of the server. With 1, the centre becomes the clients' mean.
+        Learning rate of the server. With 1, the center becomes the clients' mean.
     participation
         Share of the workers that are drawn as clients of a round, at least one. ``optimizer.takes_part`` says whether
         this worker is one.
@@ -258,7 +258,7 @@ def _federated(title: str, server: Any, summary: str) -> Method:
     return Method(
         title=title, hyper=FedHyper, mix=_by_samples, clients=clients, centre="outer", outer=outer, every=10,
         summary=summary, source="Reddi et al., arXiv 2003.00295", example='message="8bit", state="8bit"',
-        notes="Clients count by the samples that ``optimizer.report(samples=...)`` gives, by their steps without. "
+        notes="Clients are weighted by their ``optimizer.report(samples=...)``, or without a report by their steps. "
         "There is no bias correction.",
     )  # fmt: skip
 
@@ -266,9 +266,9 @@ def _federated(title: str, server: Any, summary: str) -> Method:
 FedAvg = meeting(Method(
     title="FedAvg", hyper=FedAvgHyper, mix=_by_samples, clients=clients, centre="outer", every=10,
     outer=lambda params, hyper, states: _sgd(params, hyper.lr, 0.0, states),
-    summary="the centre becomes the mean of the clients that were drawn, weighted by their samples",
+    summary="the center becomes the mean of the sampled clients, weighted by their numbers of samples",
     source="McMahan et al., arXiv 1602.05629", example='participation=0.5, message="8bit"',
-    notes="Clients count by the samples that ``optimizer.report(samples=...)`` gives, by their steps without.",
+    notes="Clients are weighted by their ``optimizer.report(samples=...)``, or without a report by their steps.",
 ))  # fmt: skip
 FedAdagrad = meeting(_federated("FedAdagrad", AdagradServer, "Adagrad over the clients' mean change"))
 FedAdam = meeting(_federated("FedAdam", AdamServer, "Adam over the clients' mean change"))

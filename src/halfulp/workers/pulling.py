@@ -1,4 +1,4 @@
-"""Methods whose workers stay apart and are pulled towards a mean or a centre."""
+"""Methods whose workers stay apart and are pulled towards a mean or a center."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from halfulp.rules.hyper import HyperBase
-from halfulp.workers.averaging import neighbours
+from halfulp.workers.averaging import neighbors
 from halfulp.workers.meeting import meeting
 from halfulp.workers.method import Method, Seen
 
@@ -22,8 +22,8 @@ class ElasticHyper(HyperBase):
     Parameters
     ----------
     beta
-        Share of the distance to the workers' mean that the centre moves. Each worker moves ``beta / workers`` of the
-        distance to the centre.
+        Share of the distance to the workers' mean that the center moves. Each worker moves ``beta / workers`` of the
+        distance to the center.
     """
 
     beta: float = 0.9
@@ -38,9 +38,9 @@ class ElasticHyper(HyperBase):
 EASGD = meeting(Method(
     title="EASGD", hyper=ElasticHyper, centre="average", every=10,
     pull=lambda hyper, distance, workers: hyper.beta / workers, centre_share=lambda hyper: hyper.beta,
-    summary="workers and a centre attract each other", source="Zhang et al., arXiv 1412.6651",
+    summary="workers and a center are pulled towards each other", source="Zhang et al., arXiv 1412.6651",
     example='message="8bit", centre="bf16"',
-    notes="The synchronous form. The centre (``optimizer.reference``) is an average over the meetings, in any format.",
+    notes="The synchronous form. The center (``optimizer.reference``) is an average over meetings, in any format.",
 ))  # fmt: skip
 
 
@@ -74,9 +74,9 @@ DPPF = meeting(Method(
     title="DPPF", hyper=DPPFHyper, pull=_pull_push,
     summary="workers are pulled to their mean and pushed away from it, so that they span a valley",
     source="arXiv 2507.20424", example='pull=0.1, push=0.5, message="8bit"',
-    notes="``x <- x + (mean - x) (pull - push / |x - mean|)`` is a reconstruction; that the workers settle at the "
-    "distance ``push / pull`` is confirmed by a published summary. The paper's schedule of `push` and its defaults are "
-    "not known. Without push it is soft averaging. Workers that do not differ are not pushed.",
+    notes="``x <- x + (mean - x) (pull - push / |x - mean|)`` is a reconstruction. A published summary confirms that "
+    "workers settle at the distance ``push / pull``. The paper's schedule of `push` and its defaults are not known. "
+    "Without `push`, it is soft averaging. Workers that do not differ are not pushed.",
 ))  # fmt: skip
 
 
@@ -127,16 +127,16 @@ _GRAWA = {
     "smooth": lambda hyper: hyper.decay, "example": 'message="8bit"',
 }  # fmt: skip
 _NORMS = (
-    "Workers where the loss is flat count more. Norms are those of the gradients of the last step before a meeting, as "
-    "they are after it: do not clear them within the step."
+    "Workers in flat regions of the loss count more. The norms are those of the last gradients before a meeting, read "
+    "after the step: do not clear them within it."
 )
 MGRAWA = meeting(Method(
     title="MGRAWA", mix=_by_model, notes=_NORMS,
-    summary="pulled to a mean weighted by the inverse of each worker's gradient norm", **_GRAWA,  # type: ignore[arg-type]
+    summary="workers are pulled to a mean that weights each worker by its inverse gradient norm", **_GRAWA,  # type: ignore[arg-type]
 ))  # fmt: skip
 LGRAWA = meeting(Method(
     title="LGRAWA", mix=_by_layer, notes=_NORMS,
-    summary="pulled to a mean whose every tensor is weighted by the inverse of its gradient norms", **_GRAWA,  # type: ignore[arg-type]
+    summary="workers are pulled to a mean that weights each tensor by its inverse gradient norm", **_GRAWA,  # type: ignore[arg-type]
 ))  # fmt: skip
 
 
@@ -147,7 +147,7 @@ class LeaderHyper(HyperBase):
     Parameters
     ----------
     c1, c2
-        Share in the mean of the neighbour with the lowest loss, and of the neighbour with the highest degree.
+        Share in the mean of the neighbor with the lowest loss, and of the neighbor with the highest degree.
     p1, p2
         Share of the distance to each of them that the worker then moves.
     """
@@ -165,7 +165,7 @@ class LeaderHyper(HyperBase):
 
 
 def _leaders(hyper: LeaderHyper, seen: Seen) -> Tensor:
-    row = neighbours(hyper, seen)
+    row = neighbors(hyper, seen)
     best = int(seen.loss.argmin())
     degrees = [seen.graph.degree(worker) for worker in seen.circle]
     highest = degrees.index(max(degrees))
@@ -178,9 +178,9 @@ def _leaders(hyper: LeaderHyper, seen: Seen) -> Tensor:
 
 ALDSGD = meeting(Method(
     title="ALDSGD", hyper=LeaderHyper, mix=_leaders, gossip=True, every=1, graph="rings", needs=("loss",),
-    summary="gossip in which the neighbours of least loss and of highest degree lead",
+    summary="gossip led by the neighbors with the lowest loss and the highest degree",
     source="He et al., arXiv 2405.11389", example='message="bf16"',
-    notes="Two graphs take turns. `c1`, `c2`, `p1` and `p2` at 0 make it :class:`DPSGD`. The loss comes from "
-    "``step(closure)`` or ``optimizer.report(loss=loss)``. The mean over the workers moves towards the leaders. Of two "
-    "leaders alike the one of the lower number leads.",
+    notes="Two graphs alternate. `c1`, `c2`, `p1` and `p2` at 0 make it :class:`DPSGD`. The loss comes from "
+    "``step(closure)`` or ``optimizer.report(loss=loss)``. The mean over the workers moves towards the leaders. In a "
+    "tie, the worker with the lower number leads.",
 ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""The centre of asynchronous workers, and its service."""
+"""The center of asynchronous workers, and its service."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["HEAD", "Centre"]
 HEAD = struct.Struct("<qqdq")
 """Header of a push: worker, version, share, and how many gradient norms follow it."""
 KEPT = 4
-"""Number of versions of the centre kept for readers."""
+"""Number of versions of the center kept for readers."""
 
 
 class Centre:
-    """The centre of asynchronous workers, and the process that serves it.
+    """The center of asynchronous workers, and the process that serves it.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Centre:
     store
         A store of ``torch.distributed``: ``TCPStore(host, port, is_master=True)``.
     centre, message
-        Names of the format in which the centre is stored and sent, and of that in which workers send their differences.
+        Names of two formats: the center is stored and sent in the first, and workers send differences in the second.
     staleness
         Number of pushes that may be applied between a worker's read and its push. Older differences are refused.
     rounding, seed
@@ -81,7 +81,7 @@ class Centre:
             raise ValueError(f"seed must be an integer from 0 to 2**64 - 1; got {seed!r}")
         wrong = [name for name, param in params.items() if not bool(torch.isfinite(param).all())]
         if wrong or not params:
-            raise ValueError(f"a centre starts from one tensor or more, all finite; got {wrong or 'none'}")
+            raise ValueError(f"a center starts from one tensor or more, all finite; got {wrong or 'none'}")
         if not isinstance(centre, str) or not isinstance(message, str):
             raise ValueError(f"formats are given by name here, got centre={centre!r} and message={message!r}")
         own = {name: param.detach().clone() for name, param in params.items()}
@@ -112,7 +112,7 @@ class Centre:
 
     @torch.no_grad()
     def take_in(self, patience: float = 10.0) -> int:
-        """Apply the pushes that have arrived since the last call, and publish the new centre.
+        """Apply the pushes that have arrived since the last call, and publish the new center.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class Centre:
         behind = self.version - version
         if behind > self.staleness:
             self.refused += 1
-            warn_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the centre")
+            warn_once(f"a push of worker {worker} was refused: it is {behind} pushes behind the center")
             return
         self.norms[worker] = struct.unpack_from(f"<{norms}d", sent, HEAD.size)
         message = torch.frombuffer(bytearray(sent[HEAD.size + 8 * norms :]), dtype=torch.uint8)
@@ -190,8 +190,8 @@ class Centre:
         until
             Function that ends serving when it returns true. It is called after every poll.
         workers
-            Number of workers that come at least. Serving does not end before they have left, so give their number if
-            one may leave before another has come.
+            Minimum number of workers. Serving does not end before that many have left. Needed if one may leave before
+            another has arrived.
         """
         last = time.monotonic()
         self.store.delete_key("ended")
@@ -203,13 +203,13 @@ class Centre:
             if came == left and left >= workers and self.store.add("pushes", 0) < self._next:
                 break
             if time.monotonic() - last >= idle:
-                warn_once(f"the centre's service ends: nothing was pushed for {idle} seconds")
+                warn_once(f"the center's service ends: nothing was pushed for {idle} seconds")
                 break
             time.sleep(0.002)
         self.store.set("ended", "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the centre and its version."""
+        """Return the center and its version."""
         return {"version": self.version, "centre": self.values.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -220,8 +220,8 @@ class Centre:
         ValueError
             If it holds other tensors or another format.
         """
-        with reading("the centre's checkpoint"):
+        with reading("the center's checkpoint"):
             version, entries = state_dict["version"], self.values.validate(state_dict["centre"])
-        self.version = count("the centre", "version", version)
+        self.version = count("the center", "version", version)
         self.values.load(entries)
         self._publish()

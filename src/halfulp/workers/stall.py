@@ -1,8 +1,8 @@
 """Predicted effects of low precision on workers: stalled pulls, and the error of messages.
 
-A pull moves a weight by a share ``w`` of its distance ``d`` from the centre, while the worker takes steps: ``d <- d - w
+A pull moves a weight by a share ``w`` of its distance ``d`` from the center, while the worker takes steps: ``d <- d - w
 d + step``. These are the dynamics of a weight average of decay ``1 - w``, seen from the live weight. So the theory of
-:mod:`halfulp.theory.walk` applies to pulled weights, and to a centre that follows the workers.
+:mod:`halfulp.theory.walk` applies to pulled weights, and to a center that follows the workers.
 :class:`halfulp.StallMonitor` on ``optimizer.pull`` counts the stalled pulls.
 """
 
@@ -28,14 +28,14 @@ def pull_stall(
     fmt: Format | str, share: float, step: float, rounding: Rounding = "stochastic", *, every: int = 1,
     workers: int = 1, meetings: int | None = None, absmax_ratio: float | None = None,
 ) -> WalkStall:  # fmt: skip
-    """Predict the share of pulls that stall, for weights or a centre in a given format.
+    """Predict the share of pulls that stall, for weights or a center in a given format.
 
     Parameters
     ----------
     fmt
-        Format of the 16-bit weights or of the centre.
+        Format of the 16-bit weights or of the center.
     share
-        Share of the distance that a pull moves: ``beta / workers`` for the workers of EASGD, ``beta`` for its centre.
+        Share of the distance that a pull moves: ``beta / workers`` for the workers of EASGD, ``beta`` for its center.
     step
         Standard deviation of a weight's training step, relative to the weight.
     rounding
@@ -43,7 +43,7 @@ def pull_stall(
     every
         Training steps between pulls.
     workers
-        1 for a worker's weights. For a centre, the number of workers whose mean it follows.
+        1 for a worker's weights. For a center, the number of workers whose mean it follows.
     meetings
         Number of meetings from a common start to average over. Default: the long run.
     absmax_ratio

@@ -18,21 +18,21 @@ Weights = Mapping[str, Tensor]
 def ray_to_boundary(
     loss: Callable[[Weights], float], centre: Weights, worker: Weights, kappa: float = 2.0, furthest: float = 1e3
 ) -> float:
-    """Return the distance from the centre, towards a worker, at which the loss is `kappa` times that of the centre.
+    """Return the distance from the center, towards a worker, at which the loss is `kappa` times that of the center.
 
-    It is infinite if the loss does not reach that value within `furthest` times the distance from centre to worker.
+    It is infinite if the loss does not reach that value within `furthest` times the distance from center to worker.
 
     Raises
     ------
     ValueError
-        If `kappa` is at most 1, the loss is not positive at the centre, or the worker is at the centre.
+        If `kappa` is at most 1, the loss is not positive at the center, or the worker is at the center.
     """
     way = {name: worker[name].float() - x.float() for name, x in centre.items()}
     length = math.sqrt(sum(float(total(d, d)) for d in way.values()))
     base = loss(centre)
     if not kappa > 1 or not base > 0 or not length > 0:
         raise ValueError(
-            f"a valley needs kappa > 1, a positive loss at the centre and a worker elsewhere; got kappa={kappa}, a "
+            f"a valley needs kappa > 1, a positive loss at the center and a worker elsewhere; got kappa={kappa}, a "
             f"loss of {base}, and a distance of {length}"
         )
 
