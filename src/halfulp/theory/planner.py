@@ -184,7 +184,7 @@ def _decide(
     if gain(by_rounding) <= least:
         reason = "the gain is too small to tell, or to be worth a reset"
         if gain(plan) > least:
-            reason = "while the gradient's scale falls, a state that is not rounded would gain as much"
+            reason = "while the gradient's scale falls, a state that is not rounded would gain too"
         why = (
             f"Never: with a reset every {best + 1} steps, the update's {error} would be {_span(low)} of the update's "
             f"variance. Without resets, it is {_span(last)}: {reason}."
