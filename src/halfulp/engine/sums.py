@@ -6,7 +6,7 @@ import math
 
 from halfulp.kernels import dispatch
 from halfulp.kernels.binding import Step
-from halfulp.rules.base import Rule
+from halfulp.rules.base import Rule, Scalars
 from halfulp.rules.checks import as_scalars
 
 __all__ = ["combine"]
@@ -25,11 +25,15 @@ def combine(rule: Rule, steps: list[Step], backend: str | None = None) -> list[S
         for name, value in own.items():
             sums[name] = sums.get(name, 0.0) + value
     able = []
+    known: dict[tuple[int, int], Scalars] = {}
     for step, own in zip(steps, measured, strict=True):
         found = own if rule.per_tensor else sums
         if not all(map(math.isfinite, found.values())):
             step.skipped += step.binding.shape.numel()
             continue
-        step.scalars = {**step.scalars, **as_scalars(rule.name, rule.combine(found, step.scalars))}
+        key = id(found), id(step.scalars)
+        if key not in known:
+            known[key] = {**step.scalars, **as_scalars(rule.name, rule.combine(found, step.scalars))}
+        step.scalars = known[key]
         able.append(step)
     return able

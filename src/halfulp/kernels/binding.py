@@ -100,8 +100,8 @@ class Binding:
     master
         The master weights of a 16-bit parameter (:mod:`halfulp.numbers.remainder`): float32, int16 or uint8, in its
         shape, updated in place. The rule then reads and updates the fp32 weights that they give.
-    plan
-        Data that the backend keeps with the binding.
+    plan, measured
+        Data that the backend keeps with the binding, for its step and for its sums.
 
     Raises
     ------
@@ -116,6 +116,7 @@ class Binding:
     row_stride: int | None = None
     master: Tensor | None = None
     plan: Any = field(default=None, init=False, repr=False)
+    measured: Any = field(default=None, init=False, repr=False)
     shape: torch.Size = field(init=False)
     """The shape of the parameter, or of the state if there is no parameter."""
     device: torch.device = field(init=False)

@@ -8,6 +8,7 @@ fp32 numbers, masks as 0 or 1 and ints as their bit patterns.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halfulp.kernels.constants import FLAGS, MACHINE, MAX_REGISTERS, MAX_SLOTS, MAX_SUMS, MAX_UNIFORMS, MAX_VECTORS
-from halfulp.rules.base import Scalars
-from halfulp.rules.program import TYPES, Program, evaluate
+from halfulp.rules.program import TYPES, Floats, Program, evaluate
 from halfulp.rules.tracing import ProgramError
 
 __all__ = ["c_function", "flags", "machine_code", "uniform_values"]
@@ -38,36 +38,36 @@ def flags(program: Program) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _plain_scalars(program: Program) -> tuple[int, ...] | None:
+def _plain_scalars(program: Program) -> list[int] | None:
     """Return the scalar numbers of the uniform values, or ``None`` if some uniform values are computed."""
     ops = [program.ops[i] for i in program.uniforms]
     if program.numbers or any(op.name != "scalar" for op in ops):
         return None
-    return tuple(int(op.of or 0) for op in ops)
+    return [int(op.of or 0) for op in ops]
 
 
-def uniform_values(program: Program, c: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
-    """Return the uniform values of a program's code, and the new numbers.
+def uniform_values(program: Program, scalars: Floats, numbers: Sequence[Floats]) -> tuple[list[Floats], list[Floats]]:
+    """Return the uniform values of a program's code, and the new numbers, as fp32 vectors with a value for each tensor.
 
     Parameters
     ----------
     program
         The program.
-    c
-        The rule's scalars.
+    scalars
+        The program's scalars, a line for each, with one column for all tensors or one for each.
     numbers
-        The states of one element, in the program's order.
+        The states of one element in the program's order, each of all tensors.
     """
-    scalars, plain = program.scalar_values(c), _plain_scalars(program)
+    plain = _plain_scalars(program)
     if plain is not None:
-        return [scalars[i] for i in plain], []
+        return [scalars[k] for k in plain], []
     values = evaluate(program, {"scalar": scalars, "number": numbers}, only_uniform=True)
-    return [_as_float(values[i]) for i in program.uniforms], [np.float32(values[i]) for i in program.new_numbers]
+    return [_as_floats(values[i]) for i in program.uniforms], [_as_floats(values[i]) for i in program.new_numbers]
 
 
-def _as_float(value: Any) -> float:
+def _as_floats(value: Any) -> Floats:
     value = np.asarray(value)
-    return float(value.view(np.float32) if value.dtype == np.int32 else value.astype(np.float32))
+    return value.view(np.float32) if value.dtype == np.int32 else value.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ C

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -13,15 +12,15 @@ import numpy.typing as npt
 import torch
 
 from halfulp.kernels import native
-from halfulp.kernels.binding import Stored
+from halfulp.kernels.binding import Step
 from halfulp.kernels.code import flags, machine_code, uniform_values
 from halfulp.rules.base import Rule, Scalars
-from halfulp.rules.program import Branches, Program
+from halfulp.rules.program import Branches, Floats, Program, scalar_table
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.stages import Staged, work_out
 from halfulp.rules.tracing import ProgramError, reads_of, traced
 
-__all__ = ["Compiled", "Programs", "programs_of"]
+__all__ = ["Compiled", "Passes", "Programs", "chosen", "programs_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,26 +39,33 @@ class Compiled:
         The constants that follow its uniform values.
     flags
         ``HU_READS_PARAM`` and ``HU_WRITES_PARAM``.
-    packed
-        The memory layout of its uniform values.
     """
 
     program: Program
     number: int
     code: npt.NDArray[np.int32] | None
-    constants: tuple[float, ...]
+    constants: Floats
     flags: int
-    packed: struct.Struct
 
-    def uniforms(self, scalars: Scalars, numbers: list[float]) -> tuple[list[float], list[np.float32]]:
-        """Return all uniform values that its code needs, and the new numbers."""
-        values, new = uniform_values(self.program, scalars, numbers)
-        # the values of a piece's row come first
-        return [*[0.0] * len(self.program.rows), *values, *self.constants], new
+    def uniforms(self, scalars: Sequence[Scalars], numbers: Sequence[Floats] = ()) -> tuple[Floats, list[Floats]]:
+        """Return the uniform values that its code needs, a line for each tensor or one for all, and the new numbers.
 
-    def numbers(self, states: Iterable[Stored]) -> list[float]:
-        """Return the values of the one-element states that the program reads, in its order."""
-        return numbers_of(self.program.numbers, states)
+        Parameters
+        ----------
+        scalars
+            The scalars of each tensor's step.
+        numbers
+            The numbers that the program reads, each of all tensors.
+        """
+        given = scalar_table(self.program.scalars, scalars)
+        values, new = uniform_values(self.program, given, numbers)
+        first = len(self.program.rows)  # the values of a piece's row come first
+        last = first + len(values)
+        lines = np.zeros((max(given.shape[1], *map(len, numbers), 0), last + len(self.constants)), np.float32)
+        for k, value in enumerate(values, first):
+            lines[:, k] = value
+        lines[:, last:] = self.constants
+        return lines, new
 
     @property
     def address(self) -> int:
@@ -70,11 +76,8 @@ class Compiled:
 @lru_cache(maxsize=1024)
 def _compiled(program: Program, on_machine: bool) -> Compiled:
     number = -1 if on_machine else native.library().hu_find(int(program.digest, 16))
-    code, constants = (None, ()) if number >= 0 else machine_code(program)
-    count = len(program.rows) + len(program.uniforms) + len(constants)
-    return Compiled(
-        program, number, code, tuple(map(float, constants)), flags(program), struct.Struct(f"{count}f")
-    )  # fmt: skip
+    code, constants = (None, np.zeros(0, np.float32)) if number >= 0 else machine_code(program)
+    return Compiled(program, number, code, constants, flags(program))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +144,16 @@ class Programs:
                 )
 
 
-def numbers_of(names: Iterable[str], states: Iterable[Stored]) -> list[float]:
-    """Return the values of some one-element states, by name."""
-    stored = {s.slot.name: s for s in states}
-    return [float(stored[name].codes) for name in names]
+def chosen(programs: Sequence[Programs | None], steps: Sequence[Step]) -> list[Any]:
+    """Return what each step runs (:meth:`Programs.choose`), or ``None`` where there are no programs."""
+    known: dict[tuple[int, int], Any] = {}
+    found = []
+    for of, step in zip(programs, steps, strict=True):
+        key = id(of), id(step.scalars)
+        if key not in known:
+            known[key] = None if of is None else of.choose(step.scalars)
+        found.append(known[key])
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -1,15 +1,13 @@
 """The step in C (``csrc/``), which decodes, updates and encodes states in one pass, with the reference's bits.
 
-One call steps all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs entirely in C. Sums within
-an update are measured first (:mod:`halfulp.kernels.cpu_stages`). Any other rule runs in torch, between decoding and
-encoding in C, by the code of the reference (:class:`~halfulp.kernels.reference.Codec`).
+One call steps all parameters. A rule that is a program (:mod:`halfulp.rules.program`) runs entirely in C. What it needs
+beforehand is computed for all parameters at once (:mod:`halfulp.kernels.cpu_stages`). Any other rule runs in torch,
+between decoding and encoding in C, by the code of the reference (:class:`~halfulp.kernels.reference.Codec`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,15 @@ from torch import Tensor
 
 from halfulp.kernels import native, reference
 from halfulp.kernels.binding import Binding, Step, Stored, plain
-from halfulp.kernels.compiled import Compiled, Programs, programs_of
+from halfulp.kernels.compiled import Programs, chosen, programs_of
 from halfulp.kernels.constants import MAX_UNIFORMS
 from halfulp.kernels.cpu_codec import CODEC
-from halfulp.kernels.cpu_stages import Measured, measured
+from halfulp.kernels.cpu_stages import Groups, Ready
+from halfulp.kernels.cpu_sums import Inputs, is_of, lines_of
 from halfulp.kernels.descriptors import DTYPES, SLOT, WORK, Rows, describe, fill_master
 from halfulp.numbers.log import warn_once
 from halfulp.rules.base import Rule
-from halfulp.rules.program import extent_of
+from halfulp.rules.program import Floats, extent_of
 from halfulp.rules.tracing import ProgramError
 
 __all__ = ["status", "step", "supports"]
@@ -48,8 +47,6 @@ class _Plan:
     """The states of the parameter's shape."""
     places: tuple[int, ...] = ()
     """Their indices among all states."""
-    numbers: tuple[Stored, ...] = ()
-    """The states of one element."""
     batch: _Batch | None = None
 
 
@@ -90,7 +87,7 @@ def _plan(rule: Rule, step: Step) -> _Plan:
     row["first_element"] = binding.first_element
     row["slots"] = len(arrays)
     fill_master(row, binding)
-    return _Plan(programs, row, slots, arrays, tuple(map(binding.states.index, arrays)), numbers)
+    return _Plan(programs, row, slots, arrays, tuple(map(binding.states.index, arrays)))
 
 
 def _unfit(binding: Binding) -> str | None:
@@ -110,21 +107,12 @@ def step(rule: Rule, steps: list[Step]) -> None:
     """Do the step of every binding."""
     fused = [s for s in steps if s.binding.plan.programs is not None]
     left = [s for s in steps if s.binding.plan.programs is None]
-    found: list[Measured] = []
-    if fused and not rule.elementwise:
-        given, fused = measured(fused), []
-        for one in given:
-            if isinstance(one, Measured):
-                fused.append(one.step)
-                found.append(one)
-            else:
-                left.append(one)
     if fused:
         bindings = [s.binding for s in fused]
         batch = bindings[0].plan.batch
-        if batch is None or not batch.is_of(bindings):
+        if batch is None or not is_of(batch.bindings, bindings):
             batch = bindings[0].plan.batch = _Batch(rule, bindings)
-        batch.step(fused, found)
+        left += batch.step(fused)
     if left:
         reference.step(rule, left, CODEC)
 
@@ -138,17 +126,18 @@ class _Batch:
     rows: Rows = field(init=False)
     first_row: int = field(init=False)
     slot_rows: Rows = field(init=False)
-    uniforms: bytearray = field(init=False)
-    first_uniform: int = field(init=False)
+    uniforms: Floats = field(init=False)
+    uniform_lines: npt.NDArray[np.uint64] = field(init=False)
+    """The addresses of the lines of uniform values."""
     columns: dict[str, npt.NDArray[Any]] = field(init=False)
     slots: list[_SlotColumns] = field(init=False)
     lengths: list[int] = field(init=False)
-    has_numbers: bool = field(init=False)
     sixteen_bit: list[bool] = field(init=False)
     """Whether each parameter has 16 bits, and so may be rounded stochastically."""
-    programs: list[int] = field(init=False)
-    """Identifies the bindings that share their programs."""
-    chosen: list[Compiled] = field(init=False, default_factory=list)
+    programs: list[Programs] = field(init=False)
+    chosen: list[Any] = field(init=False, default_factory=list)
+    """What each binding runs."""
+    groups: Groups = field(init=False)
     held: dict[str, list[Any]] = field(init=False, default_factory=dict)
     """The current values of columns that seldom change. Comparing lists is faster than writing one into a column."""
 
@@ -158,25 +147,23 @@ class _Batch:
         self.first_row = self.rows.ctypes.data
         self.columns = {name: self.rows[name] for name in WORK.names or ()}
         self.slot_rows, self.slots = _slots(bindings)
-        _point(self.columns, self.slot_rows, bindings)
-        self.uniforms = bytearray(4 * MAX_UNIFORMS * len(bindings))
-        self.first_uniform = np.frombuffer(self.uniforms, np.uint8).ctypes.data
+        self.columns["slot"][:] = lines_of(self.slot_rows)
+        self.uniforms = np.zeros((len(bindings), MAX_UNIFORMS), np.float32)
+        self.uniform_lines = lines_of(self.uniforms)
         self.lengths = [b.shape.numel() for b in bindings]
-        self.has_numbers = any(b.plan.numbers for b in bindings)
-        self.programs = [id(b.plan.programs) for b in bindings]
+        self.programs = [b.plan.programs for b in bindings]
         self.sixteen_bit = [self.rule.has_param and b.seen[3][0] is not torch.float32 for b in bindings]
         if self.rule.has_param:
             self.columns["param"][:] = [b.seen[0][0] for b in bindings]
             self.columns["param_kind"][:] = [DTYPES[b.seen[3][0]] for b in bindings]
 
-    def is_of(self, bindings: list[Binding]) -> bool:
-        """Whether the batch consists of exactly these bindings."""
-        return len(self.bindings) == len(bindings) and all(map(is_, self.bindings, bindings))
-
-    def step(self, steps: list[Step], found: list[Measured]) -> None:
-        """Fill in what changes from step to step, and do the step. `found` has the results of sums in the update."""
-        inputs = self._fill_inputs(steps)
-        new = self._fill_uniforms(steps, found)
+    def step(self, steps: list[Step]) -> list[Step]:
+        """Fill in what changes from step to step, and do the step. Return the steps that are left to the reference."""
+        self._hold("maximize", [s.maximize for s in steps])
+        inputs = [self._inputs("grad", [s.inputs[0] for s in steps])]
+        if not self.rule.has_param:  # the second input is read in place of a parameter
+            inputs.append(self._inputs("param", [s.inputs[-1] for s in steps]))
+        ready = self._ready(steps, inputs[0])
         if self.rule.has_param:
             self._hold(
                 "param_stochastic",
@@ -186,86 +173,44 @@ class _Batch:
         for columns in self.slots:
             columns.fill(steps)
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
-        spoilt = [i for i, values in new.items() if not all(map(math.isfinite, values))]
-        if spoilt:  # skip the whole parameter if a number is not finite
-            kept = self.columns["rows"][spoilt]
-            self.columns["rows"][spoilt] = 0
+        left = [i for one in ready if one.fine is not None for i in one.which[~one.fine].tolist()]
+        kept = self.columns["rows"][left]
+        self.columns["rows"][left] = 0  # C leaves a tensor without rows alone
         native.library().hu_step(self.first_row, len(steps), torch.get_num_threads())
-        if spoilt:
-            self.columns["rows"][spoilt] = kept
+        self.columns["rows"][left] = kept
         del inputs  # keep them alive until here
-        for i, values in new.items():
-            if i in spoilt:
-                steps[i].skipped += self.lengths[i]
-            elif self.lengths[i]:  # an empty tensor is not stepped
-                _write_numbers(steps[i], values)
-        for one in found:
-            one.write_vectors()
+        for one in ready:
+            one.store(steps)
+        return [steps[i] for i in left]
 
-    def _fill_inputs(self, steps: list[Step]) -> list[Tensor]:
-        self._hold("maximize", [s.maximize for s in steps])
-        inputs = self._inputs("grad", [s.inputs[0] for s in steps])
-        if not self.rule.has_param:  # the second input is read in place of a parameter
-            inputs += self._inputs("param", [s.inputs[-1] for s in steps])
-        return inputs
-
-    def _inputs(self, name: str, given: list[Tensor]) -> list[Tensor]:
-        """Give every row the address of an input. Return the tensors that must live until C has read them."""
-        inputs = [x if x.is_contiguous() and not x.is_neg() else plain(x) for x in given]
-        if [*map(Tensor.numel, inputs)] != self.lengths or not all(x.is_cpu for x in inputs):
-            wrong = next(x for x, n in zip(inputs, self.lengths, strict=True) if x.numel() != n or not x.is_cpu)
-            raise RuntimeError(
-                f"an input of a step is of shape {tuple(wrong.shape)} on {wrong.device.type}: it must have as many "
-                "elements as the state, and be on the CPU as it is"
-            )
-        self._hold(name, [*map(Tensor.data_ptr, inputs)])
-        self._hold(f"{name}_kind", [DTYPES[x.dtype] for x in inputs])
+    def _inputs(self, name: str, given: list[Tensor]) -> Inputs:
+        """Give every row the address of an input."""
+        inputs = Inputs.of(given, self.lengths)
+        self._hold(name, inputs.addresses)
+        self._hold(f"{name}_kind", inputs.kinds)
         return inputs
 
     def _hold(self, name: str, values: list[Any]) -> None:
         if self.held.get(name) != values:
             self.columns[name][:] = self.held[name] = values
 
-    def _fill_uniforms(self, steps: list[Step], found: list[Measured]) -> dict[int, list[np.float32]]:
-        """Choose each binding's program, and write each distinct set of uniform values once. Return the new numbers."""
-        sets = [id(s.scalars) for s in steps]
-        if self.has_numbers or found:
-            keys: list[Any] = list(range(len(steps)))
-        else:
-            keys = list(zip(sets, self.programs, strict=True))
-        made: dict[Any, tuple[Compiled, int]] = {}
-        new: dict[int, list[np.float32]] = {}
-        for i, key in enumerate(keys):
-            if key not in made:
-                one = steps[i]
-                if found:
-                    compiled, values, numbers = found[i].compiled, found[i].uniforms, found[i].numbers
-                    found[i].vectors.fill(self.rows[i])
-                else:
-                    compiled = one.binding.plan.programs.choose(one.scalars)
-                    values, numbers = compiled.uniforms(one.scalars, compiled.numbers(one.binding.plan.numbers))
-                at = 4 * MAX_UNIFORMS * len(made)
-                compiled.packed.pack_into(self.uniforms, at, *values)
-                made[key] = compiled, self.first_uniform + at
-                if numbers:
-                    new[i] = numbers
-        taken = [made[key] for key in keys]
-        self._hold("scalars", [at for _, at in taken])
-        chosen = [compiled for compiled, _ in taken]
-        if chosen != self.chosen:
-            self.chosen = chosen
-            for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
-                self.columns[name][:] = [getattr(compiled, of) for compiled in chosen]
-        return new
-
-
-def _write_numbers(step: Step, values: list[np.float32]) -> None:
-    for k, state in enumerate(step.binding.states):
-        if state in step.binding.plan.numbers:
-            value = float(values[step.binding.plan.numbers.index(state)])
-            if step.counts is not None:
-                step.counts[k, 0] += int(value != float(state.codes))
-            state.codes.fill_(value)
+    def _ready(self, steps: list[Step], inputs: Inputs) -> list[Ready]:
+        """Do everything before the last pass, and fill in the inputs of its programs."""
+        now = chosen(self.programs, steps)
+        if now != self.chosen:
+            self.chosen, self.groups = now, Groups(now, self.bindings)
+            for group in self.groups.all:
+                for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
+                    self.columns[name][group.which] = getattr(group.last, of)
+        ready, first = self.groups.ready(steps, inputs), 0
+        for one in ready:
+            lines = slice(first, first + len(one.uniforms))
+            self.uniforms[lines, : one.uniforms.shape[1]] = one.uniforms
+            self.columns["scalars"][one.which] = self.uniform_lines[lines]
+            if one.vectors is not None:
+                one.vectors.fill(self.columns, one.which)
+            first = lines.stop
+        return ready
 
 
 def _slots(bindings: list[Binding]) -> tuple[Rows, list[_SlotColumns]]:
@@ -275,12 +220,6 @@ def _slots(bindings: list[Binding]) -> tuple[Rows, list[_SlotColumns]]:
     for line, binding in zip(rows, bindings, strict=True):
         line[: len(binding.plan.arrays)] = binding.plan.slots
     return rows, [_SlotColumns(rows[:, k], k, bindings) for k in range(most)]
-
-
-def _point(columns: dict[str, npt.NDArray[Any]], slot_rows: Rows, bindings: list[Binding]) -> None:
-    """Give each row the address of its slots."""
-    line = slot_rows.dtype.itemsize * slot_rows.shape[1]
-    columns["slot"][:] = slot_rows.ctypes.data + line * np.arange(len(bindings), dtype=np.uintp)
 
 
 class _SlotColumns:

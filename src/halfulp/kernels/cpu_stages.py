@@ -1,106 +1,135 @@
-"""Updates that contain sums, in C: the measuring passes before the last pass, and the values that depend on them.
+"""What is computed before the last pass over tensors, for all tensors of a program and shape at once.
 
-See :mod:`halfulp.rules.stages`.
+These are the uniform values of an elementwise update, and the measuring passes of an update that contains sums
+(:mod:`halfulp.rules.stages`), with the values that depend on them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from halfulp.kernels import reference
-from halfulp.kernels.binding import Step, plain
-from halfulp.kernels.compiled import Compiled, Passes, numbers_of
-from halfulp.kernels.cpu_codec import CODEC
-from halfulp.kernels.cpu_sums import Vectors, sums_of
+from halfulp.kernels.binding import Binding, Step
+from halfulp.kernels.compiled import Compiled, Passes
+from halfulp.kernels.cpu_small import SmallState
+from halfulp.kernels.cpu_sums import Inputs, Round, Vectors
+from halfulp.rules.program import Floats
 from halfulp.rules.stages import CourseInNumpy, Stage
 
-__all__ = ["Measured", "measured"]
+__all__ = ["Groups", "Ready"]
 
 
 @dataclass
-class Measured:
-    """A step that is ready for the last pass over its tensor.
+class Ready:
+    """Tensors that are ready for the last pass.
 
     Parameters
     ----------
-    step, compiled
-        The step, with contiguous inputs, and the remaining program.
+    which
+        Their places among the steps.
     uniforms, vectors
-        The inputs of the remaining program.
-    numbers, new
-        New values of the one-element states, and of the states that are vectors by name.
+        The inputs of the last program; `uniforms` has a line for each tensor, or one for all.
+    new
+        The new values of states that are numbers or vectors.
+    fine
+        Which tensors are updated, ``None`` for all. The reference handles the others.
     """
 
-    step: Step
-    compiled: Compiled
-    uniforms: list[float]
-    vectors: Vectors
-    numbers: list[np.float32]
-    new: dict[str, Any]
+    which: npt.NDArray[np.int64]
+    uniforms: Floats
+    vectors: Vectors | None
+    new: list[tuple[SmallState, Floats]]
+    fine: npt.NDArray[np.bool_] | None
 
-    def write_vectors(self) -> None:
-        """Store the new values of the states that are vectors."""
-        for k, state in enumerate(self.step.binding.states):
-            if state.slot.name in self.new:
-                value = np.broadcast_to(self.new[state.slot.name], state.shape).astype(np.float32)
-                reference.store(self.step, k, CODEC.read(state), torch.from_numpy(value), None, CODEC)
+    def store(self, steps: Sequence[Step]) -> None:
+        """Store the new values after the last pass."""
+        for state, values in self.new:
+            state.write([steps[i] for i in self.which], values, self.fine.tolist())  # type: ignore[union-attr]
 
 
-def measured(steps: list[Step]) -> list[Measured | Step]:
-    """Measure what the updates of these steps need, all tensors together in each round.
+class Groups:
+    """The tensors of steps by program and shape. The measuring passes of all groups share a call of C in each round."""
 
-    A step with a non-finite value is returned unchanged, to be handled by the reference.
-    """
-    courses = [_Course(replace(one, inputs=tuple(map(plain, one.inputs)))) for one in steps]
-    level = 0
-    while going := [one for one in courses if one.fine and level < len(one.passes.rounds)]:
-        found = sums_of([one.round(level) for one in going])
-        for one, sums in zip(going, found, strict=True):
-            one.proceed(level, sums)
-        level += 1
-    return [course.measured() or one for course, one in zip(courses, steps, strict=True)]
+    def __init__(self, chosen: Sequence[Compiled | Passes], bindings: Sequence[Binding]) -> None:
+        places: dict[Any, list[int]] = {}
+        for i, (one, binding) in enumerate(zip(chosen, bindings, strict=True)):
+            by_shape = isinstance(one, Passes) or one.program.numbers
+            places.setdefault((one, binding.shape if by_shape else None), []).append(i)
+        self.all = [_Group(one, which, [bindings[i] for i in which]) for (one, _), which in places.items()]
+        self.rounds: list[tuple[list[_Group], Round]] = []
+        for level in range(max(len(group.rounds) for group in self.all)):
+            going = [group for group in self.all if level < len(group.rounds)]
+            self.rounds.append((going, Round([(group.rounds[level], group.bindings) for group in going])))
+
+    def ready(self, steps: Sequence[Step], inputs: Inputs) -> list[Ready]:
+        """Return the groups after all measuring passes."""
+        for group in self.all:
+            group.start([steps[i] for i in group.which])
+        for level, (going, launch) in enumerate(self.rounds):
+            for group, part in zip(going, launch.parts, strict=True):
+                grads, kinds = ([of[i] for i in group.which] for of in (inputs.addresses, inputs.kinds))
+                part.fill(grads, kinds, [step.maximize for step in group.steps], *group.taken(level))
+            for group, sums in zip(going, launch.sums(), strict=True):
+                group.proceed(level, sums)
+        return [group.ready() for group in self.all]
 
 
-class _Course:
-    """The progress of one step through the rounds."""
+class _Group:
+    """Tensors that run the same program, and their progress through it."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.passes: Passes = step.binding.plan.programs.choose(step.scalars)
-        staged = self.passes.staged
-        self.fine = step.binding.shape.numel() > 0
-        stored = {s.slot.name: s for s in step.binding.states}
-        numbers = numbers_of(staged.numbers, step.binding.states)
-        vectors = [CODEC.read(stored[name]).numpy() for name, _ in staged.vectors]
-        self.course = CourseInNumpy(staged, step.scalars, numbers, vectors, step.binding.shape)
+    def __init__(self, chosen: Compiled | Passes, which: list[int], bindings: list[Binding]) -> None:
+        self.which, self.bindings = np.array(which), bindings
+        self.staged = chosen.staged if isinstance(chosen, Passes) else None
+        self.rounds = chosen.rounds if isinstance(chosen, Passes) else ()
+        self.last = chosen.update if isinstance(chosen, Passes) else chosen
+        program = self.staged or self.last.program
+        self.small = [SmallState(bindings, name) for name in (*program.numbers, *dict(program.vectors))]
+        self.filled = np.array([binding.shape.numel() > 0 for binding in bindings])
 
-    def _taken(self, stage: Stage, compiled: Compiled) -> tuple[list[float], Vectors]:
+    def start(self, steps: list[Step]) -> None:
+        """Begin a step."""
+        self.steps, self.scalars, self.fine = steps, [step.scalars for step in steps], self.filled
+        if self.staged is not None:
+            values, numbers = [state.read() for state in self.small], len(self.staged.numbers)
+            shape = self.bindings[0].shape
+            self.course = CourseInNumpy(self.staged, self.scalars, values[:numbers], values[numbers:], shape)
+
+    def taken(self, level: int) -> tuple[Floats, list[Floats], list[Floats]]:
+        """Return the uniform values, rows and columns of a measuring pass."""
+        assert self.staged is not None
+        return self._taken(self.staged.rounds[level], self.rounds[level])
+
+    def _taken(self, stage: Stage, compiled: Compiled) -> tuple[Floats, list[Floats], list[Floats]]:
         given = self.course.taken(stage)
-        return compiled.uniforms(self.step.scalars, given["number"])[0], Vectors(given["row"], given["column"])
+        uniforms, _ = compiled.uniforms(self.scalars, [x[:, 0] for x in given["number"]])
+        return uniforms, given["rows"], given["columns"]
 
-    def round(self, level: int) -> tuple[Step, Compiled, list[float], Vectors]:
-        """Return what C needs to measure a round."""
-        compiled = self.passes.rounds[level]
-        return (self.step, compiled, *self._taken(self.passes.staged.rounds[level], compiled))
+    def proceed(self, level: int, sums: dict[str, npt.NDArray[np.float64]]) -> None:
+        """Add the results of a measuring pass."""
+        self._check(sums.values())
+        self.course.proceed(level, sums)
 
-    def proceed(self, level: int, sums: dict[str, Any]) -> None:
-        """Add the results of a round."""
-        self.fine = all(np.isfinite(value).all() for value in sums.values())
-        if self.fine:
-            self.course.proceed(level, sums)
+    def _check(self, values: Any) -> None:
+        """Take note of the tensors that have a value that is not finite."""
+        for x in values:
+            self.fine = self.fine & np.isfinite(x).reshape(len(x), -1).all(1)
 
-    def measured(self) -> Measured | None:
-        """Return the step before its last pass, or ``None`` if a value is not finite."""
-        if not self.fine:
-            return None
-        numbers, vectors = self.course.new_small
-        if not all(np.isfinite(x).all() for x in (*numbers, *vectors)):
-            return None
-        staged = self.passes.staged
-        taken = self._taken(staged.update, self.passes.update)
-        new = {name: value for (name, _), value in zip(staged.vectors, vectors, strict=True)}
-        return Measured(self.step, self.passes.update, *taken, [np.float32(x) for x in numbers], new)
+    def ready(self) -> Ready:
+        """Return the group before its last pass."""
+        if self.staged is not None:
+            uniforms, *vectors = self._taken(self.staged.update, self.last)
+            new = [value for value, _ in self.course.new_small]
+            self._check(new)
+            return Ready(
+                self.which, uniforms, Vectors(*vectors), [*zip(self.small, new, strict=True)], self.fine
+            )  # fmt: skip
+        uniforms, numbers = self.last.uniforms(self.scalars, [state.read()[:, 0] for state in self.small])
+        if not self.small:
+            return Ready(self.which, uniforms, None, [], None)
+        new = [np.broadcast_to(x, len(self.which))[:, None] for x in numbers]
+        self._check(new)
+        return Ready(self.which, uniforms, None, [*zip(self.small, new, strict=True)], self.fine)

@@ -28,7 +28,7 @@ from halfulp.kernels.triton_sums import NOT_FINITE, Fold, SumLaunch, starts
 from halfulp.kernels.triton_tables import DeviceTable
 from halfulp.numbers.scaling import rows_and_cols
 from halfulp.rules.base import DIVISORS, bits, from_sums
-from halfulp.rules.program import EVALUATE_TORCH, Op, Program, scalar_values
+from halfulp.rules.program import EVALUATE_TORCH, Op, Program, scalar_table
 from halfulp.rules.stages import Course, Staged
 
 __all__ = ["LOAD", "STORE", "StagedKind", "StagedMember"]
@@ -105,11 +105,7 @@ class StagedLaunch:
         for one in (*self.loads.launches, *self.stores.launches):
             one.fill([steps[i] for i in one.tensors])
         if self.of_step.size:
-            known: dict[int, tuple[float, ...]] = {}
-            for i, step in enumerate(steps):
-                if id(step.scalars) not in known:
-                    known[id(step.scalars)] = scalar_values(self.staged.scalars, step.scalars)
-                self.of_step[:, i] = known[id(step.scalars)]
+            self.of_step[:] = scalar_table(self.staged.scalars, [step.scalars for step in steps])
             self.scalars.update(self.of_step.view(np.int32).reshape(-1))
 
     def start(self) -> None:
@@ -241,7 +237,7 @@ class _Course(Course):
 
     def divided(self, name: str, sums: Tensor, extent: str) -> Tensor:
         """See :class:`~halfulp.rules.stages.Course`."""
-        return from_sums(name, sums, self._fitted(self.launch.divisor(name), extent))
+        return from_sums(name, sums, self.fitted(self.launch.divisor(name), extent))
 
     def computed(self, k: int) -> Tensor:
         """See :class:`~halfulp.rules.stages.Course`."""
@@ -250,30 +246,25 @@ class _Course(Course):
             return self.launch.constant(float(of or 0.0))
         if name == "mean":
             extent = self.staged.extents[args[0]]
-            vector = self._fitted(self.found[args[0]], extent)
+            vector = self.fitted(self.found[args[0]], extent)
             return from_sums(name, self.extents[extent].sum.start(vector.double()), self.extents[extent].sizes)
-        return EVALUATE_TORCH[name]([self._fitted(self.found[i], self.staged.extents[k]) for i in args], of)
+        return EVALUATE_TORCH[name]([self.fitted(self.found[i], self.staged.extents[k]) for i in args], of)
 
     def checked(self) -> list[Tensor]:
         """Return the new numbers and vectors, and clear the flags of tensors in which they are not finite."""
-        numbers, vectors = self.new_small
-        extents = ["number"] * len(numbers) + [extent for _, extent in self.staged.vectors]
-        new = [self._fitted(value, extent) for value, extent in zip((*numbers, *vectors), extents, strict=True)]
-        for value, extent in zip(new, extents, strict=True):
+        new = self.new_small
+        for value, extent in new:
             patterns = (bits(value) & 0x7FFFFFFF).double()
             largest = self.extents[extent].largest.start(patterns) if extent in self.extents else patterns
             self.fine = self.fine & (largest < NOT_FINITE)
-        return new
+        return [value for value, _ in new]
 
     def table(self, stage: Any) -> Tensor:
         """Return what the kernel of a pass reads: the flags, then its numbers, rows and columns."""
-        taken = self.taken(stage)
-        extents = {"number": "number", "row": "rows", "column": "columns"}
-        values = [self._fitted(x, extents[name]) for name, of in taken.items() for x in of]
-        return torch.cat([self.fine.float(), *values])
+        return torch.cat([self.fine.float(), *(x for of in self.taken(stage).values() for x in of)])
 
-    def _fitted(self, value: Tensor, extent: str) -> Tensor:
-        """Return a value with this extent, which may have been that of a number."""
+    def fitted(self, value: Tensor, extent: str) -> Tensor:
+        """See :class:`~halfulp.rules.stages.Course`."""
         tensors = len(self.launch.tensors)
         length = self.extents[extent].length if extent in self.extents else tensors
         if not value.dim():

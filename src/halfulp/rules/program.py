@@ -51,6 +51,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from halfulp.numbers.single import all_of_fp32
@@ -59,10 +60,11 @@ from halfulp.rules.base import Scalars
 from halfulp.rules.slots import Shape, StateSlot
 
 __all__ = [
-    "EVALUATE", "EVALUATE_TORCH", "TYPES", "Branches", "Op", "Program", "Sum", "cut", "evaluate", "extent_of",
-    "is_number", "scalar_values", "spoilt", "used",
+    "EVALUATE", "EVALUATE_TORCH", "TYPES", "Branches", "Floats", "Op", "Program", "Sum", "cut", "evaluate", "extent_of",
+    "is_number", "scalar_table", "scalar_values", "spoilt", "used",
 ]  # fmt: skip
 
+Floats = npt.NDArray[np.float32]
 FLOATS = (
     "param", "grad", "state", "number", "row", "column", "scalar", "constant", "add", "sub", "mul", "div", "neg", "abs",
     "sqrt", "sign", "max", "min", "select", "from_bits", "to_float",
@@ -197,6 +199,16 @@ class Program:
 def scalar_values(sources: tuple[str, ...], c: Scalars) -> tuple[float, ...]:
     """Evaluate expressions in the scalars of a step, rounded to fp32."""
     return all_of_fp32(_scalars(sources)(c))
+
+
+def scalar_table(sources: tuple[str, ...], sets: Sequence[Scalars]) -> Floats:
+    """Return a line for each expression, with its value for each set of scalars, or one value if there is one set."""
+    known: dict[int, tuple[float, ...]] = {}
+    for c in sets:
+        if id(c) not in known:
+            known[id(c)] = scalar_values(sources, c)
+    values = [known[id(c)] for c in sets] if len(known) > 1 else list(known.values())
+    return np.array(values, np.float32).reshape(len(values), len(sources)).T
 
 
 @lru_cache(maxsize=1024)

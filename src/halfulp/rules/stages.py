@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from halfulp.numbers.scaling import rows_and_cols
-from halfulp.rules.base import DIVISORS, Scalars, fold_columns, fold_rows, from_sums, largest, mean, total
-from halfulp.rules.program import EVALUATE, TYPES, Op, Program, Sum, cut, evaluate, scalar_values, spoilt, used
+from halfulp.rules.base import DIVISORS, Scalars, fold_columns, fold_rows, from_sums, largest, total
+from halfulp.rules.program import EVALUATE, TYPES, Floats, Op, Program, Sum, cut, evaluate, scalar_table, spoilt, used
 
 __all__ = ["SUMS", "Course", "CourseInNumpy", "Stage", "Staged", "as_staged", "staged", "work_out"]
 
@@ -51,10 +51,10 @@ class Stage:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
-    def inputs(self, found: list[Any]) -> dict[str, list[Any]]:
-        """Return these values."""
-        places = {"number": self.numbers, "row": self.rows, "column": self.columns}
-        return {name: [found[k] for k in of] for name, of in places.items()}
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """These values by extent."""
+        return {"number": self.numbers, "rows": self.rows, "columns": self.columns}
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,15 @@ class Course:
         self._settle(level + 1)
 
     def taken(self, stage: Stage) -> dict[str, list[Any]]:
-        """Return the inputs of a pass."""
-        return stage.inputs(self.found)
+        """Return the inputs of a pass by extent."""
+        return {extent: [self.fitted(self.found[k], extent) for k in of] for extent, of in stage.inputs.items()}
 
     @property
-    def new_small(self) -> tuple[list[Any], list[Any]]:
-        """The new numbers and the new vectors."""
-        numbers, vectors = ([self.found[k] for k in of] for of in (self.staged.new_numbers, self.staged.new_vectors))
-        return numbers, vectors
+    def new_small(self) -> list[tuple[Any, str]]:
+        """The new numbers, then the new vectors, each with its extent."""
+        extents = ["number"] * len(self.staged.new_numbers) + [extent for _, extent in self.staged.vectors]
+        places = (*self.staged.new_numbers, *self.staged.new_vectors)
+        return [(self.fitted(self.found[k], extent), extent) for k, extent in zip(places, extents, strict=True)]
 
     def _settle(self, level: int) -> None:
         with np.errstate(all="ignore"):
@@ -171,29 +172,59 @@ class Course:
         """Return the value of an operation on known values."""
         raise NotImplementedError
 
+    def fitted(self, value: Any, extent: str) -> Any:
+        """Return a value with this extent, which may have been that of a number, or one value for all tensors."""
+        raise NotImplementedError
+
 
 class CourseInNumpy(Course):
-    """The progress of one tensor. See :class:`Course`."""
+    """The progress of tensors of one shape. See :class:`Course`.
+
+    Values are matrices: a line for each tensor or one for all, and a column for each row or column of it, or one.
+
+    Parameters
+    ----------
+    staged
+        The update.
+    scalars
+        The scalars of each tensor's step.
+    numbers, vectors
+        The states that are not of the tensors' shape, each as a matrix.
+    shape
+        The shape of the tensors.
+    """
 
     def __init__(
-        self, staged: Staged, c: Scalars, numbers: Sequence[Any], vectors: Sequence[Any], shape: tuple[int, ...]
-    ) -> None:
-        self.sides = rows_and_cols(shape)
-        given = {"scalar": scalar_values(staged.scalars, c), "number": numbers, "vector": vectors, "side": self.sides}
-        super().__init__(staged, {name: [np.array(x, np.float32) for x in of] for name, of in given.items()})
+        self, staged: Staged, scalars: Sequence[Scalars], numbers: Sequence[Floats], vectors: Sequence[Floats],
+        shape: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self.tensors, (rows, cols) = len(scalars), rows_and_cols(shape)
+        self.lengths = {"number": 1, "rows": rows, "columns": cols}
+        given: dict[str, Sequence[Any]] = {
+            "scalar": list(scalar_table(staged.scalars, scalars)[:, :, None]), "number": numbers, "vector": vectors,
+            "side": [np.full((1, 1), side, np.float32) for side in (rows, cols)],
+        }  # fmt: skip
+        super().__init__(staged, given)
 
     def divided(self, name: str, sums: Any, extent: str) -> Any:
         """See :class:`Course`."""
-        wide = torch.from_numpy(np.asarray(sums, np.float64))
-        return from_sums(name, wide, wide.new_full((), DIVISORS[name](*self.sides))).numpy()
+        divisor = DIVISORS[name](self.lengths["rows"], self.lengths["columns"])
+        wide = torch.from_numpy(sums.reshape(self.tensors, -1))
+        return from_sums(name, wide, wide.new_full((), divisor)).numpy()
 
     def computed(self, k: int) -> Any:
         """See :class:`Course`."""
         name, args, of = self.staged.ops[k]
-        taken = [self.found[i] for i in args]
         if name == "mean":
-            return mean(torch.from_numpy(taken[0])).numpy()
-        return EVALUATE[name](taken, of)
+            vectors = torch.from_numpy(
+                self.fitted(self.found[args[0]], self.staged.extents[args[0]]).astype(np.float64)
+            )
+            return from_sums(name, fold_rows(vectors), vectors.new_full((), vectors.shape[1])).unsqueeze(1).numpy()
+        return EVALUATE[name]([self.found[i] for i in args], of)
+
+    def fitted(self, value: Any, extent: str) -> Any:
+        """See :class:`Course`."""
+        return np.broadcast_to(value, (self.tensors, self.lengths[extent]))
 
 
 def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -> dict[str, Any]:
@@ -220,17 +251,24 @@ def work_out(program: Program | Staged, arrays: Mapping[str, Any], c: Scalars) -
         return _updated(program, got) | {
             name: got[k] for name, k in zip(program.numbers, program.new_numbers, strict=True)
         }
-    numbers, vectors = ([arrays[n] for n in names] for names in (program.numbers, dict(program.vectors)))
-    course = CourseInNumpy(program, c, numbers, vectors, arrays["grad"].shape)
+    numbers, vectors = ([arrays[n].reshape(1, -1) for n in of] for of in (program.numbers, dict(program.vectors)))
+    course = CourseInNumpy(program, [c], numbers, vectors, arrays["grad"].shape)
     for level, stage in enumerate(program.rounds):
-        sums = _summed(stage.program, _evaluated(stage.program, arrays, c, **course.taken(stage)), arrays["grad"].shape)
+        sums = _summed(stage.program, _passed(course, stage, arrays, c), arrays["grad"].shape)
         if not all(x.isfinite().all() for x in sums.values()):
             raise ValueError("a sum within the update is not finite")
-        course.proceed(level, sums)
-    last = program.update.program
-    found = _updated(last, _evaluated(last, arrays, c, **course.taken(program.update)))
-    new_numbers, new_vectors = course.new_small
-    return found | dict(zip((*program.numbers, *dict(program.vectors)), (*new_numbers, *new_vectors), strict=True))
+        course.proceed(level, {name: value.numpy() for name, value in sums.items()})
+    found = _updated(program.update.program, _passed(course, program.update, arrays, c))
+    small = zip((*program.numbers, *dict(program.vectors)), course.new_small, strict=True)
+    return found | {name: new.reshape(arrays[name].shape) for name, (new, _) in small}
+
+
+def _passed(course: CourseInNumpy, stage: Stage, arrays: Mapping[str, Any], c: Scalars) -> list[Any]:
+    """Return all values of a pass over one tensor."""
+    taken = {extent: [x[0] for x in of] for extent, of in course.taken(stage).items()}
+    return _evaluated(
+        stage.program, arrays, c, number=[x[0] for x in taken["number"]], row=taken["rows"], column=taken["columns"]
+    )
 
 
 def _evaluated(program: Program, arrays: Mapping[str, Any], c: Scalars, **values: Any) -> list[Any]:
