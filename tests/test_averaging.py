@@ -1,5 +1,6 @@
 """Averages of weights: exact arithmetic, swapping, checkpoints, and comparison with torch's averages."""
 
+import contextlib
 import copy
 import io
 import math
@@ -240,6 +241,28 @@ def test_two_averages_come_out_in_the_order_in_which_they_went_in():
     assert torch.equal(model.weight, expected)
     first.swap_out()
     assert torch.equal(model.weight, live)
+
+
+@pytest.mark.parametrize("outer", ["device", "cpu", "stream"])
+@pytest.mark.parametrize("inner", ["device", "cpu", "stream"])
+def test_two_averages_at_once_give_every_weight_back(outer, inner):
+    """What cannot be nested is refused before it touches a weight."""
+    model = make()
+    first, second = EMA(model, 0.9, state="8bit", min_size=0), EMA(model, 0.5)
+    walk(model, 0)
+    first.update()
+    second.update()
+    live, around, within = snapshot(model), first.averaged_state_dict(), second.averaged_state_dict()
+    possible = "stream" not in (outer, inner)
+    with first.swap(keep=outer):
+        refused = pytest.raises(RuntimeError, match="cannot be nested: use keep='device'")
+        with contextlib.nullcontext() if possible else refused, second.swap(keep=inner):
+            assert_same(within, model.state_dict())
+        assert_same(around, model.state_dict())
+    assert_same(live, snapshot(model))
+    with second.swap(keep=inner):
+        assert_same(within, model.state_dict())
+    assert_same(live, snapshot(model))
 
 
 def test_swap_comes_back_after_an_error():

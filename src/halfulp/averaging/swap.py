@@ -55,6 +55,8 @@ class Swap:
     ValueError
         If ``"stream"`` cannot serve every read of a weight: the model is sharded or compiled, or holds weights in
         attributes other than parameters.
+    RuntimeError
+        If another average is in the model, and it or this one is swapped with ``"stream"``.
     """
 
     def __init__(
@@ -75,6 +77,13 @@ class Swap:
         """Buffers, which ``"stream"`` replaces by copying."""
         if keep == "stream":
             self._check_stream()
+        for tensor in self.live.values():
+            other = _TOP.get(tensor, _nothing)()
+            if other is not None and "stream" in (keep, other._keep):
+                raise RuntimeError(
+                    "another average is in the model, and one of the two is swapped with keep='stream', which cannot "
+                    "be nested: use keep='device' or 'cpu' for both"
+                )
         if parametrize._cache_enabled:
             raise RuntimeError("parametrize.cached() holds weights that were computed before: swap outside of it")
 
@@ -136,16 +145,15 @@ class Swap:
         unserve(self._served)
         self._served = []
         while self._kept:
-            name, kept = self._kept.pop()
+            name, kept = self._kept[-1]
             if self._keep == "stream" and name not in self._in_place:
                 self.live[name].data = kept
-                continue
-            weight = local_part(self.live[name]).tensor
-            if name in self.exchange:
-                _change_places(weight, self.exchange[name])
+            elif name in self.exchange:
+                _change_places(local_part(self.live[name]).tensor, self.exchange[name])
             else:
-                weight.copy_(kept)
+                local_part(self.live[name]).tensor.copy_(kept)
             _TOP[self.live[name]] = self._below.pop(name)
+            self._kept.pop()  # not before it is restored, so that an error loses nothing
 
     def original(self, name: str) -> Tensor:
         """Return the local values of a live tensor while its average is swapped in."""
@@ -175,6 +183,7 @@ class Swap:
         )
         for name in names.values():
             live = self.live[name]
+            self._below[name], _TOP[live] = _nothing, ref(self)
             self._kept.append((name, live.data))
             live.data = torch.full((), torch.nan, dtype=live.dtype, device=live.device).expand(live.shape)
 
