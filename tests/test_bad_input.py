@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import halfulp
 import halfulp.averaging
 from halfulp.numbers import log as _log
+from halfulp.optim import OPTIMIZERS
 from support.optimizers import CLASSES, assert_same, build, everything, model, run, set_grads
 
 NAN, INF = float("nan"), float("inf")
@@ -84,6 +85,37 @@ def test_a_sum_that_is_not_finite_makes_no_step(name: str, bad: float) -> None:
         assert_same(before[1], after[1])
     run(optimizer, 1, 5)
     assert not torch.equal(params[0], before[0][0])  # and training continues
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS, ids=lambda c: c.__name__)
+def test_a_skipped_scalar_has_the_same_bits_on_every_backend(make: Any) -> None:
+    """A state that is one number per tensor is no element of the tensor, not even of a 0-D one."""
+    optimizers = []
+    for backend in ("reference", None):
+        params = [nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(3, 40))]
+        optimizer = make(params, lr=1e-2, state="fp32", backend=backend)
+        run(optimizer, 2)
+        set_grads(params, 7)
+        assert params[0].grad is not None
+        params[0].grad.fill_(1e25)  # its square overflows
+        optimizer.step()
+        run(optimizer, 1, 8)
+        optimizers.append(optimizer)
+    assert_same(*map(everything, optimizers))
+    assert optimizers[0].skipped == optimizers[1].skipped
+
+
+def test_all_parameters_of_swats_keep_one_rate() -> None:
+    """As its source defines it: the switch is of the whole model, whatever a parameter skips."""
+    params = [nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(3, 40))]
+    optimizer = halfulp.SWATS(params, lr=1e-3)
+    run(optimizer, 2)
+    set_grads(params, 7)
+    assert params[0].grad is not None
+    params[0].grad.fill_(1e25)
+    optimizer.step()
+    assert optimizer.skipped == {0: 1}
+    assert_same(*([optimizer.state_tensor(p, n) for n in ("rate_avg", "sgd_rate")] for p in params))
 
 
 def tensors(optimizer: Any, param: Tensor) -> list[Tensor]:

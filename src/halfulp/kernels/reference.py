@@ -26,6 +26,7 @@ from halfulp.numbers.rng import part_bits
 from halfulp.numbers.rounding import encode, pack4, unpack4
 from halfulp.numbers.scaling import Layout, rows_and_cols
 from halfulp.rules.base import Rule
+from halfulp.rules.program import is_number
 
 __all__ = ["Codec", "measure", "status", "step", "store", "supports"]
 
@@ -128,7 +129,7 @@ def _step_one(rule: Rule, step: Step, codec: Codec) -> None:
         return
     states = [_own(updated[s.slot.name], k, binding) for k, s in enumerate(binding.states)]
     param = param if param is None else _own(param, None, binding)
-    numbers = [s.shape != binding.shape for s in binding.states]
+    numbers = [is_number(s.slot) or s.shape != binding.shape for s in binding.states]
     if rule.elementwise and all(_finite(x) for x, number in zip(states, numbers, strict=True) if number):
         wide_states = [x for x, number in zip(states, numbers, strict=True) if not number]
         keep = _tiles_to_keep(binding, [inputs[0], *wide_states])
