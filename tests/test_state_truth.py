@@ -377,6 +377,17 @@ def gradient_of_another_length(optimizer: Any) -> None:
     p.grad.data = p.grad.data[:2].clone()
 
 
+def gradient_turned(optimizer: Any) -> None:
+    p = first(optimizer)
+    assert p.grad is not None
+    p.grad.data = p.grad.data.t().contiguous()
+
+
+def parameter_turned(optimizer: Any) -> None:
+    p = first(optimizer)
+    p.data = p.data.t().contiguous()
+
+
 REFUSED: dict[str, Refused] = {
     "cut": set_all(lambda x: x[:1].clone() if x.ndim else x[None], "of shape .* or values in floating point"),
     "cut in place": Refused(in_place(lambda x: x.resize_(1)), "of shape .* or values in floating point"),
@@ -394,6 +405,8 @@ REFUSED: dict[str, Refused] = {
     "negative step": Refused(negative_step, "must be a number of steps"),
     "entries no dictionary": Refused(entries_a_list, "holds a list"),
     "gradient cut": Refused(gradient_of_another_length, "the gradient of parameter 0 is"),
+    "gradient turned": Refused(gradient_turned, "the gradient of parameter 0 is"),
+    "parameter turned under its gradient": Refused(parameter_turned, "the gradient of parameter 0 is"),
 }
 
 
@@ -451,6 +464,39 @@ def test_states_in_one_memory_are_refused(act: Any) -> None:
         optimizer.state[p] = copy.deepcopy(optimizer.state[p])
         optimizer.state[p].update({key: x.clone() for key, x in optimizer.state[p].items() if isinstance(x, Tensor)})
     step(optimizer, 2)
+
+
+WITHIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "same data": lambda x: x.view(64, 64),
+    "another shape": lambda x: x.view(32, 128),
+    "the second half": lambda x: x.view(64, 64)[32:],
+    "transposed": lambda x: x.view(64, 64).t(),
+}
+
+
+@pytest.mark.parametrize("how", WITHIN)
+def test_parameters_in_one_memory_are_refused(how: str) -> None:
+    """Threads of one step would write to it at once, and no run would have the bits of another."""
+    x = torch.randn(64, 64)
+    a, b = torch.nn.Parameter(x), torch.nn.Parameter(torch.randn(WITHIN[how](x).shape))
+    optimizer = halfulp.AdamW([("embed.weight", a), ("head.weight", b)])
+    b.data = WITHIN[how](a.data)
+    kept = bits(optimizer)
+    with pytest.raises(ValueError, match=r"(embed|head)\.weight and (embed|head)\.weight share memory.* tie the param"):
+        step(optimizer, 0)
+    assert same(kept, bits(optimizer))
+
+
+def test_parameters_beside_each_other_in_one_memory_step_as_in_their_own() -> None:
+    """Parts of a flat buffer, and columns of one matrix, whose addresses interleave."""
+    flat, matrix = torch.randn(2 * 64 * 64), torch.randn(64, 128)
+    views = [flat[: 64 * 64].view(64, 64), flat[64 * 64 :].view(64, 64), matrix[:, :64], matrix[:, 64:]]
+    alone, together = ([torch.nn.Parameter(x) for x in of] for of in ([v.clone() for v in views], views))
+    for params in (alone, together):
+        optimizer = halfulp.AdamW(params, lr=1e-2)
+        step(optimizer, 0)
+        step(optimizer, 1)
+    assert all(map(torch.equal, alone, together))
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if any(f in n for f in ("8bit", "int8", "fp8"))])

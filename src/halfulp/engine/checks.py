@@ -77,7 +77,7 @@ def check_gradients(optimizer: RuleOptimizer, params: Sequence[Tensor]) -> None:
             or p.dtype not in PARAM_DTYPES
             or grad.dtype not in PARAM_DTYPES
             or p.is_meta
-            or grad.numel() != p.numel()
+            or grad.shape != p.shape
         ):
             _refuse(optimizer, p, grad)
     if optimizer.nonfinite == "raise":

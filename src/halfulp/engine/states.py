@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -202,22 +203,33 @@ def bind(
 
 
 def check_apart(bounds: Iterable[tuple[str, Bound]]) -> None:
-    """Raise ``ValueError`` if two states, or a state and a parameter, lie in the same memory.
+    """Raise ``ValueError`` if parameters or states of a step share memory, which would then be updated twice.
 
-    That is what a shallow copy of ``optimizer.state[param]`` for another parameter makes: each would change both. The
-    bound parameters come with their labels.
+    Two parameters share it after ``b.data = a.data``, and two states after a shallow copy of ``optimizer.state[param]``
+    for another parameter. The bound parameters come with their labels.
     """
-    named = list(bounds)
-    found = {b.param.data_ptr(): label for label, b in named if b.lasting and b.param.numel()}
-    for label, bound in named:
-        for key, x in bound.held.items():
-            at = local(x).data_ptr()
-            if at in found and x.numel():
+    found: list[tuple[int, int, str, str]] = []  # start, end, label, and the key of a state
+    for label, bound in bounds:
+        held = [("", bound.param)] if bound.lasting else []
+        for key, x in (*held, *((key, local(x)) for key, x in bound.held.items())):
+            if x.numel():
+                # views with gaps may interleave, so that only their first elements are compared
+                size = x.numel() * x.element_size() if x.is_contiguous() else x.element_size()
+                found.append((x.data_ptr(), x.data_ptr() + size, label, key))
+    found.sort()
+    for (_, end, *before), (start, _, *after) in pairwise(found):
+        if start < end:
+            (label, key), (other_label, other_key) = (after, before) if after[1] else (before, after)
+            if not key:
                 raise ValueError(
-                    f"{label}: {key} in optimizer.state lies in the same memory as {found[at]}, and a step would "
-                    "change both: put a clone() there, or copy.deepcopy(optimizer.state[param])"
+                    f"{label} and {other_label} share memory, and a step would update it twice: tie the parameters "
+                    "themselves (b.weight = a.weight), not their data, or put a clone() there"
                 )
-            found[at] = f"{key} of {label}"
+            raise ValueError(
+                f"{label}: {key} in optimizer.state lies in the same memory as "
+                f"{f'{other_key} of {other_label}' if other_key else other_label}, and a step would change both: "
+                "put a clone() there, or copy.deepcopy(optimizer.state[param])"
+            )
 
 
 def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:
