@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import io
 import json
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,6 +284,63 @@ def test_a_closure_is_refused() -> None:
     release_gradients(optimizer)
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: net(BATCHES[0]))
+
+
+def test_a_second_release_is_refused_and_changes_nothing() -> None:
+    net, optimizer = built()
+    other = nn.Linear(16, 4)
+    release = release_gradients(optimizer)
+    shared = halfulp.AdamW([*other.parameters(), *net.parameters()])
+    for again in (optimizer, shared):
+        with pytest.raises(ValueError, match="released already"):
+            release_gradients(again)
+    elsewhere = release_gradients(halfulp.AdamW(other.parameters()))
+    with pytest.raises(ValueError, match="released already"):
+        elsewhere.optimizer.add_param_group({"params": net.first.weight})
+    assert len(elsewhere.optimizer.param_groups) == 1
+    elsewhere.remove()
+    net(BATCHES[0]).backward()
+    other(BATCHES[0]).sum().backward()
+    assert [optimizer.state[p]["step"] for p in net.parameters()] == [1] * 6
+    assert other.weight.grad is not None
+    release.remove()
+    release_gradients(shared)
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["released", "removed"])
+@pytest.mark.parametrize("dropped", ["model, optimizer and release", "optimizer and release"])
+def test_nothing_is_kept_in_memory(dropped: str, removed: bool) -> None:
+    """Whoever drops all three gets the memory back, and a model that stays goes on being trained."""
+    net, optimizer = built()
+    release = release_gradients(optimizer)
+    net(BATCHES[0]).backward()
+    if removed:
+        release.remove()
+    alive = [weakref.ref(x) for x in (net, optimizer, release, net.first.weight)]
+    kept = net if dropped == "optimizer and release" else None
+    del net, optimizer, release
+    gc.collect()
+    if kept is None:
+        assert [x() for x in alive] == [None] * 4
+    else:
+        before = kept.first.weight.detach().clone()
+        kept(BATCHES[1]).backward()
+        assert torch.equal(kept.first.weight, before) == removed
+
+
+def test_copies_and_files_of_a_model_have_no_release() -> None:
+    net, optimizer = built()
+    release_gradients(optimizer)
+    net(BATCHES[0]).backward()
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        before = other.first.weight.detach().clone()
+        other(BATCHES[1]).backward()
+        assert torch.equal(other.first.weight, before)
+        assert other.first.weight.grad is not None
+        release_gradients(halfulp.AdamW(other.parameters()))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

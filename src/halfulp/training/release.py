@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from halfulp.libraries import unwrap
 from halfulp.numbers.log import warn_once
 
 __all__ = ["GradientRelease", "release_gradients"]
+
+HOLDER = "_halfulp_release"
+"""The attribute of a parameter that holds its gradient release."""
 
 
 def release_gradients(
@@ -58,7 +62,8 @@ def release_gradients(
     Raises
     ------
     ValueError
-        If the rule needs sums over the whole model, parameters are of FSDP1, or arguments do not go together.
+        If the rule needs sums over the whole model, parameters are of FSDP1, gradients are released already, or
+        arguments do not go together.
 
     Examples
     --------
@@ -119,6 +124,8 @@ class GradientRelease:
         self._replicated: bool | None = None
         self._before_called = False
         for group in optimizer.param_groups:
+            self._check(group)
+        for group in optimizer.param_groups:
             self._watch(group)
         self._add_group, self._step = optimizer.add_param_group, optimizer.step
         optimizer.add_param_group = self._added  # type: ignore[method-assign]
@@ -130,35 +137,51 @@ class GradientRelease:
 
     def remove(self) -> None:
         """End the gradient release: gradients are kept again, and ``step()`` makes the steps."""
-        for handle in self._handles.values():
+        for param, handle in self._handles.items():
             handle.remove()
+            vars(param).pop(HOLDER, None)
         self._handles.clear()
         for name in ("add_param_group", "step"):
             self.optimizer.__dict__.pop(name, None)
         if getattr(self._step, "__func__", None) is not type(self.optimizer).step:  # wrapped by a scheduler
             self.optimizer.step = self._step  # type: ignore[method-assign]
 
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copied or saved parameter has no hooks, and no release
+
     # ---------------------------------------------------------------- what is watched
 
-    def _watch(self, group: dict[str, Any]) -> None:
+    def _check(self, group: dict[str, Any]) -> None:
         needing = [r.name for r in self.optimizer.active_rules(group) if r.measure is not None and not r.per_tensor]
         if needing:
             raise ValueError(f"{needing} need sums over the whole model: their steps cannot be taken one by one")
         for param in group["params"]:
             if type(param).__name__ == "FlatParameter":
                 raise ValueError("gradients of FSDP1's flat parameters are not final in their hooks: use fully_shard")
+            if getattr(param, HOLDER, None) not in (None, self):
+                raise ValueError("the gradients are released already: remove() that release first")
+
+    def _watch(self, group: dict[str, Any]) -> None:
+        for param in group["params"]:
             if param in self._handles:
                 continue
             frozen = not param.requires_grad
             if frozen:  # it may be unfrozen later, and hooks need a tensor that takes gradients
                 param.requires_grad_(True)
-            self._handles[param] = param.register_post_accumulate_grad_hook(self._ready)
+            self._handles[param] = param.register_post_accumulate_grad_hook(_weakly(self))
+            setattr(param, HOLDER, self)
             if frozen:
                 param.requires_grad_(False)
 
     def _added(self, param_group: dict[str, Any]) -> None:
         self._add_group(param_group)
-        self._watch(self.optimizer.param_groups[-1])
+        added = self.optimizer.param_groups[-1]
+        try:
+            self._check(added)
+        except ValueError:
+            self.optimizer.param_groups.pop()
+            raise
+        self._watch(added)
 
     def _asked(self, closure: Callable[[], Any] | None) -> None:
         """Handle a call of ``optimizer.step()``: step the gradients that no hook has seen."""
@@ -305,6 +328,22 @@ class GradientRelease:
             return self.norm
         whole = [n.full_tensor() if is_sharded(n) else n for n in norms]  # type: ignore[attr-defined]
         return torch.linalg.vector_norm(torch.stack([n.to(whole[0].device) for n in whole]))
+
+
+def _weakly(release: GradientRelease) -> Callable[[Tensor], None]:
+    """Return a hook that does not keep the release alive; the attribute :data:`HOLDER` of the parameter does.
+
+    torch keeps these hooks where Python's garbage collector does not look, so that one that led back to its parameter
+    would keep model and optimizer in memory for good.
+    """
+    known = ref(release)
+
+    def ready(param: Tensor) -> None:
+        found = known()
+        if found is not None:
+            found._ready(param)
+
+    return ready
 
 
 def _callback(function: Callable[[], None]) -> None:
