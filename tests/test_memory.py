@@ -65,7 +65,7 @@ def test_the_report_says_it_in_words() -> None:
     total = 2 * (64 * 64 + 64) + 2 * 64 * 4
     assert f"{total:,} bytes of state, {total / (64 * 65):.4f} per parameter" in text
     assert "float8_e4m3fn:pow2:block128" in text
-    assert "kept in float32 (1 parameters):\n  bias: 1-D tensor" in text
+    assert "kept in float32 (1 parameter):\n  bias: 1-D tensor" in text
     assert optimizer.memory().kept_fp32 == {"bias": "1-D tensor"}
 
 

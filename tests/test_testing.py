@@ -215,7 +215,7 @@ def test_a_rule_is_checked_without_a_class_and_pickled_by_nobody() -> None:
     report = check_optimizer(rule, only=["pickled", "closure"], weight_decay=0.1)
     assert (report.name, report.passed) == ("Mine", ("closure",))
     assert str(report) == (
-        "Mine: 1 conventions hold; not checked: pickled (Mine is no name of the module halfulp.testing.check, where "
+        "Mine: 1 convention holds; not checked: pickled (Mine is no name of the module halfulp.testing.check, where "
         "pickle would look for it)"
     )
 

@@ -47,6 +47,8 @@ MORE = {  # public names of modules, listed after those of the package
     ],
     "rules": ["rules.base.Rule", "rules.slots.StateSlot", "rules.slots.Drive", "testing.check_optimizer"],
 }
+SHADOWED = {"meeting": "meeting.meeting"}
+"""Functions named like their module, which the page would otherwise describe instead."""
 TITLES = {"storage": "Storage and resets", "averaging": "Averages of weights", "rules": "Rules and transforms"}
 
 
@@ -56,7 +58,7 @@ def reference() -> dict[str, list[str]]:
     pages = {"optimizers": ["engine.optimizer.RuleOptimizer", *(c.__name__ for c in halfulp.optim.OPTIMIZERS)]}
     pages |= {page: [*names.split(), *MORE.get(page, ())] for page, names in HOMES.items()}
     pages["averaging"] = [f"averaging.{name}" for name in halfulp.averaging.__all__]
-    pages["workers"] = [f"workers.{name}" for name in halfulp.workers.__all__ if name != "METHODS"]
+    pages["workers"] = [f"workers.{SHADOWED.get(name, name)}" for name in halfulp.workers.__all__ if name != "METHODS"]
     missing = set(halfulp.__all__) - placed - set(pages["optimizers"]) - {"OPTIMIZERS"}
     if missing:
         raise ValueError(f"tools/site.py: no page of the reference has {', '.join(sorted(missing))}")

@@ -92,7 +92,7 @@ def run_scale(
         prepare_tokens(_text(console, source), "bytes", config.context, folder / "tokens")
     model = config.model
     console.print(
-        f"{config.format} states over {config.steps:,} steps, modelled by {model.formats[1].mantissa_bits} fraction "
+        f"{config.format} states over {config.steps:,} steps, modeled by {model.formats[1].mantissa_bits} fraction "
         f"bits at betas {model.model_betas[0]:g} and {model.model_betas[1]:g} over {model.model_steps:,} steps.",
         highlight=False,
     )

@@ -12,7 +12,7 @@ from halfulp.engine.master import MASTER, MasterState, storage_of
 from halfulp.engine.sharding import local
 from halfulp.engine.storage import fp32_reason
 from halfulp.numbers.log import warn_once
-from halfulp.numbers.show import Shown, html_table
+from halfulp.numbers.show import Shown, count_of, html_table
 
 if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
@@ -64,7 +64,7 @@ class MemoryReport(Shown):
 
     def in_short(self) -> str:
         """The bytes, and how many parameters stay in fp32."""
-        kept = f", {len(self.kept_fp32)} parameters kept in float32" if self.kept_fp32 else ""
+        kept = f", {count_of(len(self.kept_fp32), 'parameter')} kept in float32" if self.kept_fp32 else ""
         return f"{self.total:,} bytes, {self.bytes_per_parameter:.4f} per parameter{kept}"
 
     def in_html(self) -> str:
@@ -84,7 +84,7 @@ class MemoryReport(Shown):
         lines = [f"  {name}: {why}" for name, why in named.items()]
         if len(vectors) > 1:
             lines.append(f"  {len(vectors)} vectors, such as {next(iter(vectors))}")
-        return [f"kept in float32 ({len(self.kept_fp32)} parameters):", *lines] if lines else []
+        return [f"kept in float32 ({count_of(len(self.kept_fp32), 'parameter')}):", *lines] if lines else []
 
 
 def memory_report(optimizer: RuleOptimizer) -> MemoryReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Shown", "html_table"]
+__all__ = ["Shown", "count_of", "html_table"]
 
 
 class Shown:
@@ -24,6 +24,17 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return self.in_html()
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number and its noun.
+
+    Examples
+    --------
+    >>> count_of(1, "parameter"), count_of(2000, "parameter")
+    ('1 parameter', '2,000 parameters')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: int = 1) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfulp.engine.optimizer import RuleOptimizer
+from halfulp.numbers.show import count_of
 from halfulp.optim import optimizer
 from halfulp.rules.base import Rule
 from halfulp.testing import conventions, formats, rule
@@ -56,7 +57,7 @@ class CheckReport:
     Examples
     --------
     >>> print(CheckReport("Mine", ("closure",), {"pickle": "it is not in a module"}, {}))
-    Mine: 1 conventions hold; not checked: pickle (it is not in a module)
+    Mine: 1 convention holds; not checked: pickle (it is not in a module)
     """
 
     name: str
@@ -66,7 +67,8 @@ class CheckReport:
 
     def __str__(self) -> str:
         missing = ", ".join(f"{name} ({why})" for name, why in self.skipped.items())
-        return f"{self.name}: {len(self.passed)} conventions hold{f'; not checked: {missing}' if missing else ''}"
+        held = f"{count_of(len(self.passed), 'convention')} {'holds' if len(self.passed) == 1 else 'hold'}"
+        return f"{self.name}: {held}{f'; not checked: {missing}' if missing else ''}"
 
 
 CONVENTIONS: dict[str, Callable[[Subject], None]] = {

@@ -45,11 +45,12 @@ class Meeting(Worker):
         Steps between meetings, or a function of the step count that says whether a meeting follows. It must be the same
         on every worker.
     graph
-        For methods in which workers meet only their neighbors: ``"ring"``, ``"complete"``, ``"pairs"`` (random pairs),
-        a :class:`~halfulp.workers.Graph`, a list of graphs to alternate, or :class:`~halfulp.workers.Matchings`.
+        For methods in which workers meet only their neighbors: ``"ring"``, ``"rings"`` (two that alternate),
+        ``"complete"``, ``"pairs"`` (random pairs), a :class:`~halfulp.workers.Graph`, a list of graphs to alternate,
+        or :class:`~halfulp.workers.Matchings`.
     message
         Format of the tensors sent: ``"fp32"``, ``"bf16"``, ``"8bit"``, ``"4bit"``, or any other of the library. If all
-        workers meet, formats of at most 8 bits encode the differences to the last common weights.
+        workers meet, formats of at most 8 bits encode the differences from the last common weights.
     centre
         Format of the common weights of all workers, if the method keeps them. Default: ``"fp32"``.
     state
