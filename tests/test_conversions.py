@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 import halfulp
 from halfulp.checkpoint.files import write_file
 from halfulp.checkpoint.read import find_optimizers, read_saved
+from halfulp.checkpoint.rebuild import write_saved
 from halfulp.cli import app
 from halfulp.engine.loading import bare
 from halfulp.numbers import log as _log
@@ -539,3 +543,51 @@ def test_conversion_matches_names_as_loading_does(case: str, how: str) -> None:
 
 def load(state_dict: dict[str, Any], target: Any, how: str) -> None:
     target.load_state_dict(halfulp.convert_state_dict(state_dict, to=target) if how == "convert" else state_dict)
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("before", [None, "empty", "an older checkpoint"])
+@pytest.mark.parametrize("error", ["full disk", "Ctrl-C"])
+def test_a_folder_is_written_whole_or_not_at_all(
+    error: str, before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = torch_run(model()), torch_run(model(), betas=BETAS)
+    torch.save(new.state_dict(), tmp_path / "new.pt")
+    out, command = tmp_path / "out", ["convert", str(tmp_path / "new.pt"), str(tmp_path / "out"), "--state", "torch"]
+    if before is not None:
+        out.mkdir()
+    if before == "an older checkpoint":
+        write_saved(old.state_dict(), out)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with monkeypatch.context() as patched:
+        failed = KeyboardInterrupt if error == "Ctrl-C" else OSError
+        patched.setattr(os, "fsync", interrupted if error == "Ctrl-C" else full_disk)
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, (failed, SystemExit))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert out.is_dir() == (before is not None)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    ((_, found),) = find_optimizers(read_saved(out))
+    for number, entries in new.state_dict()["state"].items():
+        assert torch.equal(found["state"][str(number)]["exp_avg"], entries["exp_avg"])
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("new.pt/x", "Not a directory|File exists"), ("none/x.pt", "no folder to write to"), ("file", "not a folder")],
+)
+def test_a_target_that_cannot_be_is_named(out: str, message: str, tmp_path: Path) -> None:
+    torch.save(torch_run(model()).state_dict(), tmp_path / "new.pt")
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "new.pt"), str(tmp_path / out)])
+    assert isinstance(result.exception, OSError)
+    assert re.search(message, str(result.exception))
+    assert ".tmp" not in str(result.exception)

@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Atomic writes of files, and of folders of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_bytes"]
+__all__ = ["folder_written", "write_bytes"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -26,7 +28,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file, and not written to", str(path))
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no folder to write to", str(path.parent))
+    temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -37,6 +41,39 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_written(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write files to. At the end, they replace those of the same names in `path`.
+
+    They are renamed in the order of their names, last the hidden ones, which describe the others. After an error,
+    `path` is as before and the written files are removed. A killed process may leave them in a hidden folder.
+
+    Raises
+    ------
+    OSError
+        If `path` is no folder, or cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise OSError(errno.ENOTDIR, "not a folder, and not written to", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        path.mkdir(exist_ok=True)
+        for file in sorted(temporary.iterdir(), key=lambda file: (file.name.startswith("."), file.name)):
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path)
+
+
+def _beside(path: Path) -> Path:
+    """Return a new hidden name in the same folder."""
+    return path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

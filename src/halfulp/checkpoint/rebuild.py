@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halfulp.checkpoint.atomic import write_bytes
+from halfulp.checkpoint.atomic import folder_written, write_bytes
 from halfulp.checkpoint.convert import convert_state_dict
 from halfulp.checkpoint.decode import saved_states
 from halfulp.checkpoint.files import write_file
@@ -104,7 +104,11 @@ def write_saved(state_dict: dict[str, Any], path: Path) -> None:
         raise ValueError(f"{path} must be .safetensors, {', '.join(SUFFIXES)}, or a folder without suffix")
     else:
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
-        with warnings.catch_warnings():
+        with folder_written(path) as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about running in a single process
-            dcp.save({"optimizer": state_dict}, checkpoint_id=path, no_dist=True)
+            try:
+                dcp.save({"optimizer": state_dict}, checkpoint_id=folder, no_dist=True)
+            except CheckpointException as error:  # the errors of all ranks, of which there is one
+                raise next(iter(error.failures.values()))[0] from None

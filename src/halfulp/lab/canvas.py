@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from halfulp.checkpoint.atomic import write_bytes
 from halfulp.lab.svg import spread
 
 __all__ = ["COLOURS", "End", "canvas", "check_figure_path", "label_ends"]
@@ -50,10 +52,11 @@ def canvas(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained", dpi=150)
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
+        data = io.BytesIO()
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(data, format=path.suffix.removeprefix("."), metadata=metadata)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-        figure.savefig(temporary, metadata={"Date": None} if path.suffix == ".svg" else None)
-        temporary.replace(path)
+        write_bytes(path, data.getvalue())
 
 
 def label_ends(axes: Any, ends: list[End]) -> None:
