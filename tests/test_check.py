@@ -378,3 +378,35 @@ def test_a_hostile_file_on_the_command_line(tmp_path: Path) -> None:
     assert "nothing in it was executed" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not marker.exists()
+
+
+NOT_VALID: dict[str, tuple[str, float]] = {
+    "NaN": ("exp_avg", float("nan")), "infinite": ("exp_avg_sq", float("inf")), "negative": ("exp_avg_sq", -1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("how", NOT_VALID)
+def test_values_that_no_step_makes_are_named(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Even a single one of them, which no sample finds. Such a state does not "still move"."""
+    slot, value = NOT_VALID[how]
+    moments = {"exp_avg": torch.ones(100, 100, dtype=dtype), "exp_avg_sq": torch.ones(100, 100, dtype=dtype)}
+    moments[slot][3, 1] = value
+    saved = {"state": {0: {"step": torch.tensor(9.0), **moments}}, "param_groups": [{"params": [0]}]}
+    assert [r.slot for r in movable(saved) if r.verdict == "damaged, or diverged"] == [slot]
+    torch.save(saved, tmp_path / "a.pt")
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "a.pt")])
+    assert f"{slot} has values that are not finite, or negative second moments" in result.output
+    assert "every state can still move" not in result.output
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["average", "live"])
+def test_a_diverged_average_does_not_move(which: str, value: float, tmp_path: Path) -> None:
+    for name in ("average", "live"):
+        weight = torch.full((8, 8), 1.0 if name == "live" else 0.5)
+        weight[2, 2] = value if name == which else 1.0
+        torch.save({"w": weight}, tmp_path / f"{name}.pt")
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "average.pt"), "--live", str(tmp_path / "live.pt")])
+    assert "w: not finite in one of the files" in result.output
+    assert "still move" not in result.output

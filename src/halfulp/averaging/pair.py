@@ -6,6 +6,7 @@ the grid. Stochastic rounding applies it with the probability of their ratio, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,11 +53,20 @@ class PairRow:
     gap: float
 
     @property
+    def invalid(self) -> bool:
+        """Whether a value of either is not finite."""
+        return not math.isfinite(self.gap)
+
+    @property
     def verdict(self) -> str:
         """``"moves"``, ``"frozen"`` or ``"half frozen"``; ``"equal"`` if there is nothing to average.
 
+        Values that are not finite are ``"damaged, or diverged"``.
+
         Under stochastic rounding an average moves in the mean, however few updates get through.
         """
+        if self.invalid:
+            return "damaged, or diverged"
         if not self.elements:
             return "equal"
         if self.rounding == "stochastic":

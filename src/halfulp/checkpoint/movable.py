@@ -56,6 +56,8 @@ class Movable:
         See the module's docstring.
     scale_moves
         Whether blocks have an fp32 scale that follows their largest element, so that values move while codes do not.
+    valid
+        Whether all values are finite, and second moments not negative. Codes are sampled for this.
     """
 
     slot: str
@@ -69,10 +71,13 @@ class Movable:
     can_fall: float
     gets_through: float
     scale_moves: bool = False
+    valid: bool = True
 
     @property
     def verdict(self) -> str:
         """What is wrong, in a few words."""
+        if not self.valid:
+            return "damaged, or diverged"
         if self.format == "float32":
             return "moves"
         if self.gets_through >= 0.5:
@@ -99,7 +104,7 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     for group in state_dict["param_groups"]:
         for key in group.get("params", ()):
             groups[str(key)] = group  # torch.distributed.checkpoint turns numbers into strings
-    tallies: dict[tuple[str, str, str, float, bool, bool], list[tuple[int, float, float, float]]] = {}
+    tallies: dict[tuple[str, str, str, float, bool, bool], list[tuple[int, bool, float, float, float]]] = {}
     for key, entries in state_dict["state"].items():
         if not isinstance(entries, Mapping):
             raise ValueError(f"the states of {key!r} are a {type(entries).__name__}, not a dictionary")
@@ -118,8 +123,9 @@ def movable(state_dict: Mapping[str, Any]) -> list[Movable]:
     rows = []
     for (slot, fmt, rounding, beta, assumed, moves), found in sorted(tallies.items(), key=lambda item: item[0][:2]):
         total = sum(n for n, *_ in found)
-        zero, fall, through = (sum(f[0] * f[i] for f in found) / total for i in (1, 2, 3))
-        rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through, moves))
+        zero, fall, through = (sum(f[0] * f[i] for f in found) / total for i in (2, 3, 4))
+        valid = all(f[1] for f in found)
+        rows.append(Movable(slot, fmt, rounding, beta, assumed, len(found), total, zero, fall, through, moves, valid))
     return rows
 
 
@@ -147,8 +153,8 @@ def _decay(slot: str, group: Mapping[str, Any]) -> tuple[float, bool]:
     return DEFAULTS[slot], True
 
 
-def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, float]:
-    """Return the shares of zeros, of elements that can fall, and of updates that get through."""
+def _judge(state: SavedState, slot: str, beta: float) -> tuple[bool, float, float, float]:
+    """Return whether values are valid, and the shares of zeros, elements that can fall, and updates that arrive."""
     count = math.prod(state.shape)
     index = torch.arange(min(count, SAMPLE), device="cpu")
     if count > SAMPLE:
@@ -156,8 +162,10 @@ def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, flo
     values, up, down = _with_gaps(state, index)
     alive = values != 0
     zero = 1.0 - float(alive.double().mean())
+    if not _valid(state, slot, values):
+        return False, zero, 0.0, 0.0
     if not bool(alive.any()):
-        return zero, 1.0, 1.0  # an untouched state is not stuck
+        return True, zero, 1.0, 1.0  # an untouched state is not stuck
     v, up, down = values[alive], up[alive], down[alive]
     stochastic = state.codec.rounding == "stochastic"
     loss = (1 - beta) * v
@@ -171,7 +179,16 @@ def _judge(state: SavedState, slot: str, beta: float) -> tuple[float, float, flo
         updates = gain * spread * _normal() - (1 - beta) * v.unsqueeze(-1)
     room = torch.where(updates > 0, up.unsqueeze(-1), down.unsqueeze(-1))
     moved = (updates.abs() / room).clamp_max(1.0) if stochastic else (updates.abs() >= room / 2).double()
-    return zero, float(can_fall.double().mean()), float(moved.mean())
+    return True, zero, float(can_fall.double().mean()), float(moved.mean())
+
+
+def _valid(state: SavedState, slot: str, sample: Tensor) -> bool:
+    """Whether a step could have stored these values, of which floats and scales are all looked at."""
+    floats = [t for t in state.tensors if t.dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    signed = [sample, *(floats if isinstance(state.codec, Plain) else [])]
+    return all(bool(torch.isfinite(x).all()) for x in (sample, *floats)) and not (
+        slot in SECOND and any(bool((x < 0).any()) for x in signed)
+    )
 
 
 @lru_cache(maxsize=1)

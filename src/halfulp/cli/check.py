@@ -72,10 +72,14 @@ def command(
 
 def _verdicts(rows: list[Any]) -> list[str]:
     """Return what to say about stuck states, with their share of the slot, and what can be done."""
-    stuck = [r for r in rows if r.verdict.startswith("stuck")]
+    stuck, invalid = [r for r in rows if r.verdict.startswith("stuck")], [r for r in rows if not r.valid]
+    lines = [
+        f"{r.slot} has values that are not finite, or negative second moments: the file is damaged, or the run had "
+        "diverged"
+        for r in invalid
+    ]
     if not stuck:
-        return ["every state can still move"]
-    lines = []
+        return lines or ["every state can still move"]
     for r in stuck:
         total = sum(other.elements for other in rows if other.slot == r.slot)
         what = r.slot if r.elements == total else f"{r.elements:,} of {total:,} elements of {r.slot}"
@@ -117,7 +121,14 @@ def _check_average(console: Any, average: Path, live: Path, decay: float) -> Non
             "stochastically: halfulp.averaging.EMA(model, state='8bit')",
             markup=False,
         )
-    else:
+    invalid = [r.name for r in rows if r.invalid]
+    if invalid:
+        console.print(
+            f"{invalid[0]}{f' and {len(invalid) - 1} others' if len(invalid) > 1 else ''}: not finite in one of the "
+            "files, which is damaged, or of a run that had diverged",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    elif not stuck:
         console.print("the average can still move")
 
 
