@@ -281,6 +281,8 @@ def test_factory_passes_bad_arguments_on() -> None:
         TrainerFactory()(Toy(), lr=-1.0)
     with pytest.raises(TypeError, match="momentum"):
         TrainerFactory()(Toy(), lr=1e-3, momentum=0.9)
+    with pytest.raises(TypeError, match="optimizer= is a class"):
+        TrainerFactory()(Toy(), lr=1e-3, optimizer="Lion")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="state"):
         TrainerFactory()(Toy(), lr=1e-3, overrides={"*embed*": {"state": "float9"}})
 

@@ -154,6 +154,8 @@ class TrainerFactory:
         **arguments: Any,
     ) -> RuleOptimizer:
         """Build the optimizer of a model. Raise ``ValueError`` if no learning rate is given."""
+        if not callable(optimizer):
+            raise TypeError(f"optimizer= is a class, such as halfulp.Lion; got {optimizer!r}")
         trainer = _trainer()
         given = getattr(trainer, "args", None) if args is None else args
         if given is not None:
