@@ -326,8 +326,8 @@ def tables_page(folder: Path) -> str:
             EPYC (Zen 3, AVX2), for one tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of
             64 × 64 with `8bit` states (*small*). Steps follow each other directly: after another operation torch's own
             step takes longer, so the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed), as are
-            those of a processor with AVX-512. On small tensors, rules with norms or factors spend most of their time in
-            Python, 0.1 to 1 ms per tensor."""),
+            those of a processor with AVX-512. On small tensors, rules that run in torch operations (SOAP, Muon, SMMF)
+            spend most of their time in Python, 0.5 to 2 ms per tensor."""),
         *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,

@@ -37,17 +37,8 @@ def flags(program: Program) -> int:
     return reads * FLAGS["reads_param"] | writes * FLAGS["writes_param"]
 
 
-@lru_cache(maxsize=1024)
-def _plain_scalars(program: Program) -> list[int] | None:
-    """Return the scalar numbers of the uniform values, or ``None`` if some uniform values are computed."""
-    ops = [program.ops[i] for i in program.uniforms]
-    if program.numbers or any(op.name != "scalar" for op in ops):
-        return None
-    return [int(op.of or 0) for op in ops]
-
-
-def uniform_values(program: Program, scalars: Floats, numbers: Sequence[Floats]) -> tuple[list[Floats], list[Floats]]:
-    """Return the uniform values of a program's code, and the new numbers, as fp32 vectors with a value for each tensor.
+def uniform_values(program: Program, scalars: Floats, numbers: Sequence[Floats]) -> tuple[Floats, list[Floats]]:
+    """Return the computed uniform values of a program's code, a line for each, and the new numbers.
 
     Parameters
     ----------
@@ -58,11 +49,11 @@ def uniform_values(program: Program, scalars: Floats, numbers: Sequence[Floats])
     numbers
         The states of one element in the program's order, each of all tensors.
     """
-    plain = _plain_scalars(program)
-    if plain is not None:
-        return [scalars[k] for k in plain], []
     values = evaluate(program, {"scalar": scalars, "number": numbers}, only_uniform=True)
-    return [_as_floats(values[i]) for i in program.uniforms], [_as_floats(values[i]) for i in program.new_numbers]
+    found = np.empty((len(program.uniforms), max(scalars.shape[1], *map(len, numbers), 1)), np.float32)
+    for line, i in zip(found, program.uniforms, strict=True):
+        line[:] = _as_floats(values[i])
+    return found, [_as_floats(values[i]) for i in program.new_numbers]
 
 
 def _as_floats(value: Any) -> Floats:

@@ -15,7 +15,7 @@ from halfulp.kernels import native
 from halfulp.kernels.binding import Step
 from halfulp.kernels.code import flags, machine_code, uniform_values
 from halfulp.rules.base import Rule, Scalars
-from halfulp.rules.program import Branches, Floats, Program, scalar_table
+from halfulp.rules.program import Branches, Floats, Program, scalar_sets, scalar_table
 from halfulp.rules.slots import StateSlot
 from halfulp.rules.stages import Staged, work_out
 from halfulp.rules.tracing import ProgramError, reads_of, traced
@@ -57,13 +57,15 @@ class Compiled:
         numbers
             The numbers that the program reads, each of all tensors.
         """
-        given = scalar_table(self.program.scalars, scalars)
-        values, new = uniform_values(self.program, given, numbers)
         first = len(self.program.rows)  # the values of a piece's row come first
+        if self.program.plain is not None:
+            head, tail = [0.0] * first, self.constants.tolist()
+            sets = scalar_sets(self.program.scalars, scalars)
+            return np.array([[*head, *[c[k] for k in self.program.plain], *tail] for c in sets], np.float32), []
+        values, new = uniform_values(self.program, scalar_table(self.program.scalars, scalars), numbers)
         last = first + len(values)
-        lines = np.zeros((max(given.shape[1], *map(len, numbers), 0), last + len(self.constants)), np.float32)
-        for k, value in enumerate(values, first):
-            lines[:, k] = value
+        lines = np.zeros((values.shape[1], last + len(self.constants)), np.float32)
+        lines[:, first:last] = values.T
         lines[:, last:] = self.constants
         return lines, new
 

@@ -173,11 +173,15 @@ class _Batch:
         for columns in self.slots:
             columns.fill(steps)
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
-        left = [i for one in ready if one.fine is not None for i in one.which[~one.fine].tolist()]
-        kept = self.columns["rows"][left]
-        self.columns["rows"][left] = 0  # C leaves a tensor without rows alone
+        left = [
+            i for one in ready if one.fine is not None for i, fine in zip(one.which, one.fine, strict=True) if not fine
+        ]
+        if left:
+            kept = self.columns["rows"][left]
+            self.columns["rows"][left] = 0  # C leaves a tensor without rows alone
         native.library().hu_step(self.first_row, len(steps), torch.get_num_threads())
-        self.columns["rows"][left] = kept
+        if left:
+            self.columns["rows"][left] = kept
         del inputs  # keep them alive until here
         for one in ready:
             one.store(steps)
@@ -201,14 +205,14 @@ class _Batch:
             self.chosen, self.groups = now, Groups(now, self.bindings)
             for group in self.groups.all:
                 for name, of in (("program", "number"), ("code", "address"), ("flags", "flags")):
-                    self.columns[name][group.which] = getattr(group.last, of)
+                    self.columns[name][group.where] = getattr(group.last, of)
         ready, first = self.groups.ready(steps, inputs), 0
         for one in ready:
             lines = slice(first, first + len(one.uniforms))
             self.uniforms[lines, : one.uniforms.shape[1]] = one.uniforms
-            self.columns["scalars"][one.which] = self.uniform_lines[lines]
+            self.columns["scalars"][one.where] = self.uniform_lines[lines]
             if one.vectors is not None:
-                one.vectors.fill(self.columns, one.which)
+                one.vectors.fill(self.columns, one.where)
             first = lines.stop
         return ready
 

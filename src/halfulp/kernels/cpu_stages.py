@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ class Ready:
 
     Parameters
     ----------
-    which
-        Their places among the steps.
+    which, where
+        Their places among the steps, and the same as an index of rows.
     uniforms, vectors
         The inputs of the last program; `uniforms` has a line for each tensor, or one for all.
     new
@@ -39,11 +40,17 @@ class Ready:
         Which tensors are updated, ``None`` for all. The reference handles the others.
     """
 
-    which: npt.NDArray[np.int64]
+    which: list[int]
+    where: Any
     uniforms: Floats
     vectors: Vectors | None
     new: list[tuple[SmallState, Floats]]
     fine: npt.NDArray[np.bool_] | None
+
+    @property
+    def left(self) -> list[int]:
+        """The places of the tensors that are not updated."""
+        return [] if self.fine is None else [*compress(self.which, ~self.fine)]
 
     def store(self, steps: Sequence[Step]) -> None:
         """Store the new values after the last pass."""
@@ -59,7 +66,7 @@ class Groups:
         for i, (one, binding) in enumerate(zip(chosen, bindings, strict=True)):
             by_shape = isinstance(one, Passes) or one.program.numbers
             places.setdefault((one, binding.shape if by_shape else None), []).append(i)
-        self.all = [_Group(one, which, [bindings[i] for i in which]) for (one, _), which in places.items()]
+        self.all = [_Group(one, which, bindings) for (one, _), which in places.items()]
         self.rounds: list[tuple[list[_Group], Round]] = []
         for level in range(max(len(group.rounds) for group in self.all)):
             going = [group for group in self.all if level < len(group.rounds)]
@@ -68,7 +75,7 @@ class Groups:
     def ready(self, steps: Sequence[Step], inputs: Inputs) -> list[Ready]:
         """Return the groups after all measuring passes."""
         for group in self.all:
-            group.start([steps[i] for i in group.which])
+            group.start(steps if group.where == slice(None) else [steps[i] for i in group.which])
         for level, (going, launch) in enumerate(self.rounds):
             for group, part in zip(going, launch.parts, strict=True):
                 grads, kinds = ([of[i] for i in group.which] for of in (inputs.addresses, inputs.kinds))
@@ -81,8 +88,10 @@ class Groups:
 class _Group:
     """Tensors that run the same program, and their progress through it."""
 
-    def __init__(self, chosen: Compiled | Passes, which: list[int], bindings: list[Binding]) -> None:
-        self.which, self.bindings = np.array(which), bindings
+    def __init__(self, chosen: Compiled | Passes, which: list[int], bindings: Sequence[Binding]) -> None:
+        self.which = which
+        self.where: Any = slice(None) if len(which) == len(bindings) else which
+        self.bindings = bindings = [bindings[i] for i in which]
         self.staged = chosen.staged if isinstance(chosen, Passes) else None
         self.rounds = chosen.rounds if isinstance(chosen, Passes) else ()
         self.last = chosen.update if isinstance(chosen, Passes) else chosen
@@ -90,7 +99,7 @@ class _Group:
         self.small = [SmallState(bindings, name) for name in (*program.numbers, *dict(program.vectors))]
         self.filled = np.array([binding.shape.numel() > 0 for binding in bindings])
 
-    def start(self, steps: list[Step]) -> None:
+    def start(self, steps: Sequence[Step]) -> None:
         """Begin a step."""
         self.steps, self.scalars, self.fine = steps, [step.scalars for step in steps], self.filled
         if self.staged is not None:
@@ -125,11 +134,11 @@ class _Group:
             new = [value for value, _ in self.course.new_small]
             self._check(new)
             return Ready(
-                self.which, uniforms, Vectors(*vectors), [*zip(self.small, new, strict=True)], self.fine
+                self.which, self.where, uniforms, Vectors(*vectors), [*zip(self.small, new, strict=True)], self.fine
             )  # fmt: skip
         uniforms, numbers = self.last.uniforms(self.scalars, [state.read()[:, 0] for state in self.small])
         if not self.small:
-            return Ready(self.which, uniforms, None, [], None)
+            return Ready(self.which, self.where, uniforms, None, [], None)
         new = [np.broadcast_to(x, len(self.which))[:, None] for x in numbers]
         self._check(new)
-        return Ready(self.which, uniforms, None, [*zip(self.small, new, strict=True)], self.fine)
+        return Ready(self.which, self.where, uniforms, None, [*zip(self.small, new, strict=True)], self.fine)

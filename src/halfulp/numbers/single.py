@@ -8,10 +8,15 @@ from typing import Any
 
 __all__ = ["all_fp32", "all_of_fp32", "fp32"]
 
+SINGLE = struct.Struct("f")
+
 
 def fp32(value: Any) -> float:
     """Return a number rounded to single precision, as a Python float."""
-    return all_of_fp32((value,))[0]
+    try:
+        return float(SINGLE.unpack(SINGLE.pack(value))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
 
 
 def all_of_fp32(values: Collection[Any]) -> tuple[float, ...]:
@@ -20,14 +25,7 @@ def all_of_fp32(values: Collection[Any]) -> tuple[float, ...]:
     try:
         return struct.unpack(form, struct.pack(form, *values))
     except OverflowError:
-        return tuple(map(_rounded, values))
-
-
-def _rounded(value: Any) -> float:
-    try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+        return tuple(map(fp32, values))
 
 
 def all_fp32(scalars: Mapping[str, Any]) -> dict[str, float]:

@@ -61,7 +61,7 @@ from halfulp.rules.slots import Shape, StateSlot
 
 __all__ = [
     "EVALUATE", "EVALUATE_TORCH", "TYPES", "Branches", "Floats", "Op", "Program", "Sum", "cut", "evaluate", "extent_of",
-    "is_number", "scalar_table", "scalar_values", "spoilt", "used",
+    "is_number", "scalar_sets", "scalar_table", "scalar_values", "spoilt", "used",
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float32]
@@ -170,6 +170,14 @@ class Program:
         taken += [i for s in self.sums for i in (s.a, s.b) if i is not None]
         return tuple(i for i in sorted(set(taken)) if self.uniform[i] and self.ops[i].name != "constant")
 
+    @cached_property
+    def plain(self) -> list[int] | None:
+        """The scalars that are the uniform values, or ``None`` if some uniform values are computed."""
+        ops = [self.ops[i] for i in self.uniforms]
+        if self.numbers or any(op.name != "scalar" for op in ops):
+            return None
+        return [int(op.of or 0) for op in ops]
+
     def reads(self, name: str) -> bool:
         """Whether the program contains an operation of this name."""
         return any(op.name == name for op in self.ops)
@@ -201,13 +209,16 @@ def scalar_values(sources: tuple[str, ...], c: Scalars) -> tuple[float, ...]:
     return all_of_fp32(_scalars(sources)(c))
 
 
+def scalar_sets(sources: tuple[str, ...], sets: Sequence[Scalars]) -> list[tuple[float, ...]]:
+    """Return :func:`scalar_values` for each set of scalars, or once if all of them are the same set."""
+    distinct = {id(c): c for c in sets}
+    known = {key: scalar_values(sources, c) for key, c in distinct.items()}
+    return [known[id(c)] for c in sets] if len(known) > 1 else [*known.values()]
+
+
 def scalar_table(sources: tuple[str, ...], sets: Sequence[Scalars]) -> Floats:
-    """Return a line for each expression, with its value for each set of scalars, or one value if there is one set."""
-    known: dict[int, tuple[float, ...]] = {}
-    for c in sets:
-        if id(c) not in known:
-            known[id(c)] = scalar_values(sources, c)
-    values = [known[id(c)] for c in sets] if len(known) > 1 else list(known.values())
+    """Return :func:`scalar_sets` as a matrix with a line for each expression."""
+    values = scalar_sets(sources, sets)
     return np.array(values, np.float32).reshape(len(values), len(sources)).T
 
 
