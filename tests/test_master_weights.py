@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import halfulp
 from halfulp.engine.master import MasterState
-from halfulp.numbers.remainder import join, split, weights
+from halfulp.numbers.remainder import MASTERS, join, split, weights
 from support.optimizers import assert_same, everything, stored_bytes
 
 RULES: dict[str, dict[str, Any]] = {
@@ -499,3 +500,38 @@ def test_remainders_at_odd_addresses_are_copied(offset: int) -> None:
         step(each, 1)
     assert (optimizer.state[p]["master_param"] is given) == (offset == 0)
     assert torch.equal(optimizer.state_tensor(p, "master_param"), other.state_tensor(q, "master_param"))
+
+
+def reloaded(param: nn.Parameter, optimizer: Any) -> tuple[nn.Parameter, Any]:
+    other = nn.Parameter(param.detach().clone())
+    after = halfulp.AdamW([other], lr=1e-2, master_weights=optimizer.param_groups[0]["master_weights"])
+    after.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other, after
+
+
+COPIED: dict[str, Callable[[nn.Parameter, Any], tuple[nn.Parameter, Any]]] = {
+    "deepcopy": lambda *both: copy.deepcopy(both),
+    "pickle": lambda *both: pickle.loads(pickle.dumps(both)),
+    "state_dict": reloaded,
+}
+
+
+@pytest.mark.parametrize("how", COPIED)
+@pytest.mark.parametrize("kind", MASTERS)
+def test_weights_set_before_a_copy_are_followed_by_it(kind: str, how: str) -> None:
+    """As after load_state_dict of a model: the fp32 weights of the copy must not undo it."""
+    generator = torch.Generator().manual_seed(0)
+    param = nn.Parameter(torch.randn(64, 128, generator=generator).bfloat16())
+    optimizer: Any = halfulp.AdamW([param], lr=1e-2, master_weights=kind)
+    for _ in range(2):
+        param.grad = torch.randn(64, 128, generator=generator).bfloat16()
+        optimizer.step()
+    with torch.no_grad():
+        param[:32].mul_(0.5)
+    other, after = COPIED[how](param, optimizer)
+    param.grad = torch.randn(64, 128, generator=generator).bfloat16()
+    other.grad = param.grad.clone()
+    for one in (optimizer, after):
+        one.step()
+    assert torch.equal(param, other)
+    assert torch.equal(optimizer.state_tensor(param, "master_param"), after.state_tensor(other, "master_param"))

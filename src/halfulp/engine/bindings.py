@@ -111,6 +111,8 @@ class Bindings:
                 then = before.held.get(state.slot.name)
                 if then is not None and then is not bound.held[state.slot.name]:
                     mend_replaced_(state, local(then))
+        elif bound.master is not None:
+            bound.version = -1  # loaded or copied: the weights may have been set since the master weights were stored
         if param.dtype != torch.float32 and group["param_rounding"] == "stochastic" and bound.master is None:
             log_once(
                 f"parameters in {param.dtype} are rounded stochastically, which preserves small updates on average "
