@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,38 @@ def test_training_has_the_bits_of_training_without(
     for one in (here, again):
         train(*one, steps=3, first=4)
     assert_same(here[0], here[1], again[0], again[1])
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda both: pickle.loads(pickle.dumps(both)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "in lookahead"])
+@pytest.mark.parametrize("case", CASES)
+def test_copies_go_on_with_the_same_bits(case: str, wrapped: bool, how: str) -> None:
+    """Also where weights were set on the device just before, and the copy leaves the original alone."""
+    net = model(dtype=torch.bfloat16)
+    optimizer: Any = offload(CASES[case](net.named_parameters()))
+    optimizer = halfulp.Lookahead(optimizer, k=2) if wrapped else optimizer
+    batches = torch.randn(6, 8, 12, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def steps(net: nn.Module, optimizer: Any, first: int, last: int) -> None:
+        for x in batches[first:last]:
+            optimizer.zero_grad()
+            net(x).float().square().mean().backward()
+            optimizer.step()
+
+    steps(net, optimizer, 0, 3)
+    in_place(net)
+    before = [p.detach().clone() for p in net.parameters()]
+    other_net, other = COPIES[how]((net, optimizer))
+    steps(other_net, other, 3, 6)
+    assert all(map(torch.equal, net.parameters(), before))
+    steps(net, optimizer, 3, 6)
+    assert_same(net, optimizer, other_net, other)
 
 
 def by_data(net: nn.Sequential) -> None:

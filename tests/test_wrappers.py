@@ -370,3 +370,25 @@ def test_low_pass_that_draws_noise_says_nothing(caplog, monkeypatch):
 
     optimizer.step(closure)
     assert not caplog.records
+
+
+NESTED: dict[str, Callable[[Any], Any]] = {
+    "two of a kind": lambda o: halfulp.Lookahead(halfulp.Lookahead(o, k=2), k=3),
+    "three of a kind": lambda o: halfulp.Lookahead(halfulp.Lookahead(halfulp.Lookahead(o, k=2), k=2), k=2),
+    "one between": lambda o: halfulp.Lookahead(halfulp.LowPass(halfulp.Lookahead(o, k=2)), k=3),
+}
+
+
+@pytest.mark.parametrize("how", NESTED)
+def test_wrappers_in_wrappers_resume_with_the_same_bits(how: str) -> None:
+    """Each has an entry of its own, though they have the same key."""
+    models, optimizers = [], []
+    for _ in range(2):
+        models.append(build())
+        optimizers.append(NESTED[how](halfulp.AdamW(models[-1].parameters(), lr=1e-2)))
+    train(models[0], optimizers[0], 0, 5)
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for net, optimizer in zip(models, optimizers, strict=True):
+        train(net, optimizer, 5, 7)
+    assert same(bits(models[0]), bits(models[1]))

@@ -151,8 +151,7 @@ class Offload(Optimizer):
                 raise ValueError(
                     f"offload takes plain and sharded parameters, got a {type(p).__name__}: leave its group out"
                 )
-        cuda = next((p.device for p in params if p.is_cuda), None)
-        self._copies = copies or (_Direct() if cuda is None else _Streams(cuda))
+        self._copies = copies or _copies_for(params)
         self.host_of: dict[Tensor, nn.Parameter] = {}
         self._grads: dict[Tensor, Tensor] = {}
         self._versions: dict[Tensor, int] = {}
@@ -160,6 +159,18 @@ class Offload(Optimizer):
         for group in groups:
             group["params"] = [self._moved(p) for p in group["params"]]
         super().__init__(mine, dict(optimizer.defaults))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the groups, the host copies and the inner optimizer; not the memory and streams of copies."""
+        kept = {name: getattr(self, name) for name in ("defaults", "param_groups", "optimizer")}
+        return {**kept, "host_of": list(self.host_of.items())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what ``__getstate__`` returned. The next step copies all weights to the host."""
+        self.host_of = dict(state["host_of"])
+        self._copies, self._grads = _copies_for(self.host_of), {}
+        self._versions = dict.fromkeys(self.host_of, -1)
+        super().__setstate__({name: value for name, value in state.items() if name != "host_of"})
 
     def _moved(self, param: Tensor) -> nn.Parameter:
         """Return the host copy of a parameter, which takes over its states."""
@@ -318,6 +329,12 @@ class Offload(Optimizer):
         if not isinstance(self.optimizer, RuleOptimizer):
             raise TypeError(f"{what}() exists only for optimizers of halfulp, not for {type(self.optimizer).__name__}")
         return self.optimizer
+
+
+def _copies_for(params: Iterable[Tensor]) -> Copies:
+    """Return the way to copy between the host and the device of some parameters."""
+    cuda = next((p.device for p in params if p.is_cuda), None)
+    return _Direct() if cuda is None else _Streams(cuda)
 
 
 def _on_host(state: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Wrapper(Optimizer):
     """Base class of an optimizer around another one.
 
     It is a ``torch.optim.Optimizer`` with the groups, states and defaults of the inner one, so schedulers, gradient
-    scalers and trainers accept it. Its ``state_dict`` is that of the inner optimizer plus one entry under :attr:`key`.
+    scalers and trainers accept it. Its ``state_dict`` is that of the inner optimizer plus one entry, :attr:`entry`.
 
     Parameters
     ----------
@@ -107,8 +107,18 @@ class Wrapper(Optimizer):
 
     # ---------------------------------------------------------------- checkpoints
 
+    @property
+    def entry(self) -> str:
+        """The name of the own entry: :attr:`key`, numbered from the inside if a wrapper of the same kind is inside."""
+        number = 1
+        inside: Any = self.optimizer
+        while isinstance(inside, Optimizer):
+            number += getattr(inside, "key", None) == self.key
+            inside = getattr(inside, "optimizer", None)
+        return self.key if number == 1 else f"{self.key}_{number}"
+
     def own_state(self) -> dict[str, Any]:
-        """Return the entry under :attr:`key`: plain tensors and numbers."""
+        """Return the own entry: plain tensors and numbers."""
         raise NotImplementedError
 
     def check_own(self, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
@@ -123,8 +133,8 @@ class Wrapper(Optimizer):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state dictionary, with this wrapper's own entry under :attr:`key`."""
-        return {**self.optimizer.state_dict(), self.key: self.own_state()}
+        """The inner optimizer's state dictionary, with this wrapper's own entry under :attr:`entry`."""
+        return {**self.optimizer.state_dict(), self.entry: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the result of :meth:`state_dict`.
@@ -135,14 +145,15 @@ class Wrapper(Optimizer):
             If it belongs to the inner optimizer alone or to another wrapper. Errors of the inner optimizer are raised
             too. Nothing is changed in these cases.
         """
-        if not isinstance(state_dict.get(self.key), Mapping):
+        key = self.entry
+        if not isinstance(state_dict.get(key), Mapping):
             raise ValueError(
-                f"the state_dict has no {self.key!r}: it does not belong to {type(self).__name__}. Load one of the "
+                f"the state_dict has no {key!r}: it does not belong to {type(self).__name__}. Load one of the "
                 "inner optimizer alone with wrapper.optimizer.load_state_dict"
             )
-        saved, own = state_dict[self.key], self.own_state()
+        saved, own = state_dict[key], self.own_state()
         if set(saved) != set(own):
-            raise ValueError(f"{self.key}: saved are {sorted(saved)}, expected {sorted(own)}")
+            raise ValueError(f"{key}: saved are {sorted(saved)}, expected {sorted(own)}")
         checked = self.check_own(saved, own)
-        self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != self.key})
+        self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != key})
         self.take_own(checked)
