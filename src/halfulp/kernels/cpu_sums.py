@@ -214,7 +214,7 @@ class Part:
         self.columns["sums"][:], self.columns["column_sums"][:] = lines_of(self.sums), lines_of(self.column_sums)
 
     def found(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the sums by name: a line for each tensor, with one number for each row or column, if it is by them."""
+        """Return the sums by name, a line for each tensor with a number for each row or column. Free their memory."""
         found = {}
         for one in self.program.sums:
             term = self.program.term_of(one)
@@ -223,6 +223,7 @@ class Part:
             else:
                 sums = self.sums[:, self.program.terms.index(term)]
                 found[one.name] = (sums[:, : self.rows] if one.kind == "rows" else sums[:, 0]) + 0.0
+        del self.vectors, self.sums, self.column_sums  # up to an eighth of a byte for each element and sum
         return found
 
 
