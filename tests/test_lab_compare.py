@@ -94,8 +94,8 @@ def test_killed_in_the_middle_and_resumed_is_bit_identical(straight: Path, tmp_p
 
 @pytest.mark.parametrize(
     "sent",
-    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT, signal.SIGTERM]],
-    ids=["ctrl-c", "sigterm", "three at once"],
+    [[signal.SIGINT], [signal.SIGTERM, signal.SIGINT, signal.SIGINT]],
+    ids=["ctrl-c", "three at once"],
 )
 def test_interrupted_writes_a_checkpoint_and_is_resumed(sent: list[int], straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"

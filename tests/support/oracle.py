@@ -241,7 +241,9 @@ def pow2_scale(absmax: Fraction, top: Fraction) -> Fraction:
     """Return the smallest power of two in [2**-126, 2**126] that scales a magnitude to `top` or below; 0 for 0."""
     if absmax == 0:
         return ZERO
-    scale = Fraction(2) ** -126
+    ratio = absmax / top  # between 2**(length - 1) and 2**(length + 1)
+    length = ratio.numerator.bit_length() - ratio.denominator.bit_length()
+    scale = Fraction(2) ** max(-126, min(126, length - 2))
     while absmax / scale > top and scale < Fraction(2) ** 126:
         scale *= 2
     return scale
