@@ -1,0 +1,137 @@
+"""Shared by the benchmarks of losses: one small model, trained by several optimizers with the same seeds.
+
+The model is a LLaMA, 64 wide, on the bytes of the standard library. Activations are fp32. Runs of an
+optimizer that differ in seed or learning rate share one process: their forward and backward passes are batched, and
+each has an optimizer of its own. Learning rates are tuned on a seed that is not used again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halfulp.lab.decoder import Decoder
+from halfulp.lab.replicas import Replicas
+from halfulp.lab.results import Interval
+from halfulp.lab.text import load_corpus
+from halfulp.lab.tokens import Tokens, prepare_tokens
+
+__all__ = ["Arm", "Setting", "study"]
+
+Make = Callable[[list[torch.nn.Parameter], float, int], torch.optim.Optimizer]
+"""Function that returns an optimizer: (parameters, learning rate, seed)."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One optimizer. Its weights have the type `dtype`; gradients are rounded to it."""
+
+    make: Make
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The length of a run, the peak rates tried, the number of seeds after tuning, and the model's layers."""
+
+    steps: int
+    rates: list[float]
+    seeds: int
+    layers: int = 2
+    context: int = 64
+    batch: int = 8
+    clip: float = 1.0
+    warmup: int = 50
+    tuning_seed: int = 1000
+
+
+def train(arm: Arm, pairs: list[tuple[int, float]], tokens: Tokens, setting: Setting) -> list[float]:
+    """Return the validation loss of each run, given by seed and peak rate; NaN for one that diverged."""
+    seeds, rates = [s for s, _ in pairs], [r for _, r in pairs]
+    runs = Replicas(
+        Decoder("llama", tokens.vocab, 64, setting.layers, 4), seeds, rates, betas=(0.9, 0.999), weight_decay=0.1
+    )
+    params = [
+        {n: torch.nn.Parameter(w[row].to(arm.dtype)) for n, w in runs.weights.items()} for row in range(runs.count)
+    ]
+    optimizers = [arm.make(list(p.values()), rate, seed) for p, rate, seed in zip(params, rates, seeds, strict=True)]
+    for step in range(1, setting.steps + 1):
+        show(runs, params)
+        batches = {seed: tokens.batch(seed, step, setting.batch) for seed in set(seeds)}
+        runs.backward(torch.stack([batches[seed] for seed in seeds]))
+        runs.clip(setting.clip)
+        share = min(1.0, step / setting.warmup) * 0.5 * (1 + math.cos(math.pi * step / setting.steps))
+        for row, (own, optimizer, rate) in enumerate(zip(params, optimizers, rates, strict=True)):
+            for name, p in own.items():
+                p.grad = runs.weight_grads[name][row].to(arm.dtype)
+            for group in optimizer.param_groups:
+                set_rate(group, rate * share)
+            optimizer.step()
+    show(runs, params)
+    return [float(x) for x in runs.validation(tokens.validation(64))]
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate, in its tensor if it has one (torchao)."""
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def show(runs: Replicas, params: list[dict[str, torch.nn.Parameter]]) -> None:
+    """Copy the weights to where the model reads them."""
+    for row, own in enumerate(params):
+        for name, p in own.items():
+            runs.weights[name][row].copy_(p.detach())
+
+
+def study(arms: Mapping[str, Arm], setting: Setting, out: Path, table: Path | None) -> None:
+    """Run what is missing in the folder `out`, print each arm's loss, and write the CSV `table`.
+
+    Every arm has its best rate, and is compared with the first arm at its own, seed by seed.
+    """
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    prepare_tokens(load_corpus(), "bytes", setting.context, out / "tokens")
+    tokens = Tokens(out / "tokens", setting.context)
+    rows: list[list[Any]] = []
+    base: list[float] = []
+    for name, arm in arms.items():
+        found = _results(arm, tokens, setting, out / f"{name}.json")
+        final = found["final"][: setting.seeds]
+        base = base or final
+        gap = Interval.of([a - b for a, b in zip(final, base, strict=True)])
+        assert gap is not None
+        loss, half = sum(final) / len(final), gap.half or 0.0
+        rows.append([name, f"{found['best']:g}", *(f"{x:.4f}" for x in (loss, gap.mean, half, *found["tuned"]))])
+        print(f"{name:28} rate {found['best']:g}  loss {loss:.4f}  difference {gap.mean:+.4f} ± {half:.4f}", flush=True)
+    if table:
+        heads = ["arm", "best_lr", "loss", "difference", "half_interval_95", *(f"tuning_{r:g}" for r in setting.rates)]
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(heads)
+            writer.writerows(rows)
+
+
+def _results(arm: Arm, tokens: Tokens, setting: Setting, path: Path) -> dict[str, Any]:
+    """Return the results of an arm: read from its file, and measured where the file has fewer seeds."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if not found:
+        tuned = train(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
+        best = min(
+            zip(tuned, setting.rates, strict=True), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0]
+        )
+        found = {"tuned": tuned, "best": best[1], "final": []}
+    missing = range(len(found["final"]), setting.seeds)
+    if missing:
+        found["final"] += train(arm, [(seed, found["best"]) for seed in missing], tokens, setting)
+        path.write_text(json.dumps(found))
+    return found
