@@ -105,14 +105,17 @@ def study(arms: Mapping[str, Arm], setting: Setting, out: Path, table: Path | No
     rows: list[list[Any]] = []
     base: list[float] = []
     for name, arm in arms.items():
-        found = _results(arm, tokens, setting, out / f"{name}.json")
-        final = found["final"][: setting.seeds]
+        results = _Results(out / f"{name}.json")
+        tuned = results.get(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
+        best = min(range(len(tuned)), key=lambda i: math.inf if math.isnan(tuned[i]) else tuned[i])
+        rate = setting.rates[best]
+        final = results.get(arm, [(seed, rate) for seed in range(setting.seeds)], tokens, setting)
         base = base or final
         gap = Interval.of([a - b for a, b in zip(final, base, strict=True)])
         assert gap is not None
         loss, half = sum(final) / len(final), gap.half or 0.0
-        rows.append([name, f"{found['best']:g}", *(f"{x:.4f}" for x in (loss, gap.mean, half, *found["tuned"]))])
-        print(f"{name:28} rate {found['best']:g}  loss {loss:.4f}  difference {gap.mean:+.4f} ± {half:.4f}", flush=True)
+        rows.append([name, f"{rate:g}", *(f"{x:.4f}" for x in (loss, gap.mean, half, *tuned))])
+        print(f"{name:28} rate {rate:g}  loss {loss:.4f}  difference {gap.mean:+.4f} ± {half:.4f}", flush=True)
     if table:
         heads = ["arm", "best_lr", "loss", "difference", "half_interval_95", *(f"tuning_{r:g}" for r in setting.rates)]
         with table.open("w", newline="") as file:
@@ -121,17 +124,19 @@ def study(arms: Mapping[str, Arm], setting: Setting, out: Path, table: Path | No
             writer.writerows(rows)
 
 
-def _results(arm: Arm, tokens: Tokens, setting: Setting, path: Path) -> dict[str, Any]:
-    """Return the results of an arm: read from its file, and measured where the file has fewer seeds."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if not found:
-        tuned = train(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
-        best = min(
-            zip(tuned, setting.rates, strict=True), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0]
-        )
-        found = {"tuned": tuned, "best": best[1], "final": []}
-    missing = range(len(found["final"]), setting.seeds)
-    if missing:
-        found["final"] += train(arm, [(seed, found["best"]) for seed in missing], tokens, setting)
-        path.write_text(json.dumps(found))
-    return found
+class _Results:
+    """The losses of an arm by seed and rate, in a file. What is missing is measured."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, arm: Arm, pairs: list[tuple[int, float]], tokens: Tokens, setting: Setting) -> list[float]:
+        """Return the losses of some runs."""
+        keys = [f"seed {seed}, rate {rate:g}" for seed, rate in pairs]
+        missing = [(key, pair) for key, pair in zip(keys, pairs, strict=True) if key not in self.found]
+        if missing:
+            losses = train(arm, [pair for _, pair in missing], tokens, setting)
+            self.found |= dict(zip([key for key, _ in missing], losses, strict=True))
+            self.path.write_text(json.dumps(self.found, indent=1))
+        return [self.found[key] for key in keys]

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="table to write")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     args = parser.parse_args()
     study(arms(), Setting(args.steps, args.rates, args.seeds, layers=1, context=32), args.out, args.csv)
 
