@@ -16,6 +16,7 @@ from halfulp import AdamW, Every, Planned, Staggered, plan_reset
 from halfulp.engine.resets import Site, as_schedule
 from halfulp.numbers import log as _log
 from halfulp.rules.drives import GRADIENT, SQUARE
+from halfulp.theory.arguments import Criterion
 
 BETAS = (0.9, 0.999)
 
@@ -223,6 +224,19 @@ def test_planned_resets_take_turns_if_asked(stagger: bool) -> None:
         due = [t for t in range(1, 2 * period) if planned.due(site(t, index, 3))]
         assert len(due) == (2 if stagger and index else 1)
         assert due[0] == (index * period // 3 if stagger and index else period)
+
+
+@pytest.mark.parametrize("criterion", ["residual", "total"])
+def test_planned_resets_have_a_criterion(criterion: Criterion) -> None:
+    p = nn.Parameter(torch.ones(8, 8))
+    site = site_of(AdamW([p], betas=(0.9, 0.99), state="fp8", rounding="nearest", min_size=0))
+    plan = plan_reset("fp8", beta=0.99, rounding="nearest", criterion=criterion)
+    assert Planned(criterion=criterion).period(site) == plan.period
+
+
+def test_planned_resets_refuse_another_criterion() -> None:
+    with pytest.raises(ValueError, match="criterion is 'residual' or 'total', got 'loss'"):
+        Planned(criterion="loss")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+import halfulp
+from halfulp.theory.arguments import Criterion
+
 PNG = b"\x89PNG"
 
 
@@ -46,6 +49,13 @@ def test_plan_says_why(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "p.svg").read_text()
 
 
+@pytest.mark.parametrize("criterion", ["residual", "total"])
+def test_plan_by_criterion(criterion: Criterion) -> None:
+    plan = halfulp.plan_reset("fp8", beta=0.99, rounding="nearest", criterion=criterion)
+    done = run("plan", "-f", "fp8", "-b", "0.99", "--criterion", criterion)
+    assert f"Every {plan.period} steps" in done.stdout
+
+
 def test_simulate_shows_the_ratchet(tmp_path: Path) -> None:
     """After the drop fp32 falls, bf16 rounded to nearest stands still."""
     done = run(
@@ -71,6 +81,7 @@ def test_simulate_shows_the_ratchet(tmp_path: Path) -> None:
         (("predict", "--slot", "v"), "slot is"),
         (("plan", "-f", "fp8", "--drift", "5"), "each of drifts is a rate from 0 to 0.5"),
         (("plan", "-f", "fp8", "--plot", "x.gif"), ".png, .svg, .pdf"),
+        (("plan", "--criterion", "loss"), "criterion is 'residual' or 'total', got 'loss'"),
         (("plan", "-f", "fp8", "--plot", "/no/such/folder/x.png"), "no folder"),
         (("simulate", "--scenario", "storm"), "stationary, drop, decay, spike"),
         (("simulate", "--steps", "0"), "--steps must be at least 1, got 0"),

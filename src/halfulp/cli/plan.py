@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from halfulp.lab.tables import output, print_table
+
+if TYPE_CHECKING:
+    from halfulp.theory.arguments import Criterion
 
 __all__ = ["command"]
 
@@ -25,6 +28,9 @@ def command(
             "--drift", help="Known fall of the gradient's scale, in e-folds per window of 1/(1-beta) steps; 0 to 0.5."
         ),
     ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="residual: the learning rate is tuned, and a common factor costs nothing; or total.")
+    ] = "residual",
     parameters: Annotated[int, typer.Option(help="Number of parameters to stagger the resets over.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Also plot cost and stalling by period (.png, .svg, .pdf).")] = None,
 ) -> None:
@@ -36,10 +42,12 @@ def command(
     from rich.table import Table
 
     from halfulp.rules.drives import as_drive
+    from halfulp.theory.arguments import check_criterion
     from halfulp.theory.planner import DRIFTS, plan_reset
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
     as_drive(slot)
+    check_criterion(criterion)
     if parameters < 0:
         raise ValueError(f"--parameters must be a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:
@@ -55,7 +63,10 @@ def command(
         table.add_column("why")
         for name in formats:
             for how in ("nearest", "stochastic"):
-                plan = plan_reset(name, beta=beta, rounding=how, slot=slot, beta1=beta1, drifts=tuple(drifts or DRIFTS))
+                plan = plan_reset(
+                    name, beta=beta, rounding=how, slot=slot, beta1=beta1, drifts=tuple(drifts or DRIFTS),
+                    criterion=cast("Criterion", criterion),
+                )  # fmt: skip
                 plans[name, beta, how] = plan
                 table.add_row(name, how, "never" if plan.period is None else str(plan.period), plan.why)
         print_table(console, table)

@@ -25,6 +25,7 @@ from halfulp.numbers.log import log_once
 if TYPE_CHECKING:
     from halfulp.engine.slot_state import SlotState
     from halfulp.rules.slots import Drive, Hyper, Shape
+    from halfulp.theory.arguments import Criterion
 
 __all__ = ["Every", "Planned", "ResetSchedule", "Site", "Staggered", "as_schedule"]
 
@@ -182,6 +183,8 @@ class Planned:
     ----------
     stagger
         Whether the parameters take turns.
+    criterion
+        What a plan minimizes, ``"residual"`` or ``"total"``: see :func:`~halfulp.theory.planner.plan_reset`.
 
     Examples
     --------
@@ -191,6 +194,12 @@ class Planned:
     """
 
     stagger: bool = False
+    criterion: Criterion = "residual"
+
+    def __post_init__(self) -> None:
+        from halfulp.theory.arguments import check_criterion
+
+        check_criterion(self.criterion)
 
     def period(self, site: Site) -> int | None:
         """Return the planned period of a parameter in steps, or ``None`` for never."""
@@ -203,7 +212,7 @@ class Planned:
             )
             return None
         beta1 = next((s.decay for s in site.slots if s.averages("gradient")), 0.9)
-        periods = [_planned_period(s.format, s.rounding, s.decay, beta1) for s in planned]
+        periods = [_planned_period(s.format, s.rounding, s.decay, beta1, self.criterion) for s in planned]
         return min((p for p in periods if p is not None), default=None)
 
     def due(self, site: Site) -> tuple[str, ...]:
@@ -222,12 +231,12 @@ class Planned:
 
 
 @cache
-def _planned_period(fmt: Format, rounding: str, beta: float, beta1: float) -> int | None:
+def _planned_period(fmt: Format, rounding: str, beta: float, beta1: float, criterion: Criterion) -> int | None:
     if fmt.is_float32 or beta == 0.0:
         return None
     from halfulp.theory.planner import plan_reset
 
-    return plan_reset(fmt, beta=beta, rounding=rounding, beta1=beta1).period
+    return plan_reset(fmt, beta=beta, rounding=rounding, beta1=beta1, criterion=criterion).period
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from halfulp.numbers.formats import Format
 from halfulp.rules.drives import Drive
 
 __all__ = [
-    "check_beta", "check_drifts", "check_number", "check_rates", "check_signed", "check_spread", "check_steps",
+    "Criterion", "check_beta", "check_criterion", "check_drifts", "check_number", "check_rates", "check_signed",
+    "check_spread", "check_steps",
 ]  # fmt: skip
+
+Criterion = Literal["residual", "total"]
 
 
 def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
@@ -44,6 +47,12 @@ def check_rates(rates: Any) -> None:
 def check_spread(spread: Any) -> None:
     """Raise ``ValueError`` unless a spread of logarithms is one that fp32 squares can have."""
     check_number("spread", spread, "between 0 and 10", lambda x: 0.0 <= x <= 10.0)
+
+
+def check_criterion(criterion: Any) -> None:
+    """Raise ``ValueError`` unless a criterion of plans is one of the two."""
+    if criterion not in get_args(Criterion):
+        raise ValueError(f"criterion is {' or '.join(map(repr, get_args(Criterion)))}, got {criterion!r}")
 
 
 def check_drifts(drifts: Any) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from halfulp.numbers.formats import Format, get_format
 from halfulp.numbers.quantizer import check_rounding
 from halfulp.numbers.show import Shown
 from halfulp.rules.drives import Drive, as_drive
-from halfulp.theory.arguments import check_drifts, check_number
+from halfulp.theory.arguments import Criterion, check_criterion, check_drifts, check_number
 from halfulp.theory.predict import second_moment_laws, stall_curve
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["DRIFTS", "Criterion", "ResetPlan", "plan_reset"]
 
 Array = npt.NDArray[np.float64]
-Criterion = Literal["total", "residual"]
 
 DRIFTS = (0.0, 0.025, 0.1)
 """E-folds of the gradient's scale ``sigma`` per window ``1 / (1 - beta)`` for which a plan must be good."""
@@ -134,8 +133,7 @@ def plan_reset(
     check_number("beta", beta, "between 0 and 1, and at most 0.99999 for a plan", lambda x: 0.0 < x <= 0.99999)
     check_number("beta1", beta1, "in [0, 1)", lambda x: 0.0 <= x < 1.0)
     check_drifts(drifts)
-    if criterion not in ("total", "residual"):
-        raise ValueError(f"criterion is 'total' or 'residual', got {criterion!r}")
+    check_criterion(criterion)
     return _plan(get_format(fmt, signed=not drive.nonnegative), beta, rounding, drive, beta1, tuple(drifts), criterion)
 
 
