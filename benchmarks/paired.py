@@ -23,7 +23,7 @@ from halfulp.lab.results import Interval
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 
-__all__ = ["Arm", "Setting", "study"]
+__all__ = ["Arm", "Setting", "study", "table"]
 
 Make = Callable[[list[torch.nn.Parameter], float, int], torch.optim.Optimizer]
 """Function that returns an optimizer: (parameters, learning rate, seed)."""
@@ -93,10 +93,10 @@ def show(runs: Replicas, params: list[dict[str, torch.nn.Parameter]]) -> None:
             runs.weights[name][row].copy_(p.detach())
 
 
-def study(arms: Mapping[str, Arm], setting: Setting, out: Path, table: Path | None) -> None:
-    """Run what is missing in the folder `out`, print each arm's loss, and write the CSV `table`.
+def study(arms: Mapping[str, Arm], setting: Setting, out: Path, results: Path | None) -> None:
+    """Run what is missing in the folder `out`, print each arm's loss, and write the CSV `results`.
 
-    Every arm has its best rate, and is compared with the first arm at its own, seed by seed.
+    Every arm runs at its best rate and at that of the first arm. Both are compared with the first arm, seed by seed.
     """
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -105,23 +105,45 @@ def study(arms: Mapping[str, Arm], setting: Setting, out: Path, table: Path | No
     rows: list[list[Any]] = []
     base: list[float] = []
     for name, arm in arms.items():
-        results = _Results(out / f"{name}.json")
-        tuned = results.get(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
+        runs = _Results(out / f"{name}.json")
+        tuned = runs.get(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
         best = min(range(len(tuned)), key=lambda i: math.inf if math.isnan(tuned[i]) else tuned[i])
         rate = setting.rates[best]
-        final = results.get(arm, [(seed, rate) for seed in range(setting.seeds)], tokens, setting)
-        base = base or final
-        gap = Interval.of([a - b for a, b in zip(final, base, strict=True)])
-        assert gap is not None
-        loss, half = sum(final) / len(final), gap.half or 0.0
-        rows.append([name, f"{rate:g}", *(f"{x:.4f}" for x in (loss, gap.mean, half, *tuned))])
-        print(f"{name:28} rate {rate:g}  loss {loss:.4f}  difference {gap.mean:+.4f} ± {half:.4f}", flush=True)
-    if table:
-        heads = ["arm", "best_lr", "loss", "difference", "half_interval_95", *(f"tuning_{r:g}" for r in setting.rates)]
-        with table.open("w", newline="") as file:
+        common = rate if not rows else float(rows[0][1])
+        own, same = (
+            runs.get(arm, [(seed, r) for seed in range(setting.seeds)], tokens, setting) for r in (rate, common)
+        )
+        base = base or own
+        gaps = [Interval.of([a - b for a, b in zip(losses, base, strict=True)]) for losses in (own, same)]
+        figures = [x for gap in gaps if gap is not None for x in (gap.mean, gap.half or 0.0)]
+        rows.append([name, f"{rate:g}", *(f"{x:.4f}" for x in (sum(own) / len(own), *figures, *tuned))])
+        print(
+            "{:28} rate {}  loss {}  difference {} ± {}, at the first arm's rate {} ± {}".format(*rows[-1]), flush=True
+        )
+    if results:
+        heads = ["arm", "best_lr", "loss", "difference", "half_interval_95", "difference_same_lr", "half_same_lr"]
+        with results.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(heads)
+            writer.writerow([*heads, *(f"tuning_{r:g}" for r in setting.rates)])
             writer.writerows(rows)
+
+
+def table(results: Path) -> str:
+    """Return the table of a page: differences from the first arm of a CSV, at its rate and at each arm's own."""
+    with results.open(newline="") as file:
+        first, *others = csv.DictReader(file)
+    lines = [
+        f"| loss minus that of {first['arm']} | at lr {first['best_lr']}, best for {first['arm']} "
+        "| at its own best lr | own best lr |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in others:
+        same, own = (
+            f"{float(row[mean]):+.3f} ± {float(row[half]):.3f}"
+            for mean, half in (("difference_same_lr", "half_same_lr"), ("difference", "half_interval_95"))
+        )
+        lines.append(f"| {row['arm']} | {same} | {own} | {row['best_lr']} |")
+    return "\n".join(lines)
 
 
 class _Results:

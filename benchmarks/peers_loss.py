@@ -69,12 +69,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--csv", type=Path, help="table to write")
+    parser.add_argument("--only", help="arms whose name contains this")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     args = parser.parse_args()
-    there = {name: arm for name, (library, arm) in ARMS.items() if find_spec(library) is not None}
-    for name in ARMS.keys() - there.keys():
+    first = next(iter(ARMS))
+    wanted = {name: arm for name, arm in ARMS.items() if name == first or not args.only or args.only in name}
+    there = {name: arm for name, (library, arm) in wanted.items() if find_spec(library) is not None}
+    for name in wanted.keys() - there.keys():
         print(f"{name}: left out, the library is not installed")
     study(there, Setting(args.steps, args.rates, args.seeds, layers=1, context=32), args.out, args.csv)
 

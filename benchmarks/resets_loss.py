@@ -1,4 +1,4 @@
-"""Loss with real 8- and 4-bit states under nearest rounding, with and without resets, each at its own best rate.
+"""Loss with real fp4 states under nearest rounding, with and without resets, each at its own best rate.
 
     python benchmarks/resets_loss.py --out runs/resets-loss --csv docs/results/resets_loss.csv
 
@@ -19,8 +19,6 @@ from paired import Arm, Setting, study
 
 import halfulp
 
-FORMATS = ("fp4", "4bit", "fp8")
-
 
 def arm(**options: Any) -> Arm:
     def make(params: list[torch.nn.Parameter], lr: float, seed: int) -> torch.optim.Optimizer:
@@ -30,13 +28,13 @@ def arm(**options: Any) -> Arm:
 
 
 def arms() -> dict[str, Arm]:
-    found = {"fp32": Arm(lambda params, lr, seed: torch.optim.AdamW(params, lr=lr, weight_decay=0.1))}
-    for state in FORMATS:
-        period = halfulp.plan_reset(state, beta=0.999, rounding="nearest", criterion="total").period
-        found[f"{state} nearest"] = arm(state=state, rounding="nearest")
-        found[f"{state} nearest + reset ({period})"] = arm(state=state, rounding="nearest", reset=period)
-        found[f"{state} stochastic"] = arm(state=state)
-    return found
+    period = halfulp.plan_reset("fp4", beta=0.999, rounding="nearest", criterion="total").period
+    return {
+        "fp32": Arm(lambda params, lr, seed: torch.optim.AdamW(params, lr=lr, weight_decay=0.1)),
+        "nearest": arm(state="fp4", rounding="nearest"),
+        f"nearest + reset ({period})": arm(state="fp4", rounding="nearest", reset=period),
+        "stochastic": arm(state="fp4"),
+    }
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def plan_reset(
         a single one.
     criterion
         ``"residual"``: the error of the update that remains after the best common factor of all updates, which a tuned
-        learning rate removes. ``"total"``: the whole error; its periods are shorter, and better in 4 bits.
+        learning rate removes. ``"total"``: the whole error; its periods are shorter.
 
     Returns
     -------
