@@ -422,7 +422,7 @@ def visitor(store: Any, made: Any = AsyncEASGD, **options: Any) -> tuple[nn.Para
         (lambda: visitor(served()[0], pull="a"), ValueError, "pull must be a number"),
         (lambda: visitor(served()[0], timeout=0), ValueError, "seconds above 0"),
         (lambda: visitor(served()[0], AsyncMGRAWA)[1].step(), ValueError, "there are none after the step"),
-        (lambda: served()[1].load_state_dict({}), ValueError, "centre's checkpoint is damaged"),
+        (lambda: served()[1].load_state_dict({}), ValueError, "center's checkpoint is damaged"),
         (lambda: served()[1].load_state_dict({"version": -3, "centre": {}}), ValueError, "version|averages"),
     ],
 )
