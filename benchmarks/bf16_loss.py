@@ -9,42 +9,19 @@ resumes from its results.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
+import functools
 
 import torch
-from paired import Arm, Setting, study
+from paired import Setting, command, ours
 
-import halfulp
-
-
-def arm(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Arm:
-    def make(params: list[torch.nn.Parameter], lr: float, seed: int) -> torch.optim.Optimizer:
-        return halfulp.AdamW(params, lr=lr, weight_decay=0.1, state="8bit", min_size=0, seed=seed, **options)
-
-    return Arm(make, dtype)
-
-
+arm = functools.partial(ours, torch.bfloat16, state="8bit", min_size=0)
 ARMS = {
-    "fp32": arm(torch.float32),
+    "fp32": ours(state="8bit", min_size=0),
     "nearest": arm(param_rounding="nearest"),
     "stochastic": arm(param_rounding="stochastic"),
     "remainder8": arm(master_weights="remainder8"),
     "remainder16": arm(master_weights="remainder16"),
 }
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--csv", type=Path, help="table to write")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3])
-    args = parser.parse_args()
-    study(ARMS, Setting(args.steps, args.rates, args.seeds), args.out, args.csv)
-
-
 if __name__ == "__main__":
-    main()
+    command(ARMS, Setting(1000, (1e-3, 2e-3, 4e-3, 8e-3), seeds=4), __doc__)

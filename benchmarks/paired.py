@@ -7,34 +7,45 @@ each has an optimizer of its own. Learning rates are tuned on a seed that is not
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import halfulp
 from halfulp.lab.decoder import Decoder
 from halfulp.lab.replicas import Replicas
 from halfulp.lab.results import Interval
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 
-__all__ = ["Arm", "Setting", "study", "table"]
+__all__ = ["DECAY", "Arm", "Setting", "command", "ours", "table"]
 
+DECAY = 0.1
+"""The weight decay of every arm."""
 Make = Callable[[list[torch.nn.Parameter], float, int], torch.optim.Optimizer]
 """Function that returns an optimizer: (parameters, learning rate, seed)."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One optimizer. Its weights have the type `dtype`; gradients are rounded to it."""
+    """One optimizer, of a library. Its weights have the type `dtype`; gradients are rounded to it."""
 
     make: Make
     dtype: torch.dtype = torch.float32
+    library: str = "halfulp"
+
+
+def ours(dtype: torch.dtype = torch.float32, **options: Any) -> Arm:
+    """Return an arm with ``halfulp.AdamW`` and these options."""
+    return Arm(lambda params, lr, seed: halfulp.AdamW(params, lr=lr, weight_decay=DECAY, seed=seed, **options), dtype)
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Setting:
     """The length of a run, the peak rates tried, the number of seeds after tuning, and the model's layers."""
 
     steps: int
-    rates: list[float]
+    rates: tuple[float, ...]
     seeds: int
     layers: int = 2
     context: int = 64
@@ -56,7 +67,7 @@ def train(arm: Arm, pairs: list[tuple[int, float]], tokens: Tokens, setting: Set
     """Return the validation loss of each run, given by seed and peak rate; NaN for one that diverged."""
     seeds, rates = [s for s, _ in pairs], [r for _, r in pairs]
     runs = Replicas(
-        Decoder("llama", tokens.vocab, 64, setting.layers, 4), seeds, rates, betas=(0.9, 0.999), weight_decay=0.1
+        Decoder("llama", tokens.vocab, 64, setting.layers, 4), seeds, rates, betas=(0.9, 0.999), weight_decay=DECAY
     )
     params = [
         {n: torch.nn.Parameter(w[row].to(arm.dtype)) for n, w in runs.weights.items()} for row in range(runs.count)
@@ -93,10 +104,26 @@ def show(runs: Replicas, params: list[dict[str, torch.nn.Parameter]]) -> None:
             runs.weights[name][row].copy_(p.detach())
 
 
+def command(arms: Mapping[str, Arm], setting: Setting, description: str | None) -> None:
+    """Run a benchmark of these arms with the arguments of the command line, whose defaults are those of `setting`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--csv", type=Path, help="table to write")
+    parser.add_argument("--only", default="", help="the first arm, and those whose name contains this")
+    parser.add_argument("--steps", type=int, default=setting.steps)
+    parser.add_argument("--seeds", type=int, default=setting.seeds)
+    parser.add_argument("--rates", type=float, nargs="+", default=setting.rates)
+    args = parser.parse_args()
+    first = next(iter(arms))
+    wanted = {name: arm for name, arm in arms.items() if name == first or args.only in name}
+    study(wanted, replace(setting, steps=args.steps, seeds=args.seeds, rates=tuple(args.rates)), args.out, args.csv)
+
+
 def study(arms: Mapping[str, Arm], setting: Setting, out: Path, results: Path | None) -> None:
     """Run what is missing in the folder `out`, print each arm's loss, and write the CSV `results`.
 
     Every arm runs at its best rate and at that of the first arm. Both are compared with the first arm, seed by seed.
+    Arms of libraries that are not installed are left out.
     """
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
@@ -105,6 +132,9 @@ def study(arms: Mapping[str, Arm], setting: Setting, out: Path, results: Path | 
     rows: list[list[Any]] = []
     base: list[float] = []
     for name, arm in arms.items():
+        if find_spec(arm.library) is None:
+            print(f"{name}: left out, {arm.library} is not installed")
+            continue
         runs = _Results(out / f"{name}.json")
         tuned = runs.get(arm, [(setting.tuning_seed, rate) for rate in setting.rates], tokens, setting)
         best = min(range(len(tuned)), key=lambda i: math.inf if math.isnan(tuned[i]) else tuned[i])
