@@ -42,12 +42,10 @@ def command(
     from rich.table import Table
 
     from halfulp.rules.drives import as_drive
-    from halfulp.theory.arguments import check_criterion
     from halfulp.theory.planner import DRIFTS, plan_reset
 
     formats, betas = formats or ["bf16", "fp8", "fp4"], betas or [0.999]
     as_drive(slot)
-    check_criterion(criterion)
     if parameters < 0:
         raise ValueError(f"--parameters must be a number of parameters, or 0 for no staggering; got {parameters}")
     if plot is not None:

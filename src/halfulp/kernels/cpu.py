@@ -173,9 +173,7 @@ class _Batch:
         for columns in self.slots:
             columns.fill(steps)
         self._hold("skipped", [s.skipped.data_ptr() for s in steps])
-        left = [
-            i for one in ready if one.fine is not None for i, fine in zip(one.which, one.fine, strict=True) if not fine
-        ]
+        left = [i for one in ready for i in one.left]
         if left:
             kept = self.columns["rows"][left]
             self.columns["rows"][left] = 0  # C leaves a tensor without rows alone
