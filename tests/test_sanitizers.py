@@ -65,3 +65,16 @@ def test_no_warning(source: str, isa: str, tmp_path: Path) -> None:
         [*command, *flags, "-c", str(CSRC / source), "-o", str(tmp_path / "made.o")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", hatch_build.X86 if native.why_not() is None else [])
+def test_a_build_for_one_instruction_set_refers_to_no_other(isa: str, tmp_path: Path) -> None:
+    if "avx2" not in native.isas():
+        pytest.skip("another architecture")
+    command = hatch_build.compiler()
+    assert command is not None
+    left_out = [f"-DHU_WITHOUT_{name}" for name in hatch_build.X86 if name != isa]
+    made = tmp_path / "driver.o"
+    subprocess.run([*command, *hatch_build.FLAGS, *left_out, "-c", str(CSRC / "driver.c"), "-o", str(made)], check=True)
+    symbols = subprocess.run(["nm", "-u", str(made)], capture_output=True, text=True, check=True).stdout.split()
+    assert {x for x in symbols if x.startswith("hu_isa_")} == {"hu_isa_baseline", f"hu_isa_{isa}"}

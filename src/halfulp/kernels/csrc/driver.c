@@ -22,11 +22,15 @@ extern const hu_isa hu_isa_avx2;
 #define HU_AVX2 NULL
 #endif
 #if defined(__x86_64__) && !defined(HU_WITHOUT_avx512)
-extern const hu_isa hu_isa_avx512, hu_isa_avx512vbmi;
+extern const hu_isa hu_isa_avx512;
 #define HU_AVX512 &hu_isa_avx512
-#define HU_AVX512VBMI &hu_isa_avx512vbmi
 #else
 #define HU_AVX512 NULL
+#endif
+#if defined(__x86_64__) && !defined(HU_WITHOUT_avx512vbmi)
+extern const hu_isa hu_isa_avx512vbmi;
+#define HU_AVX512VBMI &hu_isa_avx512vbmi
+#else
 #define HU_AVX512VBMI NULL
 #endif
 
