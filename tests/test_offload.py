@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import pytest
@@ -203,6 +204,60 @@ def test_a_monitor_counts_what_it_would_without() -> None:
 def test_refused() -> None:
     with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer, got Sequential"):
         offload(model())  # type: ignore[arg-type]
+
+
+def replace(p: Any, optimizer: Any) -> None:
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(8, 8))
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(8, 8)
+
+
+CHANGES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "tied": (lambda p, o: setattr(p, "data", o.param_groups[0]["params"][1].data), "0 and parameter 1 share memory"),
+    "expanded": (lambda p, o: setattr(p, "data", torch.ones(8, 1).expand(8, 8)), "0 is expanded"),
+    "freed": (lambda p, o: p.untyped_storage().resize_(0), "0 has no memory"),
+    "cast": (lambda p, o: setattr(p, "data", p.data.bfloat16()), "bfloat16 of shape"),
+    "replaced": (replace, "its copy on the host none"),
+}
+
+
+@pytest.mark.parametrize("name", ["tied", "expanded", "freed"])
+@pytest.mark.parametrize("kind", [halfulp.AdamW, torch.optim.AdamW])
+def test_parameters_that_copies_cannot_stand_for(kind: Any, name: str) -> None:
+    params = [nn.Parameter(torch.ones(8, 8)) for _ in range(2)]
+    optimizer = kind(params)
+    change, message = CHANGES[name]
+    change(params[0], optimizer)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        offload(optimizer)
+    assert all(map(is_, optimizer.param_groups[0]["params"], params))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("kind", [halfulp.AdamW, torch.optim.AdamW])
+def test_parameters_that_are_no_longer_what_was_copied(kind: Any, name: str) -> None:
+    """A step on separate copies would not be the step on the parameters. It is refused with nothing changed."""
+    params = [nn.Parameter(torch.ones(8, 8)) for _ in range(2)]
+    away = offload(kind(params))
+    change, message = CHANGES[name]
+    change(params[0], away)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        away.step()
+    assert bool((params[1] == 1).all())
+    assert not away.state
+
+
+def test_groups_that_come_later_may_be_empty_or_refused() -> None:
+    p, wrong = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8).double())
+    optimizer = offload(halfulp.AdamW([p], lr=0.1))
+    optimizer.add_param_group({"params": []})
+    with pytest.raises(ValueError, match="float64"):
+        optimizer.add_param_group({"params": [wrong]})
+    assert len(optimizer.param_groups) == len(optimizer.optimizer.param_groups) == 2
+    p.grad = torch.ones(8)
+    optimizer.step()
+    assert bool((p < 0.95).all())
 
 
 # ---------------------------------------------------------------- gradients in fp32

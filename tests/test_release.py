@@ -286,6 +286,28 @@ def test_a_closure_is_refused() -> None:
         optimizer.step(lambda: net(BATCHES[0]))
 
 
+def test_a_scaled_loss_is_refused_before_any_step() -> None:
+    """At the first backward pass. A scaler that has been updated before is that of another model."""
+    net, optimizer = built()
+    release_gradients(optimizer)
+    before = bits(net, optimizer)
+    dead = weakref.proxy(Net())  # isinstance() of it is an error
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="before a GradScaler could unscale them"):
+            scaler.scale(net(BATCHES[0])).backward()
+        assert_same(bits(net, optimizer), before)
+    optimizer.zero_grad()
+    other = nn.Linear(16, 4)
+    scaler.scale(other(BATCHES[0]).sum()).backward()
+    scaler.step(torch.optim.SGD(other.parameters()))
+    scaler.update()
+    for batch in BATCHES:
+        net(batch).backward()
+    assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES]))
+    del dead
+
+
 def test_a_second_release_is_refused_and_changes_nothing() -> None:
     net, optimizer = built()
     other = nn.Linear(16, 4)

@@ -213,6 +213,17 @@ def test_layers_that_thaw_get_slow_weights_from_where_they_stand() -> None:
     assert same(bits(model), bits(other))
 
 
+def test_slow_weights_of_two_levels_are_rounded_independently() -> None:
+    w = nn.Parameter(torch.linspace(0.5, 1, 8192).reshape(64, 128))
+    inside = halfulp.Lookahead(torch.optim.SGD([w], lr=0.0), 1, 0.5, state="bf16")
+    outside = halfulp.Lookahead(inside, 1, 0.5, state="bf16")
+    errors = []
+    for lookahead in (inside, outside):
+        lookahead.slow.store.write({"0": w.detach()}, 1)
+        errors.append((lookahead.slow.store.read("0") - w.detach()).flatten() > 0)
+    assert 0.4 < (errors[0] == errors[1]).float().mean() < 0.8  # two of three, since a chance is not always a half
+
+
 # ---------------------------------------------------------------- low-pass filtering
 
 
@@ -254,6 +265,18 @@ def test_noise_has_the_deviation_of_its_row_and_is_normal() -> None:
     for row in rows:
         assert stats.kstest(row.double().numpy(), "norm").pvalue > 1e-3
     assert abs(torch.corrcoef(torch.stack(rows)) - torch.eye(3)).max() < 0.06
+
+
+def test_one_inside_another_has_noise_of_its_own() -> None:
+    """Two independent draws: deviations add up as squares, and no part of one is in the other."""
+    w = nn.Parameter(torch.ones(4000))
+    inside = halfulp.LowPass(torch.optim.SGD([w], lr=0.1), 1e-4)
+    outside = halfulp.LowPass(inside, 1e-4)
+    found = []
+    for optimizer in (inside, outside):
+        with optimizer.perturbed():
+            found.append(w.detach().clone() - 1)
+    assert abs(torch.corrcoef(torch.stack(found))[0, 1]) < 0.06  # 4 / sqrt(4000)
 
 
 def test_gradients_are_those_of_the_smoothed_loss() -> None:

@@ -87,7 +87,7 @@ class Bindings:
                             new.append(p)
                         bound = self.bind(share.group, p)
                     bounds.append(bound)
-            check_apart((self._optimizer.place(bound.param).label, bound) for bound in bounds)
+            check_apart((self._optimizer.place(b.param).label, *held) for b in bounds for held in b.tensors())
         except BaseException:
             for p in new:
                 state.pop(p, None)

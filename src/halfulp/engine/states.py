@@ -7,7 +7,7 @@ when they were replaced or moved, or changed their length or dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import is_
@@ -37,7 +37,7 @@ from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.quantizer import Quantizer
 from halfulp.rules.base import Rule, Scalars
 
-__all__ = ["Bound", "bind", "check_apart", "drop_leftovers", "version_of"]
+__all__ = ["Bound", "bind", "check_apart", "check_memory", "drop_leftovers", "version_of"]
 
 
 @dataclass(eq=False)
@@ -98,6 +98,13 @@ class Bound:
                 "16-bit weights were set between steps, and their fp32 master weights follow. Changes through .data "
                 "are not noticed: call optimizer.reset_state(['master_param']) after them"
             )
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that a step writes in place, each with its key; that of the parameter is empty."""
+        if self.lasting:
+            yield "", self.param
+        for key, x in self.held.items():
+            yield key, local(x)
 
     def current(self, entries: dict[str, Any] | None, quantizers: dict[str, Quantizer]) -> bool:
         """Whether ``optimizer.state`` still holds what was bound, with the same storage."""
@@ -166,7 +173,7 @@ def bind(
     what to do.
     """
     label = place.label
-    _check_memory(param, label)
+    check_memory(param, label)
     entries = state.get(param)
     if entries is not None and not isinstance(entries, dict):
         raise ValueError(f"{label}: optimizer.state holds a {type(entries).__name__} for it, not a dictionary")
@@ -202,20 +209,19 @@ def bind(
     return Bound(param, rule, slots, master, found, plan.quantizers, place.index)
 
 
-def check_apart(bounds: Iterable[tuple[str, Bound]]) -> None:
+def check_apart(held: Iterable[tuple[str, str, Tensor]]) -> None:
     """Raise ``ValueError`` if parameters or states of a step share memory, which would then be updated twice.
 
     Two parameters share it after ``b.data = a.data``, and two states after a shallow copy of ``optimizer.state[param]``
-    for another parameter. The bound parameters come with their labels.
+    for another parameter. Each tensor comes with the label of its parameter and its key in ``optimizer.state``, which
+    is empty for the parameter itself.
     """
     found: list[tuple[int, int, str, str]] = []  # start, end, label, and the key of a state
-    for label, bound in bounds:
-        held = [("", bound.param)] if bound.lasting else []
-        for key, x in (*held, *((key, local(x)) for key, x in bound.held.items())):
-            if x.numel():
-                # views with gaps may interleave, so that only their first elements are compared
-                size = x.numel() * x.element_size() if x.is_contiguous() else x.element_size()
-                found.append((x.data_ptr(), x.data_ptr() + size, label, key))
+    for label, key, x in held:
+        if x.numel():
+            # views with gaps may interleave, so that only their first elements are compared
+            size = x.numel() * x.element_size() if x.is_contiguous() else x.element_size()
+            found.append((x.data_ptr(), x.data_ptr() + size, label, key))
     found.sort()
     for (_, end, *before), (start, _, *after) in pairwise(found):
         if start < end:
@@ -241,7 +247,8 @@ def drop_leftovers(entries: dict[str, Any], names: set[str]) -> list[str]:
     return gone
 
 
-def _check_memory(param: Tensor, label: str) -> None:
+def check_memory(param: Tensor, label: str) -> None:
+    """Raise ``RuntimeError`` for a parameter whose elements have no memory, or share it."""
     part = local(param.detach()) if is_sharded(param) else param
     if is_wrapper(part):
         return

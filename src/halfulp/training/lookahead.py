@@ -69,7 +69,7 @@ class Lookahead(Wrapper):
         self.k, self.steps = k, 0
         self.slow = SlowWeights(
             self.trained, alpha, state=state, rounding=rounding, seed=seed, backend=backend,
-            storage=StorageOptions(**storage),
+            storage=StorageOptions(**storage), label=self.entry.replace(self.key, "slow"),
         )  # fmt: skip
 
     @torch.no_grad()

@@ -125,10 +125,11 @@ class LowPass(Wrapper):
             optimizer.step()
             optimizer.zero_grad()
         """
+        slot = slot_id(self.entry)  # one inside another has noise of its own
         live, number = self.trained, {name: i for i, name in enumerate(self.named)}
 
         def noisy(name: str) -> Tensor:
-            (key,) = step_keys(self.seed, [number[name]], slot_id(self.key), [self.draws - 1])
+            (key,) = step_keys(self.seed, [number[name]], slot, [self.draws - 1])
             part = local_part(live[name])
             uniform = (part.random_bits(key).double() + 0.5) * 2.0**-32
             normal = torch.special.ndtri(uniform).reshape(part.tensor.shape)

@@ -11,8 +11,9 @@ from torch.optim.optimizer import Optimizer
 
 from halfulp.engine.master import MASTER
 from halfulp.engine.optimizer import RuleOptimizer, evaluated
+from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import is_wrapper, local, placed_on
-from halfulp.engine.states import version_of
+from halfulp.engine.states import check_apart, check_memory, version_of
 from halfulp.numbers.log import log_once
 
 __all__ = ["Copies", "Offload", "offload"]
@@ -96,7 +97,10 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
     Raises
     ------
     ValueError
-        If a parameter is a tensor subclass that wraps other tensors, such as torchao's float8 weights.
+        If a parameter is a tensor subclass that wraps other tensors, such as torchao's float8 weights, or shares memory
+        with another one.
+    RuntimeError
+        If a parameter has no memory.
     TypeError
         If `optimizer` is not an optimizer.
 
@@ -146,15 +150,12 @@ class Offload(Optimizer):
         self.optimizer = optimizer
         groups = optimizer.param_groups
         params = [p for group in groups for p in group["params"]]
-        for p in params:
-            if is_wrapper(p):
-                raise ValueError(
-                    f"offload takes plain and sharded parameters, got a {type(p).__name__}: leave its group out"
-                )
+        _check(params, Registry(groups))
         self._copies = copies or _copies_for(params)
         self.host_of: dict[Tensor, nn.Parameter] = {}
         self._grads: dict[Tensor, Tensor] = {}
         self._versions: dict[Tensor, int] = {}
+        self._at: list[int] = []
         mine = [{k: v for k, v in group.items() if k != "params"} | {"params": [*group["params"]]} for group in groups]
         for group in groups:
             group["params"] = [self._moved(p) for p in group["params"]]
@@ -168,7 +169,7 @@ class Offload(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what ``__getstate__`` returned. The next step copies all weights to the host."""
         self.host_of = dict(state["host_of"])
-        self._copies, self._grads = _copies_for(self.host_of), {}
+        self._copies, self._grads, self._at = _copies_for(self.host_of), {}, []
         self._versions = dict.fromkeys(self.host_of, -1)
         super().__setstate__({name: value for name, value in state.items() if name != "host_of"})
 
@@ -195,9 +196,17 @@ class Offload(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose parameters may be on the device."""
         super().add_param_group(param_group)
+        if len(self.param_groups) <= len(self.optimizer.param_groups):  # in the constructor
+            return
         group = self.param_groups[-1]
-        if any(p not in self.host_of for p in group["params"]):
+        try:
+            _check([p for each in self.param_groups for p in each["params"]], Registry(self.param_groups))
             self.optimizer.add_param_group({**group, "params": [self._moved(p) for p in group["params"]]})
+        except Exception:
+            self.param_groups.pop()
+            for p in group["params"]:
+                self.host_of.pop(p, None)
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -210,10 +219,10 @@ class Offload(Optimizer):
         """
         loss = evaluated(closure)
         self._share_arguments()
-        params = [p for group in self.param_groups for p in group["params"]]
-        for p in params:
-            self.host_of[p].grad = None
-        having = [p for p in params if p.grad is not None]
+        having = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self._check_hosts(having)
+        for host in self.host_of.values():
+            host.grad = None
         waits = [self._copied_out(p) for p in having]
         for bucket in self._buckets(having):
             for i in bucket:
@@ -235,6 +244,22 @@ class Offload(Optimizer):
         for p in having:
             self.host_of[p].grad, self._versions[p] = None, version_of(p)
         return loss
+
+    def _check_hosts(self, params: list[Tensor]) -> None:
+        """Raise for parameters that cannot be copied to their host copies, before any is."""
+        at = [local(p.detach()).data_ptr() for p in params]
+        if at != self._at:
+            _check(params, Registry(self.param_groups))
+            self._at = at
+        for p in params:
+            host = self.host_of.get(p)
+            if host is None or host.shape != p.shape or host.dtype != p.dtype:
+                known = "none" if host is None else f"{host.dtype} of shape {tuple(host.shape)}"
+                raise ValueError(
+                    f"{Registry(self.param_groups)[p].label} is {p.dtype} of shape {tuple(p.shape)}, its copy on the "
+                    f"host {known}: it was replaced or cast since. Build the optimizer from the present parameters, "
+                    "and offload it"
+                )
 
     def _copied_out(self, param: Tensor) -> list[Callable[[], None]]:
         """Start copying a gradient, and the weights, which may have been set on the device since the last step."""
@@ -329,6 +354,19 @@ class Offload(Optimizer):
         if not isinstance(self.optimizer, RuleOptimizer):
             raise TypeError(f"{what}() exists only for optimizers of halfulp, not for {type(self.optimizer).__name__}")
         return self.optimizer
+
+
+def _check(params: Sequence[Tensor], places: Registry) -> None:
+    """Raise for parameters that cannot be copied, or that a step on their copies would not update as they are."""
+    for p in params:
+        label = places[p].label
+        if is_wrapper(p):
+            raise ValueError(f"{label}: offload takes plain and sharded parameters, got a {type(p).__name__}")
+        if p.is_meta:
+            raise RuntimeError(f"{label} is on the meta device: allocate the model first (model.to_empty(device=...))")
+        if p.requires_grad:
+            check_memory(p, label)
+    check_apart((places[p].label, "", local(p.detach())) for p in params if p.requires_grad)
 
 
 def _copies_for(params: Iterable[Tensor]) -> Copies:

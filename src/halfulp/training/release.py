@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import ref
 
 import torch
@@ -21,6 +21,7 @@ from halfulp.numbers.log import warn_once
 
 __all__ = ["GradientRelease", "release_gradients"]
 
+T = TypeVar("T")
 HOLDER = "_halfulp_release"
 """The attribute of a parameter that holds its gradient release."""
 
@@ -122,6 +123,7 @@ class GradientRelease:
         self._nested: dict[int, bool] = {}
         self._reentrant = False
         self._replicated: bool | None = None
+        self._unscaled = False
         self._before_called = False
         for group in optimizer.param_groups:
             self._check(group)
@@ -221,8 +223,7 @@ class GradientRelease:
     def _under_ddp(self) -> bool:
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return False
-        kind = torch.nn.parallel.DistributedDataParallel
-        models = [o for o in gc.get_objects() if isinstance(o, kind)]
+        models = _living(torch.nn.parallel.DistributedDataParallel)
         return any(p in self._handles for m in models for p in m.parameters())
 
     @torch.no_grad()
@@ -247,6 +248,9 @@ class GradientRelease:
         self._take(param)
 
     def _begin(self, task: int) -> None:
+        if not self._unscaled:
+            _check_scalers()
+            self._unscaled = True
         self._nested = {task: False}
         self._stepped.clear()
         self._before_called = False
@@ -344,6 +348,25 @@ def _weakly(release: GradientRelease) -> Callable[[Tensor], None]:
             found._ready(param)
 
     return ready
+
+
+def _living(kind: type[T]) -> list[T]:
+    """Return all objects of a class. Others are not touched: a weak proxy may have lost its object."""
+    return [o for o in gc.get_objects() if issubclass(type(o), kind)]
+
+
+def _check_scalers() -> None:
+    """Raise ``RuntimeError`` if a ``GradScaler`` has scaled a loss and was never updated: this is its first pass."""
+    for scaler in _living(torch.amp.GradScaler):
+        scale, tracker = scaler._scale, scaler._growth_tracker
+        if scale is None or tracker is None:
+            continue
+        if float(scale) == scaler._init_scale and int(tracker) == scaler._init_growth_tracker:
+            raise RuntimeError(
+                "released gradients are stepped in the backward pass, before a GradScaler could unscale them: train in "
+                "bfloat16 without a scaler, or remove() the release. Nothing was changed. If the scaler is of another "
+                "model, release the gradients after its first update()"
+            )
 
 
 def _callback(function: Callable[[], None]) -> None:
