@@ -140,7 +140,9 @@ def main() -> None:
         print(f"{slot:11} {name:14} {scale:5} {rounding:10} {mean:9.5f} {last:9.5f} {zeros:6.3f}")
     if args.out:
         with args.out.open("w", newline="") as file:
-            csv.writer(file).writerows([["slot", "format", "scale", "rounding", "error", "last", "zeros"], *rows])
+            csv.writer(file, lineterminator="\n").writerows(
+                [["slot", "format", "scale", "rounding", "error", "last", "zeros"], *rows]
+            )
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def main() -> None:
         rows += found
     if args.csv is not None:
         with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 

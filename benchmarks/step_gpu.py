@@ -327,7 +327,7 @@ def main() -> None:
     if args.csv is not None:
         partial = args.csv.with_name(args.csv.name + ".partial")
         with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*COLUMNS, "failed"])
+            writer = csv.DictWriter(file, [*COLUMNS, "failed"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(args.csv)
