@@ -168,19 +168,19 @@ def plot(found: dict[str, Losses]) -> None:
     ends = []
     for name in [n for n in found if n not in named] + named:
         at = [(*points[name, state], mark) for state, mark in shown.items() if (name, state) in points]
-        colour = PALETTE[named.index(name) % len(PALETTE)] if name in named else "0.82"
-        axes.plot([x for x, _, _ in at], [y for _, y, _ in at], color=colour, linewidth=1.1)
+        color = PALETTE[named.index(name) % len(PALETTE)] if name in named else "0.82"
+        axes.plot([x for x, _, _ in at], [y for _, y, _ in at], color=color, linewidth=1.1)
         for x, y, mark in at:
-            axes.plot(x, y, mark, color=colour, markersize=5)
+            axes.plot(x, y, mark, color=color, markersize=5)
         if name in named:
-            ends.append((name, colour, *at[0][:2]))
+            ends.append((name, color, *at[0][:2]))
     edge = sorted(points[key] for key in frontier)
     axes.step(*zip(*edge, strict=True), where="post", color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="bytes of state per parameter", ylabel="validation loss, nats per byte")
     axes.set_xticks([0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
-    axes.set_title("circles fp32, squares 8bit, triangles fp4; dotted: the frontier; grey: the rest", fontsize=10)
+    axes.set_title("circles: fp32, squares: 8bit, triangles: fp4; dotted: the frontier; gray: other optimizers", fontsize=10)
     label_ends(axes, ends)
     save(figure, FIGURE)
 
