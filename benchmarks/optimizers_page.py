@@ -180,7 +180,8 @@ def plot(found: dict[str, Losses]) -> None:
     axes.set_xticks([0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.minorticks_off()
-    axes.set_title("circles: fp32, squares: 8bit, triangles: fp4; dotted: the frontier; gray: other optimizers", fontsize=10)
+    title = "circles: fp32, squares: 8bit, triangles: fp4; dotted: the frontier; gray: other optimizers"
+    axes.set_title(title, fontsize=10)
     label_ends(axes, ends)
     save(figure, FIGURE)
 

@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Callable[[Any, Tensor], None], str]] = {
     "pruned without rows": (lambda o, p: halfulp.resize_states(o, p, nn.Parameter(p.detach()[:3])), "21 rows are"),
     "other number": (lambda o, p: halfulp.resize_states(o, p, nn.Parameter(p.detach()), [0]), "each of 24 rows"),
     "rows that are not there": (
-        lambda o, p: halfulp.resize_states(o, p, nn.Parameter(p.detach()[:1]), [99]), "one of 24 old rows",
+        lambda o, p: halfulp.resize_states(o, p, nn.Parameter(p.detach()[:1]), [24]), "one of 24 old rows",
     ),
     "computed": (lambda o, p: halfulp.resize_states(o, p, p * 2), "computed from others"),
 }  # fmt: skip
