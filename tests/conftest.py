@@ -1,12 +1,14 @@
 """Setup shared by all tests."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from halfulp.numbers import log
+from halfulp.testing.subject import thread_count
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 """Triton reads this when it is first imported, by whichever test."""
@@ -25,3 +27,10 @@ settings.load_profile("any-machine")
 def _nothing_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clear the record of logged messages, so that each test logs them again."""
     monkeypatch.setattr(log, "_said", set())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more, and the last bits of matrix products may follow their number."""
+    with thread_count(1):
+        yield

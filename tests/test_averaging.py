@@ -18,6 +18,7 @@ import halfulp.averaging.store as store_module
 from halfulp.averaging import EMA, LAWA, SWA, Cosine, Linear, MeanTeacher, PowerLaw, Ramp, Uniform, Warmup
 from halfulp.averaging.store import AverageStore
 from halfulp.engine.sharding import Part
+from support.optimizers import assert_same
 
 FORMATS = ["fp32", "bf16", "fp16", "8bit", "int8", "fp8", "4bit"]
 
@@ -58,12 +59,6 @@ def bits(tensor):
 
 def snapshot(model):
     return {n: bits(t) for n, t in model.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert set(a) == set(b)
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_fp32_average_is_the_plain_recurrence_to_the_bit():

@@ -16,6 +16,7 @@ import halfulp
 from halfulp.checkpoint.files import pack, unpack
 from halfulp.numbers.rounding import round_to
 from halfulp.optim import OPTIMIZERS
+from support.optimizers import assert_same
 
 STATES = ["fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4", "8bit", "4bit"]
 
@@ -44,22 +45,6 @@ def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, la
 
 def snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return copy.deepcopy(optimizer.state_dict())
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert set(a) == set(b)
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 PAIRS = {

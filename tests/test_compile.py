@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import halfulp
-from support.optimizers import assert_same, everything, model
+from support.optimizers import assert_same, everything, model, set_grads
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own warnings, which change between versions
 
@@ -18,12 +18,6 @@ def make(**options: Any) -> tuple[nn.Module, Any]:
     net = model()
     groups = [{"params": [net[0].weight]}, {"params": [net[0].bias, *net[2].parameters()], "lr": 1e-3}]
     return net, halfulp.AdamW(groups, lr=1e-2, state="fp8", min_size=0, weight_decay=0.1, **options)
-
-
-def set_gradients(net: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for p in net.parameters():
-        p.grad = torch.randn(p.shape, generator=generator)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -36,8 +30,8 @@ def test_a_step_is_one_graph_without_a_break(backend: str) -> None:
 
     compiled = torch.compile(step, backend=backend, fullgraph=True)
     for number in range(4):
-        set_gradients(net, number)
-        set_gradients(expected, number)
+        set_grads(net.parameters(), number)
+        set_grads(expected.parameters(), number)
         compiled()
         plain.step()
     assert_same(everything(optimizer), everything(plain))

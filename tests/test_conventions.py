@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,15 +26,6 @@ CHEAP = [name for name in CONVENTIONS if name not in ("trains", "same_bits", "re
 NOT: dict[str, list[str]] = {"CoRe": ["schedulers"]}
 """Its ``lr`` is the first size of its steps, which the rule changes by itself from there on."""
 MORE: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}, "Adam": {"weight_decay": 0.1}}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("one_thread")

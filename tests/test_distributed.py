@@ -16,7 +16,9 @@ import torch
 
 import halfulp
 from halfulp.numbers import log as _log
+from halfulp.testing.subject import thread_count
 from support.distributed.cases import CASES, LOADED, build_model, collect, counted, optimizer_of, train
+from support.optimizers import assert_same
 from support.processes import torchrun
 
 MORE = 3
@@ -35,38 +37,24 @@ def launch(folder: Path, ranks: int, name: str, *arguments: str) -> Path:
     out = folder / name
     if not out.exists():
         out.mkdir()
-        done = torchrun("worker", ranks, out, *arguments)
-        assert done.returncode == 0, done.stderr[-4000:]
+        torchrun("worker", ranks, out, *arguments)
     return out
 
 
 @cache
 def alone(name: str, steps: int) -> dict[str, Any]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # like the workers: the last bits of matrix products may depend on it
-    try:
-        return _alone(name, steps)
-    finally:
-        torch.set_num_threads(before)
+    with thread_count(1):  # like the workers: the last bits of matrix products may depend on it
+        model = build_model(CASES[name].dtype)
+        optimizer = optimizer_of(CASES[name], model)
+        watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)
+        train(model, optimizer, 0, steps)
+        return {**collect(model, optimizer), "counted": counted(watch)}
 
 
-def _alone(name: str, steps: int) -> dict[str, Any]:
-    model = build_model(CASES[name].dtype)
-    optimizer = optimizer_of(CASES[name], model)
-    watch = halfulp.StallMonitor(optimizer, sample=10**6, every=1)
-    train(model, optimizer, 0, steps)
-    return {**collect(model, optimizer), "counted": counted(watch)}
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    keys = set(expected) - {"bytes", "resets", "counted"}
-    assert set(found) - {"bytes", "resets", "counted"} == keys
-    for key in keys:
-        if torch.is_tensor(expected[key]):
-            assert found[key].dtype == expected[key].dtype, key
-            assert torch.equal(found[key], expected[key]), key
-        else:
-            assert found[key] == expected[key], key
+def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert_same(
+        *({k: v for k, v in run.items() if k not in ("bytes", "resets", "counted")} for run in (found, expected))
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,7 +63,7 @@ def test_fsdp2_has_the_bits_of_one_process(folder: Path, ranks: int, name: str) 
     save = ("--save", str(folder / "saved")) if ranks == 2 else ()
     out = launch(folder, ranks, f"fsdp{ranks}", "--steps", str(LOADED), *save)
     found, expected = torch.load(out / f"{name}.pt"), alone(name, LOADED)
-    assert_same(found, expected)
+    assert_same_run(found, expected)
     assert found["resets"] == expected["resets"]
     for slot, whole in expected["counted"].items():  # the ranks' monitors together counted the same
         assert whole[0] > 0
@@ -95,13 +83,13 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(folder: Path, ranks: 
     saved = folder / "saved"
     launch(folder, 2, "fsdp2", "--steps", str(LOADED), "--save", str(saved))
     out = launch(folder, ranks, f"loaded{ranks}", "--load", str(saved), "--steps", str(MORE))
-    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED + MORE))
+    assert_same_run(torch.load(out / f"{name}.pt"), alone(name, LOADED + MORE))
 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_tensor_parallel_shards_have_the_bits_of_one_process(folder: Path, name: str) -> None:
     out = launch(folder, 2, "tp", "--wrap", "tp", "--steps", str(LOADED), "--cases", ",".join(COLUMNS))
-    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+    assert_same_run(torch.load(out / f"{name}.pt"), alone(name, LOADED))
 
 
 OFFLOADED = ["8bit-reset", "remainder16", "muon"]
@@ -111,13 +99,13 @@ OFFLOADED = ["8bit-reset", "remainder16", "muon"]
 def test_offloaded_shards_have_the_bits_of_one_process(folder: Path, name: str) -> None:
     """Offloaded after two steps; each rank copies its own part."""
     out = launch(folder, 2, "offload", "--offload", "--steps", str(LOADED), "--cases", ",".join(OFFLOADED))
-    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+    assert_same_run(torch.load(out / f"{name}.pt"), alone(name, LOADED))
 
 
 @pytest.mark.parametrize("name", ["8bit-reset", "4bit"])
 def test_ddp_has_the_bits_of_one_process(folder: Path, name: str) -> None:
     out = launch(folder, 2, "ddp", "--wrap", "ddp", "--steps", str(LOADED), "--cases", "8bit-reset,4bit")
-    assert_same(torch.load(out / f"{name}.pt"), alone(name, LOADED))
+    assert_same_run(torch.load(out / f"{name}.pt"), alone(name, LOADED))
 
 
 def test_a_killed_fsdp2_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
@@ -126,15 +114,13 @@ def test_a_killed_fsdp2_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     arguments = ("--cases", name, "--steps", str(LOADED + MORE), "--keep", str(kept))
-    killed = torchrun("worker", ranks, tmp_path, *arguments, "--die", "6")
-    assert killed.returncode != 0
+    killed = torchrun("worker", ranks, tmp_path, *arguments, "--die", "6", succeeds=False)
     assert "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-4000:]
     assert not (tmp_path / f"{name}.pt").exists()
     assert {found.name for found in kept.iterdir()} == {"2", "4", "6.tmp"}
     resumed = torchrun("worker", ranks, tmp_path, *arguments)
-    assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert "from step 4" in resumed.stdout
-    assert_same(torch.load(tmp_path / f"{name}.pt"), alone(name, LOADED + MORE))
+    assert_same_run(torch.load(tmp_path / f"{name}.pt"), alone(name, LOADED + MORE))
 
 
 @pytest.mark.parametrize(
@@ -173,8 +159,7 @@ def test_states_that_are_whole_on_every_rank_are_said_once(
 def flat(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the worker of FSDP1 found, of both ranks."""
     folder = tmp_path_factory.mktemp("flat")
-    done = torchrun("flat", 2, folder)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("flat", 2, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -19,6 +19,7 @@ from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.adam import ADAM
 from halfulp.rules.base import Rule, Scalars, States
+from halfulp.testing.subject import thread_count
 from support.cpu_runs import FEW, assert_cpu_has_the_bits
 from support.kernel_cases import AVERAGES, CASES, Case, assert_same_bits, bound_anew, make_step, next_grad, set_step
 from support.processes import python
@@ -36,12 +37,8 @@ def test_many_tensors_and_any_number_of_threads(threads: int) -> None:
     cases = [c for c in CASES if c.rule == "adam"][::5]
     got, expected = [make_step(c) for c in cases], [make_step(c) for c in cases]
     assert all(cpu.supports(w.binding.rule, w) is None for w in got)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with thread_count(threads):
         cpu.step(got[0].binding.rule, got)
-    finally:
-        torch.set_num_threads(before)
     reference.step(expected[0].binding.rule, expected)
     for mine, theirs in zip(got, expected, strict=True):
         assert_same_bits(mine, theirs)

@@ -10,6 +10,7 @@ import torch
 
 import halfulp
 from halfulp.kernels import native
+from halfulp.testing.subject import thread_count
 from support.staged import STORED, spied, trained, trained_by_rule
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
@@ -31,16 +32,12 @@ def test_every_thread_and_shape_has_the_bits_of_the_reference(
 ) -> None:
     dtype, how = STORED[stored]
     make = getattr(halfulp, name)
-    threads = torch.get_num_threads()
     expected = trained(lambda ps: make(ps, backend="reference", **options, **how), SHAPES, dtype)
     in_torch = spied(monkeypatch)
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
+    for count in (1, 3):
+        with thread_count(count):
             got = trained(lambda ps: make(ps, backend="cpu", **options, **how), SHAPES, dtype)
-            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    finally:
-        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert {step.binding.shape.numel() for step in in_torch} == {0}  # an empty tensor has nothing to measure
 
 

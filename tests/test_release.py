@@ -21,6 +21,7 @@ import halfulp
 from halfulp.averaging import EMA
 from halfulp.numbers import log as _log
 from halfulp.training import release_gradients
+from support.optimizers import assert_same
 from support.processes import torchrun
 
 
@@ -53,12 +54,6 @@ def bits(net: nn.Module, optimizer: Any) -> dict[str, Tensor]:
         for key, value in optimizer.state.get(p, {}).items():
             found[f"{name}/{key}"] = torch.as_tensor(value).clone()
     return found
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
 
 
 def built(reentrant: bool | None = None, state: str = "8bit") -> tuple[Net, Any]:
@@ -367,8 +362,7 @@ def test_copies_and_files_of_a_model_have_no_release() -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_replicas_of_ddp_stay_together(tmp_path: Path) -> None:
-    done = torchrun("release", 2, tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("release", 2, tmp_path)
     found = json.loads((tmp_path / "0.json").read_text())
     assert found == json.loads((tmp_path / "1.json").read_text())
     assert found["released"] == found["ordinary"]

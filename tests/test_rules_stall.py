@@ -6,8 +6,6 @@ kinds of declarations: shared squares, sums, a state that starts whole or restar
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import rules_stall
 import torch
@@ -22,14 +20,7 @@ CASES = [
     ("MADGRAD", "fp8", "stochastic"), ("FRUGAL", "fp8", "stochastic"), ("CAME", "fp8", "stochastic"),
     ("SubsetNorm", "fp8", "nearest"), ("Lion", "fp8", "nearest"),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("name", "state", "rounding"), CASES)

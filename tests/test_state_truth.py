@@ -23,6 +23,7 @@ from torch import Tensor
 import halfulp
 from halfulp.kernels import native
 from halfulp.numbers import rounding
+from support.optimizers import assert_same, everything, set_grads
 from support.wrapped import Wrapper
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,29 +55,9 @@ def make(name: str, backend: str | None = None, **options: Any) -> tuple[Any, li
 
 
 def step(optimizer: Any, number: int, within: Any = None) -> None:
-    generator = torch.Generator().manual_seed(100 + number)
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+    set_grads([p for group in optimizer.param_groups for p in group["params"]], 100 + number)
     with within or contextlib.nullcontext():
         optimizer.step()
-
-
-def bits(optimizer: Any) -> list[Any]:
-    """Every parameter, and everything stored of it."""
-    found: list[Any] = []
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            found.append(p.detach().clone())
-            entries = optimizer.state.get(p, {})
-            found += [v.clone() if isinstance(v, Tensor) else v for _, v in sorted(entries.items())]
-    return found
-
-
-def same(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True)
-    )
 
 
 def first(optimizer: Any) -> Tensor:
@@ -227,7 +208,7 @@ def test_what_changes_no_value_changes_no_bit(name: str, action: str, backend: s
     for optimizer in (got, expected):
         optimizer.state.pop("of all", None)
         optimizer.state[first(optimizer)].pop("mine", None)
-    assert same(bits(got), bits(expected))
+    assert_same(everything(got), everything(expected))
     saved = got.state_dict()
     other, _ = make(name, backend)
     other.load_state_dict(saved)
@@ -269,7 +250,7 @@ def test_what_is_taken_away_begins_anew(name: str, action: str, backend: str | N
     for number in range(1, 3):
         step(got, number)
         step(expected, number)
-    assert same(bits(got), bits(expected))
+    assert_same(everything(got), everything(expected))
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if "Adafactor" not in n])
@@ -456,10 +437,10 @@ def test_states_in_one_memory_are_refused(act: Any) -> None:
     optimizer = halfulp.AdamW(params, state="fp32")
     step(optimizer, 0)
     act(optimizer.state, *params)
-    kept = bits(optimizer)
+    kept = everything(optimizer)
     with pytest.raises(ValueError, match=r"in the same memory as .*clone"):
         step(optimizer, 1)
-    assert same(kept, bits(optimizer))
+    assert_same(kept, everything(optimizer))
     for p in params:
         optimizer.state[p] = copy.deepcopy(optimizer.state[p])
         optimizer.state[p].update({key: x.clone() for key, x in optimizer.state[p].items() if isinstance(x, Tensor)})
@@ -481,10 +462,10 @@ def test_parameters_in_one_memory_are_refused(how: str) -> None:
     a, b = torch.nn.Parameter(x), torch.nn.Parameter(torch.randn(WITHIN[how](x).shape))
     optimizer = halfulp.AdamW([("embed.weight", a), ("head.weight", b)])
     b.data = WITHIN[how](a.data)
-    kept = bits(optimizer)
+    kept = everything(optimizer)
     with pytest.raises(ValueError, match=r"(embed|head)\.weight and (embed|head)\.weight share memory.* tie the param"):
         step(optimizer, 0)
-    assert same(kept, bits(optimizer))
+    assert_same(kept, everything(optimizer))
 
 
 def test_parameters_beside_each_other_in_one_memory_step_as_in_their_own() -> None:
@@ -584,7 +565,7 @@ def test_steps_are_the_same_in_every_mode(name: str, mode: str, backend: str | N
         within = MODES[mode]() if number % 2 == 0 else contextlib.nullcontext()
         step(got, number, within)
         step(expected, number)
-    assert same(bits(got), bits(expected))
+    assert_same(everything(got), everything(expected))
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
@@ -597,7 +578,7 @@ def test_gradients_may_lie_in_any_order(name: str, backend: str | None) -> None:
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator).t().contiguous().t()
         got.step()
-    assert same(bits(got), bits(expected))
+    assert_same(everything(got), everything(expected))
 
 
 def test_a_count_that_is_set_back_begins_bias_correction_anew() -> None:
@@ -658,7 +639,7 @@ def test_rows_that_are_set_to_0_are_zero_whatever_code_0_is(
         for number in (4, 5):
             step(optimizer, number)
             step(other, number)
-    assert same(params, theirs)
+    assert_same(params, theirs)
     said = state in ("dynamic8", "codebook") and rows != slice(0)
     assert [("the code of zero is stored there" in r.message) for r in caplog.records] == [True] * said
 
@@ -737,7 +718,7 @@ def test_a_failed_first_step_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -
     expected, _ = make("AdamW 8bit")
     step(optimizer, 0)
     step(expected, 0)
-    assert same(bits(optimizer), bits(expected))
+    assert_same(everything(optimizer), everything(expected))
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
@@ -776,7 +757,7 @@ def test_a_step_that_only_makes_states_does_not_count() -> None:
     for number in range(2):
         step(got, number)
         step(expected, number)
-    assert same(bits(got), bits(expected))
+    assert_same(everything(got), everything(expected))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -922,10 +903,10 @@ def test_states_that_no_step_makes_are_not_loaded(scale: str, key: str, value: f
     step(optimizer, 0)
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][0][key][0] = value
-    before = bits(optimizer)
+    before = everything(optimizer)
     with pytest.raises(ValueError, match=what):
         optimizer.load_state_dict(saved)
-    assert same(bits(optimizer), before)
+    assert_same(everything(optimizer), before)
 
 
 @pytest.mark.parametrize(("name", "value"), [("exp_avg_sq", -1.0), ("exp_avg", float("nan"))])

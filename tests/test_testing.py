@@ -18,14 +18,7 @@ from halfulp.testing import CONVENTIONS, ConventionError, check_optimizer
 
 LION = halfulp.Lion.rule
 Step = tuple[Tensor, dict[str, Tensor]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------- rules and classes that break a convention

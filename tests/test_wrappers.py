@@ -339,8 +339,7 @@ def test_the_radius_grows_along_half_a_cosine() -> None:
 
 def test_sharded_models_have_the_bits_of_one_process(tmp_path: Path) -> None:
     """Noise, its removal, slow weights in bf16; FSDP2 on two ranks with rows that do not divide."""
-    done = torchrun("wrapped", 2, tmp_path / "found.pt")
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("wrapped", 2, tmp_path / "found.pt")
     found, alone = torch.load(tmp_path / "found.pt"), wrapped.run(cases.build_model())
     for key in ("start", "noisy", "restored", "end"):
         assert same(found[key], alone[key]), key

@@ -16,6 +16,7 @@ from halfulp.lab.config import CompareConfig
 from halfulp.lab.files import read_json, read_jsonl
 from halfulp.lab.text import Corpus, load_corpus
 from halfulp.lab.train import train
+from halfulp.testing.subject import thread_count
 
 TINY: dict[str, Any] = {
     "hidden": 64, "layers": 1, "heads": 2, "batch": 4, "context": 32, "warmup": 5, "measure_every": 5, "sample": 2000,
@@ -40,12 +41,9 @@ def run_folder(folder: Path, config: CompareConfig) -> Path:
 
 def train_all(folder: Path, config: CompareConfig, **options: Any) -> None:
     """Train every run, one after the other, in this process."""
-    threads = torch.get_num_threads()
-    try:
+    with thread_count(1):
         for spec in config.runs():
             train(folder / "runs" / spec.name, folder / "tokens", config, spec, **options)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def command(*arguments: str) -> list[str]:

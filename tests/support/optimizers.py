@@ -51,15 +51,22 @@ def everything(optimizer: Any) -> list[Any]:
     return found
 
 
-def assert_same(a: list[Any], b: list[Any]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor):
-            assert x.dtype == y.dtype
-            assert torch.equal(x, y)
-        else:
-            assert x == y
-            assert type(x) is type(y)
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Assert that two values, or containers of them, have the same types and values."""
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+        assert type(a) is type(b), where
 
 
 def stored_bytes(o: torch.optim.Optimizer) -> int:

@@ -25,12 +25,14 @@ def python(code: str, timeout: float = 600, **env: str) -> str:
 
 
 def torchrun(
-    module: str, ranks: int, *arguments: str | Path, cwd: Path | None = None
+    module: str, ranks: int, *arguments: str | Path, cwd: Path | None = None, succeeds: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a module of ``support.distributed`` on `ranks` processes, without a network and without a GPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
+    done = subprocess.run(
         [*command, "-m", f"support.distributed.{module}", *map(str, arguments)],
         capture_output=True, text=True, timeout=600, cwd=cwd, check=False,
         env=environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
     )  # fmt: skip
+    assert (done.returncode == 0) == succeeds, done.stderr[-4000:]
+    return done
