@@ -60,13 +60,15 @@ class HyperBase:
 
     The fields are the arguments of the optimizer, in order. Fields with ``kw_only=True`` are keyword-only. Fields with
     ``init=False`` are not arguments, but its groups have them. Numbers must not be negative. The numbers of fields
-    named in :attr:`below_one` must be in [0, 1), and those in :attr:`at_least_one` not below 1. Fields in
-    :attr:`choices` have one of some values. Fields named in :attr:`free` are not checked. A rule extends :meth:`check`
-    for anything else.
+    named in :attr:`below_one` must be in [0, 1), those in :attr:`at_least_one` not below 1, those in
+    :attr:`above_zero` not 0, and those in :attr:`at_most` not above a limit. Fields in :attr:`choices` have one of some
+    values. Fields named in :attr:`free` are not checked. A rule extends :meth:`check` for anything else.
     """
 
     below_one: ClassVar[tuple[str, ...]] = ("betas", "momentum")
     at_least_one: ClassVar[tuple[str, ...]] = ()
+    above_zero: ClassVar[tuple[str, ...]] = ()
+    at_most: ClassVar[Mapping[str, float]] = {}
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     free: ClassVar[tuple[str, ...]] = ()
 
@@ -78,6 +80,12 @@ class HyperBase:
         for name in self.at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in self.above_zero:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name, most in self.at_most.items():
+            if not getattr(self, name) <= most:
+                raise ValueError(f"{name} must be at most {most:.6g}, got {getattr(self, name)}")
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")

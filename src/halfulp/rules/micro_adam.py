@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,12 +36,8 @@ class MicroAdamHyper(MomentsHyper):
     density: float = 0.01
 
     at_least_one = ("window",)
-
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if not 0.0 < self.density <= 1.0:
-            raise ValueError(f"density is in (0, 1], got {self.density}")
+    above_zero = ("density",)
+    at_most: ClassVar[dict[str, float]] = {"density": 1}
 
 
 def _layout(shape: Shape, density: float) -> tuple[int, int, int]:

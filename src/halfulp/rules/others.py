@@ -101,11 +101,7 @@ class ComplexMomentumHyper(HyperParameters):
     momentum: float = 0.9
     phase: float = math.pi / 8
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.phase > math.pi:
-            raise ValueError(f"phase is in [0, pi], got {self.phase}")
+    at_most: ClassVar[dict[str, float]] = {"phase": math.pi}
 
 
 def _complex_scalars(hyper: Hyper, ages: Ages) -> Scalars:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -178,12 +179,7 @@ class FRUGALHyper(MomentsHyper):
     column_seed: int = 0
 
     at_least_one = ("period",)
-
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperParameters`."""
-        super().check()
-        if self.density > 1:
-            raise ValueError(f"density is in [0, 1], got {self.density}")
+    at_most: ClassVar[dict[str, float]] = {"density": 1}
 
 
 def _frugal_slots(hyper: Hyper) -> tuple[StateSlot, ...]:

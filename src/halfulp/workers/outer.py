@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -153,11 +153,8 @@ class FedAvgHyper(HyperBase):
     lr: float = 1.0
     participation: float = 1.0
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperBase`."""
-        super().check()
-        if not 0.0 < self.participation <= 1.0:
-            raise ValueError(f"participation is a share of the workers, in (0, 1]; got {self.participation}")
+    above_zero = ("participation",)
+    at_most: ClassVar[dict[str, float]] = {"participation": 1}
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,8 @@ class ElasticHyper(HyperBase):
 
     beta: float = 0.9
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperBase`."""
-        super().check()
-        if not 0.0 < self.beta <= 1.0:
-            raise ValueError(f"beta is a share of the distance, in (0, 1]; got {self.beta}")
+    above_zero = ("beta",)
+    at_most: ClassVar[dict[str, float]] = {"beta": 1}
 
 
 EASGD = meeting(Method(
@@ -59,11 +56,8 @@ class DPPFHyper(HyperBase):
     pull: float = 0.1
     push: float = 0.5
 
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperBase`."""
-        super().check()
-        if not 0.0 < self.pull <= 1.0:
-            raise ValueError(f"pull is a share of the distance, in (0, 1]; got {self.pull}")
+    above_zero = ("pull",)
+    at_most: ClassVar[dict[str, float]] = {"pull": 1}
 
 
 def _pull_push(hyper: DPPFHyper, distance: float, workers: int) -> float:
@@ -99,12 +93,8 @@ class GRAWAHyper(HyperBase):
     decay: float = 0.9**8
 
     below_one: ClassVar[tuple[str, ...]] = ("decay",)
-
-    def check(self) -> None:
-        """See :class:`~halfulp.rules.hyper.HyperBase`."""
-        super().check()
-        if not 0.0 < self.pull <= 1.0 or not self.between <= 1.0:
-            raise ValueError(f"pull and between are shares of the distance, at most 1, and pull is not 0; got {self}")
+    above_zero = ("pull",)
+    at_most: ClassVar[dict[str, float]] = {"pull": 1, "between": 1}
 
 
 def _by_model(hyper: GRAWAHyper, seen: Seen) -> Tensor:
