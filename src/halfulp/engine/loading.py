@@ -15,9 +15,8 @@ from halfulp.engine.master import MASTER, MasterState
 from halfulp.engine.options import STORAGE_KEYS
 from halfulp.engine.plan import GroupPlan, StatePlan, plan_states
 from halfulp.engine.sharding import is_flat, local
-from halfulp.engine.slot_state import SlotState, count
+from halfulp.engine.slot_state import SlotState, count, loaded
 from halfulp.engine.states import drop_leftovers
-from halfulp.kernels.binding import plain
 from halfulp.numbers.log import log_once, warn_once
 from halfulp.numbers.rounding import decode_table, unpack4
 from halfulp.numbers.scaling import rows_and_cols
@@ -296,14 +295,7 @@ def _encode(param: Tensor, label: str, states: Sequence[SlotState], saved: dict[
 def tensor_entries(label: str, state: SlotState, saved: Mapping[str, Any], device: torch.device) -> None:
     """Copy the saved codes and scales of one state into its entries. Raise ``ValueError`` if they do not fit."""
     for key, (dtype, shape) in zip(state.tensor_keys, state.quantizer.stored_as(state.shape), strict=True):
-        tensor = saved[key]
-        if not isinstance(tensor, Tensor) or tuple(local(tensor).shape) != shape or tensor.dtype != dtype:
-            found = (
-                f"{tensor.dtype} {tuple(local(tensor).shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            )
-            raise ValueError(f"{label}: {key} is {found} in the state_dict, expected {dtype} {shape}")
-        copied = tensor.detach().to(device, copy=True)
-        state.entries[key] = copied if local(copied) is not copied else plain(copied)
+        state.entries[key] = loaded(saved[key], f"{label}: {key}", dtype, shape, device)
 
 
 def check_values(label: str, state: SlotState) -> None:

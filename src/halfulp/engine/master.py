@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfulp.engine.sharding import copy_back_, is_sharded, local, shard_like, whole_values, window
-from halfulp.engine.slot_state import MASTER, master_codes, usable
+from halfulp.engine.slot_state import MASTER, loaded, master_codes, usable
 from halfulp.kernels.binding import plain
 from halfulp.numbers.remainder import MASTERS, beside, split, weights
 from halfulp.rules.base import Rule
@@ -173,13 +173,10 @@ class MasterState:
         tensor, (dtype, shape) = saved[MASTER], self.stored_as
         if self.kind != "fp32" and isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
             tensor = split(tensor, self.kind)[1].view(torch.uint8).reshape(shape)
-        if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(local(tensor).shape) != shape:
-            found = f"{tensor.dtype} {tuple(local(tensor).shape)}" if isinstance(tensor, Tensor) else type(tensor)
-            raise ValueError(f"{label}: {MASTER} is {found} in the state_dict, expected {dtype} {shape}")
-        if dtype.is_floating_point and not bool(torch.isfinite(local(tensor)).all()):
+        found = loaded(tensor, f"{label}: {MASTER}", dtype, shape, device)
+        if dtype.is_floating_point and not bool(torch.isfinite(local(found)).all()):
             raise ValueError(f"{label}: {MASTER} has values that are not finite; the checkpoint is damaged")
-        copied = tensor.detach().to(device, copy=True)
-        self.entries[MASTER] = copied if is_sharded(copied) else plain(copied)
+        self.entries[MASTER] = found
 
 
 WAY_OUT = f"delete {MASTER} of optimizer.state[param] to continue from the 16-bit weights"

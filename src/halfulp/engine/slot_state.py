@@ -16,7 +16,7 @@ from halfulp.numbers.quantizer import Quantizer
 from halfulp.numbers.remainder import weights
 from halfulp.rules.slots import StateSlot
 
-__all__ = ["MASTER", "SlotState", "count", "master_codes", "usable"]
+__all__ = ["MASTER", "SlotState", "count", "loaded", "master_codes", "usable"]
 
 MASTER = "master_param"
 """The key of master weights in ``optimizer.state``. See :mod:`halfulp.engine.master`."""
@@ -212,6 +212,16 @@ def usable(x: Any, key: str, label: str, param: Tensor, sharded: bool, way_out: 
     if is_sharded(x) or (plain(x) is x and not x.is_inference() and not x.requires_grad):
         return x
     return plain(x.detach()).clone()
+
+
+def loaded(tensor: Any, what: str, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a copy of a saved tensor on a device. Raise ``ValueError`` for another dtype or (local) shape."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype or tuple(local(tensor).shape) != shape:
+        is_tensor = isinstance(tensor, Tensor)
+        found = f"{tensor.dtype} {tuple(local(tensor).shape)}" if is_tensor else type(tensor).__name__
+        raise ValueError(f"{what} is {found} in the state_dict, expected {dtype} {shape}")
+    copied = tensor.detach().to(device, copy=True)
+    return copied if is_sharded(copied) else plain(copied)
 
 
 def master_codes(entry: Tensor, shape: torch.Size) -> Tensor:
