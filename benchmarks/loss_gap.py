@@ -20,8 +20,8 @@ from scale_models import Experiment
 from scipy.stats import spearmanr
 
 from halfulp.lab.canvas import COLOURS, canvas
-from halfulp.lab.results import Interval
-from halfulp.lab.scale_report import paired, signed
+from halfulp.lab.results import Interval, paired
+from halfulp.lab.scale_report import signed
 from halfulp.numbers.formats import get_format
 from halfulp.theory.loss_gap import LossByRate, UpdateChange, loss_gap
 

@@ -21,10 +21,10 @@ import torch
 
 from halfulp.lab.canvas import COLOURS, canvas
 from halfulp.lab.files import read_json, write_json
-from halfulp.lab.results import Interval
+from halfulp.lab.results import Interval, paired
 from halfulp.lab.scale import Job, ScaleConfig, train_job
 from halfulp.lab.scale_arms import ARMS, period_of
-from halfulp.lab.scale_report import paired, signed
+from halfulp.lab.scale_report import signed
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 

@@ -18,9 +18,10 @@ from halfulp.lab import scale
 from halfulp.lab.decoder import ARCHITECTURES, Decoder
 from halfulp.lab.files import write_json
 from halfulp.lab.replicas import Replicas, round_fraction_
+from halfulp.lab.results import paired
 from halfulp.lab.scale import Job, ScaleConfig, best_rate, finals, gradient_scale, ladder, learning_rate, train_job
 from halfulp.lab.scale_arms import ARMS, period_of, scale_arm
-from halfulp.lab.scale_report import load_scale_model, paired, write_scale_report
+from halfulp.lab.scale_report import load_scale_model, write_scale_report
 from halfulp.lab.text import load_corpus
 from halfulp.lab.tokens import Tokens, prepare_tokens
 from halfulp.numbers.formats import get_format

@@ -17,7 +17,7 @@ from halfulp.lab.files import read_json, read_jsonl
 
 __all__ = [
     "ArmResult", "Average", "Comparison", "Interval", "RunResult", "SlotSeries", "age_at", "interval_text",
-    "load_comparison",
+    "load_comparison", "paired",
 ]  # fmt: skip
 
 
@@ -160,6 +160,11 @@ class Interval:
         return Interval(float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread, len(values))
 
 
+def paired(losses: dict[int, float], others: dict[int, float]) -> Interval | None:
+    """Return the interval of the first minus the second, over the seeds that both have."""
+    return Interval.of([loss - others[seed] for seed, loss in losses.items() if seed in others])
+
+
 def interval_text(value: Interval | None, spec: str) -> str:
     """Format an interval, with a format such as ``"+.3f"`` for its mean; ``"-"`` without one."""
     if value is None:
@@ -201,9 +206,14 @@ class ArmResult:
         return self.shown.slots["exp_avg_sq"]
 
     @property
+    def finals(self) -> dict[int, float]:
+        """Final validation losses by seed, at the best learning rate."""
+        return {r.spec.seed: r.final for r in self.best if r.final is not None}
+
+    @property
     def final(self) -> Interval | None:
         """Final validation loss over the seeds at the best learning rate."""
-        return Interval.of([r.final for r in self.best if r.final is not None])
+        return Interval.of([*self.finals.values()])
 
     @property
     def diverged(self) -> int:
@@ -212,13 +222,7 @@ class ArmResult:
 
     def against(self, other: ArmResult) -> Interval | None:
         """Return the final validation loss minus another arm's, paired by seed, each at its best learning rate."""
-        theirs = {r.spec.seed: r.final for r in other.best}
-        gaps = []
-        for run in self.best:
-            base = theirs.get(run.spec.seed)
-            if run.final is not None and base is not None:
-                gaps.append(run.final - base)
-        return Interval.of(gaps)
+        return paired(self.finals, other.finals)
 
 
 @dataclass

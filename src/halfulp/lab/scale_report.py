@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from halfulp.lab.files import read_config, write_text
-from halfulp.lab.results import Interval, interval_text
+from halfulp.lab.results import Interval, interval_text, paired
 from halfulp.lab.scale import ScaleConfig, finals, ladder, load_results, own_rates
 from halfulp.lab.scale_arms import scale_arm
 from halfulp.lab.svg import Chart, Line
@@ -123,11 +123,6 @@ def _converged(result: dict[str, Any]) -> dict[int, float]:
     """Return the validation loss by seed of a job with one rate, without diverged runs."""
     each = zip(result["replicas"], result["validation"], strict=True)
     return {seed: loss for (seed, _), loss in each if loss is not None}
-
-
-def paired(losses: dict[int, float], others: dict[int, float]) -> Interval | None:
-    """Return the interval of the first minus the second, over the seeds that both have."""
-    return Interval.of([loss - others[seed] for seed, loss in losses.items() if seed in others])
 
 
 def _arm(
