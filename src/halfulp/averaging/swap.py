@@ -64,8 +64,7 @@ class Swap:
     ) -> None:
         check_keep(keep, "device", "cpu", "stream")
         self.live, self.exchange = dict(live), exchange
-        self.owner = model
-        self._value, self._keep, self._model = value, keep, model
+        self.owner, self._value, self._keep = model, value, keep
         self._kept: list[tuple[str, Tensor]] = []
         """Live tensors in the order of replacement. They are restored last to first."""
         self._served: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -88,16 +87,16 @@ class Swap:
             raise RuntimeError("parametrize.cached() holds weights that were computed before: swap outside of it")
 
     def _check_stream(self) -> None:
-        if not isinstance(self._model, nn.Module):
+        if not isinstance(self.owner, nn.Module):
             raise ValueError("keep='stream' follows the modules of a model: give one to the average or to swap()")
         what, instead = "keep='stream' serves weights while modules read them", "use keep='device' or 'cpu'"
-        refuse_compiled(self._model, what, instead)
+        refuse_compiled(self.owner, what, instead)
         if any(is_sharded(t) for t in self.live.values()) or any(
-            type(m).__name__ == "FullyShardedDataParallel" for m in self._model.modules()
+            type(m).__name__ == "FullyShardedDataParallel" for m in self.owner.modules()
         ):
             raise ValueError(f"{what}, and sharded weights are gathered before: {instead}")
         held = {id(t): name for name, t in self.live.items()}
-        for path, module in self._model.named_modules():
+        for path, module in self.owner.named_modules():
             for attribute, tensor in _other_tensors(module):
                 if id(tensor) in held:
                     raise ValueError(
@@ -172,14 +171,14 @@ class Swap:
         weight.copy_(average)
 
     def _stream(self) -> None:
-        parameters = {id(p) for p in self._model.parameters()}
+        parameters = {id(p) for p in self.owner.parameters()}
         self._in_place = {name for name, t in self.live.items() if id(t) not in parameters}
         for name in self._in_place:  # buffers
             self._in(name, None)
         names = {id(t): name for name, t in self.live.items() if name not in self._in_place}
         dtypes = {name: t.dtype for name, t in self.live.items()}
         self._served = serve(
-            self._model, names, lambda name: nn.Parameter(self._value(name).to(dtypes[name]), requires_grad=False)
+            self.owner, names, lambda name: nn.Parameter(self._value(name).to(dtypes[name]), requires_grad=False)
         )
         for name in names.values():
             live = self.live[name]

@@ -15,6 +15,7 @@ from torch import Tensor
 from halfulp.checkpoint.decode import SavedState
 from halfulp.engine.loading import check_layout
 from halfulp.libraries.base import Entries, Group
+from halfulp.libraries.heavyball import is_chain
 from halfulp.libraries.pytorch_optimizer import Companded
 from halfulp.libraries.torch_optim import betas_of
 
@@ -93,10 +94,6 @@ def _with_bias(entries: Entries, group: Group) -> Entries:
     return {**entries, **scaled}
 
 
-def _is_heavyball(entries: Entries, group: Group) -> bool:
-    return isinstance(entries.get(0), Mapping) and "is_initialized" in entries[0]
-
-
 def _heavyball(entries: Entries, group: Group) -> Entries:
     holder = entries[0]
     if len([k for k in entries if isinstance(k, int)]) > 1:
@@ -162,7 +159,7 @@ LAYOUTS: tuple[tuple[Callable[[Entries, Group], bool], Callable[[Entries, Group]
     (lambda e, g: "error_bits" in e and bool(g.get("master_bytewidth")), _error_bits),
     (lambda e, g: "step" not in e and g.get("step") is not None and 0 not in e, _step_of_group),
     (lambda e, g: "kahan_sum" in g and ("beta1" in g or "momentum" in g), _optimi),
-    (_is_heavyball, _heavyball),
+    (lambda e, g: is_chain(e), _heavyball),
 )
 """Pairs of (whether a parameter's states have this layout, conversion to torch's), tried in order."""
 

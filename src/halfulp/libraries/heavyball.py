@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from halfulp.libraries.optimi import debiased
 from halfulp.libraries.torch_optim import beta, betas_of, plain_format
 from halfulp.rules.slots import GRADIENT, SQUARE, Hyper, StateSlot
 
-__all__ = ["HeavyBall"]
+__all__ = ["HeavyBall", "is_chain"]
 
 
 def _first(hyper: Hyper) -> float:
@@ -35,6 +35,11 @@ def _slot(key: Any) -> StateSlot | None:
     return next((slot for start, slot in SLOTS if str(key).startswith(start)), None)
 
 
+def is_chain(entries: Entries) -> bool:
+    """Whether the entries that an optimizer keeps for a parameter are those of a chain of heavyball."""
+    return isinstance(entries.get(0), Mapping) and "is_initialized" in entries[0]
+
+
 class HeavyBall:
     """The adapter of ``heavyball``. It reads the first transform of a chain, whose input is the gradient."""
 
@@ -43,7 +48,7 @@ class HeavyBall:
 
     def recognises(self, optimizer: Optimizer, entries: Entries) -> bool:
         """See :class:`~halfulp.libraries.base.Adapter`."""
-        return 0 in entries and isinstance(entries[0], dict) and "is_initialized" in entries[0]
+        return is_chain(entries)
 
     def stored(self, optimizer: Optimizer, group: Group, param: Tensor, entries: Entries) -> list[Stored | Skipped]:
         """See :class:`~halfulp.libraries.base.Adapter`."""

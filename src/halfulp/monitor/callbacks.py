@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,9 @@ from halfulp.monitor.watch import StallMonitor
 from halfulp.numbers.log import log
 
 __all__ = ["lightning_callback", "trainer_callback"]
+
+HERE = "the monitor's callback"
+"""What a message says about an error in a callback, which never interrupts training."""
 
 
 def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "halfulp", logger: Any = None) -> Any:
@@ -52,14 +54,14 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
             return again, (), {"table": self.table}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            with _harmless():
+            with harmless(HERE):
                 go_first(self)
                 self.watch = StallMonitor(kwargs["optimizer"], sample=sample, every=every, model=kwargs.get("model"))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if self.watch is None or logs is None:
                 return
-            with _harmless():
+            with harmless(HERE):
                 found = figures(self.watch, prefix)
                 logs.update(found)  # for the callbacks after this one
                 state.log_history[-1].update(found)  # written before any callback is called
@@ -68,7 +70,7 @@ def trainer_callback(*, sample: int = 16384, every: int = 10, prefix: str = "hal
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.watch is not None:
-                with _harmless():
+                with harmless(HERE):
                     self.table = _finish(self.watch)
                 self.watch = None
 
@@ -109,18 +111,18 @@ def lightning_callback(*, sample: int = 16384, every: int = 10, prefix: str = "h
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.watches = []
             for optimizer in trainer.optimizers:
-                with _harmless():
+                with harmless(HERE):
                     self.watches.append(StallMonitor(optimizer, sample=sample, every=every, model=pl_module))
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
             for i, watch in enumerate(self.watches):
                 if watch.steps and watch.steps % every == 0:
                     name = prefix if len(self.watches) == 1 else f"{prefix}/optimizer{i}"
-                    with _harmless():
+                    with harmless(HERE):
                         pl_module.log_dict(figures(watch, name))
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            with _harmless():
+            with harmless(HERE):
                 self.tables = [_finish(watch) for watch in self.watches]
             self.watches = []
 
@@ -140,11 +142,6 @@ def go_first(callback: Any) -> None:
     for handler, _ in calling(tells):
         handler.callbacks.sort(key=lambda c: c is not callback)
         return
-
-
-def _harmless() -> AbstractContextManager[None]:
-    """Report errors of the monitor without interrupting training."""
-    return harmless("the monitor's callback")
 
 
 def _finish(watch: StallMonitor) -> MonitorTable:

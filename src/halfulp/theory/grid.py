@@ -50,6 +50,12 @@ class Grid:
     split: Array
     free: bool
 
+    @classmethod
+    def of(cls, points: Array, split: Array) -> Grid:
+        """Return a fixed grid that has no values beside these."""
+        gaps = np.diff(points, prepend=-math.inf, append=math.inf)
+        return cls(points, gaps[:-1], gaps[1:], split, False)
+
     def __len__(self) -> int:
         return len(self.points)
 
@@ -139,12 +145,10 @@ def fixed_grid(
     values = np.array(fmt.grid())
     if drive.nonnegative:
         values = values[values >= 0]
-    gaps = np.diff(values)
     split = (values[1:] + values[:-1]) / 2
     if zero_floor and drive.nonnegative:
         split[0] = values[0]
-    infinity = np.array([math.inf])
-    return Grid(values, np.concatenate([infinity, gaps]), np.concatenate([gaps, infinity]), split, False)
+    return Grid.of(values, split)
 
 
 def _assemble(

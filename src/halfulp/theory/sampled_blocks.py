@@ -254,7 +254,6 @@ def _grid(levels: Array, blocks: Blocks) -> Grid:
     above = 2 * levels[(2 * levels > reach) & (2 * levels <= BEYOND * reach)]
     below = 2 * levels[(2 * levels < -reach) & (2 * levels >= -BEYOND * reach)]
     points = np.concatenate([below, levels, above])
-    gaps, infinity = np.diff(points), np.array([math.inf])
     split = (points[1:] + points[:-1]) / 2
     if blocks.drive.nonnegative:
         split[0] = 0.0  # the floor
@@ -262,4 +261,4 @@ def _grid(levels: Array, blocks: Blocks) -> Grid:
         split[len(below) + len(levels) - 1] = reach  # from here on the next scale applies
     if len(below):
         split[len(below) - 1] = -reach
-    return Grid(points, np.concatenate([infinity, gaps]), np.concatenate([gaps, infinity]), split, False)
+    return Grid.of(points, split)
