@@ -18,13 +18,13 @@ from halfulp.engine.loading import count, reading
 from halfulp.engine.sharding import agree, local, local_part, shard_like
 from halfulp.engine.storage import StorageOptions
 from halfulp.workers.agreement import FIXED, agree_on, checked, digest, settings
-from halfulp.workers.centre import OuterStep
 from halfulp.workers.described import described
 from halfulp.workers.graphs import Graphs, as_graphs
 from halfulp.workers.group import as_peers
 from halfulp.workers.message import Layout, MessageOptions
 from halfulp.workers.method import Method
 from halfulp.workers.mixing import distance, grad_norms, mixed
+from halfulp.workers.outer_step import OuterStep
 from halfulp.workers.pull import Pull, aliases, go, place
 from halfulp.workers.worker import Worker
 
