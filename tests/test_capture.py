@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import Tensor
 
 import halfulp
 from halfulp.engine import optimizer as engine
+from support.marks import INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy warns of infinite gradients in the interpreter
-]
+pytestmark = INTERPRETED
 
 
 class Graph:

@@ -70,11 +70,6 @@ class Exchange(Plain):
     )  # fmt: skip
 
 
-def _exchange(param: Tensor, grad: Tensor, states: States, c: Scalars) -> tuple[Tensor, States]:
-    """Views of other states: the two change places, and the weight takes the first."""
-    return states["a"].view_as(grad), {"a": states["b"], "b": states["a"]}
-
-
 def _params() -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in ((8, 16), (8,))]

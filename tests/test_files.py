@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from halfulp.checkpoint.files import read_file
 from halfulp.checkpoint.movable import movable
 from halfulp.checkpoint.pickles import Name, Record, plain
 from halfulp.checkpoint.read import read_saved
+from support.hostile_files import places
 from support.seeds import FIRST, many
 
 FILES = many("HALFULP_HOSTILE_FILES", 300)
@@ -248,14 +248,6 @@ def test_a_string_of_a_pickle_that_claims_more_than_the_file_takes_no_memory(tmp
 
 
 VALUES: tuple[Any, ...] = (None, -1, 2**70, float("nan"), "x", [[]], {"a": {}}, torch.ones(3))
-
-
-def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container in nested dictionaries and lists, with each of its keys."""
-    for key, inner in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
-        yield tree, key
-        if isinstance(inner, (dict, list)):
-            yield from places(inner)
 
 
 @pytest.mark.parametrize("library", ["halfulp", "torch"])

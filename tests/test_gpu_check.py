@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -14,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from support.marks import NEEDS_TRITON
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = NEEDS_TRITON
 
 
 def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ With a GPU, ``TRITON_INTERPRET=0 python -m pytest tests/test_kernels_triton.py``
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -43,13 +42,10 @@ from support.kernel_cases import (
     set_step,
 )
 from support.kernel_cases import TRITON_DEVICE as DEVICE
+from support.marks import INTERPRETED
 from support.rules import ELEMENTWISE, Variant
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    # The interpreter uses numpy, which warns of the infinities and NaNs in these tests.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 BASE = Case()
 EVERY = "HALFULP_EVERY_CASE" in os.environ
 """The interpreter is slow: without this variable a part of the cases is compared."""

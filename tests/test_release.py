@@ -21,7 +21,7 @@ import halfulp
 from halfulp.averaging import EMA
 from halfulp.numbers import log as _log
 from halfulp.training import release_gradients
-from support.optimizers import assert_same
+from support.optimizers import assert_same, weights_and_states
 from support.processes import torchrun
 
 
@@ -47,15 +47,6 @@ class Net(nn.Module):
 BATCHES = torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(5))
 
 
-def bits(net: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    found = {}
-    for name, p in net.named_parameters():
-        found[name] = p.detach().clone()
-        for key, value in optimizer.state.get(p, {}).items():
-            found[f"{name}/{key}"] = torch.as_tensor(value).clone()
-    return found
-
-
 def built(reentrant: bool | None = None, state: str = "8bit") -> tuple[Net, Any]:
     net = Net(reentrant)
     return net, halfulp.AdamW(net.named_parameters(), lr=1e-2, state=state, min_size=64)
@@ -72,7 +63,7 @@ def ordinary(
         clip(net)
         optimizer.step()
         optimizer.zero_grad()
-    return bits(net, optimizer)
+    return weights_and_states(net, optimizer)
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["no step()", "step()"])
@@ -90,7 +81,7 @@ def test_the_bits_are_those_of_a_step(reentrant: bool | None, accumulate: int, a
                 optimizer.step()
             scheduler.step()  # without a warning of a skipped step
     parts = [list(part) for part in BATCHES.split(accumulate)]
-    assert_same(bits(net, optimizer), ordinary(parts, reentrant=reentrant))
+    assert_same(weights_and_states(net, optimizer), ordinary(parts, reentrant=reentrant))
 
 
 def test_two_passes_clip_exactly() -> None:
@@ -107,7 +98,7 @@ def test_two_passes_clip_exactly() -> None:
     def clip(net: Net) -> None:
         norms.append(float(torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05)))
 
-    assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES], clip))
+    assert_same(weights_and_states(net, optimizer), ordinary([[b] for b in BATCHES], clip))
     assert max(norms) > 0.05  # clipping did happen
     assert release.norm is not None
     assert float(release.norm) == norms[-1]
@@ -126,7 +117,7 @@ def test_the_norm_of_the_step_before_clips() -> None:
             torch.nn.utils.clip_grads_with_norm_(net.parameters(), 0.05, before[-1])
         before.append(norm)
 
-    assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES], clip))
+    assert_same(weights_and_states(net, optimizer), ordinary([[b] for b in BATCHES], clip))
 
 
 @pytest.mark.parametrize("how", ["frozen at first", "all but one", "group added"])
@@ -156,7 +147,7 @@ def test_layers_that_come_later(how: str) -> None:
             if not released or i < 2:  # before the extra layer is added, nobody owns its gradients
                 optimizer.zero_grad()
                 extra.zero_grad()
-        runs.append(bits(net, optimizer) | {k: v.detach() for k, v in extra.named_parameters()})
+        runs.append(weights_and_states(net, optimizer) | {k: v.detach() for k, v in extra.named_parameters()})
         assert how == "group added" or all(p.grad is None for p in net.parameters())
     assert_same(*runs)
 
@@ -177,7 +168,9 @@ def test_hooks_are_called_once_a_step() -> None:
                 optimizer.zero_grad()
         assert ema.updates == watch.steps == len(BATCHES)
         stalled = {m.slot: torch.tensor(m.stalled) for m in watch.measure()}
-        runs.append(bits(net, optimizer) | {n: ema.value(n).clone() for n, _ in net.named_parameters()} | stalled)
+        runs.append(
+            weights_and_states(net, optimizer) | {n: ema.value(n).clone() for n, _ in net.named_parameters()} | stalled
+        )
     assert_same(*runs)
 
 
@@ -254,7 +247,7 @@ def test_removed_it_is_as_before() -> None:
         assert all(p.grad is not None for p in net.parameters())
         optimizer.step()
         optimizer.zero_grad()
-    assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES]))
+    assert_same(weights_and_states(net, optimizer), ordinary([[b] for b in BATCHES]))
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
@@ -285,13 +278,13 @@ def test_a_scaled_loss_is_refused_before_any_step() -> None:
     """At the first backward pass. A scaler that has been updated before is that of another model."""
     net, optimizer = built()
     release_gradients(optimizer)
-    before = bits(net, optimizer)
+    before = weights_and_states(net, optimizer)
     dead = weakref.proxy(Net())  # isinstance() of it is an error
     scaler = torch.amp.GradScaler("cpu")
     for _ in range(2):
         with pytest.raises(RuntimeError, match="before a GradScaler could unscale them"):
             scaler.scale(net(BATCHES[0])).backward()
-        assert_same(bits(net, optimizer), before)
+        assert_same(weights_and_states(net, optimizer), before)
     optimizer.zero_grad()
     other = nn.Linear(16, 4)
     scaler.scale(other(BATCHES[0]).sum()).backward()
@@ -299,7 +292,7 @@ def test_a_scaled_loss_is_refused_before_any_step() -> None:
     scaler.update()
     for batch in BATCHES:
         net(batch).backward()
-    assert_same(bits(net, optimizer), ordinary([[b] for b in BATCHES]))
+    assert_same(weights_and_states(net, optimizer), ordinary([[b] for b in BATCHES]))
     del dead
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import halfulp
 from halfulp.training import release_gradients
 from halfulp.training.trainers import TrainerFactory, groups_by_name
-from support.optimizers import assert_same
+from support.optimizers import assert_same, weights_and_states
 from support.processes import torchrun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,7 +272,7 @@ def test_factory_builds_the_optimizer_that_groups_do(name: str) -> None:
             optimizer = kind(groups_by_name(model, overrides), **arguments)
         assert type(optimizer) is kind
         train(model, optimizer, 3)
-        runs.append(everything_of(model, optimizer))
+        runs.append(weights_and_states(model, optimizer))
     assert_same(*runs)
 
 
@@ -296,15 +296,6 @@ def train(model: nn.Module, optimizer: halfulp.AdamW, steps: int, *, released: b
             optimizer.zero_grad()
 
 
-def everything_of(model: nn.Module, optimizer: halfulp.AdamW) -> dict[str, Tensor]:
-    found = {}
-    for name, param in model.named_parameters():
-        found[name] = param.detach()
-        for key, value in optimizer.state[param].items() if param in optimizer.state else ():
-            found[f"{name}/{key}"] = torch.as_tensor(value)
-    return found
-
-
 @pytest.mark.parametrize("state", ["fp32", "bf16", "8bit", "4bit"])
 @pytest.mark.parametrize("name", ["AdamW", "Lion"])
 def test_released_gradients_give_the_bits_of_a_step(name: str, state: str) -> None:
@@ -317,7 +308,7 @@ def test_released_gradients_give_the_bits_of_a_step(name: str, state: str) -> No
         release = release_gradients(optimizer) if released else None
         train(model, optimizer, 5, released=released)
         assert all(p.grad is None for p in model.parameters())
-        runs.append(everything_of(model, optimizer))
+        runs.append(weights_and_states(model, optimizer))
         if release is not None:
             release.remove()
         model(torch.arange(16)).backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from support.marks import NEEDS_TRITON
 from support.processes import environment
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = NEEDS_TRITON
 EVERY = (
     ["--every", "sm_90", "sm_80", "sm_100", "gfx942"]
     if "HALFULP_EVERY_CASE" in os.environ

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import replace
 from typing import Any
@@ -20,14 +19,12 @@ from halfulp.kernels.triton_sums import ColumnFold, Fold
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.base import by_column, by_row, column_means, fold_columns, fold_rows, mean, norm, sides
 from support.kernel_cases import TRITON_DEVICE, assert_same_bits, bound_anew, on_device
+from support.marks import INTERPRETED
 from support.program_cases import PROGRAMS, combined, make_program_step
 from support.rules import Variant
 from support.staged import RULE, STORED, spied, trained, trained_by_rule
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 EVERY = "HALFULP_EVERY_CASE" in os.environ
 SHAPES = [(5, 3), (9, 1030), (70, 70), (7,), (4, 3, 3, 3), (0, 4), ()]
 """Segments of 1024 columns, the rows of several programs, and less; other dimensions."""

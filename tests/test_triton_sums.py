@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,9 @@ from halfulp.kernels import triton as backend
 from halfulp.numbers.scaling import Scaling
 from halfulp.rules.base import largest, total
 from support.kernel_cases import TRITON_DEVICE, Case, bound_anew, make_step, on_device
+from support.marks import INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 
 
 def measure(param: Tensor, grad: Tensor, states: Mapping[str, Tensor], c: Mapping[str, float]) -> dict[str, Any]:

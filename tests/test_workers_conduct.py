@@ -45,6 +45,7 @@ from halfulp.workers.graphs import as_graphs
 from halfulp.workers.pieces import put
 from halfulp.workers.service import HEAD
 from support import workers
+from support.workers import served
 
 Change = Callable[[nn.Sequential, Any, int], None]
 """What happens to (model, optimizer, worker) between two meetings."""
@@ -397,11 +398,6 @@ def test_one_bit_adam_finds_workers_that_do_not_fit(
 
 
 # ---------------------------------------------------------------- asynchronous
-
-
-def served(**options: Any) -> tuple[dist.Store, Centre]:
-    store = dist.HashStore()
-    return store, Centre({"w": torch.zeros(8, 64)}, store, **options)
 
 
 def visitor(store: Any, made: Any = AsyncEASGD, **options: Any) -> tuple[nn.Parameter, Any]:

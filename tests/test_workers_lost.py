@@ -22,6 +22,7 @@ from halfulp.workers.one_bit import pack_signs, unpack_signs
 from support import workers
 from support.distributed import killed
 from support.processes import environment
+from support.workers import served
 
 # ---------------------------------------------------------------- killed
 
@@ -92,11 +93,6 @@ def loss_of(model: nn.Module) -> float:
 # ---------------------------------------------------------------- asynchronous
 
 
-def serving(**options: Any) -> tuple[dist.Store, Centre]:
-    store = dist.HashStore()
-    return store, Centre({"w": torch.zeros(8, 64)}, store, **options)
-
-
 def worker(store: dist.Store, made: Any = AsyncEASGD, **options: Any) -> tuple[nn.Parameter, Any]:
     weight = nn.Parameter(torch.full((8, 64), 9.0))
     return weight, made(torch.optim.SGD([("w", weight)], lr=1.0), store, **{"every": 1, **options})
@@ -108,7 +104,7 @@ def step(weight: nn.Parameter, optimizer: Any, by: float) -> None:
 
 
 def test_worker_and_centre_go_towards_each_other() -> None:
-    store, centre = serving()
+    store, centre = served()
     weight, optimizer = worker(store, pull=0.25)
     assert float(weight.detach().abs().max()) == 0.0  # it starts from the centre
     step(weight, optimizer, 8.0)
@@ -122,7 +118,7 @@ def test_worker_and_centre_go_towards_each_other() -> None:
 
 @pytest.mark.parametrize("message", ["bf16", "8bit", "4bit"])
 def test_pushes_in_low_bits_bring_the_centre_to_the_workers(message: str) -> None:
-    store, centre = serving(message=message, min_size=0)
+    store, centre = served(message=message, min_size=0)
     weights = [worker(store, pull=0.3) for _ in range(3)]
     target = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     for _ in range(24):
@@ -134,7 +130,7 @@ def test_pushes_in_low_bits_bring_the_centre_to_the_workers(message: str) -> Non
 
 
 def test_stale_pushes_are_refused_and_numbers_that_are_not_used_are_given_up() -> None:
-    store, centre = serving(staleness=2)
+    store, centre = served(staleness=2)
     weight, optimizer = worker(store, pull=0.5)
     others = [worker(store, pull=0.5) for _ in range(3)]
     optimizer._store.add("pushes", 1)  # reserved by a worker that was killed before it sent
@@ -151,7 +147,7 @@ def test_stale_pushes_are_refused_and_numbers_that_are_not_used_are_given_up() -
 
 
 def test_flat_workers_count_more_at_the_centre() -> None:
-    store, centre = serving()
+    store, centre = served()
     seen = []
     for by in (1.0, 3.0):
         weight, optimizer = worker(store, AsyncMGRAWA, pull=0.5)
@@ -184,7 +180,7 @@ def test_shares_are_of_the_model_or_of_each_tensor(made: Any) -> None:
 
 
 def test_the_service_ends_when_all_have_left() -> None:
-    store, centre = serving()
+    store, centre = served()
     thread = threading.Thread(target=centre.serve)
     thread.start()
     weight, optimizer = worker(store)
@@ -200,11 +196,11 @@ def test_the_service_ends_when_all_have_left() -> None:
 
 
 def test_a_centre_is_saved_and_goes_on() -> None:
-    store, centre = serving(centre="bf16", min_size=0)
+    store, centre = served(centre="bf16", min_size=0)
     weight, optimizer = worker(store)
     step(weight, optimizer, 1.0)
     centre.take_in()
-    other, again = serving(centre="bf16", min_size=0)
+    other, again = served(centre="bf16", min_size=0)
     again.load_state_dict(centre.state_dict())
     assert again.version == 1
     assert torch.equal(worker(other)[0], again.values.read("w"))
@@ -213,13 +209,13 @@ def test_a_centre_is_saved_and_goes_on() -> None:
 
 
 def test_what_does_not_fit_the_centre_is_refused() -> None:
-    store, _ = serving()
+    store, _ = served()
     with pytest.raises(ValueError, match="name them alike"):
         AsyncEASGD(torch.optim.SGD([nn.Parameter(torch.zeros(8, 64))], lr=1.0), store)
     with pytest.raises(ValueError, match="pull is a share"):
         worker(store, pull=0.0)
     with pytest.raises(ValueError, match="by name"):
-        serving(message=halfulp.get_format("bf16"))
+        served(message=halfulp.get_format("bf16"))
     with pytest.raises(WorkerLostError, match="never started"):
         worker(dist.HashStore(), timeout=0.1)
     weight, optimizer = worker(store)

@@ -128,17 +128,17 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 def mutate_json(value: Any, rng: random.Random) -> Any:
     """Replace, drop, duplicate or nest one node of a JSON value."""
-    places = list(_places(value))
-    if not places:
+    found = list(places(value))
+    if not found:
         return rng.choice(JUNK)
-    parent, key = rng.choice(places)
+    parent, key = rng.choice(found)
     match rng.randrange(6):
         case 0 | 1:
             parent[key] = rng.choice(JUNK)
         case 2:
             parent[key] = rng.choice(INTEGERS)
         case 3:
-            other, at = rng.choice(places)
+            other, at = rng.choice(found)
             parent[key] = copy.deepcopy(other[at])
         case 4:
             del parent[key]
@@ -147,11 +147,12 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every container in nested dictionaries and lists, with each of its keys."""
     for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(inner, (dict, list)):
-            yield from _places(inner)
+            yield from places(inner)
 
 
 def mutate_pickle(data: bytes, rng: random.Random) -> bytes:

@@ -69,6 +69,16 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert type(a) is type(b), where
 
 
+def weights_and_states(model: torch.nn.Module, o: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights by name, and of all states, as ``name/state``."""
+    found = {}
+    for name, p in model.named_parameters():
+        found[name] = p.detach().clone()
+        for key, value in o.state.get(p, {}).items():
+            found[f"{name}/{key}"] = torch.as_tensor(value).clone()
+    return found
+
+
 def stored_bytes(o: torch.optim.Optimizer) -> int:
     """Return the bytes of the memory behind all state tensors."""
     tensors = [v for entries in o.state.values() for v in entries.values() if torch.is_tensor(v)]

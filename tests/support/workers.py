@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import halfulp
 from halfulp import workers
-from halfulp.workers import Graph, Matchings, Meeting, ring
+from halfulp.workers import Centre, Graph, Matchings, Meeting, ring
 
 Made = Callable[[torch.optim.Optimizer, Any], Meeting]
 SMALL = {"min_size": 0, "block_size": 32}
@@ -35,6 +36,12 @@ def build(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     for param in model.parameters():
         param.data = 0.3 * torch.randn(param.shape, generator=generator)
     return model.to(dtype)
+
+
+def served(**options: Any) -> tuple[dist.Store, Centre]:
+    """Return a store within this process, and the centre of one matrix of zeros that asynchronous workers meet in."""
+    store = dist.HashStore()
+    return store, Centre({"w": torch.zeros(8, 64)}, store, **options)
 
 
 def batch(rank: int, step: int) -> Tensor:
