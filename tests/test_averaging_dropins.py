@@ -13,25 +13,14 @@ from torch.optim.swa_utils import AveragedModel as TorchAveraged
 from torch.optim.swa_utils import update_bn
 
 from halfulp.averaging import AveragedModel, EMAModel, EMAPytorch, Teacher
-
-
-def net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(64, 96), nn.BatchNorm1d(96), nn.GELU(), nn.Linear(96, 64, bias=False))
-
-
-@torch.no_grad()
-def walk(model, step, size=0.1):
-    generator = torch.Generator().manual_seed(step)
-    for p in model.parameters():
-        p.add_(torch.randn(p.shape, generator=generator) * size)
+from support.averages import net, walk
 
 
 def averaged(cls=AveragedModel, steps=3, **options):
     model = net()
     made = cls(model, **options)
     for step in range(steps):
-        walk(model, step)
+        walk(model, step, 0.1)
         made.update_parameters(model)
     return model, made
 
@@ -83,7 +72,7 @@ def test_a_copy_goes_on_alone(way, state):
     before = kept(made)
     twin = WAYS[way](made)
     assert all(torch.equal(t, before[n]) for n, t in kept(twin).items())
-    walk(model, 9)
+    walk(model, 9, 0.1)
     for one in (twin, made):
         assert torch.equal(one.module[0].weight, before["0.weight"])
         one.update_parameters(model)
@@ -172,7 +161,7 @@ def test_runs_of_ema_pytorch(case):
     pair = [theirs(models[0], **arguments), EMAPytorch(models[1], state="fp32", **arguments)]
     for step in range(14):
         for model, ema in zip(models, pair, strict=True):
-            walk(model, step)
+            walk(model, step, 0.1)
             model[1].running_mean.add_(0.25)
             ema.update()
     mine, wanted = pair[1].state_dict(), pair[0].state_dict()
@@ -210,7 +199,7 @@ def test_a_teacher_of_weights_that_cannot_be_copied():
     teacher = Teacher(student, 0.5, state="fp32")
     x = torch.randn(2, 64)
     assert torch.equal(teacher(x), student(x).detach())
-    walk(student, 1)
+    walk(student, 1, 0.1)
     teacher.update()
     plain = nn.utils.weight_norm(nn.Linear(64, 64))
     plain.load_state_dict(teacher.ema.averaged_state_dict())
@@ -259,7 +248,7 @@ def test_ema_model_is_the_recurrence_of_diffusers(kind):
     ema = EMAModel(params(model), decay=0.9, update_after_step=2, use_ema_warmup=kind == "warmup", state="fp32")
     shadow = [p.detach().clone() for p in params(model)]
     for step in range(1, 16):
-        walk(model, step)
+        walk(model, step, 0.1)
         if step == 8:
             model[3].weight.requires_grad_(True)
             model[0].bias.requires_grad_(False)
@@ -286,7 +275,7 @@ def test_ema_model_goes_on_from_its_state():
         model = net()
         ema = EMAModel(params(model), decay=0.9, state="8bit")
         for step in range(10):
-            walk(model, step)
+            walk(model, step, 0.1)
             ema.step(model.parameters())
             if resumed and step == 5:
                 file = io.BytesIO()
@@ -343,7 +332,7 @@ def test_files_of_ema_model(tmp_path, state):
     model = Config(64)
     ema = EMAModel(params(model), decay=0.9, model_cls=Config, model_config=model.config, state="8bit", seed=7)
     for step in range(5):
-        walk(model, step)
+        walk(model, step, 0.1)
         ema.step(model.parameters())
     ema.save_pretrained(tmp_path / "ema")
     plain = Config.from_pretrained(tmp_path / "ema")
@@ -351,7 +340,7 @@ def test_files_of_ema_model(tmp_path, state):
     again = EMAModel.from_pretrained(tmp_path / "ema", Config, state=state)
     assert (again.optimization_step, again.decay) == (5, 0.9)
     if state == "8bit":
-        walk(model, 5)
+        walk(model, 5, 0.1)
         for one in (ema, again):
             one.step(model.parameters())
         assert torch.equal(again.shadow_params[0], ema.shadow_params[0])  # the random bits are the same too
