@@ -346,7 +346,7 @@ def without_memory(optimizer: Any, p: nn.Parameter) -> None:
     optimizer.step()
 
 
-def trained(act: Any) -> Any:
+def stepped(act: Any) -> Any:
     """Act after a step."""
 
     def after(optimizer: Any, p: nn.Parameter) -> None:
@@ -366,14 +366,14 @@ ABOUT_A_PARAMETER: dict[str, tuple[torch.Tensor, dict[str, Any], Any]] = {
     "freed": (torch.ones(6, 4), {}, freed),
     "sparse gradient": (torch.ones(6, 4), {}, sparse_gradient),
     "infinite gradient": (torch.ones(6, 4), {"nonfinite": "raise"}, infinite_gradient),
-    "rows": (torch.ones(6, 4), {}, trained(lambda o, p: o.reset_state(rows=[99], params=[p]))),
-    "mask": (torch.ones(6, 4), {}, trained(lambda o, p: o.reset_state(rows=torch.ones(5).bool(), params=[p]))),
-    "no rows": (torch.ones(()), {}, trained(lambda o, p: o.reset_state(rows=[0], params=[p]))),
+    "rows": (torch.ones(6, 4), {}, stepped(lambda o, p: o.reset_state(rows=[99], params=[p]))),
+    "mask": (torch.ones(6, 4), {}, stepped(lambda o, p: o.reset_state(rows=torch.ones(5).bool(), params=[p]))),
+    "no rows": (torch.ones(()), {}, stepped(lambda o, p: o.reset_state(rows=[0], params=[p]))),
     "other columns": (
-        torch.ones(6, 4), {}, trained(lambda o, p: halfulp.resize_states(o, p, nn.Parameter(torch.ones(6, 3))))
+        torch.ones(6, 4), {}, stepped(lambda o, p: halfulp.resize_states(o, p, nn.Parameter(torch.ones(6, 3))))
     ),
-    "no such state": (torch.ones(6, 4), {}, trained(lambda o, p: o.state_tensor(p, "exp_avg_sqq"))),
-    "state cut": (torch.ones(6, 4), {}, trained(lambda o, p: (o.state[p].update(exp_avg=torch.ones(3)), o.step()))),
+    "no such state": (torch.ones(6, 4), {}, stepped(lambda o, p: o.state_tensor(p, "exp_avg_sqq"))),
+    "state cut": (torch.ones(6, 4), {}, stepped(lambda o, p: (o.state[p].update(exp_avg=torch.ones(3)), o.step()))),
 }  # fmt: skip
 
 
