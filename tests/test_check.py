@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import halfulp
+from halfulp import cli
 from halfulp.checkpoint.movable import movable
 from halfulp.checkpoint.read import find_optimizers, read_saved
 from halfulp.cli import app
@@ -410,3 +412,14 @@ def test_a_diverged_average_does_not_move(which: str, value: float, tmp_path: Pa
     result = CliRunner().invoke(app, ["check", str(tmp_path / "average.pt"), "--live", str(tmp_path / "live.pt")])
     assert "w: not finite in one of the files" in result.output
     assert "still move" not in result.output
+
+
+def test_an_interrupt_ends_with_its_exit_code_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also before typer looks for one, while it builds its commands."""
+    monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("", "")

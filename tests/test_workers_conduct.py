@@ -132,6 +132,10 @@ def test_graphs_that_join_all_workers_by_turns_are_taken() -> None:
     ("make", "options", "match"),
     [
         (lambda o, g: LocalSGD(o, every=2 + (g.rank == 1), group=g), {}, r"workers \[1\] have another method"),
+        (
+            lambda o, g: LocalSGD(o, every=lambda step: step % (1 + (g.rank == 1)) == 0, group=g), {},
+            r"meeting 1: it is due after different numbers of steps, \[1, 2, 1\]",
+        ),
         (lambda o, g: LocalSGD(o, message="bf16" if g.rank else "8bit", group=g), {}, r"workers \[1, 2\] have another"),
         (lambda o, g: DiLoCo(o, centre="bf16" if g.rank else None, min_size=0, group=g), {}, "have another method"),
         (lambda o, g: DiLoCo(o, state="bf16" if g.rank else None, min_size=0, group=g), {}, "have another method"),
@@ -221,7 +225,7 @@ def test_groups_are_added_before_workers_meet() -> None:
 @pytest.mark.parametrize(("dtype", "message"), [(torch.float32, "8bit"), (torch.bfloat16, "fp32")], ids=str)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 def test_the_layout_of_weights_in_memory_does_not_matter(method: Any, dtype: torch.dtype, message: str) -> None:
-    shapes = ((16, 40), (4, 3, 5, 5), (7,))
+    shapes = ((16, 40), (4, 3, 5, 5), (7,), (0, 4))
 
     def run(lay_out: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
         def work(peers: Any) -> list[Tensor]:
@@ -358,6 +362,10 @@ def not_finite(optimizer: Any, step: int) -> None:
     optimizer.param_groups[0]["params"][0].grad[0, 0] = float("nan")
 
 
+def other_warm_up(optimizer: Any, step: int) -> None:
+    optimizer.param_groups[1]["freeze_step"] = 2
+
+
 def grown(optimizer: Any, step: int) -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
@@ -369,6 +377,7 @@ def grown(optimizer: Any, step: int) -> None:
         (ahead, 0, ValueError, r"workers \[1\] have another method, other arguments"),
         (not_finite, 0, FloatingPointError, r"workers \[1\] are not finite at step 1"),
         (not_finite, 2, FloatingPointError, r"workers \[1\] are not finite at step 3"),
+        (other_warm_up, 2, ValueError, r"one for all groups, since all parameters are exchanged alike; got \[1, 2\]"),
         (grown, 0, ValueError, "added, removed, replaced, frozen or unfrozen"),
     ],
 )
@@ -379,12 +388,13 @@ def test_one_bit_adam_finds_workers_that_do_not_fit(
 
     def work(peers: Any) -> None:
         model = workers.build()
-        optimizer = OneBitAdam(model.parameters(), lr=0.1, freeze_step=1, group=peers)
+        groups = [{"params": layer.parameters()} for layer in model if any(True for _ in layer.parameters())]
+        optimizer = OneBitAdam(groups, lr=0.1, freeze_step=1, group=peers)
         for step in range(at + 1):
             for param in model.parameters():
                 param.grad = torch.ones_like(param)
             before = content(optimizer.state_dict()), content(model.state_dict())
-            if step == at and (peers.rank == 1 or change is grown):
+            if step == at and (peers.rank == 1 or change in (grown, other_warm_up)):
                 change(optimizer, step)
                 before = content(optimizer.state_dict()), content(model.state_dict())
             try:

@@ -254,15 +254,21 @@ def test_what_one_bit_leaves_out_is_sent_later() -> None:
 
 
 def test_a_vector_of_one_magnitude_is_sent_exactly() -> None:
-    weight, signs = nn.Parameter(torch.zeros(40, 3)), torch.where(torch.randn(40, 3) > 0, 0.5, -0.5)
-    optimizer = OneBitAdam([weight], lr=0.0, betas=(0.0, 0.9), freeze_step=1, state="fp32", group=Alone())
-    for grad in (torch.zeros(40, 3), signs):
-        weight.grad = grad
+    """Its momentum has the decay of its group. A step that only creates states (as DCP makes) does not count."""
+    signs, decays = torch.where(torch.randn(40, 3) > 0, 0.5, -0.5), (0.0, 0.5)
+    weights = [nn.Parameter(torch.zeros(40, 3)) for _ in decays]
+    groups = [{"params": [w], "betas": (beta, 0.9)} for w, beta in zip(weights, decays, strict=True)]
+    optimizer = OneBitAdam(groups, freeze_step=1, state="fp32", group=Alone())
+    for lr, grad in ((0.0, torch.zeros(40, 3)), (0.1, torch.zeros(40, 3)), (0.1, signs)):
+        for weight, group in zip(weights, optimizer.param_groups, strict=True):
+            weight.grad, group["lr"] = grad, lr
         optimizer.step()
-    assert torch.equal(optimizer.state_tensor(weight, "exp_avg"), signs)
-    assert not any(bool(store.read("0").any()) for store in optimizer.left_out.values())
+    assert optimizer.steps == 2
+    for weight, beta in zip(weights, decays, strict=True):
+        assert torch.equal(optimizer.state_tensor(weight, "exp_avg"), signs * (1 - beta))
+    assert not any(bool(store.read(name).any()) for store in optimizer.left_out.values() for name in "01")
     with pytest.raises(ValueError, match="number of warm-up steps, at least 1"):
-        OneBitAdam([weight], freeze_step=0, group=Alone())
+        OneBitAdam(weights, freeze_step=0, group=Alone())
 
 
 def train_adam(peers: Any, steps: int, freeze: int, saved: Any = None, **options: Any) -> Any:

@@ -111,8 +111,12 @@ def test_is_an_optimizer_like_any_other(wrapper: str) -> None:
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     model = build()
     optimizer = halfulp.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), 2)
-    with pytest.raises(TypeError, match=r"wraps a torch\.optim\.Optimizer, got list"):
+    with pytest.raises(TypeError, match=r"takes a torch\.optim\.Optimizer, got list"):
         halfulp.Lookahead(list(model.parameters()))  # type: ignore[arg-type]
+    hookless = type("Accelerated", (torch.optim.SGD,), {"__init__": lambda self: None})()
+    for wrap in (halfulp.Lookahead, halfulp.LowPass, halfulp.training.offload):
+        with pytest.raises(TypeError, match=r"hooks of step\(\), which Accelerated does not"):
+            wrap(hookless)
     with pytest.raises(ValueError, match="no 'lookahead'"):
         optimizer.load_state_dict(optimizer.optimizer.state_dict())
     saved = halfulp.Lookahead(torch.optim.SGD(model.parameters(), lr=0.3), 2, state="bf16", min_size=0).state_dict()

@@ -156,6 +156,8 @@ class EMA(WeightAverage):
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Update after every step of an optimizer, until :meth:`detach`. See also :meth:`follow`.
 
+        Copies and pickled averages are not attached, as torch copies optimizers without their hooks.
+
         Parameters
         ----------
         optimizer

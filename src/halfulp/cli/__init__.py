@@ -54,9 +54,11 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line. Bad input ends with only the message and exit code 2."""
+    """Run the command line. Bad input ends with only the message and exit code 2, an interrupt with exit code 130."""
     try:
         app()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         typer.secho(f"halfulp: {error}", fg="red", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:  # before typer looks for it
+        sys.exit(130)

@@ -19,7 +19,7 @@ from halfulp.libraries.pytorch_optimizer import PytorchOptimizer
 from halfulp.libraries.torch_optim import TorchOptim
 from halfulp.libraries.torchao import TorchAO
 
-__all__ = ["ADAPTERS", "adapter_for", "hooked", "unwrap"]
+__all__ = ["ADAPTERS", "adapter_for", "check_wrappable", "hooked", "unwrap"]
 
 ADAPTERS: list[Adapter] = [
     Ours(),
@@ -58,3 +58,14 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
 def hooked(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer whose step calls its hooks: the one given, or the one inside a wrapper without hooks."""
     return optimizer if hasattr(optimizer, "_optimizer_step_post_hooks") else unwrap(optimizer)
+
+
+def check_wrappable(name: str, optimizer: Any) -> None:
+    """Raise ``TypeError`` unless a wrapper of ours can go around an object, whose steps it has to see."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{name} takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"{name} takes an optimizer that calls the hooks of step(), which {type(optimizer).__name__} does not: put "
+            f"{name} around the optimizer inside it, before accelerator.prepare() or the like"
+        )

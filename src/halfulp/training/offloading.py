@@ -14,6 +14,7 @@ from halfulp.engine.optimizer import RuleOptimizer, evaluated
 from halfulp.engine.registry import Registry
 from halfulp.engine.sharding import is_wrapper, local, placed_on
 from halfulp.engine.states import check_apart, check_memory, version_of
+from halfulp.libraries import check_wrappable
 from halfulp.numbers.log import log_once
 
 __all__ = ["Copies", "Offload", "offload"]
@@ -102,7 +103,7 @@ def offload(optimizer: Optimizer, *, copies: Copies | None = None) -> Offload:
     RuntimeError
         If a parameter has no memory.
     TypeError
-        If `optimizer` is not an optimizer.
+        If `optimizer` is not an optimizer, or one without hooks, such as Accelerate's.
 
     Examples
     --------
@@ -145,8 +146,7 @@ class Offload(Optimizer):
     """
 
     def __init__(self, optimizer: Optimizer, copies: Copies | None = None) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"offload takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        check_wrappable("offload", optimizer)
         self.optimizer = optimizer
         groups = optimizer.param_groups
         params = [p for group in groups for p in group["params"]]

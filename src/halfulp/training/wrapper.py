@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from halfulp.libraries import check_wrappable
 from halfulp.numbers.log import warn_once
 
 __all__ = ["Wrapper"]
@@ -27,7 +28,7 @@ class Wrapper(Optimizer):
     Raises
     ------
     TypeError
-        If `optimizer` is not an optimizer.
+        If `optimizer` is not an optimizer, or one without hooks, such as Accelerate's.
 
     Examples
     --------
@@ -42,8 +43,7 @@ class Wrapper(Optimizer):
     optimizer: Optimizer
 
     def __init__(self, optimizer: Optimizer) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{type(self).__name__} wraps a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        check_wrappable(type(self).__name__, optimizer)
         self.__setstate__({"optimizer": optimizer})
 
     def __setstate__(self, state: dict[str, Any]) -> None:

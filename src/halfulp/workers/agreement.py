@@ -17,7 +17,7 @@ from halfulp.workers.method import Method, Seen
 
 __all__ = ["FIXED", "agree_on", "checked", "digest", "settings"]
 
-FIXED = ("digest", "meeting", "finite", "loss", "samples")
+FIXED = ("digest", "meeting", "due", "finite", "loss", "samples")
 """Numbers at the start of a message. The gradient norms follow."""
 MEETINGS = 8
 """Number of meetings whose graphs are compared at the start."""
@@ -69,7 +69,8 @@ def checked(
     Raises
     ------
     ValueError
-        If workers are at different meetings or have different common weights, or a report that is needed is missing.
+        If workers are at different meetings or steps, or have different common weights, or a report that is needed is
+        missing.
     FloatingPointError
         If the weights of a worker are not finite.
     """
@@ -87,6 +88,12 @@ def checked(
     ):  # fmt: skip
         if other := those(column[name] != column[name][0]):
             raise ValueError(f"meeting {number}: workers {other} {what} than worker {circle[0]}: {hint}")
+    due = column["due"]  # the steps after which it is, or not a number if meet() was called
+    if (scheduled := due[~due.isnan()]).unique().numel() > 1:
+        raise ValueError(
+            f"meeting {number}: it is due after different numbers of steps, {scheduled.int().tolist()}: every= must "
+            "say the same on all workers"
+        )
     if wrong := those(column["finite"] == 0):
         raise FloatingPointError(
             f"weights of workers {wrong} are not finite at meeting {number}; no weights were changed"

@@ -57,7 +57,7 @@ class VarianceHyper(HyperBase):
 
 def _corrected(hyper: VarianceHyper, mean: Tensor, parts: Sequence[Tensor], whole: Callable[[float], float]) -> Tensor:
     """Return the mean of tensors, scaled around its own mean to have the mean of their variances."""
-    size = whole(float(mean.numel()))
+    size = max(whole(float(mean.numel())), 1.0)
 
     def moments(x: Tensor) -> tuple[float, float]:
         middle = whole(float(total(x))) / size

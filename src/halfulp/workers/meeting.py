@@ -248,7 +248,8 @@ class Meeting(Worker):
         finite = not agree(not finite, list(self._params.values()))
         loss = math.nan if self.loss is None else self.loss
         samples = max(1, self.steps - self._last) if self.samples is None else self.samples
-        fixed = [digest(self._params, self.reference), number, finite, loss, samples]
+        due = self.steps if self.met else math.nan
+        fixed = [digest(self._params, self.reference), number, due, finite, loss, samples]
         return norms, torch.cat([torch.tensor(fixed, dtype=torch.float64, device="cpu"), norms / (1 - decay**number)])
 
     def _move(self, targets: dict[str, Tensor], share: float) -> None:

@@ -98,7 +98,7 @@ class Layout:
             own, shape = quantizer if low else FLOAT32, part.tensor.shape
             codes = slice(end, end + own.bytes(shape) - _scale_bytes(own, shape))
             scale = slice(_aligned(codes.stop), _aligned(codes.stop) + _scale_bytes(own, shape))
-            empty = part.tensor.new_empty(0).expand(shape) if 0 in shape else part.tensor.new_empty(1).expand(shape)
+            empty = part.tensor.new_empty(shape) if 0 in shape else part.tensor.new_empty(1).expand(shape)
             place = Part(empty, part.first_element, part.row_stride)
             self._places[name] = _Place(index, place, own, codes, scale)
             end = _aligned(scale.stop)

@@ -155,6 +155,7 @@ class OneBitAdam(OneBitStep):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(params, *arguments, **options)
+        self._check_one_warm_up()
         self._peers = as_peers(group, timeout)
         self.steps = self.sent_bytes = 0
         every = [p for group in self.param_groups for p in group["params"]]
@@ -191,17 +192,28 @@ class OneBitAdam(OneBitStep):
         frozen = self.steps >= self.param_groups[0]["freeze_step"]
         before = {name: p.grad for name, p in self._named.items()}
         own = {n: (torch.zeros_like(p) if p.grad is None else p.grad).float() for n, p in self._named.items()}
-        agreed = self._signs(own) if frozen else self._mean(own)
-        for name, p in self._named.items():
-            p.grad = agreed[name].to(p.dtype)
-        super().step()
-        for name, p in self._named.items():
-            p.grad = before[name]
-        self.steps += 1
+        agreed, errors = self._signs(own) if frozen else (self._mean(own), {})
+        try:
+            for name, p in self._named.items():
+                p.grad = agreed[name].to(p.dtype)
+            super().step()
+        finally:
+            for name, p in self._named.items():
+                p.grad = before[name]
+        for what, left in errors.items():
+            self.left_out[what].write(left, self.steps)
+        self.steps += any(self.state[p]["step"] for p in self._named.values())  # not by a dry run
         return loss
 
+    def _check_one_warm_up(self) -> None:
+        if len(found := {group["freeze_step"] for group in self.param_groups}) > 1:
+            raise ValueError(
+                f"freeze_step is one for all groups, since all parameters are exchanged alike; got {sorted(found)}"
+            )
+
     def _check(self) -> None:
-        """Check the parameters, and before the first step that all workers fit together."""
+        """Check the groups, and before the first step that all workers fit together."""
+        self._check_one_warm_up()
         trained = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if [id(p) for p in trained] != [id(p) for p in self._named.values()]:
             raise ValueError(
@@ -233,16 +245,16 @@ class OneBitAdam(OneBitStep):
                 found[name] = found[name] + x * (1.0 / len(decoded))
         return found
 
-    def _signs(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the momentum that the workers agree on."""
-        beta = self.param_groups[0]["betas"][0]
-        sent, left, packed = {}, {}, []
+    def _signs(self, own: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Return the momentum that the workers agree on, and the compression errors."""
+        errors: dict[str, dict[str, Tensor]] = {what: {} for what in self.left_out}
+        packed: list[Tensor] = []
         for name, grad in own.items():
-            momentum = self.state_tensor(self._named[name], "exp_avg")
-            b = ema(momentum, grad, 1 - beta) + self.left_out["own"].read(name)
+            param = self._named[name]
+            beta = self.place(param).group["betas"][0]
+            b = ema(self.state_tensor(param, "exp_avg"), grad, 1 - beta) + self.left_out["own"].read(name)
             scale, signs = _scale(b), pack_signs(b)
-            sent[name] = unpack_signs(signs, b.shape) * scale
-            left[name] = b - sent[name]
+            errors["own"][name] = b - unpack_signs(signs, b.shape) * scale
             packed += [scale.reshape(1).view(torch.uint8), signs]
         received = self._peers.exchange(torch.cat(packed), None)
         self.sent_bytes += len(received[0]) * (len(received) - 1)
@@ -252,16 +264,14 @@ class OneBitAdam(OneBitStep):
             signs_at[name] = slice(at + 4, at + 4 + (grad.numel() + 7) // 8)
             at = signs_at[name].stop
         self._finite([[scale[worker] for scale in scales.values()] for worker in range(len(received))])
-        self.left_out["own"].write(left, self.steps)
         found = {}
         for name, grad in own.items():
             mixed = self.left_out["mean"].read(name)
             for other, scale in zip(received, scales[name], strict=True):
                 mixed = mixed + unpack_signs(other[signs_at[name]], grad.shape) * scale * (1.0 / len(received))
             found[name] = unpack_signs(pack_signs(mixed), mixed.shape) * _scale(mixed)
-            left[name] = mixed - found[name]
-        self.left_out["mean"].write(left, self.steps)
-        return found
+            errors["mean"][name] = mixed - found[name]
+        return found, errors
 
     def state_dict(self) -> dict[str, Any]:
         """Return the usual state dictionary, plus the compression errors under ``"one_bit"``."""
