@@ -24,4 +24,4 @@ ARMS = {
 }
 
 if __name__ == "__main__":
-    command(ARMS, Setting(1000, (1e-3, 2e-3, 4e-3, 8e-3), seeds=4), __doc__)
+    command(ARMS, Setting(1000, (1e-3, 2e-3, 4e-3, 8e-3), seeds=16), __doc__)

@@ -13,7 +13,7 @@ formats then use that rate. Initial weights, batches and random bits depend on t
 by seed.
 
 ``time``: each round makes one step of torch's fused fp32 AdamW and one of ours, on the same shapes. The result is their
-ratio, as the 20th, 50th and 80th percentile. It uses one thread and processor time.
+ratio, as the 20th, 50th and 80th percentile, for the instruction set in use. It uses one thread and processor time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 import halfulp
+from halfulp.kernels.native import chosen
 from halfulp.lab.config import CompareConfig
 from halfulp.lab.model import build_model
 from halfulp.lab.text import load_corpus
@@ -96,7 +97,7 @@ def loss_rows(folder: Path) -> Rows:
 
 
 def time_rows(folder: Path) -> Rows:
-    key = ("optimizer", "state", "shapes")
+    key = ("isa", "optimizer", "state", "shapes")
     return Rows(folder / "optimizers_time.csv", key, ("ms", "p20", "p50", "p80", "rounds"))
 
 
@@ -236,7 +237,7 @@ def main() -> None:
         for name in names:
             for state in TIMED:
                 for label, shapes in SHAPES.items():
-                    rows.get(functools.partial(step_time, name, state, shapes), name, state, label)
+                    rows.get(functools.partial(step_time, name, state, shapes), chosen(), name, state, label)
     else:
         rows = loss_rows(args.results)
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ from optimizers import (
     SEEDS,
     SETTING,
     STATES,
-    TIMED,
     Losses,
     Rows,
     bytes_per_parameter,
@@ -60,6 +59,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 # ---------------------------------------------------------------- bytes and time
 
 
+TIMES = {
+    "fp32": ("avx2", "fp32", "one"), "8bit": ("avx2", "8bit", "one"), "8bit, small": ("avx2", "8bit", "many"),
+    "8bit, AVX-512": ("avx512vbmi", "8bit", "one"), "8bit, small, AVX-512": ("avx512vbmi", "8bit", "many"),
+}  # fmt: skip
+"""The columns of times: the instruction set, the format, and the shapes."""
+
+
 def cost_rows(times: Rows) -> list[list[str]]:
     rows = []
     for name in names():
@@ -67,13 +73,12 @@ def cost_rows(times: Rows) -> list[list[str]]:
         for state, other in ALIKE.items():
             if bytes_per_parameter(name, state) != bytes_per_parameter(name, other):
                 raise ValueError(f"{name}: {state} takes other bytes than {other}, which the page says are the same")
-        rows.append([name, *sizes, *(time_cell(times, name, state, "one") for state in TIMED)])
-        rows[-1].append(time_cell(times, name, "8bit", "many"))
+        rows.append([name, *sizes, *(time_cell(times, name, *of) for of in TIMES.values())])
     return rows
 
 
-def time_cell(times: Rows, name: str, state: str, shapes: str) -> str:
-    row = times.found.get((name, state, shapes))
+def time_cell(times: Rows, name: str, isa: str, state: str, shapes: str) -> str:
+    row = times.found.get((isa, name, state, shapes))
     return "–" if row is None else figures(row["p50"])
 
 
@@ -323,13 +328,13 @@ def tables_page(folder: Path) -> str:
         *prose("""Bytes of state per parameter, scales included, for one layer of a LLaMA of width 1024. `fp8` and
             `int8` take as many bytes as `8bit`, and `fp4` as many as `4bit`. BAdam's bytes are those of the active
             block."""),
-        *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread of an AMD
-            EPYC (Zen 3, AVX2), for one tensor of 2048 × 2048 with fp32 and with `8bit` states, and for 256 tensors of
-            64 × 64 with `8bit` states (*small*). Steps follow each other directly: after another operation torch's own
-            step takes longer, so the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed), as are
-            those of a processor with AVX-512. On small tensors, rules that run in torch operations (SOAP, Muon, SMMF)
-            spend most of their time in Python, 0.5 to 2 ms per tensor."""),
-        *table(["optimizer", *SIZES, "time fp32", "time 8bit", "time 8bit, small"], cost_rows(times)),
+        *prose("""Step times are relative to torch's fused fp32 AdamW: medians of processor time on one thread, of an
+            AMD EPYC (Zen 3, AVX2) or a Xeon (Emerald Rapids, AVX-512), for one tensor of 2048 × 2048, and for 256
+            tensors of 64 × 64 (*small*). Steps follow each other directly: after another operation torch's own step
+            takes longer, so the ratios of small tensors are lower in [CPU kernels](../kernels.md#speed). On small
+            tensors, rules that run in torch operations (SOAP, Muon, SMMF) spend most of their time in Python, 0.5 to 2
+            ms per tensor."""),
+        *table(["optimizer", *SIZES, *(f"time {of}" for of in TIMES)], cost_rows(times)),
         "",
         *prose("""Made by `python benchmarks/optimizers.py loss` and `time`, and `python benchmarks/optimizers_page.py`,
             from [optimizers_loss.csv](optimizers_loss.csv) and [optimizers_time.csv](optimizers_time.csv)."""),

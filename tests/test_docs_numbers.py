@@ -62,12 +62,18 @@ def test_scale_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(table) <= set(lines)
 
 
-@pytest.mark.parametrize(("results", "page"), [("peers_loss.csv", "peers.md"), ("resets_loss.csv", "scale_models.md")])
+@pytest.mark.parametrize(
+    ("results", "page"),
+    [
+        ("peers_loss.csv", "results/peers.md"), ("resets_loss.csv", "results/scale_models.md"),
+        ("bf16_loss.csv", "training-bf16.md"),
+    ],
+)  # fmt: skip
 def test_paired_losses(results: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
     table = importlib.import_module("paired").table(DOCS / "results" / results)
     assert len(table.splitlines()) > 4
-    assert table in (DOCS / "results" / page).read_text()
+    assert table in (DOCS / page).read_text()
 
 
 def test_losses_by_reset_period(monkeypatch: pytest.MonkeyPatch) -> None:
