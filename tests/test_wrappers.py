@@ -134,6 +134,16 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
 # ---------------------------------------------------------------- Lookahead
 
 
+def test_a_parameter_of_another_shape_is_refused_before_anything_changes() -> None:
+    optimizer = halfulp.Lookahead(halfulp.SGD([torch.nn.Parameter(torch.ones(4))], lr=1.0), 1)
+    p = optimizer.param_groups[0]["params"][0] = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"parameter 0 .* shape, \(3,\)"):
+        optimizer.step()
+    assert p.tolist() == [1.0] * 3
+    assert optimizer.steps == 0
+
+
 def test_lookahead_around_adam_follows_pytorch_optimizer() -> None:
     """Weights after five steps on sum(a * W**2) / 2, k 5, alpha 0.5: a float64 run of pytorch_optimizer 4.1.0."""
     expected = torch.tensor([[0.753982, -1.751478], [2.75089, 0.263907]])

@@ -74,7 +74,13 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step the inner optimizer, and synchronize with the slow weights every `k` steps."""
+        """Step the inner optimizer, and synchronize with the slow weights every `k` steps.
+
+        Raises
+        ------
+        ValueError
+            If a parameter was replaced by one of another shape. Nothing is changed in this case.
+        """
         self._begin(self.trained)
         loss = self._step_inside(closure)
         self.steps += 1
@@ -86,6 +92,12 @@ class Lookahead(Wrapper):
     def _begin(self, names: Iterable[str]) -> None:
         """Add slow weights for parameters that have none yet, such as newly unfrozen layers."""
         named, store = self.named, self.slow.store
+        for name in store:
+            if name in named and not store.fits(name, named[name]):
+                raise ValueError(
+                    f"lookahead: parameter {name} was replaced by one of another shape, {tuple(named[name].shape)}, "
+                    "which its slow weights do not have: put a new Lookahead around the inner optimizer"
+                )
         store.add({n: named[n] for n in names if n in named and n not in store})
 
     def memory(self) -> MemoryReport:
