@@ -419,7 +419,11 @@ def test_an_interrupt_ends_with_its_exit_code_alone(
 ) -> None:
     """Also before typer looks for one, while it builds its commands."""
     monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert capsys.readouterr() == ("", "")
