@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from halfulp.lab.files import write_text
 from halfulp.optim import OPTIMIZERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -90,9 +91,7 @@ def main() -> None:
     console = Console(width=max(Console().width, 160))
     console.print(table)
     if args.markdown is not None:
-        partial = args.markdown.with_suffix(".partial")
-        partial.write_text(markdown(rows))
-        partial.replace(args.markdown)
+        write_text(args.markdown, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from optimizers import (
 from pictures import PALETTE, axes_of, label_ends, save
 
 import halfulp
+from halfulp.lab.files import write_text
 from halfulp.lab.results import Interval
 from halfulp.optim import OPTIMIZERS
 
@@ -390,11 +391,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the CSVs")
     args = parser.parse_args()
     plot(finished(loss_rows(args.results)))
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(written_anew(PAGE.read_text(), args.results))
-    partial.replace(PAGE)
-    STALLS.write_text(stalls_page(args.results))
-    TABLES.write_text(tables_page(args.results))
+    write_text(PAGE, written_anew(PAGE.read_text(), args.results))
+    write_text(STALLS, stalls_page(args.results))
+    write_text(TABLES, tables_page(args.results))
 
 
 if __name__ == "__main__":

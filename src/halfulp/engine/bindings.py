@@ -87,7 +87,7 @@ class Bindings:
                             new.append(p)
                         bound = self.bind(share.group, p)
                     bounds.append(bound)
-            check_apart((self._optimizer.place(b.param).label, *held) for b in bounds for held in b.tensors())
+            check_apart((self._optimizer.place(bound.param).label, bound.tensors()) for bound in bounds)
         except BaseException:
             for p in new:
                 state.pop(p, None)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from halfulp.engine.optimizer import RuleOptimizer
 
 __all__ = [
-    "PARAM_DTYPES", "check_gradients", "check_group", "check_param", "check_patterns", "is_dry_run", "tell_idle",
-    "tell_replaced",
+    "PARAM_DTYPES", "check_allocated", "check_gradients", "check_group", "check_param", "check_patterns", "is_dry_run",
+    "tell_idle", "tell_replaced",
 ]  # fmt: skip
 
 PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,15 +97,20 @@ def _refuse(optimizer: RuleOptimizer, param: Tensor, grad: Tensor) -> None:
         raise RuntimeError(f"{label}: {name} needs dense gradients, got a sparse one: use sparse=False")
     with optimizer.place(param).naming():
         check_param(param)  # model.double() after the optimizer was built
+    check_allocated(param, label)
+    raise RuntimeError(
+        f"the gradient of {label} is {grad.dtype} of shape {tuple(grad.shape)}, the parameter {param.dtype} of "
+        f"shape {tuple(param.shape)}: call zero_grad() and backward() again after changing a parameter"
+    )
+
+
+def check_allocated(param: Tensor, label: str) -> None:
+    """Raise ``RuntimeError`` for a parameter on the meta device."""
     if param.is_meta:
         raise RuntimeError(
             f"{label} is on the meta device: allocate the model first (model.to_empty(device=...)), then build the "
             "optimizer"
         )
-    raise RuntimeError(
-        f"the gradient of {label} is {grad.dtype} of shape {tuple(grad.shape)}, the parameter {param.dtype} of "
-        f"shape {tuple(param.shape)}: call zero_grad() and backward() again after changing a parameter"
-    )
 
 
 def is_dry_run(groups: Sequence[tuple[dict[str, Any], list[Tensor]]], steps: Iterable[int]) -> bool:

@@ -209,19 +209,20 @@ def bind(
     return Bound(param, rule, slots, master, found, plan.quantizers, place.index)
 
 
-def check_apart(held: Iterable[tuple[str, str, Tensor]]) -> None:
+def check_apart(held: Iterable[tuple[str, Iterable[tuple[str, Tensor]]]]) -> None:
     """Raise ``ValueError`` if parameters or states of a step share memory, which would then be updated twice.
 
     Two parameters share it after ``b.data = a.data``, and two states after a shallow copy of ``optimizer.state[param]``
-    for another parameter. Each tensor comes with the label of its parameter and its key in ``optimizer.state``, which
-    is empty for the parameter itself.
+    for another parameter. The tensors of each parameter come with its label, each with its key in ``optimizer.state``
+    (:meth:`Bound.tensors`).
     """
     found: list[tuple[int, int, str, str]] = []  # start, end, label, and the key of a state
-    for label, key, x in held:
-        if x.numel():
-            # views with gaps may interleave, so that only their first elements are compared
-            size = x.numel() * x.element_size() if x.is_contiguous() else x.element_size()
-            found.append((x.data_ptr(), x.data_ptr() + size, label, key))
+    for label, tensors in held:
+        for key, x in tensors:
+            if x.numel():
+                # views with gaps may interleave, so that only their first elements are compared
+                size = x.numel() * x.element_size() if x.is_contiguous() else x.element_size()
+                found.append((x.data_ptr(), x.data_ptr() + size, label, key))
     found.sort()
     for (_, end, *before), (start, _, *after) in pairwise(found):
         if start < end:

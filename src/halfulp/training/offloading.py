@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from halfulp.engine.checks import check_allocated
 from halfulp.engine.master import MASTER
 from halfulp.engine.optimizer import RuleOptimizer, evaluated
 from halfulp.engine.registry import Registry
@@ -206,6 +207,7 @@ class Offload(Optimizer):
             self.param_groups.pop()
             for p in group["params"]:
                 self.host_of.pop(p, None)
+                self._versions.pop(p, None)
             raise
 
     @torch.no_grad()
@@ -362,11 +364,10 @@ def _check(params: Sequence[Tensor], places: Registry) -> None:
         label = places[p].label
         if is_wrapper(p):
             raise ValueError(f"{label}: offload takes plain and sharded parameters, got a {type(p).__name__}")
-        if p.is_meta:
-            raise RuntimeError(f"{label} is on the meta device: allocate the model first (model.to_empty(device=...))")
+        check_allocated(p, label)
         if p.requires_grad:
             check_memory(p, label)
-    check_apart((places[p].label, "", local(p.detach())) for p in params if p.requires_grad)
+    check_apart((places[p].label, [("", local(p.detach()))]) for p in params if p.requires_grad)
 
 
 def _copies_for(params: Iterable[Tensor]) -> Copies:

@@ -123,7 +123,7 @@ class GradientRelease:
         self._nested: dict[int, bool] = {}
         self._reentrant = False
         self._replicated: bool | None = None
-        self._unscaled = False
+        self._scalers_checked = False
         self._before_called = False
         for group in optimizer.param_groups:
             self._check(group)
@@ -248,9 +248,9 @@ class GradientRelease:
         self._take(param)
 
     def _begin(self, task: int) -> None:
-        if not self._unscaled:
+        if not self._scalers_checked:
             _check_scalers()
-            self._unscaled = True
+            self._scalers_checked = True
         self._nested = {task: False}
         self._stepped.clear()
         self._before_called = False
